@@ -1,0 +1,333 @@
+"""The command line: parse, call one function, print. Nothing heavy is imported at module level."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from rpo_cli import __version__
+from rpo_cli.errors import BadInput, RunFailed
+
+app = typer.Typer(
+    name="rpo", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    help="Robust preference optimisation: distil reward models into policies, pessimistically.",
+    epilog="Start: [bold]rpo train-policy --recipe e-dpo.yaml[/bold] builds everything it needs; [bold]--dry-run[/bold] says what that is.",
+)  # fmt: skip
+recipe_app = typer.Typer(no_args_is_help=True, help="List, show and check recipes.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+figure_app = typer.Typer(no_args_is_help=True, help="Evaluate what a figure needs, and draw it.")
+app.add_typer(recipe_app, name="recipe")
+app.add_typer(data_app, name="data")
+app.add_typer(figure_app, name="figure")
+
+Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Recipe: a path, or a name looked up in ./recipes and among the packed ones.")]
+Rho = Annotated[str | None, typer.Option("--rho", help="Length bias: a number, several with commas, [bold]all[/bold], or [bold]none[/bold] (no resampling).")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Master seed.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe: key=value. May be repeated.")]
+WorkspaceOption = Annotated[Path | None, typer.Option("--workspace", "-w", help="Where artifacts live. Default: runs/SUITE.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be built and why; build nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Build the target again even if it is up to date.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Worker processes for independent stages.")]
+Wandb = Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases (offline without a login).")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the known failures into one line on stderr and an exit code: 2 bad input, 1 failed run, 130 interrupted."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from rpo_cli.recipes import RecipeError
+
+        try:
+            command(*args, **kwargs)
+        except (RecipeError, BadInput, RunFailed, KeyboardInterrupt) as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            if isinstance(error, KeyboardInterrupt):
+                lines, code = ["interrupted; the same command goes on from here"], 130
+            elif isinstance(error, RecipeError):
+                lines, code = error.problems, 2
+            else:
+                lines, code = [str(error)], 1 if isinstance(error, RunFailed) else 2
+            console = Console(stderr=True)
+            for line in lines:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            raise typer.Exit(code) from None
+
+    return run
+
+
+def _session(**kwargs: Any) -> Any:
+    from rpo_cli.session import Session
+
+    kwargs["overrides"] = kwargs.pop("overrides") or []
+    return Session(**kwargs)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"rpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Robust preference optimisation: distil reward models into policies, pessimistically."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@app.command("train-sft", epilog="Example: rpo train-sft --recipe miniature/sft.yaml")
+@guarded
+def train_sft(
+    recipe: Recipe = "sft.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False,
+    force: Force = False, as_json: AsJson = False, wandb: Wandb = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Fine-tune on written responses: makes pi_SFT, the reference policy."""
+    session = _session(recipe=recipe, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, wandb=wandb)
+    _one(session, "sft", "rpo train-rm --recipe oracle.yaml")
+
+
+@app.command("train-rm", epilog="Examples: rpo train-rm --recipe oracle.yaml | rpo train-rm --recipe rm.yaml --rho 0.2 --ensemble --jobs 2")
+@guarded
+def train_rm(
+    recipe: Recipe = "rm.yaml", rho: Rho = None,
+    ensemble: Annotated[bool, typer.Option("--ensemble", help="Train the ensemble's members, one on each subset D_rho,b.")] = False,
+    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, force: Force = False,
+    as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Train a Bradley-Terry reward model: the oracle, the one of D_rho, or an ensemble."""
+    from rpo_cli.session import planner_for
+
+    session = _session(
+        recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, jobs=jobs, wandb=wandb
+    )
+    loads = session.at_rhos("reward")
+    planner = planner_for(loads[0])
+    targets = [stage for loaded in loads for stage in (planner.members(loaded) if ensemble else [planner.build(loaded)])]
+    session.result(session.make(targets, loads[0].recipe.suite), targets, "rpo train-policy --recipe e-dpo.yaml")
+
+
+@app.command("relabel", epilog="Example: rpo relabel --recipe relabel.yaml")
+@guarded
+def relabel(
+    recipe: Recipe = "relabel.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False,
+    force: Force = False, as_json: AsJson = False, wandb: Wandb = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Replace human labels by the oracle's preference, with both scores kept."""
+    session = _session(recipe=recipe, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, wandb=wandb)
+    _one(session, "relabel", "rpo make-biased-splits --rho all")
+
+
+@app.command("make-biased-splits", epilog="Example: rpo make-biased-splits --recipe splits.yaml --rho all")
+@guarded
+def make_biased_splits(
+    recipe: Recipe = "splits.yaml", rho: Rho = None, seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None,
+    dry_run: DryRun = False, force: Force = False, as_json: AsJson = False, jobs: Jobs = 1, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Draw D_rho, in which the longer response is preferred in a share rho of the pairs, and the ensemble's subsets."""
+    session = _session(recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, jobs=jobs)
+    _many(session, "splits", "rpo train-rm --recipe rm.yaml --rho all --ensemble")
+
+
+@app.command("train-policy", epilog="Example: rpo train-policy --recipe e-dpo.yaml --rho 0.2")
+@guarded
+def train_policy(
+    recipe: Recipe, rho: Rho = None, seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False,
+    force: Force = False, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Train a policy (dpo, ipo, d-dpo, p-dpo, dp-dpo, e-dpo), building every input that is missing."""
+    session = _session(
+        recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, jobs=jobs, wandb=wandb
+    )
+    again = f" --rho {rho}" if rho else ""
+    _many(session, "policy", f"rpo evaluate --recipe {recipe}{again}")
+
+
+@app.command("evaluate", epilog="Example: rpo evaluate --recipe e-dpo.yaml --rho 0.2 --split test")
+@guarded
+def evaluate(
+    recipe: Recipe, rho: Rho = None,
+    split: Annotated[Literal["validation", "test"], typer.Option("--split", help="Prompts: validation chooses, test reports.")] = "test",
+    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, force: Force = False,
+    as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Sample from a policy and score with the oracle: advantage over pi_SFT, length, KL, length-controlled advantage.
+
+    The recipe is a policy's; an evaluation recipe evaluates its baseline, pi_SFT.
+    """
+    from rpo_cli.session import planner_for
+
+    session = _session(
+        recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, jobs=jobs, wandb=wandb
+    )
+    first = session.load(None)
+    planner = planner_for(first)
+    if first.recipe.stage == "evaluate":
+        targets = [planner.build(session.load("evaluate", split=split))]
+    else:
+        targets = [planner.evaluation(loaded, split) for loaded in session.at_rhos("policy")]
+    session.result(session.make(targets, first.recipe.suite), targets, "rpo sweep --recipe figure2.yaml")
+
+
+def _one(session: Any, stage: str, next_command: str) -> None:
+    from rpo_cli.session import planner_for
+
+    loaded = session.load(stage)
+    target = planner_for(loaded).build(loaded)
+    session.result(session.make([target], loaded.recipe.suite), [target], next_command)
+
+
+def _many(session: Any, stage: str, next_command: str) -> None:
+    from rpo_cli.session import planner_for
+
+    loads = session.at_rhos(stage)
+    planner = planner_for(loads[0])
+    targets = [planner.build(loaded) for loaded in loads]
+    session.result(session.make(targets, loads[0].recipe.suite), targets, next_command)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(f"--seeds {text}: expected whole numbers with commas, such as 0,1,2") from None
+
+
+@app.command("sweep", epilog="Example: rpo sweep --recipe figure2.yaml --rho all --seeds 0,1,2 --jobs 2")
+@guarded
+def sweep(
+    recipe: Recipe, rho: Rho = "all",
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds to average over, with commas. Default: the recipe's.")] = None,
+    write: Annotated[bool, typer.Option("--write/--no-write", help="Write the chosen values into the recipes' by_rho.")] = True,
+    keep_weights: Annotated[bool, typer.Option("--keep-weights", help="Keep every policy, not only the best of each rho.")] = False,
+    overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, as_json: AsJson = False, jobs: Jobs = 1,
+    wandb: Wandb = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Try the grid over beta or tau, for one policy recipe or all of a figure's; choose on validation prompts."""
+    from rpo_cli.sweeping import run_sweep
+
+    session = _session(recipe=recipe, rho=rho, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json, jobs=jobs, wandb=wandb)
+    run_sweep(session, _numbers(seeds), write, keep_weights)
+
+
+@figure_app.command("figure2", epilog="Examples: rpo figure figure2 --recipe miniature/figure2.yaml --jobs 2 | rpo figure figure2 --from results/miniature")
+@guarded
+def figure2(
+    recipe: Recipe = "figure2.yaml", rho: Rho = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, with commas. Default: the recipe's.")] = None,
+    from_results: Annotated[Path | None, typer.Option("--from", help="Redraw committed results; train nothing.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where the pictures and tables go. Default: figures/ in the workspace.")] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Train nothing; draw what there is and mark the gaps.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation (the full protocol).")] = False,
+    overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, as_json: AsJson = False, jobs: Jobs = 1,
+    wandb: Wandb = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Figure 2: advantage over pi_SFT and response length against the length bias rho, with the paper's orderings."""
+    from rpo_cli.sweeping import run_figure2
+
+    session = _session(recipe=recipe, rho=rho, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json, jobs=jobs, wandb=wandb)
+    run_figure2(session, _numbers(seeds), from_results, out, allow_missing, tune)
+
+
+@recipe_app.command("list", epilog="Example: rpo recipe list")
+@guarded
+def recipe_list(as_json: AsJson = False, debug: Debug = False) -> None:
+    """All recipes that a name can mean."""
+    from rpo_cli.inspection import list_recipes
+
+    list_recipes(as_json)
+
+
+@recipe_app.command("show", epilog="Example: rpo recipe show e-dpo.yaml --rho 0.2")
+@guarded
+def recipe_show(
+    recipe: Annotated[str, typer.Argument(help="Recipe: a path or a name.")], rho: Rho = None, seed: Seed = None, overrides: Set = None, debug: Debug = False
+) -> None:
+    """The resolved recipe, with the file and line that each value comes from."""
+    from rpo_cli.recipes import resolved_yaml
+
+    session = _session(recipe=recipe, rho=rho, seed=seed, overrides=overrides)
+    rhos = session.rhos([])
+    loaded = session.load(None) if not rhos else session.load(None, rho=rhos[0])
+    print(resolved_yaml(loaded), end="")
+
+
+@recipe_app.command("check", epilog="Example: rpo recipe check recipes/miniature")
+@guarded
+def recipe_check(recipes: Annotated[list[str], typer.Argument(help="Recipes, or folders of recipes.")], debug: Debug = False) -> None:
+    """Check recipes and what they refer to; every problem is named with its file and line."""
+    from rpo_cli.inspection import check_recipes
+
+    check_recipes(recipes)
+
+
+@recipe_app.command("schema", epilog="Example: rpo recipe schema --out recipes/schema.json")
+@guarded
+def recipe_schema(out: Annotated[Path | None, typer.Option("--out", help="File to write; default: stdout.")] = None, debug: Debug = False) -> None:
+    """The JSON Schema of recipes, for editor completion."""
+    from rpo_cli.inspection import write_schema
+
+    write_schema(out)
+
+
+@data_app.command("inspect", epilog="Example: rpo data inspect --recipe splits.yaml --rho 0.2")
+@guarded
+def data_inspect(
+    recipe: Recipe = "data.yaml", rho: Rho = None, seed: Seed = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to show with their token boundaries.")] = 2,
+    max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="Report the share of rows that are longer.")] = None,
+    overrides: Set = None, workspace: WorkspaceOption = None, as_json: AsJson = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Rows, token boundaries, length statistics, share over max_length, longer-preferred rate."""
+    from rpo_cli.inspection import inspect_data
+
+    session = _session(recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, as_json=as_json)
+    inspect_data(session, rows, max_length)
+
+
+@app.command("status", epilog="Example: rpo status --recipe figure2.yaml")
+@guarded
+def status(
+    recipe: Recipe = "figure2.yaml", seed: Seed = None, workspace: WorkspaceOption = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """What is in the workspace, what a recipe would rebuild, and why."""
+    from rpo_cli.inspection import show_status
+
+    show_status(_session(recipe=recipe, seed=seed, overrides=None, workspace=workspace, as_json=as_json))
+
+
+@app.command("doctor", epilog="Example: rpo doctor")
+@guarded
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Versions, device, dtype and why, threads, disk, W&B and hub state."""
+    from rpo_cli.inspection import show_doctor
+
+    show_doctor(as_json)
+
+
+def entry() -> None:
+    """Console script `rpo`."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.stderr.close()
+
+
+if __name__ == "__main__":
+    entry()
+
+

@@ -1,0 +1,103 @@
+"""The data stage: the miniature's world, or files, as checked tables in one place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from rpo_cli.data.pairs import Row, columns_of, row_id, write_rows
+from rpo_cli.errors import BadInput
+from rpo_cli.pipeline import Job
+from rpo_cli.schema import DataRecipe, seed_of
+from rpo_cli.tracking import Report
+
+
+def run(job: Job, report: Report) -> dict[str, Any]:
+    """Write every table as Parquet (and the miniature's tokenizer); metrics are row counts."""
+    recipe: DataRecipe = job.recipe
+    duplicates: dict[str, int] = {}
+    if recipe.source == "miniature":
+        from rpo_cli.data import miniature
+
+        unknown = set(job.files)
+        if unknown:
+            raise BadInput(f"source: miniature generates its tables; files: {', '.join(sorted(unknown))} has no meaning")
+        tables = miniature.generate(seed_of(recipe, "data"), miniature.Sizes(**recipe.rows))
+        miniature.build_tokenizer().save_pretrained(job.directory / "tokenizer")
+    else:
+        if not job.files:
+            raise BadInput(f"{job.path}: source: files needs files:, which maps tables to JSONL or Parquet files")
+        tables = {}
+        for table, file in job.files.items():
+            rows, duplicates[table] = read_table(Path(file), table)
+            tables[table] = rows[: recipe.rows.get(table)]  # type: ignore[call-overload]
+    for index, (table, rows) in enumerate(sorted(tables.items())):
+        write_rows(rows, job.directory / f"{table}.parquet")
+        report(index + 1, len(tables))
+    counts = {f"rows/{table}": len(rows) for table, rows in sorted(tables.items())}
+    return counts | {f"duplicates/{table}": count for table, count in sorted(duplicates.items()) if count}
+
+
+def read_table(file: Path, table: str) -> tuple[list[Row], int]:
+    """Rows of one JSONL or Parquet file, checked and named, and how many exact duplicates were left out.
+
+    Raises:
+        BadInput: unreadable file, missing or empty column, equal responses, no rows; names file and line (or row).
+    """
+    if file.suffix == ".parquet":
+        try:
+            raw = [(f"{file}: row {i + 1}", row) for i, row in enumerate(pq.read_table(file).to_pylist())]
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{file}: not a Parquet file: {error}") from error
+    elif file.suffix in (".jsonl", ".json"):
+        raw = [(f"{file}:{number}", _parse(f"{file}:{number}", line)) for number, line in enumerate(_lines(file), 1) if line.strip()]
+    else:
+        raise BadInput(f"{file}: expected a .jsonl or .parquet file")
+    if not raw:
+        raise BadInput(f"{file}: no rows")
+    rows: dict[str, Row] = {}
+    duplicates = 0
+    for place, row in raw:
+        checked = _check(place, row, columns_of(table))
+        if checked["id"] not in rows:
+            rows[checked["id"]] = checked
+        elif rows[checked["id"]] == checked:
+            duplicates += 1
+        else:
+            raise BadInput(f"{place}: id {checked['id']!r} belongs to another row as well")
+    return list(rows.values()), duplicates
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file}: not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _parse(place: str, line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{place}: not JSON: {error.msg}") from error
+    if not isinstance(row, dict):
+        raise BadInput(f"{place}: expected an object with columns, got {type(row).__name__}")
+    return row
+
+
+def _check(place: str, row: Row, needed: tuple[str, ...]) -> Row:
+    for column in needed:
+        if column not in row:
+            raise BadInput(f"{place}: no column {column!r} (has: {', '.join(sorted(row))})")
+        if not isinstance(row[column], str):
+            raise BadInput(f"{place}: {column}: expected text, got {type(row[column]).__name__}")
+        if not row[column].strip():
+            raise BadInput(f"{place}: {column}: empty")
+    if "chosen" in needed and row["chosen"] == row["rejected"]:
+        raise BadInput(f"{place}: chosen and rejected are the same text, so there is no preference to learn")
+    given = isinstance(row.get("id"), str | int)
+    name = str(row["id"]) if given else row_id(*(row[column] for column in needed))
+    return {"id": name, **{column: row[column] for column in needed}}

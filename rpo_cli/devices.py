@@ -1,0 +1,64 @@
+"""Which device and precision a stage runs on, and why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rpo_cli.schema import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DeviceError(Exception):
+    """The device that was asked for is not there; one line."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, a dtype, and the reasons for both."""
+
+    name: str
+    dtype_name: str
+    reason: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        return torch.bfloat16 if self.dtype_name == "bfloat16" else torch.float32
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.dtype_name} ({self.reason})"
+
+
+def choose(recipe: Recipe) -> Device:
+    """The device and dtype a recipe asks for.
+
+    Raises:
+        DeviceError: cuda was asked for and there is none.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if recipe.device == "cuda" and not has_cuda:
+        raise DeviceError("device: cuda was asked for, but torch sees no CUDA device (try `rpo doctor`)")
+    name = "cuda" if has_cuda and recipe.device != "cpu" else "cpu"
+    why = "as the recipe says" if recipe.device != "auto" else "torch sees one" if has_cuda else "torch sees no CUDA device"
+    if recipe.dtype != "auto":
+        return Device(name, recipe.dtype, f"{name}: {why}; dtype: as the recipe says")
+    if name == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Device(name, "bfloat16", f"cuda: {why}; bfloat16: in this GPU's hardware")
+    return Device(name, "float32", f"{name}: {why}; float32: no bfloat16 in hardware assumed")
+
+
+def prepare(threads: int | None) -> None:
+    """Fix what would let the same seed give another result: thread count and algorithm choice."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)

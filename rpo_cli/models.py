@@ -1,0 +1,128 @@
+"""Load and save policies, reward models and their tokenizer, in the plain Hugging Face format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rpo_cli.devices import Device
+from rpo_cli.errors import BadInput
+from rpo_cli.schema import ModelSource
+
+
+def load_tokenizer(source: Path, recipe: ModelSource | None = None, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Tokenizer with an EOS and a padding token of its own, padding on the left as generation needs.
+
+    Raises:
+        BadInput: no tokenizer there, no EOS, no padding token, or padding = EOS (models would never learn to stop and
+            reward models would read the token before the EOS).
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{source}: no tokenizer can be loaded: {str(error).splitlines()[0]}") from error
+    if tokenizer.eos_token_id is None:
+        raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
+    if recipe is not None and recipe.pad_token is not None:
+        tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
+    if tokenizer.pad_token_id is None:
+        raise BadInput(f"{source}: the tokenizer has no padding token; set `pad_token:` to an unused token, or to a new one such as '[PAD]'")
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise BadInput(
+            f"{source}: the padding token is the EOS ({tokenizer.eos_token}); set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
+        )
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def require_same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, source: Path, other_source: Path) -> None:
+    """Raise BadInput when two models' tokenizers differ: rewards are read over exactly the policy's tokens."""
+    for what, ours, theirs in (
+        ("EOS", one.eos_token_id, other.eos_token_id),
+        ("padding", one.pad_token_id, other.pad_token_id),
+        ("vocabulary", one.get_vocab(), other.get_vocab()),
+    ):
+        if ours != theirs:
+            raise BadInput(f"{source} and {other_source}: their tokenizers differ in {what}; policy and reward models must share one")
+
+
+def load_causal(source: Path, recipe: ModelSource, device: Device, revision: str | None = None, *, training: bool = False) -> PreTrainedModel:
+    """Causal language model, dropout off, in evaluation mode; float32 for training, else in the stage's precision."""
+    return _load(AutoModelForCausalLM, source, recipe, device, revision, training)
+
+
+def load_reward(source: Path, recipe: ModelSource, device: Device, revision: str | None = None, *, training: bool = False) -> PreTrainedModel:
+    """Sequence classifier with one label, whose logit is the reward; a causal model gets a new head."""
+    return _load(AutoModelForSequenceClassification, source, recipe, device, revision, training, num_labels=1)
+
+
+def _load(auto: Any, source: Path, recipe: ModelSource, device: Device, revision: str | None, training: bool, **kwargs: Any) -> PreTrainedModel:
+    if recipe.attn_implementation is not None:
+        kwargs["attn_implementation"] = recipe.attn_implementation
+    try:
+        model: PreTrainedModel = auto.from_pretrained(
+            str(source), dtype=torch.float32 if training else device.torch_dtype, revision=revision or "main", trust_remote_code=False, use_safetensors=True, **kwargs
+        )
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{source}: no model can be loaded: {str(error).splitlines()[0]}") from error
+    disable_dropout(model)
+    return model.to(device.name).eval()
+
+
+def new_causal(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, device: Device, seed: int) -> PreTrainedModel:
+    """A causal model with random weights from `model_type` and the keys of its config."""
+    keys = dict(settings)
+    try:
+        config = AutoConfig.for_model(
+            keys.pop("model_type"),
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            **keys,
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise BadInput(f"model_config_kwargs: {error}") from error
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.to(device.name)
+
+
+def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make room for an added padding token, and agree on special tokens."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+
+
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Zero dropout in modules *and* in configs: attention dropout is functional and read from an attribute."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    for name, value in model.config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(model.config, name, 0.0)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Save weights (safetensors), config and tokenizer so that the Auto classes load them."""
+    model.save_pretrained(directory, safe_serialization=True)
+    tokenizer.save_pretrained(directory)

@@ -1,0 +1,320 @@
+"""Run what is missing: stages in order, in this process or in workers that import once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rpo_cli import __version__, schema
+from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.plan import External, Stage, walk
+from rpo_cli.progress import PlanProgress, clock
+from rpo_cli.tracking import Report
+from rpo_cli.workspace import Workspace, git_revision, versions
+
+GUESS_SECONDS = {"data": 5.0, "splits": 1.0, "relabel": 5.0, "reference": 5.0, "samples": 5.0, "scores": 2.0, "evaluate": 4.0}
+QUIET_ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "USE_TORCH_XLA": "0",
+    "WANDB_SILENT": "true",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage ready to run: everything a worker process needs, by value."""
+
+    kind: str
+    path: str
+    recipe: Any
+    identity: dict[str, Any]
+    inputs: dict[str, Path]
+    revisions: dict[str, str | None]
+    options: dict[str, Any]
+    files: dict[str, str]
+    root: Path
+    suite: str
+    inherited: dict[str, Any]
+
+    @property
+    def directory(self) -> Path:
+        return self.root / self.path
+
+
+@dataclass(frozen=True)
+class Todo:
+    """One line of a plan."""
+
+    stage: Stage
+    reason: str
+
+    @property
+    def seconds(self) -> float:
+        recipe = self.stage.recipe
+        return recipe.expected_seconds or GUESS_SECONDS.get(self.stage.kind, 10.0)
+
+
+def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[str] = ()) -> list[Todo]:
+    """The stages that must run for the targets, inputs first, each with the reason.
+
+    What is up to date is not looked behind: its inputs may be gone.
+    """
+    forced = set(force)
+    reasons: dict[str, str] = {}
+    settled: set[str] = set()
+
+    def visit(stage: Stage, weights: bool) -> None:
+        # A dropped policy is enough as long as nobody wants to load it.
+        if stage.path in reasons or (stage.path in settled and not weights):
+            return
+        settled.add(stage.path)
+        stale = "forced" if stage.path in forced else workspace.why_stale(stage.path, stage.identity, weights=weights)
+        if stale is None:
+            return
+        for needed in stage.stages():
+            visit(needed, weights=True)
+        reasons[stage.path] = stale
+
+    for target in targets:
+        visit(target, weights=False)
+    stages = {stage.path: stage for stage in walk(targets)}
+    return [Todo(stages[path], reason) for path, reason in reasons.items()]
+
+
+def job_of(stage: Stage, workspace: Workspace, inherited: dict[str, Any]) -> Job:
+    """The picklable form of a stage."""
+    inputs = {}
+    revisions: dict[str, str | None] = {}
+    for name, needed in stage.inputs.items():
+        if isinstance(needed, External):
+            inputs[name] = Path(needed.reference)
+            revisions[name] = needed.revision
+        else:
+            inputs[name] = workspace.root / needed.path
+    return Job(
+        stage.kind, stage.path, stage.recipe, stage.identity, inputs, revisions, dict(stage.options), dict(stage.files),
+        workspace.root, workspace.suite, inherited,
+    )  # fmt: skip
+
+
+def stage_function(kind: str) -> Callable[[Job, Report], dict[str, Any]]:
+    """The function that makes an artifact of this kind; imports the heavy libraries."""
+    if kind == "data":
+        from rpo_cli.data.build import run
+    elif kind == "relabel":
+        from rpo_cli.data.relabel import run
+    elif kind == "splits":
+        from rpo_cli.data.bias import run
+    elif kind == "sft":
+        from rpo_cli.training.sft import run
+    elif kind == "reward":
+        from rpo_cli.training.reward import run
+    elif kind == "policy":
+        from rpo_cli.training.policy import run
+    elif kind == "evaluate":
+        from rpo_cli.evaluation import run
+    elif kind == "reference":
+        from rpo_cli.scoring import run_reference as run
+    elif kind == "samples":
+        from rpo_cli.scoring import run_samples as run
+    elif kind == "scores":
+        from rpo_cli.scoring import run_scores as run
+    else:
+        raise ValueError(f"no stage of kind {kind!r}")
+    return run
+
+
+def run_job(job: Job, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Make one artifact and publish it; returns its manifest.
+
+    Raises:
+        BadInput, RunFailed: one line; the traceback is in the artifact's log.txt.
+    """
+    from rpo_cli import devices
+
+    workspace = Workspace(job.root, job.suite)
+    with workspace.building(job.path, job.identity) as directory, logged(directory / "log.txt"):
+        started = time.monotonic()
+        try:
+            device = devices.choose(job.recipe)
+            devices.prepare(job.recipe.threads)
+            with Report(job, progress) as report:
+                metrics = stage_function(job.kind)(job, report)
+                report.summary(metrics)
+        except (BadInput, devices.DeviceError) as error:
+            raise BadInput(str(error)) from error
+        except RunFailed:
+            raise
+        except OSError as error:
+            logging.getLogger("rpo").error(traceback.format_exc())
+            raise RunFailed(f"{job.path}: {error.strerror or error}: {error.filename or directory}") from error
+        except Exception as error:
+            logging.getLogger("rpo").error(traceback.format_exc())
+            line = str(error).strip().splitlines()
+            raise RunFailed(f"{job.path}: {type(error).__name__}: {line[0] if line else ''} (log: {directory / 'log.txt'})") from error
+        manifest = {
+            **job.identity,
+            "suite": job.suite,
+            "rpo": __version__,
+            "seeds": {name: schema.seed_of(job.recipe, name) for name in ("data", "rm", "policy", "sampling")},
+            "device": str(device),
+            "threads": job.recipe.threads,
+            "versions": versions(),
+            "git": git_revision(),
+            "seconds": round(time.monotonic() - started, 2),
+            "metrics": metrics,
+        }
+        workspace.publish(job.path, manifest)
+    return manifest
+
+
+@contextlib.contextmanager
+def logged(file: Path) -> Any:
+    """Send log records and warnings of a stage to its log file."""
+    handler = logging.FileHandler(file, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        handler.close()
+
+
+_events: Any = None
+
+
+def _start_worker(events: Any) -> None:
+    """Import the heavy libraries once; thread counts are set for each stage."""
+    global _events
+    _events = events
+    os.environ.update(QUIET_ENVIRONMENT)
+    import signal
+
+    # Ctrl-C reaches the whole process group: the parent decides, workers are then terminated.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import rpo_cli.heavy  # noqa: F401
+
+
+def _work(job: Job) -> dict[str, Any]:
+    return run_job(job, lambda step, of: _events.put((job.path, step, of)))
+
+
+def execute(
+    todo: Sequence[Todo],
+    workspace: Workspace,
+    console: Console,
+    *,
+    jobs: int = 1,
+    inherited: dict[str, Any] | None = None,
+    finished: Callable[[Stage, dict[str, Any]], None] = lambda stage, manifest: None,
+) -> None:
+    """Run a plan; what is done stays done when something fails or the user interrupts.
+
+    `finished` is called in this process after each stage. `inherited` goes to the tracker (reporting, group).
+
+    Raises:
+        BadInput, RunFailed: of the first stage that failed, after the ones already running have ended.
+        KeyboardInterrupt: after workers were stopped.
+    """
+    if not todo:
+        return
+    os.environ.update(QUIET_ENVIRONMENT)
+    workspace.open()
+    progress = PlanProgress(console, {item.stage.path: item.seconds for item in todo}, min(jobs, len(todo)))
+    try:
+        if jobs == 1:
+            for item in todo:
+                path = item.stage.path
+                progress.start(path)
+                manifest = run_job(job_of(item.stage, workspace, inherited or {}), lambda step, of, path=path: progress.step(path, step, of))
+                progress.finish(path, summary(manifest))
+                finished(item.stage, manifest)
+        else:
+            _execute_parallel(todo, workspace, progress, jobs, inherited or {}, finished)
+    finally:
+        progress.close()
+
+
+def _execute_parallel(
+    todo: Sequence[Todo],
+    workspace: Workspace,
+    progress: PlanProgress,
+    jobs: int,
+    inherited: dict[str, Any],
+    finished: Callable[[Stage, dict[str, Any]], None],
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    waiting = {item.stage.path: item.stage for item in todo}
+    urgency = _urgency(todo)
+    running: dict[Future[dict[str, Any]], Stage] = {}
+    error: Exception | None = None
+    with context.Manager() as manager:
+        events = manager.Queue()
+        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(events,))
+        try:
+            while waiting or running:
+                ready = [s for s in waiting.values() if error is None and not any(n.path in waiting or n in running.values() for n in s.stages())]
+                # Longest chain first, so that no worker is left waiting for it at the end.
+                for stage in sorted(ready, key=lambda s: -urgency[s.path])[: jobs - len(running)]:
+                    del waiting[stage.path]
+                    running[pool.submit(_work, job_of(stage, workspace, inherited))] = stage
+                    progress.start(stage.path)
+                if not running:
+                    break
+                done, _ = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
+                while not events.empty():
+                    progress.step(*events.get())
+                for future in done:
+                    stage = running.pop(future)
+                    try:
+                        manifest = future.result()
+                    except (BadInput, RunFailed) as failure:
+                        error = error or failure
+                        continue
+                    except BrokenProcessPool:
+                        raise RunFailed(f"{stage.path}: a worker process died (out of memory?); run the same command again") from None
+                    progress.finish(stage.path, summary(manifest))
+                    finished(stage, manifest)
+            if error is not None:
+                raise error
+        except BaseException:
+            for process in list(pool._processes.values()):
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _urgency(todo: Sequence[Todo]) -> dict[str, float]:
+    """Seconds of the longest chain that starts at each stage."""
+    chain: dict[str, float] = {}
+    for item in reversed(todo):
+        chain[item.stage.path] = chain.get(item.stage.path, 0.0) + item.seconds
+        for needed in item.stage.stages():
+            chain[needed.path] = max(chain.get(needed.path, 0.0), chain[item.stage.path])
+    return chain
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """A finished stage in a line: its headline metrics and its time."""
+    shown = [f"{name} {value:.4g}" for name, value in manifest["metrics"].items() if isinstance(value, float)][:4]
+    return "  ".join([*shown, f"({clock(manifest['seconds'])})"])

@@ -1,0 +1,274 @@
+"""Which stage needs which: from a recipe to the graph of artifacts it rests on.
+
+Nothing is read from the workspace here and nothing heavy is imported; what is up to date is the pipeline's question.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from rpo_cli import schema
+from rpo_cli.recipes import Loaded, RecipeError, load
+from rpo_cli.workspace import hash_of, hash_path
+
+# Raised when a stage starts to compute something else for the same recipe: older artifacts then count as stale.
+FORMATS = {
+    "data": 1, "sft": 1, "reward": 1, "relabel": 1, "splits": 1, "reference": 1, "samples": 1, "scores": 1, "policy": 1,
+    "evaluate": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class External:
+    """A model directory or hub name that no stage makes."""
+
+    reference: str
+    revision: str | None = None
+
+    @cached_property
+    def key(self) -> str:
+        path = Path(self.reference)
+        return hash_path(path) if path.exists() else f"hub:{self.reference}@{self.revision or 'default'}"
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One artifact to be: how to make it, from what, and where it goes."""
+
+    kind: str
+    path: str
+    recipe: schema.Recipe
+    source: Path
+    inputs: Mapping[str, Stage | External] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the artifact depends on; its `key` is the hash of the rest."""
+        content = {
+            "kind": self.kind,
+            "format": FORMATS[self.kind],
+            "recipe": schema.result_fields(self.recipe),
+            "options": dict(self.options),
+            "inputs": {name: stage.key for name, stage in self.inputs.items()},
+        }
+        return {**content, "key": hash_of(content)}
+
+    @property
+    def key(self) -> str:
+        return cast(str, self.identity["key"])
+
+    def stages(self) -> Iterator[Stage]:
+        """This stage's inputs that are stages themselves."""
+        return (stage for stage in self.inputs.values() if isinstance(stage, Stage))
+
+
+def rho_folder(rho: float | None) -> str:
+    return "unbiased" if rho is None else f"rho-{rho:g}"
+
+
+class Planner:
+    """Builds stages, each once, for one master seed."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = seed
+        self._stages: dict[str, Stage] = {}
+        self._loaded: dict[tuple[str, ...], Loaded] = {}
+
+    def load(self, name: str | Path, beside: Path | None = None, **kwargs: Any) -> Loaded:
+        """Load a recipe under this planner's seed; a protocol of hundreds of cells asks for the same few again and again."""
+        call = (str(name), str(beside), str(self.seed), repr(sorted(kwargs.items())))
+        if call not in self._loaded:
+            self._loaded[call] = load(str(name), beside=beside, seed=self.seed, **kwargs)
+        return self._loaded[call]
+
+    def build(self, loaded: Loaded) -> Stage:
+        """The stage a recipe describes, with everything below it."""
+        if self.seed is None:
+            # Everything below runs under the master seed of the recipe that was asked for.
+            self.seed = loaded.recipe.seed
+        builder = getattr(self, f"_{loaded.recipe.stage}")  # type: ignore[attr-defined]
+        return cast(Stage, builder(loaded))
+
+    def reference(self, field_name: str, loaded: Loaded, rho: float | None = None, member: float | None = None) -> Stage | External:
+        """What a recipe's field refers to: the stage of a sibling recipe, or an external model."""
+        reference = getattr(loaded.recipe, field_name)
+        return self._resolve(reference, loaded, rho, member)
+
+    def _resolve(self, reference: str, loaded: Loaded, rho: float | None = None, member: float | None = None) -> Stage | External:
+        if not schema.is_recipe(reference):
+            return External(reference, getattr(loaded.recipe, "model_revision", None))
+        sibling = self.load(reference, beside=loaded.path.parent)
+        if rho is not None and "rho" in type(sibling.recipe).model_fields:
+            sibling = self.load(reference, beside=loaded.path.parent, rho=rho)
+        if isinstance(sibling.recipe, schema.RewardRecipe):
+            return self._reward(sibling, member)
+        return self.build(sibling)
+
+    def _add(
+        self,
+        kind: str,
+        path: str,
+        loaded: Loaded,
+        inputs: Mapping[str, Stage | External] | None = None,
+        options: Mapping[str, Any] | None = None,
+        recipe: schema.Recipe | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> Stage:
+        place = f"seed-{self.seed}/{path}"
+        stage = Stage(kind, place, recipe or loaded.recipe, loaded.path, inputs or {}, options or {}, files or {})
+        known = self._stages.setdefault(stage.path, stage)
+        if known.key != stage.key:
+            raise RecipeError([f"{loaded.path}: asks for another {stage.path} than {known.source}; give one of them a name of its own"])
+        return known
+
+    def _data(self, loaded: Loaded) -> Stage:
+        recipe = cast(schema.DataRecipe, loaded.recipe)
+        missing = [f"{self._line(loaded, 'files')}: files.{table}: no such file: {file}" for table, file in recipe.files.items() if not Path(file).is_file()]
+        if missing:
+            raise RecipeError(missing)
+        hashes = {table: hash_path(Path(file)) for table, file in recipe.files.items()}
+        # A file's place is no part of the key, its content is.
+        content = recipe.model_copy(update={"files": {}})
+        return self._add("data", loaded.path.stem, loaded, options={"files": hashes}, recipe=content, files=recipe.files)
+
+    def _line(self, loaded: Loaded, name: str) -> str:
+        path, line = loaded.where.get(name, (loaded.path, 1))
+        return f"{path}:{line}"
+
+    def _sft(self, loaded: Loaded) -> Stage:
+        recipe = cast(schema.SFTRecipe, loaded.recipe)
+        inputs = {"data": self.reference("data", loaded)}
+        if recipe.model_name_or_path is not None:
+            inputs["model"] = self.reference("model_name_or_path", loaded)
+        return self._add("sft", loaded.path.stem, loaded, inputs)
+
+    def _reward(self, loaded: Loaded, member: float | None = None) -> Stage:
+        recipe = cast(schema.RewardRecipe, loaded.recipe)
+        self._need_model(loaded)
+        data = self.reference("data", loaded, rho=recipe.rho)
+        inputs = {"data": data, "model": self.reference("model_name_or_path", loaded)}
+        if isinstance(data, Stage) and data.kind == "splits":
+            name = "all" if member is None else f"b-{member:g}"
+            options = {} if member is None else {"member": member}
+            return self._add("reward", f"{rho_folder(recipe.rho)}/{loaded.path.stem}/{name}", loaded, inputs, options)
+        if member is not None:
+            raise RecipeError([f"{self._line(loaded, 'data')}: data: an ensemble needs a splits recipe, which makes the subsets of its members"])
+        return self._add("reward", loaded.path.stem, loaded, inputs)
+
+    def members(self, loaded: Loaded) -> list[Stage]:
+        """The ensemble of a reward recipe, in the order of its biases."""
+        recipe = cast(schema.RewardRecipe, loaded.recipe)
+        if not recipe.ensemble:
+            raise RecipeError([f"{loaded.path}: ensemble: lists no biases, so there is no ensemble to train"])
+        return [self._reward(loaded, b) for b in recipe.ensemble]
+
+    def _relabel(self, loaded: Loaded) -> Stage:
+        inputs = {"data": self.reference("data", loaded), "model": self.reference("reward_model", loaded)}
+        return self._add("relabel", loaded.path.stem, loaded, inputs)
+
+    def _splits(self, loaded: Loaded) -> Stage:
+        recipe = cast(schema.SplitsRecipe, loaded.recipe)
+        inputs = {"data": self.reference("data", loaded), "tokenizer": self.reference("tokenizer", loaded)}
+        return self._add("splits", f"{rho_folder(recipe.rho)}/{loaded.path.stem}", loaded, inputs)
+
+    def _need_model(self, loaded: Loaded) -> None:
+        if getattr(loaded.recipe, "model_name_or_path", None) is None:
+            raise RecipeError([f"{loaded.path}: model_name_or_path: missing"])
+
+    def _policy(self, loaded: Loaded) -> Stage:
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        self._need_model(loaded)
+        splits = self.reference("data", loaded, rho=recipe.rho)
+        if not isinstance(splits, Stage) or splits.kind != "splits":
+            raise RecipeError([f"{self._line(loaded, 'data')}: data: a policy is trained on the pairs of a splits recipe"])
+        model = self.reference("model_name_or_path", loaded)
+        inputs: dict[str, Stage | External] = {"data": splits, "model": model}
+        pairs = splits.inputs["data"]
+        inputs["reference"] = self._scoring("reference", "reference-logps", loaded, {"model": model, "data": pairs})
+        if recipe.objective in schema.PESSIMISTIC and recipe.kl_estimator != "data":
+            inputs["samples"] = self._scoring("samples", "reference-samples", loaded, {"model": model, "data": pairs})
+        for name, teacher in self._teachers(loaded):
+            place = teacher.path.split("/", 1)[1].removeprefix(rho_folder(recipe.rho) + "/") if isinstance(teacher, Stage) else f"external-{teacher.key[:8]}"
+            path = f"{rho_folder(recipe.rho)}/scores/{place}"
+            inputs[f"scores/{name}"] = self._scoring("scores", path, loaded, {"model": teacher, "data": splits, "policy": model})
+        return self._add("policy", f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}", loaded, inputs)
+
+    def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Stage | External]]:
+        """The reward models an objective distils, under the names of the cells' histogram."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        if recipe.objective in ("d-dpo", "dp-dpo"):
+            yield "rm", self.reference("reward_model", loaded, rho=recipe.rho)
+        elif recipe.objective == "e-dpo":
+            if isinstance(recipe.ensemble, list):
+                for index, reference in enumerate(recipe.ensemble):
+                    yield str(index), self._resolve(reference, loaded, rho=recipe.rho)
+            else:
+                ensemble = self.load(recipe.ensemble, beside=loaded.path.parent, rho=recipe.rho, expect="reward")
+                for member in self.members(ensemble):
+                    yield f"{member.options['member']:g}", member
+
+    def _scoring(self, kind: str, path: str, loaded: Loaded, inputs: Mapping[str, Stage | External]) -> Stage:
+        policy = cast(schema.PolicyRecipe, loaded.recipe)
+        fields = set(schema.ScoringRecipe.model_fields) - {"stage", "model_name_or_path", "per_device_eval_batch_size", "expected_seconds"}
+        values = {name: copy.deepcopy(getattr(policy, name)) for name in fields}
+        values |= {name: None for name in ("rm_seed", "policy_seed")}
+        if kind != "samples":
+            values |= {"reference_samples": 1, "max_new_tokens": 1, "sampling_seed": None}
+        recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
+        return self._add(kind, path, loaded, inputs, recipe=recipe)
+
+    def _evaluate(self, loaded: Loaded) -> Stage:
+        """The baseline's own evaluation: what `rpo evaluate` without a policy means."""
+        recipe = cast(schema.EvaluateRecipe, loaded.recipe)
+        baseline = self.reference("baseline", loaded)
+        name = loaded.path.stem if isinstance(baseline, External) else baseline.path.split("/", 1)[1]
+        inputs = {"policy": baseline, "reference": baseline, **self._judged(loaded)}
+        return self._add("evaluate", f"evaluations/{name}/{recipe.split}", loaded, inputs)
+
+    def _judged(self, loaded: Loaded) -> dict[str, Stage | External]:
+        return {"data": self.reference("data", loaded), "oracle": self.reference("oracle", loaded)}
+
+    def evaluation(self, policy: Loaded, split: str, overrides: Sequence[str] = (), recipe_name: str | None = None) -> Stage:
+        """Evaluation of the policy a recipe describes, against its baseline on the same prompts."""
+        name = recipe_name or cast(schema.PolicyRecipe, policy.recipe).evaluate
+        stage = self.build(policy)
+        loaded = self.load(name, beside=policy.path.parent, expect="evaluate", flags={"split": split}, overrides=overrides)
+        baseline = self._evaluate(loaded)
+        place = stage.path.split("/", 1)[1].replace("/policies/", "/evaluations/")
+        inputs = {"policy": stage, "reference": stage.inputs["model"], "baseline": baseline, **self._judged(loaded)}
+        return self._add("evaluate", f"{place}/{split}", loaded, inputs)
+
+
+def cell_name(loaded: Loaded) -> str:
+    """Folder of a policy: its strength, and whatever --set changed that can change the result."""
+    recipe = cast(schema.PolicyRecipe, loaded.recipe)
+    strength = "tau" if recipe.objective.startswith("ipo") else "beta"
+    parts = [f"{strength}-{getattr(recipe, strength):g}"]
+    shown = schema.result_fields(recipe)
+    for key in sorted(loaded.overrides):
+        top = key.split(".")[0]
+        if top in shown and top not in ("beta", "tau", "rho", "seed"):
+            parts.append(f"{top}-{shown[top]}".replace("/", "_").replace(" ", ""))
+    return "-".join(parts)
+
+
+def walk(targets: Sequence[Stage]) -> list[Stage]:
+    """Every stage the targets rest on and the targets themselves, inputs first, each once."""
+    seen: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.path not in seen:
+            for needed in stage.stages():
+                visit(needed)
+            seen[stage.path] = stage
+
+    for target in targets:
+        visit(target)
+    return list(seen.values())

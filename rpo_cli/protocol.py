@@ -1,0 +1,213 @@
+"""The experiment as a table of cells: choose beta and tau on validation, gather what was evaluated on test."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rpo_cli import schema
+from rpo_cli.errors import BadInput
+from rpo_cli.plan import Planner, Stage
+from rpo_cli.recipes import Loaded, load
+from rpo_cli.workspace import Workspace, read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the experiment, and the stage that evaluates it."""
+
+    policy: str
+    rho: float | None
+    seed: int
+    loaded: Loaded
+    evaluation: Stage
+
+    @property
+    def strength(self) -> tuple[str, float]:
+        """The swept hyperparameter's name and value."""
+        name = "tau" if cast(schema.PolicyRecipe, self.loaded.recipe).objective.startswith("ipo") else "beta"
+        return name, float(getattr(self.loaded.recipe, name))
+
+    @property
+    def policy_path(self) -> str:
+        return cast(Stage, self.evaluation.inputs["policy"]).path
+
+
+def stem(name: str | Path) -> str:
+    """A policy's label: its recipe's file name."""
+    return Path(name).stem
+
+
+class Cells:
+    """Makes cells, with one planner for each seed."""
+
+    def __init__(self, beside: Path | None, overrides: Sequence[str] = (), evaluate_overrides: Sequence[str] = ()) -> None:
+        self.beside = beside
+        self.overrides = list(overrides)
+        self.evaluate_overrides = list(evaluate_overrides)
+        self._planners: dict[int, Planner] = {}
+
+    def cell(self, policy: str, rho: float | None, seed: int, split: str, extra: Sequence[str] = ()) -> Cell:
+        loaded = load(policy, rho=rho, seed=seed, overrides=[*self.overrides, *extra], expect="policy", beside=self.beside)
+        planner = self._planners.setdefault(seed, Planner(seed))
+        return Cell(stem(loaded.path), rho, seed, loaded, planner.evaluation(loaded, split, self.evaluate_overrides))
+
+    def grid(self, policies: Sequence[str], rhos: Sequence[float | None], seeds: Sequence[int]) -> list[Cell]:
+        """Validation cells of every value in each policy's grid.
+
+        Raises:
+            BadInput: a policy without a grid, or grids of different sizes: every objective gets the same budget.
+        """
+        grids: dict[str, tuple[str, list[float]]] = {}
+        for policy in policies:
+            loaded = load(policy, expect="policy", beside=self.beside)
+            recipe = cast(schema.PolicyRecipe, loaded.recipe)
+            if len(recipe.grid) != 1:
+                raise BadInput(f"{loaded.path}: grid: give one grid, of beta or of tau, to sweep over")
+            name, values = next(iter(recipe.grid.items()))
+            grids[policy] = name, [float(v) for v in values]
+        sizes = {policy: len(values) for policy, (_, values) in grids.items()}
+        if len(set(sizes.values())) > 1:
+            raise BadInput(f"grids of different sizes ({', '.join(f'{stem(p)} {n}' for p, n in sizes.items())}): every objective gets the same budget")
+        return [
+            self.cell(policy, rho, seed, "validation", [f"{name}={value!r}"])
+            for seed in seeds
+            for rho in rhos
+            for policy, (name, values) in grids.items()
+            for value in values
+        ]
+
+
+def validation_table(cells: Sequence[Cell], workspace: Workspace) -> list[dict[str, Any]]:
+    """One row for each evaluated cell: what the sweep saw."""
+    rows = []
+    for cell in cells:
+        metrics = (workspace.manifest(cell.evaluation.path) or {})["metrics"]
+        name, value = cell.strength
+        rows.append(
+            {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "parameter": name, "value": value,
+             "advantage": metrics["advantage"], "low": metrics["advantage_low"], "high": metrics["advantage_high"],
+             "tokens_mean": metrics["tokens_mean"], "kl_to_reference": metrics["kl_to_reference"]}
+        )  # fmt: skip
+    return rows
+
+
+def choose(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[float | None, dict[str, float]]]:
+    """For each policy and rho the value with the highest validation advantage, averaged over seeds; the smaller of equals."""
+    sums: dict[tuple[str, float | None, str, float], list[float]] = {}
+    for row in rows:
+        sums.setdefault((row["policy"], row["rho"], row["parameter"], row["value"]), []).append(row["advantage"])
+    chosen: dict[str, dict[float | None, dict[str, float]]] = {}
+    best: dict[tuple[str, float | None], float] = {}
+    for (policy, rho, name, value), seen in sorted(sums.items(), key=lambda item: (item[0][0], item[0][1] or 0.0, item[0][3])):
+        mean = sum(seen) / len(seen)
+        if mean > best.get((policy, rho), float("-inf")):
+            best[policy, rho] = mean
+            chosen.setdefault(policy, {})[rho] = {name: value}
+    return chosen
+
+
+def at_edge(chosen: Mapping[str, Mapping[float | None, Mapping[str, float]]], grids: Mapping[str, Sequence[float]]) -> Iterator[str]:
+    """Choices at the end of their grid, where a better value may lie outside: said, not hidden."""
+    for policy, by_rho in chosen.items():
+        for rho, values in by_rho.items():
+            for name, value in values.items():
+                if len(grids[policy]) > 2 and value in (min(grids[policy]), max(grids[policy])):
+                    yield f"{policy} at {'no rho' if rho is None else f'rho {rho:g}'}: {name} {value:g} is at the edge of its grid"
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write rows as CSV, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, file)
+
+
+class WeightKeeper:
+    """Drops the weights of policies that a sweep no longer needs: all but the best so far of each policy, rho and seed."""
+
+    def __init__(self, cells: Sequence[Cell], workspace: Workspace) -> None:
+        self.cells = {cell.evaluation.path: cell for cell in cells}
+        self.workspace = workspace
+        self.best: dict[tuple[str, float | None, int], tuple[float, Cell]] = {}
+
+    def __call__(self, stage: Stage, manifest: Mapping[str, Any]) -> None:
+        cell = self.cells.get(stage.path)
+        if cell is None:
+            return
+        place = (cell.policy, cell.rho, cell.seed)
+        advantage = manifest["metrics"]["advantage"]
+        loser = cell
+        if place not in self.best or advantage > self.best[place][0]:
+            previous = self.best.get(place)
+            self.best[place] = (advantage, cell)
+            if previous is None:
+                return
+            loser = previous[1]
+        self.workspace.drop_weights(loser.policy_path)
+
+
+def gather(cells: Sequence[Cell], workspace: Workspace) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Per-prompt numbers, the ensemble's choices, and where they come from; cells not evaluated are left out."""
+    import pandas as pd
+
+    from rpo_cli.statistics import per_prompt
+
+    frames, choices = [], []
+    settings: dict[str, Any] = {}
+    baselines: dict[str, pd.DataFrame] = {}
+    first: dict[str, Any] | None = None
+    for cell in cells:
+        manifest = workspace.manifest(cell.evaluation.path)
+        if manifest is None or manifest["key"] != cell.evaluation.key:
+            continue
+        first = first or manifest
+        truncated = cast(schema.EvaluateRecipe, cell.evaluation.recipe).truncated
+        baseline_path = cast(Stage, cell.evaluation.inputs["baseline"]).path
+        if baseline_path not in baselines:
+            baselines[baseline_path] = per_prompt(pd.read_parquet(workspace.root / baseline_path / "samples.parquet"), truncated)
+        policy = per_prompt(pd.read_parquet(workspace.root / cell.evaluation.path / "samples.parquet"), truncated)
+        joined = policy.join(baselines[baseline_path], rsuffix="_baseline", how="inner")
+        frames.append(
+            pd.DataFrame(
+                {
+                    "policy": cell.policy,
+                    "rho": cell.rho,
+                    "seed": cell.seed,
+                    "prompt_id": joined.index,
+                    "advantage": (joined["reward"] - joined["reward_baseline"]).to_numpy(),
+                    "tokens": joined["tokens"].to_numpy(),
+                    "baseline_tokens": joined["tokens_baseline"].to_numpy(),
+                }
+            )
+        )
+        name, value = cell.strength
+        settings.setdefault(cell.policy, {})[f"rho-{cell.rho:g}/seed-{cell.seed}"] = {name: value, "key": cell.evaluation.key}
+        policy_manifest = workspace.manifest(cell.policy_path) or {"metrics": {}}
+        choices += [
+            {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "member": float(key.split("/")[1]), "share": share}
+            for key, share in policy_manifest["metrics"].items()
+            if key.startswith("members/") and key.split("/")[1].replace(".", "").isdigit()
+        ]
+    if not frames:
+        raise BadInput(f"{workspace.root}: no cell of this figure has been evaluated")
+    assert first is not None
+    provenance = {
+        "cells": settings, "suite": workspace.suite, "versions": first["versions"], "rpo": first["rpo"], "git": first["git"],
+        "device": first["device"], "evaluate": first["recipe"],
+    }  # fmt: skip
+    columns = ["policy", "rho", "seed", "member", "share"]
+    return pd.concat(frames, ignore_index=True), pd.DataFrame(choices, columns=columns), provenance
+
+

@@ -1,0 +1,144 @@
+"""One command's run: plan, say what will be built and why, build, report. Nothing heavy is imported for a dry run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rpo_cli import schema
+from rpo_cli.errors import BadInput
+from rpo_cli.pipeline import Todo, execute, what_to_run
+from rpo_cli.plan import Planner, Stage, rho_folder, walk
+from rpo_cli.progress import clock
+from rpo_cli.recipes import Loaded, load
+from rpo_cli.workspace import Workspace
+
+MANY = 25
+
+
+@dataclass
+class Session:
+    """Options every command shares, and the consoles: stdout is data, stderr is talk."""
+
+    recipe: str
+    rho: str | None = None
+    seed: int | None = None
+    overrides: Sequence[str] = ()
+    workspace: Path | None = None
+    dry_run: bool = False
+    force: bool = False
+    as_json: bool = False
+    jobs: int = 1
+    wandb: bool = False
+    err: Console = field(default_factory=lambda: Console(stderr=True))
+    out: Console = field(default_factory=Console)
+
+    def load(self, expect: str | None, **flags: Any) -> Loaded:
+        """The recipe that was asked for, at one rho (flags) and seed."""
+        return load(self.recipe, seed=self.seed, overrides=self.overrides, flags=flags or None, expect=expect)
+
+    def rhos(self, default: Sequence[float]) -> list[float | None] | None:
+        """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the recipe's own."""
+        if self.rho is None:
+            return None
+        if self.rho == "all":
+            return list(default)
+        values: list[float | None] = []
+        for part in self.rho.split(","):
+            try:
+                values.append(None if part.strip() == "none" else float(part))
+            except ValueError:
+                raise BadInput(f"--rho {self.rho}: expected a number between 0 and 1, several with commas, all, or none") from None
+            last = values[-1]
+            if last is not None and not 0 < last < 1:
+                raise BadInput(f"--rho {self.rho}: {last:g} is not between 0 and 1")
+        return values
+
+    def at_rhos(self, expect: str) -> list[Loaded]:
+        """The recipe once for each --rho."""
+        first = self.load(expect)
+        if "rho" not in type(first.recipe).model_fields:
+            if self.rho is not None:
+                raise BadInput(f"--rho: {first.path.name} is a {expect} recipe and knows no rho")
+            return [first]
+        rhos = self.rhos(suite_rhos(first))
+        return [first] if rhos is None else [self.load(expect, rho=rho) for rho in rhos]
+
+    def open(self, suite: str) -> Workspace:
+        """The workspace of a suite: --workspace, or runs/<suite>."""
+        return Workspace(self.workspace or Path("runs") / suite, suite)
+
+    def make(self, targets: Sequence[Stage], suite: str, **kwargs: Any) -> Workspace:
+        """Build what the targets lack; on --dry-run only say it."""
+        workspace = self.open(suite)
+        forced = [target.path for target in targets] if self.force else []
+        todo = what_to_run(targets, workspace, forced)
+        reused = len(walk(targets)) - len(todo)
+        self.announce(todo, reused, workspace)
+        if self.dry_run:
+            workspace.check()
+            if self.as_json:
+                self.print_json([{"path": t.stage.path, "kind": t.stage.kind, "reason": t.reason, "expected_seconds": t.seconds} for t in todo])
+            return workspace
+        if todo:
+            inherited = {"report_to": "wandb"} if self.wandb else {}
+            execute(todo, workspace, self.err, jobs=max(1, min(self.jobs, len(todo))), inherited=inherited, **kwargs)
+        return workspace
+
+    def announce(self, todo: Sequence[Todo], reused: int, workspace: Workspace) -> None:
+        """First lines: where, what is built and why, what is reused, how long it should take."""
+        self.say(f"workspace {workspace.root}: {len(todo)} stages to build, {reused} up to date or not needed")
+        for item in todo[:MANY]:
+            self.say(f"  {item.stage.kind:9} {item.stage.path}  ({item.reason})")
+        if len(todo) > MANY:
+            self.say(f"  ... and {len(todo) - MANY} more")
+        if todo:
+            total = sum(item.seconds for item in todo)
+            self.say(f"expected: {clock(total / max(1, min(self.jobs, len(todo))))} with --jobs {self.jobs} (first estimate, corrected as stages finish)")
+
+    def say(self, line: str) -> None:
+        self.err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def print_json(self, value: Any) -> None:
+        print(json.dumps(value, indent=2, sort_keys=True))
+
+    def result(self, workspace: Workspace, targets: Sequence[Stage], next_command: str | None = None) -> None:
+        """Last lines: metrics, paths, the next command."""
+        if self.dry_run:
+            return
+        found = {target.path: workspace.manifest(target.path) or {} for target in targets}
+        if self.as_json:
+            self.print_json({path: {"path": str(workspace.root / path), **manifest} for path, manifest in found.items()})
+            return
+        for path, manifest in found.items():
+            self.out.print(str(workspace.root / path), highlight=False, soft_wrap=True)
+            grid = Table(box=None, show_header=False, padding=(0, 2))
+            for name, value in manifest.get("metrics", {}).items():
+                grid.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+            self.out.print(grid)
+        if next_command:
+            self.say(f"next: {next_command}")
+
+
+def suite_rhos(loaded: Loaded) -> list[float]:
+    """What `--rho all` means: the list in the suite's splits recipe."""
+    recipe = loaded.recipe
+    while not isinstance(recipe, schema.SplitsRecipe):
+        name = getattr(recipe, "data", None)
+        if name is None or not schema.is_recipe(name):
+            break
+        loaded = load(name, beside=loaded.path.parent)
+        recipe = loaded.recipe
+    return list(recipe.rhos) if isinstance(recipe, schema.SplitsRecipe) else [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+
+
+def planner_for(loaded: Loaded) -> Planner:
+    return Planner(loaded.recipe.seed)
+
+

@@ -1,0 +1,238 @@
+"""What the samples of one evaluated cell say about its policy, with bootstrap intervals; numpy only.
+
+Every interval is the 95 % percentile bootstrap (Efron and Tibshirani, 1993, chapter 13). The unit of resampling is the
+prompt, never the single sample: samples of one prompt are not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
+Truncated = Literal["score", "drop"]
+COLUMNS = ("prompt_id", "sample", "prompt", "response", "tokens", "finished", "reward", "logp", "ref_logp")
+COUNTS_AT_A_TIME = 2_000_000  # resamples x prompts held in memory: 16 MB
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its 95 % interval, all in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(mean: float, draws: Array) -> Interval:
+    """An estimate with the 2.5 and 97.5 percentiles of its bootstrap draws [resamples]; NaN draws are left out."""
+    draws = draws[np.isfinite(draws)]
+    if not draws.size or not np.isfinite(mean):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(float(mean), float(low), float(high))
+
+
+def weighted_means(weights: Array, values: Array) -> Array:
+    """Means [m, k] of the columns of values [n, k] under weights [m, n]; a NaN value weighs nothing.
+
+    A column without any weight gives NaN.
+    """
+    present = np.isfinite(values)
+    totals = weights @ np.where(present, values, 0.0)
+    mass = np.broadcast_to(weights.sum(1, keepdims=True), totals.shape) if present.all() else weights @ present
+    return np.asarray(np.divide(totals, mass, out=np.full(totals.shape, np.nan), where=mass > 0))
+
+
+def resample_means(
+    per_seed: Sequence[Array],
+    resamples: int,
+    seed: int,
+    *,
+    same_prompts: bool = False,
+    resample_seeds: bool = True,
+) -> Array:
+    """Two-level bootstrap of column means: seeds with replacement, then prompts within each seed drawn.
+
+    per_seed: S arrays [n_s, k]; row = prompt, columns = whatever shares those prompts, so that every comparison of two
+    columns is paired. Returns [resamples, S, k]: the means of the S seeds drawn; average over axis 1. With
+    same_prompts row i is one prompt in all seeds, and one draw of prompts serves all of them: their common luck must
+    not average out. With resample_seeds=False every seed is drawn once, which leaves the interval over prompts.
+    ValueError: no seeds, no prompts, resamples < 1, unequal n_s with same_prompts.
+    """
+    sizes = [len(values) for values in per_seed]
+    if not sizes or min(sizes) == 0:
+        raise ValueError("bootstrap: no prompts to resample")
+    if resamples < 1:
+        raise ValueError(f"bootstrap: resamples must be at least 1, not {resamples}")
+    if same_prompts and len(set(sizes)) > 1:
+        raise ValueError(f"bootstrap: the seeds have {sizes} prompts, so they cannot share one draw")
+    rng = np.random.default_rng(seed)
+    count, columns = len(sizes), per_seed[0].shape[1]
+    picks = np.tile(np.arange(count), (resamples, 1))
+    if resample_seeds and count > 1:
+        picks = rng.integers(count, size=picks.shape)
+    out = np.empty((resamples, count, columns))
+    if same_prompts:
+        for rows, weights in _weights(rng, np.arange(resamples), sizes[0]):
+            means = np.stack([weighted_means(weights, values) for values in per_seed], axis=1)
+            out[rows] = np.take_along_axis(means, picks[rows][:, :, None], axis=1)
+        return out
+    for slot in range(count):
+        for chosen, values in enumerate(per_seed):
+            for rows, weights in _weights(rng, np.flatnonzero(picks[:, slot] == chosen), sizes[chosen]):
+                out[rows, slot] = weighted_means(weights, values)
+    return out
+
+
+def _weights(rng: np.random.Generator, rows: Rows, size: int) -> Iterator[tuple[Rows, Array]]:
+    """How often each of `size` prompts is drawn, [m, size], for some m of the rows at a time."""
+    step = max(1, COUNTS_AT_A_TIME // size)
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        cells = rng.integers(size, size=(len(some), size)) + size * np.arange(len(some))[:, None]
+        counts = np.bincount(cells.ravel(), minlength=len(some) * size)
+        yield some, counts.reshape(len(some), size).astype(np.float64)
+
+
+def bootstrap(values: Array, resamples: int, seed: int) -> Interval:
+    """Mean of values [n], one per prompt, with its interval over prompts."""
+    return bootstrap_seeds([values], resamples, seed)
+
+
+def bootstrap_seeds(per_seed: Sequence[Array], resamples: int, seed: int, *, same_prompts: bool = False) -> Interval:
+    """Mean over seeds of the mean over prompts, with its interval over seeds and prompts.
+
+    per_seed: S arrays [n_s]. With one seed this is `bootstrap`, and says nothing about another seed. With three it is
+    coarse: seeds can be drawn in ten ways only, the spread between seeds is understated by a third on average, and
+    where seeds matter much more than prompts the interval holds the truth about three times in four, not 95 in 100
+    (tests/test_statistics.py measures it). Read it as "do the seeds agree", or run more seeds.
+    """
+    columns = [np.asarray(values, dtype=np.float64).reshape(-1, 1) for values in per_seed]
+    draws = resample_means(columns, resamples, seed, same_prompts=same_prompts)
+    return interval(float(np.mean([values.mean() for values in columns])), draws[:, :, 0].mean(1))
+
+
+def check_samples(samples: pd.DataFrame, name: str) -> None:
+    """Refuse a table of samples that cannot be summarised: ValueError naming the table and the first bad row."""
+    absent = [column for column in COLUMNS if column not in samples.columns]
+    if absent:
+        raise ValueError(f"{name}: no column {', '.join(absent)}")
+    if samples.empty:
+        raise ValueError(f"{name}: no samples")
+    for column in ("reward", "logp", "ref_logp"):
+        bad = samples[~np.isfinite(samples[column].to_numpy(np.float64))]
+        if len(bad):
+            row = bad.iloc[0]
+            raise ValueError(
+                f"{name}: {column} is {row[column]} for prompt {row['prompt_id']}, sample {row['sample']} "
+                f"({len(bad)} of {len(samples)} samples)"
+            )
+    twice = samples[samples.duplicated(["prompt_id", "sample"])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise ValueError(f"{name}: prompt {row['prompt_id']}, sample {row['sample']} occurs twice")
+
+
+def per_prompt(samples: pd.DataFrame, truncated: Truncated) -> pd.DataFrame:
+    """Means over the samples of each prompt: reward, tokens, finished (share), kl; indexed by prompt_id, sorted.
+
+    kl is logp - ref_logp in nats per response: for samples at temperature 1 and top_p 1, an unbiased estimate of
+    KL(pi_theta || pi_ref). With truncated="drop" samples without EOS are left out, and so are prompts that have no
+    other.
+    """
+    if truncated not in ("score", "drop"):
+        raise ValueError(f"truncated: must be score or drop, not {truncated!r}")
+    kept = samples[samples["finished"].astype(bool)] if truncated == "drop" else samples
+    table = kept[["prompt_id", "reward", "tokens", "finished"]].assign(kl=kept["logp"] - kept["ref_logp"])
+    return table.astype({"reward": float, "tokens": float, "finished": float, "kl": float}).groupby("prompt_id").mean()
+
+
+def win_shares(policy: pd.DataFrame, baseline: pd.DataFrame) -> pd.Series:
+    """Share of each prompt's (policy sample, baseline sample) pairs that the policy wins by reward; ties half."""
+    columns = ["prompt_id", "reward"]
+    pairs = policy[columns].merge(baseline[columns], on="prompt_id", suffixes=("", "_baseline"))
+    wins = (np.sign(pairs["reward"] - pairs["reward_baseline"]) + 1) / 2
+    return wins.groupby(pairs["prompt_id"]).mean()
+
+
+def at_equal_length(means: Array) -> Array:
+    """Intercept of the least squares line of reward difference d on length difference l.
+
+    means [..., 4]: E[d], E[l], E[l d], E[l l]. The line's slope is cov(l, d) / var(l); without variance in l nothing
+    can be controlled for, and the intercept is E[d].
+    """
+    d, length, product, square = np.moveaxis(means, -1, 0)
+    variance = square - length * length
+    slope = np.divide(product - length * d, variance, out=np.zeros_like(d), where=variance > 1e-9 * (1 + square))
+    intercept: Array = d - slope * length
+    return intercept
+
+
+def summarise(
+    policy_samples: pd.DataFrame,
+    baseline_samples: pd.DataFrame,
+    *,
+    truncated: Truncated,
+    resamples: int,
+    seed: int,
+) -> dict[str, float]:
+    """Advantage of a policy over pi_SFT on the same prompts, and what else its samples tell; paired by prompt.
+
+    Rewards in oracle units, lengths in tokens with EOS, KL in nats per response; `x`, `x_low`, `x_high` for the
+    advantage, tokens, kl_to_reference, length_controlled_advantage (at_equal_length, per-prompt differences) and
+    win_rate. One bootstrap over prompts serves all of them. `dropped` counts samples left out by truncated="drop",
+    `dropped_prompts` the prompts that therefore lack a pair. ValueError: other prompts, missing rewards, nothing left.
+    """
+    tables = {"policy": policy_samples, "baseline": baseline_samples}
+    for name, samples in tables.items():
+        check_samples(samples, name)
+    _check_same_prompts(policy_samples, baseline_samples)
+    policy, baseline = (per_prompt(samples, truncated) for samples in tables.values())
+    kept = policy.index.intersection(baseline.index).sort_values()
+    if kept.empty:
+        raise ValueError("no prompt has a finished sample of both the policy and the baseline")
+    policy, baseline = policy.loc[kept], baseline.loc[kept]
+    finished = {name: samples["finished"].astype(bool) for name, samples in tables.items()}
+    scored = [t[finished[name]] if truncated == "drop" else t for name, t in tables.items()]
+    reward = (policy["reward"] - baseline["reward"]).to_numpy(np.float64)
+    length = (policy["tokens"] - baseline["tokens"]).to_numpy(np.float64)
+    line = np.column_stack([reward, length, length * reward, length * length])
+    others = np.column_stack([policy["tokens"], policy["kl"], win_shares(*scored).loc[kept]])
+    values = np.column_stack([line, others])
+    draws = resample_means([values], resamples, seed)[:, 0]
+    means = values.mean(0)
+    intervals = {
+        "advantage": interval(means[0], draws[:, 0]),
+        "tokens": interval(means[4], draws[:, 4]),
+        "kl_to_reference": interval(means[5], draws[:, 5]),
+        "win_rate": interval(means[6], draws[:, 6]),
+        "length_controlled_advantage": interval(float(at_equal_length(means[:4])), at_equal_length(draws[:, :4])),
+    }
+    out: dict[str, float] = {"prompts": len(kept), "samples": len(policy_samples)}
+    for name, value in intervals.items():
+        key = "tokens_mean" if name == "tokens" else name
+        out |= {key: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
+    out |= {"reward_mean": float(policy["reward"].mean()), "baseline_reward_mean": float(baseline["reward"].mean())}
+    out |= {"baseline_tokens_mean": float(baseline["tokens"].mean())}
+    for prefix, name in (("", "policy"), ("baseline_", "baseline")):
+        unfinished = int((~finished[name]).sum())
+        out[f"{prefix}unfinished_share"] = unfinished / len(tables[name])
+        out[f"{prefix}dropped"] = unfinished if truncated == "drop" else 0
+    out["dropped_prompts"] = policy_samples["prompt_id"].nunique() - len(kept)
+    return out
+
+
+def _check_same_prompts(policy: pd.DataFrame, baseline: pd.DataFrame) -> None:
+    """Refuse samples for other prompts, by id or by text: ValueError naming the first."""
+    ours, theirs = (t.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"] for t in (policy, baseline))
+    alone = ours.index.symmetric_difference(theirs.index)
+    if len(alone):
+        raise ValueError(f"policy and baseline: {len(alone)} prompts occur on one side only, such as {alone[0]}")
+    other = ours.index[ours != theirs.loc[ours.index]]
+    if len(other):
+        raise ValueError(f"policy and baseline: {len(other)} prompts have different texts, such as {other[0]}")

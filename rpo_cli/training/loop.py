@@ -1,0 +1,147 @@
+"""What SFT, reward model and policy training share: TRL's arguments, checkpoints to resume from, the metrics' journal."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rpo_cli.devices import Device
+from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.models import save
+from rpo_cli.schema import TrainingRecipe
+from rpo_cli.tracking import Report
+from rpo_cli.workspace import read_json, write_json
+
+STATE = "rpo_state.json"
+
+
+def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int) -> dict[str, Any]:
+    """Keyword arguments for SFTConfig, RewardConfig and DPOConfig; TRL's own defaults that are wrong here are set."""
+    return {
+        "output_dir": str(directory / "checkpoints"),
+        "max_steps": recipe.max_steps,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.lr_scheduler_type,
+        "warmup_steps": recipe.warmup_steps,
+        "per_device_train_batch_size": recipe.per_device_train_batch_size,
+        "per_device_eval_batch_size": recipe.per_device_eval_batch_size,
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        "optim": recipe.optim,
+        "adam_beta1": recipe.adam_beta1,
+        "adam_beta2": recipe.adam_beta2,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "logging_steps": recipe.logging_steps,
+        "logging_nan_inf_filter": False,  # a NaN must be seen, not averaged away
+        "save_strategy": "no" if recipe.save_steps is None else "steps",
+        "save_steps": recipe.save_steps or 500,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": device.dtype_name == "bfloat16",  # autocast; the weights stay float32
+        "use_cpu": device.name == "cpu",
+        "disable_tqdm": True,
+        "dataloader_drop_last": True,  # every optimiser step sees a whole batch
+        "dataloader_pin_memory": device.name == "cuda",
+        "remove_unused_columns": False,
+    }
+
+
+def need_rows(count: int, recipe: TrainingRecipe, what: str) -> None:
+    """Raise BadInput when a data set does not fill one optimiser step."""
+    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    if count < batch:
+        raise BadInput(f"{what}: {count} rows do not fill one batch of {batch}")
+
+
+class Journal(TrainerCallback):
+    """Reports progress and metrics, stops on a loss that is not finite, and completes checkpoints."""
+
+    def __init__(self, report: Report, state: Callable[[], dict[str, Any]]) -> None:
+        self.report = report
+        self.state = state
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.report.rewind(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.report(state.global_step, state.max_steps)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        values = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        for name in ("loss", "grad_norm", "eval_loss"):
+            if name in values and not math.isfinite(values[name]):
+                raise RunFailed(f"{self.report.job.path}: {name} is {values[name]} at step {state.global_step}; try a smaller learning_rate")
+        if "train_runtime" not in values and state.is_world_process_zero:
+            self.report.log(values, state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Written last: a checkpoint without this file was cut short by a kill and is not resumed from.
+        if state.is_world_process_zero:
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE, self.state())
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint of an unfinished run."""
+    complete = [p for p in directory.glob("checkpoint-*") if (p / STATE).is_file()]
+    return max(complete, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def train(
+    trainer: Trainer,
+    report: Report,
+    *,
+    state: Callable[[], dict[str, Any]] = dict,
+    restore: Callable[[dict[str, Any]], None] = lambda state: None,
+) -> dict[str, float]:
+    """Train to the end, from the last complete checkpoint if there is one; returns the final training metrics."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Journal(report, state))
+    checkpoint = last_checkpoint(Path(trainer.args.output_dir))
+    if checkpoint is not None:
+        restore(read_json(checkpoint / STATE) or {})
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not losses:
+        return {}
+    return {"first_loss": losses[0], "last_loss": losses[-1]}
+
+
+def lora_of(recipe: TrainingRecipe, task: str) -> Any:
+    """peft's LoraConfig for a recipe that asks for one, else None."""
+    if not recipe.use_peft:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise BadInput("use_peft needs the extra `lora`: pip install 'rpo-cli[lora]'") from error
+    modules_to_save = ["score"] if task == "SEQ_CLS" else None
+    return LoraConfig(
+        r=recipe.lora_r, lora_alpha=recipe.lora_alpha, lora_dropout=recipe.lora_dropout, target_modules=recipe.lora_target_modules,
+        task_type=task, modules_to_save=modules_to_save,
+    )  # fmt: skip
+
+
+def publish_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> PreTrainedModel:
+    """Save the trained model beside its tokenizer, drop the checkpoints; an adapter is kept apart and merged."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(directory / "adapter")
+        model = model.merge_and_unload()
+    # TRL patches the forward of the instance; what is saved is the class's own.
+    save(model, tokenizer, directory)
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    return model  # type: ignore[no-any-return]
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl."""
+    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -1,0 +1,194 @@
+"""Policies through one thin subclass of TRL's DPOTrainer: dpo, ipo, d-dpo, p-dpo, dp-dpo, e-dpo.
+
+Neither the reference model nor a reward model is in memory while a policy trains: log-probs and rewards come as columns
+(kl_estimator: full is the exception and says so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import DPOConfig, DPOTrainer
+
+from rpo_cli import devices
+from rpo_cli.batches import PolicyCollator, response_logits, response_logps
+from rpo_cli.models import fit_to_tokenizer, load_causal, load_tokenizer
+from rpo_cli.objectives import distill_losses, dpo_losses, gamma_at, ipo_losses, kl_full, kl_sample, kl_weight, select_member, sequence_logps
+from rpo_cli.pipeline import Job
+from rpo_cli.schema import PESSIMISTIC, PolicyRecipe, seed_of
+from rpo_cli.scoring import pad_id
+from rpo_cli.tracking import Report
+from rpo_cli.training.ensemble import MemberChoice
+from rpo_cli.training.loop import arguments, lora_of, need_rows, publish_model, train
+from rpo_cli.training.teachers import calibrated_margins, policy_rows
+
+
+class PolicyTrainer(DPOTrainer):
+    """DPOTrainer with the objectives of Fisch et al. (2025) over precomputed log-probs and teacher margins."""
+
+    def __init__(self, recipe: PolicyRecipe, members: MemberChoice | None, kl_reference: PreTrainedModel | None, **kwargs: Any) -> None:
+        self.recipe = recipe
+        self.members = members
+        self.kl_reference = kl_reference
+        self._recent: dict[str, list[torch.Tensor]] = {}
+        super().__init__(**kwargs)
+        if members is not None:
+            self.add_callback(_EndOfStep(self))
+
+    # The private names of TRL 1.16 that are replaced: rows come tokenised, with reference log-probs.
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _send_telemetry(self) -> None:
+        """None."""
+
+    def batch_mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean of a tensor over processes."""
+        mean: torch.Tensor = self.accelerator.reduce(values, "mean")
+        return mean
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """All micro-batches of an optimiser step; e-DPO's batch min is decided here, over all of them."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.members is not None and batches:
+            self.members.begin_step(self._choose(batches) if self.members.scope == "batch" and len(batches) > 1 else None)
+        return batches, count
+
+    @torch.no_grad()
+    def _choose(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        means = []
+        for batch in batches:
+            inputs = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager():
+                delta_h = self._delta_h(response_logps(self.model_wrapped, inputs), inputs)
+            means.append(distill_losses(delta_h, inputs["margins"].T, self.recipe.beta).mean(1))
+        return select_member(self.batch_mean(torch.stack(means).mean(0)))
+
+    def _delta_h(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        size = len(inputs["ref_chosen_logps"])
+        h_chosen = logps[:size] - inputs["ref_chosen_logps"]
+        h_rejected = logps[size : 2 * size] - inputs["ref_rejected_logps"]
+        if self.recipe.objective == "ipo-norm":
+            lengths = inputs["response_mask"].sum(1)
+            return h_chosen / lengths[:size] - h_rejected / lengths[size : 2 * size]
+        return h_chosen - h_rejected
+
+    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """The objective's loss, mean over pairs (Fisch et al. 2025, sections 3 and 4)."""
+        recipe = self.recipe
+        logits = response_logits(model, inputs)
+        depth = inputs["response_mask"].shape[1]
+        logps = sequence_logps(logits, inputs["input_ids"][:, -depth:], inputs["response_mask"])
+        delta_h = self._delta_h(logps, inputs)
+        if recipe.objective in ("dpo", "p-dpo"):
+            losses = dpo_losses(delta_h, recipe.beta)
+        elif recipe.objective in ("ipo", "ipo-norm"):
+            losses = ipo_losses(delta_h, recipe.tau)
+        else:
+            losses = distill_losses(delta_h, inputs["margins"].T, recipe.beta)
+            losses = losses[0] if self.members is None else self.members.reduce(losses, self.batch_mean)
+        loss = preference = losses.mean()
+        if recipe.objective in PESSIMISTIC:
+            kl = self._forward_kl(logits, logps, inputs)
+            gamma = gamma_at(self.state.global_step, self.args.max_steps, recipe.gamma, recipe.gamma_end)
+            loss = preference + kl_weight(gamma, recipe.beta, recipe.kl_coefficient) * kl
+            self._note("kl_to_reference", kl)
+        self._note("losses/preference", preference)
+        self._note_rewards(logps, inputs)
+        return (loss, {"logps": logps}) if return_outputs else loss
+
+    def _forward_kl(self, logits: torch.Tensor, logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Estimate of KL(pi_ref || pi_theta), summed over tokens, mean over pairs."""
+        size = len(inputs["ref_chosen_logps"])
+        if self.recipe.kl_estimator == "data":
+            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+            return kl_sample(logps[: 2 * size], reference).mean()
+        if self.recipe.kl_estimator == "sample":
+            return kl_sample(logps[2 * size :], inputs["ref_sample_logps"]).mean()
+        assert self.kl_reference is not None
+        names = ("input_ids", "attention_mask", "position_ids", "response_mask")
+        with torch.no_grad():
+            reference = response_logits(self.kl_reference, {name: inputs[name][2 * size :] for name in names})
+        return kl_full(logits[2 * size :], reference, inputs["response_mask"][2 * size :]).mean()
+
+    def _note_rewards(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        size = len(inputs["ref_chosen_logps"])
+        chosen, rejected = logps[:size].detach(), logps[size : 2 * size].detach()
+        h_chosen, h_rejected = chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"]
+        strength = 1.0 if self.recipe.objective.startswith("ipo") else self.recipe.beta
+        self._note("rewards/chosen", strength * h_chosen.mean())
+        self._note("rewards/rejected", strength * h_rejected.mean())
+        self._note("rewards/margins", strength * (h_chosen - h_rejected).mean())
+        self._note("rewards/accuracies", (h_chosen > h_rejected).float().mean())
+        self._note("logps/chosen", chosen.mean())
+        self._note("logps/rejected", rejected.mean())
+
+    def _note(self, name: str, value: torch.Tensor) -> None:
+        # Kept on the device and only for steps that are logged: no transfer in between.
+        if (self.state.global_step + 1) % self.args.logging_steps == 0:
+            self._recent.setdefault(name, []).append(value.detach())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add this trainer's metrics, gathered in one transfer."""
+        if self._recent:
+            values = self.batch_mean(torch.stack([torch.stack(v).mean() for v in self._recent.values()])).tolist()
+            logs |= dict(zip(self._recent, values, strict=True))
+            self._recent.clear()
+            if self.recipe.objective in PESSIMISTIC:
+                logs["gamma"] = gamma_at(self.state.global_step - 1, self.args.max_steps, self.recipe.gamma, self.recipe.gamma_end)
+            if self.members is not None:
+                logs |= self.members.shares()
+        # DPOTrainer.log averages TRL's own metrics, which are not collected here.
+        Trainer.log(self, logs, start_time)
+
+
+class _EndOfStep(TrainerCallback):
+    """Closes an optimiser step of the ensemble's min, before a checkpoint is written."""
+
+    def __init__(self, trainer: PolicyTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.trainer.members is not None
+        self.trainer.members.end_step(self.trainer.batch_mean)
+
+
+def run(job: Job, report: Report) -> dict[str, Any]:
+    """Train one policy and save it; metrics hold the ensemble's temperatures and chosen members."""
+    recipe: PolicyRecipe = job.recipe
+    device = devices.choose(recipe)
+    seed = seed_of(recipe, "policy")
+    tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
+    teachers = calibrated_margins(job, recipe)
+    rows, dropped = policy_rows(job, recipe, tokenizer, teachers)
+    need_rows(len(rows), recipe, job.path)
+    members = None
+    if recipe.objective == "e-dpo":
+        margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
+        members = MemberChoice(recipe.ensemble_min, list(teachers.temperatures), margins, recipe.ema_decay)
+    model = load_causal(job.inputs["model"], recipe, device, job.revisions.get("model"), training=True)
+    fit_to_tokenizer(model, tokenizer)
+    with_reference = recipe.objective in PESSIMISTIC and recipe.kl_estimator == "full"
+    kl_reference = load_causal(job.inputs["model"], recipe, device, job.revisions.get("model")) if with_reference else None
+    config = DPOConfig(
+        **arguments(recipe, job.directory, device, seed), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True
+    )
+    trainer = PolicyTrainer(
+        recipe, members, kl_reference, model=model, args=config, data_collator=PolicyCollator(pad_id(tokenizer)),
+        train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora_of(recipe, "CAUSAL_LM"),
+    )  # fmt: skip
+    if members is None:
+        metrics: dict[str, Any] = train(trainer, report)
+    else:
+        metrics = train(trainer, report, state=members.state, restore=members.restore)
+        metrics |= members.all_shares()
+    publish_model(trainer, tokenizer, job.directory)
+    temperatures = {f"temperature/{name}": value for name, value in teachers.temperatures.items()}
+    return {**metrics, **temperatures, "rows": len(rows), "dropped": dropped, "steps": trainer.state.global_step}

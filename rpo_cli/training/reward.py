@@ -1,0 +1,96 @@
+"""Bradley-Terry reward models through TRL's RewardTrainer: the oracle, the RM of D_rho, the ensemble's members."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from trl import RewardConfig, RewardTrainer
+
+from rpo_cli import devices
+from rpo_cli.data.pairs import TokenRow, read_rows, tokenise
+from rpo_cli.errors import BadInput
+from rpo_cli.models import fit_to_tokenizer, load_reward, load_tokenizer
+from rpo_cli.pipeline import Job
+from rpo_cli.schema import RewardRecipe, seed_of
+from rpo_cli.scoring import pad_id, pair_rewards
+from rpo_cli.tracking import Report
+from rpo_cli.training.loop import arguments, lora_of, need_rows, publish_model, train
+from rpo_cli.training.sft import table_of
+
+
+class LeanRewardTrainer(RewardTrainer):
+    """RewardTrainer with the same loss, and metrics on logging steps only (TRL gathers and syncs eight times a step)."""
+
+    def _send_telemetry(self) -> None:
+        """None."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """-log sigmoid(r(chosen) - r(rejected)), mean over pairs."""
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
+        margins = chosen - rejected
+        loss = -torch.nn.functional.logsigmoid(margins).mean()
+        if self.model.training and (self.state.global_step + 1) % self.args.logging_steps == 0:
+            gathered = self.accelerator.gather(margins.detach())
+            self._metrics["train"]["accuracy"].append((gathered > 0).float().mean().item())
+            self._metrics["train"]["margin"].append(gathered.mean().item())
+        return (loss, outputs) if return_outputs else loss
+
+
+def data_set(rows: list[TokenRow]) -> Dataset:
+    """RewardTrainer's columns: whole token sequences."""
+    return Dataset.from_list([{"chosen_ids": r.prompt_ids + r.responses[0], "rejected_ids": r.prompt_ids + r.responses[1]} for r in rows])
+
+
+def training_rows(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows to train on, and rows held out (none for a data recipe without pairs_validation)."""
+    recipe: RewardRecipe = job.recipe
+    folder = job.inputs["data"]
+    if (folder / "held_out.parquet").is_file():
+        member = job.options.get("member")
+        name = "train" if member is None else f"b-{member:g}"
+        return read_rows(folder / f"{name}.parquet"), read_rows(folder / "held_out.parquet")
+    held_out = folder / "pairs_validation.parquet"
+    return table_of(job, recipe.table), read_rows(held_out) if held_out.is_file() else []
+
+
+def run(job: Job, report: Report) -> dict[str, Any]:
+    """Train, keep the last or the best evaluated step, and measure the held-out loss and accuracy."""
+    recipe: RewardRecipe = job.recipe
+    device = devices.choose(recipe)
+    seed = seed_of(recipe, "rm")
+    tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
+    texts, held_out_texts = training_rows(job)
+
+    def tokens_of(rows: list[dict[str, Any]]) -> list[TokenRow]:
+        return tokenise(rows, ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path) if rows else []
+
+    rows, held_out = tokens_of(texts), tokens_of(held_out_texts)
+    need_rows(len(rows), recipe, job.path)
+    # The head is new when the model was a language model: its weights are drawn under the RM's seed.
+    torch.manual_seed(seed)
+    model = load_reward(job.inputs["model"], recipe, device, job.revisions.get("model"), training=True)
+    fit_to_tokenizer(model, tokenizer)
+    settings = arguments(recipe, job.directory, device, seed)
+    if recipe.stopping == "early":
+        if not held_out:
+            raise BadInput(f"{job.path}: stopping: early needs held-out pairs (pairs_validation)")
+        settings |= {
+            "eval_strategy": "steps", "eval_steps": recipe.eval_steps, "save_strategy": "best", "metric_for_best_model": "eval_loss",
+            "greater_is_better": False, "load_best_model_at_end": True,
+        }  # fmt: skip
+    config = RewardConfig(**settings, max_length=None)
+    trainer = LeanRewardTrainer(
+        model, config, train_dataset=data_set(rows), eval_dataset=data_set(held_out) if recipe.stopping == "early" else None,
+        processing_class=tokenizer, peft_config=lora_of(recipe, "SEQ_CLS"),
+    )  # fmt: skip
+    metrics: dict[str, Any] = train(trainer, report)
+    trained = publish_model(trainer, tokenizer, job.directory)
+    if held_out:
+        scores = pair_rewards(trained, held_out, pad_id(tokenizer), recipe.per_device_eval_batch_size)
+        margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
+        metrics |= {"held_out_accuracy": float((margins > 0).mean()), "held_out_loss": float(np.logaddexp(0, -margins).mean())}
+    return {**metrics, "rows": len(rows), "dropped": len(texts) - len(rows), "steps": trainer.state.global_step}

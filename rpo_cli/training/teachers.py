@@ -1,0 +1,101 @@
+"""What a policy learns from: pairs, reference log-probs and samples, and the teachers' calibrated margins, joined by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rpo_cli.data.bias import LONGER, SHORTER
+from rpo_cli.data.pairs import read_rows, tokenise
+from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.objectives import fit_temperature, mix_weights
+from rpo_cli.pipeline import Job
+from rpo_cli.schema import PESSIMISTIC, PolicyRecipe
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Margins r(chosen) - r(rejected) by row id, [k] each, divided by the members' temperatures (1 when uncalibrated)."""
+
+    margins: dict[str, list[float]]
+    temperatures: dict[str, float]
+
+
+def calibrated_margins(job: Job, recipe: PolicyRecipe) -> Teachers:
+    """Read every teacher's scores and calibrate them on held-out pairs where the recipe says so.
+
+    Raises:
+        RunFailed: a member's temperature cannot be fitted.
+    """
+    names = [name.removeprefix("scores/") for name in job.inputs if name.startswith("scores/")]
+    columns, temperatures = [], {}
+    ids: list[str] = []
+    for name in names:
+        folder = job.inputs[f"scores/{name}"]
+        scores = pq.read_table(folder / "train.parquet").to_pydict()
+        temperature = 1.0
+        if recipe.calibration == "temperature" and recipe.objective == "e-dpo":
+            try:
+                temperature = _temperature(job, recipe, name)
+            except ValueError as error:
+                raise RunFailed(f"{job.path}: the temperature of ensemble member {name} cannot be fitted: {error}") from error
+        if ids and scores["id"] != ids:
+            raise RunFailed(f"{folder}: scores other rows than the ensemble's first member")
+        ids = scores["id"]
+        columns.append((np.array(scores["chosen"]) - np.array(scores["rejected"])) / temperature)
+        temperatures[name] = temperature
+    stacked = np.stack(columns, 1).tolist() if columns else []
+    return Teachers(dict(zip(ids, stacked, strict=True)), temperatures)
+
+
+def _temperature(job: Job, recipe: PolicyRecipe, name: str) -> float:
+    held_out = pq.read_table(job.inputs[f"scores/{name}"] / "held_out.parquet").to_pydict()
+    margins = torch.tensor(held_out["chosen"], dtype=torch.float64) - torch.tensor(held_out["rejected"], dtype=torch.float64)
+    if recipe.calibration_mix == "data":
+        return fit_temperature(margins)
+    try:
+        mix = float(name)
+    except ValueError:
+        raise ValueError("calibration_mix: own needs an ensemble recipe, whose members know their b; use calibration_mix: data") from None
+    kinds = {str(row["id"]): row["longer_preferred"] for row in read_rows(job.inputs["data"] / "held_out.parquet")}
+    kind = torch.tensor([kinds[row] for row in held_out["id"]])
+    return fit_temperature(margins, mix_weights(kind == LONGER, kind == SHORTER, mix))
+
+
+def policy_rows(job: Job, recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase, teachers: Teachers) -> tuple[list[dict[str, Any]], int]:
+    """Rows for the collator, and how many pairs were dropped for their length."""
+    texts = read_rows(job.inputs["data"] / "train.parquet")
+    tokens = tokenise(texts, ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
+    logps = pq.read_table(job.inputs["reference"] / "logps.parquet").to_pydict()
+    reference = {row: (c, r) for row, c, r in zip(logps["id"], logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)}
+    samples = _reference_samples(job) if recipe.objective in PESSIMISTIC and recipe.kl_estimator != "data" else {}
+    prompts = {str(row["id"]): row["prompt"] for row in texts}
+    result = []
+    for index, row in enumerate(tokens):
+        if row.id not in reference:
+            raise BadInput(f"{job.inputs['reference']}: no reference log-probs for row {row.id}")
+        entry: dict[str, Any] = {
+            "prompt_ids": row.prompt_ids, "chosen_ids": row.responses[0], "rejected_ids": row.responses[1],
+            "ref_chosen_logps": reference[row.id][0], "ref_rejected_logps": reference[row.id][1],
+        }  # fmt: skip
+        if samples:
+            # Pairs that share a prompt take turns with its samples.
+            drawn = samples[prompts[row.id]]
+            entry["sample_ids"], entry["ref_sample_logps"] = drawn[index % len(drawn)]
+        if teachers.margins:
+            entry["margins"] = teachers.margins[row.id]
+        result.append(entry)
+    return result, len(texts) - len(tokens)
+
+
+def _reference_samples(job: Job) -> dict[str, list[tuple[list[int], float]]]:
+    table = pq.read_table(job.inputs["samples"] / "samples.parquet").to_pydict()
+    result: dict[str, list[tuple[list[int], float]]] = {}
+    for prompt, ids, logp in zip(table["prompt"], table["sample_ids"], table["ref_sample_logps"], strict=True):
+        result.setdefault(prompt, []).append((ids, logp))
+    return result

@@ -1,0 +1,204 @@
+"""Where artifacts live, and what is up to date.
+
+An artifact is a directory with a `manifest.json`, written last. It is up to date when the manifest's key, a hash of the
+resolved recipe and of the inputs' keys, is the one the plan wants. A directory without a manifest is unfinished; what
+it holds may be resumed only under the key in its `started.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from rpo_cli.errors import BadInput
+
+MANIFEST = "manifest.json"
+STARTED = "started.json"
+SMALL_FILE = 64 * 2**20
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "peft", "numpy", "wandb")
+
+
+class WorkspaceError(BadInput):
+    """The workspace cannot be used; the message is one line for the user."""
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 of a JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def hash_path(path: Path) -> str:
+    """Content hash of a file or a directory; large files (model weights) count by size and modification time."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        stat = file.stat()
+        digest.update(str(file.relative_to(path)).encode())
+        if stat.st_size <= SMALL_FILE:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        else:
+            digest.update(f"{stat.st_size}:{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2, sort_keys=True, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The file's mapping; None when it is absent or was cut short."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def git_revision() -> str | None:
+    """Commit of the checkout this package runs from, with a + when it has uncommitted changes."""
+    here = Path(__file__).resolve().parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class Workspace:
+    """One suite's directory of artifacts."""
+
+    def __init__(self, root: Path, suite: str) -> None:
+        self.root = root
+        self.suite = suite
+
+    def check(self) -> None:
+        """Make sure that what is there, if anything, is a workspace of this suite.
+
+        Raises:
+            WorkspaceError: it is not.
+        """
+        known = read_json(self.root / "workspace.json")
+        if known is not None and known.get("suite") != self.suite:
+            raise WorkspaceError(
+                f"{self.root}: workspace of suite {known.get('suite')!r}, not {self.suite!r}; choose another --workspace"
+            )
+        if known is None and self.root.is_dir() and any(self.root.iterdir()):
+            raise WorkspaceError(f"{self.root}: neither empty nor a workspace of rpo; choose another --workspace")
+
+    def open(self) -> None:
+        """Create the workspace if it is not there.
+
+        Raises:
+            WorkspaceError: it belongs to another suite, or cannot be written.
+        """
+        self.check()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not (self.root / "workspace.json").exists():
+                write_json(self.root / "workspace.json", {"suite": self.suite})
+        except OSError as error:
+            raise WorkspaceError(f"{self.root}: cannot be written: {error.strerror}") from error
+
+    def manifest(self, path: str) -> dict[str, Any] | None:
+        """Manifest of a finished artifact, None of an absent or unfinished one."""
+        return read_json(self.root / path / MANIFEST)
+
+    def why_stale(self, path: str, wanted: Mapping[str, Any], *, weights: bool = False) -> str | None:
+        """Why the artifact must be built; None when it is up to date.
+
+        `wanted` is the plan's `identity` (kind, recipe, inputs, options, key). `weights`: a dropped model will not do.
+        """
+        found = self.manifest(path)
+        if found is None:
+            started = read_json(self.root / path / STARTED)
+            return "missing" if started is None else "unfinished"
+        if found["key"] != wanted["key"]:
+            return difference(found, wanted)
+        if weights and found.get("weights") == "dropped":
+            return "its weights were dropped"
+        return None
+
+    @contextlib.contextmanager
+    def building(self, path: str, identity: Mapping[str, Any]) -> Iterator[Path]:
+        """Hold the artifact's directory while it is built; keep an unfinished one only if it was started for this key."""
+        directory = self.root / path
+        locks = self.root / ".locks"
+        locks.mkdir(exist_ok=True)
+        with FileLock(locks / (path.replace("/", "__") + ".lock")):
+            started = read_json(directory / STARTED)
+            if started is None or started.get("key") != identity["key"] or (directory / MANIFEST).exists():
+                # The manifest goes first: a kill in the middle must not leave a finished-looking ruin.
+                (directory / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(directory, ignore_errors=True)
+                directory.mkdir(parents=True, exist_ok=True)
+                write_json(directory / STARTED, dict(identity))
+            yield directory
+
+    def publish(self, path: str, manifest: Mapping[str, Any]) -> None:
+        """Declare the artifact finished."""
+        directory = self.root / path
+        write_json(directory / MANIFEST, dict(manifest))
+        (directory / STARTED).unlink(missing_ok=True)
+
+    def drop_weights(self, path: str) -> None:
+        """Delete a finished artifact's model weights; manifest, metrics and logs stay."""
+        manifest = self.manifest(path)
+        if manifest is None or manifest.get("weights") == "dropped":
+            return
+        write_json(self.root / path / MANIFEST, {**manifest, "weights": "dropped"})
+        for file in (self.root / path).glob("**/*.safetensors"):
+            file.unlink()
+
+    def artifacts(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """Every artifact, finished (with its manifest) or not (None), by path."""
+        for file in sorted(self.root.rglob("*.json")):
+            if file.name in (MANIFEST, STARTED):
+                path = str(file.parent.relative_to(self.root))
+                if file.name == MANIFEST or not (file.parent / MANIFEST).exists():
+                    yield path, read_json(file) if file.name == MANIFEST else None
+
+
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """First differences between two identities, as a user would name them: `beta 0.1 -> 0.2`."""
+    reasons = []
+    for group in ("recipe", "options"):
+        old, new = found.get(group, {}), wanted.get(group, {})
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                reasons.append(f"{name} {brief(old.get(name))} -> {brief(new.get(name))}")
+    old, new = found.get("inputs", {}), wanted.get("inputs", {})
+    reasons += [f"input {name} changed" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    shown = "; ".join(reasons[:3]) or "built by another version of rpo"
+    return shown + (f"; {len(reasons) - 3} more" if len(reasons) > 3 else "")
+
+
+def brief(value: Any) -> str:
+    """A value in a few characters."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

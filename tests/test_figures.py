@@ -1,0 +1,229 @@
+"""Properties of the figure: what is drawn, what is claimed, what is refused; on planted cells."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rpo_cli import figures
+
+RHOS = [0.2, 0.5, 0.8]
+SEEDS = [0, 1, 2]
+# Everything the paper claims holds here: above zero; e-dpo leads up to 0.5 and is flattest; d-dpo leads above 0.6.
+PAPER = {
+    "dpo": [0.8, 1.5, 1.1],
+    "ipo": [0.6, 1.4, 1.0],
+    "d-dpo": [0.9, 1.6, 2.4],
+    "e-dpo": [1.6, 1.9, 1.8],
+}
+
+
+def planted(curves: dict[str, list[float]], *, prompts: int = 60, between: float = 0.02) -> pd.DataFrame:
+    """Cells with the given mean advantages by rho; hard and easy prompts shared by all policies of a seed."""
+    rng, parts = np.random.default_rng(0), []
+    for seed in SEEDS:
+        common = 3 * rng.normal(size=prompts)
+        common -= common.mean()
+        for policy, curve in curves.items():
+            for rho, mean in zip(RHOS, curve, strict=True):
+                noise = 0.1 * rng.normal(size=prompts) + between * rng.normal()
+                tokens = 5 + 4 * rho + 0.1 * rng.integers(-3, 4, size=prompts)
+                keys: dict[str, Any] = {"policy": policy, "rho": rho, "seed": seed}
+                numbers = {"advantage": mean + common + noise, "tokens": tokens, "baseline_tokens": 6.0}
+                parts.append(pd.DataFrame({"prompt_id": [f"p{i}" for i in range(prompts)]} | keys | numbers))
+    return pd.concat(parts, ignore_index=True)
+
+
+def made_choices() -> pd.DataFrame:
+    rows = [("e-dpo", rho, seed, b, 0.5) for rho in RHOS for seed in SEEDS for b in (0.2, 0.8)]
+    return pd.DataFrame(rows, columns=["policy", "rho", "seed", "member", "share"])
+
+
+def claims(cells: pd.DataFrame, policies: list[str], rhos: list[float] = RHOS) -> dict[str, dict[str, Any]]:
+    """Rows of the orderings by the start of their detail."""
+    rows = figures.orderings(cells, policies, rhos, SEEDS, resamples=300)
+    for row in rows:
+        assert row["passed"] == (row["status"] == "passed")
+    return {row["detail"].split(",")[0].split(";")[0]: row for row in rows}
+
+
+def save(cells: pd.DataFrame, folder: Path, policies: list[str] | None = None) -> Path:
+    meta = {"policies": policies or list(PAPER), "rhos": RHOS, "seeds": SEEDS, "bootstrap_samples": 200, "git": "abc"}
+    figures.save_results(cells, made_choices(), meta, folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_all_orderings_pass_where_they_are_planted() -> None:
+    rows = claims(planted(PAPER), list(PAPER))
+    assert {row["status"] for row in rows.values()} == {"passed"}
+    assert rows["all"]["difference"] == pytest.approx(0.6, abs=0.05)
+    assert "ipo at rho 0.2" in rows["all"]["detail"]
+    assert rows["e-dpo - dpo at rho 0.2"]["difference"] == pytest.approx(0.8, abs=0.1)
+    assert rows["range of dpo - range of e-dpo"]["difference"] == pytest.approx(0.4, abs=0.1)
+    assert len(rows["all"]["by_seed"]) == 3
+
+
+def test_orderings_fail_where_the_opposite_is_planted() -> None:
+    rows = claims(planted(PAPER | {"e-dpo": [0.3, 1.9, 2.6], "ipo": [-1.5, 1.4, 1.0]}), list(PAPER))
+    for detail in ("all", "ipo", "e-dpo - dpo at rho 0.2", "d-dpo - e-dpo at rho 0.8", "d-dpo - each other at rho 0.8"):
+        assert rows[detail]["status"] == "contradicted", detail
+    assert rows["range of dpo - range of e-dpo"]["status"] == "contradicted"
+    assert rows["d-dpo - dpo at rho 0.8"]["status"] == "passed"
+
+
+def test_a_difference_on_which_seeds_disagree_does_not_pass() -> None:
+    """Prompts alone would call it significant: 60 of them, noise 0.1, difference 0.15."""
+    cells = planted(PAPER | {"e-dpo": [0.95, 1.9, 1.8]})
+    cells.loc[(cells["policy"] == "e-dpo") & (cells["rho"] == 0.2) & (cells["seed"] == 1), "advantage"] -= 0.5
+    assert claims(cells, list(PAPER))["e-dpo - dpo at rho 0.2"]["status"] == "not significant"
+
+
+def test_claims_compare_the_same_prompts() -> None:
+    """Prompts differ by 3, policies by 0.8: unpaired intervals would be wider than the difference."""
+    row = claims(planted(PAPER), list(PAPER))["e-dpo - dpo at rho 0.2"]
+    assert row["high"] - row["low"] < 0.2
+    numbers = figures.table(planted(PAPER), list(PAPER), RHOS, SEEDS, resamples=300)
+    assert (numbers["high"] - numbers["low"]).min() > 0.7
+
+
+def test_absent_policies_and_rhos_are_not_measured_and_never_pass() -> None:
+    rows = claims(planted({"dpo": PAPER["dpo"], "d-dpo": PAPER["d-dpo"]}), ["dpo", "d-dpo"])
+    for detail in ("e-dpo - dpo at rho 0.2", "e-dpo - ipo at rho 0.5", "range of dpo - range of e-dpo"):
+        assert rows[detail]["status"] == "not measured"
+        assert rows[detail]["low"] is None
+    cells = planted(PAPER)
+    only = claims(cells[cells["rho"] == 0.5], list(PAPER), [0.5])
+    assert only["no such rho"]["status"] == "not measured"
+    holes = claims(cells[~((cells["policy"] == "dpo") & (cells["rho"] == 0.5))], list(PAPER))
+    assert holes["dpo"]["status"] == holes["all"]["status"] == "not measured"
+    assert "1 of 3 not measured" in holes["dpo"]["detail"]
+    assert holes["e-dpo - dpo at rho 0.5"]["status"] == "not measured"
+    assert holes["range of dpo - range of e-dpo"]["status"] == "not measured"
+    assert holes["e-dpo - ipo at rho 0.5"]["status"] == "passed"
+
+
+def test_table_holds_means_over_seeds_and_both_kinds_of_interval() -> None:
+    cells = planted(PAPER, between=0.5)
+    cells["advantage"] -= cells.groupby(["seed", "prompt_id"])["advantage"].transform(
+        "mean"
+    )  # leaves little prompt noise
+    numbers = figures.table(cells, list(PAPER), RHOS, SEEDS, resamples=300)
+    assert list(zip(numbers["policy"], numbers["rho"], strict=True)) == [(p, r) for p in PAPER for r in RHOS]
+    wanted = cells.groupby(["policy", "rho"])["advantage"].mean()
+    np.testing.assert_allclose(numbers["advantage"], [wanted[p, r] for p in PAPER for r in RHOS], atol=1e-4)
+    assert (numbers["low"] < numbers["prompt_low"]).all() and (numbers["prompt_high"] < numbers["high"]).all()
+    assert set(numbers["seeds"]) == {3} and set(numbers["prompts"]) == {60} and set(numbers["baseline_tokens"]) == {6.0}
+
+
+def test_redraw_is_byte_equal(tmp_path: Path) -> None:
+    folder = save(planted(PAPER), tmp_path / "results")
+    paths, rows = figures.redraw(folder, tmp_path / "a")
+    figures.redraw(folder, tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    names = {"figure2.png", "figure2.svg", "figure2.csv", "figure2.json", "members.png", "members.svg"}
+    assert {path.name for path in paths} == names == set(contents(tmp_path / "a"))
+    drawn = json.loads((tmp_path / "a" / "figure2.json").read_text())
+    assert drawn["orderings"] == rows and drawn["missing"] == [] and drawn["provenance"]["git"] == "abc"
+
+
+def test_results_saved_again_are_the_same_bytes_whatever_the_order_of_rows(tmp_path: Path) -> None:
+    cells = planted(PAPER)
+    save(cells, tmp_path / "a")
+    save(cells.sample(frac=1, random_state=0), tmp_path / "b")
+    loaded, choices, meta = figures.load_results(tmp_path / "a")
+    figures.save_results(loaded, choices, meta, tmp_path / "c")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
+    merged = loaded.merge(cells, on=["policy", "rho", "seed", "prompt_id"], validate="one_to_one")
+    assert len(merged) == len(cells)
+    assert (merged["advantage_x"] - merged["advantage_y"]).abs().max() < 5.1e-5
+
+
+def test_a_whole_figure_of_results_stays_below_a_megabyte(tmp_path: Path) -> None:
+    rng, names = np.random.default_rng(0), [f"test-{i:05d}" for i in range(1000)]
+    index = pd.MultiIndex.from_product([["dpo", "ipo", "p-dpo", "d-dpo", "dp-dpo", "e-dpo"], range(7), range(3), names])
+    cells = index.set_names(["policy", "rho", "seed", "prompt_id"]).to_frame(index=False)
+    cells["advantage"] = rng.normal(size=len(cells))
+    cells["tokens"] = rng.integers(6, 30, size=len(cells)) / 2
+    cells["baseline_tokens"] = rng.integers(6, 30, size=len(cells)) / 2
+    path, *_ = figures.save_results(cells, made_choices(), {}, tmp_path)
+    assert path.stat().st_size < 1_000_000
+
+
+def test_missing_cells_are_refused_by_name_unless_asked_for_then_listed(tmp_path: Path) -> None:
+    cells = planted(PAPER)
+    whole_gap = (cells["policy"] == "dpo") & (cells["rho"] == 0.5)
+    one_seed = (cells["policy"] == "e-dpo") & (cells["rho"] == 0.8) & (cells["seed"] == 2)
+    folder = save(cells[~whole_gap & ~one_seed], tmp_path / "results")
+    with pytest.raises(
+        figures.MissingCells, match="4 cells are missing: dpo at rho 0.5, seed 0; .*e-dpo at rho 0.8, seed 2"
+    ):
+        figures.redraw(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    figures.redraw(folder, tmp_path / "out", allow_missing=True)
+    drawn = json.loads((tmp_path / "out" / "figure2.json").read_text())
+    assert len(drawn["missing"]) == 4 and drawn["missing"][-1] == {"policy": "e-dpo", "rho": 0.8, "seed": 2}
+    rows = {(row["policy"], row["rho"]): row for row in drawn["table"]}
+    assert rows["dpo", 0.5]["seeds"] == 0 and rows["dpo", 0.5]["advantage"] is None
+    assert rows["e-dpo", 0.8]["seeds"] == 2
+    complete = figures.table(cells, list(PAPER), RHOS, SEEDS, resamples=200).set_index(["policy", "rho"])
+    assert rows["ipo", 0.2]["low"] == complete.loc[("ipo", 0.2), "low"]
+
+
+def test_broken_cells_are_refused(tmp_path: Path) -> None:
+    cells = planted(PAPER)
+    for broken, message in (
+        (
+            cells.assign(advantage=cells["advantage"].where(cells.index != 3)),
+            "a number is missing at policy dpo, rho 0.2",
+        ),
+        (pd.concat([cells, cells.iloc[:1]]), "the prompt occurs twice at policy dpo, rho 0.2, seed 0, prompt_id p0"),
+        (cells.drop(columns="tokens"), "no column tokens"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save(broken, tmp_path / "results")
+
+
+def test_seeds_with_prompts_of_their_own_and_a_single_seed_can_be_drawn() -> None:
+    cells = planted(PAPER)
+    apart = cells.assign(prompt_id=cells["prompt_id"] + "-" + cells["seed"].astype(str))
+    assert figures.table(apart, list(PAPER), RHOS, SEEDS, resamples=100)["low"].notna().all()
+    single = figures.table(cells, list(PAPER), RHOS, [0], resamples=100)
+    assert (single["low"] == single["prompt_low"]).all() and set(single["seeds"]) == {1}
+
+
+def test_failed_publish_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = figures.publish(tmp_path / "x.json", b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        figures.publish(path, b"new")
+    assert contents(tmp_path) == {"x.json": b"old"}
+
+
+def test_orderings_print_as_a_table() -> None:
+    from rich.console import Console
+
+    rows = figures.orderings(planted(PAPER), [*PAPER, "p-dpo"], RHOS, SEEDS, resamples=50)
+    console = Console(width=200, file=(out := io.StringIO()))
+    console.print(figures.orderings_table(rows))
+    assert "passed" in out.getvalue() and "not measured" in out.getvalue()
+
+
+def test_importing_figures_does_not_import_matplotlib() -> None:
+    code = "import sys, rpo_cli.figures; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,119 @@
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from fractions import Fraction
+
+import pytest
+
+from rpo_cli.data import miniature
+from rpo_cli.data.miniature import LEAD_INS, TOPIC_OF, TOPIC_WEIGHTS, Sizes, build_tokenizer, generate, utility
+
+SMALL = Sizes(50, 50, 20, 200, 2_000, 50, 20, 20)
+PROMPT = (
+    "SUBREDDIT: r/pets\n\nTITLE: My dog\n\nPOST: Dog is ill. Rent rose. Boss shouted. Car got towed. "
+    "Exam went well. Dad retired. Phone died. Garden bloomed.\n\nTL;DR:"
+)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return generate(0, SMALL)
+
+
+def facts(text):
+    return [token for token in miniature._TOKENS.findall(text) if token in TOPIC_OF]
+
+
+def test_a_seed_gives_the_same_tables_in_another_process(tables):
+    code = (
+        "import json; from rpo_cli.data.miniature import *;"
+        "print(json.dumps(generate(0, Sizes(50, 50, 20, 200, 2_000, 50, 20, 20))))"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(other.stdout) == tables
+
+
+def test_tables_have_the_sizes_asked_for_and_another_seed_gives_others(tables):
+    assert {table: len(rows) for table, rows in tables.items()} == asdict(SMALL)
+    assert all(a != b for a, b in zip(tables["pairs"], generate(1, SMALL)["pairs"], strict=True))
+
+
+def test_a_table_depends_on_its_own_size_only_and_a_smaller_one_is_its_head(tables):
+    other = generate(0, replace(SMALL, pairs=100, pretrain=10))
+    assert other["pairs"] == tables["pairs"][:100]
+    assert other["prompts_test"] == tables["prompts_test"]
+
+
+def test_no_two_tables_share_the_facts_of_a_post_whatever_their_seeds(tables):
+    owner = {}
+    for seed in range(3):
+        for table, rows in generate(seed, SMALL).items():
+            posts = [frozenset(facts(row["prompt"])) for row in rows]
+            assert len(set(posts)) == len(posts)
+            for post in posts:
+                assert owner.setdefault(post, table) == table
+
+
+def test_pairs_are_never_identical_and_warmup_pairs_are_equally_long(tables):
+    assert all(row["chosen"] != row["rejected"] for name in ("pairs", "warmup") for row in tables[name])
+    assert all(len(facts(row["chosen"])) == len(facts(row["rejected"])) for row in tables["warmup"])
+
+
+def test_the_original_of_a_warmup_pair_is_worth_more_than_its_falsified_copy(tables):
+    gains = [utility(row["prompt"], row["chosen"]) - utility(row["prompt"], row["rejected"]) for row in tables["warmup"]]
+    assert min(gains) > 0
+
+
+def test_a_full_rewrite_states_the_post_in_order(tables):
+    assert all(facts(row["completion"]) == facts(row["prompt"]) for row in tables["pretrain"])
+
+
+def test_utility_rewards_true_facts_and_charges_wrong_repeated_and_malformed_ones():
+    dog, rent = TOPIC_WEIGHTS[0], TOPIC_WEIGHTS[1]
+    assert TOPIC_WEIGHTS[0] == 1.3 and TOPIC_WEIGHTS[-1] == pytest.approx(-0.1)
+    assert utility(PROMPT, " So: Dog is ill. Rent rose.") == pytest.approx(dog + rent)
+    assert utility(PROMPT, "So: Dog is ill. Rent rose.</s>Rent fell.") == pytest.approx(dog + rent)
+    assert utility(PROMPT, " So: Dog is ill. Rent fell.") == pytest.approx(dog - 1.2)
+    assert utility(PROMPT, " So: Dog is ill. Dog is ill.") == pytest.approx(dog - 0.6)
+    assert utility(PROMPT, " Dog is ill.") == pytest.approx(dog - 1)
+    assert utility(PROMPT, " So: Dog is ill. TL;DR: Rent rose.") == pytest.approx(dog + rent - 1)
+    assert utility(PROMPT, " So: Dog is ill. Cats are fine.") == pytest.approx(dog - 1)
+    for nothing in ("", " ", " So:", "</s>", "So: <unk>"):
+        assert utility(PROMPT, nothing) == -1
+
+
+def test_labels_agree_with_utility_more_often_than_not_and_longer_summaries_win_more_often(tables):
+    gaps, longer = [], []
+    for row in tables["pairs"]:
+        gap = utility(row["prompt"], row["chosen"]) - utility(row["prompt"], row["rejected"])
+        extra = len(facts(row["chosen"])) - len(facts(row["rejected"]))
+        gaps.append(gap > 0)
+        longer += [extra * gap > 0] if extra * gap else []
+    assert 0.84 < sum(gaps) / len(gaps) < 0.93  # Bradley-Terry noise: neither clean nor a coin
+    assert 0.57 < sum(longer) / len(longer) < 0.66  # the paper's world: 61 %
+    assert 0.07 < 1 - Fraction(len(longer), len(gaps)) < 0.14  # of one length (or of one worth)
+
+
+def test_every_sentence_is_one_token_and_text_survives_the_tokenizer(tables):
+    tokenizer = build_tokenizer()
+    assert len(tokenizer) == len(miniature.VOCABULARY) == len(set(miniature.VOCABULARY))
+    for row in tables["pretrain"] + tables["sft_train"]:
+        prompt, completion = tokenizer(row["prompt"])["input_ids"], tokenizer(row["completion"])["input_ids"]
+        assert len(prompt) == 14 and len(completion) == 1 + len(facts(row["completion"]))
+        assert tokenizer(row["prompt"] + row["completion"])["input_ids"] == prompt + completion
+        assert tokenizer.unk_token_id not in prompt + completion
+        assert tokenizer.decode(completion) == row["completion"].strip()
+        assert tokenizer.convert_ids_to_tokens(completion)[0] in LEAD_INS
+
+
+def test_the_tokenizer_keeps_pad_eos_and_unk_apart_and_adds_nothing(tmp_path):
+    from transformers import AutoTokenizer
+
+    build_tokenizer().save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path, padding_side="left")
+    assert len({loaded.pad_token_id, loaded.eos_token_id, loaded.unk_token_id}) == 3 and loaded.bos_token is None
+    assert loaded(PROMPT)["input_ids"] == build_tokenizer()(PROMPT)["input_ids"]
+    dog = loaded.convert_tokens_to_ids("Dog is ill.")
+    assert loaded("Dog is ill.\n Cats</s>")["input_ids"] == [dog, loaded.unk_token_id, loaded.eos_token_id]
+    assert loaded(["Dog is ill.", "So: Dog is ill."], padding=True)["input_ids"][0] == [loaded.pad_token_id, dog]
