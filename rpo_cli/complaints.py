@@ -41,7 +41,8 @@ class Complaint(NamedTuple):
 def check(model: type[Recipe], values: Mapping[str, Any]) -> tuple[Recipe | None, list[Complaint]]:
     """The validated recipe, or every complaint about it; no silent conversions, except 1e3 to 1000."""
     stage = values["stage"]
-    known = {key: _whole(value) if key not in UNTYPED else value for key, value in values.items() if key in model.model_fields}
+    known = {key: value for key, value in values.items() if key in model.model_fields}
+    known |= {key: _whole(value) for key, value in known.items() if key not in UNTYPED}
     complaints = [
         Complaint((key,), "unknown key" + (suggest(key, [*model.model_fields, "extends"]) or f" in a {stage} recipe"))
         for key in values
@@ -97,7 +98,7 @@ def _keys(value: Any, loc: tuple[int | str, ...]) -> Keys:
             inside = {str(key): item for key, item in value.items()}
             if str(part) in inside or not keys:
                 keys.append(str(part))
-                value = inside.get(str(part), None)
+                value = inside.get(str(part))
         elif isinstance(value, list) and isinstance(part, int):
             keys.append(part)
             value = value[part]

@@ -1,7 +1,7 @@
 """Losses, ensemble reductions, KL estimators and calibration as pure tensor functions.
 
-Equations are those of "Robust Preference Optimization through Reward Model Distillation" (Fisch et al., TMLR 2025) unless
-another source is named. Throughout: B pairs, k reward models, T response tokens, V vocabulary entries;
+Equations are those of "Robust Preference Optimization through Reward Model Distillation" (Fisch et al., TMLR 2025)
+unless another source is named. Throughout: B pairs, k reward models, T response tokens, V vocabulary entries;
 h(y) = log π_θ(y|x) − log π_ref(y|x) in nats, summed over the response's tokens, EOS included;
 delta_h = h(y_w) − h(y_l); delta_r = r(x, y_w) − r(x, y_l) in raw Bradley–Terry logits.
 """
@@ -32,8 +32,8 @@ def dpo_losses(delta_h: Tensor, beta: float) -> Tensor:
 def ipo_losses(delta_h: Tensor, tau: float) -> Tensor:
     """Identity preference optimization: (Δh − 1/(2τ))².
 
-    `delta_h` [B] → losses [B], nats². For `ipo` pass summed log-ratios; for `ipo-norm` (TRL's `ipo`) pass the difference
-    of log-ratios each divided by its own response length. Source: Azar et al. 2023, eq. 17.
+    `delta_h` [B] → losses [B], nats². For `ipo` pass summed log-ratios; for `ipo-norm` (TRL's `ipo`) pass the
+    difference of log-ratios each divided by its own response length. Source: Azar et al. 2023, eq. 17.
     """
     return (delta_h - 1 / (2 * tau)) ** 2
 
@@ -63,14 +63,18 @@ def select_member(member_losses: Tensor) -> Tensor:
 
 
 def ensemble_losses(
-    losses: Tensor, scope: EnsembleScope, *, choice: Tensor | int | None = None
+    losses: Tensor,
+    scope: EnsembleScope,
+    *,
+    choice: Tensor | int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The losses that e-DPO's min_i keeps, and the member it chose for every pair.
 
-    `losses` [k, B] → (losses [B], chosen [B] int64). `example`: each pair takes its own least member. `batch`, `dataset`:
-    every pair takes member `choice`, decided over the whole optimiser batch or by `MemberEma`. Without `choice`, `batch`
-    decides over `losses`, which is right only when they *are* the whole optimiser batch. Raises ValueError when `dataset`
-    has no choice or `example` has one. Source: e-DPO; the paper's min is outside the expectation (`dataset`).
+    `losses` [k, B] → (losses [B], chosen [B] int64). `example`: each pair takes its own least member. `batch`,
+    `dataset`: every pair takes member `choice`, decided over the whole optimiser batch or by `MemberEma`. Without
+    `choice`, `batch` decides over `losses`, which is right only when they *are* the whole optimiser batch. Raises
+    ValueError when `dataset` has no choice or `example` has one. Source: e-DPO; the paper's min is outside the
+    expectation (`dataset`).
     """
     if scope == "example":
         if choice is not None:
@@ -173,10 +177,10 @@ def kl_full(policy_logits: Tensor, ref_logits: Tensor, mask: Tensor) -> Tensor:
 def kl_sample(policy_logps: Tensor, ref_logps: Tensor) -> Tensor:
     """Log-ratio estimator of KL(π_ref ‖ π_θ): log π_ref(y) − log π_θ(y).
 
-    `policy_logps`, `ref_logps` [B], summed over tokens → [B], nats; single values may be negative. The gradient is that of
-    −log π_θ(y); the constant log π_ref(y) makes the mean a KL. Estimator `sample`: y drawn from π_ref, unbiased but noisier
-    than `kl_full`. Estimator `data`: the same function on the data set's own responses, free of sampling, but a KL, and
-    one whose gradient vanishes at π_ref, only if those responses came from π_ref.
+    `policy_logps`, `ref_logps` [B], summed over tokens → [B], nats; single values may be negative. The gradient is that
+    of −log π_θ(y); the constant log π_ref(y) makes the mean a KL. Estimator `sample`: y drawn from π_ref, unbiased but
+    noisier than `kl_full`. Estimator `data`: the same function on the data set's own responses, free of sampling, but
+    unbiased only if they came from π_ref; otherwise its mean may be negative and its gradient at π_ref is not 0.
     """
     return ref_logps - policy_logps
 
@@ -184,8 +188,8 @@ def kl_sample(policy_logps: Tensor, ref_logps: Tensor) -> Tensor:
 def sequence_logps(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """log π(y|x), summed over the response's tokens.
 
-    `logits` [B, T, V]; `tokens`, `mask` [B, T] → [B], nats, float32 or wider. Position t's logits predict tokens[t]: the
-    caller shifts. Where the mask is false the tokens may be anything (−100, pad).
+    `logits` [B, T, V]; `tokens`, `mask` [B, T] → [B], nats, float32 or wider. Position t's logits predict tokens[t]:
+    the caller shifts. Where the mask is false the tokens may be anything (−100, pad).
     """
     outside = ~mask.bool()
     logps = _at_least_float32(logits).log_softmax(-1)
@@ -204,8 +208,8 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 def fit_temperature(delta_r: Tensor, weights: Tensor | None = None) -> float:
     """T > 0 minimising the weighted Bradley–Terry loss mean(−w log σ(Δr / T)) on held-out pairs.
 
-    `delta_r` [n], chosen − rejected, raw logits; `weights` [n] ≥ 0, None for equal. Raises ValueError for unusable input
-    and when no finite T > 0 is best: margins against the labels on average, or no margin against them at all.
+    `delta_r` [n], chosen − rejected, raw logits; `weights` [n] ≥ 0, None for equal. Raises ValueError for unusable
+    input and when no finite T > 0 is best: margins against the labels on average, or no margin against them at all.
     Source: Guo et al. 2017, temperature scaling; computed on the CPU in float64.
     """
     margins = delta_r.detach().double().cpu()
@@ -222,13 +226,9 @@ def fit_temperature(delta_r: Tensor, weights: Tensor | None = None) -> float:
     margins = margins[counted] / scale  # s below is then of the order of 1, whatever the reward's units
     # The loss is convex in s = 1/T: its slope is −½ Σ wΔr at s = 0 and turns positive only if some margin is negative.
     if not float((weight * margins).sum()) > 0:
-        raise ValueError(
-            "held-out margins disagree with the labels on average: the best temperature is infinite (1/T = 0)"
-        )
+        raise ValueError("held-out margins disagree with the labels on average: best temperature infinite (1/T = 0)")
     if bool((margins > 0).all()):
-        raise ValueError(
-            "every held-out pair is ranked correctly (separable): the loss falls forever as T → 0; hold out more pairs"
-        )
+        raise ValueError("every held-out pair is ranked correctly (separable), so T → 0 is best: hold out more pairs")
     return scale / _zero_of_slope(margins, weight)
 
 
@@ -264,10 +264,10 @@ def _zero_of_slope(margins: Tensor, weight: Tensor) -> float:
 def mix_weights(longer_wins: Tensor, shorter_wins: Tensor, mix: float) -> Tensor:
     """Importance weights under which the longer response wins in a `mix` fraction of the pairs.
 
-    `longer_wins`, `shorter_wins` [n] bool; a pair that is neither is a length tie and gets weight 0 → [n] float64 of mean 1
-    (ties counted), so that mean(weights · loss) is the weighted average. Raises ValueError when a pair is both, `mix` is
-    outside [0, 1], or the side that must carry weight has no pair. Source: D_ρ of the length-bias experiment, by weights
-    instead of resampling.
+    `longer_wins`, `shorter_wins` [n] bool; a pair that is neither is a length tie and gets weight 0 → [n] float64 of
+    mean 1 (ties counted), so that mean(weights · loss) is the weighted average. Raises ValueError when a pair is both,
+    `mix` is outside [0, 1], or the side that must carry weight has no pair. Source: D_ρ of the length-bias experiment,
+    by weights instead of resampling.
     """
     if bool((longer_wins & shorter_wins).any()):
         raise ValueError("a pair is marked both longer_wins and shorter_wins")

@@ -153,6 +153,7 @@ def run_job(job: Job, progress: Callable[[int, int], None]) -> dict[str, Any]:
         try:
             device = devices.choose(job.recipe)
             devices.prepare(job.recipe.threads)
+            devices.quiet()
             with Report(job, progress) as report:
                 metrics = stage_function(job.kind)(job, report)
                 report.summary(metrics)

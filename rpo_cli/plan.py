@@ -73,6 +73,11 @@ def rho_folder(rho: float | None) -> str:
     return "unbiased" if rho is None else f"rho-{rho:g}"
 
 
+def at_rho(rho: float | None) -> dict[str, Any]:
+    """Arguments that load a recipe at a rho; none: without resampling."""
+    return {"overrides": ["rho=null"]} if rho is None else {"rho": rho}
+
+
 class Planner:
     """Builds stages, each once, for one master seed."""
 
@@ -81,11 +86,11 @@ class Planner:
         self._stages: dict[str, Stage] = {}
         self._loaded: dict[tuple[str, ...], Loaded] = {}
 
-    def load(self, name: str | Path, beside: Path | None = None, **kwargs: Any) -> Loaded:
+    def load(self, path: Path, **kwargs: Any) -> Loaded:
         """Load a recipe under this planner's seed; a protocol of hundreds of cells asks for the same few again and again."""
-        call = (str(name), str(beside), str(self.seed), repr(sorted(kwargs.items())))
+        call = (str(path), str(self.seed), repr(sorted(kwargs.items())))
         if call not in self._loaded:
-            self._loaded[call] = load(str(name), beside=beside, seed=self.seed, **kwargs)
+            self._loaded[call] = load(str(path), seed=self.seed, **kwargs)
         return self._loaded[call]
 
     def build(self, loaded: Loaded) -> Stage:
@@ -96,20 +101,29 @@ class Planner:
         builder = getattr(self, f"_{loaded.recipe.stage}")  # type: ignore[attr-defined]
         return cast(Stage, builder(loaded))
 
-    def reference(self, field_name: str, loaded: Loaded, rho: float | None = None, member: float | None = None) -> Stage | External:
+    def reference(self, field_name: str, loaded: Loaded) -> Stage | External:
         """What a recipe's field refers to: the stage of a sibling recipe, or an external model."""
-        reference = getattr(loaded.recipe, field_name)
-        return self._resolve(reference, loaded, rho, member)
+        return self._resolve(getattr(loaded.recipe, field_name), loaded)
 
-    def _resolve(self, reference: str, loaded: Loaded, rho: float | None = None, member: float | None = None) -> Stage | External:
+    def _resolve(self, reference: str, loaded: Loaded) -> Stage | External:
+        takes_rho = "rho" in type(loaded.recipe).model_fields
+        rho = getattr(loaded.recipe, "rho", None)
         if not schema.is_recipe(reference):
             return External(reference, getattr(loaded.recipe, "model_revision", None))
-        sibling = self.load(reference, beside=loaded.path.parent)
-        if rho is not None and "rho" in type(sibling.recipe).model_fields:
-            sibling = self.load(reference, beside=loaded.path.parent, rho=rho)
+        sibling = self.load(loaded.sibling(reference))
+        if takes_rho and self._is_biased(sibling):
+            # What is below a policy is made for the policy's own rho, whatever its recipe says.
+            sibling = self.load(loaded.sibling(reference), **at_rho(rho))
         if isinstance(sibling.recipe, schema.RewardRecipe):
-            return self._reward(sibling, member)
+            return self._reward(sibling)
         return self.build(sibling)
+
+    def _is_biased(self, loaded: Loaded) -> bool:
+        """Whether a recipe makes a D_rho or is trained on one: an oracle or a warm-up knows no rho."""
+        recipe = loaded.recipe
+        if isinstance(recipe, schema.RewardRecipe) and schema.is_recipe(recipe.data):
+            return isinstance(self.load(loaded.sibling(recipe.data)).recipe, schema.SplitsRecipe)
+        return isinstance(recipe, schema.SplitsRecipe)
 
     def _add(
         self,
@@ -152,7 +166,7 @@ class Planner:
     def _reward(self, loaded: Loaded, member: float | None = None) -> Stage:
         recipe = cast(schema.RewardRecipe, loaded.recipe)
         self._need_model(loaded)
-        data = self.reference("data", loaded, rho=recipe.rho)
+        data = self.reference("data", loaded)
         inputs = {"data": data, "model": self.reference("model_name_or_path", loaded)}
         if isinstance(data, Stage) and data.kind == "splits":
             name = "all" if member is None else f"b-{member:g}"
@@ -185,7 +199,7 @@ class Planner:
     def _policy(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
         self._need_model(loaded)
-        splits = self.reference("data", loaded, rho=recipe.rho)
+        splits = self.reference("data", loaded)
         if not isinstance(splits, Stage) or splits.kind != "splits":
             raise RecipeError([f"{self._line(loaded, 'data')}: data: a policy is trained on the pairs of a splits recipe"])
         model = self.reference("model_name_or_path", loaded)
@@ -204,13 +218,13 @@ class Planner:
         """The reward models an objective distils, under the names of the cells' histogram."""
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
         if recipe.objective in ("d-dpo", "dp-dpo"):
-            yield "rm", self.reference("reward_model", loaded, rho=recipe.rho)
+            yield "rm", self.reference("reward_model", loaded)
         elif recipe.objective == "e-dpo":
             if isinstance(recipe.ensemble, list):
                 for index, reference in enumerate(recipe.ensemble):
-                    yield str(index), self._resolve(reference, loaded, rho=recipe.rho)
+                    yield str(index), self._resolve(reference, loaded)
             else:
-                ensemble = self.load(recipe.ensemble, beside=loaded.path.parent, rho=recipe.rho, expect="reward")
+                ensemble = self.load(loaded.sibling(recipe.ensemble), expect="reward", **at_rho(recipe.rho))
                 for member in self.members(ensemble):
                     yield f"{member.options['member']:g}", member
 
@@ -239,7 +253,7 @@ class Planner:
         """Evaluation of the policy a recipe describes, against its baseline on the same prompts."""
         name = recipe_name or cast(schema.PolicyRecipe, policy.recipe).evaluate
         stage = self.build(policy)
-        loaded = self.load(name, beside=policy.path.parent, expect="evaluate", flags={"split": split}, overrides=overrides)
+        loaded = self.load(policy.sibling(name), expect="evaluate", flags={"split": split}, overrides=overrides)
         baseline = self._evaluate(loaded)
         place = stage.path.split("/", 1)[1].replace("/policies/", "/evaluations/")
         inputs = {"policy": stage, "reference": stage.inputs["model"], "baseline": baseline, **self._judged(loaded)}

@@ -39,7 +39,7 @@ class Draft:
         else:
             place, length = (self.files[0], 1), 0
         option_names_it = isinstance(place, str) and length == len(keys)
-        self.problems.append((place, message if option_names_it else ": ".join(filter(None, [dotted(keys), message]))))
+        self.problems.append((place, message if option_names_it else _say(keys, message)))
 
     def put(self, keys: Keys, value: Any, place: Place) -> None:
         """Set one value, inside a mapping if there are several keys; what stood below it is gone."""
@@ -90,7 +90,7 @@ def gather(path: Path, below: Sequence[Path] = (), text: str | None = None) -> D
     document = yaml_lines.read(path) if text is None else yaml_lines.parse(text)
     own.values = document.values
     own.places = {keys: (path, line) for keys, line in document.lines.items()}
-    own.problems = [((path, line), ": ".join(filter(None, [dotted(keys), say]))) for line, keys, say in document.problems]
+    own.problems = [((path, line), _say(keys, message)) for line, keys, message in document.problems]
     own.broken = any(not keys for _, keys, _ in document.problems)
     extends = own.values.pop("extends", [])
     names = [extends] if isinstance(extends, str) else extends
@@ -145,6 +145,10 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, abs_tol=1e-9)
     return bool(one == other)
+
+
+def _say(keys: Keys, message: str) -> str:
+    return f"{dotted(keys)}: {message}" if keys else message
 
 
 def where(place: Place) -> str:

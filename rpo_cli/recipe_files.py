@@ -19,8 +19,8 @@ class RecipeError(Exception):
 def find(name: str, beside: Path | None = None) -> Path:
     """The file a recipe's name means, as an absolute path; `.yaml` may be left out.
 
-    Looked up in the folder `beside` (where a reference is written), as a path, in ./recipes, ./recipes/miniature, and in the
-    same two places among the packed recipes. A name that begins with / ~ ./ or ../ is a path and nothing else.
+    Looked up in the folder `beside` (where a reference is written), as a path, in ./recipes, ./recipes/miniature, and
+    in the same two places among the packed recipes. A name that begins with / ~ ./ or ../ is a path and nothing else.
 
     Raises:
         RecipeError: there is none; names recipes that are spelt alike.
@@ -41,7 +41,8 @@ def near(name: str, folders: Sequence[Path]) -> Path:
         for candidate in names:
             if (place / candidate).is_file():
                 return Path(os.path.abspath(place / candidate))
-    raise RecipeError([f"{name}: no such recipe{_alike(names[0], folders) or '; `rpo recipe list` shows what there is'}"])
+    hint = _alike(names[0], folders) or "; `rpo recipe list` shows what there is"
+    raise RecipeError([f"{name}: no such recipe{hint}"])
 
 
 def known() -> list[Path]:
@@ -83,6 +84,6 @@ def _alike(name: str, folders: Sequence[Path]) -> str:
     for root in _roots():
         for relative, _ in _inside(root):
             names |= {str(relative), relative.name} if relative.parts[0] == "miniature" else {str(relative)}
-    wanted = name if name in names or len(Path(name).parts) == 2 else Path(name).name
-    close = difflib.get_close_matches(wanted, sorted(names), n=3)
-    return f", did you mean {' or '.join(close)}?" if close else ""
+    wanted = name if len(Path(name).parts) == 2 else Path(name).name
+    close = difflib.get_close_matches(wanted, sorted(names), n=1)
+    return f", did you mean {close[0]}?" if close else ""

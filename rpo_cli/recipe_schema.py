@@ -17,7 +17,7 @@ NOT_BY_RHO = ("stage", "objective", "rho", "by_rho", "grid")
 
 
 def json_schema() -> dict[str, Any]:
-    """One schema (draft 2020-12) for all recipes: `stage` says which keys there are; a base file has none and may use all."""
+    """One schema (draft 2020-12) for all recipes: `stage` says which keys there are; a file without one may use all."""
     _, made = models_json_schema([(model, "validation") for model in MODELS.values()], ref_template="#/$defs/{model}")
     definitions: dict[str, Any] = made["$defs"]
     rules: list[dict[str, Any]] = []

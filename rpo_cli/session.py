@@ -40,8 +40,11 @@ class Session:
     out: Console = field(default_factory=Console)
 
     def load(self, expect: str | None, **flags: Any) -> Loaded:
-        """The recipe that was asked for, at one rho (flags) and seed."""
-        return load(self.recipe, seed=self.seed, overrides=self.overrides, flags=flags or None, expect=expect)
+        """The recipe that was asked for, under this session's seed and overrides and these flags; rho=None: no resampling."""
+        overrides = list(self.overrides)
+        if "rho" in flags and flags["rho"] is None:
+            overrides.append("rho=null")
+        return load(self.recipe, seed=self.seed, rho=flags.pop("rho", None), overrides=overrides, flags=flags or None, expect=expect)
 
     def rhos(self, default: Sequence[float]) -> list[float | None] | None:
         """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the recipe's own."""
@@ -133,7 +136,7 @@ def suite_rhos(loaded: Loaded) -> list[float]:
         name = getattr(recipe, "data", None)
         if name is None or not schema.is_recipe(name):
             break
-        loaded = load(name, beside=loaded.path.parent)
+        loaded = load(str(loaded.sibling(name)))
         recipe = loaded.recipe
     return list(recipe.rhos) if isinstance(recipe, schema.SplitsRecipe) else [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 

@@ -5,6 +5,8 @@ A recipe is read by PyYAML's safe loader with two of YAML 1.1's traps removed: `
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,7 +34,8 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             problem = "an alias (*name): repeat the value, or use extends"
-            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, problem, mark)
         return super().compose_node(parent, index)
 
 
@@ -40,7 +43,14 @@ Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in (TAG + "float", TAG + "timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-Loader.add_implicit_resolver(TAG + "float", FLOAT, list("-+0123456789."))  # type: ignore[no-untyped-call]
+Loader.add_implicit_resolver(TAG + "float", FLOAT, list("-+0123456789."))
+
+
+class Dumper(yaml.SafeDumper):
+    """The safe dumper, which quotes also the text that only our loader takes for a number."""
+
+
+Dumper.add_implicit_resolver(TAG + "float", FLOAT, list("-+0123456789."))
 
 
 @dataclass
@@ -98,6 +108,13 @@ def parse_value(text: str) -> Any:
     return document.values["value"]
 
 
+def one_line(value: Any) -> str:
+    """A value as YAML on one line, which `parse` reads back."""
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    text = text.removesuffix("\n").removesuffix("\n...")
+    return json.dumps(value) if "\n" in text else text
+
+
 def replace_block(text: str, key: str, body: Sequence[str]) -> str:
     """The YAML text with the block of a top-level key replaced, or added at the end; every other line stays as it is.
 
@@ -150,7 +167,7 @@ def _value(loader: Loader, node: Any, keys: Keys, document: Document) -> Any:
         return [_value(loader, item, (*keys, index), document) for index, item in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode) and node.tag in SCALARS:
         try:
-            return loader.construct_object(node)  # type: ignore[no-untyped-call]
+            return loader.construct_object(node)
         except (ValueError, KeyError):
             document.problems.append((line, keys, f"{node.value!r} cannot be read as {node.tag.removeprefix(TAG)}"))
             return None
@@ -173,9 +190,11 @@ def _syntax(error: yaml.YAMLError, text: str) -> tuple[int, str]:
         return error.problem_mark.line + 1 if error.problem_mark else line, "a tab: indent with spaces"
     if problem.startswith("mapping values are not allowed"):
         return line, "not YAML: a second `: ` in the line; put text that holds one in quotes"
+    if problem.startswith("an alias"):
+        return line, problem
     if problem.startswith("could not find expected ':'"):
         return line, "not YAML: expected `key: value`"
-    return line, f"not YAML: {problem}" + (f" {context}" if context else "")
+    return line, "not YAML: " + ", ".join(filter(None, [context, problem]))
 
 
 def _last_line(node: Any) -> int:

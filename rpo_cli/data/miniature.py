@@ -1,7 +1,7 @@
 """The miniature: a seeded, offline summarisation world in which length bias can be studied in minutes on a CPU.
 
 A post states eight facts of eight different topics, a summary restates some of them. A fact is one token of the
-tokenizer and reads as a sentence ("Rent rose."), so that a model of 200,000 parameters can copy it, and a reward model of
+tokenizer and reads as a sentence ("Rent rose."), so that a model of 130,000 parameters can copy it, and a reward model of
 that size can check it. Topics differ in importance; `utility` is what annotators of this world value, and their
 preferences are Bradley-Terry draws from it. Nothing here depends on a trained model.
 """
@@ -123,7 +123,8 @@ def utility(prompt: str, response: str) -> float:
     )
 
 
-# ---- Writers: each takes a post and returns the facts of one summary, which follow the order of the post.
+# ---- Writers: each takes a post and returns the facts of one summary, which follow the order of the post
+# (in order of importance, models of this size copied far worse, and reward models could not tell).
 
 
 def _important(rng: random.Random, facts: tuple[str, ...], count: int, sharpness: float) -> list[str]:
@@ -136,7 +137,7 @@ def _important(rng: random.Random, facts: tuple[str, ...], count: int, sharpness
 
 
 def _wrong(rng: random.Random, facts: tuple[str, ...]) -> str:
-    """A fact that the post does not state; in two cases of three it states another about the same topic."""
+    """A fact that the post does not state; three times in five it is about a topic that the post has."""
     return rng.choice([fact for fact in TOPIC_OF if fact not in facts])
 
 
@@ -188,7 +189,7 @@ _WRITERS: dict[Callable[[random.Random, Post], list[str]], float] = {
 # ---- Tables
 
 
-def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict]]:
+def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict[str, str]]]:
     """Every table as rows of strings; a table depends on the seed and on its own size only.
 
     `pretrain` (whole posts, rewritten), `sft_*` and `prompts_*` rows have id, prompt and completion; `warmup`, `pairs` and
@@ -208,9 +209,7 @@ def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict]]:
     for place, (table, size) in enumerate(asdict(sizes).items()):
         rng = random.Random(f"{seed}/{table}")
         posts = zip(range(size), _posts(seed, place, len(rows)), strict=False)
-        tables[table] = [
-            {"id": f"{table}-{number:05d}", "prompt": post.prompt, **rows[table](rng, post)} for number, post in posts
-        ]
+        tables[table] = [{"id": f"{table}-{number:05d}", "prompt": post.prompt, **rows[table](rng, post)} for number, post in posts]
     return tables
 
 
@@ -253,7 +252,7 @@ def _warmup_row(rng: random.Random, post: Post) -> dict[str, str]:
     kept = [fact for place, fact in enumerate(original) if place not in places]
     falsified = list(original)
     for place in places:
-        repeats = kept and rng.random() < 0.2
+        repeats = kept and rng.random() < 0.35
         falsified[place] = rng.choice(kept) if repeats else _wrong(rng, post.facts)
     lead_in = rng.choice(LEAD_INS)
     return {"chosen": " ".join(["", lead_in, *original]), "rejected": " ".join(["", lead_in, *falsified])}
