@@ -58,12 +58,14 @@ def test_gradient_of_dpo_is_the_closed_form():
     torch.testing.assert_close(gradient, -0.7 * torch.sigmoid(-0.7 * delta_h.detach()), rtol=1e-15, atol=0)
 
 
-def test_distillation_ignores_a_shift_of_the_rewards():
-    rewards, delta_h = doubles(3, 2, 5), doubles(5, seed=1)
-    shift = doubles(3, 1, 5, seed=2)  # per member and per prompt: both responses move together
-    delta_r, shifted = (r[:, 0] - r[:, 1] for r in (rewards, rewards + shift))
-    before, after = (distill_losses(delta_h, margins, 0.7) for margins in (delta_r, shifted))
-    torch.testing.assert_close(after, before, rtol=0, atol=1e-13)
+def test_distillation_sees_only_the_residual_in_reward_units():
+    delta_h, delta_r = doubles(5), doubles(3, 5, seed=1)
+    losses = distill_losses(delta_h, delta_r, 0.7)
+    # A shift of y_w's reward is undone by the policy's answer to it, pair by pair: no batch statistics take part.
+    shift = doubles(5, seed=2)
+    torch.testing.assert_close(distill_losses(delta_h + shift / 0.7, delta_r + shift, 0.7), losses, rtol=0, atol=1e-13)
+    # Rewards and β in other units only change the unit of the loss: raw logits are neither normalised nor divided by β.
+    torch.testing.assert_close(distill_losses(delta_h, 3 * delta_r, 3 * 0.7), 9 * losses, rtol=1e-13, atol=0)
 
 
 def test_swapping_a_pair_keeps_distillation_and_turns_preference_losses_round():

@@ -73,7 +73,7 @@ def read_table(file: Path, table: str) -> tuple[list[Row], int]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise BadInput(f"{file}: not UTF-8: {error.reason} at byte {error.start}") from error
 

@@ -38,7 +38,7 @@ TOPICS = (
     ("r/pets", "My garden", ("Garden flooded.", "Garden bloomed.", "Garden burned.", "Garden dried out.")),
 )
 TOPIC_WEIGHTS = tuple(1.3 - 1.4 * place / (len(TOPICS) - 1) for place in range(len(TOPICS)))  # 1.3 … -0.1
-WRONG_FACT, REPEAT, MALFORMED = -1.2, -0.6, -1.0
+WRONG_FACT, REPEAT, MALFORMED = -1.2, -1.0, -1.0
 LABEL_TEMPERATURE = 0.6
 FACTS_PER_POST = 8
 
@@ -124,7 +124,7 @@ def utility(prompt: str, response: str) -> float:
 
 
 # ---- Writers: each takes a post and returns the facts of one summary, which follow the order of the post
-# (in order of importance, models of this size copied far worse, and reward models could not tell).
+# (in an order by importance, SFT samples repeated themselves about three times as often, and reward models read worse).
 
 
 def _important(rng: random.Random, facts: tuple[str, ...], count: int, sharpness: float) -> list[str]:
@@ -161,6 +161,15 @@ def _padded(rng: random.Random, post: Post) -> list[str]:
     return summary
 
 
+def _rambling(rng: random.Random, post: Post) -> list[str]:
+    """Says things again and again: without such pairs an oracle rewards policies for repeating what matters."""
+    summary = _important(rng, post.facts, rng.choice((3, 4, 5, 6)), sharpness=2.0)
+    for _ in range(rng.choice((1, 2, 3, 4, 6))):
+        again = rng.choice(summary) if rng.random() < 0.8 else _wrong(rng, post.facts)
+        summary.insert(rng.randint(0, len(summary)), again)
+    return summary
+
+
 def _sloppy(rng: random.Random, post: Post) -> list[str]:
     """Imitates samples of an SFT model at a temperature drawn per summary: more heat, more errors."""
     heat = rng.choice((0.7, 1.0, 1.3))
@@ -178,18 +187,19 @@ def _sloppy(rng: random.Random, post: Post) -> list[str]:
 
 
 _WRITERS: dict[Callable[[random.Random, Post], list[str]], float] = {
-    _reference: 0.20,
-    _good: 0.12,
-    _short: 0.13,
-    _padded: 0.15,
-    _sloppy: 0.40,
+    _reference: 0.18,
+    _good: 0.19,
+    _short: 0.14,
+    _padded: 0.06,
+    _rambling: 0.09,
+    _sloppy: 0.34,
 }
 
 
 # ---- Tables
 
 
-def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict[str, str]]]:
+def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict[str, str | float]]]:
     """Every table as rows of strings; a table depends on the seed and on its own size only.
 
     `pretrain` (whole posts, rewritten), `sft_*` and `prompts_*` rows have id, prompt and completion; `warmup`, `pairs` and
@@ -201,7 +211,7 @@ def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict[str, str]
         "sft_validation": _reference_row,
         "warmup": _warmup_row,
         "pairs": _pair_row,
-        "pairs_validation": _pair_row,
+        "pairs_validation": _judged_pair_row,
         "prompts_validation": _reference_row,
         "prompts_test": _reference_row,
     }
@@ -270,3 +280,9 @@ def _pair_row(rng: random.Random, post: Post) -> dict[str, str]:
     if rng.random() > 1 / (1 + math.exp(-gap / LABEL_TEMPERATURE)):
         first, second = second, first
     return {"chosen": first, "rejected": second}
+
+
+def _judged_pair_row(rng: random.Random, post: Post) -> dict[str, str | float]:
+    """A pair with the latent utilities that nobody in this world sees: what a reward model's accuracy is measured against."""
+    row = _pair_row(rng, post)
+    return {**row, "chosen_utility": utility(post.prompt, row["chosen"]), "rejected_utility": utility(post.prompt, row["rejected"])}

@@ -26,6 +26,8 @@ COMPLETION_COLUMNS = ("prompt", "completion")
 
 def columns_of(table: str) -> tuple[str, ...]:
     """The text columns a table must have."""
+    if table.startswith("prompts_"):
+        return ("prompt",)
     return PAIR_COLUMNS if table in ("pairs", "pairs_validation", "warmup") else COMPLETION_COLUMNS
 
 

@@ -57,6 +57,13 @@ def training_rows(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     return table_of(job, recipe.table), read_rows(held_out) if held_out.is_file() else []
 
 
+def utility_accuracy(margins: np.ndarray, rows: list[TokenRow], texts: list[dict[str, Any]]) -> dict[str, float]:
+    """Accuracy against the latent utility where the world tells it (the miniature does); equal utilities do not count."""
+    gaps = {str(t["id"]): t["chosen_utility"] - t["rejected_utility"] for t in texts if "chosen_utility" in t}
+    judged = [(margin, gaps[row.id]) for margin, row in zip(margins.tolist(), rows, strict=True) if gaps.get(row.id)]
+    return {"held_out_utility_accuracy": float(np.mean([(m > 0) == (g > 0) for m, g in judged]))} if judged else {}
+
+
 def run(job: Job, report: Report) -> dict[str, Any]:
     """Train, keep the last or the best evaluated step, and measure the held-out loss and accuracy."""
     recipe: RewardRecipe = job.recipe
@@ -93,4 +100,5 @@ def run(job: Job, report: Report) -> dict[str, Any]:
         scores = pair_rewards(trained, held_out, pad_id(tokenizer), recipe.per_device_eval_batch_size)
         margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
         metrics |= {"held_out_accuracy": float((margins > 0).mean()), "held_out_loss": float(np.logaddexp(0, -margins).mean())}
+        metrics |= utility_accuracy(margins, held_out, held_out_texts)
     return {**metrics, "rows": len(rows), "dropped": len(texts) - len(rows), "steps": trainer.state.global_step}

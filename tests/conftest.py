@@ -1,0 +1,153 @@
+"""A suite of tiny recipes, and one workspace in which the real command line has built the whole chain once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Read when huggingface_hub, tokenizers and torch are imported, hence before any fixture runs.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+import pytest
+from typer.testing import CliRunner
+
+from rpo_cli.cli import app
+from rpo_cli.pipeline import job_of, run_job
+from rpo_cli.plan import Planner, Stage
+from rpo_cli.recipes import load
+from rpo_cli.workspace import Workspace
+
+SEED = "seed-0"
+RHO = "seed-0/rho-0.5"
+BASE = "device: cpu\ndtype: float32\nthreads: 1\nmax_length: 48\nlogging_steps: 1\nper_device_train_batch_size: 8\nlr_scheduler_type: constant\n"
+PLAIN = "device: cpu\ndtype: float32\nthreads: 1\n"
+RECIPES = {
+    "base.yaml": BASE,
+    "data.yaml": PLAIN
+    + "stage: data\nsource: miniature\nrows: {pretrain: 8, sft_train: 200, sft_validation: 8, warmup: 8, pairs: 360, pairs_validation: 40, "
+    "prompts_validation: 16, prompts_test: 24}\n",
+    "sft.yaml": "extends: base.yaml\nstage: sft\nmax_steps: 5\nlearning_rate: 1e-2\n"
+    "model_config_kwargs: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2, "
+    "num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true, attention_dropout: 0.3}\n",
+    "oracle.yaml": "extends: base.yaml\nstage: reward\ntable: pairs\nmodel_name_or_path: sft.yaml\nmax_steps: 6\nlearning_rate: 3e-3\n",
+    "relabel.yaml": PLAIN + "stage: relabel\nmax_length: 48\n",
+    "splits.yaml": PLAIN + "stage: splits\nrho: 0.5\nnum_pairs: 64\nheld_out: 24\nensemble: [0.2, 0.5, 0.8]\nsubset_size: equal\n",
+    "rm.yaml": "extends: base.yaml\nstage: reward\ndata: splits.yaml\nmodel_name_or_path: sft.yaml\nrho: 0.5\nensemble: [0.2, 0.5, 0.8]\n"
+    "max_steps: 6\nlearning_rate: 1e-2\n",
+    "policy.yaml": "extends: base.yaml\nstage: policy\nmodel_name_or_path: sft.yaml\nrho: 0.5\nmax_steps: 6\nlearning_rate: 3e-3\nbeta: 0.2\n"
+    "max_new_tokens: 8\ngamma: 0.1\ngamma_end: 0.5\n",
+    "evaluate.yaml": PLAIN + "stage: evaluate\nmax_length: 48\nnum_samples: 2\nmax_new_tokens: 8\nbootstrap_samples: 200\nper_device_eval_batch_size: 16\n",
+    **{
+        f"{name}.yaml": f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}"
+        for name, more in {
+            "dpo": "", "ipo": "tau: 0.1\n", "ipo-norm": "tau: 0.1\n", "d-dpo": "", "p-dpo": "", "dp-dpo": "", "e-dpo": "ensemble: rm.yaml\n",
+        }.items()
+    },
+}  # fmt: skip
+
+
+def rpo(*arguments: object, code: int = 0) -> Any:
+    """Run the real command line in this process; the result has stdout, stderr and output."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, f"{arguments}\n{result.output}\n{result.exception!r}"
+    return result
+
+
+@dataclass
+class Tiny:
+    """A suite and a workspace that a test may change as it likes."""
+
+    suite: Path
+    root: Path
+    seed: int | None = None
+    _planner: Planner = field(default_factory=Planner)
+
+    def edit(self, recipe: str, text: str) -> None:
+        """Append lines to a recipe; a key that is already there is replaced."""
+        file = self.suite / recipe
+        keys = {line.split(":")[0] for line in text.splitlines()}
+        kept = [line for line in file.read_text().splitlines() if line.split(":")[0] not in keys]
+        file.write_text("\n".join([*kept, text]) + "\n")
+
+    def run(self, command: str, recipe: str, *arguments: object, code: int = 0) -> Any:
+        """A command of the CLI on a recipe of the suite, in the workspace."""
+        return rpo(*command.split(), "--recipe", self.suite / recipe, "--workspace", self.root, *arguments, code=code)
+
+    def stage(self, recipe: str, *overrides: str, member: float | None = None) -> Stage:
+        """The planned artifact of a recipe under these overrides."""
+        loaded = load(str(self.suite / recipe), seed=self.seed, overrides=overrides)
+        planner = Planner(self.seed)
+        return planner.build(loaded) if member is None else {s.options["member"]: s for s in planner.members(loaded)}[member]
+
+    def make(
+        self, recipe: str, *overrides: str, member: float | None = None, progress: Callable[[int, int], None] = lambda step, of: None
+    ) -> tuple[Path, dict[str, Any]]:
+        """Make one artifact whose inputs are there, in this process; its directory and its manifest."""
+        stage = self.stage(recipe, *overrides, member=member)
+        manifest = run_job(job_of(stage, Workspace(self.root, self.suite.name), {}), progress)
+        return self.root / stage.path, manifest
+
+
+def write_suite(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in RECIPES.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The chain at rho 0.5, built once: read it, never write to it."""
+    home = tmp_path_factory.mktemp("built")
+    tiny = Tiny(write_suite(home / "tiny"), home / "runs")
+    tiny.run("evaluate", "e-dpo.yaml")
+    tiny.run("train-policy", "dp-dpo.yaml")
+    return tiny
+
+
+@pytest.fixture
+def tiny(built: Tiny, tmp_path: Path) -> Tiny:
+    """A copy of the suite and of the workspace, for one test."""
+    shutil.copytree(built.suite, tmp_path / "tiny")
+    shutil.copytree(built.root, tmp_path / "runs")
+    return Tiny(tmp_path / "tiny", tmp_path / "runs")
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Tiny:
+    """The suite, and a workspace that is not there yet."""
+    return Tiny(write_suite(tmp_path / "tiny"), tmp_path / "runs")
+
+
+def weights(directory: Path) -> bytes:
+    """The saved weights of an artifact, to the byte."""
+    return (directory / "model.safetensors").read_bytes()
+
+
+def journal(directory: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the times, which no two runs share."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.endswith(("_runtime", "_per_second"))} for line in lines]
+
+
+def column(directory: Path, name: str) -> list[float]:
+    """One metric of every step that logged it."""
+    return [line[name] for line in journal(directory) if name in line]
+
+
+def manifest(root: Path, path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((root / path / "manifest.json").read_text())
+    return found
+
+
+def without_times(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "seconds"}
+
+
+def kinds(listing: Sequence[dict[str, Any]]) -> list[str]:
+    return [item["kind"] for item in listing]
