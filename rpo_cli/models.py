@@ -20,7 +20,9 @@ from rpo_cli.errors import BadInput
 from rpo_cli.schema import ModelSource
 
 
-def load_tokenizer(source: Path, recipe: ModelSource | None = None, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: Path, recipe: ModelSource | None = None, revision: str | None = None, *, need_pad: bool = True
+) -> PreTrainedTokenizerBase:
     """Tokenizer with an EOS and a padding token of its own, padding on the left as generation needs.
 
     Raises:
@@ -35,6 +37,8 @@ def load_tokenizer(source: Path, recipe: ModelSource | None = None, revision: st
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
     if recipe is not None and recipe.pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
+    if not need_pad:
+        return tokenizer
     if tokenizer.pad_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no padding token; set `pad_token:` to an unused token, or to a new one such as '[PAD]'")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -95,6 +99,7 @@ def new_causal(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dev
         raise BadInput(f"model_config_kwargs: {error}") from error
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    disable_dropout(model)
     return model.to(device.name)
 
 
@@ -114,8 +119,8 @@ def disable_dropout(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):  # attention_dropout, and OPT's layerdrop
                 setattr(module, name, 0.0)
     for name, value in model.config.to_dict().items():
         if "drop" in name and isinstance(value, float):

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -91,7 +92,7 @@ def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[
         reasons[stage.path] = stale
 
     for target in targets:
-        visit(target, weights=False)
+        visit(target, weights=target.kind in ("sft", "reward", "policy"))
     stages = {stage.path: stage for stage in walk(targets)}
     return [Todo(stages[path], reason) for path, reason in reasons.items()]
 
@@ -212,7 +213,15 @@ def _start_worker(events: Any) -> None:
 
     # Ctrl-C reaches the whole process group: the parent decides, workers are then terminated.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     import rpo_cli.heavy  # noqa: F401
+
+
+def _end_with_parent(parent: int) -> None:
+    """Leave when the parent was killed: an orphan would go on building behind the next command's back."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _work(job: Job) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rpo_cli import schema
+from rpo_cli.recipe_files import shown
 from rpo_cli.recipes import Loaded, RecipeError, load
 from rpo_cli.workspace import hash_of, hash_path
 
@@ -103,7 +104,10 @@ class Planner:
 
     def reference(self, field_name: str, loaded: Loaded) -> Stage | External:
         """What a recipe's field refers to: the stage of a sibling recipe, or an external model."""
-        return self._resolve(getattr(loaded.recipe, field_name), loaded)
+        value = getattr(loaded.recipe, field_name)
+        if field_name == "data" and not schema.is_recipe(value):
+            raise RecipeError([f"{self._line(loaded, 'data')}: data: expected a recipe (x.yaml), got {value!r}"])
+        return self._resolve(value, loaded)
 
     def _resolve(self, reference: str, loaded: Loaded) -> Stage | External:
         takes_rho = "rho" in type(loaded.recipe).model_fields
@@ -139,12 +143,12 @@ class Planner:
         stage = Stage(kind, place, recipe or loaded.recipe, loaded.path, inputs or {}, options or {}, files or {})
         known = self._stages.setdefault(stage.path, stage)
         if known.key != stage.key:
-            raise RecipeError([f"{loaded.path}: asks for another {stage.path} than {known.source}; give one of them a name of its own"])
+            raise RecipeError([f"{shown(loaded.path)}:1: asks for another {stage.path} than {shown(known.source)}; give one of them a name of its own"])
         return known
 
     def _data(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.DataRecipe, loaded.recipe)
-        missing = [f"{self._line(loaded, 'files')}: files.{table}: no such file: {file}" for table, file in recipe.files.items() if not Path(file).is_file()]
+        missing = [f"{self._line(loaded, 'files')}: files.{table}: no such file: {shown(Path(file))}" for table, file in recipe.files.items() if not Path(file).is_file()]
         if missing:
             raise RecipeError(missing)
         hashes = {table: hash_path(Path(file)) for table, file in recipe.files.items()}
@@ -154,7 +158,7 @@ class Planner:
 
     def _line(self, loaded: Loaded, name: str) -> str:
         path, line = loaded.where.get(name, (loaded.path, 1))
-        return f"{path}:{line}"
+        return f"{shown(path)}:{line}"
 
     def _sft(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.SFTRecipe, loaded.recipe)
@@ -180,7 +184,7 @@ class Planner:
         """The ensemble of a reward recipe, in the order of its biases."""
         recipe = cast(schema.RewardRecipe, loaded.recipe)
         if not recipe.ensemble:
-            raise RecipeError([f"{loaded.path}: ensemble: lists no biases, so there is no ensemble to train"])
+            raise RecipeError([f"{self._line(loaded, 'ensemble')}: ensemble: lists no biases, so there is no ensemble to train"])
         return [self._reward(loaded, b) for b in recipe.ensemble]
 
     def _relabel(self, loaded: Loaded) -> Stage:
@@ -194,7 +198,7 @@ class Planner:
 
     def _need_model(self, loaded: Loaded) -> None:
         if getattr(loaded.recipe, "model_name_or_path", None) is None:
-            raise RecipeError([f"{loaded.path}: model_name_or_path: missing"])
+            raise RecipeError([f"{shown(loaded.path)}:1: model_name_or_path: missing"])
 
     def _policy(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
@@ -270,11 +274,12 @@ def cell_name(loaded: Loaded) -> str:
     recipe = cast(schema.PolicyRecipe, loaded.recipe)
     strength = "tau" if recipe.objective.startswith("ipo") else "beta"
     parts = [f"{strength}-{getattr(recipe, strength):g}"]
-    shown = schema.result_fields(recipe)
-    for key in sorted(loaded.overrides):
-        top = key.split(".")[0]
-        if top in shown and top not in ("beta", "tau", "rho", "seed"):
-            parts.append(f"{top}-{shown[top]}".replace("/", "_").replace(" ", ""))
+    changed = {key.split(".")[0] for key in loaded.overrides} - {"beta", "tau", "rho", "seed"}
+    if changed:
+        values = schema.result_fields(recipe)
+        own = schema.result_fields(load(str(loaded.path), **at_rho(recipe.rho)).recipe)
+        names = sorted(name for name in changed if name in values and values[name] != own[name])
+        parts += [f"{name}-{values[name]}".replace("/", "_").replace(" ", "") for name in names]
     return "-".join(parts)
 
 

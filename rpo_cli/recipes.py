@@ -122,6 +122,11 @@ def _load(
     return Loaded(recipe, path, in_files, changed, tuple(draft.files), draft.places)
 
 
+def article(stage: str) -> str:
+    """The stage with its article: `an sft`, `a policy`."""
+    return f"{'an' if stage in ('sft', 'evaluate') else 'a'} {stage}"
+
+
 def _model(draft: Draft, expect: str | None) -> type[Recipe]:
     """The model of the draft's stage; without one nothing else can be checked."""
     stage = draft.values.get("stage")
@@ -132,7 +137,7 @@ def _model(draft: Draft, expect: str | None) -> type[Recipe]:
         expected = f"expected one of {', '.join(MODELS)}"
         draft.complain(("stage",), f"{expected}, got {got(stage)}{suggest(str(stage), MODELS)}")
     elif expect is not None and stage != expect:
-        draft.complain((), f"is a {stage} recipe; use {COMMANDS[stage]}")
+        draft.complain((), f"is {article(stage)} recipe; use {COMMANDS[stage]}")
     else:
         return MODELS[stage]
     raise RecipeError(draft.errors())

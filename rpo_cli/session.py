@@ -80,12 +80,12 @@ class Session:
     def make(self, targets: Sequence[Stage], suite: str, **kwargs: Any) -> Workspace:
         """Build what the targets lack; on --dry-run only say it."""
         workspace = self.open(suite)
+        workspace.check()
         forced = [target.path for target in targets] if self.force else []
         todo = what_to_run(targets, workspace, forced)
         reused = len(walk(targets)) - len(todo)
         self.announce(todo, reused, workspace)
         if self.dry_run:
-            workspace.check()
             if self.as_json:
                 self.print_json([{"path": t.stage.path, "kind": t.stage.kind, "reason": t.reason, "expected_seconds": t.seconds} for t in todo])
             return workspace

@@ -11,7 +11,7 @@ from rich.table import Table
 from rpo_cli import schema
 from rpo_cli.errors import BadInput
 from rpo_cli.protocol import Cells, WeightKeeper, at_edge, choose, gather, stem, validation_table, write_csv
-from rpo_cli.recipes import Loaded, load, write_by_rho
+from rpo_cli.recipes import Loaded, article, load, write_by_rho
 from rpo_cli.session import Session, suite_rhos
 
 
@@ -21,7 +21,7 @@ def _figure_of(loaded: Loaded, rhos: Sequence[float | None] | None, seeds: Seque
     if isinstance(recipe, schema.FigureRecipe):
         return list(recipe.policies), list(rhos or recipe.rhos), list(seeds or recipe.seeds)
     if not isinstance(recipe, schema.PolicyRecipe):
-        raise BadInput(f"{loaded.path}: is a {recipe.stage} recipe; sweep takes a policy recipe or a figure recipe")  # type: ignore[attr-defined]
+        raise BadInput(f"{loaded.path}: is {article(recipe.stage)} recipe; sweep takes a policy recipe or a figure recipe")  # type: ignore[attr-defined]
     return [str(loaded.path)], list(rhos or suite_rhos(loaded)), list(seeds or [recipe.seed])
 
 

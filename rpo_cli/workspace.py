@@ -84,6 +84,8 @@ def git_revision() -> str | None:
     """Commit of the checkout this package runs from, with a + when it has uncommitted changes."""
     here = Path(__file__).resolve().parent
     try:
+        # Installed below somebody else's repository, this package is no file of it.
+        subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, timeout=5, check=True)
         command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):

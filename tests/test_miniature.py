@@ -72,7 +72,7 @@ def test_utility_rewards_true_facts_and_charges_wrong_repeated_and_malformed_one
     assert utility(PROMPT, " So: Dog is ill. Rent rose.") == pytest.approx(dog + rent)
     assert utility(PROMPT, "So: Dog is ill. Rent rose.</s>Rent fell.") == pytest.approx(dog + rent)
     assert utility(PROMPT, " So: Dog is ill. Rent fell.") == pytest.approx(dog - 1.2)
-    assert utility(PROMPT, " So: Dog is ill. Dog is ill.") == pytest.approx(dog - 0.6)
+    assert utility(PROMPT, " So: Dog is ill. Dog is ill.") == pytest.approx(dog - 1.0)
     assert utility(PROMPT, " Dog is ill.") == pytest.approx(dog - 1)
     assert utility(PROMPT, " So: Dog is ill. TL;DR: Rent rose.") == pytest.approx(dog + rent - 1)
     assert utility(PROMPT, " So: Dog is ill. Cats are fine.") == pytest.approx(dog - 1)

@@ -8,6 +8,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import RHO, Tiny, column, journal, weights
@@ -39,6 +42,15 @@ def distance(one: Path, other: Path | dict[str, torch.Tensor]) -> float:
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
+def teach(tiny: Tiny) -> None:
+    """Replace the ensemble's rewards by noise, so that its members differ and take turns."""
+    rng = np.random.default_rng(0)
+    for folder in sorted((tiny.root / RHO / "scores/rm").glob("b-*")):
+        for file in folder.glob("*.parquet"):
+            ids = pq.read_table(file)["id"].to_pylist()
+            pq.write_table(pa.table({"id": ids, "chosen": rng.normal(size=len(ids)), "rejected": np.zeros(len(ids))}), file)
+
+
 # ── Against TRL ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -58,6 +70,7 @@ def stock(built: Tiny, home: Path, **settings: object) -> tuple[list[float], dic
     return losses, {name: value.detach() for name, value in trainer.model.state_dict().items()}
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # stock TRL's own
 @pytest.mark.parametrize(("objective", "loss_type", "strength"), [("dpo", "sigmoid", "beta"), ("ipo-norm", "ipo", "tau")])
 @pytest.mark.parametrize(("optim", "rate"), [("sgd", 0.1), ("adamw_torch", 3e-3)])
 def test_dpo_and_ipo_norm_are_trls_own_up_to_rounding(
@@ -65,7 +78,6 @@ def test_dpo_and_ipo_norm_are_trls_own_up_to_rounding(
 ) -> None:
     losses, final = stock(built, tmp_path / "trl", beta=0.3, loss_type=[loss_type], optim=optim, learning_rate=rate)
     directory, _ = tiny.make(f"{objective}.yaml", f"{strength}=0.3", f"optim={optim}", f"learning_rate={rate}")
-    print("TOL", objective, optim, max(abs(a-b)/abs(b) for a,b in zip(column(directory, "loss"), losses)), distance(directory, final), distance(directory, built.root / "seed-0/sft"))
     assert column(directory, "loss") == pytest.approx(losses, rel=1e-5)
     assert distance(directory, final) < 1e-5
     assert distance(directory, built.root / "seed-0/sft") > 1e-3
@@ -76,18 +88,19 @@ def test_dpo_and_ipo_norm_are_trls_own_up_to_rounding(
 
 @pytest.mark.parametrize("scope", ["batch", "dataset", "example"])
 def test_the_ensembles_min_does_not_depend_on_how_the_batch_is_cut(tiny: Tiny, scope: str) -> None:
+    teach(tiny)
     runs = [tiny.make("e-dpo.yaml", f"ensemble_min={scope}", "ema_decay=0.5", *SGD, *cut(*sizes))[0] for sizes in CUTS]
     members = [name for name in journal(runs[0])[0] if name.startswith("members/")]
     assert len(members) == 3
+    assert sum(len(set(column(runs[0], name))) > 1 for name in members) > 1  # members do take turns
     for other in runs[1:]:
-        print("TOL cut", scope, max(abs(a-b)/abs(b) for a,b in zip(column(other, "loss"), column(runs[0],"loss"))), distance(runs[0], other), [column(runs[0], n) for n in members])
-        assert column(other, "loss") == pytest.approx(column(runs[0], "loss"), rel=1e-5)
+        assert column(other, "loss") == pytest.approx(column(runs[0], "loss"), rel=1e-5, abs=1e-7)
         assert distance(runs[0], other) < 1e-6
         assert all(column(other, name) == column(runs[0], name) for name in members)
-    assert len(column(runs[0], "loss")) == 6
 
 
 def test_a_min_inside_each_micro_batch_would_be_another_objective(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    teach(tiny)
     settings = ("ensemble_min=batch", *SGD)
     whole, _ = tiny.make("e-dpo.yaml", *settings, *cut(8, 1))
     monkeypatch.setattr(PolicyTrainer, "_choose", lambda self, batches: None)
@@ -99,21 +112,19 @@ def test_a_min_inside_each_micro_batch_would_be_another_objective(tiny: Tiny, mo
 def test_one_pair_eight_times_is_eight_pairs_once(tiny: Tiny, objective: str) -> None:
     settings = ("optim=sgd", "learning_rate=0.01" if objective == "ipo" else "learning_rate=0.1")
     whole, pieces = (tiny.make(f"{objective}.yaml", *settings, *cut(*sizes))[0] for sizes in ((8, 1), (1, 8)))
-    print("TOL cut", objective, max(abs(a-b)/abs(b) for a,b in zip(column(whole, "loss"), column(pieces,"loss"))), distance(whole, pieces))
-    assert column(pieces, "loss") == pytest.approx(column(whole, "loss"), rel=1e-5)
+    assert column(pieces, "loss") == pytest.approx(column(whole, "loss"), rel=1e-5, abs=1e-7)
     assert distance(whole, pieces) < 1e-6
 
 
 @pytest.mark.parametrize("recipe", ["e-dpo.yaml", "rm.yaml", "sft.yaml"])
-def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(tiny: Tiny, recipe: str) -> None:
+def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(tiny: Tiny, tmp_path: Path, recipe: str) -> None:
     """64 pairs make five batches of 12 and a rest; the rest is left out of the epoch, however the batch is cut."""
     if recipe == "sft.yaml":
         tiny.edit("data.yaml", "rows: {sft_train: 64, pairs: 360, pairs_validation: 40}")
         tiny.make("data.yaml")
-    runs = [tiny.make(recipe, "max_steps=8", *SGD, *cut(*sizes))[0] for sizes in ((12, 1), (3, 4))]
+    runs = [Path(shutil.copytree(tiny.make(recipe, "max_steps=8", *SGD, *cut(*sizes))[0], tmp_path / f"{sizes}")) for sizes in ((12, 1), (3, 4))]
     assert column(runs[1], "epoch") == pytest.approx(column(runs[0], "epoch"))
     assert column(runs[1], "loss") == pytest.approx(column(runs[0], "loss"), rel=1e-4)
-    print("TOL whole", recipe, distance(*runs))
     assert distance(*runs) < 1e-6
 
 
@@ -124,7 +135,6 @@ def test_the_exact_kl_has_no_gradient_at_the_reference(tiny: Tiny) -> None:
     dpo, _ = tiny.make("dpo.yaml", "max_steps=1", *SGD)
     exact, _ = tiny.make("p-dpo.yaml", "max_steps=1", "gamma=10", "gamma_end=null", "kl_estimator=full", *SGD)
     noisy, _ = tiny.make("p-dpo.yaml", "max_steps=1", "gamma=10", "gamma_end=null", "kl_estimator=sample", *SGD)
-    print("TOL kl", column(dpo, "grad_norm"), column(exact, "grad_norm"), column(noisy, "grad_norm"), distance(dpo, exact), column(exact, "kl_to_reference"))
     assert column(exact, "kl_to_reference") == pytest.approx([0], abs=1e-6)
     assert column(exact, "grad_norm") == pytest.approx(column(dpo, "grad_norm"), rel=1e-4)
     assert distance(dpo, exact) < 1e-6
@@ -190,10 +200,10 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("name", RESUMED)
-@pytest.mark.parametrize("logging_steps", [1, 3])
-def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_bytes(tiny: Tiny, name: str, logging_steps: int) -> None:
+def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_bytes(tiny: Tiny, name: str) -> None:
     recipe, *settings = RESUMED[name]
-    settings += ["save_steps=2", f"logging_steps={logging_steps}"]
+    settings += ["save_steps=2", "logging_steps=3"]  # the checkpoint to resume from lies between two logged steps
+    teach(tiny)
     directory, undisturbed = tiny.make(recipe, *settings)
     final, lines = weights(directory), journal(directory)
     assert not (directory / "checkpoints").exists()
@@ -211,7 +221,8 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_bytes(tiny: 
 
 
 def test_a_checkpoint_that_a_kill_cut_short_is_not_resumed_from(tiny: Tiny) -> None:
-    settings = ("save_steps=2", "ensemble_min=dataset")
+    teach(tiny)
+    settings = ("save_steps=2", "ensemble_min=dataset", "ema_decay=0.5")
     directory, _ = tiny.make("e-dpo.yaml", *settings)
     final, lines = weights(directory), journal(directory)
     with pytest.raises(KeyboardInterrupt):
@@ -281,7 +292,7 @@ def models_while(train: Callable[[Callable[[int, int], None]], object]) -> tuple
     def count() -> tuple[int, int]:
         gc.collect()
         things = gc.get_objects()
-        return sum(isinstance(x, LlamaForCausalLM) for x in things), sum(isinstance(x, LlamaForSequenceClassification) for x in things)
+        return sum(type(x) is LlamaForCausalLM for x in things), sum(type(x) is LlamaForSequenceClassification for x in things)
 
     before = count()
     train(lambda step, of: found.append(count()))

@@ -143,7 +143,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     """Write train, held_out and b-*.parquet, with token counts and the kind of each pair."""
     recipe: SplitsRecipe = job.recipe
     rows = read_rows(pairs_file(job))
-    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    tokenizer = load_tokenizer(job.inputs["tokenizer"], revision=job.revisions.get("tokenizer"), need_pad=False)
     tokens = tokenise(rows, ("chosen", "rejected"), tokenizer, 2**31, "error", job.path)
     chosen = np.array([len(t.responses[0]) for t in tokens])
     rejected = np.array([len(t.responses[1]) for t in tokens])

@@ -19,6 +19,7 @@ from rpo_cli.data.bias import bias_of, preference_of_length
 from rpo_cli.data.pairs import Row, TokenRow, read_rows, tokenise
 from rpo_cli.data.tokens import find_tokenizer, max_lengths
 from rpo_cli.errors import BadInput
+from rpo_cli.recipes import article
 from rpo_cli.session import Session, planner_for
 
 STAGES = ("data", "relabel", "splits")
@@ -43,7 +44,7 @@ class TableReport:
     over: dict[int, float]
     longer_preferred: float | None
     ties: float | None
-    boundary_differs: float
+    boundary_differs: float | None
     boundary_rows: int
 
 
@@ -56,7 +57,7 @@ def inspect(session: Session, rows: int, max_length: int | None) -> None:
     logging.set_verbosity_error()  # of texts longer than the model's window the report itself speaks
     stage = session.load(None).recipe.stage  # type: ignore[attr-defined]
     if stage not in STAGES:
-        raise BadInput(f"{session.recipe}: is a {stage} recipe; data inspect takes a data, relabel or splits recipe")
+        raise BadInput(f"{session.recipe}: is {article(stage)} recipe; data inspect takes a data, relabel or splits recipe")
     loads = session.at_rhos(stage)
     planner = planner_for(loads[0])
     targets = [planner.build(loaded) for loaded in loads]
@@ -110,7 +111,8 @@ def report_of(
     """A table's numbers. `columns`: its responses; `margin`: the share by which the longer one must be longer."""
     lengths = {"prompt": np.array([len(row.prompt_ids) for row in tokens])}
     lengths |= {column: np.array([len(row.responses[i]) for row in tokens]) for i, column in enumerate(columns)}
-    longest = lengths["prompt"] + np.max([lengths[column] for column in columns], axis=0)
+    # Tables of prompts to answer have no responses.
+    longest = lengths["prompt"] + np.max([np.zeros(len(rows), dtype=int), *(lengths[c] for c in columns)], axis=0)
     bias: Mapping[str, float | None] = {}
     if "chosen" in columns:
         kinds = preference_of_length(lengths["chosen"], lengths["rejected"], margin)
@@ -124,7 +126,7 @@ def report_of(
         over={limit: float((longest > limit).mean()) for limit in limits},
         longer_preferred=bias.get("longer_share"),
         ties=bias.get("tie_share"),
-        boundary_differs=float(differs.mean()),
+        boundary_differs=float(differs.mean()) if columns else None,
         boundary_rows=len(differs),
     )
 

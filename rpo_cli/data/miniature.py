@@ -114,7 +114,7 @@ def utility(prompt: str, response: str) -> float:
     stated = {token for token in _TOKENS.findall(post) if token in TOPIC_OF}
     tokens = _TOKENS.findall(response.partition(EOS)[0])
     facts = [token for token in tokens if token in TOPIC_OF]
-    distinct = set(facts)
+    distinct = dict.fromkeys(facts)  # in order: a set would add up in another order, to another last bit, in another process
     well_formed = tokens[:1] and tokens[0] in LEAD_INS and 0 < len(facts) == len(tokens) - 1
     return (
         sum(_WEIGHT_OF[fact] if fact in stated else WRONG_FACT for fact in distinct)

@@ -74,10 +74,9 @@ class MemberChoice:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
-        self.counts += self._since_log.double().cpu()
-        self._since_log = torch.zeros_like(self._since_log)
-        return {"ema": self.ema.state_dict(), "counts": self.counts.tolist()}
+        return {"ema": self.ema.state_dict(), "counts": self.counts.tolist(), "since_log": self._since_log.tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.ema.load_state_dict(state["ema"])
         self.counts = torch.tensor(state["counts"], dtype=torch.float64)
+        self._since_log = torch.tensor(state["since_log"])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import RandomSampler, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rpo_cli.devices import Device
@@ -49,7 +50,7 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         "bf16": device.dtype_name == "bfloat16",  # autocast; the weights stay float32
         "use_cpu": device.name == "cpu",
         "disable_tqdm": True,
-        "dataloader_drop_last": True,  # every optimiser step sees a whole batch
+        "dataloader_drop_last": False,  # of training rows `WholeBatches` leaves none over; of held-out rows none may be left out
         "dataloader_pin_memory": device.name == "cuda",
         "remove_unused_columns": False,
     }
@@ -60,6 +61,16 @@ def need_rows(count: int, recipe: TrainingRecipe, what: str) -> None:
     batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     if count < batch:
         raise BadInput(f"{what}: {count} rows do not fill one batch of {batch}")
+
+
+class WholeBatches(Trainer):
+    """A Trainer whose every optimiser step sees a whole batch: an epoch's last rows are left out, however batches are cut."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        # dataloader_drop_last would leave an accumulated batch incomplete at the end of an epoch.
+        return RandomSampler(rows, num_samples=len(rows) // batch * batch)
 
 
 class Journal(TrainerCallback):
@@ -74,10 +85,13 @@ class Journal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.report(state.global_step, state.max_steps)
+        if control.should_save or control.should_evaluate:
+            # The losses since the last line are in no checkpoint: a run that resumes there starts a new line too.
+            control.should_log = True
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         values = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
-        for name in ("loss", "grad_norm", "eval_loss"):
+        for name in ("loss", "grad_norm", "eval_loss", "train_loss"):
             if name in values and not math.isfinite(values[name]):
                 raise RunFailed(f"{self.report.job.path}: {name} is {values[name]} at step {state.global_step}; try a smaller learning_rate")
         if "train_runtime" not in values and state.is_world_process_zero:

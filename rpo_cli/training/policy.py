@@ -23,11 +23,11 @@ from rpo_cli.schema import PESSIMISTIC, PolicyRecipe, seed_of
 from rpo_cli.scoring import pad_id
 from rpo_cli.tracking import Report
 from rpo_cli.training.ensemble import MemberChoice
-from rpo_cli.training.loop import arguments, lora_of, need_rows, publish_model, train
+from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, publish_model, train
 from rpo_cli.training.teachers import calibrated_margins, policy_rows
 
 
-class PolicyTrainer(DPOTrainer):
+class PolicyTrainer(WholeBatches, DPOTrainer):
     """DPOTrainer with the objectives of Fisch et al. (2025) over precomputed log-probs and teacher margins."""
 
     def __init__(self, recipe: PolicyRecipe, members: MemberChoice | None, kl_reference: PreTrainedModel | None, **kwargs: Any) -> None:

@@ -17,11 +17,11 @@ from rpo_cli.pipeline import Job
 from rpo_cli.schema import RewardRecipe, seed_of
 from rpo_cli.scoring import pad_id, pair_rewards
 from rpo_cli.tracking import Report
-from rpo_cli.training.loop import arguments, lora_of, need_rows, publish_model, train
+from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, publish_model, train
 from rpo_cli.training.sft import table_of
 
 
-class LeanRewardTrainer(RewardTrainer):
+class LeanRewardTrainer(WholeBatches, RewardTrainer):
     """RewardTrainer with the same loss, and metrics on logging steps only (TRL gathers and syncs eight times a step)."""
 
     def _send_telemetry(self) -> None:

@@ -14,7 +14,17 @@ from rpo_cli.models import fit_to_tokenizer, load_causal, load_tokenizer, new_ca
 from rpo_cli.pipeline import Job
 from rpo_cli.schema import SFTRecipe, seed_of
 from rpo_cli.tracking import Report
-from rpo_cli.training.loop import arguments, lora_of, need_rows, publish_model, train
+from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, publish_model, train
+
+
+class WholeBatchSFTTrainer(WholeBatches, SFTTrainer):
+    """SFTTrainer on whole batches, whose count of tokens survives a checkpoint."""
+
+    def counted(self) -> dict[str, Any]:
+        return {"num_tokens": self._total_train_tokens}
+
+    def count_from(self, state: dict[str, Any]) -> None:
+        self._total_train_tokens = state["num_tokens"]
 
 
 def table_of(job: Job, table: str) -> list[dict[str, Any]]:
@@ -44,7 +54,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
         [{"input_ids": r.prompt_ids + r.responses[0], "labels": [-100] * len(r.prompt_ids) + r.responses[0]} for r in tokens]
     )
     config = SFTConfig(**arguments(recipe, job.directory, device, seed), max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
-    trainer = SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer, peft_config=lora_of(recipe, "CAUSAL_LM"))
-    metrics = train(trainer, report)
+    trainer = WholeBatchSFTTrainer(model, config, train_dataset=data, processing_class=tokenizer, peft_config=lora_of(recipe, "CAUSAL_LM"))
+    metrics = train(trainer, report, state=trainer.counted, restore=trainer.count_from)
     publish_model(trainer, tokenizer, job.directory)
     return {**metrics, "rows": len(tokens), "dropped": len(rows) - len(tokens), "steps": trainer.state.global_step}

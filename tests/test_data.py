@@ -1,0 +1,300 @@
+"""Properties of rows: which are drawn into which split, who is chosen, and that a bad row is named by file and line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import RHO, Tiny, manifest
+from transformers import AutoTokenizer
+
+from rpo_cli.data.bias import LONGER, SHORTER, TIE, Split, bias_of, draw, preference_of_length
+from rpo_cli.data.build import read_table
+from rpo_cli.data.pairs import read_rows, tokenise
+from rpo_cli.errors import BadInput
+from rpo_cli.schema import SplitsRecipe
+
+# 600 longer, 500 shorter, 200 ties, in no order.
+KINDS = np.random.default_rng(0).permutation(np.repeat([LONGER, SHORTER, TIE], [600, 500, 200]))
+
+
+def splits(**values: Any) -> SplitsRecipe:
+    return SplitsRecipe(**{"stage": "splits", "rho": 0.3, "num_pairs": 200, "held_out": 50, "ensemble": [0.2, 0.5, 0.8], **values})
+
+
+def share(rows: np.ndarray, kinds: np.ndarray = KINDS) -> float:
+    found = bias_of(kinds, rows)["longer_share"]
+    assert found is not None
+    return found
+
+
+def everything(split: Split) -> list[int]:
+    return [*split.train.tolist(), *split.held_out.tolist()]
+
+
+# ── Length and bias ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_longer_means_a_share_more_tokens_and_always_more() -> None:
+    chosen, rejected = np.array([11, 10, 109, 110, 100, 10, 1, 5]), np.array([10, 11, 100, 100, 110, 10, 2, 5])
+    assert preference_of_length(chosen, rejected, 0.1).tolist() == [LONGER, SHORTER, TIE, LONGER, SHORTER, TIE, SHORTER, TIE]
+    assert preference_of_length(chosen, rejected, 0.0).tolist() == [LONGER, SHORTER, LONGER, LONGER, SHORTER, TIE, SHORTER, TIE]
+
+
+@pytest.mark.parametrize("rho", [0.2, 0.3, 0.5, 0.7, 0.8])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_split_has_exactly_its_bias_and_draws_no_row_twice(rho: float, seed: int) -> None:
+    split = draw(KINDS, splits(rho=rho), seed)
+    assert len(split.train) == 200 and len(split.held_out) == 50
+    assert len(set(everything(split))) == 250
+    assert share(split.train) == rho and share(split.held_out) == rho
+    assert not (KINDS[everything(split)] == TIE).any()
+    assert abs(share(split.train[:100]) - rho) < 0.2  # shuffled: not the longer ones first
+
+
+def test_subsets_have_exactly_their_bias_inside_the_training_rows() -> None:
+    for size in ("equal", "largest", 50):
+        split = draw(KINDS, splits(rho=0.5, subset_size=size), 0)
+        assert list(split.subsets) == [0.2, 0.5, 0.8]
+        for b, rows in split.subsets.items():
+            assert len(set(rows.tolist())) == len(rows)
+            assert set(rows.tolist()) <= set(split.train.tolist())
+            assert share(rows) == b
+        # 100 longer and 100 shorter pairs: 125 at b 0.2 and 0.8, all 200 at b 0.5.
+        expected = {"equal": [125, 125, 125], "largest": [125, 200, 125], 50: [50, 50, 50]}
+        assert [len(rows) for rows in split.subsets.values()] == expected[size]
+
+
+def test_a_rounded_bias_is_off_by_less_than_one_pair() -> None:
+    split = draw(KINDS, splits(rho=0.37, num_pairs=101, ensemble=[0.23, 0.61], subset_size="largest"), 0)
+    assert abs(share(split.train) * 101 - 0.37 * 101) <= 0.5
+    for b, rows in split.subsets.items():
+        assert abs(share(rows) * len(rows) - b * len(rows)) <= 1
+
+
+def test_ties_are_left_out_or_kept_at_their_natural_share() -> None:
+    split = draw(KINDS, splits(rho=0.4, num_pairs=260, held_out=130, ties="include"), 0)
+    assert bias_of(KINDS, split.train) == {"size": 260, "longer_share": pytest.approx(0.4, abs=1 / 220), "tie_share": 40 / 260}
+    assert bias_of(KINDS, split.held_out)["tie_share"] == 20 / 130
+    assert len(set(everything(split))) == 390
+    assert all(not (KINDS[rows] == TIE).any() for rows in split.subsets.values())
+
+
+def test_without_a_rho_the_pairs_are_as_they_come() -> None:
+    split = draw(KINDS, splits(rho=None, num_pairs=None, held_out=100), 0)
+    assert sorted(everything(split)) == list(range(len(KINDS))) and len(split.held_out) == 100
+    some = draw(KINDS, splits(rho=None, num_pairs=700, held_out=100), 0)
+    assert len(some.train) == 700 and len(set(everything(some))) == 800
+    assert bias_of(KINDS, some.train)["tie_share"] == pytest.approx(200 / 1300, abs=0.05)
+
+
+def test_draws_repeat_under_their_seed_and_differ_under_another() -> None:
+    one, again, other = (draw(KINDS, splits(), seed) for seed in (0, 0, 1))
+    assert one.train.tolist() == again.train.tolist() and one.held_out.tolist() == again.held_out.tolist()
+    assert all(one.subsets[b].tolist() == again.subsets[b].tolist() for b in one.subsets)
+    assert one.train.tolist() != other.train.tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rho": 0.8, "num_pairs": 900},
+         "splits: rho 0.8 with num_pairs 900 and held_out 50 needs 760 pairs whose longer response is preferred, 600 exist"),
+        ({"rho": 0.2, "num_pairs": 600}, "needs 520 pairs whose shorter response is preferred, 500 exist"),
+        ({"rho": None, "num_pairs": 1300}, "splits: 1300 training and 50 held-out pairs are needed, 1300 exist"),
+        ({"subset_size": 100}, r"splits: subset_size 100 cannot be filled for b 0.8: 75 pairs at most, from 60 longer and 140 shorter"),
+        ({"rho": 0.01, "num_pairs": 20, "subset_size": "largest"}, "splits: the subset for b 0.2 would be empty: D_rho has 0 longer and 20 shorter"),
+    ],
+)  # fmt: skip
+def test_a_split_that_cannot_be_filled_says_how_many_pairs_there_are(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        draw(KINDS, splits(**values), 0)
+
+
+def test_the_splits_stage_writes_what_it_drew(built: Tiny) -> None:
+    """Token counts with EOS, kinds and shares, recounted from the text."""
+    tokenizer = AutoTokenizer.from_pretrained(built.root / "seed-0/sft")
+    folder = built.root / RHO / "splits"
+    pairs = {row["id"]: row for row in read_rows(built.root / "seed-0/relabel/pairs.parquet")}
+    tables = {name: read_rows(folder / f"{name}.parquet") for name in ("train", "held_out", "b-0.2", "b-0.5", "b-0.8")}
+    metrics = manifest(built.root, f"{RHO}/splits")["metrics"]
+    for name, rows in tables.items():
+        assert len({row["id"] for row in rows}) == len(rows) == metrics[f"{name}/size"]
+        for row in rows:
+            assert all(row[key] == value for key, value in pairs[row["id"]].items())
+            lengths = [len(tokenizer(row[side])["input_ids"]) + 1 for side in ("chosen", "rejected")]
+            assert [row["chosen_tokens"], row["rejected_tokens"]] == lengths
+            assert row["longer_preferred"] == (LONGER if lengths[0] > lengths[1] else SHORTER)
+            assert max(lengths) >= 1.1 * min(lengths)
+        counts = Counter(row["longer_preferred"] for row in rows)
+        expected = float(name[2:]) if name.startswith("b-") else 0.5
+        assert counts[LONGER] / len(rows) == metrics[f"{name}/longer_share"] == expected
+    ids = {name: {row["id"] for row in rows} for name, rows in tables.items()}
+    assert not ids["train"] & ids["held_out"]
+    assert all(ids[name] <= ids["train"] for name in ids if name.startswith("b-"))
+
+
+# ── Relabelling ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_relabelling_puts_the_higher_score_first_and_marks_what_it_turned(built: Tiny) -> None:
+    human = {row["id"]: row for row in read_rows(built.root / "seed-0/data/pairs.parquet")}
+    rows = read_rows(built.root / "seed-0/relabel/pairs.parquet")
+    assert [row["id"] for row in rows] == list(human)
+    for row in rows:
+        assert row["chosen_score"] >= row["rejected_score"]
+        sides = ("rejected", "chosen") if row["swapped"] else ("chosen", "rejected")
+        assert [row["prompt"], row["chosen"], row["rejected"]] == [human[row["id"]][side] for side in ("prompt", *sides)]
+    swapped = sum(row["swapped"] for row in rows)
+    assert 0 < swapped < len(rows)
+    assert manifest(built.root, "seed-0/relabel")["metrics"]["swapped_share"] == swapped / len(rows)
+
+
+def test_sampled_labels_follow_the_scores_and_repeat(tiny: Tiny) -> None:
+    first, _ = tiny.make("relabel.yaml", "labels=sample")
+    rows = read_rows(first / "pairs.parquet")
+    against = sum(row["chosen_score"] < row["rejected_score"] for row in rows)
+    # An oracle of six steps is almost indifferent: about half of the draws go against its scores.
+    expected = sum(1 / (1 + np.exp(abs(row["chosen_score"] - row["rejected_score"]))) for row in rows)
+    assert abs(against - expected) < 5 * np.sqrt(len(rows) / 4)
+    tiny.make("relabel.yaml", "labels=sample")
+    assert read_rows(first / "pairs.parquet") == rows
+
+
+# ── Reading files ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+GOOD = {"prompt": "a b", "chosen": "c", "rejected": "d"}
+
+
+def lines(*rows: Any) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lines(GOOD, {"prompt": "a", "chosen": "c"}), ":2: no column 'rejected' (has: chosen, prompt)"),
+        (lines(GOOD, GOOD | {"prompt": "x", "chosen": " \n"}), ":2: chosen: empty"),
+        (lines(GOOD, GOOD | {"chosen": "d"}), ":2: chosen and rejected are the same text, so there is no preference to learn"),
+        (lines(GOOD, GOOD | {"chosen": 3}), ":2: chosen: expected text, got int"),
+        (lines(GOOD, GOOD | {"chosen": None}), ":2: chosen: expected text, got NoneType"),
+        (lines(GOOD, ["a", "b"]), ":2: expected an object with columns, got list"),
+        (lines(GOOD) + b"\n" + b'{"prompt": "a", \n', ":3: not JSON: "),
+        (lines(GOOD) + b'{"prompt": "a", "chosen": "caf\xe9", "rejected": "b"}\n', ":2: not UTF-8: invalid continuation byte"),
+        (lines(GOOD | {"id": "x"}, GOOD | {"id": "y"}, GOOD | {"id": "x", "chosen": "e"}), ":3: id 'x' belongs to another row as well"),
+        (b"", ": no rows"),
+        (b"\n \n", ": no rows"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_one_line_that_names_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(BadInput) as caught:
+        read_table(file, "pairs")
+    assert str(caught.value).startswith(f"{file}{message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_parquet_is_one_line_that_names_file_and_row(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist([GOOD, GOOD | {"chosen": "d"}]), file)
+    with pytest.raises(BadInput, match=f"{file}: row 2: chosen and rejected are the same text"):
+        read_table(file, "pairs")
+    file.write_bytes(b"not parquet at all")
+    with pytest.raises(BadInput, match=f"{file}: not a Parquet file: ") as caught:
+        read_table(file, "pairs")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BadInput, match=r"expected a \.jsonl or \.parquet file"):
+        read_table(tmp_path / "pairs.csv", "pairs")
+
+
+def test_rows_are_named_by_id_or_by_content_and_exact_duplicates_counted(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(lines(GOOD, GOOD | {"chosen": "e"}, GOOD, GOOD | {"id": 7, "note": "more"}))
+    rows, duplicates = read_table(file, "pairs")
+    assert duplicates == 1 and len(rows) == 3
+    assert rows[2] == {"id": "7", **GOOD}
+    assert len({row["id"] for row in rows}) == 3
+    again, _ = read_table(file, "pairs")
+    assert again == rows
+
+
+def test_text_with_any_kind_of_line_separator_inside_is_one_row(tmp_path: Path) -> None:
+    odd = GOOD | {"chosen": "one\u2028two\x85three\x0bfour\x1cfive\nsix"}
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(json.dumps(odd, ensure_ascii=False).encode() + b"\r\n" + lines(GOOD))
+    rows, _ = read_table(file, "pairs")
+    assert [row["chosen"] for row in rows] == [odd["chosen"], "c"]
+
+
+def test_a_missing_file_is_named_with_the_line_of_the_recipe(tiny: Tiny) -> None:
+    (tiny.suite / "data.yaml").write_text("stage: data\nsource: files\nfiles:\n  pairs: nowhere.jsonl\n")
+    result = tiny.run("train-sft", "sft.yaml", code=2)
+    assert result.stderr.strip() == f"{tiny.suite / 'data.yaml'}:3: files.pairs: no such file: {tiny.suite / 'nowhere.jsonl'}"
+
+
+def test_a_bad_file_stops_the_command_with_its_line_and_no_manifest(empty: Tiny) -> None:
+    (empty.suite / "sft.jsonl").write_bytes(lines({"prompt": "a", "completion": "b"}, {"prompt": "a"}))
+    (empty.suite / "data.yaml").write_text("stage: data\nsource: files\nfiles: {sft_train: sft.jsonl}\n")
+    result = empty.run("train-sft", "sft.yaml", code=2)
+    assert result.stderr.splitlines()[-1] == f"{empty.suite / 'sft.jsonl'}:2: no column 'completion' (has: prompt)"
+    assert not (empty.root / "seed-0/data/manifest.json").exists()
+
+
+def test_a_changed_file_makes_what_rests_on_it_stale_and_a_moved_one_does_not(empty: Tiny) -> None:
+    file = empty.suite / "pairs.jsonl"
+    file.write_bytes(lines(*[GOOD | {"prompt": f"p{index}"} for index in range(4)]))
+    recipe = empty.suite / "data.yaml"
+    recipe.write_text("stage: data\nsource: files\nfiles: {pairs: pairs.jsonl}\n")
+    key = empty.stage("data.yaml").key
+    recipe.write_text(f"stage: data\nsource: files\nfiles: {{pairs: {file.rename(empty.suite / 'moved.jsonl')}}}\n")
+    assert empty.stage("data.yaml").key == key
+    with (empty.suite / "moved.jsonl").open("ab") as moved:
+        moved.write(lines(GOOD))
+    assert empty.stage("data.yaml").key != key
+
+
+# ── Length ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rows_that_are_too_long_are_an_error_or_dropped_and_never_cut(built: Tiny) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(built.root / "seed-0/sft")
+    rows = read_rows(built.root / "seed-0/data/pairs.parquet")[:40]
+    full = tokenise(rows, ("chosen", "rejected"), tokenizer, 1000, "error", "here")
+    lengths = [len(row.prompt_ids) + max(map(len, row.responses)) for row in full]
+    limit = sorted(lengths)[20]
+    kept = tokenise(rows, ("chosen", "rejected"), tokenizer, limit, "drop", "here")
+    assert kept == [row for row, length in zip(full, lengths, strict=True) if length <= limit] and len(kept) < 40
+    first = next(index for index, length in enumerate(lengths) if length > limit)
+    with pytest.raises(BadInput, match=f"here: row {rows[first]['id']} has {lengths[first]} tokens .* max_length is {limit}"):
+        tokenise(rows, ("chosen", "rejected"), tokenizer, limit, "error", "here")
+    with pytest.raises(BadInput, match="here: no rows of at most 3 tokens"):
+        tokenise(rows, ("chosen", "rejected"), tokenizer, 3, "drop", "here")
+
+
+def test_dropped_rows_are_counted_and_left_out_of_every_table_of_a_policy(tiny: Tiny) -> None:
+    """Reference, scores and policy drop the same rows, though each counts on its own."""
+    for recipe in ("rm.yaml", "policy.yaml"):
+        tiny.edit(recipe, "max_length: 20\noverlong: drop\nper_device_train_batch_size: 2")
+    result = tiny.run("train-policy", "d-dpo.yaml", "--json")
+    (found,) = json.loads(result.stdout).values()
+    train = read_rows(tiny.root / RHO / "splits/train.parquet")
+    assert found["metrics"]["rows"] + found["metrics"]["dropped"] == len(train)
+    assert 0 < found["metrics"]["dropped"] < len(train)
+    assert len(read_rows(tiny.root / RHO / "scores/rm/all/train.parquet")) == found["metrics"]["rows"]
+
+
+def test_prompt_and_response_are_tokenised_apart_and_end_in_eos(built: Tiny) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(built.root / "seed-0/sft")
+    rows = read_rows(built.root / "seed-0/data/pairs.parquet")[:20]
+    for text, row in zip(rows, tokenise(rows, ("chosen", "rejected"), tokenizer, 100, "error", "here"), strict=True):
+        assert row.prompt_ids == tokenizer(text["prompt"])["input_ids"] and tokenizer.eos_token_id not in row.prompt_ids
+        for side, answer in zip(("chosen", "rejected"), row.responses, strict=True):
+            assert answer == [*tokenizer(text[side])["input_ids"], tokenizer.eos_token_id]
+            assert answer.count(tokenizer.eos_token_id) == 1

@@ -1,0 +1,324 @@
+"""Saved models are plain Hugging Face models, and every number read off them is the one a naive loop computes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import RHO, Tiny, column, manifest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from rpo_cli.batches import pad_batch, response_logps
+from rpo_cli.data.pairs import TokenRow, read_rows, tokenise, write_rows
+from rpo_cli.devices import Device
+from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.generation import sample
+from rpo_cli.models import load_causal, load_reward, load_tokenizer, new_causal, require_same_tokens
+from rpo_cli.schema import ScoringRecipe
+from rpo_cli.scoring import logps, pair_rewards, rewards
+
+CPU = Device("cpu", "float32", "test")
+RECIPE = ScoringRecipe(stage="scores", threads=1)
+POLICY = f"{RHO}/policies/e-dpo/beta-0.2"
+REWARD = f"{RHO}/rm/b-0.2"
+
+
+@pytest.fixture(scope="module")
+def policy(built: Tiny) -> Any:
+    return load_causal(built.root / POLICY, RECIPE, CPU)
+
+
+@pytest.fixture(scope="module")
+def reward(built: Tiny) -> Any:
+    return load_reward(built.root / REWARD, RECIPE, CPU)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(built: Tiny) -> Any:
+    return load_tokenizer(built.root / POLICY)
+
+
+@pytest.fixture(scope="module")
+def rows(built: Tiny, tokenizer: Any) -> list[TokenRow]:
+    """Held-out pairs, of many lengths."""
+    found = tokenise(read_rows(built.root / RHO / "splits/held_out.parquet"), ("chosen", "rejected"), tokenizer, 48, "error", "test")
+    assert len({len(answer) for row in found for answer in row.responses}) > 3
+    return found
+
+
+# ── Plain Hugging Face ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_saved_policy_is_a_plain_causal_model(built: Tiny, policy: Any, tokenizer: Any, rows: list[TokenRow]) -> None:
+    source = built.root / POLICY
+    plain, words = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    assert type(plain) is type(policy) and plain.dtype == torch.float32
+    assert words.get_vocab() == tokenizer.get_vocab()
+    assert plain.config.pad_token_id == words.pad_token_id != words.eos_token_id == plain.generation_config.eos_token_id
+    words.padding_side = "left"
+    inputs = words([row["prompt"] for row in read_rows(built.root / "seed-0/data/prompts_test.parquet")][:4], return_tensors="pt", padding=True)
+    texts = [model.generate(**inputs, do_sample=False, max_new_tokens=6).tolist() for model in (plain, policy)]
+    assert texts[0] == texts[1]
+    prompts, answers = [row.prompt_ids for row in rows], [row.responses[0] for row in rows]
+    assert logps(plain, prompts, answers, words.pad_token_id, 4).tolist() == logps(policy, prompts, answers, words.pad_token_id, 4).tolist()
+
+
+def test_a_saved_reward_model_is_a_plain_classifier_of_one_label(built: Tiny, reward: Any, rows: list[TokenRow]) -> None:
+    source = built.root / REWARD
+    plain, words = AutoModelForSequenceClassification.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    assert plain.config.num_labels == 1
+    texts = [text["prompt"] + text["chosen"] + words.eos_token for text in read_rows(built.root / RHO / "splits/held_out.parquet")]
+    with torch.no_grad():
+        scores = [plain(**words(text, return_tensors="pt")).logits.item() for text in texts]
+    ours = rewards(reward, [row.prompt_ids + row.responses[0] for row in rows], words.pad_token_id, 8)
+    assert ours == pytest.approx(scores, abs=1e-6)
+    assert ours.std() > 1e-3
+
+
+@pytest.mark.parametrize("dropout", [
+    {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5},
+    {"model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+     "word_embed_proj_dim": 16, "dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5},
+    {"model_type": "gpt_neox", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+     "max_position_embeddings": 64, "attention_dropout": 0.5, "hidden_dropout": 0.5},
+    {"model_type": "qwen3", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
+     "num_key_value_heads": 1, "max_position_embeddings": 64, "attention_dropout": 0.5},
+], ids=lambda settings: settings["model_type"])  # fmt: skip
+def test_no_kind_of_dropout_survives_in_training_mode(dropout: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
+    ids = torch.arange(3, 19).reshape(2, 8)
+    plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**dropout, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=1))
+    plain.save_pretrained(tmp_path)
+    plain.train()
+    assert not torch.equal(plain(ids).logits, plain(ids).logits)
+    for model in (new_causal(dropout, tokenizer, CPU, 0), load_causal(tmp_path, RECIPE, CPU, training=True), load_reward(tmp_path, RECIPE, CPU)):
+        quiet = model.eval()(ids).logits
+        model.train()
+        assert torch.equal(model(ids).logits, quiet)
+        assert all(torch.equal(model(ids).logits, quiet) for _ in range(3))
+
+
+# ── Rewards and log-probabilities ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rewards_do_not_depend_on_the_batch(reward: Any, rows: list[TokenRow], tokenizer: Any) -> None:
+    single, *others = (pair_rewards(reward, rows, tokenizer.pad_token_id, size) for size in (1, 8, 1000))
+    for other in others:
+        assert other == pytest.approx(single, abs=1e-6)
+    assert single.shape == (len(rows), 2)
+
+
+def test_rewards_are_read_at_the_eos(reward: Any, rows: list[TokenRow], tokenizer: Any) -> None:
+    """One row alone, without padding: the head applied to the last position, which holds the EOS."""
+    sequence = rows[0].prompt_ids + rows[0].responses[0]
+    assert sequence[-1] == tokenizer.eos_token_id
+    with torch.no_grad():
+        score = reward.score(reward.model(input_ids=torch.tensor([sequence])).last_hidden_state[0, -1]).item()
+    assert rewards(reward, [sequence], tokenizer.pad_token_id, 1).tolist() == pytest.approx([score], abs=1e-6)
+
+
+def naive_logp(model: Any, prompt: list[int], response: list[int]) -> float:
+    """log pi(response | prompt), one token after another, without padding."""
+    total = 0.0
+    for place, token in enumerate(response):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + response[:place]])).logits[0, -1]
+        total += float(logits.double().log_softmax(-1)[token])
+    return total
+
+
+def test_logps_are_the_sum_over_tokens_including_the_eos(policy: Any, rows: list[TokenRow], tokenizer: Any) -> None:
+    some = rows[:8]
+    naive = [naive_logp(policy, row.prompt_ids, row.responses[0]) for row in some]
+    ours = logps(policy, [row.prompt_ids for row in some], [row.responses[0] for row in some], tokenizer.pad_token_id, 3)
+    assert ours == pytest.approx(naive, abs=1e-5)
+    assert all(row.responses[0][-1] == tokenizer.eos_token_id for row in some)
+    without = logps(policy, [row.prompt_ids for row in some], [row.responses[0][:-1] for row in some], tokenizer.pad_token_id, 3)
+    assert (ours < without - 0.1).all()
+
+
+def test_logps_do_not_depend_on_the_batch(policy: Any, rows: list[TokenRow], tokenizer: Any) -> None:
+    prompts, answers = [row.prompt_ids for row in rows for _ in range(2)], [answer for row in rows for answer in row.responses]
+    single, *others = (logps(policy, prompts, answers, tokenizer.pad_token_id, size) for size in (1, 8, 1000))
+    for other in others:
+        assert other == pytest.approx(single, abs=1e-5)
+
+
+def test_padding_changes_no_logp_whatever_is_in_it(policy: Any, rows: list[TokenRow], tokenizer: Any) -> None:
+    row = rows[0]
+    alone = response_logps(policy, pad_batch([row.prompt_ids], [row.responses[0]], tokenizer.pad_token_id))
+    long = [5] * (len(row.prompt_ids) + 9)
+    for pad in (tokenizer.pad_token_id, 7):
+        batch = pad_batch([row.prompt_ids, long], [row.responses[0], [9] * 14], pad)
+        assert batch["input_ids"][0, 0] == pad and batch["input_ids"][0, -1] == pad
+        assert response_logps(policy, batch)[0].item() == pytest.approx(alone.item(), abs=1e-5)
+
+
+def test_the_precomputed_tables_hold_what_the_models_say(built: Tiny, tokenizer: Any) -> None:
+    """Reference log-probs and teachers' scores, found by the row's id."""
+    texts = {str(row["id"]): row for row in read_rows(built.root / "seed-0/relabel/pairs.parquet")}
+    table = pq.read_table(built.root / "seed-0/reference-logps/logps.parquet").to_pylist()
+    reference = load_causal(built.root / "seed-0/sft", RECIPE, CPU)
+    assert len(table) == len(texts)
+    for entry in table[:6]:
+        text = texts[entry["id"]]
+        prompt = tokenizer(text["prompt"])["input_ids"]
+        for side in ("chosen", "rejected"):
+            answer = [*tokenizer(text[side])["input_ids"], tokenizer.eos_token_id]
+            assert entry[f"ref_{side}_logps"] == pytest.approx(naive_logp(reference, prompt, answer), abs=1e-5)
+    scores = pq.read_table(built.root / RHO / "scores/rm/b-0.2/train.parquet").to_pylist()
+    model = load_reward(built.root / REWARD, RECIPE, CPU)
+    for entry in scores[:6]:
+        text = texts[entry["id"]]
+        for side in ("chosen", "rejected"):
+            ids = tokenizer(text["prompt"] + text[side] + tokenizer.eos_token)["input_ids"]
+            assert entry[side] == pytest.approx(float(rewards(model, [ids], tokenizer.pad_token_id, 1)[0]), abs=1e-6)
+
+
+def test_held_out_accuracy_is_a_plain_count(built: Tiny, tokenizer: Any, rows: list[TokenRow]) -> None:
+    """24 pairs: no multiple of a batch, and TRL's mean of batch means would differ."""
+    model = load_reward(built.root / REWARD, RECIPE, CPU)
+    margins = []
+    for row in rows:
+        chosen, rejected = (float(rewards(model, [row.prompt_ids + answer], tokenizer.pad_token_id, 1)[0]) for answer in row.responses)
+        margins.append(chosen - rejected)
+    metrics = manifest(built.root, REWARD)["metrics"]
+    assert metrics["held_out_accuracy"] == sum(margin > 0 for margin in margins) / len(margins)
+    assert metrics["held_out_loss"] == pytest.approx(np.mean([np.log1p(np.exp(-margin)) for margin in margins]), abs=1e-6)
+    assert manifest(built.root, f"{RHO}/scores/rm/b-0.2")["metrics"]["held_out/accuracy"] == metrics["held_out_accuracy"]
+
+
+def test_early_stopping_keeps_the_evaluated_step_of_least_held_out_loss(tiny: Tiny) -> None:
+    held_out = tiny.root / RHO / "splits/held_out.parquet"
+    # Labels turned round, so that the loss grows as the model learns and the last step is not the best one.
+    write_rows([row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in read_rows(held_out)], held_out)
+    settings = ("stopping=early", "eval_steps=1", "max_steps=8", "learning_rate=0.03", "per_device_eval_batch_size=7")
+    directory, found = tiny.make("rm.yaml", *settings)
+    losses = column(directory, "eval_loss")
+    assert len(losses) == 8 and min(losses) < losses[-1] - 1e-3
+    assert found["metrics"]["held_out_loss"] == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_a_reward_that_is_no_number_stops_the_run(built: Tiny, rows: list[TokenRow], tokenizer: Any) -> None:
+    model = load_reward(built.root / REWARD, RECIPE, CPU)
+    with torch.no_grad():
+        model.score.weight.fill_(float("nan"))
+    with pytest.raises(RunFailed, match="not finite for 3 of 3 responses"):
+        rewards(model, [row.prompt_ids for row in rows[:3]], tokenizer.pad_token_id, 2)
+
+
+# ── Sampling ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def draw(policy: Any, tokenizer: Any, prompts: list[list[int]], seed: int, limit: int = 8) -> list[list[int]]:
+    return sample(policy, tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=limit, batch_size=5, seed=seed)
+
+
+def test_samples_repeat_under_their_seed_and_end_in_eos_or_at_the_limit(policy: Any, tokenizer: Any, rows: list[TokenRow]) -> None:
+    prompts = [row.prompt_ids for row in rows]
+    samples = draw(policy, tokenizer, prompts, 3)
+    assert draw(policy, tokenizer, prompts, 3) == samples
+    assert draw(policy, tokenizer, prompts, 4) != samples
+    ends = [answer[-1] == tokenizer.eos_token_id for answer in samples]
+    assert any(ends) and not all(ends)
+    for answer, ended in zip(samples, ends, strict=True):
+        assert tokenizer.eos_token_id not in answer[:-1]
+        assert len(answer) <= 8 if ended else len(answer) == 8
+
+
+def test_samples_follow_the_models_own_distribution(policy: Any, tokenizer: Any, rows: list[TokenRow]) -> None:
+    """First tokens of 4000 samples of one prompt, in a batch where it is padded, against the model's probabilities."""
+    short, long = sorted((row.prompt_ids for row in rows), key=len)[0][:-3], rows[0].prompt_ids
+    assert len(short) < len(long)
+    answers = sample(policy, tokenizer, [short] * 4000 + [long], temperature=1.0, top_p=1.0, max_new_tokens=1, batch_size=4001, seed=0)
+    counts = np.bincount([answer[0] for answer in answers[:4000]], minlength=len(tokenizer))
+    with torch.no_grad():
+        expected = 4000 * policy(input_ids=torch.tensor([short])).logits[0, -1].double().softmax(-1).numpy()
+    chi_squared = ((counts - expected) ** 2 / expected).sum()
+    degrees = len(expected) - 1
+    assert chi_squared < degrees + 5 * (2 * degrees) ** 0.5
+
+
+def test_evaluation_scores_its_samples_by_the_oracle(built: Tiny, tokenizer: Any) -> None:
+    found = pq.read_table(built.root / f"{RHO}/evaluations/e-dpo/beta-0.2/test/samples.parquet").to_pylist()
+    metrics = manifest(built.root, f"{RHO}/evaluations/e-dpo/beta-0.2/test")["metrics"]
+    assert len(found) == metrics["samples"] == 48
+    assert metrics["reward_mean"] == pytest.approx(np.mean([row["reward"] for row in found]))
+    assert metrics["kl_to_reference"] == pytest.approx(np.mean([row["logp"] - row["ref_logp"] for row in found]))
+    oracle = load_reward(built.root / "seed-0/oracle", RECIPE, CPU)
+    checked = 0
+    for row in found:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        ids = prompt + tokenizer(row["response"])["input_ids"] + [tokenizer.eos_token_id] * row["finished"]
+        if len(ids) - len(prompt) == row["tokens"]:  # the text of a sample leaves special tokens out
+            assert row["reward"] == pytest.approx(float(rewards(oracle, [ids], tokenizer.pad_token_id, 1)[0]), abs=1e-6)
+            checked += 1
+    assert checked > 10
+
+
+# ── Tokenizers that would train something else than was asked for ───────────────────────────────────────────────────
+
+
+def words(folder: Path, **special: str) -> Path:
+    """A saved tokenizer of a few words with these special tokens."""
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "a", "b"])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("special", "message"),
+    [
+        ({"pad_token": "<pad>"}, "has no EOS token"),
+        ({"eos_token": "</s>"}, "has no padding token; set `pad_token:`"),
+        ({"eos_token": "</s>", "pad_token": "</s>"}, r"the padding token is the EOS \(</s>\); set `pad_token:`"),
+    ],
+)
+def test_a_tokenizer_without_eos_or_a_padding_token_of_its_own_is_refused(tmp_path: Path, special: dict[str, str], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        load_tokenizer(words(tmp_path, **special))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pad_token_of_the_recipe_may_be_new_or_known(tmp_path: Path) -> None:
+    source = words(tmp_path, eos_token="</s>", pad_token="</s>")
+    new = load_tokenizer(source, RECIPE.model_copy(update={"pad_token": "[PAD]"}))
+    assert new.pad_token_id == 4 and len(new) == 5
+    known = load_tokenizer(source, RECIPE.model_copy(update={"pad_token": "<pad>"}))
+    assert known.pad_token_id == 0 and len(known) == 4
+
+
+def test_a_folder_without_a_tokenizer_or_a_model_is_one_line(tmp_path: Path) -> None:
+    for load in (load_tokenizer, lambda folder: load_causal(folder, RECIPE, CPU), lambda folder: load_reward(folder, RECIPE, CPU)):
+        with pytest.raises(BadInput, match=str(tmp_path)) as caught:
+            load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_teachers_with_another_tokenizer_are_refused(built: Tiny, tiny: Tiny, tokenizer: Any, tmp_path: Path) -> None:
+    for change, what in (({"eos_token": "<unk>"}, "EOS"), ({"pad_token": "<unk>"}, "padding")):
+        other = AutoTokenizer.from_pretrained(built.root / POLICY, **change)
+        with pytest.raises(BadInput, match=f"differ in {what}"):
+            require_same_tokens(tokenizer, other, Path("a"), Path("b"))
+    foreign = Path(shutil.copytree(built.root / REWARD, tmp_path / "foreign"))
+    file = foreign / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["So:"], vocabulary["Basically:"] = vocabulary["Basically:"], vocabulary["So:"]
+    file.write_text(json.dumps(content))
+    result = tiny.run("train-policy", "d-dpo.yaml", "--set", f"reward_model={foreign}", code=2)
+    assert "their tokenizers differ in vocabulary; policy and reward models must share one" in result.stderr
