@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -96,7 +97,7 @@ def train_sft(
 ) -> None:  # fmt: skip
     """Fine-tune on written responses: makes pi_SFT, the reference policy."""
     session = _session(recipe=recipe, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, wandb=wandb)
-    _one(session, "sft", "rpo train-rm --recipe oracle.yaml")
+    _one(session, "sft", ("rpo train-rm", "oracle.yaml"))
 
 
 @app.command("train-rm", epilog="Examples: rpo train-rm --recipe oracle.yaml | rpo train-rm --recipe rm.yaml --rho 0.2 --ensemble --jobs 2")
@@ -116,7 +117,7 @@ def train_rm(
     loads = session.at_rhos("reward")
     planner = planner_for(loads[0])
     targets = [stage for loaded in loads for stage in (planner.members(loaded) if ensemble else [planner.build(loaded)])]
-    session.result(session.make(targets, loads[0].recipe.suite), targets, "rpo train-policy --recipe e-dpo.yaml")
+    session.result(session.make(targets, loads[0].recipe.suite), targets, _next(loads[0], "rpo train-policy", "e-dpo.yaml", _at(rho)))
 
 
 @app.command("relabel", epilog="Example: rpo relabel --recipe relabel.yaml")
@@ -127,7 +128,7 @@ def relabel(
 ) -> None:  # fmt: skip
     """Replace human labels by the oracle's preference, with both scores kept."""
     session = _session(recipe=recipe, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, wandb=wandb)
-    _one(session, "relabel", "rpo make-biased-splits --rho all")
+    _one(session, "relabel", ("rpo make-biased-splits", "splits.yaml", " --rho all"))
 
 
 @app.command("make-biased-splits", epilog="Example: rpo make-biased-splits --recipe splits.yaml --rho all")
@@ -138,7 +139,7 @@ def make_biased_splits(
 ) -> None:  # fmt: skip
     """Draw D_rho, in which the longer response is preferred in a share rho of the pairs, and the ensemble's subsets."""
     session = _session(recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, jobs=jobs)
-    _many(session, "splits", "rpo train-rm --recipe rm.yaml --rho all --ensemble")
+    _many(session, "splits", ("rpo train-rm", "rm.yaml", f"{_at(rho)} --ensemble"))
 
 
 @app.command("train-policy", epilog="Example: rpo train-policy --recipe e-dpo.yaml --rho 0.2")
@@ -151,8 +152,7 @@ def train_policy(
     session = _session(
         recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, jobs=jobs, wandb=wandb
     )
-    again = f" --rho {rho}" if rho else ""
-    _many(session, "policy", f"rpo evaluate --recipe {recipe}{again}")
+    _many(session, "policy", ("rpo evaluate", Path(recipe).name, _at(rho)))
 
 
 @app.command("evaluate", epilog="Example: rpo evaluate --recipe e-dpo.yaml --rho 0.2 --split test")
@@ -178,24 +178,42 @@ def evaluate(
         targets = [planner.build(session.load("evaluate", split=split))]
     else:
         targets = [planner.evaluation(loaded, split) for loaded in session.at_rhos("policy")]
-    session.result(session.make(targets, first.recipe.suite), targets, "rpo sweep --recipe figure2.yaml")
+    session.result(session.make(targets, first.recipe.suite), targets, _next(first, "rpo figure figure2", "figure2.yaml"))
 
 
-def _one(session: Any, stage: str, next_command: str) -> None:
+def _at(rho: str | None) -> str:
+    return "" if rho is None else f" --rho {rho}"
+
+
+def _next(loaded: Any, command: str, name: str, rest: str = "") -> str | None:
+    """The next command, with the recipe of this name in the same suite; None where the suite has none."""
+    from rpo_cli.recipe_files import RecipeError, find, shown
+
+    beside = loaded.path.with_name(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    if not beside.is_file():
+        return None
+    for typed in (beside.name, f"{beside.parent.name}/{beside.name}"):
+        with suppress(RecipeError):
+            if find(typed) == beside:
+                return f"{command} --recipe {typed}{rest}"
+    return f"{command} --recipe {shown(beside)}{rest}"
+
+
+def _one(session: Any, stage: str, following: tuple[str, ...]) -> None:
     from rpo_cli.session import planner_for
 
     loaded = session.load(stage)
     target = planner_for(loaded).build(loaded)
-    session.result(session.make([target], loaded.recipe.suite), [target], next_command)
+    session.result(session.make([target], loaded.recipe.suite), [target], _next(loaded, *following))
 
 
-def _many(session: Any, stage: str, next_command: str) -> None:
+def _many(session: Any, stage: str, following: tuple[str, ...]) -> None:
     from rpo_cli.session import planner_for
 
     loads = session.at_rhos(stage)
     planner = planner_for(loads[0])
     targets = [planner.build(loaded) for loaded in loads]
-    session.result(session.make(targets, loads[0].recipe.suite), targets, next_command)
+    session.result(session.make(targets, loads[0].recipe.suite), targets, _next(loads[0], *following))
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,7 @@ def execute(
             for item in todo:
                 path = item.stage.path
                 progress.start(path)
-                manifest = run_job(job_of(item.stage, workspace, inherited or {}), lambda step, of, path=path: progress.step(path, step, of))
+                manifest = run_job(job_of(item.stage, workspace, inherited or {}), partial(progress.step, path))
                 progress.finish(path, summary(manifest))
                 finished(item.stage, manifest)
         else:

@@ -154,7 +154,7 @@ class Planner:
         hashes = {table: hash_path(Path(file)) for table, file in recipe.files.items()}
         # A file's place is no part of the key, its content is.
         content = recipe.model_copy(update={"files": {}})
-        return self._add("data", loaded.path.stem, loaded, options={"files": hashes}, recipe=content, files=recipe.files)
+        return self._add("data", loaded.path.stem, loaded, options={"files": hashes}, recipe=content, files={str(table): file for table, file in recipe.files.items()})
 
     def _line(self, loaded: Loaded, name: str) -> str:
         path, line = loaded.where.get(name, (loaded.path, 1))

@@ -78,7 +78,7 @@ class PlanProgress:
                 self._bar.console.print(line, highlight=False)
         elif always or time.monotonic() - self._spoken >= QUIET_SECONDS:
             self._spoken = time.monotonic()
-            self.console.print(f"{line}  [{remaining}]", highlight=False, markup=False)
+            self.console.print(f"{line}  [{remaining}]", highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._bar is not None:

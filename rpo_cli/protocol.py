@@ -67,7 +67,7 @@ class Cells:
         """
         grids: dict[str, tuple[str, list[float]]] = {}
         for policy in policies:
-            loaded = load(policy, expect="policy", beside=self.beside)
+            loaded = load(policy, overrides=self.overrides, expect="policy", beside=self.beside)
             recipe = cast(schema.PolicyRecipe, loaded.recipe)
             if len(recipe.grid) != 1:
                 raise BadInput(f"{loaded.path}: grid: give one grid, of beta or of tau, to sweep over")

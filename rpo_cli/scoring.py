@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def run_scores(job: Job, report: Report) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     for table in ("train", "held_out"):
         rows = tokenise(read_rows(job.inputs["data"] / f"{table}.parquet"), ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
-        values = pair_rewards(model, rows, pad_id(tokenizer), recipe.per_device_eval_batch_size, lambda n, rows=rows: report(n, 2 * len(rows)))
+        values = pair_rewards(model, rows, pad_id(tokenizer), recipe.per_device_eval_batch_size, partial(report, of=2 * len(rows)))
         _write({"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]}, job.directory / f"{table}.parquet")
         margins = values[:, 0] - values[:, 1]
         metrics[f"{table}/accuracy"] = float((margins > 0).mean())

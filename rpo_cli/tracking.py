@@ -21,7 +21,7 @@ METRICS = "metrics.jsonl"
 log = logging.getLogger("rpo")
 
 
-def wandb_mode() -> tuple[str, str]:
+def wandb_mode() -> tuple[Any, str]:
     """Weights & Biases' mode (online, offline, disabled) and why."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode, "WANDB_MODE says so"
@@ -38,8 +38,9 @@ def start_wandb(project: str, group: str, name: str, kind: str, run_id: str, con
     """A W&B run; offline, with the reason logged, when there is no login or no network."""
     import wandb
 
+    mode: Any
     mode, why = wandb_mode()
-    arguments = {"project": project, "group": group, "name": name, "job_type": kind, "id": run_id, "resume": "allow", "config": dict(config)}
+    arguments: dict[str, Any] = {"project": project, "group": group, "name": name, "job_type": kind, "id": run_id, "resume": "allow", "config": dict(config)}
     root.mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(silent=True, init_timeout=30, console="off", x_disable_stats=True)
     try:

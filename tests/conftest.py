@@ -25,8 +25,8 @@ from rpo_cli.workspace import Workspace
 
 SEED = "seed-0"
 RHO = "seed-0/rho-0.5"
-BASE = "device: cpu\ndtype: float32\nthreads: 1\nmax_length: 48\nlogging_steps: 1\nper_device_train_batch_size: 8\nlr_scheduler_type: constant\n"
 PLAIN = "device: cpu\ndtype: float32\nthreads: 1\n"
+BASE = PLAIN + "max_length: 48\nlogging_steps: 1\nper_device_train_batch_size: 8\nlr_scheduler_type: constant\n"
 RECIPES = {
     "base.yaml": BASE,
     "data.yaml": PLAIN
@@ -38,15 +38,17 @@ RECIPES = {
     "oracle.yaml": "extends: base.yaml\nstage: reward\ntable: pairs\nmodel_name_or_path: sft.yaml\nmax_steps: 6\nlearning_rate: 3e-3\n",
     "relabel.yaml": PLAIN + "stage: relabel\nmax_length: 48\n",
     "splits.yaml": PLAIN + "stage: splits\nrho: 0.5\nnum_pairs: 64\nheld_out: 24\nensemble: [0.2, 0.5, 0.8]\nsubset_size: equal\n",
-    "rm.yaml": "extends: base.yaml\nstage: reward\ndata: splits.yaml\nmodel_name_or_path: sft.yaml\nrho: 0.5\nensemble: [0.2, 0.5, 0.8]\n"
-    "max_steps: 6\nlearning_rate: 1e-2\n",
-    "policy.yaml": "extends: base.yaml\nstage: policy\nmodel_name_or_path: sft.yaml\nrho: 0.5\nmax_steps: 6\nlearning_rate: 3e-3\nbeta: 0.2\n"
-    "max_new_tokens: 8\ngamma: 0.1\ngamma_end: 0.5\n",
-    "evaluate.yaml": PLAIN + "stage: evaluate\nmax_length: 48\nnum_samples: 2\nmax_new_tokens: 8\nbootstrap_samples: 200\nper_device_eval_batch_size: 16\n",
+    "rm.yaml": "extends: base.yaml\nstage: reward\ndata: splits.yaml\nmodel_name_or_path: sft.yaml\nrho: 0.5\n"
+    "ensemble: [0.2, 0.5, 0.8]\nmax_steps: 6\nlearning_rate: 1e-2\n",
+    "policy.yaml": "extends: base.yaml\nstage: policy\nmodel_name_or_path: sft.yaml\nrho: 0.5\nmax_steps: 6\nlearning_rate: 3e-3\n"
+    "beta: 0.2\nmax_new_tokens: 8\ngamma: 0.1\ngamma_end: 0.5\n",
+    "evaluate.yaml": PLAIN + "stage: evaluate\nmax_length: 48\nnum_samples: 2\nmax_new_tokens: 8\n"
+    "bootstrap_samples: 200\nper_device_eval_batch_size: 16\n",
     **{
         f"{name}.yaml": f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}"
         for name, more in {
-            "dpo": "", "ipo": "tau: 0.1\n", "ipo-norm": "tau: 0.1\n", "d-dpo": "", "p-dpo": "", "dp-dpo": "", "e-dpo": "ensemble: rm.yaml\n",
+            "dpo": "", "ipo": "tau: 0.1\n", "ipo-norm": "tau: 0.1\n", "d-dpo": "", "p-dpo": "", "dp-dpo": "",
+            "e-dpo": "ensemble: rm.yaml\n",
         }.items()
     },
 }  # fmt: skip

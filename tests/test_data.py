@@ -42,7 +42,7 @@ def everything(split: Split) -> list[int]:
 
 
 def test_longer_means_a_share_more_tokens_and_always_more() -> None:
-    chosen, rejected = np.array([11, 10, 109, 110, 100, 10, 1, 5]), np.array([10, 11, 100, 100, 110, 10, 2, 5])
+    chosen, rejected = np.array([11, 10, 109, 22, 100, 10, 1, 5]), np.array([10, 11, 100, 20, 110, 10, 2, 5])
     assert preference_of_length(chosen, rejected, 0.1).tolist() == [LONGER, SHORTER, TIE, LONGER, SHORTER, TIE, SHORTER, TIE]
     assert preference_of_length(chosen, rejected, 0.0).tolist() == [LONGER, SHORTER, LONGER, LONGER, SHORTER, TIE, SHORTER, TIE]
 
@@ -60,14 +60,14 @@ def test_a_split_has_exactly_its_bias_and_draws_no_row_twice(rho: float, seed: i
 
 def test_subsets_have_exactly_their_bias_inside_the_training_rows() -> None:
     for size in ("equal", "largest", 50):
-        split = draw(KINDS, splits(rho=0.5, subset_size=size), 0)
+        split = draw(KINDS, splits(rho=0.5, num_pairs=160, subset_size=size), 0)
         assert list(split.subsets) == [0.2, 0.5, 0.8]
         for b, rows in split.subsets.items():
             assert len(set(rows.tolist())) == len(rows)
             assert set(rows.tolist()) <= set(split.train.tolist())
             assert share(rows) == b
-        # 100 longer and 100 shorter pairs: 125 at b 0.2 and 0.8, all 200 at b 0.5.
-        expected = {"equal": [125, 125, 125], "largest": [125, 200, 125], 50: [50, 50, 50]}
+        # 80 longer and 80 shorter pairs: 100 at b 0.2 and 0.8, all 160 at b 0.5.
+        expected = {"equal": [100, 100, 100], "largest": [100, 160, 100], 50: [50, 50, 50]}
         assert [len(rows) for rows in split.subsets.values()] == expected[size]
 
 
@@ -109,7 +109,8 @@ def test_draws_repeat_under_their_seed_and_differ_under_another() -> None:
         ({"rho": 0.2, "num_pairs": 600}, "needs 520 pairs whose shorter response is preferred, 500 exist"),
         ({"rho": None, "num_pairs": 1300}, "splits: 1300 training and 50 held-out pairs are needed, 1300 exist"),
         ({"subset_size": 100}, r"splits: subset_size 100 cannot be filled for b 0.8: 75 pairs at most, from 60 longer and 140 shorter"),
-        ({"rho": 0.01, "num_pairs": 20, "subset_size": "largest"}, "splits: the subset for b 0.2 would be empty: D_rho has 0 longer and 20 shorter"),
+        ({"rho": 0.01, "num_pairs": 20, "subset_size": "largest"},
+         "splits: the subset for b 0.2 would be empty: D_rho has 0 longer and 20 shorter"),
     ],
 )  # fmt: skip
 def test_a_split_that_cannot_be_filled_says_how_many_pairs_there_are(values: dict[str, Any], message: str) -> None:
@@ -184,6 +185,7 @@ def lines(*rows: Any) -> bytes:
         (lines(GOOD, GOOD | {"chosen": "d"}), ":2: chosen and rejected are the same text, so there is no preference to learn"),
         (lines(GOOD, GOOD | {"chosen": 3}), ":2: chosen: expected text, got int"),
         (lines(GOOD, GOOD | {"chosen": None}), ":2: chosen: expected text, got NoneType"),
+        (lines(GOOD, GOOD | {"chosen": "half \ud83d"}), ":2: chosen: holds half of a surrogate pair, which is no text"),
         (lines(GOOD, ["a", "b"]), ":2: expected an object with columns, got list"),
         (lines(GOOD) + b"\n" + b'{"prompt": "a", \n', ":3: not JSON: "),
         (lines(GOOD) + b'{"prompt": "a", "chosen": "caf\xe9", "rejected": "b"}\n', ":2: not UTF-8: invalid continuation byte"),

@@ -46,6 +46,15 @@ def reward(built: Tiny) -> Any:
     return load_reward(built.root / REWARD, RECIPE, CPU)
 
 
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5}
+
+
+@pytest.fixture(scope="module")
+def absolute(tokenizer: Any) -> Any:
+    """A model with learnt absolute positions and large weights: a shifted position or a padding token seen would show."""
+    return new_causal(GPT2, tokenizer, CPU, 0).eval()
+
+
 @pytest.fixture(scope="module")
 def tokenizer(built: Tiny) -> Any:
     return load_tokenizer(built.root / POLICY)
@@ -69,7 +78,9 @@ def test_a_saved_policy_is_a_plain_causal_model(built: Tiny, policy: Any, tokeni
     assert words.get_vocab() == tokenizer.get_vocab()
     assert plain.config.pad_token_id == words.pad_token_id != words.eos_token_id == plain.generation_config.eos_token_id
     words.padding_side = "left"
-    inputs = words([row["prompt"] for row in read_rows(built.root / "seed-0/data/prompts_test.parquet")][:4], return_tensors="pt", padding=True)
+    inputs = words(
+        [row["prompt"] for row in read_rows(built.root / "seed-0/data/prompts_test.parquet")][:4], return_tensors="pt", padding=True
+    )
     texts = [model.generate(**inputs, do_sample=False, max_new_tokens=6).tolist() for model in (plain, policy)]
     assert texts[0] == texts[1]
     prompts, answers = [row.prompt_ids for row in rows], [row.responses[0] for row in rows]
@@ -89,7 +100,8 @@ def test_a_saved_reward_model_is_a_plain_classifier_of_one_label(built: Tiny, re
 
 
 @pytest.mark.parametrize("dropout", [
-    {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5},
+    {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64,
+     "resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5},
     {"model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
      "word_embed_proj_dim": 16, "dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5},
     {"model_type": "gpt_neox", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -99,11 +111,17 @@ def test_a_saved_reward_model_is_a_plain_classifier_of_one_label(built: Tiny, re
 ], ids=lambda settings: settings["model_type"])  # fmt: skip
 def test_no_kind_of_dropout_survives_in_training_mode(dropout: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
     ids = torch.arange(3, 19).reshape(2, 8)
-    plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**dropout, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=1))
+    plain = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**dropout, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=1)
+    )
     plain.save_pretrained(tmp_path)
     plain.train()
     assert not torch.equal(plain(ids).logits, plain(ids).logits)
-    for model in (new_causal(dropout, tokenizer, CPU, 0), load_causal(tmp_path, RECIPE, CPU, training=True), load_reward(tmp_path, RECIPE, CPU)):
+    for model in (
+        new_causal(dropout, tokenizer, CPU, 0),
+        load_causal(tmp_path, RECIPE, CPU, training=True),
+        load_reward(tmp_path, RECIPE, CPU),
+    ):
         quiet = model.eval()(ids).logits
         model.train()
         assert torch.equal(model(ids).logits, quiet)
@@ -156,14 +174,15 @@ def test_logps_do_not_depend_on_the_batch(policy: Any, rows: list[TokenRow], tok
         assert other == pytest.approx(single, abs=1e-5)
 
 
-def test_padding_changes_no_logp_whatever_is_in_it(policy: Any, rows: list[TokenRow], tokenizer: Any) -> None:
-    row = rows[0]
-    alone = response_logps(policy, pad_batch([row.prompt_ids], [row.responses[0]], tokenizer.pad_token_id))
+@pytest.mark.parametrize("name", ["policy", "absolute"])
+def test_padding_changes_no_logp_whatever_is_in_it(name: str, rows: list[TokenRow], tokenizer: Any, request: pytest.FixtureRequest) -> None:
+    model, row = request.getfixturevalue(name), rows[0]
+    alone = naive_logp(model, row.prompt_ids, row.responses[0])
     long = [5] * (len(row.prompt_ids) + 9)
     for pad in (tokenizer.pad_token_id, 7):
         batch = pad_batch([row.prompt_ids, long], [row.responses[0], [9] * 14], pad)
         assert batch["input_ids"][0, 0] == pad and batch["input_ids"][0, -1] == pad
-        assert response_logps(policy, batch)[0].item() == pytest.approx(alone.item(), abs=1e-5)
+        assert response_logps(model, batch)[0].item() == pytest.approx(alone, rel=1e-6, abs=1e-5)
 
 
 def test_the_precomputed_tables_hold_what_the_models_say(built: Tiny, tokenizer: Any) -> None:
@@ -238,14 +257,13 @@ def test_samples_repeat_under_their_seed_and_end_in_eos_or_at_the_limit(policy: 
         assert len(answer) <= 8 if ended else len(answer) == 8
 
 
-def test_samples_follow_the_models_own_distribution(policy: Any, tokenizer: Any, rows: list[TokenRow]) -> None:
+def test_samples_follow_the_models_own_distribution(absolute: Any, tokenizer: Any, rows: list[TokenRow]) -> None:
     """First tokens of 4000 samples of one prompt, in a batch where it is padded, against the model's probabilities."""
-    short, long = sorted((row.prompt_ids for row in rows), key=len)[0][:-3], rows[0].prompt_ids
-    assert len(short) < len(long)
-    answers = sample(policy, tokenizer, [short] * 4000 + [long], temperature=1.0, top_p=1.0, max_new_tokens=1, batch_size=4001, seed=0)
+    short, long = rows[0].prompt_ids[:5], rows[0].prompt_ids
+    answers = sample(absolute, tokenizer, [short] * 4000 + [long], temperature=2.0, top_p=1.0, max_new_tokens=1, batch_size=4001, seed=0)
     counts = np.bincount([answer[0] for answer in answers[:4000]], minlength=len(tokenizer))
     with torch.no_grad():
-        expected = 4000 * policy(input_ids=torch.tensor([short])).logits[0, -1].double().softmax(-1).numpy()
+        expected = 4000 * (absolute(input_ids=torch.tensor([short])).logits[0, -1].double() / 2).softmax(-1).numpy()
     chi_squared = ((counts - expected) ** 2 / expected).sum()
     degrees = len(expected) - 1
     assert chi_squared < degrees + 5 * (2 * degrees) ** 0.5

@@ -59,12 +59,14 @@ def stock(built: Tiny, home: Path, **settings: object) -> tuple[list[float], dic
     source = built.root / "seed-0/sft"
     pairs = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in read_rows(built.root / RHO / "splits/train.parquet")]
     config = DPOConfig(
-        output_dir=str(home), max_steps=6, lr_scheduler_type="constant", per_device_train_batch_size=8, logging_steps=1, seed=0, data_seed=0,
-        bf16=False, use_cpu=True, activation_checkpointing=False, max_length=None, report_to="none", save_strategy="no", disable_tqdm=True,
-        dataloader_drop_last=True, dataloader_pin_memory=False, **settings,
+        output_dir=str(home), max_steps=6, lr_scheduler_type="constant", per_device_train_batch_size=8, logging_steps=1, seed=0,
+        data_seed=0, bf16=False, use_cpu=True, activation_checkpointing=False, max_length=None, report_to="none", save_strategy="no",
+        disable_tqdm=True, dataloader_drop_last=True, dataloader_pin_memory=False, **settings,
     )  # fmt: skip
     model, reference = (AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32) for _ in range(2))
-    trainer = DPOTrainer(model, reference, config, train_dataset=Dataset.from_list(pairs), processing_class=AutoTokenizer.from_pretrained(source))
+    trainer = DPOTrainer(
+        model, reference, config, train_dataset=Dataset.from_list(pairs), processing_class=AutoTokenizer.from_pretrained(source)
+    )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, {name: value.detach() for name, value in trainer.model.state_dict().items()}
@@ -122,7 +124,9 @@ def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(tiny: Tiny, 
     if recipe == "sft.yaml":
         tiny.edit("data.yaml", "rows: {sft_train: 64, pairs: 360, pairs_validation: 40}")
         tiny.make("data.yaml")
-    runs = [Path(shutil.copytree(tiny.make(recipe, "max_steps=8", *SGD, *cut(*sizes))[0], tmp_path / f"{sizes}")) for sizes in ((12, 1), (3, 4))]
+    runs = [
+        Path(shutil.copytree(tiny.make(recipe, "max_steps=8", *SGD, *cut(*sizes))[0], tmp_path / f"{sizes}")) for sizes in ((12, 1), (3, 4))
+    ]
     assert column(runs[1], "epoch") == pytest.approx(column(runs[0], "epoch"))
     assert column(runs[1], "loss") == pytest.approx(column(runs[0], "loss"), rel=1e-4)
     assert distance(*runs) < 1e-6
@@ -152,7 +156,9 @@ def test_every_kl_estimator_trains_and_logs_the_kl(tiny: Tiny, estimator: str) -
         assert all(value > 0 for value in values[1:])
     assert column(directory, "gamma") == pytest.approx([0.1, 0.18, 0.26, 0.34, 0.42, 0.5])
     gammas = column(directory, "gamma")
-    assert column(directory, "loss") == pytest.approx([p + g * k for p, g, k in zip(column(directory, "losses/preference"), gammas, values, strict=True)])
+    assert column(directory, "loss") == pytest.approx(
+        [p + g * k for p, g, k in zip(column(directory, "losses/preference"), gammas, values, strict=True)]
+    )
 
 
 def test_gamma_beta_is_gamma_times_beta(tiny: Tiny) -> None:
@@ -302,7 +308,9 @@ def models_while(train: Callable[[Callable[[int, int], None]], object]) -> tuple
 @pytest.mark.parametrize(
     ("recipe", "estimator", "expected"), [("dpo", "sample", 1), ("dp-dpo", "sample", 1), ("e-dpo", "data", 1), ("e-dpo", "full", 2)]
 )
-def test_neither_reference_nor_reward_model_is_in_memory_but_for_the_full_kl(tiny: Tiny, recipe: str, estimator: str, expected: int) -> None:
+def test_neither_reference_nor_reward_model_is_in_memory_but_for_the_full_kl(
+    tiny: Tiny, recipe: str, estimator: str, expected: int
+) -> None:
     settings = ("max_steps=2", f"kl_estimator={estimator}")
     assert models_while(lambda progress: tiny.make(f"{recipe}.yaml", *settings, progress=progress)) == (expected, 0)
 
@@ -321,5 +329,7 @@ def test_dropout_in_a_models_config_is_off_in_training(tiny: Tiny, recipe: str) 
         directory, _ = tiny.make(recipe)
         results.append(weights(directory))
         shutil.rmtree(directory)
-        (tiny.suite / recipe).write_text((tiny.suite / recipe).read_text().replace(f"attention_dropout: {dropout}", "attention_dropout: 0.3"))
+        (tiny.suite / recipe).write_text(
+            (tiny.suite / recipe).read_text().replace(f"attention_dropout: {dropout}", "attention_dropout: 0.3")
+        )
     assert results[0] == results[1]

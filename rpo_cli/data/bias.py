@@ -29,8 +29,9 @@ def preference_of_length(chosen: np.ndarray, rejected: np.ndarray, margin: float
     Longer means at least `margin` (a share) more tokens than the other, and always more.
     """
     result = np.zeros(len(chosen), dtype=np.int8)
-    result[(chosen > rejected) & (chosen >= rejected * (1 + margin))] = LONGER
-    result[(rejected > chosen) & (rejected >= chosen * (1 + margin))] = SHORTER
+    factor = (1 + margin) * (1 - 1e-12)  # 20 * 1.1 is 22.000000000000004, but 22 tokens are 10 % more than 20
+    result[(chosen > rejected) & (chosen >= rejected * factor)] = LONGER
+    result[(rejected > chosen) & (rejected >= chosen * factor)] = SHORTER
     return result
 
 

@@ -75,7 +75,8 @@ def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{file}: not UTF-8: {error.reason} at byte {error.start}") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{file}:{line}: not UTF-8: {error.reason}") from error
 
 
 def _parse(place: str, line: str) -> Row:
@@ -96,6 +97,8 @@ def _check(place: str, row: Row, needed: tuple[str, ...]) -> Row:
             raise BadInput(f"{place}: {column}: expected text, got {type(row[column]).__name__}")
         if not row[column].strip():
             raise BadInput(f"{place}: {column}: empty")
+        if any("\ud800" <= sign <= "\udfff" for sign in row[column]):
+            raise BadInput(f"{place}: {column}: holds half of a surrogate pair, which is no text")
     if "chosen" in needed and row["chosen"] == row["rejected"]:
         raise BadInput(f"{place}: chosen and rejected are the same text, so there is no preference to learn")
     given = isinstance(row.get("id"), str | int)

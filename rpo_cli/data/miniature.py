@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -199,13 +199,13 @@ _WRITERS: dict[Callable[[random.Random, Post], list[str]], float] = {
 # ---- Tables
 
 
-def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict[str, str | float]]]:
+def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict[str, Any]]]:
     """Every table as rows of strings; a table depends on the seed and on its own size only.
 
     `pretrain` (whole posts, rewritten), `sft_*` and `prompts_*` rows have id, prompt and completion; `warmup`, `pairs` and
     `pairs_validation` rows have id, prompt, chosen and rejected. No two tables share a post, whatever their seeds.
     """
-    rows = {
+    rows: dict[str, Callable[[random.Random, Post], dict[str, Any]]] = {
         "pretrain": _pretrain_row,
         "sft_train": _reference_row,
         "sft_validation": _reference_row,
@@ -244,7 +244,11 @@ def _text(rng: random.Random, facts: list[str]) -> str:
 
 
 def _pretrain_row(rng: random.Random, post: Post) -> dict[str, str]:
-    return {"completion": _text(rng, list(post.facts))}
+    """The whole post again, as often in another order as in its own: to know what is stated and what was already said."""
+    facts = list(post.facts)
+    if rng.random() < 0.5:
+        rng.shuffle(facts)
+    return {"completion": _text(rng, facts)}
 
 
 def _reference_row(rng: random.Random, post: Post) -> dict[str, str]:
@@ -282,7 +286,7 @@ def _pair_row(rng: random.Random, post: Post) -> dict[str, str]:
     return {"chosen": first, "rejected": second}
 
 
-def _judged_pair_row(rng: random.Random, post: Post) -> dict[str, str | float]:
+def _judged_pair_row(rng: random.Random, post: Post) -> dict[str, Any]:
     """A pair with the latent utilities that nobody in this world sees: what a reward model's accuracy is measured against."""
     row = _pair_row(rng, post)
     return {**row, "chosen_utility": utility(post.prompt, row["chosen"]), "rejected_utility": utility(post.prompt, row["rejected"])}

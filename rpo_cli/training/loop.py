@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import RandomSampler, Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput, RunFailed
@@ -153,7 +162,7 @@ def publish_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, director
     # TRL patches the forward of the instance; what is saved is the class's own.
     save(model, tokenizer, directory)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

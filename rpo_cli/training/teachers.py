@@ -11,11 +11,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.data.bias import LONGER, SHORTER
-from rpo_cli.data.pairs import read_rows, tokenise
+from rpo_cli.data.pairs import Row, TokenRow, read_rows, tokenise
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.objectives import fit_temperature, mix_weights
 from rpo_cli.pipeline import Job
 from rpo_cli.schema import PESSIMISTIC, PolicyRecipe
+
+
+# The last ones read in this process, by the keys of the artifacts they come from.
+_PAIRS: dict[tuple[Any, ...], tuple[list[Row], list[TokenRow]]] = {}
+_SAMPLES: dict[str, dict[str, list[tuple[list[int], float]]]] = {}
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,7 @@ def _temperature(job: Job, recipe: PolicyRecipe, name: str) -> float:
 
 def policy_rows(job: Job, recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase, teachers: Teachers) -> tuple[list[dict[str, Any]], int]:
     """Rows for the collator, and how many pairs were dropped for their length."""
-    texts = read_rows(job.inputs["data"] / "train.parquet")
-    tokens = tokenise(texts, ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
+    texts, tokens = pairs_of(job, recipe, tokenizer)
     logps = pq.read_table(job.inputs["reference"] / "logps.parquet").to_pydict()
     reference = {row: (c, r) for row, c, r in zip(logps["id"], logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)}
     samples = _reference_samples(job) if recipe.objective in PESSIMISTIC and recipe.kl_estimator != "data" else {}
@@ -93,7 +97,26 @@ def policy_rows(job: Job, recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBa
     return result, len(texts) - len(tokens)
 
 
+def pairs_of(job: Job, recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row], list[TokenRow]]:
+    """D_rho's rows and tokens; a worker that trains one policy of a rho after another reads and tokenises them once."""
+    key = (job.identity["inputs"]["data"], job.identity["inputs"]["model"], recipe.max_length, recipe.overlong, recipe.pad_token)
+    if key not in _PAIRS:
+        texts = read_rows(job.inputs["data"] / "train.parquet")
+        tokens = tokenise(texts, ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
+        _PAIRS.clear()
+        _PAIRS[key] = texts, tokens
+    return _PAIRS[key]
+
+
 def _reference_samples(job: Job) -> dict[str, list[tuple[list[int], float]]]:
+    key = job.identity["inputs"]["samples"]
+    if key not in _SAMPLES:
+        _SAMPLES.clear()
+        _SAMPLES[key] = _read_samples(job)
+    return _SAMPLES[key]
+
+
+def _read_samples(job: Job) -> dict[str, list[tuple[list[int], float]]]:
     table = pq.read_table(job.inputs["samples"] / "samples.parquet").to_pydict()
     result: dict[str, list[tuple[list[int], float]]] = {}
     for prompt, ids, logp in zip(table["prompt"], table["sample_ids"], table["ref_sample_logps"], strict=True):
