@@ -85,11 +85,17 @@ class Session:
         todo = what_to_run(targets, workspace, forced)
         reused = len(walk(targets)) - len(todo)
         self.announce(todo, reused, workspace)
+        if targets and isinstance(recipe := targets[0].recipe, schema.TrainingRecipe):
+            rows, cuts = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
+            self.say(f"effective batch: {rows * cuts} = {rows} rows x {cuts} accumulated x 1 process, {recipe.max_steps} steps")
         if self.dry_run:
             if self.as_json:
                 self.print_json([{"path": t.stage.path, "kind": t.stage.kind, "reason": t.reason, "expected_seconds": t.seconds} for t in todo])
             return workspace
         if todo:
+            from rpo_cli import devices
+
+            self.say(f"device: {devices.choose(targets[0].recipe)}; threads: {targets[0].recipe.threads or 'all'}")
             inherited = {"report_to": "wandb"} if self.wandb else {}
             execute(todo, workspace, self.err, jobs=max(1, min(self.jobs, len(todo))), inherited=inherited, **kwargs)
         return workspace

@@ -159,6 +159,8 @@ def publish_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, director
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(directory / "adapter")
         model = model.merge_and_unload()
+    if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
+        raise RunFailed(f"{directory}: the trained weights are not finite; try a smaller learning_rate")
     # TRL patches the forward of the instance; what is saved is the class's own.
     save(model, tokenizer, directory)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
