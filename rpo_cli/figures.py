@@ -1,34 +1,23 @@
-"""Figure 2 from evaluated cells: table, the paper's orderings, pictures, and the small form they are redrawn from.
-
-A cell is one (policy, rho, seed). Never trains, never samples. Numbers are computed in whole multiples of 1e-4, so
-that sums are exact and a redraw gives the same bytes whatever the order of summation.
-"""
+"""Pictures of evaluated cells. Tables in, files out; never trains, never samples."""
 
 from __future__ import annotations
 
 import io
-import json
-import math
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from rpo_cli.statistics import Array, Interval, interval, resample_means, weighted_means
+from rpo_cli.cells import MissingCells, missing, table
+from rpo_cli.orderings import orderings
+from rpo_cli.results import load_results, publish, to_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from rich.table import Table
 
-MEASURES = ("advantage", "tokens", "baseline_tokens")
-KEYS = ("policy", "rho", "seed", "prompt_id")
-UNIT = 1e-4  # of the rewards and lengths kept
-HARD, EASY = 0.5, 0.6  # e-dpo leads up to the first, d-dpo above the second
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": "#888888", "axes.labelcolor": "#222222", "axes.titlesize": 11, "axes.titlelocation": "left",
@@ -41,297 +30,6 @@ LOOKS = {  # Okabe and Ito's palette, legible to the colour-blind; the marker re
     "dp-dpo": ("#56B4E9", "v"), "e-dpo": ("#D55E00", "*"),
 }  # fmt: skip
 SPARE = (("#009E73", "P"), ("#CC79A7", "X"), ("#8C6D1F", "h"), ("#5E3C99", "p"))
-
-
-class MissingCells(ValueError):
-    """Some cells of the figure have not been evaluated; `cells` lists them as (policy, rho, seed)."""
-
-    def __init__(self, cells: Sequence[tuple[str, float, int]]) -> None:
-        self.cells = list(cells)
-        named = "; ".join(f"{policy} at rho {rho:g}, seed {seed}" for policy, rho, seed in self.cells[:8])
-        more = f"; and {len(self.cells) - 8} more" if len(self.cells) > 8 else ""
-        super().__init__(f"{len(self.cells)} cells are missing: {named}{more}")
-
-
-class Draws(NamedTuple):
-    """Cell means and their bootstrap: point [S, policies, rhos, measures], drawn [resamples, S, …]; NaN = missing."""
-
-    point: Array
-    drawn: Array
-
-
-def check_cells(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells with rho rounded to 6 decimals, sorted; ValueError for missing columns, missing numbers, duplicates."""
-    absent = [column for column in (*KEYS, *MEASURES) if column not in cells.columns]
-    if absent:
-        raise ValueError(f"cells: no column {', '.join(absent)}")
-    cells = cells[[*KEYS, *MEASURES]].assign(rho=cells["rho"].astype(float).round(6))
-    for what, bad in (
-        ("a number is missing", ~np.isfinite(cells[list(MEASURES)].to_numpy(np.float64)).all(1)),
-        ("the prompt occurs twice", cells.duplicated(list(KEYS)).to_numpy()),
-    ):
-        if bad.any():
-            raise ValueError("cells: " + what + " at " + ", ".join(f"{k} {cells[k].to_numpy()[bad][0]}" for k in KEYS))
-    return cells.sort_values(list(KEYS), ignore_index=True)
-
-
-def missing(
-    cells: pd.DataFrame, policies: Sequence[str], rhos: Sequence[float], seeds: Sequence[int]
-) -> list[tuple[str, float, int]]:
-    """The cells (policy, rho, seed) of the figure that have no row."""
-    have = cells[["policy", "rho", "seed"]].drop_duplicates()
-    present = {(str(p), round(float(r), 6), int(s)) for p, r, s in have.itertuples(index=False)}
-    return [(p, r, s) for p in policies for r in rhos for s in seeds if (p, round(r, 6), s) not in present]
-
-
-def resample(
-    cells: pd.DataFrame,
-    policies: Sequence[str],
-    rhos: Sequence[float],
-    seeds: Sequence[int],
-    *,
-    resamples: int,
-    seed: int,
-    resample_seeds: bool = True,
-) -> Draws:
-    """One bootstrap for all cells at once (statistics.resample_means), so that any comparison of cells is paired.
-
-    Where every seed has the same prompt ids one draw of prompts serves all seeds.
-    """
-    index = pd.MultiIndex.from_product([MEASURES, policies, [round(rho, 6) for rho in rhos]])
-    per_seed, prompts = [], []
-    for _, rows in check_cells(cells[cells["seed"].isin(seeds)]).groupby("seed"):
-        wide = rows.pivot(index="prompt_id", columns=["policy", "rho"], values=list(MEASURES)).reindex(columns=index)
-        per_seed.append(np.rint(wide.to_numpy(np.float64) / UNIT))
-        prompts.append(list(wide.index))
-    if not per_seed:
-        raise ValueError("cells: none of the seeds of the figure has any rows")
-    same = all(ids == prompts[0] for ids in prompts)
-    drawn = resample_means(per_seed, resamples, seed, same_prompts=same, resample_seeds=resample_seeds)
-    point = np.concatenate([weighted_means(np.ones((1, len(values))), values) for values in per_seed])
-    shape = (len(MEASURES), len(policies), len(rhos))
-    point, drawn = (np.moveaxis(x.reshape(*x.shape[:-1], *shape), -3, -1) * UNIT for x in (point, drawn))
-    return Draws(point, drawn)
-
-
-def over_seeds(values: Array, axis: int) -> Array:
-    """Mean over the seeds that have the cell; NaN where none has."""
-    present = np.isfinite(values)
-    count = present.sum(axis)
-    total = np.where(present, values, 0.0).sum(axis)
-    return np.asarray(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
-
-
-def table(
-    cells: pd.DataFrame,
-    policies: Sequence[str],
-    rhos: Sequence[float],
-    seeds: Sequence[int],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """The numbers drawn, one row per (policy, rho): means over prompts, then over the seeds that have the cell.
-
-    advantage in oracle units with low, high (prompts and seeds) and prompt_low, prompt_high (prompts, these seeds);
-    tokens with tokens_low, tokens_high (prompts and seeds); baseline_tokens: pi_SFT's; `seeds`, and `prompts` of the
-    smallest seed. A cell that no seed has: seeds 0 and NaN.
-    """
-    both = resample(cells, policies, rhos, seeds, resamples=resamples, seed=seed)
-    prompts = resample(cells, policies, rhos, seeds, resamples=resamples, seed=seed, resample_seeds=False)
-    sizes = cells.assign(rho=cells["rho"].round(6)).groupby(["policy", "rho", "seed"]).size()
-    sizes = sizes[sizes.index.get_level_values("seed").isin(seeds)].groupby(["policy", "rho"]).agg(["min", "count"])
-    rows = []
-    for i, policy in enumerate(policies):
-        for j, rho in enumerate(rhos):
-            at = (slice(None), i, j)
-            mean = over_seeds(both.point[at], 0)
-            advantage, tokens = (interval(mean[m], over_seeds(both.drawn[:, *at, m], 1)) for m in (0, 1))
-            fixed = interval(mean[0], over_seeds(prompts.drawn[:, *at, 0], 1))
-            key = (policy, round(rho, 6))
-            smallest, count = sizes.loc[key] if key in sizes.index else (0, 0)
-            row = {"policy": policy, "rho": key[1], "seeds": int(count), "prompts": int(smallest)}
-            row |= {"advantage": advantage.mean, "low": advantage.low, "high": advantage.high}
-            row |= {"prompt_low": fixed.low, "prompt_high": fixed.high}
-            row |= {"tokens": tokens.mean, "tokens_low": tokens.low, "tokens_high": tokens.high}
-            rows.append(row | {"baseline_tokens": float(mean[2])})
-    return pd.DataFrame(rows).round(6)
-
-
-class Difference(NamedTuple):
-    """A quantity that a claim says is positive: its interval over prompts and seeds, and its value in each seed."""
-
-    interval: Interval
-    by_seed: list[float]
-
-    @property
-    def status(self) -> str:
-        if not np.isfinite(self.interval.mean):
-            return "not measured"
-        return "passed" if self.interval.low > 0 else "contradicted" if self.interval.high < 0 else "not significant"
-
-
-def all_of(parts: Sequence[Difference]) -> str:
-    """Status of "every one of these": contradicted by any, passed by all only."""
-    statuses = {part.status for part in parts} or {"not measured"}
-    return next(s for s in ("contradicted", "not significant", "not measured", "passed") if s in statuses)
-
-
-def difference(point: Array, drawn: Array) -> Difference:
-    """From a quantity's value in each seed [S] and in each resampled seed [resamples, S]."""
-    return Difference(interval(float(over_seeds(point, 0)), over_seeds(drawn, 1)), [float(x) for x in point])
-
-
-def range_difference(point: tuple[Array, Array], drawn: tuple[Array, Array]) -> Difference:
-    """Range over rho of the first curve minus that of the second.
-
-    A range is max - min of the curve averaged over seeds; noise widens that of the flatter curve more, which speaks
-    against a claim of flatness. point: two [S, rhos]; drawn: two [resamples, S, rhos]. A seed counts where it has both
-    whole curves.
-    """
-
-    def ranges(curves: tuple[Array, Array], axis: int) -> Array:
-        whole = np.isfinite(curves[0] + curves[1]).all(-1, keepdims=True)
-        first, second = (np.ptp(over_seeds(np.where(whole, curve, np.nan), axis), axis=-1) for curve in curves)
-        return np.asarray(first - second)
-
-    by_seed = np.ptp(point[0], axis=-1) - np.ptp(point[1], axis=-1)
-    return Difference(interval(float(ranges(point, 0)), ranges(drawn, 1)), [float(x) for x in by_seed])
-
-
-def orderings(
-    cells: pd.DataFrame,
-    policies: Sequence[str],
-    rhos: Sequence[float],
-    seeds: Sequence[int],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """The paper's claims about Figure 2 as rows {claim, detail, by_seed, difference, low, high, status, passed}.
-
-    Each difference is claimed to be positive and is paired: same seeds, same prompts. `passed` means that its 95 %
-    interval over prompts and seeds lies above zero; status tells apart `not significant` (zero inside), `contradicted`
-    (interval below zero) and `not measured`. A row about "every" or "best" shows the weakest of its parts and passes if
-    all of them do. No correction for the number of rows. Without any true difference a row should pass in 2.5 % of
-    experiments; the more seeds differ the nearer that comes to 13 % with three seeds, and to half with one.
-    """
-    known = [*policies, *(p for p in ("e-dpo", "dpo", "ipo", "d-dpo") if p not in policies)]
-    draws = resample(cells, known, rhos, seeds, resamples=resamples, seed=seed)
-    point, drawn = draws.point[..., 0], draws.drawn[..., 0]  # [S, policies, rhos], [resamples, S, policies, rhos]
-    rows: list[dict[str, Any]] = []
-
-    def say(claim: str, detail: str, parts: Sequence[Difference]) -> None:
-        """One row; of several parts the one with the lowest bound is shown."""
-        measured = [part for part in parts if part.status != "not measured"]
-        nothing = Difference(interval(math.nan, np.empty(0)), [])
-        shown = min(measured, key=lambda part: part.interval.low, default=nothing)
-        status = all_of(parts)
-        if 0 < len(measured) < len(parts):
-            detail += f"; {len(parts) - len(measured)} of {len(parts)} not measured"
-        numbers = dict(zip(("difference", "low", "high"), shown.interval, strict=True))
-        row = {"claim": claim, "detail": detail, "by_seed": shown.by_seed, **numbers, "status": status}
-        rows.append(plain(row | {"passed": status == "passed"}))
-
-    def above(first: str, second: str | None, rho: float) -> Difference:
-        """first - second at rho; second None: pi_SFT, whose advantage is zero."""
-        i, j = known.index(first), list(rhos).index(rho)
-        if second is None:
-            return difference(point[:, i, j], drawn[:, :, i, j])
-        k = known.index(second)
-        return difference(point[:, i, j] - point[:, k, j], drawn[:, :, i, j] - drawn[:, :, k, j])
-
-    claim = "every policy beats pi_SFT at every rho"
-    parts = {policy: {rho: above(policy, None, rho) for rho in rhos} for policy in policies}
-    for policy, by_rho in parts.items():
-        say(claim, f"{policy}, worst at rho {_weakest(by_rho)}", list(by_rho.values()))
-    everything = {f"{policy} at rho {rho:g}": part for policy, by_rho in parts.items() for rho, part in by_rho.items()}
-    say(claim, f"all, worst {_weakest(everything)}", list(everything.values()))
-
-    claim = f"e-dpo beats dpo and ipo at rho <= {HARD:g}"
-    hard = [rho for rho in rhos if rho <= HARD + 1e-9]
-    for rho in hard:
-        for other in ("dpo", "ipo"):
-            say(claim, f"e-dpo - {other} at rho {rho:g}", [above("e-dpo", other, rho)])
-    if not hard:
-        say(claim, "no such rho", [])
-
-    claim = f"d-dpo is best at rho > {EASY:g}"
-    easy = [rho for rho in rhos if rho > EASY + 1e-9]
-    others = [policy for policy in policies if policy != "d-dpo"]
-    for rho in easy:
-        each = {other: above("d-dpo", other, rho) for other in others}
-        say(claim, f"d-dpo - each other at rho {rho:g}, least lead over {_weakest(each)}", list(each.values()))
-        for other, part in each.items():
-            say(claim, f"d-dpo - {other} at rho {rho:g}", [part])
-    if not easy:
-        say(claim, "no such rho", [])
-
-    claim = "e-dpo is flattest: smallest max - min over rho"
-    mine = known.index("e-dpo")
-    for other in (policy for policy in policies if policy != "e-dpo"):
-        i = known.index(other)
-        part = range_difference((point[:, i], point[:, mine]), (drawn[:, :, i], drawn[:, :, mine]))
-        say(claim, f"range of {other} - range of e-dpo", [part])
-    return rows
-
-
-def _weakest(parts: dict[Any, Difference]) -> str:
-    """The key of the measured part with the lowest bound."""
-    lows = {key: part.interval.low for key, part in parts.items() if part.status != "not measured"}
-    return str(min(lows, key=lows.__getitem__)) if lows else "unknown"
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON may hold it: numbers rounded to 6 decimals, NaN as null, no numpy types."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
-        return round(float(value), 6) + 0.0 if np.isfinite(value) else None
-    return value
-
-
-def to_json(value: Any) -> bytes:
-    """Sorted, rounded, free of anything that differs between two runs on the same numbers."""
-    return (json.dumps(plain(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def orderings_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows of `orderings` for a terminal."""
-    from rich.table import Table
-
-    colours = {"passed": "green", "contradicted": "red", "not significant": "yellow", "not measured": "dim"}
-    out = Table("claim", "detail", "difference", "95 % interval", "by seed", "")
-    previous = ""
-    for row in rows:
-        number = [f"{row[key]:+.3f}" if row[key] is not None else "-" for key in ("difference", "low", "high")]
-        seeds = " ".join("-" if x is None else f"{x:+.2f}" for x in row["by_seed"])
-        status = f"[{colours[row['status']]}]{row['status']}[/]"
-        ends = f"{number[1]} .. {number[2]}" if row["low"] is not None else "-"
-        out.add_row(row["claim"] if row["claim"] != previous else "", row["detail"], number[0], ends, seeds, status)
-        previous = row["claim"]
-    return out
-
-
-def publish(path: Path, content: bytes) -> Path:
-    """Write a file so that nobody ever sees half of it: a temporary name in the same directory, then os.replace."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def _publish_picture(figure: Figure, stem: Path) -> list[Path]:
@@ -464,34 +162,6 @@ def draw_members(choices: pd.DataFrame, out_dir: Path) -> list[Path]:
         heading = "member's b\n(outlined: b = ρ)"
         figure.legend(handles[::-1], labels[::-1], title=heading, loc="outside right center", frameon=False)
         return _publish_picture(figure, out_dir / "members")
-
-
-def save_results(cells: pd.DataFrame, choices: pd.DataFrame, meta: dict[str, Any], folder: Path) -> list[Path]:
-    """The small form worth committing, from which all is redrawn: cells.parquet, choices.csv, provenance.json (meta).
-
-    meta: at least policies, rhos, seeds; also bootstrap_samples, bootstrap_seed, title, and any provenance as JSON.
-    """
-    cells = check_cells(cells)
-    numbers = {name: (cells[name].astype(float) / UNIT).round() * UNIT for name in MEASURES}
-    kept = cells.assign(**numbers).astype(dict.fromkeys(MEASURES, "float32"))
-    kept = kept.astype({"policy": "category", "prompt_id": "category", "seed": "int16"})
-    buffer = io.BytesIO()
-    kept.to_parquet(buffer, index=False, compression="zstd")
-    choices = choices[["policy", "rho", "seed", "member", "share"]].sort_values(["policy", "rho", "seed", "member"])
-    csv = choices.round(6).to_csv(index=False, lineterminator="\n").encode()
-    return [
-        publish(folder / "cells.parquet", buffer.getvalue()),
-        publish(folder / "choices.csv", csv),
-        publish(folder / "provenance.json", to_json(meta)),
-    ]
-
-
-def load_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """What save_results kept: cells, choices, meta; FileNotFoundError naming the file that is not there."""
-    cells = pd.read_parquet(folder / "cells.parquet").astype({"policy": str, "prompt_id": str, "seed": int})
-    cells = cells.astype(dict.fromkeys(MEASURES, float)).round(dict.fromkeys(MEASURES, 4))
-    meta: dict[str, Any] = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    return cells, pd.read_csv(folder / "choices.csv"), meta
 
 
 def redraw(folder: Path, out_dir: Path, *, allow_missing: bool = False) -> tuple[list[Path], list[dict[str, Any]]]:

@@ -87,12 +87,12 @@ def run_figure2(
     session: Session, seeds: Sequence[int] | None, from_results: Path | None, out: Path | None, allow_missing: bool, tune: bool
 ) -> None:
     """Evaluate the missing cells on test prompts, save the results in their small form, draw from those."""
-    from rpo_cli import figures
+    from rpo_cli.results import save_results
 
     if from_results is not None:
         if not (from_results / "cells.parquet").is_file():
             raise BadInput(f"{from_results}: holds no results (cells.parquet)")
-        _draw(session, figures, from_results, out or from_results, allow_missing)
+        _draw(session, from_results, out or from_results, allow_missing)
         return
     loaded = load(session.recipe, overrides=session.overrides, expect="figure")
     recipe = cast(schema.FigureRecipe, loaded.recipe)
@@ -120,23 +120,27 @@ def run_figure2(
         "title": recipe.title,
     }
     folder = workspace.root / "figures" / loaded.path.stem
-    figures.save_results(frame, choices, meta, folder)
-    paths = _draw(session, figures, folder, out or folder, allow_missing)
+    save_results(frame, choices, meta, folder)
+    paths = _draw(session, folder, out or folder, allow_missing)
     if session.wandb or recipe.report_to == "wandb":
         from rpo_cli.tracking import log_images
 
         log_images(recipe.wandb_project, suite, paths, workspace.root)
 
 
-def _draw(session: Session, figures: Any, folder: Path, out: Path, allow_missing: bool) -> list[Path]:
+def _draw(session: Session, folder: Path, out: Path, allow_missing: bool) -> list[Path]:
+    from rpo_cli.cells import MissingCells
+    from rpo_cli.figures import redraw
+    from rpo_cli.orderings import orderings_table
+
     try:
-        paths, rows = figures.redraw(folder, out, allow_missing=allow_missing)
-    except figures.MissingCells as error:
+        paths, rows = redraw(folder, out, allow_missing=allow_missing)
+    except MissingCells as error:
         raise BadInput(f"{error} (--allow-missing draws them as gaps)") from error
     if session.as_json:
         session.print_json({"files": [str(path) for path in paths], "orderings": rows})
     else:
-        session.out.print(figures.orderings_table(rows))
+        session.out.print(orderings_table(rows))
         for path in paths:
             session.out.print(str(path), highlight=False, soft_wrap=True)
     return list(paths)

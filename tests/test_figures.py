@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rpo_cli import figures
+from rpo_cli import cells as cells_module
+from rpo_cli import figures, orderings, results
 
 RHOS = [0.2, 0.5, 0.8]
 SEEDS = [0, 1, 2]
@@ -49,7 +50,7 @@ def made_choices() -> pd.DataFrame:
 
 def claims(cells: pd.DataFrame, policies: list[str], rhos: list[float] = RHOS) -> dict[str, dict[str, Any]]:
     """Rows of the orderings by the start of their detail."""
-    rows = figures.orderings(cells, policies, rhos, SEEDS, resamples=300)
+    rows = orderings.orderings(cells, policies, rhos, SEEDS, resamples=300)
     for row in rows:
         assert row["passed"] == (row["status"] == "passed")
     return {row["detail"].split(",")[0].split(";")[0]: row for row in rows}
@@ -57,7 +58,7 @@ def claims(cells: pd.DataFrame, policies: list[str], rhos: list[float] = RHOS) -
 
 def save(cells: pd.DataFrame, folder: Path, policies: list[str] | None = None) -> Path:
     meta = {"policies": policies or list(PAPER), "rhos": RHOS, "seeds": SEEDS, "bootstrap_samples": 200, "git": "abc"}
-    figures.save_results(cells, made_choices(), meta, folder)
+    results.save_results(cells, made_choices(), meta, folder)
     return folder
 
 
@@ -94,7 +95,7 @@ def test_claims_compare_the_same_prompts() -> None:
     """Prompts differ by 3, policies by 0.8: unpaired intervals would be wider than the difference."""
     row = claims(planted(PAPER), list(PAPER))["e-dpo - dpo at rho 0.2"]
     assert row["high"] - row["low"] < 0.2
-    numbers = figures.table(planted(PAPER), list(PAPER), RHOS, SEEDS, resamples=300)
+    numbers = cells_module.table(planted(PAPER), list(PAPER), RHOS, SEEDS, resamples=300)
     assert (numbers["high"] - numbers["low"]).min() > 0.7
 
 
@@ -119,7 +120,7 @@ def test_table_holds_means_over_seeds_and_both_kinds_of_interval() -> None:
     cells["advantage"] -= cells.groupby(["seed", "prompt_id"])["advantage"].transform(
         "mean"
     )  # leaves little prompt noise
-    numbers = figures.table(cells, list(PAPER), RHOS, SEEDS, resamples=300)
+    numbers = cells_module.table(cells, list(PAPER), RHOS, SEEDS, resamples=300)
     assert list(zip(numbers["policy"], numbers["rho"], strict=True)) == [(p, r) for p in PAPER for r in RHOS]
     wanted = cells.groupby(["policy", "rho"])["advantage"].mean()
     np.testing.assert_allclose(numbers["advantage"], [wanted[p, r] for p in PAPER for r in RHOS], atol=1e-4)
@@ -142,8 +143,8 @@ def test_results_saved_again_are_the_same_bytes_whatever_the_order_of_rows(tmp_p
     cells = planted(PAPER)
     save(cells, tmp_path / "a")
     save(cells.sample(frac=1, random_state=0), tmp_path / "b")
-    loaded, choices, meta = figures.load_results(tmp_path / "a")
-    figures.save_results(loaded, choices, meta, tmp_path / "c")
+    loaded, choices, meta = results.load_results(tmp_path / "a")
+    results.save_results(loaded, choices, meta, tmp_path / "c")
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
     merged = loaded.merge(cells, on=["policy", "rho", "seed", "prompt_id"], validate="one_to_one")
     assert len(merged) == len(cells)
@@ -157,7 +158,7 @@ def test_a_whole_figure_of_results_stays_below_a_megabyte(tmp_path: Path) -> Non
     cells["advantage"] = rng.normal(size=len(cells))
     cells["tokens"] = rng.integers(6, 30, size=len(cells)) / 2
     cells["baseline_tokens"] = rng.integers(6, 30, size=len(cells)) / 2
-    path, *_ = figures.save_results(cells, made_choices(), {}, tmp_path)
+    path, *_ = results.save_results(cells, made_choices(), {}, tmp_path)
     assert path.stat().st_size < 1_000_000
 
 
@@ -167,7 +168,7 @@ def test_missing_cells_are_refused_by_name_unless_asked_for_then_listed(tmp_path
     one_seed = (cells["policy"] == "e-dpo") & (cells["rho"] == 0.8) & (cells["seed"] == 2)
     folder = save(cells[~whole_gap & ~one_seed], tmp_path / "results")
     with pytest.raises(
-        figures.MissingCells, match="4 cells are missing: dpo at rho 0.5, seed 0; .*e-dpo at rho 0.8, seed 2"
+        cells_module.MissingCells, match="4 cells are missing: dpo at rho 0.5, seed 0; .*e-dpo at rho 0.8, seed 2"
     ):
         figures.redraw(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -177,7 +178,7 @@ def test_missing_cells_are_refused_by_name_unless_asked_for_then_listed(tmp_path
     rows = {(row["policy"], row["rho"]): row for row in drawn["table"]}
     assert rows["dpo", 0.5]["seeds"] == 0 and rows["dpo", 0.5]["advantage"] is None
     assert rows["e-dpo", 0.8]["seeds"] == 2
-    complete = figures.table(cells, list(PAPER), RHOS, SEEDS, resamples=200).set_index(["policy", "rho"])
+    complete = cells_module.table(cells, list(PAPER), RHOS, SEEDS, resamples=200).set_index(["policy", "rho"])
     assert rows["ipo", 0.2]["low"] == complete.loc[("ipo", 0.2), "low"]
 
 
@@ -198,29 +199,29 @@ def test_broken_cells_are_refused(tmp_path: Path) -> None:
 def test_seeds_with_prompts_of_their_own_and_a_single_seed_can_be_drawn() -> None:
     cells = planted(PAPER)
     apart = cells.assign(prompt_id=cells["prompt_id"] + "-" + cells["seed"].astype(str))
-    assert figures.table(apart, list(PAPER), RHOS, SEEDS, resamples=100)["low"].notna().all()
-    single = figures.table(cells, list(PAPER), RHOS, [0], resamples=100)
+    assert cells_module.table(apart, list(PAPER), RHOS, SEEDS, resamples=100)["low"].notna().all()
+    single = cells_module.table(cells, list(PAPER), RHOS, [0], resamples=100)
     assert (single["low"] == single["prompt_low"]).all() and set(single["seeds"]) == {1}
 
 
 def test_failed_publish_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = figures.publish(tmp_path / "x.json", b"old")
+    path = results.publish(tmp_path / "x.json", b"old")
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        figures.publish(path, b"new")
+        results.publish(path, b"new")
     assert contents(tmp_path) == {"x.json": b"old"}
 
 
 def test_orderings_print_as_a_table() -> None:
     from rich.console import Console
 
-    rows = figures.orderings(planted(PAPER), [*PAPER, "p-dpo"], RHOS, SEEDS, resamples=50)
+    rows = orderings.orderings(planted(PAPER), [*PAPER, "p-dpo"], RHOS, SEEDS, resamples=50)
     console = Console(width=200, file=(out := io.StringIO()))
-    console.print(figures.orderings_table(rows))
+    console.print(orderings.orderings_table(rows))
     assert "passed" in out.getvalue() and "not measured" in out.getvalue()
 
 

@@ -1,0 +1,78 @@
+"""The small form of a figure's results that is worth committing, and from which all is redrawn."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rpo_cli.cells import MEASURES, UNIT, check_cells
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON may hold it: numbers rounded to 6 decimals, NaN as null, no numpy types."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return round(float(value), 6) + 0.0 if np.isfinite(value) else None
+    return value
+
+
+def to_json(value: Any) -> bytes:
+    """Sorted, rounded, free of anything that differs between two runs on the same numbers."""
+    return (json.dumps(plain(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def publish(path: Path, content: bytes) -> Path:
+    """Write a file so that nobody ever sees half of it: a temporary name in the same directory, then os.replace."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def save_results(cells: pd.DataFrame, choices: pd.DataFrame, meta: dict[str, Any], folder: Path) -> list[Path]:
+    """The small form worth committing, from which all is redrawn: cells.parquet, choices.csv, provenance.json (meta).
+
+    meta: at least policies, rhos, seeds; also bootstrap_samples, bootstrap_seed, title, and any provenance as JSON.
+    """
+    cells = check_cells(cells)
+    numbers = {name: (cells[name].astype(float) / UNIT).round() * UNIT for name in MEASURES}
+    kept = cells.assign(**numbers).astype(dict.fromkeys(MEASURES, "float32"))
+    kept = kept.astype({"policy": "category", "prompt_id": "category", "seed": "int16"})
+    buffer = io.BytesIO()
+    kept.to_parquet(buffer, index=False, compression="zstd")
+    choices = choices[["policy", "rho", "seed", "member", "share"]].sort_values(["policy", "rho", "seed", "member"])
+    csv = choices.round(6).to_csv(index=False, lineterminator="\n").encode()
+    return [
+        publish(folder / "cells.parquet", buffer.getvalue()),
+        publish(folder / "choices.csv", csv),
+        publish(folder / "provenance.json", to_json(meta)),
+    ]
+
+
+def load_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """What save_results kept: cells, choices, meta; FileNotFoundError naming the file that is not there."""
+    cells = pd.read_parquet(folder / "cells.parquet").astype({"policy": str, "prompt_id": str, "seed": int})
+    cells = cells.astype(dict.fromkeys(MEASURES, float)).round(dict.fromkeys(MEASURES, 4))
+    meta: dict[str, Any] = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    return cells, pd.read_csv(folder / "choices.csv"), meta
