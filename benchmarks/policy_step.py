@@ -42,7 +42,13 @@ def rows_and_tokenizer() -> tuple[list[dict[str, Any]], Any]:
     sizes = miniature.Sizes(pairs=STEPS * BATCH)
     tokens = tokenise(miniature.generate(0, sizes)["pairs"], ("chosen", "rejected"), tokenizer, 48, "error", "benchmark")
     rows = [
-        {"prompt_ids": r.prompt_ids, "chosen_ids": r.responses[0], "rejected_ids": r.responses[1], "ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0}
+        {
+            "prompt_ids": r.prompt_ids,
+            "chosen_ids": r.responses[0],
+            "rejected_ids": r.responses[1],
+            "ref_chosen_logps": 0.0,
+            "ref_rejected_logps": 0.0,
+        }
         for r in tokens
     ]
     return rows, tokenizer
@@ -71,10 +77,19 @@ class StockTrainer(DPOTrainer):
 def trainer_of(kind: str, rows: list[dict[str, Any]], tokenizer: Any, folder: str) -> DPOTrainer:
     """A fresh trainer of either kind with the same settings."""
     recipe = PolicyRecipe(
-        stage="policy", objective="dpo", max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=1e-4, logging_steps=20, dtype="float32"
+        stage="policy",
+        objective="dpo",
+        max_steps=STEPS,
+        per_device_train_batch_size=BATCH,
+        learning_rate=1e-4,
+        logging_steps=20,
+        dtype="float32",
     )
     config = DPOConfig(
-        **arguments(recipe, Path(folder), Device("cpu", "float32", "benchmark"), 0), beta=0.1, max_length=None, precompute_ref_log_probs=True
+        **arguments(recipe, Path(folder), Device("cpu", "float32", "benchmark"), 0),
+        beta=0.1,
+        max_length=None,
+        precompute_ref_log_probs=True,
     )
     common = {"model": model_for(tokenizer), "args": config, "train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
     if kind == "rpo":

@@ -51,9 +51,7 @@ def check_cells(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.sort_values(list(KEYS), ignore_index=True)
 
 
-def missing(
-    cells: pd.DataFrame, policies: Sequence[str], rhos: Sequence[float], seeds: Sequence[int]
-) -> list[tuple[str, float, int]]:
+def missing(cells: pd.DataFrame, policies: Sequence[str], rhos: Sequence[float], seeds: Sequence[int]) -> list[tuple[str, float, int]]:
     """The cells (policy, rho, seed) of the figure that have no row."""
     have = cells[["policy", "rho", "seed"]].drop_duplicates()
     present = {(str(p), round(float(r), 6), int(s)) for p, r, s in have.itertuples(index=False)}

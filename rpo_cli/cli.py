@@ -30,7 +30,10 @@ app.add_typer(data_app, name="data")
 app.add_typer(figure_app, name="figure")
 
 Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Recipe: a path, or a name looked up in ./recipes and among the packed ones.")]
-Rho = Annotated[str | None, typer.Option("--rho", help="Length bias: a number, several with commas, [bold]all[/bold], or [bold]none[/bold] (no resampling).")]
+Rho = Annotated[
+    str | None,
+    typer.Option("--rho", help="Length bias: a number, several with commas, [bold]all[/bold], or [bold]none[/bold] (no resampling)."),
+]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Master seed.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe: key=value. May be repeated.")]
 WorkspaceOption = Annotated[Path | None, typer.Option("--workspace", "-w", help="Where artifacts live. Default: runs/SUITE.")]
@@ -96,7 +99,9 @@ def train_sft(
     force: Force = False, as_json: AsJson = False, wandb: Wandb = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Fine-tune on written responses: makes pi_SFT, the reference policy."""
-    session = _session(recipe=recipe, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, wandb=wandb)
+    session = _session(
+        recipe=recipe, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, wandb=wandb
+    )
     _one(session, "sft", ("rpo train-rm", "oracle.yaml"))
 
 
@@ -112,7 +117,16 @@ def train_rm(
     from rpo_cli.session import planner_for
 
     session = _session(
-        recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, jobs=jobs, wandb=wandb
+        recipe=recipe,
+        rho=rho,
+        seed=seed,
+        overrides=overrides,
+        workspace=workspace,
+        dry_run=dry_run,
+        force=force,
+        as_json=as_json,
+        jobs=jobs,
+        wandb=wandb,
     )
     loads = session.at_rhos("reward")
     planner = planner_for(loads[0])
@@ -127,7 +141,9 @@ def relabel(
     force: Force = False, as_json: AsJson = False, wandb: Wandb = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Replace human labels by the oracle's preference, with both scores kept."""
-    session = _session(recipe=recipe, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, wandb=wandb)
+    session = _session(
+        recipe=recipe, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, wandb=wandb
+    )
     _one(session, "relabel", ("rpo make-biased-splits", "splits.yaml", " --rho all"))
 
 
@@ -138,7 +154,17 @@ def make_biased_splits(
     dry_run: DryRun = False, force: Force = False, as_json: AsJson = False, jobs: Jobs = 1, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Draw D_rho, in which the longer response is preferred in a share rho of the pairs, and the ensemble's subsets."""
-    session = _session(recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, jobs=jobs)
+    session = _session(
+        recipe=recipe,
+        rho=rho,
+        seed=seed,
+        overrides=overrides,
+        workspace=workspace,
+        dry_run=dry_run,
+        force=force,
+        as_json=as_json,
+        jobs=jobs,
+    )
     _many(session, "splits", ("rpo train-rm", "rm.yaml", f"{_at(rho)} --ensemble"))
 
 
@@ -150,7 +176,16 @@ def train_policy(
 ) -> None:  # fmt: skip
     """Train a policy (dpo, ipo, d-dpo, p-dpo, dp-dpo, e-dpo), building every input that is missing."""
     session = _session(
-        recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, jobs=jobs, wandb=wandb
+        recipe=recipe,
+        rho=rho,
+        seed=seed,
+        overrides=overrides,
+        workspace=workspace,
+        dry_run=dry_run,
+        force=force,
+        as_json=as_json,
+        jobs=jobs,
+        wandb=wandb,
     )
     _many(session, "policy", ("rpo evaluate", Path(recipe).name, _at(rho)))
 
@@ -170,7 +205,16 @@ def evaluate(
     from rpo_cli.session import planner_for
 
     session = _session(
-        recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json, jobs=jobs, wandb=wandb
+        recipe=recipe,
+        rho=rho,
+        seed=seed,
+        overrides=overrides,
+        workspace=workspace,
+        dry_run=dry_run,
+        force=force,
+        as_json=as_json,
+        jobs=jobs,
+        wandb=wandb,
     )
     first = session.load(None)
     planner = planner_for(first)
@@ -238,11 +282,15 @@ def sweep(
     """Try the grid over beta or tau, for one policy recipe or all of a figure's; choose on validation prompts."""
     from rpo_cli.sweeping import run_sweep
 
-    session = _session(recipe=recipe, rho=rho, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json, jobs=jobs, wandb=wandb)
+    session = _session(
+        recipe=recipe, rho=rho, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json, jobs=jobs, wandb=wandb
+    )
     run_sweep(session, _numbers(seeds), write, keep_weights)
 
 
-@figure_app.command("figure2", epilog="Examples: rpo figure figure2 --recipe miniature/figure2.yaml --jobs 2 | rpo figure figure2 --from results/miniature")
+@figure_app.command(
+    "figure2", epilog="Examples: rpo figure figure2 --recipe miniature/figure2.yaml --jobs 2 | rpo figure figure2 --from results/miniature"
+)
 @guarded
 def figure2(
     recipe: Recipe = "figure2.yaml", rho: Rho = None,
@@ -257,7 +305,9 @@ def figure2(
     """Figure 2: advantage over pi_SFT and response length against the length bias rho, with the paper's orderings."""
     from rpo_cli.sweeping import run_figure2
 
-    session = _session(recipe=recipe, rho=rho, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json, jobs=jobs, wandb=wandb)
+    session = _session(
+        recipe=recipe, rho=rho, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json, jobs=jobs, wandb=wandb
+    )
     run_figure2(session, _numbers(seeds), from_results, out, allow_missing, tune)
 
 
@@ -273,7 +323,11 @@ def recipe_list(as_json: AsJson = False, debug: Debug = False) -> None:
 @recipe_app.command("show", epilog="Example: rpo recipe show e-dpo.yaml --rho 0.2")
 @guarded
 def recipe_show(
-    recipe: Annotated[str, typer.Argument(help="Recipe: a path or a name.")], rho: Rho = None, seed: Seed = None, overrides: Set = None, debug: Debug = False
+    recipe: Annotated[str, typer.Argument(help="Recipe: a path or a name.")],
+    rho: Rho = None,
+    seed: Seed = None,
+    overrides: Set = None,
+    debug: Debug = False,
 ) -> None:
     """The resolved recipe, with the file and line that each value comes from."""
     from rpo_cli.recipes import resolved_yaml
@@ -295,7 +349,9 @@ def recipe_check(recipes: Annotated[list[str], typer.Argument(help="Recipes, or 
 
 @recipe_app.command("schema", epilog="Example: rpo recipe schema --out recipes/schema.json")
 @guarded
-def recipe_schema(out: Annotated[Path | None, typer.Option("--out", help="File to write; default: stdout.")] = None, debug: Debug = False) -> None:
+def recipe_schema(
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default: stdout.")] = None, debug: Debug = False
+) -> None:
     """The JSON Schema of recipes, for editor completion."""
     from rpo_cli.inspection import write_schema
 
@@ -347,5 +403,3 @@ def entry() -> None:
 
 if __name__ == "__main__":
     entry()
-
-

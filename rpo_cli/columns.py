@@ -11,8 +11,7 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     lines = []
     for row in rows:
         cells = [
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(width) if index in right else cell.ljust(width) for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip() + "\n")
     return "".join(lines)

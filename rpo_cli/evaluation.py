@@ -63,7 +63,9 @@ def draw(job: Job, recipe: EvaluateRecipe, tokenizer: Any, rows: list[TokenRow],
         ref_logp = logps(reference, prompts, answers, pad, size)
         del reference
     oracle = load_reward(job.inputs["oracle"], recipe, device, job.revisions.get("oracle"))
-    scores = rewards(oracle, [p + a for p, a in zip(prompts, answers, strict=True)], pad, size, lambda n: report(2 * len(prompts) + n, total))
+    scores = rewards(
+        oracle, [p + a for p, a in zip(prompts, answers, strict=True)], pad, size, lambda n: report(2 * len(prompts) + n, total)
+    )
     return pd.DataFrame(
         {
             "prompt_id": [row.id for row in rows for _ in range(recipe.num_samples)],

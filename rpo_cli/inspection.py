@@ -106,9 +106,7 @@ def check_recipes(recipes: Sequence[str]) -> None:
         made, _ = _load_all(files)
         for loaded in made.values():
             # A reference to nothing was reported above with its line; the planner, which has none, would repeat it.
-            problems += [
-                _located(line, loaded.path) for line in _plan(loaded, absent) if LOCATED.match(line) or not faults
-            ]
+            problems += [_located(line, loaded.path) for line in _plan(loaded, absent) if LOCATED.match(line) or not faults]
         checked |= made.keys()
     for note in sorted(absent):
         print(f"note: {note}", file=sys.stderr)
@@ -123,9 +121,7 @@ def _files(name: str) -> tuple[list[Path], list[str]]:
         loaded = load(name)
         own = tuple(f"{shown(file)}:" for file in loaded.files)
         return [loaded.path], [fault for fault in check_suite(loaded.path.parent) if fault.startswith(own)]
-    files = [
-        Path(os.path.abspath(file)) for file in sorted(Path(name).rglob("*.yaml")) if file.parent.name != "accelerate"
-    ]
+    files = [Path(os.path.abspath(file)) for file in sorted(Path(name).rglob("*.yaml")) if file.parent.name != "accelerate"]
     if not files:
         raise RecipeError([f"{name}: no recipes"])
     folders = list(dict.fromkeys(file.parent for file in files))

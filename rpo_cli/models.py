@@ -20,6 +20,9 @@ from rpo_cli.errors import BadInput
 from rpo_cli.schema import ModelSource
 
 
+PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
+
+
 def load_tokenizer(
     source: Path, recipe: ModelSource | None = None, revision: str | None = None, *, need_pad: bool = True
 ) -> PreTrainedTokenizerBase:
@@ -30,7 +33,9 @@ def load_tokenizer(
             reward models would read the token before the EOS).
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(source), revision=revision or "main", trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise BadInput(f"{source}: no tokenizer can be loaded: {str(error).splitlines()[0]}") from error
     if tokenizer.eos_token_id is None:
@@ -40,11 +45,9 @@ def load_tokenizer(
     if not need_pad:
         return tokenizer
     if tokenizer.pad_token_id is None:
-        raise BadInput(f"{source}: the tokenizer has no padding token; set `pad_token:` to an unused token, or to a new one such as '[PAD]'")
+        raise BadInput(f"{source}: the tokenizer has no padding token; {PAD_HINT}")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise BadInput(
-            f"{source}: the padding token is the EOS ({tokenizer.eos_token}); set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
-        )
+        raise BadInput(f"{source}: the padding token is the EOS ({tokenizer.eos_token}); {PAD_HINT}")
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -60,22 +63,33 @@ def require_same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizer
             raise BadInput(f"{source} and {other_source}: their tokenizers differ in {what}; policy and reward models must share one")
 
 
-def load_causal(source: Path, recipe: ModelSource, device: Device, revision: str | None = None, *, training: bool = False) -> PreTrainedModel:
+def load_causal(
+    source: Path, recipe: ModelSource, device: Device, revision: str | None = None, *, training: bool = False
+) -> PreTrainedModel:
     """Causal language model, dropout off, in evaluation mode; float32 for training, else in the stage's precision."""
     return _load(AutoModelForCausalLM, source, recipe, device, revision, training)
 
 
-def load_reward(source: Path, recipe: ModelSource, device: Device, revision: str | None = None, *, training: bool = False) -> PreTrainedModel:
+def load_reward(
+    source: Path, recipe: ModelSource, device: Device, revision: str | None = None, *, training: bool = False
+) -> PreTrainedModel:
     """Sequence classifier with one label, whose logit is the reward; a causal model gets a new head."""
     return _load(AutoModelForSequenceClassification, source, recipe, device, revision, training, num_labels=1)
 
 
-def _load(auto: Any, source: Path, recipe: ModelSource, device: Device, revision: str | None, training: bool, **kwargs: Any) -> PreTrainedModel:
+def _load(
+    auto: Any, source: Path, recipe: ModelSource, device: Device, revision: str | None, training: bool, **kwargs: Any
+) -> PreTrainedModel:
     if recipe.attn_implementation is not None:
         kwargs["attn_implementation"] = recipe.attn_implementation
     try:
         model: PreTrainedModel = auto.from_pretrained(
-            str(source), dtype=torch.float32 if training else device.torch_dtype, revision=revision or "main", trust_remote_code=False, use_safetensors=True, **kwargs
+            str(source),
+            dtype=torch.float32 if training else device.torch_dtype,
+            revision=revision or "main",
+            trust_remote_code=False,
+            use_safetensors=True,
+            **kwargs,
         )
     except (OSError, ValueError) as error:
         raise BadInput(f"{source}: no model can be loaded: {str(error).splitlines()[0]}") from error

@@ -283,7 +283,9 @@ def _execute_parallel(
         pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(events,))
         try:
             while waiting or running:
-                ready = [s for s in waiting.values() if error is None and not any(n.path in waiting or n in running.values() for n in s.stages())]
+                ready = [
+                    s for s in waiting.values() if error is None and not any(n.path in waiting or n in running.values() for n in s.stages())
+                ]
                 # Longest chain first, so that no worker is left waiting for it at the end.
                 for stage in sorted(ready, key=lambda s: -urgency[s.path])[: jobs - len(running)]:
                     del waiting[stage.path]

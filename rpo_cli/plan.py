@@ -143,18 +143,31 @@ class Planner:
         stage = Stage(kind, place, recipe or loaded.recipe, loaded.path, inputs or {}, options or {}, files or {})
         known = self._stages.setdefault(stage.path, stage)
         if known.key != stage.key:
-            raise RecipeError([f"{shown(loaded.path)}:1: asks for another {stage.path} than {shown(known.source)}; give one of them a name of its own"])
+            raise RecipeError(
+                [f"{shown(loaded.path)}:1: asks for another {stage.path} than {shown(known.source)}; give one of them a name of its own"]
+            )
         return known
 
     def _data(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.DataRecipe, loaded.recipe)
-        missing = [f"{self._line(loaded, 'files')}: files.{table}: no such file: {shown(Path(file))}" for table, file in recipe.files.items() if not Path(file).is_file()]
+        missing = [
+            f"{self._line(loaded, 'files')}: files.{table}: no such file: {shown(Path(file))}"
+            for table, file in recipe.files.items()
+            if not Path(file).is_file()
+        ]
         if missing:
             raise RecipeError(missing)
         hashes = {table: hash_path(Path(file)) for table, file in recipe.files.items()}
         # A file's place is no part of the key, its content is.
         content = recipe.model_copy(update={"files": {}})
-        return self._add("data", loaded.path.stem, loaded, options={"files": hashes}, recipe=content, files={str(table): file for table, file in recipe.files.items()})
+        return self._add(
+            "data",
+            loaded.path.stem,
+            loaded,
+            options={"files": hashes},
+            recipe=content,
+            files={str(table): file for table, file in recipe.files.items()},
+        )
 
     def _line(self, loaded: Loaded, name: str) -> str:
         path, line = loaded.where.get(name, (loaded.path, 1))
@@ -177,7 +190,9 @@ class Planner:
             options = {} if member is None else {"member": member}
             return self._add("reward", f"{rho_folder(recipe.rho)}/{loaded.path.stem}/{name}", loaded, inputs, options)
         if member is not None:
-            raise RecipeError([f"{self._line(loaded, 'data')}: data: an ensemble needs a splits recipe, which makes the subsets of its members"])
+            raise RecipeError(
+                [f"{self._line(loaded, 'data')}: data: an ensemble needs a splits recipe, which makes the subsets of its members"]
+            )
         return self._add("reward", loaded.path.stem, loaded, inputs)
 
     def members(self, loaded: Loaded) -> list[Stage]:
@@ -213,7 +228,11 @@ class Planner:
         if recipe.objective in schema.PESSIMISTIC and recipe.kl_estimator != "data":
             inputs["samples"] = self._scoring("samples", "reference-samples", loaded, {"model": model, "data": pairs})
         for name, teacher in self._teachers(loaded):
-            place = teacher.path.split("/", 1)[1].removeprefix(rho_folder(recipe.rho) + "/") if isinstance(teacher, Stage) else f"external-{teacher.key[:8]}"
+            place = (
+                teacher.path.split("/", 1)[1].removeprefix(rho_folder(recipe.rho) + "/")
+                if isinstance(teacher, Stage)
+                else f"external-{teacher.key[:8]}"
+            )
             path = f"{rho_folder(recipe.rho)}/scores/{place}"
             inputs[f"scores/{name}"] = self._scoring("scores", path, loaded, {"model": teacher, "data": splits, "policy": model})
         return self._add("policy", f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}", loaded, inputs)

@@ -13,7 +13,7 @@ from rpo_cli import schema
 from rpo_cli.errors import BadInput
 from rpo_cli.plan import Planner, Stage
 from rpo_cli.recipes import Loaded, load
-from rpo_cli.workspace import Workspace, read_json
+from rpo_cli.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,9 @@ class Cells:
             grids[policy] = name, [float(v) for v in values]
         sizes = {policy: len(values) for policy, (_, values) in grids.items()}
         if len(set(sizes.values())) > 1:
-            raise BadInput(f"grids of different sizes ({', '.join(f'{stem(p)} {n}' for p, n in sizes.items())}): every objective gets the same budget")
+            raise BadInput(
+                f"grids of different sizes ({', '.join(f'{stem(p)} {n}' for p, n in sizes.items())}): every objective gets the same budget"
+            )
         return [
             self.cell(policy, rho, seed, "validation", [f"{name}={value!r}"])
             for seed in seeds
@@ -209,5 +211,3 @@ def gather(cells: Sequence[Cell], workspace: Workspace) -> tuple[pd.DataFrame, p
     }  # fmt: skip
     columns = ["policy", "rho", "seed", "member", "share"]
     return pd.concat(frames, ignore_index=True), pd.DataFrame(choices, columns=columns), provenance
-
-

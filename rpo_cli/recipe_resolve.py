@@ -14,9 +14,7 @@ from rpo_cli.schema import Recipe
 from rpo_cli.yaml_lines import Keys
 
 
-def asked_for(
-    draft: Draft, model: type[Recipe], overrides: Sequence[str], options: Mapping[str, Any]
-) -> dict[Keys, tuple[Place, Any]]:
+def asked_for(draft: Draft, model: type[Recipe], overrides: Sequence[str], options: Mapping[str, Any]) -> dict[Keys, tuple[Place, Any]]:
     """What the command line sets, in order, with the option to name in an error; mistakes go to the draft."""
     asked: dict[Keys, tuple[Place, Any]] = {}
     stage = draft.values["stage"]

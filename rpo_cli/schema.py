@@ -14,9 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 Objective = Literal["dpo", "ipo", "ipo-norm", "d-dpo", "p-dpo", "dp-dpo", "e-dpo"]
 DISTILLED = ("d-dpo", "dp-dpo", "e-dpo")
 PESSIMISTIC = ("p-dpo", "dp-dpo", "e-dpo")
-Table = Literal[
-    "pretrain", "sft_train", "sft_validation", "warmup", "pairs", "pairs_validation", "prompts_validation", "prompts_test"
-]
+Table = Literal["pretrain", "sft_train", "sft_validation", "warmup", "pairs", "pairs_validation", "prompts_validation", "prompts_test"]
 TABLES: tuple[str, ...] = get_args(Table)
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -39,7 +37,9 @@ class Recipe(BaseModel):
     policy_seed: int | None = Field(None, ge=0, description="seed of SFT and policy training")
     sampling_seed: int | None = Field(None, ge=0, description="seed of sampled responses")
     device: Literal["auto", "cpu", "cuda"] = cosmetic("auto", "auto: cuda if there is one, else cpu")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the device has it in hardware, else float32")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the device has it in hardware, else float32"
+    )
     threads: PositiveInt | None = Field(
         None, description="CPU threads of the stage; fixed, because the order of sums, hence the last bit, depends on it"
     )
@@ -69,7 +69,9 @@ class ModelSource(Recipe):
     )
     attn_implementation: str | None = Field(None, description="as in transformers; default: the model's own")
     max_length: PositiveInt = Field(512, description="tokens of prompt plus response; nothing is ever cut silently")
-    overlong: Literal["error", "drop"] = Field("error", description="rows longer than max_length: stop and name the first, or drop and count them")
+    overlong: Literal["error", "drop"] = Field(
+        "error", description="rows longer than max_length: stop and name the first, or drop and count them"
+    )
 
 
 class TrainingRecipe(ModelSource):
@@ -158,7 +160,9 @@ class SplitsRecipe(Recipe):
         "equal", description="equal: the largest size that every b allows; largest: for each b its own; or a number"
     )
     length_margin: float = Field(0.1, ge=0, description="longer means at least this share more tokens; closer pairs are ties")
-    ties: Literal["exclude", "include"] = Field("exclude", description="ties: left out of D_rho, or kept at their natural share; never counted in rho")
+    ties: Literal["exclude", "include"] = Field(
+        "exclude", description="ties: left out of D_rho, or kept at their natural share; never counted in rho"
+    )
     tokenizer: str = Field("sft.yaml", description="whose tokens lengths are counted in: recipe or model")
 
     @model_validator(mode="after")
@@ -189,7 +193,9 @@ class PolicyRecipe(TrainingRecipe):
     kl_coefficient: Literal["gamma", "gamma_beta"] = Field("gamma", description="weight of the KL: gamma itself, or gamma * beta")
     ensemble_min: Literal["dataset", "batch", "example"] = Field("example", description="scope of e-dpo's min over members")
     ema_decay: Share = Field(0.9, description="decay of the data-set losses that ensemble_min: dataset compares")
-    calibration: Literal["none", "temperature"] = Field("none", description="temperature: divide each member's rewards by a T fitted on held-out pairs")
+    calibration: Literal["none", "temperature"] = Field(
+        "none", description="temperature: divide each member's rewards by a T fitted on held-out pairs"
+    )
     calibration_mix: Literal["own", "data"] = Field("own", description="held-out pairs reweighted to the member's own b, or as they are")
     by_rho: dict[Share, dict[str, Any]] = cosmetic({}, "values that model selection chose for each rho")
     grid: dict[Literal["beta", "tau"], list[PositiveFloat]] = cosmetic({}, "what `rpo sweep` tries")
@@ -248,9 +254,7 @@ class FigureRecipe(Recipe):
     title: str = cosmetic("", "over the picture")
 
 
-StageRecipe = (
-    DataRecipe | SFTRecipe | RewardRecipe | RelabelRecipe | SplitsRecipe | PolicyRecipe | EvaluateRecipe | FigureRecipe
-)
+StageRecipe = DataRecipe | SFTRecipe | RewardRecipe | RelabelRecipe | SplitsRecipe | PolicyRecipe | EvaluateRecipe | FigureRecipe
 MODELS: dict[str, type[Recipe]] = {
     "data": DataRecipe,
     "sft": SFTRecipe,

@@ -29,7 +29,9 @@ def silent(done: int) -> None:
 
 
 @torch.inference_mode()
-def rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad: int, batch_size: int, on_batch: Callable[[int], None] = silent) -> np.ndarray:
+def rewards(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad: int, batch_size: int, on_batch: Callable[[int], None] = silent
+) -> np.ndarray:
     """Reward of each sequence (prompt + response + EOS), read at its last token: float32 [n].
 
     Raises:
@@ -47,7 +49,9 @@ def rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad: int
         done += len(rows)
         on_batch(done)
     if not np.isfinite(result).all():
-        raise RunFailed(f"the reward model gave a reward that is not finite for {int((~np.isfinite(result)).sum())} of {len(result)} responses")
+        raise RunFailed(
+            f"the reward model gave a reward that is not finite for {int((~np.isfinite(result)).sum())} of {len(result)} responses"
+        )
     return result
 
 
@@ -75,7 +79,9 @@ def logps(
     return result
 
 
-def pair_rewards(model: PreTrainedModel, rows: Sequence[TokenRow], pad: int, batch_size: int, on_batch: Callable[[int], None] = silent) -> np.ndarray:
+def pair_rewards(
+    model: PreTrainedModel, rows: Sequence[TokenRow], pad: int, batch_size: int, on_batch: Callable[[int], None] = silent
+) -> np.ndarray:
     """Rewards of each row's responses: float32 [n, 2]."""
     sequences = [row.prompt_ids + answer for row in rows for answer in row.responses]
     return rewards(model, sequences, pad, batch_size, on_batch).reshape(len(rows), -1)
@@ -95,7 +101,9 @@ def run_reference(job: Job, report: Report) -> dict[str, Any]:
     answers = [answer for row in rows for answer in row.responses]
     values = logps(model, prompts, answers, pad_id(tokenizer), recipe.per_device_eval_batch_size, lambda n: report(n, len(answers)))
     both = values.reshape(-1, 2)
-    _write({"id": [row.id for row in rows], "ref_chosen_logps": both[:, 0], "ref_rejected_logps": both[:, 1]}, job.directory / "logps.parquet")
+    _write(
+        {"id": [row.id for row in rows], "ref_chosen_logps": both[:, 0], "ref_rejected_logps": both[:, 1]}, job.directory / "logps.parquet"
+    )
     return {"rows": len(rows), "ref_chosen_logps": float(both[:, 0].mean()), "ref_rejected_logps": float(both[:, 1].mean())}
 
 
@@ -124,11 +132,20 @@ def run_scores(job: Job, report: Report) -> dict[str, Any]:
     """One reward model's rewards for the pairs of a D_rho, trained on and held out, over exactly the policy's tokens."""
     recipe: ScoringRecipe = job.recipe
     tokenizer = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
-    require_same_tokens(tokenizer, load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model")), job.inputs["policy"], job.inputs["model"])
+    require_same_tokens(
+        tokenizer, load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model")), job.inputs["policy"], job.inputs["model"]
+    )
     model = load_reward(job.inputs["model"], recipe, devices.choose(recipe), job.revisions.get("model"))
     metrics: dict[str, Any] = {}
     for table in ("train", "held_out"):
-        rows = tokenise(read_rows(job.inputs["data"] / f"{table}.parquet"), ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
+        rows = tokenise(
+            read_rows(job.inputs["data"] / f"{table}.parquet"),
+            ("chosen", "rejected"),
+            tokenizer,
+            recipe.max_length,
+            recipe.overlong,
+            job.path,
+        )
         values = pair_rewards(model, rows, pad_id(tokenizer), recipe.per_device_eval_batch_size, partial(report, of=2 * len(rows)))
         _write({"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]}, job.directory / f"{table}.parquet")
         margins = values[:, 0] - values[:, 1]
@@ -148,4 +165,3 @@ def pairs_file(job: Job) -> Path:
 def pad_id(tokenizer: Any) -> int:
     """The padding token's id; `load_tokenizer` made sure there is one."""
     return int(tokenizer.pad_token_id)
-

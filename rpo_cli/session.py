@@ -14,7 +14,7 @@ from rich.table import Table
 from rpo_cli import schema
 from rpo_cli.errors import BadInput
 from rpo_cli.pipeline import Todo, execute, what_to_run
-from rpo_cli.plan import Planner, Stage, rho_folder, walk
+from rpo_cli.plan import Planner, Stage, walk
 from rpo_cli.progress import clock
 from rpo_cli.recipes import Loaded, load
 from rpo_cli.workspace import Workspace
@@ -90,7 +90,9 @@ class Session:
             self.say(f"effective batch: {rows * cuts} = {rows} rows x {cuts} accumulated x 1 process, {recipe.max_steps} steps")
         if self.dry_run:
             if self.as_json:
-                self.print_json([{"path": t.stage.path, "kind": t.stage.kind, "reason": t.reason, "expected_seconds": t.seconds} for t in todo])
+                self.print_json(
+                    [{"path": t.stage.path, "kind": t.stage.kind, "reason": t.reason, "expected_seconds": t.seconds} for t in todo]
+                )
             return workspace
         if todo:
             from rpo_cli import devices
@@ -109,7 +111,8 @@ class Session:
             self.say(f"  ... and {len(todo) - MANY} more")
         if todo:
             total = sum(item.seconds for item in todo)
-            self.say(f"expected: {clock(total / max(1, min(self.jobs, len(todo))))} with --jobs {self.jobs} (first estimate, corrected as stages finish)")
+            expected = clock(total / max(1, min(self.jobs, len(todo))))
+            self.say(f"expected: {expected} with --jobs {self.jobs} (first estimate, corrected as stages finish)")
 
     def say(self, line: str) -> None:
         self.err.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -149,5 +152,3 @@ def suite_rhos(loaded: Loaded) -> list[float]:
 
 def planner_for(loaded: Loaded) -> Planner:
     return Planner(loaded.recipe.seed)
-
-

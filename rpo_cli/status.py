@@ -35,8 +35,7 @@ def show_status(session: Session) -> None:
     artifacts = [_artifact(workspace, path, found, stages) for path, found in workspace.artifacts()] if exists else []
     if session.as_json:
         build = [
-            {"path": item.stage.path, "kind": item.stage.kind, "reason": item.reason, "expected_seconds": item.seconds}
-            for item in todo
+            {"path": item.stage.path, "kind": item.stage.kind, "reason": item.reason, "expected_seconds": item.seconds} for item in todo
         ]
         known_as = {"recipe": str(loaded.path), "workspace": str(workspace.root), "exists": exists}
         session.print_json({**known_as, "would_build": build, "artifacts": artifacts})
@@ -44,9 +43,7 @@ def show_status(session: Session) -> None:
     print(f"workspace {workspace.root}" + ("" if exists else ": not there yet"))
     print(_would_build(loaded.path.name, todo, len(stages)), end="")
     if artifacts:
-        rows = [
-            (a["path"], size(a["bytes"]), _time(a["seconds"]), _time(a["age_seconds"]), _state(a)) for a in artifacts
-        ]
+        rows = [(a["path"], size(a["bytes"]), _time(a["seconds"]), _time(a["age_seconds"]), _state(a)) for a in artifacts]
         print("\n" + aligned([("artifact", "size", "took", "age", "state"), *rows], right=(1, 2, 3)), end="")
         print(f"{len(artifacts)} artifacts, {size(sum(a['bytes'] for a in artifacts))}")
 
@@ -76,9 +73,7 @@ def _would_build(name: str, todo: Sequence[Todo], total: int) -> str:
     return head + aligned(lines, right=(1,))
 
 
-def _artifact(
-    workspace: Workspace, path: str, found: dict[str, Any] | None, wanted: dict[str, Stage]
-) -> dict[str, Any]:
+def _artifact(workspace: Workspace, path: str, found: dict[str, Any] | None, wanted: dict[str, Stage]) -> dict[str, Any]:
     """One artifact's state: up to date, stale, unfinished, or not wanted by the recipe."""
     directory = workspace.root / path
     reason = None

@@ -15,7 +15,9 @@ from rpo_cli.recipes import Loaded, article, load, write_by_rho
 from rpo_cli.session import Session, suite_rhos
 
 
-def _figure_of(loaded: Loaded, rhos: Sequence[float | None] | None, seeds: Sequence[int] | None) -> tuple[list[str], list[float | None], list[int]]:
+def _figure_of(
+    loaded: Loaded, rhos: Sequence[float | None] | None, seeds: Sequence[int] | None
+) -> tuple[list[str], list[float | None], list[int]]:
     """Policies, rhos and seeds of a figure recipe, or of a single policy recipe."""
     recipe = loaded.recipe
     if isinstance(recipe, schema.FigureRecipe):

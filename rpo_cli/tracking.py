@@ -40,7 +40,15 @@ def start_wandb(project: str, group: str, name: str, kind: str, run_id: str, con
 
     mode: Any
     mode, why = wandb_mode()
-    arguments: dict[str, Any] = {"project": project, "group": group, "name": name, "job_type": kind, "id": run_id, "resume": "allow", "config": dict(config)}
+    arguments: dict[str, Any] = {
+        "project": project,
+        "group": group,
+        "name": name,
+        "job_type": kind,
+        "id": run_id,
+        "resume": "allow",
+        "config": dict(config),
+    }
     root.mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(silent=True, init_timeout=30, console="off", x_disable_stats=True)
     try:

@@ -127,9 +127,7 @@ def test_a_dry_run_lists_the_stages_and_leaves_nothing_on_disk(here: Path) -> No
 
 
 def test_a_dry_run_as_json_is_the_plan_inputs_first(here: Path) -> None:
-    plan = json.loads(
-        done("train-policy", "--recipe", "d-dpo.yaml", "--rho", "0.5", "--seed", "3", "--dry-run", "--json")
-    )
+    plan = json.loads(done("train-policy", "--recipe", "d-dpo.yaml", "--rho", "0.5", "--seed", "3", "--dry-run", "--json"))
     loaded = load("d-dpo.yaml", rho=0.5, seed=3)
     assert [item["path"] for item in plan] == [stage.path for stage in walk([Planner(3).build(loaded)])]
     assert {item["reason"] for item in plan} == {"missing"}

@@ -117,9 +117,7 @@ def test_absent_policies_and_rhos_are_not_measured_and_never_pass() -> None:
 
 def test_table_holds_means_over_seeds_and_both_kinds_of_interval() -> None:
     cells = planted(PAPER, between=0.5)
-    cells["advantage"] -= cells.groupby(["seed", "prompt_id"])["advantage"].transform(
-        "mean"
-    )  # leaves little prompt noise
+    cells["advantage"] -= cells.groupby(["seed", "prompt_id"])["advantage"].transform("mean")  # leaves little prompt noise
     numbers = cells_module.table(cells, list(PAPER), RHOS, SEEDS, resamples=300)
     assert list(zip(numbers["policy"], numbers["rho"], strict=True)) == [(p, r) for p in PAPER for r in RHOS]
     wanted = cells.groupby(["policy", "rho"])["advantage"].mean()
@@ -167,9 +165,7 @@ def test_missing_cells_are_refused_by_name_unless_asked_for_then_listed(tmp_path
     whole_gap = (cells["policy"] == "dpo") & (cells["rho"] == 0.5)
     one_seed = (cells["policy"] == "e-dpo") & (cells["rho"] == 0.8) & (cells["seed"] == 2)
     folder = save(cells[~whole_gap & ~one_seed], tmp_path / "results")
-    with pytest.raises(
-        cells_module.MissingCells, match="4 cells are missing: dpo at rho 0.5, seed 0; .*e-dpo at rho 0.8, seed 2"
-    ):
+    with pytest.raises(cells_module.MissingCells, match=r"4 cells are missing: dpo at rho 0.5, seed 0; .*e-dpo at rho 0.8, seed 2"):
         figures.redraw(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     figures.redraw(folder, tmp_path / "out", allow_missing=True)

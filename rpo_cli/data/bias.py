@@ -111,7 +111,10 @@ def subset_sizes(longer: int, shorter: int, recipe: SplitsRecipe) -> dict[float,
     size = equal if recipe.subset_size == "equal" else recipe.subset_size
     if size > equal:
         b = min(largest, key=lambda b: largest[b])
-        raise BadInput(f"splits: subset_size {size} cannot be filled for b {b:g}: {largest[b]} pairs at most, from {longer} longer and {shorter} shorter")
+        raise BadInput(
+            f"splits: subset_size {size} cannot be filled for b {b:g}: {largest[b]} pairs at most, "
+            f"from {longer} longer and {shorter} shorter"
+        )
     return dict.fromkeys(recipe.ensemble, size)
 
 
@@ -124,7 +127,9 @@ def _subsets(train: np.ndarray, kinds: np.ndarray, recipe: SplitsRecipe) -> dict
         many = min(many, len(longer))
         few = min(few, len(shorter))
         if many + few == 0:
-            raise BadInput(f"splits: the subset for b {b:g} would be empty: D_rho has {len(longer)} longer and {len(shorter)} shorter pairs")
+            raise BadInput(
+                f"splits: the subset for b {b:g} would be empty: D_rho has {len(longer)} longer and {len(shorter)} shorter pairs"
+            )
         result[b] = np.concatenate([longer[:many], shorter[:few]])
     return result
 

@@ -161,9 +161,7 @@ def _piece(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
     return name if "\ufffd" in text else text.replace("\n", "\\n")
 
 
-def _print(
-    session: Session, limits: Mapping[int, Sequence[str]], margin: float, reports: Mapping[str, TableReport]
-) -> None:
+def _print(session: Session, limits: Mapping[int, Sequence[str]], margin: float, reports: Mapping[str, TableReport]) -> None:
     """The numbers for people, 80 columns wide."""
     for limit, names in limits.items():
         print(f"max_length {limit}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
@@ -175,9 +173,7 @@ def _print(
         shares = [*r.over.values(), r.longer_preferred, r.ties, r.boundary_differs]
         rows.append([name, str(r.rows), str(r.duplicate_prompts), *map(percent, shares)])
     print("\n" + aligned([head, *rows], right=range(1, len(head))), end="")
-    print(
-        f"longer: the longer response (by {margin:.0%} or more tokens) is preferred; closer pairs are ties, not counted"
-    )
+    print(f"longer: the longer response (by {margin:.0%} or more tokens) is preferred; closer pairs are ties, not counted")
     print("boundary: prompt and response make other tokens when tokenised together\n")
     lengths = [
         [name if text == "prompt" else "", text, *(f"{values[q]:g}" for q in ("min", "median", "p95", "max"))]

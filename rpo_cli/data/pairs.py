@@ -80,8 +80,8 @@ def tokenise(
         if longest > max_length:
             if overlong == "error":
                 raise BadInput(
-                    f"{what}: row {row.get('id', index)} has {longest} tokens ({len(prompts[index])} of prompt), max_length is {max_length}; "
-                    "raise max_length, shorten the text, or set overlong: drop"
+                    f"{what}: row {row.get('id', index)} has {longest} tokens ({len(prompts[index])} of prompt), "
+                    f"max_length is {max_length}; raise max_length, shorten the text, or set overlong: drop"
                 )
             continue
         result.append(TokenRow(str(row.get("id", index)), list(prompts[index]), answers))

@@ -40,4 +40,9 @@ def run(job: Job, report: Report) -> dict[str, Any]:
              "chosen_score": score[order[0]], "rejected_score": score[order[1]], "swapped": bool(swap)}
         )  # fmt: skip
     write_rows(result, job.directory / "pairs.parquet")
-    return {"rows": len(result), "dropped": len(human) - len(rows), "swapped_share": float(swapped.mean()), "score_ties": int((margins == 0).sum())}
+    return {
+        "rows": len(result),
+        "dropped": len(human) - len(rows),
+        "swapped_share": float(swapped.mean()),
+        "score_ties": int((margins == 0).sum()),
+    }

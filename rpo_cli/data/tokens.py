@@ -41,9 +41,7 @@ def _data_below(loaded: Loaded) -> list[Path]:
     return below
 
 
-def find_tokenizer(
-    loaded: Loaded, planner: Planner, target: Stage, workspace: Workspace
-) -> tuple[PreTrainedTokenizerBase, str]:
+def find_tokenizer(loaded: Loaded, planner: Planner, target: Stage, workspace: Workspace) -> tuple[PreTrainedTokenizerBase, str]:
     """The tokenizer to count with, and where it is from: the splits' own, the data's, or that of pi_SFT's base model.
 
     Raises:
@@ -72,6 +70,4 @@ def find_tokenizer(
             name = recipe.model_name_or_path
             source = f"{name} (base model of {model.path.name})"
             return load_tokenizer(Path(name), recipe, recipe.model_revision), source
-    raise BadInput(
-        f"{loaded.path}: no tokenizer to count with: none made with the data, no sft.yaml beside it with a model"
-    )
+    raise BadInput(f"{loaded.path}: no tokenizer to count with: none made with the data, no sft.yaml beside it with a model")

@@ -98,11 +98,15 @@ class Journal(TrainerCallback):
             # The losses since the last line are in no checkpoint: a run that resumes there starts a new line too.
             control.should_log = True
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
         values = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         for name in ("loss", "grad_norm", "eval_loss", "train_loss"):
             if name in values and not math.isfinite(values[name]):
-                raise RunFailed(f"{self.report.job.path}: {name} is {values[name]} at step {state.global_step}; try a smaller learning_rate")
+                raise RunFailed(
+                    f"{self.report.job.path}: {name} is {values[name]} at step {state.global_step}; try a smaller learning_rate"
+                )
         if "train_runtime" not in values and state.is_world_process_zero:
             self.report.log(values, state.global_step)
 

@@ -17,7 +17,17 @@ from trl import DPOConfig, DPOTrainer
 from rpo_cli import devices
 from rpo_cli.batches import PolicyCollator, response_logits, response_logps
 from rpo_cli.models import fit_to_tokenizer, load_causal, load_tokenizer
-from rpo_cli.objectives import distill_losses, dpo_losses, gamma_at, ipo_losses, kl_full, kl_sample, kl_weight, select_member, sequence_logps
+from rpo_cli.objectives import (
+    distill_losses,
+    dpo_losses,
+    gamma_at,
+    ipo_losses,
+    kl_full,
+    kl_sample,
+    kl_weight,
+    select_member,
+    sequence_logps,
+)
 from rpo_cli.pipeline import Job
 from rpo_cli.schema import PESSIMISTIC, PolicyRecipe, seed_of
 from rpo_cli.scoring import pad_id
@@ -80,7 +90,9 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
             return h_chosen / lengths[:size] - h_rejected / lengths[size : 2 * size]
         return h_chosen - h_rejected
 
-    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The objective's loss, mean over pairs (Fisch et al. 2025, sections 3 and 4)."""
         recipe = self.recipe
         logits = response_logits(model, inputs)
@@ -177,9 +189,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     fit_to_tokenizer(model, tokenizer)
     with_reference = recipe.objective in PESSIMISTIC and recipe.kl_estimator == "full"
     kl_reference = load_causal(job.inputs["model"], recipe, device, job.revisions.get("model")) if with_reference else None
-    config = DPOConfig(
-        **arguments(recipe, job.directory, device, seed), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True
-    )
+    config = DPOConfig(**arguments(recipe, job.directory, device, seed), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True)
     trainer = PolicyTrainer(
         recipe, members, kl_reference, model=model, args=config, data_collator=PolicyCollator(pad_id(tokenizer)),
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora_of(recipe, "CAUSAL_LM"),

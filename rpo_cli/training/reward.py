@@ -27,7 +27,9 @@ class LeanRewardTrainer(WholeBatches, RewardTrainer):
     def _send_telemetry(self) -> None:
         """None."""
 
-    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """-log sigmoid(r(chosen) - r(rejected)), mean over pairs."""
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)

@@ -17,7 +17,6 @@ from rpo_cli.objectives import fit_temperature, mix_weights
 from rpo_cli.pipeline import Job
 from rpo_cli.schema import PESSIMISTIC, PolicyRecipe
 
-
 # The last ones read in this process, by the keys of the artifacts they come from.
 _PAIRS: dict[tuple[Any, ...], tuple[list[Row], list[TokenRow]]] = {}
 _SAMPLES: dict[str, dict[str, list[tuple[list[int], float]]]] = {}
