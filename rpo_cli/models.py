@@ -19,7 +19,6 @@ from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
 from rpo_cli.schema import ModelSource
 
-
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
 
 

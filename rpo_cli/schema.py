@@ -203,6 +203,23 @@ class PolicyRecipe(TrainingRecipe):
     reference_samples: PositiveInt = Field(1, description="samples of pi_ref per training prompt, drawn once, for the KL")
     max_new_tokens: PositiveInt = Field(64, description="longest reference sample")
 
+    def unused(self) -> set[str]:
+        """Fields that have no effect under this objective, and so are no part of the policy's key."""
+        without = {"beta"} if self.objective.startswith("ipo") else {"tau"}
+        if self.objective not in PESSIMISTIC:
+            without |= {"gamma", "gamma_end", "kl_estimator", "kl_coefficient"}
+        if self.objective not in PESSIMISTIC or self.kl_estimator == "data":
+            without |= {"reference_samples", "max_new_tokens"}
+        if self.objective not in ("d-dpo", "dp-dpo"):
+            without |= {"reward_model"}
+        if self.objective != "e-dpo":
+            without |= {"ensemble", "ensemble_min", "calibration"}
+        if self.objective != "e-dpo" or self.ensemble_min != "dataset":
+            without |= {"ema_decay"}
+        if self.objective != "e-dpo" or self.calibration == "none":
+            without |= {"calibration_mix"}
+        return without
+
     @field_validator("by_rho", mode="before")
     @classmethod
     def known_keys(cls, value: Any) -> Any:
@@ -271,6 +288,8 @@ def result_fields(recipe: Recipe) -> dict[str, Any]:
     """The fields that can change a result: what an artifact's key is made of."""
     fields = type(recipe).model_fields
     hidden = {name for name, field in fields.items() if isinstance(e := field.json_schema_extra, dict) and e.get("cosmetic")}
+    if isinstance(recipe, PolicyRecipe):
+        hidden |= recipe.unused()
     return recipe.model_dump(mode="json", exclude=hidden)
 
 

@@ -70,6 +70,9 @@ class Session:
             if self.rho is not None:
                 raise BadInput(f"--rho: {first.path.name} is a {expect} recipe and knows no rho")
             return [first]
+        if isinstance(first.recipe, schema.PolicyRecipe):
+            for name in sorted(first.recipe.unused() & set(first.overrides)):
+                self.say(f"note: {name} has no effect with objective {first.recipe.objective}")
         rhos = self.rhos(suite_rhos(first))
         return [first] if rhos is None else [self.load(expect, rho=rho) for rho in rhos]
 
