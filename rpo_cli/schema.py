@@ -191,10 +191,10 @@ class PolicyRecipe(TrainingRecipe):
         "reference samples; data: on the data set's own responses, biased unless they came from the reference",
     )
     kl_coefficient: Literal["gamma", "gamma_beta"] = Field("gamma", description="weight of the KL: gamma itself, or gamma * beta")
-    ensemble_min: Literal["dataset", "batch", "example"] = Field("example", description="scope of e-dpo's min over members")
+    ensemble_min: Literal["dataset", "batch", "example"] = Field("dataset", description="scope of e-dpo's min over members")
     ema_decay: Share = Field(0.9, description="decay of the data-set losses that ensemble_min: dataset compares")
     calibration: Literal["none", "temperature"] = Field(
-        "none", description="temperature: divide each member's rewards by a T fitted on held-out pairs"
+        "temperature", description="temperature: divide each member's rewards by a T fitted on held-out pairs"
     )
     calibration_mix: Literal["own", "data"] = Field("own", description="held-out pairs reweighted to the member's own b, or as they are")
     by_rho: dict[Share, dict[str, Any]] = cosmetic({}, "values that model selection chose for each rho")
