@@ -1,6 +1,7 @@
 # Every target makes and uses .venv itself; nothing needs to be activated.
 PYTHON ?= python3
-JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+# Each job is a process with torch in it, about half a gigabyte: four are enough for the miniature.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1); [ $$n -lt 4 ] && echo $$n || echo 4)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

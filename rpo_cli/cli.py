@@ -54,15 +54,21 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
         try:
             command(*args, **kwargs)
-        except (RecipeError, BadInput, RunFailed, KeyboardInterrupt) as error:
+        except typer.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
             if kwargs.get("debug"):
                 traceback.print_exc()
             if isinstance(error, KeyboardInterrupt):
                 lines, code = ["interrupted; the same command goes on from here"], 130
             elif isinstance(error, RecipeError):
                 lines, code = error.problems, 2
-            else:
+            elif isinstance(error, BadInput | RunFailed):
                 lines, code = [str(error)], 1 if isinstance(error, RunFailed) else 2
+            elif isinstance(error, OSError):
+                lines, code = [f"{error.filename or 'disk'}: {error.strerror or error}"], 1
+            else:
+                lines, code = [f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"], 1
             console = Console(stderr=True)
             for line in lines:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)

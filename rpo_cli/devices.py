@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from rpo_cli.errors import BadInput
 from rpo_cli.schema import Recipe
 
-if TYPE_CHECKING:
-    import torch
 
-
-class DeviceError(Exception):
+class DeviceError(BadInput):
     """The device that was asked for is not there; one line."""
 
 
@@ -24,11 +22,11 @@ class Device:
     dtype_name: str
     reason: str
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """What a forward pass outside a trainer runs under, so that it computes as training does."""
         import torch
 
-        return torch.bfloat16 if self.dtype_name == "bfloat16" else torch.float32
+        return torch.autocast(self.name, torch.bfloat16) if self.dtype_name == "bfloat16" else contextlib.nullcontext()
 
     def __str__(self) -> str:
         return f"{self.name}, {self.dtype_name} ({self.reason})"

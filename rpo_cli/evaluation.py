@@ -28,7 +28,8 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     recipe: EvaluateRecipe = job.recipe
     texts = table_of(job, f"prompts_{recipe.split}")[: recipe.num_prompts]
     # Named by content: seeds whose prompts differ must not look as if they shared them.
-    texts = [{"id": row_id(row["prompt"]), "prompt": row["prompt"]} for row in texts]
+    listed = len(texts)
+    texts = list({row["prompt"]: {"id": row_id(row["prompt"]), "prompt": row["prompt"]} for row in texts}.values())
     tokenizer = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
     oracle_tokenizer = load_tokenizer(job.inputs["oracle"], recipe, job.revisions.get("oracle"))
     require_same_tokens(tokenizer, oracle_tokenizer, job.inputs["policy"], job.inputs["oracle"])
@@ -39,7 +40,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     report.table("samples", samples.head(SHOWN)[["prompt", "response", "tokens", "finished", "reward"]])
     baseline = pd.read_parquet(job.inputs["baseline"] / SAMPLES) if "baseline" in job.inputs else samples
     metrics = summarise(samples, baseline, truncated=recipe.truncated, resamples=recipe.bootstrap_samples, seed=seed_of(recipe, "sampling"))
-    metrics |= {"overlong_prompts": len(texts) - len(rows)}
+    metrics |= {"duplicate_prompts": listed - len(texts), "overlong_prompts": len(texts) - len(rows)}
     write_json(job.directory / "metrics.json", metrics)
     return metrics
 
@@ -49,7 +50,7 @@ def draw(job: Job, recipe: EvaluateRecipe, tokenizer: Any, rows: list[TokenRow],
     device = devices.choose(recipe)
     prompts = [row.prompt_ids for row in rows for _ in range(recipe.num_samples)]
     total, size = 3 * len(prompts), recipe.per_device_eval_batch_size
-    policy = load_causal(job.inputs["policy"], recipe, device, job.revisions.get("policy"))
+    policy = load_causal(job.inputs["policy"], recipe, device, tokenizer, job.revisions.get("policy"))
     answers = sample(
         policy, tokenizer, prompts, temperature=recipe.temperature, top_p=recipe.top_p, max_new_tokens=recipe.max_new_tokens,
         batch_size=size, seed=seed_of(recipe, "sampling"), on_batch=lambda n: report(n, total),
@@ -59,10 +60,10 @@ def draw(job: Job, recipe: EvaluateRecipe, tokenizer: Any, rows: list[TokenRow],
     ref_logp = logp
     if job.inputs["reference"] != job.inputs["policy"]:
         del policy
-        reference = load_causal(job.inputs["reference"], recipe, device, job.revisions.get("reference"))
+        reference = load_causal(job.inputs["reference"], recipe, device, tokenizer, job.revisions.get("reference"))
         ref_logp = logps(reference, prompts, answers, pad, size)
         del reference
-    oracle = load_reward(job.inputs["oracle"], recipe, device, job.revisions.get("oracle"))
+    oracle = load_reward(job.inputs["oracle"], recipe, device, tokenizer, job.revisions.get("oracle"))
     scores = rewards(
         oracle, [p + a for p, a in zip(prompts, answers, strict=True)], pad, size, lambda n: report(2 * len(prompts) + n, total)
     )

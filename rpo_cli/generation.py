@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli.batches import by_length
+from rpo_cli.errors import BadInput
 
 
 def batch_seed(seed: int, index: int) -> int:
@@ -42,6 +43,14 @@ def sample(
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
+    # generate() fills what a config leaves open from the model's own: a repetition penalty there would not be pi's sample.
+    model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    room = getattr(model.config, "max_position_embeddings", None)
+    longest = max((len(p) for p in prompts), default=0) + max_new_tokens
+    if room is not None and longest > room:
+        raise BadInput(
+            f"a prompt of {longest - max_new_tokens} tokens and max_new_tokens {max_new_tokens} exceed the model's {room} positions"
+        )
     result: list[list[int]] = [[] for _ in prompts]
     done = 0
     model.eval()

@@ -63,37 +63,73 @@ def require_same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizer
 
 
 def load_causal(
-    source: Path, recipe: ModelSource, device: Device, revision: str | None = None, *, training: bool = False
+    source: Path,
+    recipe: ModelSource,
+    device: Device,
+    tokenizer: PreTrainedTokenizerBase,
+    revision: str | None = None,
+    *,
+    training: bool = False,
 ) -> PreTrainedModel:
-    """Causal language model, dropout off, in evaluation mode; float32 for training, else in the stage's precision."""
-    return _load(AutoModelForCausalLM, source, recipe, device, revision, training)
+    """Causal language model that agrees with the tokenizer, dropout off, in evaluation mode, with float32 weights.
+
+    Raises:
+        BadInput: it cannot be loaded, or lacks weights that training would not make.
+    """
+    return _load(AutoModelForCausalLM, source, recipe, device, tokenizer, revision, training)
 
 
 def load_reward(
-    source: Path, recipe: ModelSource, device: Device, revision: str | None = None, *, training: bool = False
+    source: Path,
+    recipe: ModelSource,
+    device: Device,
+    tokenizer: PreTrainedTokenizerBase,
+    revision: str | None = None,
+    *,
+    training: bool = False,
 ) -> PreTrainedModel:
-    """Sequence classifier with one label, whose logit is the reward; a causal model gets a new head."""
-    return _load(AutoModelForSequenceClassification, source, recipe, device, revision, training, num_labels=1)
+    """Sequence classifier with one label, whose logit is the reward; for training, a causal model gets a new head.
+
+    Raises:
+        BadInput: it cannot be loaded, or (not for training) has no head of one label: its rewards would be random.
+    """
+    return _load(AutoModelForSequenceClassification, source, recipe, device, tokenizer, revision, training, num_labels=1)
 
 
 def _load(
-    auto: Any, source: Path, recipe: ModelSource, device: Device, revision: str | None, training: bool, **kwargs: Any
+    auto: Any,
+    source: Path,
+    recipe: ModelSource,
+    device: Device,
+    tokenizer: PreTrainedTokenizerBase,
+    revision: str | None,
+    training: bool,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     if recipe.attn_implementation is not None:
         kwargs["attn_implementation"] = recipe.attn_implementation
     try:
-        model: PreTrainedModel = auto.from_pretrained(
+        # float32 everywhere: where bfloat16 is asked for it comes by autocast, the same in training and in scoring.
+        model, loading = auto.from_pretrained(
             str(source),
-            dtype=torch.float32 if training else device.torch_dtype,
+            dtype=torch.float32,
             revision=revision or "main",
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
             **kwargs,
         )
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{source}: no model can be loaded: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{source}: no model can be loaded: {str(error).strip().splitlines()[0]}") from error
+    lacking = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
+    if lacking and not training:
+        raise BadInput(f"{source}: not a trained model of this kind: it has no weights for {', '.join(lacking[:3])}")
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings and not training:
+        raise BadInput(f"{source}: the pad_token is new to its vocabulary; name an unused token of the vocabulary, or train from it first")
+    fit_to_tokenizer(model, tokenizer)
     disable_dropout(model)
-    return model.to(device.name).eval()
+    fitted: PreTrainedModel = model.to(device.name).eval()
+    return fitted
 
 
 def new_causal(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, device: Device, seed: int) -> PreTrainedModel:

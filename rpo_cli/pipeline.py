@@ -52,6 +52,7 @@ class Job:
     root: Path
     suite: str
     inherited: dict[str, Any]
+    force: bool = False
 
     @property
     def directory(self) -> Path:
@@ -98,7 +99,7 @@ def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[
     return [Todo(stages[path], reason) for path, reason in reasons.items()]
 
 
-def job_of(stage: Stage, workspace: Workspace, inherited: dict[str, Any]) -> Job:
+def job_of(stage: Stage, workspace: Workspace, inherited: dict[str, Any], *, force: bool = False) -> Job:
     """The picklable form of a stage."""
     inputs = {}
     revisions: dict[str, str | None] = {}
@@ -110,7 +111,7 @@ def job_of(stage: Stage, workspace: Workspace, inherited: dict[str, Any]) -> Job
             inputs[name] = workspace.root / needed.path
     return Job(
         stage.kind, stage.path, stage.recipe, stage.identity, inputs, revisions, dict(stage.options), dict(stage.files),
-        workspace.root, workspace.suite, inherited,
+        workspace.root, workspace.suite, inherited, force,
     )  # fmt: skip
 
 
@@ -147,21 +148,30 @@ def run_job(job: Job, progress: Callable[[int, int], None]) -> dict[str, Any]:
     Raises:
         BadInput, RunFailed: one line; the traceback is in the artifact's log.txt.
     """
+    workspace = Workspace(job.root, job.suite)
+    with workspace.building(job.path, job.identity, force=job.force) as directory:
+        if directory is None:
+            return workspace.manifest(job.path) or {}
+        return _build(job, workspace, directory, progress)
+
+
+def _build(job: Job, workspace: Workspace, directory: Path, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Run the stage in the directory that is held for it, and publish."""
     from rpo_cli import devices
 
-    workspace = Workspace(job.root, job.suite)
-    with workspace.building(job.path, job.identity) as directory, logged(directory / "log.txt"):
+    with logged(directory / "log.txt"):
         started = time.monotonic()
         try:
             device = devices.choose(job.recipe)
             devices.prepare(job.recipe.threads)
             devices.quiet()
             with Report(job, progress) as report:
-                metrics = stage_function(job.kind)(job, report)
+                run = stage_function(job.kind)
+                # Trainers bring their own autocast.
+                with contextlib.nullcontext() if job.kind in ("sft", "reward", "policy") else device.autocast():
+                    metrics = run(job, report)
                 report.summary(metrics)
-        except (BadInput, devices.DeviceError) as error:
-            raise BadInput(str(error)) from error
-        except RunFailed:
+        except (BadInput, RunFailed):
             raise
         except OSError as error:
             logging.getLogger("rpo").error(traceback.format_exc())
@@ -193,6 +203,7 @@ def logged(file: Path) -> Any:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
+    logging.getLogger("rpo").setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
         yield
@@ -256,7 +267,9 @@ def execute(
             for item in todo:
                 path = item.stage.path
                 progress.start(path)
-                manifest = run_job(job_of(item.stage, workspace, inherited or {}), partial(progress.step, path))
+                manifest = run_job(
+                    job_of(item.stage, workspace, inherited or {}, force=item.reason == "forced"), partial(progress.step, path)
+                )
                 progress.finish(path, summary(manifest))
                 finished(item.stage, manifest)
         else:
@@ -278,43 +291,43 @@ def _execute_parallel(
     urgency = _urgency(todo)
     running: dict[Future[dict[str, Any]], Stage] = {}
     error: Exception | None = None
-    with context.Manager() as manager:
-        events = manager.Queue()
-        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(events,))
-        try:
-            while waiting or running:
-                ready = [
-                    s for s in waiting.values() if error is None and not any(n.path in waiting or n in running.values() for n in s.stages())
-                ]
-                # Longest chain first, so that no worker is left waiting for it at the end.
-                for stage in sorted(ready, key=lambda s: -urgency[s.path])[: jobs - len(running)]:
-                    del waiting[stage.path]
-                    running[pool.submit(_work, job_of(stage, workspace, inherited))] = stage
-                    progress.start(stage.path)
-                if not running:
-                    break
-                done, _ = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
-                while not events.empty():
-                    progress.step(*events.get())
-                for future in done:
-                    stage = running.pop(future)
-                    try:
-                        manifest = future.result()
-                    except (BadInput, RunFailed) as failure:
-                        error = error or failure
-                        continue
-                    except BrokenProcessPool:
-                        raise RunFailed(f"{stage.path}: a worker process died (out of memory?); run the same command again") from None
-                    progress.finish(stage.path, summary(manifest))
-                    finished(stage, manifest)
-            if error is not None:
-                raise error
-        except BaseException:
-            for process in list(pool._processes.values()):
-                process.terminate()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    forced = {item.stage.path for item in todo if item.reason == "forced"}
+    events = context.Queue()
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(events,))
+    try:
+        while waiting or running:
+            ready = [
+                s for s in waiting.values() if error is None and not any(n.path in waiting or n in running.values() for n in s.stages())
+            ]
+            # Longest chain first, so that no worker is left waiting for it at the end.
+            for stage in sorted(ready, key=lambda s: -urgency[s.path])[: jobs - len(running)]:
+                del waiting[stage.path]
+                running[pool.submit(_work, job_of(stage, workspace, inherited, force=stage.path in forced))] = stage
+                progress.start(stage.path)
+            if not running:
+                break
+            done, _ = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
+            while not events.empty():
+                progress.step(*events.get())
+            for future in done:
+                stage = running.pop(future)
+                try:
+                    manifest = future.result()
+                except (BadInput, RunFailed) as failure:
+                    error = error or failure
+                    continue
+                except BrokenProcessPool:
+                    raise RunFailed(f"{stage.path}: a worker process died (out of memory?); run the same command again") from None
+                progress.finish(stage.path, summary(manifest))
+                finished(stage, manifest)
+        if error is not None:
+            raise error
+    except BaseException:
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _urgency(todo: Sequence[Todo]) -> dict[str, float]:

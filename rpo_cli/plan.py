@@ -107,13 +107,15 @@ class Planner:
         value = getattr(loaded.recipe, field_name)
         if field_name == "data" and not schema.is_recipe(value):
             raise RecipeError([f"{self._line(loaded, 'data')}: data: expected a recipe (x.yaml), got {value!r}"])
-        return self._resolve(value, loaded)
+        return self._resolve(value, loaded, getattr(loaded.recipe, "model_revision", None) if field_name == "model_name_or_path" else None)
 
-    def _resolve(self, reference: str, loaded: Loaded) -> Stage | External:
+    def _resolve(self, reference: str, loaded: Loaded, revision: str | None = None) -> Stage | External:
         takes_rho = "rho" in type(loaded.recipe).model_fields
         rho = getattr(loaded.recipe, "rho", None)
         if not schema.is_recipe(reference):
-            return External(reference, getattr(loaded.recipe, "model_revision", None))
+            if Path(reference).is_absolute() and not Path(reference).exists():
+                raise RecipeError([f"{shown(loaded.path)}: {shown(Path(reference))}: no such model directory"])
+            return External(reference, revision)
         sibling = self.load(loaded.sibling(reference))
         if takes_rho and self._is_biased(sibling):
             # What is below a policy is made for the policy's own rho, whatever its recipe says.
@@ -173,9 +175,15 @@ class Planner:
         path, line = loaded.where.get(name, (loaded.path, 1))
         return f"{shown(path)}:{line}"
 
+    def _need_table(self, data: Stage | External, table: str, loaded: Loaded) -> None:
+        """Refuse to plan on a table that a data recipe of files does not list."""
+        if isinstance(data, Stage) and data.files and table not in data.files:
+            raise RecipeError([f"{shown(loaded.path)}: needs the table {table}, which files: of {shown(data.source)} does not list"])
+
     def _sft(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.SFTRecipe, loaded.recipe)
         inputs = {"data": self.reference("data", loaded)}
+        self._need_table(inputs["data"], recipe.table, loaded)
         if recipe.model_name_or_path is not None:
             inputs["model"] = self.reference("model_name_or_path", loaded)
         return self._add("sft", loaded.path.stem, loaded, inputs)
@@ -184,6 +192,7 @@ class Planner:
         recipe = cast(schema.RewardRecipe, loaded.recipe)
         self._need_model(loaded)
         data = self.reference("data", loaded)
+        self._need_table(data, recipe.table, loaded)
         inputs = {"data": data, "model": self.reference("model_name_or_path", loaded)}
         if isinstance(data, Stage) and data.kind == "splits":
             name = "all" if member is None else f"b-{member:g}"
@@ -200,6 +209,14 @@ class Planner:
         recipe = cast(schema.RewardRecipe, loaded.recipe)
         if not recipe.ensemble:
             raise RecipeError([f"{self._line(loaded, 'ensemble')}: ensemble: lists no biases, so there is no ensemble to train"])
+        splits = self.load(loaded.sibling(recipe.data)).recipe if schema.is_recipe(recipe.data) else None
+        if isinstance(splits, schema.SplitsRecipe):
+            unknown = [f"{b:g}" for b in recipe.ensemble if b not in splits.ensemble]
+            if unknown:
+                listed = ", ".join(f"{b:g}" for b in splits.ensemble)
+                raise RecipeError(
+                    [f"{self._line(loaded, 'ensemble')}: ensemble: {', '.join(unknown)} is no subset of {recipe.data} ({listed})"]
+                )
         return [self._reward(loaded, b) for b in recipe.ensemble]
 
     def _relabel(self, loaded: Loaded) -> Stage:
@@ -244,8 +261,13 @@ class Planner:
             yield "rm", self.reference("reward_model", loaded)
         elif recipe.objective == "e-dpo":
             if isinstance(recipe.ensemble, list):
+                if recipe.calibration == "temperature" and recipe.calibration_mix == "own":
+                    line = self._line(loaded, "ensemble")
+                    raise RecipeError(
+                        [f"{line}: ensemble: models in a list have no bias b of their own; set calibration_mix: data or calibration: none"]
+                    )
                 for index, reference in enumerate(recipe.ensemble):
-                    yield str(index), self._resolve(reference, loaded)
+                    yield f"m{index}", self._resolve(reference, loaded)
             else:
                 ensemble = self.load(loaded.sibling(recipe.ensemble), expect="reward", **at_rho(recipe.rho))
                 for member in self.members(ensemble):
@@ -275,7 +297,9 @@ class Planner:
         return self._add("evaluate", f"evaluations/{name}/{recipe.split}", loaded, inputs)
 
     def _judged(self, loaded: Loaded) -> dict[str, Stage | External]:
-        return {"data": self.reference("data", loaded), "oracle": self.reference("oracle", loaded)}
+        data = self.reference("data", loaded)
+        self._need_table(data, f"prompts_{cast(schema.EvaluateRecipe, loaded.recipe).split}", loaded)
+        return {"data": data, "oracle": self.reference("oracle", loaded)}
 
     def evaluation(self, policy: Loaded, split: str, overrides: Sequence[str] = (), recipe_name: str | None = None) -> Stage:
         """Evaluation of the policy a recipe describes, against its baseline on the same prompts."""
@@ -297,7 +321,7 @@ def cell_name(loaded: Loaded) -> str:
     if changed:
         values = schema.result_fields(recipe)
         own = schema.result_fields(load(str(loaded.path), **at_rho(recipe.rho)).recipe)
-        names = sorted(name for name in changed if name in values and values[name] != own[name])
+        names = sorted(name for name in changed if name in values and values[name] != own.get(name))
         parts += [f"{name}-{values[name]}".replace("/", "_").replace(" ", "") for name in names]
     return "-".join(parts)
 

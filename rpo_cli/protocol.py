@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rpo_cli import schema
 from rpo_cli.errors import BadInput
-from rpo_cli.plan import Planner, Stage
+from rpo_cli.plan import Planner, Stage, at_rho
 from rpo_cli.recipes import Loaded, load
 from rpo_cli.workspace import Workspace
 
@@ -48,16 +48,17 @@ def stem(name: str | Path) -> str:
 class Cells:
     """Makes cells, with one planner for each seed."""
 
-    def __init__(self, beside: Path | None, overrides: Sequence[str] = (), evaluate_overrides: Sequence[str] = ()) -> None:
+    def __init__(self, beside: Path | None, overrides: Sequence[str] = ()) -> None:
         self.beside = beside
         self.overrides = list(overrides)
-        self.evaluate_overrides = list(evaluate_overrides)
         self._planners: dict[int, Planner] = {}
 
     def cell(self, policy: str, rho: float | None, seed: int, split: str, extra: Sequence[str] = ()) -> Cell:
-        loaded = load(policy, rho=rho, seed=seed, overrides=[*self.overrides, *extra], expect="policy", beside=self.beside)
+        at = at_rho(rho)
+        overrides = [*self.overrides, *extra, *at.pop("overrides", [])]
+        loaded = load(policy, **at, seed=seed, overrides=overrides, expect="policy", beside=self.beside)
         planner = self._planners.setdefault(seed, Planner(seed))
-        return Cell(stem(loaded.path), rho, seed, loaded, planner.evaluation(loaded, split, self.evaluate_overrides))
+        return Cell(stem(loaded.path), rho, seed, loaded, planner.evaluation(loaded, split))
 
     def grid(self, policies: Sequence[str], rhos: Sequence[float | None], seeds: Sequence[int]) -> list[Cell]:
         """Validation cells of every value in each policy's grid.

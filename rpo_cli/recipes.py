@@ -184,15 +184,21 @@ def _references(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
                 yield ((name, index) if isinstance(value, list) else (name,)), item
 
 
+def require_writable(path: Path) -> Path:
+    """The recipe's real path; RecipeError if it is an installed package's, whose files are nobody's to change."""
+    path = Path(path).resolve()
+    if {"site-packages", "dist-packages"} & set(path.parts):
+        raise RecipeError([f"{shown(path)}: belongs to the installed package; copy the recipe and change the copy (or --no-write)"])
+    return path
+
+
 def write_by_rho(path: Path, chosen: Mapping[float, Mapping[str, Any]]) -> None:
     """Replace the whole `by_rho` block of a recipe, or add one; no other line changes, no reader sees half a file.
 
     Raises:
         RecipeError: the result would be no valid recipe, or the file is an installed package's or cannot be written.
     """
-    path = Path(path).resolve()
-    if {"site-packages", "dist-packages"} & set(path.parts):
-        raise RecipeError([f"{shown(path)}: belongs to the installed package; copy the recipe and change the copy"])
+    path = require_writable(path)
     one_line = yaml_lines.one_line
     body = [f"{one_line(round(rho, 9))}: {one_line(dict(values))}" for rho, values in sorted(chosen.items())]
     try:

@@ -58,7 +58,7 @@ def save_results(cells: pd.DataFrame, choices: pd.DataFrame, meta: dict[str, Any
     cells = check_cells(cells)
     numbers = {name: (cells[name].astype(float) / UNIT).round() * UNIT for name in MEASURES}
     kept = cells.assign(**numbers).astype(dict.fromkeys(MEASURES, "float32"))
-    kept = kept.astype({"policy": "category", "prompt_id": "category", "seed": "int16"})
+    kept = kept.astype({"policy": "category", "prompt_id": "category", "seed": "int64"})
     buffer = io.BytesIO()
     kept.to_parquet(buffer, index=False, compression="zstd")
     choices = choices[["policy", "rho", "seed", "member", "share"]].sort_values(["policy", "rho", "seed", "member"])

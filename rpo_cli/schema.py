@@ -131,8 +131,8 @@ class RewardRecipe(TrainingRecipe):
 
     @model_validator(mode="after")
     def early_needs_eval(self) -> RewardRecipe:
-        if self.stopping == "early" and self.eval_steps is None:
-            raise ValueError("stopping: early needs eval_steps")
+        if self.stopping == "early" and (self.eval_steps is None or self.eval_steps > self.max_steps):
+            raise ValueError("stopping: early needs eval_steps, at most max_steps")
         return self
 
 
@@ -202,6 +202,12 @@ class PolicyRecipe(TrainingRecipe):
     evaluate: str = cosmetic("evaluate.yaml", "the evaluation recipe of its samples")
     reference_samples: PositiveInt = Field(1, description="samples of pi_ref per training prompt, drawn once, for the KL")
     max_new_tokens: PositiveInt = Field(64, description="longest reference sample")
+
+    @model_validator(mode="after")
+    def has_teachers(self) -> PolicyRecipe:
+        if self.objective == "e-dpo" and not self.ensemble:
+            raise ValueError("ensemble: e-dpo needs at least one reward model")
+        return self
 
     def unused(self) -> set[str]:
         """Fields that have no effect under this objective, and so are no part of the policy's key."""

@@ -96,7 +96,7 @@ def run_reference(job: Job, report: Report) -> dict[str, Any]:
     recipe: ScoringRecipe = job.recipe
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
     rows = tokenise(read_rows(pairs_file(job)), ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
-    model = load_causal(job.inputs["model"], recipe, devices.choose(recipe), job.revisions.get("model"))
+    model = load_causal(job.inputs["model"], recipe, devices.choose(recipe), tokenizer, job.revisions.get("model"))
     prompts = [row.prompt_ids for row in rows for _ in row.responses]
     answers = [answer for row in rows for answer in row.responses]
     values = logps(model, prompts, answers, pad_id(tokenizer), recipe.per_device_eval_batch_size, lambda n: report(n, len(answers)))
@@ -114,7 +114,7 @@ def run_samples(job: Job, report: Report) -> dict[str, Any]:
     unique = {row["prompt"]: {"id": row["id"], "prompt": row["prompt"]} for row in read_rows(pairs_file(job))}
     rows = tokenise(list(unique.values()), (), tokenizer, recipe.max_length, recipe.overlong, job.path)
     by_id = {str(row["id"]): row["prompt"] for row in unique.values()}
-    model = load_causal(job.inputs["model"], recipe, devices.choose(recipe), job.revisions.get("model"))
+    model = load_causal(job.inputs["model"], recipe, devices.choose(recipe), tokenizer, job.revisions.get("model"))
     prompts = [row.prompt_ids for row in rows for _ in range(recipe.reference_samples)]
     size = recipe.per_device_eval_batch_size
     answers = sample(
@@ -135,7 +135,7 @@ def run_scores(job: Job, report: Report) -> dict[str, Any]:
     require_same_tokens(
         tokenizer, load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model")), job.inputs["policy"], job.inputs["model"]
     )
-    model = load_reward(job.inputs["model"], recipe, devices.choose(recipe), job.revisions.get("model"))
+    model = load_reward(job.inputs["model"], recipe, devices.choose(recipe), tokenizer, job.revisions.get("model"))
     metrics: dict[str, Any] = {}
     for table in ("train", "held_out"):
         rows = tokenise(

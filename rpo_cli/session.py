@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,7 @@ class Session:
             overrides.append("rho=null")
         return load(self.recipe, seed=self.seed, rho=flags.pop("rho", None), overrides=overrides, flags=flags or None, expect=expect)
 
-    def rhos(self, default: Sequence[float]) -> list[float | None] | None:
+    def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
         """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the recipe's own."""
         if self.rho is None:
             return None
@@ -82,6 +83,8 @@ class Session:
 
     def make(self, targets: Sequence[Stage], suite: str, **kwargs: Any) -> Workspace:
         """Build what the targets lack; on --dry-run only say it."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise BadInput("WORLD_SIZE is above 1: rpo runs each stage in one process; start it without accelerate launch or torchrun")
         workspace = self.open(suite)
         workspace.check()
         forced = [target.path for target in targets] if self.force else []
@@ -141,7 +144,7 @@ class Session:
             self.say(f"next: {next_command}")
 
 
-def suite_rhos(loaded: Loaded) -> list[float]:
+def suite_rhos(loaded: Loaded) -> list[float | None]:
     """What `--rho all` means: the list in the suite's splits recipe."""
     recipe = loaded.recipe
     while not isinstance(recipe, schema.SplitsRecipe):
@@ -150,7 +153,10 @@ def suite_rhos(loaded: Loaded) -> list[float]:
             break
         loaded = load(str(loaded.sibling(name)))
         recipe = loaded.recipe
-    return list(recipe.rhos) if isinstance(recipe, schema.SplitsRecipe) else [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    if isinstance(recipe, schema.SplitsRecipe):
+        # Without num_pairs nothing can be resampled: all there is are the pairs as they are.
+        return [None] if recipe.num_pairs is None else list(recipe.rhos)
+    return [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 
 
 def planner_for(loaded: Loaded) -> Planner:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rpo_cli import schema
 from rpo_cli.errors import BadInput
 from rpo_cli.protocol import Cells, WeightKeeper, at_edge, choose, gather, stem, validation_table, write_csv
-from rpo_cli.recipes import Loaded, article, load, write_by_rho
+from rpo_cli.recipes import Loaded, article, load, require_writable, write_by_rho
 from rpo_cli.session import Session, suite_rhos
 
 
@@ -49,6 +49,9 @@ def sweep(
     beside = loaded.path.parent
     maker = Cells(beside, session.overrides)
     cells = maker.grid(policies, rhos, seeds)
+    if write:
+        for policy in policies:
+            require_writable(load(policy, beside=beside).path)
     suite = loaded.recipe.suite
     workspace = session.open(suite)
     session.say(f"sweep: {len(policies)} policies x {len(rhos)} rho x {len(seeds)} seeds, {len(cells)} cells on validation prompts")
@@ -74,7 +77,8 @@ def sweep(
             path = load(policy, beside=beside).path
             by_rho = {rho: dict(values) for rho, values in chosen[stem(path)].items() if rho is not None}
             if by_rho:
-                write_by_rho(path, by_rho)
+                known = cast(schema.PolicyRecipe, load(policy, beside=beside).recipe).by_rho
+                write_by_rho(path, {rho: {**known.get(rho, {}), **by_rho.get(rho, {})} for rho in sorted({*known, *by_rho})})
                 session.say(f"wrote by_rho of {path}")
 
 
@@ -106,8 +110,12 @@ def run_figure2(
         sweep(quiet, loaded, policies, rho_list, seed_list, write=True, keep_weights=False)
     maker = Cells(loaded.path.parent)
     cells = [maker.cell(policy, rho, seed, "test") for seed in seed_list for rho in rho_list for policy in policies]
+    if None in rho_list:
+        raise BadInput("--rho none: Figure 2 has an axis of rho; give values between 0 and 1")
     suite = recipe.suite
     workspace = session.open(suite)
+    if allow_missing and session.dry_run:
+        return
     if not allow_missing:
         session.make([cell.evaluation for cell in cells], suite)
         if session.dry_run:

@@ -53,7 +53,7 @@ def start_wandb(project: str, group: str, name: str, kind: str, run_id: str, con
     settings = wandb.Settings(silent=True, init_timeout=30, console="off", x_disable_stats=True)
     try:
         run = wandb.init(**arguments, dir=str(root), mode=mode, settings=settings)
-    except wandb.errors.CommError as error:
+    except wandb.errors.Error as error:
         if mode != "online":
             raise
         mode, why = "offline", f"no connection: {str(error).splitlines()[0]}"

@@ -145,12 +145,18 @@ class Workspace:
         return None
 
     @contextlib.contextmanager
-    def building(self, path: str, identity: Mapping[str, Any]) -> Iterator[Path]:
-        """Hold the artifact's directory while it is built; keep an unfinished one only if it was started for this key."""
+    def building(self, path: str, identity: Mapping[str, Any], *, force: bool = False) -> Iterator[Path | None]:
+        """Hold the artifact's directory while it is built; keep an unfinished one only if it was started for this key.
+
+        Yields None when another command finished it in the meantime, and there is nothing left to do.
+        """
         directory = self.root / path
         locks = self.root / ".locks"
         locks.mkdir(exist_ok=True)
         with FileLock(locks / (path.replace("/", "__") + ".lock")):
+            if not force and self.why_stale(path, identity, weights=True) is None:
+                yield None
+                return
             started = read_json(directory / STARTED)
             if started is None or started.get("key") != identity["key"] or (directory / MANIFEST).exists():
                 # The manifest goes first: a kill in the middle must not leave a finished-looking ruin.

@@ -48,7 +48,7 @@ RECIPES = {
         f"{name}.yaml": f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}"
         for name, more in {
             "dpo": "", "ipo": "tau: 0.1\n", "ipo-norm": "tau: 0.1\n", "d-dpo": "", "p-dpo": "", "dp-dpo": "",
-            "e-dpo": "ensemble: rm.yaml\n",
+            "e-dpo": "ensemble: rm.yaml\nensemble_min: example\ncalibration: none\n",
         }.items()
     },
 }  # fmt: skip
@@ -92,7 +92,7 @@ class Tiny:
     ) -> tuple[Path, dict[str, Any]]:
         """Make one artifact whose inputs are there, in this process; its directory and its manifest."""
         stage = self.stage(recipe, *overrides, member=member)
-        manifest = run_job(job_of(stage, Workspace(self.root, self.suite.name), {}), progress)
+        manifest = run_job(job_of(stage, Workspace(self.root, self.suite.name), {}, force=True), progress)
         return self.root / stage.path, manifest
 
 

@@ -256,13 +256,13 @@ def test_status_tells_up_to_date_stale_unfinished_and_unwanted_apart() -> None:
         "seed-0/sft": "unfinished",
         "seed-9/data": "not wanted by this recipe",
     }
-    assert artifacts["seed-0/pretrain"]["reason"] == "max_steps 7 -> 400"
+    assert artifacts["seed-0/pretrain"]["reason"] == "max_steps 7 -> 600"
     assert 5000 < artifacts["seed-0/data"]["bytes"] < 10_000
     assert artifacts["seed-0/data"]["seconds"] == 61.0
     assert 0 <= artifacts["seed-0/data"]["age_seconds"] < 60
     assert [item["path"] for item in found["would_build"]] == [path for path in stages if path != "seed-0/data"]
     text = done("status", "--recipe", "dpo.yaml")
-    assert "stale: max_steps 7 -> 400" in text
+    assert "stale: max_steps 7 -> 600" in text
     assert "1m01s" in text
     assert "data.yaml: up to date, nothing to build" in done("status", "--recipe", "data.yaml")
 

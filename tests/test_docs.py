@@ -67,6 +67,13 @@ def test_readme_names_every_command() -> None:
     assert [name for name in commands if name not in readme] == []
 
 
+def test_readme_is_filled_in_and_its_picture_is_there() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert re.findall(r"@[A-Z]+@", readme) == []
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme)
+    assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
 def test_committed_schema_is_the_schema() -> None:
     assert json.loads((ROOT / "recipes" / "schema.json").read_text()) == json_schema()
 

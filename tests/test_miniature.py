@@ -62,8 +62,11 @@ def test_the_original_of_a_warmup_pair_is_worth_more_than_its_falsified_copy(tab
     assert min(gains) > 0
 
 
-def test_a_full_rewrite_states_the_post_in_order(tables):
-    assert all(facts(row["completion"]) == facts(row["prompt"]) for row in tables["pretrain"])
+def test_a_full_rewrite_states_every_fact_once_and_half_of_them_in_order():
+    rows = generate(0, Sizes(600, 1, 1, 1, 1, 1, 1, 1))["pretrain"]
+    assert all(sorted(facts(row["completion"])) == sorted(facts(row["prompt"])) for row in rows)
+    in_order = sum(facts(row["completion"]) == facts(row["prompt"]) for row in rows) / len(rows)
+    assert 0.4 < in_order < 0.6
 
 
 def test_utility_rewards_true_facts_and_charges_wrong_repeated_and_malformed_ones():

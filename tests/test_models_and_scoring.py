@@ -38,12 +38,12 @@ REWARD = f"{RHO}/rm/b-0.2"
 
 @pytest.fixture(scope="module")
 def policy(built: Tiny) -> Any:
-    return load_causal(built.root / POLICY, RECIPE, CPU)
+    return load_causal(built.root / POLICY, RECIPE, CPU, load_tokenizer(built.root / POLICY))
 
 
 @pytest.fixture(scope="module")
 def reward(built: Tiny) -> Any:
-    return load_reward(built.root / REWARD, RECIPE, CPU)
+    return load_reward(built.root / REWARD, RECIPE, CPU, load_tokenizer(built.root / REWARD))
 
 
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5}
@@ -119,8 +119,8 @@ def test_no_kind_of_dropout_survives_in_training_mode(dropout: dict[str, Any], t
     assert not torch.equal(plain(ids).logits, plain(ids).logits)
     for model in (
         new_causal(dropout, tokenizer, CPU, 0),
-        load_causal(tmp_path, RECIPE, CPU, training=True),
-        load_reward(tmp_path, RECIPE, CPU),
+        load_causal(tmp_path, RECIPE, CPU, tokenizer, training=True),
+        load_reward(tmp_path, RECIPE, CPU, tokenizer, training=True),
     ):
         quiet = model.eval()(ids).logits
         model.train()
@@ -189,7 +189,7 @@ def test_the_precomputed_tables_hold_what_the_models_say(built: Tiny, tokenizer:
     """Reference log-probs and teachers' scores, found by the row's id."""
     texts = {str(row["id"]): row for row in read_rows(built.root / "seed-0/relabel/pairs.parquet")}
     table = pq.read_table(built.root / "seed-0/reference-logps/logps.parquet").to_pylist()
-    reference = load_causal(built.root / "seed-0/sft", RECIPE, CPU)
+    reference = load_causal(built.root / "seed-0/sft", RECIPE, CPU, load_tokenizer(built.root / "seed-0/sft"))
     assert len(table) == len(texts)
     for entry in table[:6]:
         text = texts[entry["id"]]
@@ -198,7 +198,7 @@ def test_the_precomputed_tables_hold_what_the_models_say(built: Tiny, tokenizer:
             answer = [*tokenizer(text[side])["input_ids"], tokenizer.eos_token_id]
             assert entry[f"ref_{side}_logps"] == pytest.approx(naive_logp(reference, prompt, answer), abs=1e-5)
     scores = pq.read_table(built.root / RHO / "scores/rm/b-0.2/train.parquet").to_pylist()
-    model = load_reward(built.root / REWARD, RECIPE, CPU)
+    model = load_reward(built.root / REWARD, RECIPE, CPU, load_tokenizer(built.root / REWARD))
     for entry in scores[:6]:
         text = texts[entry["id"]]
         for side in ("chosen", "rejected"):
@@ -208,7 +208,7 @@ def test_the_precomputed_tables_hold_what_the_models_say(built: Tiny, tokenizer:
 
 def test_held_out_accuracy_is_a_plain_count(built: Tiny, tokenizer: Any, rows: list[TokenRow]) -> None:
     """24 pairs: no multiple of a batch, and TRL's mean of batch means would differ."""
-    model = load_reward(built.root / REWARD, RECIPE, CPU)
+    model = load_reward(built.root / REWARD, RECIPE, CPU, load_tokenizer(built.root / REWARD))
     margins = []
     for row in rows:
         chosen, rejected = (float(rewards(model, [row.prompt_ids + answer], tokenizer.pad_token_id, 1)[0]) for answer in row.responses)
@@ -231,7 +231,7 @@ def test_early_stopping_keeps_the_evaluated_step_of_least_held_out_loss(tiny: Ti
 
 
 def test_a_reward_that_is_no_number_stops_the_run(built: Tiny, rows: list[TokenRow], tokenizer: Any) -> None:
-    model = load_reward(built.root / REWARD, RECIPE, CPU)
+    model = load_reward(built.root / REWARD, RECIPE, CPU, load_tokenizer(built.root / REWARD))
     with torch.no_grad():
         model.score.weight.fill_(float("nan"))
     with pytest.raises(RunFailed, match="not finite for 3 of 3 responses"):
@@ -275,7 +275,7 @@ def test_evaluation_scores_its_samples_by_the_oracle(built: Tiny, tokenizer: Any
     assert len(found) == metrics["samples"] == 48
     assert metrics["reward_mean"] == pytest.approx(np.mean([row["reward"] for row in found]))
     assert metrics["kl_to_reference"] == pytest.approx(np.mean([row["logp"] - row["ref_logp"] for row in found]))
-    oracle = load_reward(built.root / "seed-0/oracle", RECIPE, CPU)
+    oracle = load_reward(built.root / "seed-0/oracle", RECIPE, CPU, load_tokenizer(built.root / "seed-0/oracle"))
     checked = 0
     for row in found:
         prompt = tokenizer(row["prompt"])["input_ids"]
@@ -320,8 +320,13 @@ def test_pad_token_of_the_recipe_may_be_new_or_known(tmp_path: Path) -> None:
     assert known.pad_token_id == 0 and len(known) == 4
 
 
-def test_a_folder_without_a_tokenizer_or_a_model_is_one_line(tmp_path: Path) -> None:
-    for load in (load_tokenizer, lambda folder: load_causal(folder, RECIPE, CPU), lambda folder: load_reward(folder, RECIPE, CPU)):
+def test_a_folder_without_a_tokenizer_or_a_model_is_one_line(tokenizer: Any, tmp_path: Path) -> None:
+    loads = (
+        load_tokenizer,
+        lambda folder: load_causal(folder, RECIPE, CPU, tokenizer),
+        lambda folder: load_reward(folder, RECIPE, CPU, tokenizer),
+    )
+    for load in loads:
         with pytest.raises(BadInput, match=str(tmp_path)) as caught:
             load(tmp_path)
         assert "\n" not in str(caught.value)
@@ -340,3 +345,38 @@ def test_teachers_with_another_tokenizer_are_refused(built: Tiny, tiny: Tiny, to
     file.write_text(json.dumps(content))
     result = tiny.run("train-policy", "d-dpo.yaml", "--set", f"reward_model={foreign}", code=2)
     assert "their tokenizers differ in vocabulary; policy and reward models must share one" in result.stderr
+
+
+def test_a_language_model_is_no_judge(built: Tiny, tokenizer: Any) -> None:
+    with pytest.raises(BadInput, match=r"no weights for score\.weight"):
+        load_reward(built.root / POLICY, RECIPE, CPU, tokenizer)
+
+
+def test_a_judge_reads_its_reward_at_the_tokenizers_end_whatever_its_config_calls_padding(
+    built: Tiny, tokenizer: Any, tmp_path: Path
+) -> None:
+    judge = Path(shutil.copytree(built.root / REWARD, tmp_path / "judge"))
+    config = json.loads((judge / "config.json").read_text())
+    sequences = [[5, 6, 7, 8, 1], [5, 6, 1]]
+    right = rewards(load_reward(built.root / REWARD, RECIPE, CPU, tokenizer), sequences, tokenizer.pad_token_id, 2)
+    for wrong in (config["eos_token_id"], None):
+        (judge / "config.json").write_text(json.dumps({**config, "pad_token_id": wrong}))
+        found = rewards(load_reward(judge, RECIPE, CPU, tokenizer), sequences, tokenizer.pad_token_id, 2)
+        assert found.tolist() == right.tolist()
+
+
+def test_samples_are_the_models_own_whatever_its_generation_config_says(built: Tiny, tokenizer: Any) -> None:
+    prompts = [[5, 6, 7]] * 64
+    settings: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 64, "seed": 3}
+    model = load_causal(built.root / POLICY, RECIPE, CPU, tokenizer)
+    plain = sample(model, tokenizer, prompts, **settings)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.min_p = 0.5
+    assert sample(model, tokenizer, prompts, **settings) == plain
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(built: Tiny, tokenizer: Any) -> None:
+    model = load_causal(built.root / POLICY, RECIPE, CPU, tokenizer)
+    room = model.config.max_position_embeddings
+    with pytest.raises(BadInput, match=f"exceed the model's {room} positions"):
+        sample(model, tokenizer, [[5] * room], temperature=1.0, top_p=1.0, max_new_tokens=1, batch_size=1, seed=0)

@@ -21,7 +21,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
     human = read_rows(pairs_file(job))
     rows = tokenise(human, ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
-    model = load_reward(job.inputs["model"], recipe, devices.choose(recipe), job.revisions.get("model"))
+    model = load_reward(job.inputs["model"], recipe, devices.choose(recipe), tokenizer, job.revisions.get("model"))
     scores = pair_rewards(model, rows, pad_id(tokenizer), recipe.per_device_eval_batch_size, lambda n: report(n, 2 * len(rows)))
     margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
     if recipe.labels == "sample":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -63,6 +62,13 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         "dataloader_pin_memory": device.name == "cuda",
         "remove_unused_columns": False,
     }
+
+
+def one_gpu(config: Any) -> Any:
+    """The arguments, for one GPU: with several visible, Trainer would split batches over them behind the recipe's back."""
+    if config.n_gpu > 1:
+        config._n_gpu = 1
+    return config
 
 
 def need_rows(count: int, recipe: TrainingRecipe, what: str) -> None:
@@ -167,10 +173,7 @@ def publish_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, director
         raise RunFailed(f"{directory}: the trained weights are not finite; try a smaller learning_rate")
     # TRL patches the forward of the instance; what is saved is the class's own.
     save(model, tokenizer, directory)
+    for state in (directory / "checkpoints").glob(f"*/{STATE}"):
+        state.unlink()  # first: a kill in the middle must not leave half a checkpoint to resume from
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     return model
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl."""
-    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 
 from rpo_cli import devices
 from rpo_cli.batches import PolicyCollator, response_logits, response_logps
-from rpo_cli.models import fit_to_tokenizer, load_causal, load_tokenizer
+from rpo_cli.models import load_causal, load_tokenizer
 from rpo_cli.objectives import (
     distill_losses,
     dpo_losses,
@@ -33,7 +33,7 @@ from rpo_cli.schema import PESSIMISTIC, PolicyRecipe, seed_of
 from rpo_cli.scoring import pad_id
 from rpo_cli.tracking import Report
 from rpo_cli.training.ensemble import MemberChoice
-from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, publish_model, train
+from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, one_gpu, publish_model, train
 from rpo_cli.training.teachers import calibrated_margins, policy_rows
 
 
@@ -74,11 +74,13 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
     @torch.no_grad()
     def _choose(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         means = []
+        self.model.eval()  # dropout (LoRA's) would make the choice random and use up random numbers
         for batch in batches:
             inputs = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
                 delta_h = self._delta_h(response_logps(self.model_wrapped, inputs), inputs)
             means.append(distill_losses(delta_h, inputs["margins"].T, self.recipe.beta).mean(1))
+        self.model.train()
         return select_member(self.batch_mean(torch.stack(means).mean(0)))
 
     def _delta_h(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -185,11 +187,12 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     if recipe.objective == "e-dpo":
         margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
         members = MemberChoice(recipe.ensemble_min, list(teachers.temperatures), margins, recipe.ema_decay)
-    model = load_causal(job.inputs["model"], recipe, device, job.revisions.get("model"), training=True)
-    fit_to_tokenizer(model, tokenizer)
+    model = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"), training=True)
     with_reference = recipe.objective in PESSIMISTIC and recipe.kl_estimator == "full"
-    kl_reference = load_causal(job.inputs["model"], recipe, device, job.revisions.get("model")) if with_reference else None
-    config = DPOConfig(**arguments(recipe, job.directory, device, seed), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True)
+    kl_reference = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model")) if with_reference else None
+    config = one_gpu(
+        DPOConfig(**arguments(recipe, job.directory, device, seed), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True)
+    )
     trainer = PolicyTrainer(
         recipe, members, kl_reference, model=model, args=config, data_collator=PolicyCollator(pad_id(tokenizer)),
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora_of(recipe, "CAUSAL_LM"),

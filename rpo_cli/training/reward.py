@@ -12,12 +12,12 @@ from trl import RewardConfig, RewardTrainer
 from rpo_cli import devices
 from rpo_cli.data.pairs import TokenRow, read_rows, tokenise
 from rpo_cli.errors import BadInput
-from rpo_cli.models import fit_to_tokenizer, load_reward, load_tokenizer
+from rpo_cli.models import load_reward, load_tokenizer
 from rpo_cli.pipeline import Job
 from rpo_cli.schema import RewardRecipe, seed_of
 from rpo_cli.scoring import pad_id, pair_rewards
 from rpo_cli.tracking import Report
-from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, publish_model, train
+from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, one_gpu, publish_model, train
 from rpo_cli.training.sft import table_of
 
 
@@ -81,8 +81,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     need_rows(len(rows), recipe, job.path)
     # The head is new when the model was a language model: its weights are drawn under the RM's seed.
     torch.manual_seed(seed)
-    model = load_reward(job.inputs["model"], recipe, device, job.revisions.get("model"), training=True)
-    fit_to_tokenizer(model, tokenizer)
+    model = load_reward(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"), training=True)
     settings = arguments(recipe, job.directory, device, seed)
     if recipe.stopping == "early":
         if not held_out:
@@ -91,7 +90,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
             "eval_strategy": "steps", "eval_steps": recipe.eval_steps, "save_strategy": "best", "metric_for_best_model": "eval_loss",
             "greater_is_better": False, "load_best_model_at_end": True,
         }  # fmt: skip
-    config = RewardConfig(**settings, max_length=None)
+    config = one_gpu(RewardConfig(**settings, max_length=None))
     trainer = LeanRewardTrainer(
         model, config, train_dataset=data_set(rows), eval_dataset=data_set(held_out) if recipe.stopping == "early" else None,
         processing_class=tokenizer, peft_config=lora_of(recipe, "SEQ_CLS"),

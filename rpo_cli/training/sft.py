@@ -10,15 +10,18 @@ from trl import SFTConfig, SFTTrainer
 from rpo_cli import devices
 from rpo_cli.data.pairs import columns_of, read_rows, tokenise
 from rpo_cli.errors import BadInput
-from rpo_cli.models import fit_to_tokenizer, load_causal, load_tokenizer, new_causal
+from rpo_cli.models import load_causal, load_tokenizer, new_causal
 from rpo_cli.pipeline import Job
 from rpo_cli.schema import SFTRecipe, seed_of
 from rpo_cli.tracking import Report
-from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, publish_model, train
+from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, one_gpu, publish_model, train
 
 
 class WholeBatchSFTTrainer(WholeBatches, SFTTrainer):
     """SFTTrainer on whole batches, whose count of tokens survives a checkpoint."""
+
+    def _send_telemetry(self) -> None:
+        """None."""
 
     def counted(self) -> dict[str, Any]:
         return {"num_tokens": self._total_train_tokens}
@@ -46,14 +49,15 @@ def run(job: Job, report: Report) -> dict[str, Any]:
         model = new_causal(recipe.model_config_kwargs, tokenizer, device, seed)
     else:
         tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
-        model = load_causal(job.inputs["model"], recipe, device, job.revisions.get("model"), training=True)
-    fit_to_tokenizer(model, tokenizer)
+        model = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"), training=True)
     tokens = tokenise(rows, columns_of(recipe.table)[1:], tokenizer, recipe.max_length, recipe.overlong, f"{job.path}: {recipe.table}")
     need_rows(len(tokens), recipe, job.path)
     data = Dataset.from_list(
         [{"input_ids": r.prompt_ids + r.responses[0], "labels": [-100] * len(r.prompt_ids) + r.responses[0]} for r in tokens]
     )
-    config = SFTConfig(**arguments(recipe, job.directory, device, seed), max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+    config = one_gpu(
+        SFTConfig(**arguments(recipe, job.directory, device, seed), max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+    )
     trainer = WholeBatchSFTTrainer(model, config, train_dataset=data, processing_class=tokenizer, peft_config=lora_of(recipe, "CAUSAL_LM"))
     metrics = train(trainer, report, state=trainer.counted, restore=trainer.count_from)
     publish_model(trainer, tokenizer, job.directory)
