@@ -129,9 +129,9 @@ def run_figure2(
         "bootstrap_samples": recipe.bootstrap_samples,
         "title": recipe.title,
     }
-    folder = workspace.root / "figures" / loaded.path.stem
+    folder = out or workspace.root / "figures" / loaded.path.stem
     save_results(frame, choices, meta, folder)
-    paths = _draw(session, folder, out or folder, allow_missing)
+    paths = _draw(session, folder, folder, allow_missing)
     if session.wandb or recipe.report_to == "wandb":
         from rpo_cli.tracking import log_images
 
