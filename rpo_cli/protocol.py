@@ -171,6 +171,7 @@ def gather(cells: Sequence[Cell], workspace: Workspace) -> tuple[pd.DataFrame, p
     settings: dict[str, Any] = {}
     baselines: dict[str, pd.DataFrame] = {}
     first: dict[str, Any] | None = None
+    revisions: set[str] = set()
     for cell in cells:
         manifest = workspace.manifest(cell.evaluation.path)
         if manifest is None or manifest["key"] != cell.evaluation.key:
@@ -198,6 +199,7 @@ def gather(cells: Sequence[Cell], workspace: Workspace) -> tuple[pd.DataFrame, p
         name, value = cell.strength
         settings.setdefault(cell.policy, {})[f"rho-{cell.rho:g}/seed-{cell.seed}"] = {name: value, "key": cell.evaluation.key}
         policy_manifest = workspace.manifest(cell.policy_path) or {"metrics": {}}
+        revisions |= {str(found.get("git")) for found in (manifest, policy_manifest)}
         choices += [
             {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "member": float(key.split("/")[1]), "share": share}
             for key, share in policy_manifest["metrics"].items()
@@ -207,7 +209,7 @@ def gather(cells: Sequence[Cell], workspace: Workspace) -> tuple[pd.DataFrame, p
         raise BadInput(f"{workspace.root}: no cell of this figure has been evaluated")
     assert first is not None
     provenance = {
-        "cells": settings, "suite": workspace.suite, "versions": first["versions"], "rpo": first["rpo"], "git": first["git"],
+        "cells": settings, "suite": workspace.suite, "versions": first["versions"], "rpo": first["rpo"], "git": sorted(revisions),
         "device": first["device"], "evaluate": first["recipe"],
     }  # fmt: skip
     columns = ["policy", "rho", "seed", "member", "share"]
