@@ -302,7 +302,7 @@ def figure2(
     recipe: Recipe = "figure2.yaml", rho: Rho = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, with commas. Default: the recipe's.")] = None,
     from_results: Annotated[Path | None, typer.Option("--from", help="Redraw committed results; train nothing.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where pictures, tables and the results they are drawn from go. Default: figures/ in the workspace.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for pictures and results. Default: figures/ in the workspace.")] = None,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Train nothing; draw what there is and mark the gaps.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation (the full protocol).")] = False,
     overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, as_json: AsJson = False, jobs: Jobs = 1,

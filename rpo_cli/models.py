@@ -178,6 +178,7 @@ def disable_dropout(model: PreTrainedModel) -> None:
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Save weights (safetensors), config and tokenizer so that the Auto classes load them."""
+    model.config.use_cache = True  # training switched it off
     tokenizer.padding_side = "left"  # whoever generates in batches needs it
     model.save_pretrained(directory, safe_serialization=True)
     tokenizer.save_pretrained(directory)

@@ -248,7 +248,7 @@ class Planner:
             place = (
                 teacher.path.split("/", 1)[1].removeprefix(rho_folder(recipe.rho) + "/")
                 if isinstance(teacher, Stage)
-                else f"external-{teacher.key[:8]}"
+                else f"external-{hash_of(teacher.key)[:8]}"
             )
             path = f"{rho_folder(recipe.rho)}/scores/{place}"
             inputs[f"scores/{name}"] = self._scoring("scores", path, loaded, {"model": teacher, "data": splits, "policy": model})

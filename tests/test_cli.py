@@ -387,3 +387,32 @@ def test_data_inspect_looks_at_no_model() -> None:
     result = rpo("data", "inspect", "--recipe", "sft.yaml")
     assert result.exit_code == 2
     assert "is an sft recipe" in result.stderr
+
+
+def test_a_sweep_without_resampling_plans_the_pairs_as_they_are() -> None:
+    result = rpo("sweep", "--recipe", "dpo.yaml", "--rho", "none", "--dry-run")
+    assert result.exit_code == 0
+    assert "unbiased/policies/dpo/beta-0.05" in result.stderr
+    assert "rho-0.2" not in result.stderr
+
+
+def test_the_figure_needs_a_rho() -> None:
+    result = rpo("figure", "figure2", "--rho", "none", "--dry-run")
+    assert result.exit_code == 2
+    assert "Figure 2 has an axis of rho" in result.stderr
+
+
+def test_several_processes_are_refused_before_they_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = rpo("train-sft", "--recipe", "sft.yaml")
+    assert result.exit_code == 2
+    assert "WORLD_SIZE is above 1" in result.stderr
+    assert not Path("runs").exists()
+
+
+def test_a_listed_ensemble_has_no_bias_of_its_own_to_calibrate_for() -> None:
+    arguments = ("train-policy", "--recipe", "e-dpo.yaml", "--set", "ensemble=[some/rm-a, some/rm-b]", "--dry-run")
+    refused = rpo(*arguments)
+    assert refused.exit_code == 2
+    assert "calibration_mix: data or calibration: none" in refused.stderr
+    assert rpo(*arguments, "--set", "calibration=none").exit_code == 0
