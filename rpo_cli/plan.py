@@ -301,11 +301,11 @@ class Planner:
         self._need_table(data, f"prompts_{cast(schema.EvaluateRecipe, loaded.recipe).split}", loaded)
         return {"data": data, "oracle": self.reference("oracle", loaded)}
 
-    def evaluation(self, policy: Loaded, split: str, overrides: Sequence[str] = (), recipe_name: str | None = None) -> Stage:
+    def evaluation(self, policy: Loaded, split: str) -> Stage:
         """Evaluation of the policy a recipe describes, against its baseline on the same prompts."""
-        name = recipe_name or cast(schema.PolicyRecipe, policy.recipe).evaluate
+        name = cast(schema.PolicyRecipe, policy.recipe).evaluate
         stage = self.build(policy)
-        loaded = self.load(policy.sibling(name), expect="evaluate", flags={"split": split}, overrides=overrides)
+        loaded = self.load(policy.sibling(name), expect="evaluate", flags={"split": split})
         baseline = self._evaluate(loaded)
         place = stage.path.split("/", 1)[1].replace("/policies/", "/evaluations/")
         inputs = {"policy": stage, "reference": stage.inputs["model"], "baseline": baseline, **self._judged(loaded)}
