@@ -340,6 +340,7 @@ def _theory(kind: str, text: str) -> None:
         seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, with commas. Default: the recipe's.")] = None,
         from_results: Annotated[Path | None, typer.Option("--from", help="Redraw kept results; train nothing.")] = None,
         out: Annotated[Path | None, typer.Option("--out", help="Folder for the files. Default: figures/ in the workspace.")] = None,
+        tune: Annotated[bool, typer.Option("--tune", help="First choose each variant's beta or tau on validation.")] = False,
         overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, as_json: AsJson = False, jobs: Jobs = 1,
         wandb: Wandb = False, debug: Debug = False,
     ) -> None:  # fmt: skip
@@ -348,7 +349,7 @@ def _theory(kind: str, text: str) -> None:
         session = _session(
             recipe=recipe, rho=rho, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json, jobs=jobs, wandb=wandb
         )
-        run_study(session, kind, None if rho == "all" else session.rhos([]), _numbers(seeds), from_results, out)
+        run_study(session, kind, None if rho == "all" else session.rhos([]), _numbers(seeds), from_results, out, tune)
 
 
 _theory("degeneracy", "Few pairs, many epochs: how far each objective moves chosen and rejected responses.")

@@ -305,10 +305,11 @@ class Planner:
             raise RecipeError([f"{self._line(loaded, 'data')}: data: a policy is trained on the pairs of a splits recipe"])
         model = self.reference("model_name_or_path", loaded)
         inputs: dict[str, Stage | External] = {"data": splits, "model": model}
-        pairs = splits.inputs["data"]
-        inputs["reference"] = self._scoring("reference", "reference-logps", loaded, {"model": model, "data": pairs})
+        pairs = cast(Stage, splits.inputs["data"])
+        of_pairs = pairs.path.split("/", 1)[1]  # differently labelled pairs have log-probs of their own
+        inputs["reference"] = self._scoring("reference", f"reference-logps/{of_pairs}", loaded, {"model": model, "data": pairs})
         if recipe.objective in schema.PESSIMISTIC and recipe.kl_estimator != "data":
-            inputs["samples"] = self._scoring("samples", "reference-samples", loaded, {"model": model, "data": pairs})
+            inputs["samples"] = self._scoring("samples", f"reference-samples/{of_pairs}", loaded, {"model": model, "data": pairs})
         for name, teacher in self._teachers(loaded):
             place = (
                 teacher.path.split("/", 1)[1].removeprefix(rho_folder(recipe.rho) + "/")
@@ -399,8 +400,9 @@ class Planner:
     def measure(self, policy: Loaded) -> Stage:
         """What the policy a recipe describes made of its training pairs, and how far it is from the reference."""
         stage = self.build(policy)
-        model, pairs = stage.inputs["model"], cast(Stage, stage.inputs["data"]).inputs["data"]
-        samples = self._scoring("samples", "reference-samples", policy, {"model": model, "data": pairs})
+        model, pairs = stage.inputs["model"], cast(Stage, cast(Stage, stage.inputs["data"]).inputs["data"])
+        place = f"reference-samples/{pairs.path.split('/', 1)[1]}"
+        samples = self._scoring("samples", place, policy, {"model": model, "data": pairs})
         inputs = {"policy": stage, "model": model, "data": stage.inputs["data"], "samples": samples}
         place = stage.path.split("/", 1)[1].replace("/policies/", "/measures/")
         return self._scoring("measure", place, policy, inputs)

@@ -510,6 +510,7 @@ class Claim(BaseModel):
     than: str | None = Field(None, description="another variant; null: zero")
     measure: str = Field("advantage", description="of which number")
     rhos: list[Share] | None = Field(None, description="at which rho; default: every one of the figure")
+    mean_over_rho: bool = Field(False, description="of the mean over those rho, instead of one comparison at each")
     within: PositiveFloat | None = Field(None, description="passes if the difference is smaller than this, whatever its sign")
     beyond: PositiveFloat | None = Field(None, description="passes if the difference is larger than this, whatever its sign")
 
@@ -547,6 +548,9 @@ class FigureRecipe(Recipe):
         [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], min_length=1, description="biases of the pairs; null (not in figure2): without resampling"
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+    grid: dict[Literal["beta", "tau"], list[PositiveFloat]] = Field(
+        {}, description="other kinds: values that --tune tries for each variant; default: those of its recipe"
+    )
     bootstrap_samples: PositiveInt = 2000
     title: str = cosmetic("", "over the picture")
 
@@ -555,8 +559,8 @@ class FigureRecipe(Recipe):
         if self.kind == "figure2":
             if not self.policies:
                 raise ValueError("policies: missing")
-            if self.variants or self.claims:
-                raise ValueError("kind: figure2 has policies and claims of its own: no variants, no claims")
+            if self.variants or self.claims or self.grid:
+                raise ValueError("kind: figure2 has policies, their grids and claims of its own: no variants, no claims, no grid")
             if None in self.rhos:
                 raise ValueError("rhos: figure2 has an axis of rho; give values between 0 and 1")
             return self

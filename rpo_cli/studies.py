@@ -12,9 +12,10 @@ import numpy as np
 from rpo_cli import schema
 from rpo_cli.errors import BadInput
 from rpo_cli.plan import Stage, rho_folder
-from rpo_cli.protocol import Cell, Cells, gather
+from rpo_cli.protocol import Cell, Cells, gather, write_csv
 from rpo_cli.recipes import Loaded, load, variant_overrides
 from rpo_cli.session import Session
+from rpo_cli.study_tuning import Strengths, some_strengths, tune, tuning_cells
 from rpo_cli.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
 CURVES = ("policy", "rho", "seed", "step", "measure", "value")
 
 
-def study_cells(loaded: Loaded, rhos: Sequence[float | None], seeds: Sequence[int]) -> list[Cell]:
-    """A cell for each variant, rho and seed of a figure recipe, named for the variant."""
+def study_cells(loaded: Loaded, rhos: Sequence[float | None], seeds: Sequence[int], chosen: Strengths | None = None) -> list[Cell]:
+    """A cell for each variant, rho and seed of a figure recipe, named for the variant; `chosen`: with these strengths."""
+
+    def changes(variant: schema.Variant, rho: float | None) -> list[str]:
+        strength = {} if chosen is None else chosen[variant.name][rho]
+        return [*variant_overrides(variant), *(f"{name}={value!r}" for name, value in strength.items())]
+
     recipe = cast(schema.FigureRecipe, loaded.recipe)
     maker, measured = Cells(loaded.path.parent), recipe.kind in schema.MEASURED
     return [
-        replace(maker.cell(v.recipe, rho, seed, "test", variant_overrides(v), measured=measured), policy=v.name)
+        replace(maker.cell(v.recipe, rho, seed, "test", changes(v, rho), measured=measured), policy=v.name)
         for seed in seeds
         for rho in rhos
         for v in recipe.variants
@@ -44,8 +50,12 @@ def run_study(
     seeds: Sequence[int] | None,
     from_results: Path | None,
     out: Path | None,
+    tuned: bool,
 ) -> None:
-    """Build what the variants lack, keep the numbers in their small form, draw from those and report every claim."""
+    """Build what the variants lack, keep the numbers in their small form, draw from those and report every claim.
+
+    `tuned`: the variants' strengths are chosen on validation prompts first, for this figure alone.
+    """
     from rpo_cli.results import save_results
 
     if from_results is not None:
@@ -58,8 +68,14 @@ def run_study(
     if recipe.kind != kind:
         raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
     rho_list, seed_list = list(rhos or recipe.rhos), list(seeds or recipe.seeds)
-    cells = study_cells(loaded, rho_list, seed_list)
-    workspace = session.make([cell.evaluation for cell in cells], recipe.suite)
+    chosen, tried, planned = None, [], []
+    if tuned and session.dry_run:
+        # Which value wins is not known yet; that it is one of the grid is.
+        chosen, planned = some_strengths(loaded, rho_list), tuning_cells(loaded, rho_list, seed_list)
+    elif tuned:
+        chosen, tried = tune(session, loaded, rho_list, seed_list)
+    cells = study_cells(loaded, rho_list, seed_list, chosen)
+    workspace = session.make([cell.evaluation for cell in [*planned, *cells]], recipe.suite)
     if session.dry_run:
         return
     frame, choices, curves, provenance = gather_study(cells, workspace, kind)
@@ -78,6 +94,8 @@ def run_study(
     folder = out or workspace.root / "figures" / loaded.path.stem
     save_results(frame, choices, meta, folder, schema.MEASURES[kind])
     _save_curves(curves, folder)
+    if tried:
+        write_csv(tried, folder / "validation.csv")
     paths = _draw(session, kind, folder, folder)
     if session.wandb or recipe.report_to == "wandb":
         from rpo_cli.tracking import log_images
@@ -101,7 +119,7 @@ def gather_study(cells: Sequence[Cell], workspace: Workspace, kind: str) -> tupl
             shares = choices.assign(member_b=choices["member"] * choices["share"])
             shares["same"] = shares["share"].where(np.isclose(shares["member"], shares["rho"]), 0.0)
             sums = shares.groupby(cell_keys)[["member_b", "same"]].sum().rename(columns={"member_b": "member", "same": "same_bias"})
-            frame = frame.join(sums, on=cell_keys)
+            frame = frame.join(sums, on=cell_keys)  # a policy without an ensemble has no members: NaN
         return frame, choices, pd.DataFrame(columns=list(CURVES)), provenance
     frames, curves = [], []
     settings: dict[str, Any] = {}
@@ -166,12 +184,14 @@ def claims_of(
     draws = resample(cells, policies, rhos, seeds, resamples=resamples, seed=seed, measures=measures)
     rows = []
     for claim in claims:
-        for rho in claim.rhos or rhos:
-            j, m = [round(r, 6) for r in rhos].index(round(rho or 0.0, 6)), list(measures).index(claim.measure)
+        about = claim.rhos or list(rhos)
+        for group in [about] if claim.mean_over_rho else [[rho] for rho in about]:
+            j = [[round(r, 6) for r in rhos].index(round(rho or 0.0, 6)) for rho in group]
+            m = list(measures).index(claim.measure)
             point, drawn = (
                 sum(
                     (
-                        sign * values[..., policies.index(name), j, m]
+                        sign * values[..., policies.index(name), j, m].mean(-1)
                         for sign, name in ((1, claim.more), (-1, claim.than))
                         if name is not None
                     ),
@@ -181,7 +201,7 @@ def claims_of(
             )
             part = difference(point, drawn) if claim.within is claim.beyond is None else _size(point, drawn, claim)
             numbers = dict(zip(("difference", "low", "high"), part.interval, strict=True))
-            where = "" if len(rhos) == 1 else f" at rho {rho:g}" if rho else " without resampling"
+            where = "" if len(rhos) == 1 else _where(group)
             row = {"claim": claim.claim, "detail": _detail(claim) + where, "by_seed": part.by_seed, **numbers, "status": part.status}
             rows.append(plain(row | {"passed": part.status == "passed"}))
     return rows
@@ -197,6 +217,12 @@ def _size(point: Any, drawn: Any, claim: schema.Claim) -> Difference:
         return claim.within - abs(values) if claim.within is not None else abs(values) - claim.beyond
 
     return Difference(interval(float(side(over_seeds(point, 0))), side(over_seeds(drawn, 1))), [float(side(x)) for x in point])
+
+
+def _where(rhos: Sequence[float | None]) -> str:
+    if len(rhos) > 1:
+        return f", mean over rho {', '.join(f'{rho:g}' for rho in rhos)}"
+    return f" at rho {rhos[0]:g}" if rhos[0] else " without resampling"
 
 
 def _detail(claim: schema.Claim) -> str:

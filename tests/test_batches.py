@@ -213,7 +213,7 @@ def test_tables_are_the_same_in_both_layouts(built: Tiny, tiny: Tiny) -> None:
     import pyarrow.parquet as pq
 
     tiny.make("e-dpo.yaml", "shared_prompts=false")
-    for table in ("seed-0/reference-logps/logps.parquet", f"{RHO}/scores/rm/b-0.2/train.parquet"):
+    for table in ("seed-0/reference-logps/relabel/logps.parquet", f"{RHO}/scores/rm/b-0.2/train.parquet"):
         one, two = pq.read_table(built.root / table).to_pydict(), pq.read_table(tiny.root / table).to_pydict()
         for name in one:
             assert two[name] == (pytest.approx(one[name], abs=1e-5) if name != "id" else one[name])

@@ -147,7 +147,7 @@ def test_rivals_do_not_depend_on_how_the_batch_is_cut_and_differ_from_dpo(tiny: 
 def test_simpo_needs_no_reference(tiny: Tiny) -> None:
     settings = ("objective=simpo", "beta=1.2", *SGD)
     before = weights(tiny.make("dpo.yaml", *settings)[0])
-    file = tiny.root / "seed-0/reference-logps/logps.parquet"
+    file = tiny.root / "seed-0/reference-logps/relabel/logps.parquet"
     table = pq.read_table(file)
     moved = pa.chunked_array([np.linspace(-90, 0, len(table)).astype(np.float32)])
     pq.write_table(table.set_column(1, "ref_chosen_logps", moved), file)
