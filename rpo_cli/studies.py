@@ -68,7 +68,9 @@ def run_study(
     if recipe.kind != kind:
         raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
     rho_list, seed_list = list(rhos or recipe.rhos), list(seeds or recipe.seeds)
-    chosen, tried, planned = None, [], []
+    chosen: Strengths | None = None
+    tried: list[dict[str, Any]] = []
+    planned: list[Cell] = []
     if tuned and session.dry_run:
         # Which value wins is not known yet; that it is one of the grid is.
         chosen, planned = some_strengths(loaded, rho_list), tuning_cells(loaded, rho_list, seed_list)
