@@ -56,7 +56,7 @@ def run_study(
 
     `tuned`: the variants' strengths are chosen on validation prompts first, for this figure alone.
     """
-    from rpo_cli.results import save_results
+    from rpo_cli.results import publish, save_results
 
     if from_results is not None:
         if not (from_results / "cells.parquet").is_file():
@@ -98,6 +98,8 @@ def run_study(
     _save_curves(curves, folder)
     if tried:
         write_csv(tried, folder / "validation.csv")
+    if kind == "ensemble":
+        publish(folder / "members.csv", member_table(cells, workspace).round(6).to_csv(index=False, lineterminator="\n").encode())
     paths = _draw(session, kind, folder, folder)
     if session.wandb or recipe.report_to == "wandb":
         from rpo_cli.tracking import log_images
@@ -160,6 +162,27 @@ def _curve(cell: Cell, workspace: Workspace) -> pd.DataFrame:
     }  # fmt: skip
     wide = pd.DataFrame({"policy": cell.policy, "rho": cell.table_rho, "seed": cell.seed, "step": lines["step"], **columns})
     return wide.melt(id_vars=list(CURVES[:4]), var_name="measure", value_name="value")
+
+
+def member_table(cells: Sequence[Cell], workspace: Workspace) -> pd.DataFrame:
+    """What each member of each e-DPO cell was and did: policy, rho, seed, member, share, temperature, margin_rms.
+
+    share: of the pairs that it taught; margin_rms: root of its mean squared margin on D_rho before the temperature, in reward units.
+    """
+    import pandas as pd
+
+    rows = []
+    for cell in cells:
+        metrics = (workspace.manifest(cell.policy_path) or {"metrics": {}})["metrics"]
+        policy = cast(Stage, cell.evaluation.inputs["policy"])
+        for name, scores in policy.inputs.items():
+            member = name.removeprefix("scores/")
+            if f"members/{member}" in metrics:
+                scored = (workspace.manifest(cast(Stage, scores).path) or {})["metrics"]
+                row = {"policy": cell.policy, "rho": cell.table_rho, "seed": cell.seed, "member": float(member)}
+                row |= {"share": metrics[f"members/{member}"], "temperature": metrics[f"temperature/{member}"]}
+                rows.append(row | {"margin_rms": scored["train/margin_rms"]})
+    return pd.DataFrame(rows)
 
 
 def _save_curves(curves: pd.DataFrame, folder: Path) -> None:

@@ -64,7 +64,8 @@ def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(
     said = tiny.run(f"figure {kind}", f"{kind}.yaml", *seeds, "--json")
     folder = tiny.root / "figures" / kind
     made = {f"{kind}.{suffix}" for suffix in ("png", "svg", "csv", "json")}
-    kept = {"cells.parquet", "choices.csv", "provenance.json"} | ({"curves.csv"} if kind == "degeneracy" else set())
+    own = {"degeneracy": {"curves.csv"}, "ensemble": {"members.csv"}}
+    kept = {"cells.parquet", "choices.csv", "provenance.json"} | own.get(kind, set())
     assert set(contents(folder)) == made | kept
     result = json.loads((folder / f"{kind}.json").read_text())
     assert result["claims"] == json.loads(said.stdout)["claims"] and len(result["claims"]) == FIGURES[kind].count("claim:")
@@ -132,6 +133,11 @@ def test_ensemble_measures_are_those_of_the_members_that_taught(tiny: Tiny) -> N
         assert rows["share"].sum() == pytest.approx(1, abs=1e-5)
         assert table.loc[policy, "member"] == pytest.approx((rows["member"] * rows["share"]).sum(), abs=1e-3)
         assert table.loc[policy, "same_bias"] == pytest.approx(rows.loc[rows["member"] == 0.5, "share"].sum(), abs=1e-3)
+    members = pd.read_csv(folder / "members.csv").merge(choices, on=["policy", "rho", "seed", "member"], suffixes=("", "_too"))
+    assert len(members) == len(choices) and np.allclose(members["share"], members["share_too"])
+    scores = pq.read_table(tiny.root / RHO / "scores/rm/b-0.2/train.parquet").to_pandas()
+    rms = float(np.sqrt(((scores["chosen"] - scores["rejected"]) ** 2).mean()))
+    assert members.loc[members["member"] == 0.2, "margin_rms"].to_numpy() == pytest.approx(rms, abs=1e-5)
 
 
 def test_a_policy_without_an_ensemble_stands_beside_ensembles_and_has_no_members(tiny: Tiny) -> None:
