@@ -119,6 +119,7 @@ class Planner:
         self.seed = seed
         self._stages: dict[str, Stage] = {}
         self._loaded: dict[tuple[str, ...], Loaded] = {}
+        self._resolved: dict[tuple[Any, ...], Stage | External] = {}
 
     def load(self, path: Path, **kwargs: Any) -> Loaded:
         """Load a recipe under this planner's seed; a protocol of hundreds of cells asks for the same few again and again."""
@@ -145,6 +146,12 @@ class Planner:
     def _resolve(self, reference: str, loaded: Loaded, revision: str | None = None) -> Stage | External:
         takes_rho = "rho" in type(loaded.recipe).model_fields
         rho = getattr(loaded.recipe, "rho", None)
+        call = (reference, loaded.files, takes_rho, rho, revision)
+        if call not in self._resolved:
+            self._resolved[call] = self._find(reference, loaded, revision, takes_rho, rho)
+        return self._resolved[call]
+
+    def _find(self, reference: str, loaded: Loaded, revision: str | None, takes_rho: bool, rho: float | None) -> Stage | External:
         if not schema.is_recipe(reference):
             if Path(reference).is_absolute() and not Path(reference).exists():
                 raise RecipeError([f"{shown(loaded.path)}: {shown(Path(reference))}: no such model directory"])
