@@ -548,9 +548,6 @@ class FigureRecipe(Recipe):
         [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], min_length=1, description="biases of the pairs; null (not in figure2): without resampling"
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
-    grid: dict[Literal["beta", "tau"], list[PositiveFloat]] = Field(
-        {}, description="other kinds: values that --tune tries for each variant; default: those of its recipe"
-    )
     bootstrap_samples: PositiveInt = 2000
     title: str = cosmetic("", "over the picture")
 
@@ -559,8 +556,8 @@ class FigureRecipe(Recipe):
         if self.kind == "figure2":
             if not self.policies:
                 raise ValueError("policies: missing")
-            if self.variants or self.claims or self.grid:
-                raise ValueError("kind: figure2 has policies, their grids and claims of its own: no variants, no claims, no grid")
+            if self.variants or self.claims:
+                raise ValueError("kind: figure2 has policies and claims of its own: no variants, no claims")
             if None in self.rhos:
                 raise ValueError("rhos: figure2 has an axis of rho; give values between 0 and 1")
             return self

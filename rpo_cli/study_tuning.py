@@ -23,7 +23,7 @@ class Tuned(NamedTuple):
 
 
 def grids_of(loaded: Loaded) -> dict[str, tuple[str, list[float]]]:
-    """The swept parameter of each variant and the values that are tried: the figure's grid, else the variant's own recipe's.
+    """The swept parameter of each variant and the values that are tried: the grid of its recipe.
 
     Raises:
         BadInput: a variant without a grid, with its strength fixed in `set`, or grids of different sizes.
@@ -37,7 +37,7 @@ def grids_of(loaded: Loaded) -> dict[str, tuple[str, list[float]]]:
         name, values = grid_of(policy)
         if name in variant.set:
             raise BadInput(f"{loaded.path}: variants: {variant.name}: sets {name}, which --tune is to choose")
-        grids[variant.name] = name, [float(value) for value in recipe.grid.get(cast(Any, name), values)]
+        grids[variant.name] = name, values
     same_budget(grids)
     return grids
 

@@ -151,10 +151,9 @@ def test_a_policy_without_an_ensemble_stands_beside_ensembles_and_has_no_members
 
 def test_tuning_chooses_each_variants_strength_on_validation_for_this_figure_alone(tiny: Tiny) -> None:
     write_figure(tiny, "gamma")
-    file, policy = tiny.suite / "gamma.yaml", tiny.suite / "p-dpo.yaml"
-    policy.write_text(policy.read_text() + "grid: {beta: [9]}\n")
+    policy = tiny.suite / "p-dpo.yaml"
+    policy.write_text(policy.read_text() + "grid: {beta: [0.05, 5]}\n")
     before = policy.read_bytes()
-    file.write_text(file.read_text() + "grid: {beta: [0.05, 5]}\n")
     plan = json.loads(tiny.run("figure gamma", "gamma.yaml", "--tune", "--dry-run", "--json").stdout)
     assert sum(stage["path"].endswith("/validation") and "/p-dpo/" in stage["path"] for stage in plan) == 4
     tiny.run("figure gamma", "gamma.yaml", "--tune")
@@ -173,7 +172,7 @@ def test_tuning_chooses_each_variants_strength_on_validation_for_this_figure_alo
     ("kind", "change", "message"),
     [
         ("gamma", ("set: {gamma: 0,", "set: {beta: 0.3, gamma: 0,"), "none: sets beta, which --tune is to choose"),
-        ("unbiased", ("title", "grid: {beta: [1, 2]}\ntitle"), "different sizes"),
+        ("unbiased", ("{name: dpo,", "{name: dpo, set: {grid: {beta: [1, 2]}},"), "different sizes"),
         ("kl", ("", ""), "has none"),
     ],
 )
