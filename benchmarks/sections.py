@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from benchmarks import growth, memory
 from benchmarks.contestants import Contestant, Maker, Setting, Spent, UnequalWork, race, run_as, timed
 from benchmarks.workloads import (
+    FIRST_TOKEN,
     Row,
     Scale,
     Shape,
@@ -281,41 +282,66 @@ def scoring(bench: Bench) -> Iterator[Comparison]:
     yield bench.compare("RM scoring", workload, spent, "rpo, check aside", "plain loop", 2.0, "pairs/s", len(rows))
 
 
+def _count_down(eos: int) -> Callable[..., None]:
+    """A forward hook: whatever the model computed, behind token FIRST_TOKEN + k come k - 1 more tokens and then EOS."""
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        last = kwargs["input_ids"][:, -1:]
+        following = torch.where(last == FIRST_TOKEN + 1, eos, last - 1).clamp(min=0)
+        output.logits[:, -1].fill_(-torch.inf).scatter_(1, following, 0.0)
+
+    return hook
+
+
 def sampling(bench: Bench) -> Iterator[Comparison]:
-    """Sampling beside `generate` on batches in the order of the data."""
-    scale, settings = bench.scale, bench.scale.llama
-    maker = bench.maker(scale.batch)
+    """Sampling beside `generate` on batches in the order of the data: responses of one length, and of many."""
+    scale = bench.scale
     count, new = scale.sampled
-    tokenizer = maker.tokenizer
-    prompts = [row["prompt_ids"] for row in pairs(scale.tldr, count, settings["vocab_size"], tokenizer)]
+    yield _sampled(bench, [new] * count, new, f"{new} new tokens each")
+    shortest, longest = scale.sampled_lengths
+    drawn = np.random.default_rng(0).lognormal(np.log(new), 0.7, count)
+    lengths = np.clip(drawn, shortest, longest).astype(int).tolist()
+    middle = statistics.median(lengths)
+    yield _sampled(bench, lengths, longest, f"{min(lengths)} to {max(lengths)} new tokens (median {middle:g}), at most {longest}")
+
+
+def _sampled(bench: Bench, wanted: list[int], limit: int, what: str) -> Comparison:
+    """Both sides draw responses of exactly these lengths."""
+    scale, settings = bench.scale, bench.scale.llama
+    tokenizer = bench.maker(scale.batch).tokenizer
+    prompts = [row["prompt_ids"] for row in pairs(scale.tldr, len(wanted), settings["vocab_size"], tokenizer)]
+    for prompt, length in zip(prompts, wanted, strict=True):
+        prompt[-1] = FIRST_TOKEN + length
     model = causal(settings, tokenizer, 0, bench.device.name).eval()
+    eos = tokenizer.eos_token_id
+    model.register_forward_hook(_count_down(eos), with_kwargs=True)
     lengths: dict[str, list[int]] = {}
 
     def ours() -> None:
         answers = sample(
-            model, tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=new, batch_size=scale.batch, seed=0
+            model, tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=limit, batch_size=scale.batch, seed=0
         )  # fmt: skip
         lengths["rpo"] = [len(answer) for answer in answers]
 
     @torch.inference_mode()
     def plain() -> None:
         lengths["generate"] = []
-        for start in range(0, count, scale.batch):
+        for start in range(0, len(prompts), scale.batch):
             part = prompts[start : start + scale.batch]
             inputs = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(bench.device.name)
             torch.manual_seed(start)
-            output = model.generate(**inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=new)
-            lengths["generate"] += [new] * len(output) if output.shape[1] - inputs["input_ids"].shape[1] == new else [0]
+            output = model.generate(**inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=limit)
+            new = output[:, inputs["input_ids"].shape[1] :].tolist()
+            lengths["generate"] += [tokens.index(eos) + 1 for tokens in new]
 
     def check() -> None:
-        # Draws differ, their number must not; random weights end a response once in some thousand tokens.
-        generated, expected = sum(lengths["rpo"]), sum(lengths["generate"])
-        if abs(generated - expected) > 0.05 * expected:
-            raise UnequalWork(f"sampled {generated} and {expected} tokens")
+        for name, found in lengths.items():
+            if found != wanted:
+                raise UnequalWork(f"{name} sampled responses of {found} tokens instead of {wanted}")
 
     spent = _in_turn({"rpo": ours, "generate": plain}, scale.rounds, bench.device, check)
-    workload = f"TL;DR: {settings['model_type']}, {count} prompts in batches of {scale.batch}, {new} new tokens each"
-    yield bench.compare("sampling", workload, spent, "rpo", "generate", None, "tokens/s", count * new)
+    workload = f"TL;DR: {settings['model_type']}, {len(wanted)} prompts in batches of {scale.batch}, {what}"
+    return bench.compare("sampling", workload, spent, "rpo", "generate", None, "tokens/s", sum(wanted))
 
 
 def _in_turn(works: dict[str, Callable[[], None]], rounds: int, device: Device, check: Callable[[], None]) -> dict[str, list[Spent]]:
