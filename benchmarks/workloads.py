@@ -75,7 +75,7 @@ def neox(vocab: int, hidden: int, layers: int, heads: int) -> dict[str, Any]:
 TLDR, CHAT = Shape("TL;DR", 375, 40), Shape("chat", 100, 200)
 FULL = Scale(
     llama=llama(16384, 384, 6, 6, 1024), neox=neox(50304, 256, 6, 8), small=llama(1024, 128, 3, 4, 256), tldr=TLDR, chat=CHAT,
-    batch=8, rounds=3, members=5, scored=40, sampled=(24, 40), sampled_lengths=(10, 128), miniature_steps=40, pairs=(32, 64, 96, 128),
+    batch=8, rounds=3, members=5, scored=160, sampled=(24, 40), sampled_lengths=(10, 128), miniature_steps=40, pairs=(32, 64, 96, 128),
     grids=((1, 1), (1, 2), (2, 1), (2, 2), (3, 2), (2, 3)),
 )  # fmt: skip
 TOY = replace(

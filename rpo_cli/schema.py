@@ -177,6 +177,11 @@ class TrainingRecipe(ModelSource):
     gradient_accumulation_steps: PositiveInt = Field(
         1, description="pieces of this size in the batch of an optimiser step, which stays the same in several processes"
     )
+    train_sampling_strategy: Literal["random", "group_by_length"] = added(
+        "random",
+        "group_by_length: the rows of an optimiser batch are of about equal length, so that less is padding; such a batch no longer stands "
+        "for the data, which matters where it decides something (ensemble_min: batch) and where the bias is one of length",
+    )
     per_device_eval_batch_size: PositiveInt = cosmetic(64, "rows at a time where nothing is learnt")
     optim: str = "adamw_torch"
     adam_beta1: Share = 0.9

@@ -81,7 +81,7 @@ def pair_logps(
     shared: bool = True,
 ) -> np.ndarray:
     """log pi of each row's responses: float32 [n, 2], a batch holding at most `batch_size` responses of the longest rows."""
-    shared = shared and can_share(model, response_logps, *_longest(rows), pad)
+    shared = shared and can_share(model, response_logps, *_prompts_and_groups(rows), pad)
     return _finite_logps(_read_pairs(model, response_logps, rows, pad, batch_size, on_batch, shared))
 
 
@@ -105,15 +105,14 @@ def pair_rewards(
     Raises:
         RunFailed: a reward is not finite.
     """
-    if shared and can_share(model, response_rewards, *_longest(rows), pad):
+    if shared and can_share(model, response_rewards, *_prompts_and_groups(rows), pad):
         return _finite_rewards(_read_pairs(model, response_rewards, rows, pad, batch_size, on_batch, True))
     sequences = [row.prompt_ids + answer for row in rows for answer in row.responses]
     return rewards(model, sequences, pad, batch_size, on_batch).reshape(len(rows), -1)
 
 
-def _longest(rows: Sequence[TokenRow]) -> tuple[list[list[int]], list[list[list[int]]]]:
-    longest = sorted(rows, key=lambda row: -len(row.prompt_ids) - sum(map(len, row.responses)))[:2]
-    return [row.prompt_ids for row in longest], [row.responses for row in longest]
+def _prompts_and_groups(rows: Sequence[TokenRow]) -> tuple[list[list[int]], list[list[list[int]]]]:
+    return [row.prompt_ids for row in rows], [row.responses for row in rows]
 
 
 def _read_pairs(
@@ -125,7 +124,7 @@ def _read_pairs(
     on_batch: Callable[[int], None],
     shared: bool,
 ) -> np.ndarray:
-    prompts, groups = [row.prompt_ids for row in rows], [row.responses for row in rows]
+    prompts, groups = _prompts_and_groups(rows)
     size = max(1, batch_size // len(groups[0]))
     return _read(model, read, prompts, groups, pad, size, lambda done: on_batch(done * len(groups[0])), shared=shared)
 

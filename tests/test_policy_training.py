@@ -199,6 +199,8 @@ class Stop:
 RESUMED = {
     "policy": ("e-dpo.yaml", "ensemble_min=dataset", "ema_decay=0.5"),
     "policy, kl and example": ("e-dpo.yaml", "ensemble_min=example", "gradient_accumulation_steps=2"),
+    # Three steps an epoch: the checkpoint of step 4 lies inside the second.
+    "policy, by length": ("e-dpo.yaml", "train_sampling_strategy=group_by_length", "per_device_train_batch_size=20"),
     "reward": ("rm.yaml",),
     "reward, early": ("rm.yaml", "stopping=early", "eval_steps=2"),
     "sft": ("sft.yaml", "max_steps=6"),

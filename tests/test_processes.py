@@ -44,6 +44,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     # Not 24, the held-out pairs, and no divisor: batches are ragged, over processes and within.
     "reward, early": ("rm.yaml", "optim=sgd", "learning_rate=1", "stopping=early", "eval_steps=2", "per_device_eval_batch_size=7"),
     "dpo": ("dpo.yaml", *MICRO),
+    "dpo, by length": ("dpo.yaml", *MICRO, "train_sampling_strategy=group_by_length"),
     "e-dpo, batch": ("e-dpo.yaml", "ensemble_min=batch", *SGD),
     "e-dpo, batch of pieces": ("e-dpo.yaml", "ensemble_min=batch", *SGD, "per_device_train_batch_size=2", "gradient_accumulation_steps=4"),
     "e-dpo, dataset": ("e-dpo.yaml", "ensemble_min=dataset", "ema_decay=0.5", *MICRO),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import DistributedType, PartialState
 from torch.utils.data import RandomSampler, Sampler
 from transformers import (
@@ -40,6 +41,7 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         "lr_scheduler_type": recipe.lr_scheduler_type,
         "warmup_steps": recipe.warmup_steps,
         "per_device_train_batch_size": recipe.per_device_train_batch_size,
+        "train_sampling_strategy": recipe.train_sampling_strategy,
         "per_device_eval_batch_size": recipe.per_device_eval_batch_size,
         "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
         "optim": recipe.optim,
@@ -86,8 +88,37 @@ class WholeBatches(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        # dataloader_drop_last would leave an accumulated batch incomplete at the end of an epoch.
-        return RandomSampler(rows, num_samples=len(rows) // batch * batch)
+        whole = len(rows) // batch * batch
+        if self.args.train_sampling_strategy == "random":
+            # dataloader_drop_last would leave an accumulated batch incomplete at the end of an epoch.
+            return RandomSampler(rows, num_samples=whole)
+        columns = [rows[name] for name in rows.column_names if name.endswith("_ids")]
+        lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]
+        # Accelerate tells a sampler of this kind its epoch only while nothing was resumed.
+        return ByLength(lengths, batch, self.args.seed, lambda: self.state.global_step // (whole // batch))
+
+
+class ByLength(Sampler[int]):
+    """Rows in whole optimiser batches of about equal length, in random order: transformers' group_by_length.
+
+    As there, rows are shuffled, and sorted within pieces of up to 50 batches. What differs: the rows that an epoch leaves
+    out are drawn from all, not the shortest of the last piece; and batches are shuffled, not taken from long to short. The
+    batch sorted here is the optimiser's, whatever number of micro-batches and processes share it.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.batch * self.batch
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed + self.epoch())
+        rows = torch.randperm(len(self.lengths), generator=draw)[: len(self)]
+        size = max(1, min(len(rows) // (4 * self.batch), 50)) * self.batch  # at least four pieces, which differ from epoch to epoch
+        ordered = [i for piece in torch.split(rows, size) for i in sorted(piece.tolist(), key=lambda i: -self.lengths[i])]
+        batches = torch.tensor(ordered).view(-1, self.batch)
+        yield from batches[torch.randperm(len(batches), generator=draw)].flatten().tolist()
 
 
 class Journal(TrainerCallback):
