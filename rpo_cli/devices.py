@@ -1,13 +1,24 @@
-"""Which device and precision a stage runs on, and why."""
+"""Which device and precision a stage runs on, and why; everything that differs between cpu, cuda and xla.
+
+XLA compiles a program for every shape it meets and runs it when somebody looks at a result. There, batches have one of a
+few shapes (`buckets`), a step ends with `step_mark`, and nothing is read in between.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rpo_cli.errors import BadInput
-from rpo_cli.schema import Recipe
+from rpo_cli.schema import WITHOUT_MODEL, Recipe
+
+if TYPE_CHECKING:
+    import torch
 
 
 class DeviceError(BadInput):
@@ -22,11 +33,40 @@ class Device:
     dtype_name: str
     reason: str
 
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether every new shape costs a compilation."""
+        return self.name == "xla"
+
+    @property
+    def trains_in_autocast(self) -> bool:
+        """Whether Trainer may bring its own autocast: on XLA accelerate's would round all of float32 to bfloat16."""
+        return self.dtype_name == "bfloat16" and self.name != "xla"
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """What a forward pass outside a trainer runs under, so that it computes as training does."""
         import torch
 
         return torch.autocast(self.name, torch.bfloat16) if self.dtype_name == "bfloat16" else contextlib.nullcontext()
+
+    def optimizer(self, name: str) -> str:
+        """Trainer's name of an optimiser on this device; XLA fuses by itself and has no kernel for torch's fused AdamW."""
+        if self.name == "xla" and name == "adamw_torch_fused":
+            logging.getLogger("rpo").info("optim: adamw_torch_xla in place of adamw_torch_fused, the same update without its kernel")
+            return "adamw_torch_xla"
+        return name
+
+    @property
+    def attention(self) -> str | None:
+        """attn_implementation where the recipe names none: sdpa reads the mask back to the host before it calls XLA."""
+        return "eager" if self.name == "xla" else None
+
+    def place(self, model: Any) -> Any:
+        """The model on this device, its tied weights still tied: moving to XLA makes new parameters."""
+        model = model.to(self.name)
+        if self.name == "xla":
+            model.tie_weights()
+        return model
 
     def __str__(self) -> str:
         return f"{self.name}, {self.dtype_name} ({self.reason})"
@@ -38,6 +78,8 @@ def choose(recipe: Recipe) -> Device:
     Raises:
         DeviceError: cuda was asked for and there is none.
     """
+    if recipe.device == "xla":
+        return _xla(recipe)
     if recipe.device == "cpu":
         has_cuda = False
     else:
@@ -53,6 +95,51 @@ def choose(recipe: Recipe) -> Device:
     if name == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Device(name, "bfloat16", f"cuda: {why}; bfloat16: in this GPU's hardware")
     return Device(name, "float32", f"{name}: {why}; float32: no bfloat16 in hardware assumed")
+
+
+def _xla(recipe: Recipe) -> Device:
+    if importlib.util.find_spec("torch_xla") is None:
+        raise DeviceError("device: xla was asked for, but torch-xla is not installed (the extra `tpu`; see docs/tpu.md)")
+    hardware = xla_hardware()
+    why = f"xla on {hardware}: PJRT_DEVICE says so" if "PJRT_DEVICE" in os.environ else f"xla on {hardware}: the default"
+    if recipe.dtype != "auto":
+        return Device("xla", recipe.dtype, f"{why}; dtype: as the recipe says")
+    if hardware == "TPU":
+        return Device("xla", "bfloat16", f"{why}; bfloat16: in a TPU's hardware")
+    return Device("xla", "float32", f"{why}; float32: no bfloat16 in hardware assumed")
+
+
+def xla_hardware() -> str:
+    """What XLA compiles for: TPU, or what PJRT_DEVICE names; CPU runs the same programs without one."""
+    return os.environ.get("PJRT_DEVICE", "TPU")
+
+
+def environment(recipes: Sequence[Recipe]) -> dict[str, str]:
+    """Variables that transformers and accelerate read when they are imported: torch-xla, where installed, takes over unless told not to.
+
+    Raises:
+        DeviceError: some of the recipes ask for XLA and others for another device.
+    """
+    wanted = {recipe.device == "xla" for recipe in recipes if recipe.stage not in WITHOUT_MODEL}
+    if len(wanted) > 1:
+        raise DeviceError("device: some stages of this plan ask for xla and others do not; give --device xla, which all of them follow")
+    if wanted != {True}:
+        return {"USE_TORCH_XLA": "0"}
+    # accelerate takes a process without a LOCAL_RANK for none of the first.
+    return {"USE_TORCH_XLA": "1", "PJRT_DEVICE": xla_hardware(), "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
+
+
+def is_xla(device: torch.device) -> bool:
+    """Whether batches on this device must have one of a few shapes."""
+    return device.type == "xla"
+
+
+def step_mark(device: torch.device) -> None:
+    """End of a step: on XLA, compile what was traced and run it; elsewhere it has run already."""
+    if device.type == "xla":
+        import torch_xla
+
+        torch_xla.sync()
 
 
 def dtype_in_force(recipe: Recipe) -> str:
@@ -92,6 +179,12 @@ def prepare(threads: int | None) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling every new tensor would make a small model's step five times slower; nothing here reads unwritten memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if os.environ.get("USE_TORCH_XLA") == "1":
+        import torch_xla.utils.checkpoint
+        import transformers.modeling_utils
+
+        # torch's own looks for torch.xla, which is not there.
+        transformers.modeling_utils.checkpoint = torch_xla.utils.checkpoint.checkpoint
 
 
 def quiet() -> None:

@@ -163,11 +163,12 @@ def ensemble_losses(
 class MemberEma:
     """Exponential moving average of every member's data-set loss, which decides the `dataset` scope.
 
-    `losses`: k floats, squared reward units, per optimiser step decay·old + (1 − decay)·batch. Source: ours; the paper
-    does not say how the min over the data set is followed during training.
+    `losses`: [k] float64, squared reward units, per optimiser step decay·old + (1 − decay)·batch; on the device of the
+    batches, from which nothing is read. Source: ours; the paper does not say how the min over the data set is followed
+    during training.
     """
 
-    losses: list[float]
+    losses: Tensor
     decay: float
 
     @classmethod
@@ -180,31 +181,36 @@ class MemberEma:
             raise ValueError(f"delta_r must be [members, pairs] with at least one pair, not {tuple(delta_r.shape)}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), not {decay}")
-        return cls(delta_r.double().square().mean(1).tolist(), decay)
+        return cls(delta_r.double().square().mean(1), decay)
 
     def update(self, batch_losses: Tensor) -> None:
         """Moves the average towards `batch_losses` [k], the members' means over one whole optimiser batch.
 
-        Raises ValueError when a loss is not finite (the average would never forget it) or their number is not k.
+        Raises ValueError when their number is not k.
         """
-        new = batch_losses.double().tolist()
-        if len(new) != len(self.losses) or not all(map(math.isfinite, new)):
-            raise ValueError(f"expected {len(self.losses)} finite member losses, got {new}")
-        self.losses = [self.decay * old + (1 - self.decay) * loss for old, loss in zip(self.losses, new, strict=True)]
+        if batch_losses.shape != self.losses.shape:
+            raise ValueError(f"expected the losses of {len(self.losses)} members, got {tuple(batch_losses.shape)}")
+        self.losses = self.decay * self.losses.to(batch_losses.device) + (1 - self.decay) * batch_losses.double()
 
-    def choice(self) -> int:
+    def choice(self) -> Tensor:
         """Index of the member with the least average; the first of equals."""
-        return self.losses.index(min(self.losses))
+        return select_member(self.losses)
 
     def state_dict(self) -> dict[str, list[float]]:
-        """What a checkpoint must hold; the decay belongs to the recipe."""
-        return {"losses": list(self.losses)}
+        """What a checkpoint must hold; the decay belongs to the recipe.
+
+        Raises ValueError when an average is not finite: it would never forget.
+        """
+        losses = self.losses.tolist()
+        if not all(map(math.isfinite, losses)):
+            raise ValueError(f"expected {len(losses)} finite member losses, got {losses}")
+        return {"losses": losses}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         """Restores `state_dict`. Raises ValueError when it was made by another number of members."""
         if len(state["losses"]) != len(self.losses):
             raise ValueError(f"the checkpoint has {len(state['losses'])} members, this run {len(self.losses)}")
-        self.losses = list(state["losses"])
+        self.losses = torch.tensor(state["losses"], dtype=torch.float64)
 
 
 # ── γ·KL(π_ref ‖ π_θ) ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -35,7 +35,7 @@ class MemberChoice:
 
     def begin_step(self, choice: torch.Tensor | None) -> None:
         """Fix the member for a step: the EMA's, or the one decided over the batch; None: micro-batch = batch."""
-        self.choice = torch.tensor(self.ema.choice()) if self.scope == "dataset" else choice
+        self.choice = self.ema.choice() if self.scope == "dataset" else choice
         self._sums = torch.zeros_like(self._sums)
         self._batches = 0
 
@@ -51,7 +51,9 @@ class MemberChoice:
         if self.scope == "batch" and choice is None:
             choice = select_member(batch_mean(means))
         kept, chosen = ensemble_losses(losses, self.scope, choice=None if self.scope == "example" else choice)
-        self._taught = self._taught.to(chosen.device) + torch.bincount(chosen, minlength=len(self.names))
+        members = torch.arange(len(self.names), device=chosen.device)
+        # Not bincount: its shape depends on what is in the tensor, so it would be read back to the host.
+        self._taught = self._taught.to(chosen.device) + (chosen == members[:, None]).sum(1)
         return kept
 
     def end_step(self, batch_mean: Any, batch_sum: Any) -> None:
