@@ -7,13 +7,13 @@ few shapes (`buckets`), a step ends with `step_mark`, and nothing is read in bet
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rpo_cli import xla_probe
 from rpo_cli.errors import BadInput
 from rpo_cli.schema import WITHOUT_MODEL, Recipe
 
@@ -98,9 +98,11 @@ def choose(recipe: Recipe) -> Device:
 
 
 def _xla(recipe: Recipe) -> Device:
-    if importlib.util.find_spec("torch_xla") is None:
-        raise DeviceError("device: xla was asked for, but torch-xla is not installed (the extra `tpu`; see docs/tpu.md)")
+    if (problem := xla_probe.torch_xla_problem()) is not None:
+        raise DeviceError(f"device: xla was asked for, but {problem}")
     hardware = xla_hardware()
+    if hardware == "TPU" and not xla_probe.chips():
+        raise DeviceError("device: xla was asked for, but there is no TPU chip on the PCI bus (PJRT_DEVICE=CPU runs XLA without one)")
     why = f"xla on {hardware}: PJRT_DEVICE says so" if "PJRT_DEVICE" in os.environ else f"xla on {hardware}: the default"
     if recipe.dtype != "auto":
         return Device("xla", recipe.dtype, f"{why}; dtype: as the recipe says")
