@@ -131,6 +131,14 @@ def environment(recipes: Sequence[Recipe]) -> dict[str, str]:
     return {"USE_TORCH_XLA": "1", "PJRT_DEVICE": xla_hardware(), "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
 
 
+def to_host(model: Any) -> Any:
+    """The model where its weights can be looked at and saved: XLA's tensors have no memory to read."""
+    if model.device.type == "xla":
+        model = model.to("cpu")
+        model.tie_weights()
+    return model
+
+
 def is_xla(device: torch.device) -> bool:
     """Whether batches on this device must have one of a few shapes."""
     return device.type == "xla"
@@ -182,11 +190,21 @@ def prepare(threads: int | None) -> None:
     # Filling every new tensor would make a small model's step five times slower; nothing here reads unwritten memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if os.environ.get("USE_TORCH_XLA") == "1":
-        import torch_xla.utils.checkpoint
-        import transformers.modeling_utils
+        _mend_transformers()
 
-        # torch's own looks for torch.xla, which is not there.
-        transformers.modeling_utils.checkpoint = torch_xla.utils.checkpoint.checkpoint
+
+def _mend_transformers() -> None:
+    """What transformers does on XLA that fails, or compiles and reads more than it must."""
+    import torch_xla.runtime
+    import torch_xla.utils.checkpoint
+    import transformers.modeling_utils
+    import transformers.trainer
+
+    # torch's own asks for the module torch.xla, which there is none of.
+    transformers.modeling_utils.checkpoint = torch_xla.utils.checkpoint.checkpoint
+    if torch_xla.runtime.world_size() == 1:
+        # The logged loss would go through a rendezvous of the process with itself, in four programs.
+        transformers.trainer.nested_gather = lambda tensors, *args, **kwargs: tensors.cpu()
 
 
 def quiet() -> None:

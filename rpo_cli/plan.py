@@ -365,13 +365,11 @@ class Planner:
         values |= {name: None for name in ("rm_seed", "policy_seed")}
         if kind != "samples":
             values |= {"reference_samples": 1, "max_new_tokens": 1, "sampling_seed": None}
-        options = {}
         if "per_device_eval_batch_size" in policy.model_fields_set:
-            # Memory allows no more. Each batch of samples has a seed of its own, so there the size is part of the result.
+            # Memory allows no more.
             values["per_device_eval_batch_size"] = policy.per_device_eval_batch_size
-            options = {"per_device_eval_batch_size": policy.per_device_eval_batch_size} if kind == "samples" else {}
         recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
-        return self._add(kind, path, loaded, inputs, options, recipe=recipe)
+        return self._add(kind, path, loaded, inputs, recipe=recipe)
 
     def _evaluate(self, loaded: Loaded) -> Stage:
         """The baseline's own evaluation: what `rpo evaluate` without a policy means."""

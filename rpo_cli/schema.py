@@ -465,7 +465,7 @@ class EvaluateRecipe(ModelSource):
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: PositiveInt = 128
     truncated: Literal["score", "drop"] = Field("score", description="samples without EOS: scored as they are, or left out (and counted)")
-    per_device_eval_batch_size: PositiveInt = Field(128, description="prompts sampled at a time; each batch has a seed of its own")
+    per_device_eval_batch_size: PositiveInt = cosmetic(128, "prompts sampled at a time")
     bootstrap_samples: PositiveInt = Field(2000, description="resamples behind each interval")
     sampler: Literal["transformers", "vllm"] = added("transformers", "what samples the policy; vllm needs the extra `vllm` and a GPU")
     # No part of this stage's key: verdicts are a stage of their own and can be asked for later.

@@ -26,7 +26,7 @@ from transformers import (
 
 from rpo_cli.batches import PairCollator, groups_of, shape_of
 from rpo_cli.buckets import for_training
-from rpo_cli.devices import Device, arrangement, processes, rank, step_mark
+from rpo_cli.devices import Device, arrangement, processes, rank, step_mark, to_host
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models import save
 from rpo_cli.schema import TrainingRecipe
@@ -228,10 +228,10 @@ def whole_model(trainer: Trainer) -> Any:
 def publish_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> PreTrainedModel:
     """Save the trained model beside its tokenizer, drop the checkpoints; an adapter is kept apart and merged.
 
-    Every process calls it, the first one writes.
+    Every process calls it, the first one writes. Returns the model, on the host where the device has no memory to save from.
     """
     trainer.accelerator.wait_for_everyone()  # another process may still read a checkpoint
-    model = whole_model(trainer)
+    model = to_host(whole_model(trainer))
     if rank() != 0:
         return model
     if hasattr(model, "merge_and_unload"):

@@ -140,7 +140,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     metrics: dict[str, Any] = train(trainer, report)
     trained = publish_model(trainer, tokenizer, job.directory)
     if held_out and devices.rank() == 0:
-        scores = pair_rewards(trained, held_out, pad_id(tokenizer), recipe.per_device_eval_batch_size, shared=shared)
+        scores = pair_rewards(device.place(trained), held_out, pad_id(tokenizer), recipe.per_device_eval_batch_size, shared=shared)
         margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
         metrics |= {"held_out_accuracy": float((margins > 0).mean()), "held_out_loss": float(np.logaddexp(0, -margins).mean())}
         metrics |= utility_accuracy(margins, held_out, held_out_texts)
