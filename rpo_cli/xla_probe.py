@@ -10,13 +10,17 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 from packaging.version import Version
+
+from rpo_cli.errors import RunFailed
 
 PATIENCE = 60.0  # seconds: importing torch and starting the TPU's runtime takes some ten of them
 GOOGLE = "0x1ae0"  # vendor of PCI devices; the network card of a cloud machine is Google's too
 TPUS = ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # v2 and v3, v4, v5p, v5e, v6e, 7x; as in torch_xla/_internal/tpu.py
 PCI = Path("/sys/bus/pci/devices")
+METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number"
 # The runtime waits for hardware that is not there: asked in a process that can be ended.
 SCRIPT = """
 import json, torch_xla, torch_xla.runtime
@@ -64,6 +68,23 @@ def probe_tpu(seconds: float = PATIENCE) -> Probe:
         return Probe(0, 0, f"{found}, but its runtime did not start: {last}")
     here, everywhere = json.loads(asked.stdout.splitlines()[-1])
     return Probe(here, everywhere, f"{found}, {here} devices" + (f" of {everywhere}" if everywhere != here else ""))
+
+
+def host() -> int:
+    """Which of a pod's hosts this is, counted from 0; 0 where there is one.
+
+    Raises:
+        RunFailed: this is a TPU machine, and its metadata cannot be read.
+    """
+    if "TPU_WORKER_ID" in os.environ:
+        return int(os.environ["TPU_WORKER_ID"])
+    if not chips():
+        return 0
+    try:
+        with urlopen(Request(METADATA, headers={"Metadata-Flavor": "Google"}), timeout=10) as answer:
+            return int(answer.read())
+    except (OSError, ValueError) as error:
+        raise RunFailed(f"which host of the TPU is this? Its metadata cannot be read ({error}); set TPU_WORKER_ID to 0, 1, ...") from error
 
 
 def torch_xla_problem() -> str | None:
