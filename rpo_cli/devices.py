@@ -35,7 +35,7 @@ class Device:
 
     @property
     def fixed_shapes(self) -> bool:
-        """Whether every new shape costs a compilation."""
+        """Whether every new shape of a batch costs a compilation."""
         return self.name == "xla"
 
     @property
@@ -137,9 +137,16 @@ def to_host(model: Any) -> Any:
     return model
 
 
-def is_xla(device: torch.device) -> bool:
-    """Whether batches on this device must have one of a few shapes."""
+def fixed_shapes(device: torch.device) -> bool:
+    """Whether every new shape of a batch costs a compilation on this device."""
     return device.type == "xla"
+
+
+def reading(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """What a model is read under where nothing is learnt; XLA has no inference mode."""
+    import torch
+
+    return torch.no_grad() if device.type == "xla" else torch.inference_mode()
 
 
 def step_mark(device: torch.device) -> None:
