@@ -57,6 +57,11 @@ class Device:
         return name
 
     @property
+    def checkpointing(self) -> dict[str, Any] | None:
+        """How gradient checkpointing goes on this device, where it is not transformers' own way."""
+        return {"use_reentrant": True} if self.name == "xla" else None
+
+    @property
     def attention(self) -> str | None:
         """attn_implementation where the recipe names none: sdpa reads the mask back to the host before it calls XLA."""
         return "eager" if self.name == "xla" else None
