@@ -7,13 +7,13 @@ few shapes (`buckets`), a step ends with `step_mark`, and nothing is read in bet
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rpo_cli import xla_probe
 from rpo_cli.errors import BadInput
 from rpo_cli.schema import WITHOUT_MODEL, Recipe
 
@@ -103,9 +103,11 @@ def choose(recipe: Recipe) -> Device:
 
 
 def _xla(recipe: Recipe) -> Device:
-    if importlib.util.find_spec("torch_xla") is None:
-        raise DeviceError("device: xla was asked for, but torch-xla is not installed (the extra `tpu`; see docs/tpu.md)")
+    if (problem := xla_probe.torch_xla_problem()) is not None:
+        raise DeviceError(f"device: xla was asked for, but {problem}")
     hardware = xla_hardware()
+    if hardware == "TPU" and not xla_probe.chips():
+        raise DeviceError("device: xla was asked for, but there is no TPU chip on the PCI bus (PJRT_DEVICE=CPU runs XLA without one)")
     why = f"xla on {hardware}: PJRT_DEVICE says so" if "PJRT_DEVICE" in os.environ else f"xla on {hardware}: the default"
     if recipe.dtype != "auto":
         return Device("xla", recipe.dtype, f"{why}; dtype: as the recipe says")
@@ -184,7 +186,40 @@ def processes() -> int:
 
 def arrangement() -> str:
     """How this process trains with others, as checkpoints name it."""
+    if spread():
+        import torch_xla.runtime
+
+        return f"{torch_xla.runtime.global_runtime_device_count()} XLA"
     return f"{processes()}{' FSDP' if os.environ.get('ACCELERATE_USE_FSDP') == 'true' else ''}"
+
+
+def spread() -> bool:
+    """Whether one model and its batches are spread over all XLA devices, which this process sees as one."""
+    return os.environ.get("XLA_USE_SPMD") == "1"
+
+
+def join_spread(devices: int) -> None:
+    """Take this process's place among those that accelerate's TPU launcher started, one for each chip of each host.
+
+    The first process of the first host writes. By the order of hosts, not of XLA's processes, whose order is the runtime's.
+
+    Raises:
+        BadInput: there are not so many devices.
+    """
+    import torch_xla.runtime
+
+    found = torch_xla.runtime.global_runtime_device_count()
+    if found != devices:
+        raise BadInput(f"num_processes: {devices}, but XLA sees {found} devices")
+    local, count = (int(os.environ[f"PJRT_LOCAL_PROCESS_{what}"]) for what in ("RANK", "COUNT"))
+    os.environ["RANK"] = str(xla_probe.host() * count + local)
+
+
+def one_chip() -> dict[str, str]:
+    """Variables for a process that uses a TPU alone: one chip of this host, so that it waits for no other host."""
+    if xla_hardware() != "TPU":
+        return {}
+    return {"TPU_VISIBLE_CHIPS": "0", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
 
 
 def prepare(threads: int | None) -> None:
