@@ -35,7 +35,7 @@ class Device:
 
     @property
     def fixed_shapes(self) -> bool:
-        """Whether every new shape costs a compilation."""
+        """Whether every new shape of a batch costs a compilation."""
         return self.name == "xla"
 
     @property
@@ -55,6 +55,11 @@ class Device:
             logging.getLogger("rpo").info("optim: adamw_torch_xla in place of adamw_torch_fused, the same update without its kernel")
             return "adamw_torch_xla"
         return name
+
+    @property
+    def checkpointing(self) -> dict[str, Any] | None:
+        """How gradient checkpointing goes on this device, where it is not transformers' own way."""
+        return {"use_reentrant": True} if self.name == "xla" else None
 
     @property
     def attention(self) -> str | None:
@@ -139,9 +144,16 @@ def to_host(model: Any) -> Any:
     return model
 
 
-def is_xla(device: torch.device) -> bool:
-    """Whether batches on this device must have one of a few shapes."""
+def fixed_shapes(device: torch.device) -> bool:
+    """Whether every new shape of a batch costs a compilation on this device."""
     return device.type == "xla"
+
+
+def reading(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """What a model is read under where nothing is learnt; XLA has no inference mode."""
+    import torch
+
+    return torch.no_grad() if device.type == "xla" else torch.inference_mode()
 
 
 def step_mark(device: torch.device) -> None:

@@ -53,6 +53,7 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
         "activation_checkpointing": recipe.gradient_checkpointing,  # the name of gradient_checkpointing from transformers 6 on
+        "activation_checkpointing_kwargs": device.checkpointing,
         "logging_steps": recipe.logging_steps,
         "logging_nan_inf_filter": False,  # a NaN must be seen, not averaged away
         "save_strategy": "no" if recipe.save_steps is None else "steps",
