@@ -120,6 +120,8 @@ def main(
 ) -> None:
     """Robust preference optimisation: distil reward models into policies, pessimistically."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Where torch-xla is installed, accelerate and transformers take it unless told not to; torch-tpu loads itself with torch.
+    os.environ.update({"USE_TORCH_XLA": "0", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
 
 
 @app.command("train-sft", epilog="Example: rpo train-sft --recipe miniature/sft.yaml")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from rpo_cli import devices
 from rpo_cli.batches import by_length
 from rpo_cli.errors import BadInput, RunFailed
 
@@ -30,7 +31,6 @@ RETIRE = 1 / 8
 UNIT = 2.0**40
 
 
-@torch.inference_mode()
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -59,10 +59,28 @@ def sample(
             f"a prompt of {longest - max_new_tokens} tokens and max_new_tokens {max_new_tokens} exceed the model's {room} positions"
         )
     model.eval()
+    if not prompts:
+        return []
+    in_batches = _in_batches
+    if devices.fixed_shapes(model.device):
+        from rpo_cli.generation_static import in_batches  # which draws and picks with what is below
+    with devices.reading(model.device):
+        return in_batches(model, tokenizer, prompts, temperature, top_p, max_new_tokens, batch_size, seed, on_batch)
+
+
+def _in_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Tokens],
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    on_batch: Callable[[int], None],
+) -> list[list[int]]:
     copies = occurrences(prompts)
     result: list[list[int]] = [[] for _ in prompts]
-    if not prompts:
-        return result
     decoder = _decoder(model, prompts[0][0], int(tokenizer.pad_token_id))
     done = 0
     for rows in by_length([len(p) for p in prompts], batch_size):

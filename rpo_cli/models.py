@@ -108,8 +108,9 @@ def _load(
     training: bool,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    if recipe.attn_implementation is not None:
-        kwargs["attn_implementation"] = recipe.attn_implementation
+    attention = recipe.attn_implementation or device.attention
+    if attention is not None:
+        kwargs["attn_implementation"] = attention
     offline = look_for(source)
     try:
         # float32 everywhere: where bfloat16 is asked for it comes by autocast, the same in training and in scoring.
@@ -131,7 +132,7 @@ def _load(
         raise BadInput(f"{source}: the pad_token is new to its vocabulary; name an unused token of the vocabulary, or train from it first")
     fit_to_tokenizer(model, tokenizer)
     disable_dropout(model)
-    fitted: PreTrainedModel = model.to(device.name).eval()
+    fitted: PreTrainedModel = device.place(model).eval()
     return fitted
 
 
@@ -150,9 +151,11 @@ def new_causal(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dev
     except (KeyError, ValueError, TypeError) as error:
         raise BadInput(f"model_config_kwargs: {error}") from error
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    attention = {} if device.attention is None else {"attn_implementation": device.attention}
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention)
     disable_dropout(model)
-    return model.to(device.name)
+    placed: PreTrainedModel = device.place(model)
+    return placed
 
 
 def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

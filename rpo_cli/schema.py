@@ -50,7 +50,7 @@ class Recipe(BaseModel):
     rm_seed: int | None = Field(None, ge=0, description="seed of reward model training")
     policy_seed: int | None = Field(None, ge=0, description="seed of SFT and policy training")
     sampling_seed: int | None = Field(None, ge=0, description="seed of sampled responses")
-    device: Literal["auto", "cpu", "cuda"] = cosmetic("auto", "auto: cuda if there is one, else cpu")
+    device: Literal["auto", "cpu", "cuda", "xla"] = cosmetic("auto", "auto: cuda if there is one, else cpu; xla: a TPU (docs/tpu.md)")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device has it in hardware, else float32"
     )

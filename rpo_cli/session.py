@@ -172,6 +172,9 @@ class Session:
 def cut_of(recipe: schema.TrainingRecipe, launch: processes.Launch | None) -> str:
     """How the batch of an optimiser step is cut, in words."""
     count = 1 if launch is None else launch.processes
+    if launch is not None and launch.strategy == "XLA":
+        rows, pieces = processes.spread(recipe, count)
+        return f"{rows * pieces} = {rows} rows over {count} cores x {pieces} accumulated"
     rows, pieces = processes.share(recipe, count)
     return f"{rows * pieces * count} = {rows} rows x {pieces} accumulated x {count} process{'' if count == 1 else 'es'}"
 

@@ -67,7 +67,7 @@ class MemberChoice:
 
     def shares(self) -> dict[str, float]:
         """Share of pairs that each member taught since the last call."""
-        recent = self._since_log.double().cpu()
+        recent = self._since_log.cpu().double()
         self._since_log = torch.zeros_like(self._since_log)
         self.counts += recent
         total = max(1.0, float(recent.sum()))

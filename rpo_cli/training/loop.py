@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from rpo_cli.devices import Device, arrangement, processes, rank
+from rpo_cli.batches import PairCollator, groups_of, shape_of
+from rpo_cli.buckets import for_training
+from rpo_cli.devices import Device, arrangement, processes, rank, step_mark, to_host
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models import save
 from rpo_cli.schema import TrainingRecipe
@@ -44,12 +48,13 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         "train_sampling_strategy": recipe.train_sampling_strategy,
         "per_device_eval_batch_size": recipe.per_device_eval_batch_size,
         "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
-        "optim": recipe.optim,
+        "optim": device.optimizer(recipe.optim),
         "adam_beta1": recipe.adam_beta1,
         "adam_beta2": recipe.adam_beta2,
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
         "activation_checkpointing": recipe.gradient_checkpointing,  # the name of gradient_checkpointing from transformers 6 on
+        "activation_checkpointing_kwargs": device.checkpointing,
         "logging_steps": recipe.logging_steps,
         "logging_nan_inf_filter": False,  # a NaN must be seen, not averaged away
         "save_strategy": "no" if recipe.save_steps is None else "steps",
@@ -58,7 +63,7 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         "report_to": "none",
         "seed": seed,
         "data_seed": seed,
-        "bf16": device.dtype_name == "bfloat16",  # autocast; the weights stay float32
+        "bf16": device.trains_in_autocast,  # the weights stay float32
         "use_cpu": device.name == "cpu",
         "disable_tqdm": True,
         "dataloader_drop_last": False,  # of training rows `WholeBatches` leaves none over; of held-out rows none may be left out
@@ -82,8 +87,39 @@ def need_rows(count: int, recipe: TrainingRecipe, what: str) -> None:
         raise BadInput(f"{what}: {count} rows do not fill one batch of {batch}")
 
 
+def collator_of(
+    rows: list[dict[str, Any]], recipe: TrainingRecipe, device: Device, pad: int, shared: bool
+) -> tuple[PairCollator, dict[str, float]]:
+    """The collator of a stage's rows, and for its metrics what shapes its batches have where each must be compiled."""
+    if not device.fixed_shapes:
+        return PairCollator(pad, shared), {}
+    needed = [shape_of(row["prompt_ids"], groups_of(row), shared=shared) for row in rows]
+    found = for_training(needed, recipe.per_device_train_batch_size)
+    logging.getLogger("rpo").info("training batches: %s", found)
+    return PairCollator(pad, shared, found), {"shapes": len(found.shapes), "padding_share": found.padding}
+
+
 class WholeBatches(Trainer):
-    """A Trainer whose every optimiser step sees a whole batch: an epoch's last rows are left out, however batches are cut."""
+    """A Trainer whose every optimiser step sees a whole batch: an epoch's last rows are left out, however batches are cut.
+
+    `device`: where its forward passes bring an autocast of their own, if Trainer brings none.
+    """
+
+    device: Device
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[None]:
+        """What a forward pass with its loss runs under."""
+        return nullcontext() if self.args.bf16 else self.device.autocast()
+
+    def batch_mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean of a tensor over processes; one alone has nothing to wait for."""
+        mean: torch.Tensor = self.accelerator.reduce(values, "mean") if self.accelerator.num_processes > 1 else values
+        return mean
+
+    def batch_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over processes."""
+        total: torch.Tensor = self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
+        return total
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -130,6 +166,9 @@ class Journal(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.report.rewind(state.global_step)
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        step_mark(args.device)  # each piece of a batch by itself: all in one program would take as much longer to compile
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.report(state.global_step, state.max_steps)
@@ -220,10 +259,10 @@ def whole_model(trainer: Trainer) -> Any:
 def publish_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> PreTrainedModel:
     """Save the trained model beside its tokenizer, drop the checkpoints; an adapter is kept apart and merged.
 
-    Every process calls it, the first one writes.
+    Every process calls it, the first one writes. Returns the model, on the host where the device has no memory to save from.
     """
     trainer.accelerator.wait_for_everyone()  # another process may still read a checkpoint
-    model = whole_model(trainer)
+    model = to_host(whole_model(trainer))
     if rank() != 0:
         return model
     if hasattr(model, "merge_and_unload"):
