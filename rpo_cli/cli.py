@@ -355,7 +355,31 @@ _theory("degeneracy", "Few pairs, many epochs: how far each objective moves chos
 _theory("gamma", "The weight of the forward KL: annealed, constant, none.")
 _theory("ensemble", "e-DPO's min: its scope, the members' calibration, the size of their subsets.")
 _theory("kl", "Estimators of the forward KL: bias, variance, cost.")
-_theory("unbiased", "All objectives on the pairs as they are, without resampling.")
+
+
+@figure_app.command("unbiased", epilog="Example: rpo figure unbiased --recipe miniature/figure-unbiased.yaml --tune --jobs 2")
+@guarded
+def unbiased(
+    recipe: Recipe = "figure-unbiased.yaml", rho: Rho = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, with commas. Default: the recipe's.")] = None,
+    from_results: Annotated[Path | None, typer.Option("--from", help="Redraw kept results; train nothing.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the files. Default: figures/ in the workspace.")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation, for this figure.")] = False,
+    keep_weights: KeepWeights = "best", grid_size: GridSize = None, overrides: Set = None, workspace: WorkspaceOption = None,
+    dry_run: DryRun = False, estimate: Estimate = False, device_name: DeviceName = None, tflops: Tflops = None, mfu: Mfu = None,
+    price_per_hour: Price = None, params: Params = None, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False,
+    accelerate: Accelerate = None, debug: Debug = False,
+) -> None:  # fmt: skip
+    """All objectives on the pairs as they are, without resampling."""
+    from rpo_cli.planned import asked
+    from rpo_cli.studies import Tuning, run_study
+
+    session = _session(**locals())
+    question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
+    if not tune and (grid_size is not None or keep_weights != "best"):
+        raise BadInput("--grid-size and --keep-weights: only with --tune, which is what tries a grid")
+    tuning = Tuning(grid_size, keep_weights) if tune else None
+    run_study(session, "unbiased", None if rho == "all" else session.rhos([]), _numbers(seeds), from_results, out, tuning, question)
 
 
 @recipe_app.command("list", epilog="Example: rpo recipe list")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from rpo_cli import schema
+from rpo_cli.budget import Budget, Selection, select
 from rpo_cli.errors import BadInput
 from rpo_cli.plan import Stage, rho_folder
-from rpo_cli.protocol import Cell, Cells, gather
+from rpo_cli.planned import Question, plan_only
+from rpo_cli.protocol import Cell, Cells, Keep, WeightKeeper, gather, stem
 from rpo_cli.recipes import Loaded, load, variant_overrides
 from rpo_cli.session import Session
+from rpo_cli.sweeping import Chosen, figure_of, grid_cells, tuned
 from rpo_cli.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -22,19 +25,29 @@ if TYPE_CHECKING:
 
     from rpo_cli.orderings import Difference
 
+
+@dataclass(frozen=True)
+class Tuning:
+    """`--tune` of a figure: how many values of each grid (None: all), which weights stay."""
+
+    grid_size: int | None
+    keep: Keep
+
+
 CURVES = ("policy", "rho", "seed", "step", "measure", "value")
 
 
-def study_cells(loaded: Loaded, rhos: Sequence[float | None], seeds: Sequence[int]) -> list[Cell]:
-    """A cell for each variant, rho and seed of a figure recipe, named for the variant."""
+def study_cells(loaded: Loaded, rhos: Sequence[float | None], seeds: Sequence[int], chosen: Chosen | None = None) -> list[Cell]:
+    """A cell for each variant, rho and seed of a figure recipe, named for the variant; under the strengths chosen, if any were."""
     recipe = cast(schema.FigureRecipe, loaded.recipe)
     maker, measured = Cells(loaded.path.parent), recipe.kind in schema.MEASURED
-    return [
-        replace(maker.cell(v.recipe, rho, seed, "test", variant_overrides(v), measured=measured), policy=v.name)
-        for seed in seeds
-        for rho in rhos
-        for v in recipe.variants
-    ]
+
+    def cell(variant: schema.Variant, rho: float | None, seed: int) -> Cell:
+        strength = [f"{name}={value!r}" for name, value in (chosen or {}).get(stem(variant.recipe), {}).get(rho, {}).items()]
+        made = maker.cell(variant.recipe, rho, seed, "test", [*variant_overrides(variant), *strength], measured=measured)
+        return replace(made, policy=variant.name)
+
+    return [cell(variant, rho, seed) for seed in seeds for rho in rhos for variant in recipe.variants]
 
 
 def run_study(
@@ -44,8 +57,15 @@ def run_study(
     seeds: Sequence[int] | None,
     from_results: Path | None,
     out: Path | None,
+    tuning: Tuning | None = None,
+    question: Question | None = None,
 ) -> None:
-    """Build what the variants lack, keep the numbers in their small form, draw from those and report every claim."""
+    """Build what the variants lack, keep the numbers in their small form, draw from those and report every claim.
+
+    Args:
+        tuning: choose strengths on validation first, for this figure only: without resampling no `by_rho` could hold them.
+        question: what the plan of a dry run is to estimate.
+    """
     from rpo_cli.results import save_results
 
     if from_results is not None:
@@ -58,8 +78,18 @@ def run_study(
     if recipe.kind != kind:
         raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
     rho_list, seed_list = list(rhos or recipe.rhos), list(seeds or recipe.seeds)
-    cells = study_cells(loaded, rho_list, seed_list)
-    workspace = session.make([cell.evaluation for cell in cells], recipe.suite)
+    selection, maker = Selection([v.recipe for v in recipe.variants], rho_list, seed_list), Cells(loaded.path.parent)
+    chosen: Chosen = {}
+    if tuning is not None:
+        selection = select(figure_of(loaded), rhos, seeds, Budget(grid_size=tuning.grid_size))
+        chosen = tuned(session, loaded, selection, maker, tuning.keep, write=False)
+    cells = study_cells(loaded, rho_list, seed_list, chosen)
+    if session.dry_run and (tuning is not None or question is not None):
+        tried = [] if tuning is None else grid_cells(maker, selection)
+        plan_only(session, recipe.suite, selection, tried, cells, "best" if tuning is None else tuning.keep, question)
+        return
+    finished = WeightKeeper(cells, session.open(recipe.suite), "none" if tuning is not None and tuning.keep == "none" else "all")
+    workspace = session.make([cell.evaluation for cell in cells], recipe.suite, finished=finished)
     if session.dry_run:
         return
     frame, choices, curves, provenance = gather_study(cells, workspace, kind)
@@ -74,6 +104,7 @@ def run_study(
         "seeds": seed_list,
         "bootstrap_samples": recipe.bootstrap_samples,
         "title": recipe.title,
+        **({"left_out": selection.left_out, "title": f"{recipe.title} [reduced: {selection.note()}]"} if selection.left_out else {}),
     }
     folder = out or workspace.root / "figures" / loaded.path.stem
     save_results(frame, choices, meta, folder, schema.MEASURES[kind])
