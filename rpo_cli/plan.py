@@ -314,9 +314,13 @@ class Planner:
         inputs: dict[str, Stage | External] = {"data": splits, "model": model}
         pairs = cast(Stage, splits.inputs["data"])
         of_pairs = pairs.path.split("/", 1)[1]  # differently labelled pairs have log-probs of their own
-        inputs["reference"] = self._scoring("reference", f"reference-logps/{of_pairs}", loaded, {"model": model, "data": pairs})
+        # Delta h is zero at the start only if the reference is what the policy starts from, 4 bits included.
+        kept = {name: getattr(recipe, name) for name in schema.FourBits.model_fields}
+        bits = f"-{recipe.bnb_4bit_quant_type}" if recipe.load_in_4bit else ""
+        scored: dict[str, Stage | External] = {"model": model, "data": pairs}
+        inputs["reference"] = self._scoring("reference", f"reference-logps{bits}/{of_pairs}", loaded, scored, kept)
         if recipe.objective in schema.PESSIMISTIC and recipe.kl_estimator != "data":
-            inputs["samples"] = self._scoring("samples", f"reference-samples/{of_pairs}", loaded, {"model": model, "data": pairs})
+            inputs["samples"] = self._scoring("samples", f"reference-samples{bits}/{of_pairs}", loaded, scored, kept)
         for name, teacher in self._teachers(loaded):
             place = (
                 teacher.path.split("/", 1)[1].removeprefix(rho_folder(recipe.rho) + "/")
@@ -366,10 +370,12 @@ class Planner:
         place = f"{rho_folder(cast(schema.RewardRecipe, recipe).rho)}/{ensemble.path.stem}/warm"
         return self._add("warm", place, ensemble, inputs, recipe=recipe)
 
-    def _scoring(self, kind: str, path: str, loaded: Loaded, inputs: Mapping[str, Stage | External]) -> Stage:
+    def _scoring(
+        self, kind: str, path: str, loaded: Loaded, inputs: Mapping[str, Stage | External], bits: Mapping[str, Any] | None = None
+    ) -> Stage:
         policy = cast(schema.PolicyRecipe, loaded.recipe)
         fields = set(schema.ScoringRecipe.model_fields) - {"stage", "model_name_or_path", "per_device_eval_batch_size", "expected_seconds"}
-        values = {name: copy.deepcopy(getattr(policy, name)) for name in fields}
+        values = {name: copy.deepcopy(getattr(policy, name)) for name in fields - set(schema.FourBits.model_fields)} | dict(bits or {})
         values |= {name: None for name in ("rm_seed", "policy_seed")}
         if kind != "samples":
             values |= {"reference_samples": 1, "max_new_tokens": 1, "sampling_seed": None}

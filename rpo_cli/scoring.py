@@ -20,7 +20,7 @@ from rpo_cli.buckets import Shape, for_batches, longest
 from rpo_cli.data.pairs import TokenRow, read_rows, tokenise
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.generation import sample
-from rpo_cli.models import load_causal, load_reward, load_tokenizer, require_same_tokens
+from rpo_cli.models import four_bits, load_causal, load_reward, load_tokenizer, require_same_tokens
 from rpo_cli.pipeline import Job
 from rpo_cli.schema import ScoringRecipe, seed_of
 from rpo_cli.tracking import Report
@@ -184,7 +184,8 @@ def run_reference(job: Job, report: Report) -> dict[str, Any]:
     recipe: ScoringRecipe = job.recipe
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
     rows = tokenise(read_rows(pairs_file(job)), ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
-    model = load_causal(job.inputs["model"], recipe, devices.choose(recipe), tokenizer, job.revisions.get("model"))
+    device = devices.choose(recipe)
+    model = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"), bits=four_bits(recipe, device))
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     both = pair_logps(model, rows, pad_id(tokenizer), size, lambda n: report(n, 2 * len(rows)), shared=shared)
     _write(
@@ -200,7 +201,8 @@ def run_samples(job: Job, report: Report) -> dict[str, Any]:
     unique = {row["prompt"]: {"id": row["id"], "prompt": row["prompt"]} for row in read_rows(pairs_file(job))}
     rows = tokenise(list(unique.values()), (), tokenizer, recipe.max_length, recipe.overlong, job.path)
     by_id = {str(row["id"]): row["prompt"] for row in unique.values()}
-    model = load_causal(job.inputs["model"], recipe, devices.choose(recipe), tokenizer, job.revisions.get("model"))
+    device = devices.choose(recipe)
+    model = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"), bits=four_bits(recipe, device))
     prompts = [row.prompt_ids for row in rows for _ in range(recipe.reference_samples)]
     size = recipe.per_device_eval_batch_size
     answers = sample(

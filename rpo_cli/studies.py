@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from rpo_cli import schema
+from rpo_cli.budget import Budget, leave_out_of_grids, select
 from rpo_cli.errors import BadInput
 from rpo_cli.plan import Stage, rho_folder
-from rpo_cli.protocol import Cell, Cells, gather, write_csv
+from rpo_cli.planned import Question, plan_only
+from rpo_cli.protocol import Cell, Cells, WeightKeeper, gather, write_csv
 from rpo_cli.recipes import Loaded, load, variant_overrides
 from rpo_cli.session import Session
-from rpo_cli.study_tuning import Strengths, some_strengths, tune, tuning_cells
+from rpo_cli.study_tuning import Tuning, grids_of, some_strengths, tune, tuning_cells
+from rpo_cli.sweeping import Chosen
 from rpo_cli.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -23,10 +26,11 @@ if TYPE_CHECKING:
 
     from rpo_cli.orderings import Difference
 
+
 CURVES = ("policy", "rho", "seed", "step", "measure", "value")
 
 
-def study_cells(loaded: Loaded, rhos: Sequence[float | None], seeds: Sequence[int], chosen: Strengths | None = None) -> list[Cell]:
+def study_cells(loaded: Loaded, rhos: Sequence[float | None], seeds: Sequence[int], chosen: Chosen | None = None) -> list[Cell]:
     """A cell for each variant, rho and seed of a figure recipe, named for the variant; `chosen`: with these strengths."""
 
     def changes(variant: schema.Variant, rho: float | None) -> list[str]:
@@ -50,11 +54,14 @@ def run_study(
     seeds: Sequence[int] | None,
     from_results: Path | None,
     out: Path | None,
-    tuned: bool,
+    tuning: Tuning | None = None,
+    question: Question | None = None,
 ) -> None:
     """Build what the variants lack, keep the numbers in their small form, draw from those and report every claim.
 
-    `tuned`: the variants' strengths are chosen on validation prompts first, for this figure alone.
+    Args:
+        tuning: choose the variants' strengths on validation prompts first, for this figure alone.
+        question: what the plan of a dry run is to estimate.
     """
     from rpo_cli.results import publish, save_results
 
@@ -68,16 +75,23 @@ def run_study(
     if recipe.kind != kind:
         raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
     rho_list, seed_list = list(rhos or recipe.rhos), list(seeds or recipe.seeds)
-    chosen: Strengths | None = None
+    names = [variant.name for variant in recipe.variants]
+    selection = select((names, recipe.rhos, recipe.seeds), rhos, seeds, Budget(grid_size=None if tuning is None else tuning.grid_size))
+    chosen: Chosen | None = None
     tried: list[dict[str, Any]] = []
-    planned: list[Cell] = []
-    if tuned and session.dry_run:
-        # Which value wins is not known yet; that it is one of the grid is.
-        chosen, planned = some_strengths(loaded, rho_list), tuning_cells(loaded, rho_list, seed_list)
-    elif tuned:
-        chosen, tried = tune(session, loaded, rho_list, seed_list)
+    if tuning is not None:
+        leave_out_of_grids(selection, {name: values for name, (_, values) in grids_of(loaded).items()})
+        if session.dry_run:
+            chosen = some_strengths(loaded, rho_list)
+        else:
+            chosen, tried = tune(session, loaded, rho_list, seed_list, tuning)
     cells = study_cells(loaded, rho_list, seed_list, chosen)
-    workspace = session.make([cell.evaluation for cell in [*planned, *cells]], recipe.suite)
+    if session.dry_run and (tuning is not None or question is not None):
+        validation = [] if tuning is None else tuning_cells(loaded, rho_list, seed_list, tuning.grid_size)
+        plan_only(session, recipe.suite, selection, validation, cells, "best" if tuning is None else tuning.keep, question)
+        return
+    finished = WeightKeeper(cells, session.open(recipe.suite), "none" if tuning is not None and tuning.keep == "none" else "all")
+    workspace = session.make([cell.evaluation for cell in cells], recipe.suite, finished=finished)
     if session.dry_run:
         return
     frame, choices, curves, provenance = gather_study(cells, workspace, kind)
@@ -92,6 +106,7 @@ def run_study(
         "seeds": seed_list,
         "bootstrap_samples": recipe.bootstrap_samples,
         "title": recipe.title,
+        **({"left_out": selection.left_out, "title": f"{recipe.title} [reduced: {selection.note()}]"} if selection.left_out else {}),
     }
     folder = out or workspace.root / "figures" / loaded.path.stem
     save_results(frame, choices, meta, folder, schema.MEASURES[kind])

@@ -81,7 +81,35 @@ def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(
     assert f"rpo figure {kind}" in tiny.run(f"figure {other}", f"{kind}.yaml", code=2).stderr
     assert f"rpo figure {kind}" in rpo("figure", other, "--from", folder, code=2).stderr
     assert "up to date, nothing to build" in tiny.run("status", f"{kind}.yaml", *(() if kind != "degeneracy" else ("--seed", 1))).stdout
-    assert f"rpo figure {kind}" in tiny.run("sweep", f"{kind}.yaml", code=2).stderr
+    if kind != "unbiased":
+        assert f"rpo figure {kind}" in tiny.run("sweep", f"{kind}.yaml", code=2).stderr
+
+
+def test_unbiased_strengths_are_chosen_on_validation_for_the_figure_alone(tiny: Tiny) -> None:
+    write_figure(tiny, "unbiased")
+    tiny.edit("dpo.yaml", "grid: {beta: [0.05, 0.4, 2]}")
+    tiny.edit("ipo.yaml", "grid: {tau: [0.05, 0.4, 2]}")
+    before = contents(tiny.suite)
+    plan = json.loads(tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--dry-run", "--json").stdout)
+    assert (plan["cells"]["validation"], plan["cells"]["test"]) == (6, 2) and not (tiny.root / "figures").exists()
+    said = tiny.run("figure unbiased", "unbiased.yaml", "--tune")
+    assert "chosen on validation" in said.stdout and contents(tiny.suite) == before
+    rows = pd.read_csv(tiny.root / "figures/unbiased/validation.csv")
+    assert len(rows) == 6 and rows["rho"].isna().all()
+    best = {str(p): float(r.loc[r["advantage"].idxmax(), "value"]) for p, r in rows.groupby("policy")}
+    result = json.loads((tiny.root / "figures/unbiased/unbiased.json").read_text())["provenance"]
+    assert {p: next(iter(result["cells"][p].values()))[s] for p, s in (("dpo", "beta"), ("ipo", "tau"))} == best
+    kept = {path.parent.name for path in (tiny.root / "seed-0/unbiased/policies").rglob("model.safetensors")}
+    assert kept == {f"beta-{best['dpo']:g}", f"tau-{best['ipo']:g}"}
+    # The same command again has nothing to do; a reduced grid says so; without --tune the recipes' own strengths count.
+    plan = json.loads(tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2", "--dry-run", "--json").stdout)
+    assert plan["left_out"] == {"grid": {"dpo": [0.4], "ipo": [0.4]}}
+    assert "only with --tune" in tiny.run("figure unbiased", "unbiased.yaml", "--grid-size", "2", code=2).stderr
+    tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2")
+    reduced = json.loads((tiny.root / "figures/unbiased/unbiased.json").read_text())["provenance"]
+    assert reduced["left_out"]["grid"]["dpo"] == [0.4] and "reduced: 2 of 3 grid values" in reduced["title"]
+    own = tiny.run("figure unbiased", "unbiased.yaml", "--dry-run").stderr
+    assert "unbiased/policies/dpo/beta-0.2  (missing)" in own
 
 
 def test_the_measure_of_a_policy_is_its_log_ratios_on_its_own_pairs(tiny: Tiny) -> None:
@@ -155,7 +183,7 @@ def test_tuning_chooses_each_variants_strength_on_validation_for_this_figure_alo
     policy.write_text(policy.read_text() + "grid: {beta: [0.05, 5]}\n")
     before = policy.read_bytes()
     plan = json.loads(tiny.run("figure gamma", "gamma.yaml", "--tune", "--dry-run", "--json").stdout)
-    assert sum(stage["path"].endswith("/validation") and "/p-dpo/" in stage["path"] for stage in plan) == 4
+    assert sum(stage["path"].endswith("/validation") and "/p-dpo/" in stage["path"] for stage in plan["todo"]) == 4
     tiny.run("figure gamma", "gamma.yaml", "--tune")
     folder = tiny.root / "figures/gamma"
     tried = pd.read_csv(folder / "validation.csv")

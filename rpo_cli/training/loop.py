@@ -219,6 +219,9 @@ def train(
     """Train to the end, from the last complete checkpoint if there is one; returns the final training metrics."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Journal(report, state))
+    for weights in trainer.model.parameters():
+        if weights.requires_grad:  # TRL rounds an adapter on a base of 4 bits to bfloat16, where steps of 1e-5 would be lost
+            weights.data = weights.data.float()
     checkpoint = last_checkpoint(Path(trainer.args.output_dir), trainer.args.max_steps)
     if checkpoint is not None:
         restore(read_json(checkpoint / STATE) or {})
@@ -256,22 +259,33 @@ def whole_model(trainer: Trainer) -> Any:
     return whole.to(trainer.args.device).eval()
 
 
-def publish_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> PreTrainedModel:
+def publish_model(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path, whole_base: Callable[[], PreTrainedModel] | None = None
+) -> PreTrainedModel:
     """Save the trained model beside its tokenizer, drop the checkpoints; an adapter is kept apart and merged.
 
     Every process calls it, the first one writes. Returns the model, on the host where the device has no memory to save from.
+    `whole_base`: loads what the adapter was trained on, in full precision on the CPU, where it was trained in 4 bits: merged
+    into those it would be rounded to them.
     """
     trainer.accelerator.wait_for_everyone()  # another process may still read a checkpoint
     model = to_host(whole_model(trainer))
     if rank() != 0:
         return model
     if hasattr(model, "merge_and_unload"):
+        from peft import PeftModel
+
         for config in model.peft_config.values():
             base = Path(config.base_model_name_or_path or "")
             if base.is_dir():  # peft looks from wherever it is called
                 config.base_model_name_or_path = str(base.resolve())
         model.save_pretrained(directory / "adapter")
-        model = model.merge_and_unload()
+        if getattr(model, "is_loaded_in_4bit", False):
+            assert whole_base is not None
+            adapted = PeftModel.from_pretrained(whole_base(), directory / "adapter")
+            model = adapted.merge_and_unload().to(trainer.args.device).eval()
+        else:
+            model = model.merge_and_unload()
     if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
         raise RunFailed(f"{directory}: the trained weights are not finite; try a smaller learning_rate")
     # TRL patches the forward of the instance; what is saved is the class's own.
