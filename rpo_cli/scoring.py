@@ -53,9 +53,7 @@ def rewards(
     return _finite_rewards(result)
 
 
-def _cuts(
-    lengths: Sequence[int], needed: Sequence[Shape], size: int, device: torch.device
-) -> Iterator[tuple[list[int], Shape | None]]:
+def _cuts(lengths: Sequence[int], needed: Sequence[Shape], size: int, device: torch.device) -> Iterator[tuple[list[int], Shape | None]]:
     """Numbers of rows in batches of about equal length, the longest first, and the shape of each where shapes are few.
 
     There all batches have as many rows: the last one reads its first row again and again.

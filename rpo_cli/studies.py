@@ -28,7 +28,7 @@ CURVES = ("policy", "rho", "seed", "step", "measure", "value")
 def study_cells(loaded: Loaded, rhos: Sequence[float | None], seeds: Sequence[int]) -> list[Cell]:
     """A cell for each variant, rho and seed of a figure recipe, named for the variant."""
     recipe = cast(schema.FigureRecipe, loaded.recipe)
-    maker, measured = Cells(loaded.path.parent), recipe.kind in schema.MEASURED
+    maker, measured = Cells(loaded.path.parent, device=loaded.overrides.get("device")), recipe.kind in schema.MEASURED
     return [
         replace(maker.cell(v.recipe, rho, seed, "test", variant_overrides(v), measured=measured), policy=v.name)
         for seed in seeds
@@ -53,7 +53,7 @@ def run_study(
             raise BadInput(f"{from_results}: holds no results (cells.parquet)")
         _draw(session, kind, from_results, out or from_results)
         return
-    loaded = load(session.recipe, overrides=session.overrides, expect="figure")
+    loaded = load(session.recipe, overrides=session.overrides, flags={"device": session.device}, expect="figure")
     recipe = cast(schema.FigureRecipe, loaded.recipe)
     if recipe.kind != kind:
         raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
