@@ -49,6 +49,10 @@ Accelerate = Annotated[
         "--accelerate", help="Train in the processes of this accelerate configuration, such as recipes/accelerate/multi-gpu.yaml."
     ),
 ]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "xla"] | None,
+    typer.Option("--device", help="Where to compute, whatever the recipes say; [bold]xla[/bold]: a TPU. Default: the recipes' `device:`."),
+]
 KeepWeights = Annotated[
     Literal["best", "none", "all"],
     typer.Option("--keep-weights", help="Policies that stay on disk: the best of each objective, rho and seed; none after the last "
@@ -127,7 +131,8 @@ def main(
 @app.command("train-sft", epilog="Example: rpo train-sft --recipe miniature/sft.yaml")
 @guarded
 def train_sft(
-    recipe: Recipe = "sft.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False,
+    recipe: Recipe = "sft.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None,
+    dry_run: DryRun = False,
     force: Force = False, as_json: AsJson = False, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Fine-tune on written responses: makes pi_SFT, the reference policy."""
@@ -140,7 +145,8 @@ def train_sft(
 def train_rm(
     recipe: Recipe = "rm.yaml", rho: Rho = None,
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Train the ensemble's members, one on each subset D_rho,b.")] = False,
-    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, force: Force = False,
+    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False,
+    force: Force = False,
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Train a Bradley-Terry reward model: the oracle, the one of D_rho, or an ensemble."""
@@ -156,7 +162,8 @@ def train_rm(
 @app.command("relabel", epilog="Example: rpo relabel --recipe relabel.yaml")
 @guarded
 def relabel(
-    recipe: Recipe = "relabel.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False,
+    recipe: Recipe = "relabel.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None,
+    dry_run: DryRun = False,
     force: Force = False, as_json: AsJson = False, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Replace human labels by the oracle's preference, with both scores kept."""
@@ -168,6 +175,7 @@ def relabel(
 @guarded
 def make_biased_splits(
     recipe: Recipe = "splits.yaml", rho: Rho = None, seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None,
+    device: Device = None,
     dry_run: DryRun = False, force: Force = False, as_json: AsJson = False, jobs: Jobs = 1, accelerate: Accelerate = None,
     debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -179,7 +187,8 @@ def make_biased_splits(
 @app.command("train-policy", epilog="Example: rpo train-policy --recipe e-dpo.yaml --rho 0.2")
 @guarded
 def train_policy(
-    recipe: Recipe, rho: Rho = None, seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False,
+    recipe: Recipe, rho: Rho = None, seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None,
+    dry_run: DryRun = False,
     force: Force = False, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None,
     debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -193,7 +202,8 @@ def train_policy(
 def evaluate(
     recipe: Recipe, rho: Rho = None,
     split: Annotated[Literal["validation", "test"], typer.Option("--split", help="Prompts: validation chooses, test reports.")] = "test",
-    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, force: Force = False,
+    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False,
+    force: Force = False,
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Sample from a policy and score with the oracle: advantage over pi_SFT, length, KL, length-controlled advantage.
@@ -219,7 +229,8 @@ def judge(
     split: Annotated[Literal["validation", "test"], typer.Option("--split", help="Whose samples.")] = "test",
     model: Annotated[str | None, typer.Option("--model", help="The judge. Default: `judge:` of the evaluate recipe.")] = None,
     base_url: Annotated[str | None, typer.Option("--base-url", help="Its endpoint, such as http://localhost:8000/v1.")] = None,
-    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, force: Force = False,
+    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False,
+    force: Force = False,
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Win rate of a policy by a judge model, each pair asked in both orders; with length control and agreement with the oracle.
@@ -231,7 +242,7 @@ def judge(
 
     session = _session(
         recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json,
-        jobs=jobs, wandb=wandb,
+        jobs=jobs, wandb=wandb, device=device,
     )  # fmt: skip
     loads = session.at_rhos("policy")
     planner = planner_for(loads[0])
@@ -291,7 +302,7 @@ def sweep(
     seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds to average over, with commas. Default: the recipe's.")] = None,
     write: Annotated[bool, typer.Option("--write/--no-write", help="Write the chosen values into the recipes' by_rho.")] = True,
     keep_weights: KeepWeights = "best", budget: BudgetOption = None, objectives: Objectives = None, grid_size: GridSize = None,
-    overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, estimate: Estimate = False,
+    overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False, estimate: Estimate = False,
     device_name: DeviceName = None, tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None,
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -317,7 +328,7 @@ def figure2(
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Train nothing; draw what there is and mark the gaps.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation (the full protocol).")] = False,
     keep_weights: KeepWeights = "best", budget: BudgetOption = None, objectives: Objectives = None, grid_size: GridSize = None,
-    overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, estimate: Estimate = False,
+    overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False, estimate: Estimate = False,
     device_name: DeviceName = None, tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None,
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -344,8 +355,8 @@ def _theory(kind: str, text: str) -> None:
         out: Annotated[Path | None, typer.Option("--out", help="Folder for the files. Default: figures/ in the workspace.")] = None,
         tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation, for this figure.")] = False,
         keep_weights: KeepWeights = "best", grid_size: GridSize = None, overrides: Set = None, workspace: WorkspaceOption = None,
-        dry_run: DryRun = False, estimate: Estimate = False, device_name: DeviceName = None, tflops: Tflops = None, mfu: Mfu = None,
-        price_per_hour: Price = None, params: Params = None, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False,
+        device: Device = None, dry_run: DryRun = False, estimate: Estimate = False, device_name: DeviceName = None,
+        tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False,
         accelerate: Accelerate = None, debug: Debug = False,
     ) -> None:  # fmt: skip
         from rpo_cli.planned import asked

@@ -130,13 +130,28 @@ def environment(recipes: Sequence[Recipe]) -> dict[str, str]:
     Raises:
         DeviceError: some of the recipes ask for XLA and others for another device.
     """
-    wanted = {recipe.device == "xla" for recipe in recipes if recipe.stage not in WITHOUT_MODEL}
+    with_model = [recipe for recipe in recipes if recipe.stage not in WITHOUT_MODEL]  # type: ignore[attr-defined]
+    wanted = {recipe.device == "xla" for recipe in with_model or recipes}
     if len(wanted) > 1:
         raise DeviceError("device: some stages of this plan ask for xla and others do not; give --device xla, which all of them follow")
     if wanted != {True}:
         return {"USE_TORCH_XLA": "0"}
     # accelerate takes a process without a LOCAL_RANK for none of the first.
     return {"USE_TORCH_XLA": "1", "PJRT_DEVICE": xla_hardware(), "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
+
+
+def check(recipes: Sequence[Recipe], jobs: int) -> None:
+    """Refuse a plan that its device could not run; a TPU is started once for that, in a process that may be ended.
+
+    Raises:
+        DeviceError: recipes of several devices; several jobs on XLA; a TPU that does not start.
+    """
+    if environment(recipes)["USE_TORCH_XLA"] == "0":
+        return
+    if jobs > 1:
+        raise DeviceError(f"--jobs {jobs}: a TPU belongs to one process; stages on xla run one after another")
+    if xla_hardware() == "TPU" and not (found := xla_probe.probe_tpu()).devices:
+        raise DeviceError(f"device: xla was asked for: {found.why}")
 
 
 def to_host(model: Any) -> Any:

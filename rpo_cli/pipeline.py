@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rpo_cli import __version__, processes, schema, snapshots
+from rpo_cli import __version__, devices, processes, schema, snapshots
 from rpo_cli.disk import no_room
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.plan import External, Stage, walk
@@ -46,7 +46,6 @@ QUIET_ENVIRONMENT = {
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "USE_TORCH_XLA": "0",
     "WANDB_SILENT": "true",
 }
 
@@ -232,8 +231,6 @@ class _LogFile(logging.FileHandler):
 
 def run_here(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], str, list[str]]:
     """Run the stage's function in this process: its metrics, the device it ran on, and what it warned of."""
-    from rpo_cli import devices
-
     device = devices.choose(job.recipe)
     devices.prepare(job.recipe.threads)
     devices.quiet()
@@ -327,7 +324,7 @@ def execute(
     """
     if not todo:
         return
-    os.environ.update(QUIET_ENVIRONMENT)
+    os.environ.update(QUIET_ENVIRONMENT | devices.environment([item.stage.recipe for item in todo]))
     workspace.open()
     kinds = {item.stage.path: item.stage.kind for item in todo}
     progress = PlanProgress(console, {item.stage.path: item.seconds for item in todo}, min(jobs, len(todo)), kinds)

@@ -113,19 +113,20 @@ def at_rho(rho: float | None) -> dict[str, Any]:
 
 
 class Planner:
-    """Builds stages, each once, for one master seed."""
+    """Builds stages, each once, for one master seed and, where the command line names one, on one device."""
 
-    def __init__(self, seed: int | None = None) -> None:
-        self.seed = seed
+    def __init__(self, seed: int | None = None, device: str | None = None) -> None:
+        self.seed, self.device = seed, device
         self._stages: dict[str, Stage] = {}
         self._loaded: dict[tuple[str, ...], Loaded] = {}
         self._resolved: dict[tuple[Any, ...], Stage | External] = {}
 
     def load(self, path: Path, **kwargs: Any) -> Loaded:
-        """Load a recipe under this planner's seed; a protocol of hundreds of cells asks for the same few again and again."""
+        """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the same few again and again."""
         call = (str(path), str(self.seed), repr(sorted(kwargs.items())))
         if call not in self._loaded:
-            self._loaded[call] = load(str(path), seed=self.seed, **kwargs)
+            flags = {**kwargs.pop("flags", {}), "device": self.device}
+            self._loaded[call] = load(str(path), seed=self.seed, flags=flags, **kwargs)
         return self._loaded[call]
 
     def build(self, loaded: Loaded) -> Stage:

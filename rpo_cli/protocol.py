@@ -71,8 +71,8 @@ def same_budget(grids: Mapping[str, tuple[str, Sequence[float]]]) -> None:
 class Cells:
     """Makes cells, with one planner for each seed."""
 
-    def __init__(self, beside: Path | None, overrides: Sequence[str] = ()) -> None:
-        self.beside = beside
+    def __init__(self, beside: Path | None, overrides: Sequence[str] = (), device: str | None = None) -> None:
+        self.beside, self.device = beside, device
         self.overrides = list(overrides)
         self._planners: dict[int, Planner] = {}
 
@@ -80,8 +80,9 @@ class Cells:
         """One cell; `measured`: what it takes is the policy's measure on its training pairs, not an evaluation."""
         at = at_rho(rho)
         overrides = [*self.overrides, *extra, *at.pop("overrides", [])]
-        loaded = load(policy, **at, seed=seed, overrides=overrides, expect="policy", beside=self.beside)
-        planner = self._planners.setdefault(seed, Planner(seed))
+        flags = {"device": self.device}
+        loaded = load(policy, **at, seed=seed, overrides=overrides, flags=flags, expect="policy", beside=self.beside)
+        planner = self._planners.setdefault(seed, Planner(seed, self.device))
         target = planner.measure(loaded) if measured else planner.evaluation(loaded, split)
         return Cell(stem(loaded.path), rho, seed, loaded, target)
 

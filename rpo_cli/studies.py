@@ -38,7 +38,7 @@ def study_cells(loaded: Loaded, rhos: Sequence[float | None], seeds: Sequence[in
         return [*variant_overrides(variant), *(f"{name}={value!r}" for name, value in strength.items())]
 
     recipe = cast(schema.FigureRecipe, loaded.recipe)
-    maker, measured = Cells(loaded.path.parent), recipe.kind in schema.MEASURED
+    maker, measured = Cells(loaded.path.parent, device=loaded.overrides.get("device")), recipe.kind in schema.MEASURED
     return [
         replace(maker.cell(v.recipe, rho, seed, "test", changes(v, rho), measured=measured), policy=v.name)
         for seed in seeds
@@ -70,7 +70,7 @@ def run_study(
             raise BadInput(f"{from_results}: holds no results (cells.parquet)")
         _draw(session, kind, from_results, out or from_results)
         return
-    loaded = load(session.recipe, overrides=session.overrides, expect="figure")
+    loaded = load(session.recipe, overrides=session.overrides, flags={"device": session.device}, expect="figure")
     recipe = cast(schema.FigureRecipe, loaded.recipe)
     if recipe.kind != kind:
         raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")

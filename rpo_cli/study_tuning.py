@@ -51,7 +51,7 @@ def grids_of(loaded: Loaded) -> dict[str, tuple[str, list[float]]]:
 
 def tuning_cells(loaded: Loaded, rhos: Sequence[float | None], seeds: Sequence[int], grid_size: int | None = None) -> list[Cell]:
     """Validation cells of every variant, rho, seed and value, or of `grid_size` values spread over each grid."""
-    grids, maker = grids_of(loaded), Cells(loaded.path.parent)
+    grids, maker = grids_of(loaded), Cells(loaded.path.parent, device=loaded.overrides.get("device"))
     return [
         replace(maker.cell(v.recipe, rho, seed, "validation", [*variant_overrides(v), f"{name}={value!r}"]), policy=v.name)
         for seed in seeds

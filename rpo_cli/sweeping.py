@@ -40,7 +40,7 @@ def run_sweep(session: Session, seeds: Sequence[int] | None, write: bool, keep: 
     loaded = load(session.recipe, overrides=() if figure else session.overrides)
     rhos = None if session.rho == "all" else session.rhos([])
     selection = select(figure_of(loaded), rhos, seeds, budget)
-    maker = Cells(loaded.path.parent, session.overrides)
+    maker = Cells(loaded.path.parent, session.overrides, session.device)
     leave_out_of_grids(selection, {stem(policy): values for policy, (_, values) in maker.grids(selection.policies).items()})
     if session.dry_run:
         plan_only(session, loaded.recipe.suite, selection, grid_cells(maker, selection), [], keep, question)
@@ -136,14 +136,14 @@ def run_figure2(
     if None in rho_list:
         raise BadInput("--rho none: Figure 2 has an axis of rho; give values between 0 and 1")
     suite = recipe.suite
-    maker = Cells(loaded.path.parent)
+    maker = Cells(loaded.path.parent, device=session.device)
     chosen: Chosen = {}
     if tune:
         found = tuned(session, loaded, selection, maker, keep, write=True)
         if session.dry_run or "grid" in selection.left_out:
             chosen = found
         else:
-            maker = Cells(loaded.path.parent)  # the recipes say now what was chosen
+            maker = Cells(loaded.path.parent, device=session.device)  # the recipes say now what was chosen
 
     def final(policy: str, rho: float | None, seed: int) -> Cell:
         values = chosen.get(stem(policy), {}).get(rho, {})

@@ -50,7 +50,8 @@ class FixedShapeSFTTrainer(WholeBatchSFTTrainer):
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Negative log-likelihood of the completions' tokens, EOS included; mean over those of the optimiser step."""
-        return -response_logps(model, inputs).sum() / num_items_in_batch * self.accelerator.num_processes
+        loss: torch.Tensor = -response_logps(model, inputs).sum() / num_items_in_batch * self.accelerator.num_processes
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Without TRL's metrics, which are not collected here."""
