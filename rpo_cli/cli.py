@@ -356,8 +356,8 @@ def _theory(kind: str, text: str) -> None:
         tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation, for this figure.")] = False,
         keep_weights: KeepWeights = "best", grid_size: GridSize = None, overrides: Set = None, workspace: WorkspaceOption = None,
         device: Device = None, dry_run: DryRun = False, estimate: Estimate = False, device_name: DeviceName = None,
-        tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False,
-        accelerate: Accelerate = None, debug: Debug = False,
+        tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None, as_json: AsJson = False,
+        jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
     ) -> None:  # fmt: skip
         from rpo_cli.planned import asked
         from rpo_cli.studies import run_study

@@ -105,10 +105,10 @@ def _lines(axes: Axes, rows: pd.DataFrame, measure: str, title: str) -> None:
 def _ensemble(figure: Figure, table: pd.DataFrame, meta: dict[str, Any], curves: Any) -> None:
     """Advantage, and the mean b of the members that taught, against rho; a row of two for each panel."""
     panels = _panels(meta)
-    figure.set_size_inches(11, 1.2 + 4.4 * len(panels))
+    figure.set_size_inches(11, 1.0 + 4.8 * len(panels))
     height = figure.get_size_inches()[1]
     rows = figure.subplots(len(panels), 2, squeeze=False)
-    figure.subplots_adjust(left=0.06, right=0.985, top=1 - 1.5 / height, bottom=0.55 / height, wspace=0.14, hspace=0.42)
+    figure.subplots_adjust(left=0.06, right=0.985, top=1 - 1.95 / height, bottom=0.55 / height, wspace=0.14, hspace=0.6)
     for (left, right), (title, policies) in zip(rows, panels.items(), strict=True):
         shown = table[table["policy"].isin(policies)]
         _lines(left, shown, "advantage", "Advantage over π$_{\\mathbf{SFT}}$, oracle reward")
@@ -120,9 +120,9 @@ def _ensemble(figure: Figure, table: pd.DataFrame, meta: dict[str, Any], curves:
             ends = right.get_xlim()
             right.plot(ends, ends, color="#444444", linewidth=1, linestyle="--", label="b = ρ")
             right.set_xlim(ends)
-        left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.09), ncols=4, columnspacing=1.4, borderaxespad=0)
+        left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.09), ncols=5, columnspacing=1.4, borderaxespad=0)
         if title:
-            left.text(0, 1.28, title, transform=left.transAxes, fontsize=11, weight="bold")
+            left.text(0, 1.24, title, transform=left.transAxes, fontsize=11, weight="bold")
 
 
 def _kl(figure: Figure, table: pd.DataFrame, meta: dict[str, Any], curves: Any) -> None:

@@ -69,7 +69,7 @@ def test_a_pessimistic_policy_on_4_bits_samples_its_own_reference(tiny: Tiny) ->
     folder = trained(tiny, "train-policy", "dp-dpo.yaml", "kl_estimator=full", "learning_rate=1e-9", "max_steps=1", "logging_steps=1")
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     assert line["kl_to_reference"] == pytest.approx(0, abs=1e-6)
-    assert (tiny.root / "seed-0/reference-samples-nf4/samples.parquet").is_file()
+    assert (tiny.root / "seed-0/reference-samples-nf4/relabel/samples.parquet").is_file()
     # Teachers' margins are the whole reward model's, whatever the policy's bits.
     assert not list(tiny.root.rglob("scores/**/*nf4*"))
 
