@@ -420,7 +420,7 @@ def test_data_inspect_looks_at_no_model() -> None:
 def test_a_sweep_without_resampling_plans_the_pairs_as_they_are() -> None:
     result = rpo("sweep", "--recipe", "dpo.yaml", "--rho", "none", "--dry-run")
     assert result.exit_code == 0
-    assert "unbiased/policies/dpo/beta-0.05" in result.stderr
+    assert "unbiased/policies/dpo/beta-0.2" in result.stderr
     assert "rho-0.2" not in result.stderr
 
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from rpo_cli.batches import PairCollator, groups_of, shape_of
 from rpo_cli.buckets import for_training
-from rpo_cli.devices import Device, arrangement, processes, rank, step_mark, to_host
+from rpo_cli.devices import CPU, Device, arrangement, processes, rank, step_mark, to_host
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models import save
 from rpo_cli.schema import TrainingRecipe
@@ -105,7 +105,7 @@ class WholeBatches(Trainer):
     `device`: where its forward passes bring an autocast of their own, if Trainer brings none.
     """
 
-    device: Device
+    device: Device = CPU
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[None]:
         """What a forward pass with its loss runs under."""
