@@ -291,6 +291,21 @@ def test_a_sweep_keeps_every_seeds_weights_of_the_value_that_will_be_chosen(orde
     assert shelf.dropped == {f"policy/{value:g}/{seed}" for value in (0.1, 0.4, 0.8) for seed in (0, 1)}
 
 
+def test_the_committed_results_are_those_of_the_recipes_as_they_are() -> None:
+    """Every cell's key: the recipes on its way, by_rho included, and the formats of the stages have not changed since."""
+    provenance = json.loads((ROOT / "results/miniature/provenance.json").read_text())
+    cells = Cells(ROOT / "recipes/miniature")
+    found: dict[str, dict[str, Any]] = {}
+    for policy, at in provenance["cells"].items():
+        for place in at:
+            rho, seed = (part.split("-")[1] for part in place.split("/"))
+            cell = cells.cell(f"{policy}.yaml", float(rho), int(seed), "test")
+            name, value = cell.strength
+            found.setdefault(policy, {})[place] = {name: value, "key": cell.evaluation.key}
+    assert found == provenance["cells"]
+    assert sum(map(len, found.values())) == 6 * 7 * 5
+
+
 def test_the_committed_study_is_that_of_the_recipes_as_they_are() -> None:
     """Every cell's key: the recipes on its way and the formats of the stages have not changed since."""
     provenance = json.loads((ROOT / "results/miniature/ensemble/provenance.json").read_text())
