@@ -16,7 +16,7 @@ import pytest
 
 from rpo_cli import cells as cells_module
 from rpo_cli import figures, orderings, results
-from rpo_cli.protocol import WeightKeeper, choose
+from rpo_cli.protocol import Cells, WeightKeeper, choose
 from rpo_cli.recipes import load
 from rpo_cli.schema import FigureRecipe
 from rpo_cli.studies import study_cells
