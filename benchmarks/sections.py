@@ -156,7 +156,16 @@ def policy_tldr(bench: Bench) -> Iterator[Comparison]:
 
 def policy_naive(bench: Bench) -> Iterator[Comparison]:
     """e-dpo beside e-dpo with its reference and five reward models in the loop."""
-    scale, settings = bench.scale, bench.scale.llama
+    yield from _against_the_naive_way(bench, bench.scale.llama)
+
+
+def policy_naive_neox(bench: Bench) -> Iterator[Comparison]:
+    """The same on another architecture and a vocabulary of 50k."""
+    yield from _against_the_naive_way(bench, bench.scale.neox)
+
+
+def _against_the_naive_way(bench: Bench, settings: dict[str, Any]) -> Iterator[Comparison]:
+    scale = bench.scale
     maker = bench.maker(scale.batch)
     rounds = scale.rounds
     rows = pairs(scale.tldr, (1 + rounds) * scale.batch, settings["vocab_size"], maker.tokenizer)
@@ -437,6 +446,6 @@ def growth_of_work(bench: Bench) -> Iterator[Comparison]:
 
 
 SECTIONS: Sequence[Callable[[Bench], Iterator[Comparison]]] = (
-    policy_miniature, policy_tldr, policy_naive, policy_neox, policy_chat, reward_training, scoring, grouping, ensemble_together, sampling,
-    peak_memory, growth_of_work,
+    policy_miniature, policy_tldr, policy_naive, policy_neox, policy_naive_neox, policy_chat, reward_training, scoring, grouping,
+    ensemble_together, sampling, peak_memory, growth_of_work,
 )  # fmt: skip
