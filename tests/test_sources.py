@@ -346,6 +346,8 @@ def test_row_counts_and_first_record_of_every_loader(sets: Path, name: str) -> N
     assert kept + lost + evaluated + test == counts["pairs/read"] and (test > 0) == ("sft_dataset" not in LOADERS[name])
     first = tables["pairs"][0]
     assert first["chosen"] != first["rejected"] and not first["prompt"].endswith(" ")
+    # A judge can compare with the data's own response to every prompt.
+    assert all(row["completion"].strip() for table in ("prompts_validation", "prompts_test") for row in tables[table])
     print(f"\n{name}")
     print("  rows:  ", ", ".join(f"{table} {len(rows)}" for table, rows in tables.items()))
     print("  counts:", ", ".join(f"{key} {value}" for key, value in counts.items()))
