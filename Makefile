@@ -5,9 +5,12 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# torch-xla runs with one version of torch: an environment of its own.
+TPU_VENV := .venv-tpu
+TPU_READY := $(TPU_VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figure2 protocol test lint bench clean
+.PHONY: help setup setup-tpu figure2 protocol test test-xla lint bench clean
 
 help: ## say what there is
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +25,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,lora]'
 	@touch $(READY)
 
+setup-tpu: $(TPU_READY) ## make .venv-tpu with torch-xla: Linux on x86-64, Python 3.11 or 3.12, 8 GB
+
+$(TPU_READY): pyproject.toml constraints-tpu.txt
+	@$(PYTHON) -c 'import platform, sys; sys.exit((platform.system(), platform.machine()) != ("Linux", "x86_64") or not (3, 11) <= sys.version_info < (3, 13))' \
+		|| { echo "torch-xla's TPU library needs Linux on x86-64 and Python 3.11 or 3.12: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(TPU_VENV)/bin/python -m pip install --quiet --constraint constraints-tpu.txt --editable '.[dev,lora,tpu]'
+	@touch $(TPU_READY)
+
 figure2: $(READY) ## train the length-bias experiment on the embedded miniature and draw Figure 2
 	$(BIN)/rpo figure figure2 --recipe miniature/figure2.yaml --jobs $(JOBS)
 
@@ -30,6 +43,9 @@ protocol: $(READY) ## the full protocol behind results/miniature: tuning on vali
 
 test: $(READY) ## prove the code, offline
 	$(BIN)/python -m pytest
+
+test-xla: $(TPU_READY) ## prove the TPU path on XLA's CPU backend: losses, compilations, transfers
+	PJRT_DEVICE=CPU $(TPU_VENV)/bin/python -m pytest tests/xla
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff check rpo_cli tests benchmarks
@@ -40,4 +56,4 @@ bench: $(READY) ## measure this code beside its baselines, half an hour; BENCH="
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean: ## remove .venv, caches and the miniature's workspace
-	rm -rf $(VENV) runs/miniature .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(TPU_VENV) runs/miniature .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

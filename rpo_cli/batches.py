@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rpo_cli.buckets import Buckets, Shape, longest
 from rpo_cli.objectives import token_logps
 
 PADDING, PROMPT = -1, 0
@@ -32,24 +33,30 @@ Batch = dict[str, Tensor]
 Tokens = Sequence[int]
 
 
-def make_batch(prompts: Sequence[Tokens], groups: Sequence[Sequence[Tokens]], pad: int, *, shared: bool) -> Batch:
-    """A batch of N prompts with G responses each, in either layout.
+def shape_of(prompt: Tokens, group: Sequence[Tokens], *, shared: bool) -> Shape:
+    """Columns that a prompt with its responses needs in a layout: of the prompt, and behind it."""
+    return len(prompt), (sum if shared else max)(map(len, group))
+
+
+def make_batch(
+    prompts: Sequence[Tokens], groups: Sequence[Sequence[Tokens]], pad: int, *, shared: bool, shape: Shape | None = None
+) -> Batch:
+    """A batch of N prompts with G responses each, in either layout, as long as its longest row or of the shape given.
 
     Raises:
         ValueError: an empty prompt or response: nothing would predict its first token.
     """
     if shared:
-        return _rows(prompts, groups, pad)
+        return _rows(prompts, groups, pad, shape)
     order = range(len(groups[0]))
-    batch = _rows(list(prompts) * len(order), [[group[g]] for g in order for group in groups], pad)
+    batch = _rows(list(prompts) * len(order), [[group[g]] for g in order for group in groups], pad, shape)
     return batch | {"attention_mask": (batch["segments"] != PADDING).long()}
 
 
-def _rows(prompts: Sequence[Tokens], groups: Sequence[Sequence[Tokens]], pad: int) -> Batch:
+def _rows(prompts: Sequence[Tokens], groups: Sequence[Sequence[Tokens]], pad: int, given: Shape | None) -> Batch:
     if not all(map(len, prompts)) or not all(len(response) for group in groups for response in group):
         raise ValueError("a prompt or a response without tokens")
-    width = max(map(len, prompts))
-    depth = max(sum(map(len, group)) for group in groups)
+    width, depth = given or longest([shape_of(prompt, group, shared=True) for prompt, group in zip(prompts, groups, strict=True)])
     shape = (len(prompts), width + depth)
     ids, positions, segments = np.full(shape, pad), np.zeros(shape, dtype=np.int64), np.full(shape, PADDING)
     predictors, ends = np.zeros((len(prompts), depth), dtype=np.int64), np.empty((len(prompts), len(groups[0])), dtype=np.int64)
@@ -157,20 +164,33 @@ class PairCollator:
     """Rows with prompt_ids, chosen_ids, rejected_ids and optionally sample_ids to one batch of G = 2 or 3 responses.
 
     Precomputed columns go along: ref_chosen_logps, ref_rejected_logps, ref_sample_logps (scalars) and margins (k
-    calibrated teacher margins).
+    calibrated teacher margins). Rows with completion_ids have one response, and `tokens` counts those of the batch.
+    `buckets`: the only shapes that batches may have.
     """
 
     pad_token_id: int
     shared: bool = True
+    buckets: Buckets | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        names = ["chosen_ids", "rejected_ids"] + (["sample_ids"] if "sample_ids" in rows[0] else [])
-        groups = [[row[name] for name in names] for row in rows]
-        batch = make_batch([row["prompt_ids"] for row in rows], groups, self.pad_token_id, shared=self.shared)
+        groups = [groups_of(row) for row in rows]
+        prompts = [row["prompt_ids"] for row in rows]
+        shape = None
+        if self.buckets is not None:
+            needed = [shape_of(prompt, group, shared=self.shared) for prompt, group in zip(prompts, groups, strict=True)]
+            shape = self.buckets.of(longest(needed))
+        batch = make_batch(prompts, groups, self.pad_token_id, shared=self.shared, shape=shape)
         for name in ("ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps", "margins"):
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
+        if "completion_ids" in rows[0]:
+            batch["tokens"] = torch.tensor(sum(len(row["completion_ids"]) for row in rows))
         return batch
+
+
+def groups_of(row: dict[str, Any]) -> list[Tokens]:
+    """The responses of a row of the collator's, in their order: one to learn from, or a pair and perhaps a sample."""
+    return [row[name] for name in ("completion_ids", "chosen_ids", "rejected_ids", "sample_ids") if name in row]
 
 
 def can_share(
@@ -181,17 +201,16 @@ def can_share(
     A model cannot where its attention takes no mask of this form, is limited to a window shorter than the row, or where it
     is recurrent. `read` is `response_logps` or `response_rewards`.
     """
-    lengths = [len(p) + sum(map(len, group)) for p, group in zip(prompts, groups, strict=True)]
-    longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[:2]
+    prompts, groups = longest_rows(prompts, groups)
+    batches = make_batch(prompts, groups, pad, shared=False), _padded(make_batch(prompts, groups, pad, shared=True), pad)
     values = []
     was_training = model.training
     model.eval()
     try:
         # In float32: what bfloat16 rounds away must not hide a wrong mask.
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-            for shared in (False, True):
-                batch = make_batch([prompts[i] for i in longest], [groups[i] for i in longest], pad, shared=shared)
-                values.append(read(model, {name: tensor.to(model.device) for name, tensor in batch.items()}))
+            for batch in batches:
+                values.append(read(model, {name: tensor.to(model.device) for name, tensor in batch.items()}).cpu())
         alike = torch.allclose(values[0], values[1], rtol=1e-4, atol=2e-3)
         reason = f"its numbers would differ by {float((values[0] - values[1]).abs().max()):.3g}"
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
@@ -203,6 +222,26 @@ def can_share(
     if not alike:
         logging.getLogger("rpo").warning("%s cannot share prompts: %s; every response gets a row of its own", type(model).__name__, reason)
     return alike
+
+
+def longest_rows(prompts: Sequence[Tokens], groups: Sequence[Sequence[Tokens]]) -> tuple[list[Tokens], list[Sequence[Tokens]]]:
+    """The prompts and responses that are the first to exceed a window: the longest as a shared row, and in a row of its own.
+
+    A model whose own masks have a window does not apply it to a mask it is given, so that the longest response tells; one
+    that looks back a number of columns whatever the mask loses its prompt in the longest shared row. Often it is one row.
+    """
+    rows = list(zip(prompts, groups, strict=True))
+    total = max(rows, key=lambda row: len(row[0]) + sum(map(len, row[1])))
+    alone = max(rows, key=lambda row: (len(row[0]) + max(map(len, row[1])), row is total))
+    chosen = [total] if alone is total else [total, alone]
+    return [prompt for prompt, _ in chosen], [group for _, group in chosen]
+
+
+def _padded(batch: Batch, pad: int) -> Batch:
+    """The shared batch with one more column of padding before its prompts and one behind its responses."""
+    fillers = {"input_ids": pad, "position_ids": 0, "segments": PADDING}
+    wider = {name: torch.nn.functional.pad(batch[name], (1, 1), value=filler) for name, filler in fillers.items()}
+    return wider | {"predictors": torch.nn.functional.pad(batch["predictors"], (0, 1)), "ends": batch["ends"] + 1}
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

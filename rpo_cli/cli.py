@@ -49,6 +49,10 @@ Accelerate = Annotated[
         "--accelerate", help="Train in the processes of this accelerate configuration, such as recipes/accelerate/multi-gpu.yaml."
     ),
 ]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "xla"] | None,
+    typer.Option("--device", help="Where to compute, whatever the recipes say; [bold]xla[/bold]: a TPU. Default: the recipes' `device:`."),
+]
 KeepWeights = Annotated[
     Literal["best", "none", "all"],
     typer.Option("--keep-weights", help="Policies that stay on disk: the best of each objective, rho and seed; none after the last "
@@ -120,12 +124,15 @@ def main(
 ) -> None:
     """Robust preference optimisation: distil reward models into policies, pessimistically."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Where torch-xla is installed, accelerate and transformers take it unless told not to; torch-tpu loads itself with torch.
+    os.environ.update({"USE_TORCH_XLA": "0", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
 
 
 @app.command("train-sft", epilog="Example: rpo train-sft --recipe miniature/sft.yaml")
 @guarded
 def train_sft(
-    recipe: Recipe = "sft.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False,
+    recipe: Recipe = "sft.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None,
+    dry_run: DryRun = False,
     force: Force = False, as_json: AsJson = False, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Fine-tune on written responses: makes pi_SFT, the reference policy."""
@@ -138,7 +145,8 @@ def train_sft(
 def train_rm(
     recipe: Recipe = "rm.yaml", rho: Rho = None,
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Train the ensemble's members, one on each subset D_rho,b.")] = False,
-    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, force: Force = False,
+    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False,
+    force: Force = False,
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Train a Bradley-Terry reward model: the oracle, the one of D_rho, or an ensemble."""
@@ -154,7 +162,8 @@ def train_rm(
 @app.command("relabel", epilog="Example: rpo relabel --recipe relabel.yaml")
 @guarded
 def relabel(
-    recipe: Recipe = "relabel.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False,
+    recipe: Recipe = "relabel.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None,
+    dry_run: DryRun = False,
     force: Force = False, as_json: AsJson = False, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Replace human labels by the oracle's preference, with both scores kept."""
@@ -166,6 +175,7 @@ def relabel(
 @guarded
 def make_biased_splits(
     recipe: Recipe = "splits.yaml", rho: Rho = None, seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None,
+    device: Device = None,
     dry_run: DryRun = False, force: Force = False, as_json: AsJson = False, jobs: Jobs = 1, accelerate: Accelerate = None,
     debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -177,7 +187,8 @@ def make_biased_splits(
 @app.command("train-policy", epilog="Example: rpo train-policy --recipe e-dpo.yaml --rho 0.2")
 @guarded
 def train_policy(
-    recipe: Recipe, rho: Rho = None, seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False,
+    recipe: Recipe, rho: Rho = None, seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None,
+    dry_run: DryRun = False,
     force: Force = False, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None,
     debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -191,7 +202,8 @@ def train_policy(
 def evaluate(
     recipe: Recipe, rho: Rho = None,
     split: Annotated[Literal["validation", "test"], typer.Option("--split", help="Prompts: validation chooses, test reports.")] = "test",
-    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, force: Force = False,
+    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False,
+    force: Force = False,
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Sample from a policy and score with the oracle: advantage over pi_SFT, length, KL, length-controlled advantage.
@@ -217,7 +229,8 @@ def judge(
     split: Annotated[Literal["validation", "test"], typer.Option("--split", help="Whose samples.")] = "test",
     model: Annotated[str | None, typer.Option("--model", help="The judge. Default: `judge:` of the evaluate recipe.")] = None,
     base_url: Annotated[str | None, typer.Option("--base-url", help="Its endpoint, such as http://localhost:8000/v1.")] = None,
-    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, force: Force = False,
+    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False,
+    force: Force = False,
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Win rate of a policy by a judge model, each pair asked in both orders; with length control and agreement with the oracle.
@@ -229,7 +242,7 @@ def judge(
 
     session = _session(
         recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json,
-        jobs=jobs, wandb=wandb,
+        jobs=jobs, wandb=wandb, device=device,
     )  # fmt: skip
     loads = session.at_rhos("policy")
     planner = planner_for(loads[0])
@@ -289,7 +302,7 @@ def sweep(
     seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds to average over, with commas. Default: the recipe's.")] = None,
     write: Annotated[bool, typer.Option("--write/--no-write", help="Write the chosen values into the recipes' by_rho.")] = True,
     keep_weights: KeepWeights = "best", budget: BudgetOption = None, objectives: Objectives = None, grid_size: GridSize = None,
-    overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, estimate: Estimate = False,
+    overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False, estimate: Estimate = False,
     device_name: DeviceName = None, tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None,
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -315,7 +328,7 @@ def figure2(
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Train nothing; draw what there is and mark the gaps.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation (the full protocol).")] = False,
     keep_weights: KeepWeights = "best", budget: BudgetOption = None, objectives: Objectives = None, grid_size: GridSize = None,
-    overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, estimate: Estimate = False,
+    overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False, estimate: Estimate = False,
     device_name: DeviceName = None, tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None,
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -340,46 +353,30 @@ def _theory(kind: str, text: str) -> None:
         seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, with commas. Default: the recipe's.")] = None,
         from_results: Annotated[Path | None, typer.Option("--from", help="Redraw kept results; train nothing.")] = None,
         out: Annotated[Path | None, typer.Option("--out", help="Folder for the files. Default: figures/ in the workspace.")] = None,
-        overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, as_json: AsJson = False, jobs: Jobs = 1,
-        wandb: Wandb = False, debug: Debug = False,
+        tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation, for this figure.")] = False,
+        keep_weights: KeepWeights = "best", grid_size: GridSize = None, overrides: Set = None, workspace: WorkspaceOption = None,
+        device: Device = None, dry_run: DryRun = False, estimate: Estimate = False, device_name: DeviceName = None,
+        tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None, as_json: AsJson = False,
+        jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
     ) -> None:  # fmt: skip
+        from rpo_cli.planned import asked
         from rpo_cli.studies import run_study
+        from rpo_cli.study_tuning import Tuning
 
-        session = _session(
-            recipe=recipe, rho=rho, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json, jobs=jobs, wandb=wandb
-        )
-        run_study(session, kind, None if rho == "all" else session.rhos([]), _numbers(seeds), from_results, out)
+        session = _session(**locals())
+        question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
+        if not tune and (grid_size is not None or keep_weights != "best"):
+            raise BadInput("--grid-size and --keep-weights: only with --tune, which is what tries a grid")
+        tuning = Tuning(grid_size, keep_weights) if tune else None
+        rhos = None if rho == "all" else session.rhos([])
+        run_study(session, kind, rhos, _numbers(seeds), from_results, out, tuning, question)
 
 
 _theory("degeneracy", "Few pairs, many epochs: how far each objective moves chosen and rejected responses.")
 _theory("gamma", "The weight of the forward KL: annealed, constant, none.")
 _theory("ensemble", "e-DPO's min: its scope, the members' calibration, the size of their subsets.")
 _theory("kl", "Estimators of the forward KL: bias, variance, cost.")
-
-
-@figure_app.command("unbiased", epilog="Example: rpo figure unbiased --recipe miniature/figure-unbiased.yaml --tune --jobs 2")
-@guarded
-def unbiased(
-    recipe: Recipe = "figure-unbiased.yaml", rho: Rho = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, with commas. Default: the recipe's.")] = None,
-    from_results: Annotated[Path | None, typer.Option("--from", help="Redraw kept results; train nothing.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the files. Default: figures/ in the workspace.")] = None,
-    tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation, for this figure.")] = False,
-    keep_weights: KeepWeights = "best", grid_size: GridSize = None, overrides: Set = None, workspace: WorkspaceOption = None,
-    dry_run: DryRun = False, estimate: Estimate = False, device_name: DeviceName = None, tflops: Tflops = None, mfu: Mfu = None,
-    price_per_hour: Price = None, params: Params = None, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False,
-    accelerate: Accelerate = None, debug: Debug = False,
-) -> None:  # fmt: skip
-    """All objectives on the pairs as they are, without resampling."""
-    from rpo_cli.planned import asked
-    from rpo_cli.studies import Tuning, run_study
-
-    session = _session(**locals())
-    question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
-    if not tune and (grid_size is not None or keep_weights != "best"):
-        raise BadInput("--grid-size and --keep-weights: only with --tune, which is what tries a grid")
-    tuning = Tuning(grid_size, keep_weights) if tune else None
-    run_study(session, "unbiased", None if rho == "all" else session.rhos([]), _numbers(seeds), from_results, out, tuning, question)
+_theory("unbiased", "All objectives on the pairs as they are, without resampling.")
 
 
 @recipe_app.command("list", epilog="Example: rpo recipe list")

@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
-from rpo_cli import __version__, schema
+from rpo_cli import __version__, schema, xla_probe
 from rpo_cli.columns import aligned, size
 from rpo_cli.errors import RunFailed
 from rpo_cli.tracking import wandb_mode
@@ -59,6 +59,7 @@ def examine() -> Findings:
     found = Findings()
     found.facts["version"] = _versions(found)
     found.facts["device"] = _device(found)
+    found.facts["tpu"] = _tpu(found)
     found.facts["machine"] = _machine(found)
     mode, why = wandb_mode()
     found.facts["wandb"] = {"mode": mode, "why": why}
@@ -69,12 +70,9 @@ def examine() -> Findings:
 def _versions(found: Findings) -> dict[str, str]:
     versions = {"python": platform.python_version(), "rpo": __version__, "git": git_revision() or "no checkout"}
     for name in (*NEEDED, *OPTIONAL):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-            if name in NEEDED:
-                found.problems.append(f"{name} is not installed; run `pip install rpo-cli` again")
+        versions[name] = _version(name) or "not installed"
+        if name in NEEDED and versions[name] == "not installed":
+            found.problems.append(f"{name} is not installed; run `pip install rpo-cli` again")
     if versions["trl"] != "not installed":
         tested = SpecifierSet(TESTED_TRL).contains(versions["trl"], prereleases=True)
         if not tested:
@@ -101,6 +99,28 @@ def _device(found: Findings) -> dict[str, Any]:
     if threads > cpus:
         found.warnings.append(f"torch would use {threads} threads on {cpus} CPUs; set OMP_NUM_THREADS or `threads:`")
     return {"name": chosen.name, "dtype": chosen.dtype_name, "why": chosen.reason, "torch_threads": threads}
+
+
+def _tpu(found: Findings) -> dict[str, Any]:
+    """What stands between this machine and `--device xla`; a runtime that would hang is given a minute."""
+    xla = _version("torch-xla")
+    problem = xla_probe.torch_xla_problem()
+    probe = xla_probe.probe_tpu()
+    if problem is not None and (xla or xla_probe.chips()):
+        found.warnings.append(f"--device xla: {problem}")
+    return {
+        "torch-xla": xla or "not installed",
+        "devices": probe.devices,
+        "why": probe.why,
+        "torch-tpu": f"{version} (rpo does not use it yet; see docs/tpu.md)" if (version := _version("torch-tpu")) else "not installed",
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cpus() -> int:

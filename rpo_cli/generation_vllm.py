@@ -13,7 +13,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.errors import BadInput
-from rpo_cli.generation import batch_seed
 
 CHUNK = 16  # batches at a time: vLLM fills its own batches, more prompts at a time let it; fewer show progress
 
@@ -69,7 +68,7 @@ def sample(
                     temperature=temperature,
                     top_p=top_p,
                     max_tokens=max_new_tokens,
-                    seed=batch_seed(seed, start + place),
+                    seed=_seed(seed, start + place),
                     stop_token_ids=[eos],
                     detokenize=False,
                 )
@@ -83,6 +82,11 @@ def sample(
         del engine
         gc.collect()
     return result
+
+
+def _seed(seed: int, index: int) -> int:
+    """Seed of one prompt."""
+    return (seed * 1_000_003 + index * 7_919 + 17) % 2**63
 
 
 def _response(output: Any, eos: int) -> list[int]:

@@ -208,7 +208,7 @@ def inspect_data(session: Session, rows: int, max_length: int | None) -> None:
 def fetch_data(session: Session) -> None:
     """Bring what a recipe rests on into the hub's cache, and record the commits; on --dry-run only say what that is."""
     loaded = session.load(None)
-    planner = Planner(loaded.recipe.seed)
+    planner = planner_for(loaded)
     recipe = loaded.recipe
     if isinstance(recipe, schema.FigureRecipe):
         targets = [_cell(planner, loaded, policy, recipe.rhos[0]) for policy in recipe.policies]

@@ -137,8 +137,9 @@ def _load(
     bits: BitsAndBytesConfig | None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    if recipe.attn_implementation is not None:
-        kwargs["attn_implementation"] = recipe.attn_implementation
+    attention = recipe.attn_implementation or device.attention
+    if attention is not None:
+        kwargs["attn_implementation"] = attention
     offline = look_for(source)
     try:
         # float32 everywhere: where bfloat16 is asked for it comes by autocast, the same in training and in scoring.
@@ -166,7 +167,7 @@ def _load(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Else bitsandbytes scores in bfloat16 on such a CPU, but trains in float32: the reference would be another model.
             module.support_avx512bf16_for_cpu = False
-    fitted: PreTrainedModel = (model if bits is not None else model.to(device.name)).eval()
+    fitted: PreTrainedModel = (model if bits is not None else device.place(model)).eval()
     return fitted
 
 
@@ -185,9 +186,11 @@ def new_causal(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dev
     except (KeyError, ValueError, TypeError) as error:
         raise BadInput(f"model_config_kwargs: {error}") from error
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    attention = {} if device.attention is None else {"attn_implementation": device.attention}
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention)
     disable_dropout(model)
-    return model.to(device.name)
+    placed: PreTrainedModel = device.place(model)
+    return placed
 
 
 def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

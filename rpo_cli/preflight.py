@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
-from rpo_cli import schema
+from rpo_cli import devices, schema
 from rpo_cli.errors import BadInput
 from rpo_cli.judge_client import api_key
 from rpo_cli.pipeline import Todo
@@ -13,9 +13,10 @@ from rpo_cli.verdicts import VERDICTS
 from rpo_cli.workspace import Workspace
 
 
-def check(todo: Sequence[Todo], workspace: Workspace) -> None:
+def check(todo: Sequence[Todo], workspace: Workspace, jobs: int = 1) -> None:
     """Refuse a plan that would stop in the middle: BadInput, one line."""
     recipes = [item.stage.recipe for item in todo]
+    devices.check(recipes, jobs)
     if any(isinstance(r, schema.EvaluateRecipe) and r.sampler == "vllm" for r in recipes) and importlib.util.find_spec("vllm") is None:
         raise BadInput("sampler: vllm needs the extra `vllm`: pip install 'rpo-cli[vllm]', or set sampler: transformers")
     for recipe in recipes:

@@ -7,6 +7,8 @@ Imports accelerate, and with it torch, only for a file that could be a configura
 from __future__ import annotations
 
 import json
+import math
+import os
 import pickle
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rpo_cli import devices
 from rpo_cli.complaints import suggest
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipe_files import shown
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from rpo_cli.plan import Stage
 
 TRAINED = ("sft", "reward", "policy")
-STRATEGIES = ("NO", "MULTI_GPU", "FSDP")
+STRATEGIES = ("NO", "MULTI_GPU", "FSDP", "XLA")
 # What these switch on would change the mathematics behind the recipe's back, or was never tried here.
 FOREIGN = ("deepspeed_config", "megatron_lm_config", "fp8_config", "dynamo_config", "parallelism_config", "mpirun_config")
 
@@ -37,7 +40,7 @@ class Launch:
     """How training stages are started."""
 
     config: Path
-    processes: int
+    processes: int  # of XLA: the TPU's cores, on all hosts, over which a model and its batches are spread
     strategy: str  # accelerate's distributed_type
     use_cpu: bool
     port_given: bool
@@ -64,23 +67,30 @@ def read_launch(path: Path) -> Launch:
     strategy = values.get("distributed_type")
     if strategy == "MULTI_CPU":
         raise wrong("distributed_type", "MULTI_CPU needs MPI; write MULTI_GPU with `use_cpu: true`, as recipes/accelerate/cpu-2.yaml does")
+    if strategy == "TPU":
+        raise wrong("distributed_type", "accelerate's name for TPUs is XLA, as in recipes/accelerate/tpu-v3-8.yaml")
     if strategy not in STRATEGIES:
         raise wrong("distributed_type", f"expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
     processes = values.get("num_processes", 1 if strategy == "NO" else None)
-    if type(processes) is not int or processes < (1 if strategy == "NO" else 2):
-        raise wrong("num_processes", f"expected a whole number, {'1' if strategy == 'NO' else 'at least 2'}, got {processes!r}")
+    least = 1 if strategy in ("NO", "XLA") else 2
+    if type(processes) is not int or processes < least:
+        raise wrong("num_processes", f"expected a whole number, {'1' if strategy == 'NO' else f'at least {least}'}, got {processes!r}")
     if strategy == "NO" and processes > 1:
         raise wrong("num_processes", "several processes need distributed_type MULTI_GPU or FSDP")
     for key, only, why in (
         ("compute_environment", "LOCAL_MACHINE", "rpo starts processes on this machine"),
         ("num_machines", 1, "rpo starts processes on this machine"),
         ("mixed_precision", "no", "the recipe's `dtype:` says it, so that it is part of the artifact's key; write 'no', in quotes"),
+        ("downcast_bf16", "no", "the recipe's `dtype:` says it; write 'no', in quotes"),
+        ("tpu_use_cluster", False, "on a pod run the same command on every host; see docs/tpu.md"),
     ):
         if values.get(key, only) not in (only, None):
             raise wrong(key, f"expected {only}, got {values[key]!r}: {why}")
     for key in FOREIGN:
         if values.get(key):
             raise wrong(key, "rpo does not support it")
+    if strategy == "XLA" and values.get("main_training_function", "main") != "main":
+        raise wrong("main_training_function", f"expected main, got {values['main_training_function']!r}")
     if strategy == "FSDP" and (values.get("fsdp_config") or {}).get("fsdp_version") != 2:
         raise wrong("fsdp_config", "fsdp_version: expected 2")
     _parse(path, values, wrong)
@@ -105,8 +115,15 @@ def check(stage: Stage, launch: Launch) -> None:
     """Raise BadInput when a stage cannot be trained as the configuration asks."""
     if not isinstance(stage.recipe, TrainingRecipe):
         return
+    if (stage.recipe.device == "xla") != (launch.strategy == "XLA"):
+        raise BadInput(
+            f"{shown(launch.config)}: distributed_type: {launch.strategy}, but {stage.path} has device: {stage.recipe.device}; "
+            "XLA and --device xla go together"
+        )
     if launch.strategy == "FSDP" and stage.recipe.use_peft:
         raise BadInput(f"{shown(launch.config)}: distributed_type: FSDP trains no adapters, but {stage.path} has use_peft; take MULTI_GPU")
+    if launch.strategy == "XLA":
+        return
     try:
         share(stage.recipe, launch.processes)
     except BadInput as error:
@@ -135,6 +152,16 @@ def share(recipe: TrainingRecipe, processes: int) -> tuple[int, int]:
     return size, each // size
 
 
+def spread(recipe: TrainingRecipe, cores: int) -> tuple[int, int]:
+    """Rows at a time, over all cores of a TPU, and accumulated pieces.
+
+    As many cores as divide the batch have rows of their own, each what a process would have; the others share their work.
+    """
+    slots = math.gcd(recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps, cores)
+    rows, pieces = share(recipe, slots)
+    return rows * slots, pieces
+
+
 def run(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], str, list[str]]:
     """Run a training stage's function in the processes of its `launch`; what `pipeline.run_here` returns in the first.
 
@@ -143,19 +170,20 @@ def run(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any],
     """
     launch = job.launch
     assert launch is not None
-    rows, pieces = share(job.recipe, launch.processes)
+    rows, pieces = (spread if launch.strategy == "XLA" else share)(job.recipe, launch.processes)
     update = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces} | ({"device": "cpu"} if launch.use_cpu else {})
     job = replace(job, recipe=job.recipe.model_copy(update=update))
     _need_devices(job, launch)
     options = [] if launch.port_given else ["--main_process_port", "0"]
     if job.recipe.threads is not None:
         options += ["--num_cpu_threads_per_process", str(job.recipe.threads)]
+    environment = os.environ | (devices.environment([job.recipe]) | {"XLA_USE_SPMD": "1"} if launch.strategy == "XLA" else {})
     file = job.directory / "job.pickle"
     file.write_bytes(pickle.dumps(job))
     with (job.directory / "log.txt").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch.config, *options, "-m", "rpo_cli.launch", file],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
             start_new_session=True,  # Ctrl-C is for this process, which then stops the others
         )  # fmt: skip
         try:
@@ -167,11 +195,12 @@ def run(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any],
 
 def _need_devices(job: Job, launch: Launch) -> None:
     """Refuse what the processes could only fail at; leave them this process's idle GPU memory."""
+    name = devices.choose(job.recipe).name
+    if name == "xla":
+        return  # each process counts for itself: this one may not hold the TPU
     import torch
 
-    from rpo_cli import devices
-
-    if devices.choose(job.recipe).name == "cpu":
+    if name == "cpu":
         if launch.strategy == "FSDP":
             raise BadInput(f"{shown(launch.config)}: distributed_type: FSDP needs GPUs, and {job.path} runs on the CPU")
         return

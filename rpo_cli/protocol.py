@@ -51,11 +51,28 @@ def stem(name: str | Path) -> str:
     return Path(name).stem
 
 
+def grid_of(policy: Loaded) -> tuple[str, list[float]]:
+    """The swept parameter of a policy recipe and its values; BadInput if it has none or two."""
+    grid = cast(schema.PolicyRecipe, policy.recipe).grid
+    if len(grid) != 1:
+        raise BadInput(f"{policy.path}: grid: give one grid, of beta or of tau, to sweep over")
+    name, values = next(iter(grid.items()))
+    return name, [float(value) for value in values]
+
+
+def same_budget(grids: Mapping[str, tuple[str, Sequence[float]]]) -> None:
+    """Raise BadInput for grids of different sizes."""
+    sizes = {label: len(values) for label, (_, values) in grids.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{label} {size}" for label, size in sizes.items())
+        raise BadInput(f"grids of different sizes ({listed}): every objective gets the same budget")
+
+
 class Cells:
     """Makes cells, with one planner for each seed."""
 
-    def __init__(self, beside: Path | None, overrides: Sequence[str] = ()) -> None:
-        self.beside = beside
+    def __init__(self, beside: Path | None, overrides: Sequence[str] = (), device: str | None = None) -> None:
+        self.beside, self.device = beside, device
         self.overrides = list(overrides)
         self._planners: dict[int, Planner] = {}
 
@@ -63,8 +80,9 @@ class Cells:
         """One cell; `measured`: what it takes is the policy's measure on its training pairs, not an evaluation."""
         at = at_rho(rho)
         overrides = [*self.overrides, *extra, *at.pop("overrides", [])]
-        loaded = load(policy, **at, seed=seed, overrides=overrides, expect="policy", beside=self.beside)
-        planner = self._planners.setdefault(seed, Planner(seed))
+        flags = {"device": self.device}
+        loaded = load(policy, **at, seed=seed, overrides=overrides, flags=flags, expect="policy", beside=self.beside)
+        planner = self._planners.setdefault(seed, Planner(seed, self.device))
         target = planner.measure(loaded) if measured else planner.evaluation(loaded, split)
         return Cell(stem(loaded.path), rho, seed, loaded, target)
 
@@ -76,17 +94,8 @@ class Cells:
         """
         grids: dict[str, tuple[str, list[float]]] = {}
         for policy in policies:
-            loaded = load(policy, overrides=self.overrides, expect="policy", beside=self.beside)
-            recipe = cast(schema.PolicyRecipe, loaded.recipe)
-            if len(recipe.grid) != 1:
-                raise BadInput(f"{loaded.path}: grid: give one grid, of beta or of tau, to sweep over")
-            name, values = next(iter(recipe.grid.items()))
-            grids[policy] = name, [float(v) for v in values]
-        sizes = {policy: len(values) for policy, (_, values) in grids.items()}
-        if len(set(sizes.values())) > 1:
-            raise BadInput(
-                f"grids of different sizes ({', '.join(f'{stem(p)} {n}' for p, n in sizes.items())}): every objective gets the same budget"
-            )
+            grids[policy] = grid_of(load(policy, overrides=self.overrides, expect="policy", beside=self.beside))
+        same_budget({stem(policy): grid for policy, grid in grids.items()})
         return grids
 
     def grid(self, policies: Sequence[str], rhos: Sequence[float | None], seeds: Sequence[int], grid_size: int | None = None) -> list[Cell]:

@@ -50,7 +50,7 @@ class Recipe(BaseModel):
     rm_seed: int | None = Field(None, ge=0, description="seed of reward model training")
     policy_seed: int | None = Field(None, ge=0, description="seed of SFT and policy training")
     sampling_seed: int | None = Field(None, ge=0, description="seed of sampled responses")
-    device: Literal["auto", "cpu", "cuda"] = cosmetic("auto", "auto: cuda if there is one, else cpu")
+    device: Literal["auto", "cpu", "cuda", "xla"] = cosmetic("auto", "auto: cuda if there is one, else cpu; xla: a TPU (docs/tpu.md)")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device has it in hardware, else float32"
     )
@@ -184,6 +184,11 @@ class TrainingRecipe(ModelSource, FourBits):
     per_device_train_batch_size: PositiveInt = Field(16, description="rows at a time on one device; several processes share them")
     gradient_accumulation_steps: PositiveInt = Field(
         1, description="pieces of this size in the batch of an optimiser step, which stays the same in several processes"
+    )
+    train_sampling_strategy: Literal["random", "group_by_length"] = added(
+        "random",
+        "group_by_length: the rows of an optimiser batch are of about equal length, so that less is padding; such a batch no longer stands "
+        "for the data, which matters where it decides something (ensemble_min: batch) and where the bias is one of length",
     )
     per_device_eval_batch_size: PositiveInt = cosmetic(64, "rows at a time where nothing is learnt")
     optim: str = "adamw_torch"
@@ -483,7 +488,7 @@ class EvaluateRecipe(ModelSource):
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: PositiveInt = 128
     truncated: Literal["score", "drop"] = Field("score", description="samples without EOS: scored as they are, or left out (and counted)")
-    per_device_eval_batch_size: PositiveInt = Field(128, description="prompts sampled at a time; each batch has a seed of its own")
+    per_device_eval_batch_size: PositiveInt = cosmetic(128, "prompts sampled at a time")
     bootstrap_samples: PositiveInt = Field(2000, description="resamples behind each interval")
     sampler: Literal["transformers", "vllm"] = added("transformers", "what samples the policy; vllm needs the extra `vllm` and a GPU")
     # No part of this stage's key: verdicts are a stage of their own and can be asked for later.
@@ -528,6 +533,7 @@ class Claim(BaseModel):
     than: str | None = Field(None, description="another variant; null: zero")
     measure: str = Field("advantage", description="of which number")
     rhos: list[Share] | None = Field(None, description="at which rho; default: every one of the figure")
+    mean_over_rho: bool = Field(False, description="of the mean over those rho, instead of one comparison at each")
     within: PositiveFloat | None = Field(None, description="passes if the difference is smaller than this, whatever its sign")
     beyond: PositiveFloat | None = Field(None, description="passes if the difference is larger than this, whatever its sign")
 

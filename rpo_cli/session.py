@@ -39,6 +39,7 @@ class Session:
     jobs: int = 1
     wandb: bool = False
     accelerate: Path | None = None
+    device: str | None = None
     err: Console = field(default_factory=lambda: Console(stderr=True))
     out: Console = field(default_factory=Console)
 
@@ -47,7 +48,8 @@ class Session:
         overrides = list(self.overrides)
         if "rho" in flags and flags["rho"] is None:
             overrides.append("rho=null")
-        return load(self.recipe, seed=self.seed, rho=flags.pop("rho", None), overrides=overrides, flags=flags or None, expect=expect)
+        rho = flags.pop("rho", None)
+        return load(self.recipe, seed=self.seed, rho=rho, overrides=overrides, flags={**flags, "device": self.device}, expect=expect)
 
     def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
         """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the recipe's own."""
@@ -113,7 +115,7 @@ class Session:
             snapshots.require([item.stage for item in todo], workspace, self.recipe)
             from rpo_cli import devices, preflight
 
-            preflight.check(todo, workspace)
+            preflight.check(todo, workspace, self.jobs)
             device = devices.choose(targets[0].recipe)
             self.say(f"device: {device}; threads: {targets[0].recipe.threads or 'all'}")
             built = {item.stage.path for item in todo}
@@ -172,6 +174,9 @@ class Session:
 def cut_of(recipe: schema.TrainingRecipe, launch: processes.Launch | None) -> str:
     """How the batch of an optimiser step is cut, in words."""
     count = 1 if launch is None else launch.processes
+    if launch is not None and launch.strategy == "XLA":
+        rows, pieces = processes.spread(recipe, count)
+        return f"{rows * pieces} = {rows} rows over {count} cores x {pieces} accumulated"
     rows, pieces = processes.share(recipe, count)
     return f"{rows * pieces * count} = {rows} rows x {pieces} accumulated x {count} process{'' if count == 1 else 'es'}"
 
@@ -192,4 +197,5 @@ def suite_rhos(loaded: Loaded) -> list[float | None]:
 
 
 def planner_for(loaded: Loaded) -> Planner:
-    return Planner(loaded.recipe.seed)
+    """A planner under the seed of the recipe that was asked for, and on the device that the command line named."""
+    return Planner(loaded.recipe.seed, loaded.overrides.get("device"))

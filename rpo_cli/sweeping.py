@@ -40,7 +40,7 @@ def run_sweep(session: Session, seeds: Sequence[int] | None, write: bool, keep: 
     loaded = load(session.recipe, overrides=() if figure else session.overrides)
     rhos = None if session.rho == "all" else session.rhos([])
     selection = select(figure_of(loaded), rhos, seeds, budget)
-    maker = Cells(loaded.path.parent, session.overrides)
+    maker = Cells(loaded.path.parent, session.overrides, session.device)
     leave_out_of_grids(selection, {stem(policy): values for policy, (_, values) in maker.grids(selection.policies).items()})
     if session.dry_run:
         plan_only(session, loaded.recipe.suite, selection, grid_cells(maker, selection), [], keep, question)
@@ -74,7 +74,7 @@ def sweep(session: Session, loaded: Loaded, selection: Selection, maker: Cells, 
         found: dict[str, Any] = {"chosen": {p: {str(r): v for r, v in by.items()} for p, by in chosen.items()}, "csv": str(file)}
         session.print_json(found | ({"left_out": selection.left_out} if selection.left_out else {}))
     else:
-        session.out.print(_choice_table(chosen, selection.rhos))
+        session.out.print(choice_table(chosen, selection.rhos))
         session.out.print(str(file), highlight=False, soft_wrap=True)
     for note in at_edge(chosen, grids):
         session.say(f"note: {note}")
@@ -98,7 +98,8 @@ def _announce(session: Session, selection: Selection, cells: int) -> None:
         session.say(f"reduced: {note}")
 
 
-def _choice_table(chosen: dict[str, dict[float | None, dict[str, float]]], rhos: Sequence[float | None]) -> Table:
+def choice_table(chosen: Chosen, rhos: Sequence[float | None]) -> Table:
+    """What was chosen for each policy and rho, to print."""
     table = Table("policy", *("unbiased" if rho is None else f"rho {rho:g}" for rho in rhos), title="chosen on validation")
     for policy, by_rho in chosen.items():
         table.add_row(policy, *(" ".join(f"{k} {v:g}" for k, v in by_rho.get(rho, {}).items()) for rho in rhos))
@@ -135,14 +136,14 @@ def run_figure2(
     if None in rho_list:
         raise BadInput("--rho none: Figure 2 has an axis of rho; give values between 0 and 1")
     suite = recipe.suite
-    maker = Cells(loaded.path.parent)
+    maker = Cells(loaded.path.parent, device=session.device)
     chosen: Chosen = {}
     if tune:
         found = tuned(session, loaded, selection, maker, keep, write=True)
         if session.dry_run or "grid" in selection.left_out:
             chosen = found
         else:
-            maker = Cells(loaded.path.parent)  # the recipes say now what was chosen
+            maker = Cells(loaded.path.parent, device=session.device)  # the recipes say now what was chosen
 
     def final(policy: str, rho: float | None, seed: int) -> Cell:
         values = chosen.get(stem(policy), {}).get(rho, {})

@@ -49,7 +49,7 @@ def test_a_policy_on_4_bits_starts_at_its_own_reference_and_is_merged_into_the_w
     # -log sigmoid(0): the reference log-probs are those of the 4-bit base. The whole base's would differ.
     metrics = manifest(tiny.root, str(folder.relative_to(tiny.root)))["metrics"]
     assert metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
-    own, whole = (read_rows(tiny.root / f"seed-0/reference-logps{bits}/logps.parquet") for bits in ("-nf4", ""))
+    own, whole = (read_rows(tiny.root / f"seed-0/reference-logps{bits}/relabel/logps.parquet") for bits in ("-nf4", ""))
     assert max(abs(a["ref_chosen_logps"] - b["ref_chosen_logps"]) for a, b in zip(own, whole, strict=True)) > 1e-3
     # Saved: the base's own weights, not what 4 bits made of them, plus the adapter, which was trained in float32.
     base, merged = (load_file(place / "model.safetensors") for place in (tiny.root / "seed-0/sft", folder))
@@ -69,7 +69,7 @@ def test_a_pessimistic_policy_on_4_bits_samples_its_own_reference(tiny: Tiny) ->
     folder = trained(tiny, "train-policy", "dp-dpo.yaml", "kl_estimator=full", "learning_rate=1e-9", "max_steps=1", "logging_steps=1")
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     assert line["kl_to_reference"] == pytest.approx(0, abs=1e-6)
-    assert (tiny.root / "seed-0/reference-samples-nf4/samples.parquet").is_file()
+    assert (tiny.root / "seed-0/reference-samples-nf4/relabel/samples.parquet").is_file()
     # Teachers' margins are the whole reward model's, whatever the policy's bits.
     assert not list(tiny.root.rglob("scores/**/*nf4*"))
 
@@ -144,5 +144,5 @@ def test_4_bits_are_refused_in_shards_and_where_bitsandbytes_cannot_work(empty: 
 def test_full_precision_keys_do_not_know_of_4_bits(built: Tiny) -> None:
     """Artifacts from before the option stay up to date."""
     stage = built.stage("dpo.yaml")
-    assert "load_in_4bit" not in json.dumps(stage.identity) and stage.inputs["reference"].path == "seed-0/reference-logps"  # type: ignore[union-attr]
+    assert "load_in_4bit" not in json.dumps(stage.identity) and stage.inputs["reference"].path == "seed-0/reference-logps/relabel"  # type: ignore[union-attr]
     assert built.stage("dpo.yaml", *FOUR).path.startswith(f"{RHO}/policies/dpo/beta-0.2-load_in_4bit-True")

@@ -9,6 +9,9 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
@@ -42,6 +45,22 @@ def test_every_import_is_a_declared_dependency() -> None:
     assert not missing
 
 
+def pins(file: str) -> dict[str, str]:
+    lines = (REPOSITORY / file).read_text().splitlines()
+    return {name_of(line): line.split("==")[1] for line in lines if "==" in line and not line.startswith("#")}
+
+
 def test_every_dependency_is_pinned() -> None:
-    pinned = {name_of(line) for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if "==" in line}
-    assert {name_of(requirement) for requirement in PROJECT["dependencies"]} <= pinned
+    assert {name_of(requirement) for requirement in PROJECT["dependencies"]} <= pins("constraints.txt").keys()
+
+
+def test_the_tpu_environment_differs_from_the_other_in_torch_alone() -> None:
+    plain, tpu = pins("constraints.txt"), pins("constraints-tpu.txt")
+    assert {name for name in plain if tpu.get(name) != plain[name]} == {"torch"}
+    torch, torch_xla = (Requirement(requirement) for requirement in PROJECT["optional-dependencies"]["tpu"])
+    assert torch.specifier.contains(tpu["torch"]) and torch_xla.specifier.contains(tpu["torch-xla"])
+    assert {"libtpu", "tpu-info"} <= tpu.keys()
+    ours = SpecifierSet(PROJECT["requires-python"]) & SpecifierSet("<3.13")  # libtpu's own bound
+    for version in ("3.11", "3.12", "3.13"):
+        environment = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": version}
+        assert torch_xla.marker is not None and torch_xla.marker.evaluate(environment) == ours.contains(version)

@@ -1,7 +1,8 @@
 """Which member e-DPO's min chose: over a pair, over the whole optimiser batch, or over the data set.
 
 A min inside each micro-batch would change with the micro-batch size, the accumulation and the number of processes; here the
-choice is made once for an optimiser step, over all of it.
+choice is made once for an optimiser step, over all of it. Averages, choice and counts stay on the device of the batches; the
+host reads them where metrics are logged and checkpoints written.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ class MemberChoice:
         self.names = list(names)
         self.ema = MemberEma.from_rewards(margins, decay)
         self.counts = torch.zeros(len(names), dtype=torch.float64)
-        self._since_log = torch.zeros_like(self.counts)
         self.choice: torch.Tensor | None = None
+        self._since_log = torch.zeros(len(names))
         self._sums = torch.zeros(len(names))
         self._taught = torch.zeros(len(names))
         self._batches = 0
 
     def begin_step(self, choice: torch.Tensor | None) -> None:
         """Fix the member for a step: the EMA's, or the one decided over the batch; None: micro-batch = batch."""
-        self.choice = torch.tensor(self.ema.choice()) if self.scope == "dataset" else choice
+        self.choice = self.ema.choice() if self.scope == "dataset" else choice
         self._sums = torch.zeros_like(self._sums)
         self._batches = 0
 
@@ -51,7 +52,9 @@ class MemberChoice:
         if self.scope == "batch" and choice is None:
             choice = select_member(batch_mean(means))
         kept, chosen = ensemble_losses(losses, self.scope, choice=None if self.scope == "example" else choice)
-        self._taught = self._taught.to(chosen.device) + torch.bincount(chosen, minlength=len(self.names))
+        # Not bincount, which asks the device for the largest entry.
+        members = torch.arange(len(self.names), device=chosen.device)
+        self._taught = self._taught.to(chosen.device) + (chosen == members[:, None]).sum(1)
         return kept
 
     def end_step(self, batch_mean: Any, batch_sum: Any) -> None:
@@ -64,7 +67,7 @@ class MemberChoice:
 
     def shares(self) -> dict[str, float]:
         """Share of pairs that each member taught since the last call."""
-        recent = self._since_log.double().cpu()
+        recent = self._since_log.cpu().double()
         self._since_log = torch.zeros_like(self._since_log)
         self.counts += recent
         total = max(1.0, float(recent.sum()))

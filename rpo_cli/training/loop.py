@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import DistributedType, PartialState
 from torch.utils.data import RandomSampler, Sampler
 from transformers import (
@@ -21,7 +24,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from rpo_cli.devices import Device, arrangement, processes, rank
+from rpo_cli.batches import PairCollator, groups_of, shape_of
+from rpo_cli.buckets import for_training
+from rpo_cli.devices import CPU, Device, arrangement, processes, rank, step_mark, to_host
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models import save
 from rpo_cli.schema import TrainingRecipe
@@ -40,14 +45,16 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         "lr_scheduler_type": recipe.lr_scheduler_type,
         "warmup_steps": recipe.warmup_steps,
         "per_device_train_batch_size": recipe.per_device_train_batch_size,
+        "train_sampling_strategy": recipe.train_sampling_strategy,
         "per_device_eval_batch_size": recipe.per_device_eval_batch_size,
         "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
-        "optim": recipe.optim,
+        "optim": device.optimizer(recipe.optim),
         "adam_beta1": recipe.adam_beta1,
         "adam_beta2": recipe.adam_beta2,
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
         "activation_checkpointing": recipe.gradient_checkpointing,  # the name of gradient_checkpointing from transformers 6 on
+        "activation_checkpointing_kwargs": device.checkpointing,
         "logging_steps": recipe.logging_steps,
         "logging_nan_inf_filter": False,  # a NaN must be seen, not averaged away
         "save_strategy": "no" if recipe.save_steps is None else "steps",
@@ -56,7 +63,7 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         "report_to": "none",
         "seed": seed,
         "data_seed": seed,
-        "bf16": device.dtype_name == "bfloat16",  # autocast; the weights stay float32
+        "bf16": device.trains_in_autocast,  # the weights stay float32
         "use_cpu": device.name == "cpu",
         "disable_tqdm": True,
         "dataloader_drop_last": False,  # of training rows `WholeBatches` leaves none over; of held-out rows none may be left out
@@ -80,14 +87,74 @@ def need_rows(count: int, recipe: TrainingRecipe, what: str) -> None:
         raise BadInput(f"{what}: {count} rows do not fill one batch of {batch}")
 
 
+def collator_of(
+    rows: list[dict[str, Any]], recipe: TrainingRecipe, device: Device, pad: int, shared: bool
+) -> tuple[PairCollator, dict[str, float]]:
+    """The collator of a stage's rows, and for its metrics what shapes its batches have where each must be compiled."""
+    if not device.fixed_shapes:
+        return PairCollator(pad, shared), {}
+    needed = [shape_of(row["prompt_ids"], groups_of(row), shared=shared) for row in rows]
+    found = for_training(needed, recipe.per_device_train_batch_size)
+    logging.getLogger("rpo").info("training batches: %s", found)
+    return PairCollator(pad, shared, found), {"shapes": len(found.shapes), "padding_share": found.padding}
+
+
 class WholeBatches(Trainer):
-    """A Trainer whose every optimiser step sees a whole batch: an epoch's last rows are left out, however batches are cut."""
+    """A Trainer whose every optimiser step sees a whole batch: an epoch's last rows are left out, however batches are cut.
+
+    `device`: where its forward passes bring an autocast of their own, if Trainer brings none.
+    """
+
+    device: Device = CPU
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[None]:
+        """What a forward pass with its loss runs under."""
+        return nullcontext() if self.args.bf16 else self.device.autocast()
+
+    def batch_mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean of a tensor over processes; one alone has nothing to wait for."""
+        mean: torch.Tensor = self.accelerator.reduce(values, "mean") if self.accelerator.num_processes > 1 else values
+        return mean
+
+    def batch_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over processes."""
+        total: torch.Tensor = self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
+        return total
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        # dataloader_drop_last would leave an accumulated batch incomplete at the end of an epoch.
-        return RandomSampler(rows, num_samples=len(rows) // batch * batch)
+        whole = len(rows) // batch * batch
+        if self.args.train_sampling_strategy == "random":
+            # dataloader_drop_last would leave an accumulated batch incomplete at the end of an epoch.
+            return RandomSampler(rows, num_samples=whole)
+        columns = [rows[name] for name in rows.column_names if name.endswith("_ids")]
+        lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]
+        # Accelerate tells a sampler of this kind its epoch only while nothing was resumed.
+        return ByLength(lengths, batch, self.args.seed, lambda: self.state.global_step // (whole // batch))
+
+
+class ByLength(Sampler[int]):
+    """Rows in whole optimiser batches of about equal length, in random order: transformers' group_by_length.
+
+    As there, rows are shuffled, and sorted within pieces of up to 50 batches. What differs: the rows that an epoch leaves
+    out are drawn from all, not the shortest of the last piece; and batches are shuffled, not taken from long to short. The
+    batch sorted here is the optimiser's, whatever number of micro-batches and processes share it.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.batch * self.batch
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed + self.epoch())
+        rows = torch.randperm(len(self.lengths), generator=draw)[: len(self)]
+        size = max(1, min(len(rows) // (4 * self.batch), 50)) * self.batch  # at least four pieces, which differ from epoch to epoch
+        ordered = [i for piece in torch.split(rows, size) for i in sorted(piece.tolist(), key=lambda i: -self.lengths[i])]
+        batches = torch.tensor(ordered).view(-1, self.batch)
+        yield from batches[torch.randperm(len(batches), generator=draw)].flatten().tolist()
 
 
 class Journal(TrainerCallback):
@@ -99,6 +166,9 @@ class Journal(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.report.rewind(state.global_step)
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        step_mark(args.device)  # each piece of a batch by itself: all in one program would take as much longer to compile
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.report(state.global_step, state.max_steps)
@@ -194,11 +264,12 @@ def publish_model(
 ) -> PreTrainedModel:
     """Save the trained model beside its tokenizer, drop the checkpoints; an adapter is kept apart and merged.
 
-    Every process calls it, the first one writes. `whole_base`: loads what the adapter was trained on, in full precision on
-    the CPU, where it was trained in 4 bits: merged into those it would be rounded to them.
+    Every process calls it, the first one writes. Returns the model, on the host where the device has no memory to save from.
+    `whole_base`: loads what the adapter was trained on, in full precision on the CPU, where it was trained in 4 bits: merged
+    into those it would be rounded to them.
     """
     trainer.accelerator.wait_for_everyone()  # another process may still read a checkpoint
-    model = whole_model(trainer)
+    model = to_host(whole_model(trainer))
     if rank() != 0:
         return model
     if hasattr(model, "merge_and_unload"):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from trl import DPOConfig, DPOTrainer
 
 from rpo_cli import devices
-from rpo_cli.batches import PairCollator, can_share, logps_of, predicts, response_lengths, response_logits, response_logps
+from rpo_cli.batches import can_share, groups_of, logps_of, predicts, response_lengths, response_logits, response_logps
 from rpo_cli.models import four_bits, load_causal, load_tokenizer
 from rpo_cli.objectives import (
     distill_losses,
@@ -37,7 +37,7 @@ from rpo_cli.schema import DISTILLED, PESSIMISTIC, PolicyRecipe, seed_of
 from rpo_cli.scoring import pad_id
 from rpo_cli.tracking import Report
 from rpo_cli.training.ensemble import MemberChoice
-from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, one_gpu, publish_model, train
+from rpo_cli.training.loop import WholeBatches, arguments, collator_of, lora_of, need_rows, one_gpu, publish_model, train
 from rpo_cli.training.teachers import calibrated_margins, policy_rows
 
 
@@ -63,16 +63,6 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
     def _send_telemetry(self) -> None:
         """None."""
 
-    def batch_mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean of a tensor over processes."""
-        mean: torch.Tensor = self.accelerator.reduce(values, "mean")
-        return mean
-
-    def batch_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor over processes."""
-        total: torch.Tensor = self.accelerator.reduce(values, "sum")
-        return total
-
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """All micro-batches of an optimiser step; e-DPO's batch min is decided here, over all of them."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -89,6 +79,7 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
             with self.compute_loss_context_manager():
                 delta_h = self._delta_h(response_logps(self.model_wrapped, inputs), inputs)
             means.append(distill_losses(delta_h, inputs["margins"].T, self.recipe.beta).mean(1))
+            devices.step_mark(self.args.device)
         self.model.train()
         return select_member(self.batch_mean(torch.stack(means).mean(0)))
 
@@ -224,10 +215,12 @@ def run(job: Job, report: Report) -> dict[str, Any]:
         DPOConfig(**arguments(recipe, job.directory, device, seed), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True)
     )
     shared = recipe.shared_prompts and _shares(model, rows, pad_id(tokenizer))
+    collator, shapes = collator_of(rows, recipe, device, pad_id(tokenizer), shared)
     trainer = PolicyTrainer(
-        recipe, members, kl_reference, model=model, args=config, data_collator=PairCollator(pad_id(tokenizer), shared),
+        recipe, members, kl_reference, model=model, args=config, data_collator=collator,
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora_of(recipe, "CAUSAL_LM"),
     )  # fmt: skip
+    trainer.device = device
     if members is None:
         metrics: dict[str, Any] = train(trainer, report)
     else:
@@ -236,9 +229,8 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU, training=True))
     temperatures = {f"temperature/{name}": value for name, value in teachers.temperatures.items()}
     counts = {"rows": len(rows), "dropped": dropped, "steps": trainer.state.global_step, "shared_prompts": shared}
-    return {**metrics, **temperatures, **counts}
+    return {**metrics, **temperatures, **counts, **shapes}
 
 
 def _shares(model: PreTrainedModel, rows: list[dict[str, Any]], pad: int) -> bool:
-    names = [name for name in ("chosen_ids", "rejected_ids", "sample_ids") if name in rows[0]]
-    return can_share(model, response_logps, [row["prompt_ids"] for row in rows], [[row[name] for name in names] for row in rows], pad)
+    return can_share(model, response_logps, [row["prompt_ids"] for row in rows], [groups_of(row) for row in rows], pad)

@@ -21,7 +21,7 @@ from rpo_cli.pipeline import Job
 from rpo_cli.schema import RewardRecipe, seed_of
 from rpo_cli.scoring import pad_id, pair_rewards
 from rpo_cli.tracking import Report
-from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, one_gpu, publish_model, train
+from rpo_cli.training.loop import WholeBatches, arguments, collator_of, lora_of, need_rows, one_gpu, publish_model, train
 from rpo_cli.training.sft import table_of
 
 
@@ -42,16 +42,17 @@ class LeanRewardTrainer(WholeBatches, RewardTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The mean loss over the held-out pairs; in several processes every one of them reads all pairs.
 
-        Shared by accelerate, a last batch would be filled up with rows that were counted already.
+        Shared by accelerate, a last batch would be filled up with rows that were counted already; a bulk scorer also has
+        buckets of its own.
         """
-        if devices.processes() == 1:
+        if devices.processes() == 1 and self.data_collator.buckets is None:
             return dict(super().evaluate(*args, **kwargs))
         self.model.eval()
         with self.compute_loss_context_manager():
             size, shared = self.args.per_device_eval_batch_size, self.data_collator.shared
             scores = pair_rewards(self.model, self.held_out, pad_id(self.processing_class), size, shared=shared)
         loss = np.logaddexp(0, -(scores[:, 0] - scores[:, 1]).astype(np.float64)).mean()
-        mean = self.accelerator.reduce(torch.tensor(loss, dtype=torch.float32, device=self.args.device), "mean")
+        mean = self.batch_mean(torch.tensor(loss, dtype=torch.float32, device=self.args.device))
         metrics = {"eval_loss": mean.item()}  # the same in every process, hence the same best step
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -65,15 +66,22 @@ class LeanRewardTrainer(WholeBatches, RewardTrainer):
         margins = chosen - rejected
         loss = -torch.nn.functional.logsigmoid(margins).mean()
         if self.model.training and (self.state.global_step + 1) % self.args.logging_steps == 0:
-            gathered = self.accelerator.gather(margins.detach())
-            self._metrics["train"]["accuracy"].append((gathered > 0).float().mean().item())
-            self._metrics["train"]["margin"].append(gathered.mean().item())
+            self._metrics["train"]["accuracy"].append((margins.detach() > 0).float().mean())
+            self._metrics["train"]["margin"].append(margins.detach().mean())
         return (loss, {"margins": margins}) if return_outputs else loss
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Read the metrics that were kept on the device, in one transfer; RewardTrainer averages them."""
+        kept = self._metrics["train"]
+        if kept:
+            found = self.batch_mean(torch.stack([torch.stack(values) for values in kept.values()])).tolist()
+            kept |= dict(zip(kept, found, strict=True))
+        super().log(logs, start_time)
 
-def data_set(rows: list[TokenRow]) -> Dataset:
+
+def table_of_pairs(rows: list[TokenRow]) -> list[dict[str, Any]]:
     """The collator's columns."""
-    return Dataset.from_list([{"prompt_ids": r.prompt_ids, "chosen_ids": r.responses[0], "rejected_ids": r.responses[1]} for r in rows])
+    return [{"prompt_ids": r.prompt_ids, "chosen_ids": r.responses[0], "rejected_ids": r.responses[1]} for r in rows]
 
 
 def training_rows(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -123,17 +131,20 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     config = one_gpu(RewardConfig(**settings, max_length=None))
     prompts, answers = [row.prompt_ids for row in rows], [row.responses for row in rows]
     shared = recipe.shared_prompts and can_share(model, response_rewards, prompts, answers, pad_id(tokenizer))
+    table = table_of_pairs(rows)
+    collator, shapes = collator_of(table, recipe, device, pad_id(tokenizer), shared)
     trainer = LeanRewardTrainer(
-        model, config, train_dataset=data_set(rows), eval_dataset=data_set(held_out) if recipe.stopping == "early" else None,
-        data_collator=PairCollator(pad_id(tokenizer), shared), processing_class=tokenizer, peft_config=lora_of(recipe, "SEQ_CLS"),
+        model, config, train_dataset=Dataset.from_list(table),
+        eval_dataset=Dataset.from_list(table_of_pairs(held_out)) if recipe.stopping == "early" else None,
+        data_collator=collator, processing_class=tokenizer, peft_config=lora_of(recipe, "SEQ_CLS"),
     )  # fmt: skip
-    trainer.held_out = held_out
+    trainer.held_out, trainer.device = held_out, device
     metrics: dict[str, Any] = train(trainer, report)
     trained = publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU))
     if held_out and devices.rank() == 0:
-        scores = pair_rewards(trained, held_out, pad_id(tokenizer), recipe.per_device_eval_batch_size, shared=shared)
+        scores = pair_rewards(device.place(trained), held_out, pad_id(tokenizer), recipe.per_device_eval_batch_size, shared=shared)
         margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
         metrics |= {"held_out_accuracy": float((margins > 0).mean()), "held_out_loss": float(np.logaddexp(0, -margins).mean())}
         metrics |= utility_accuracy(margins, held_out, held_out_texts)
     counts = {"rows": len(rows), "dropped": len(texts) - len(rows), "steps": trainer.state.global_step}
-    return {**metrics, **counts, "shared_prompts": shared}
+    return {**metrics, **counts, **shapes, "shared_prompts": shared}

@@ -5,17 +5,21 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from datasets import Dataset
+from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from rpo_cli import devices
+from rpo_cli.batches import response_logps
 from rpo_cli.data.pairs import columns_of, read_rows, tokenise
 from rpo_cli.errors import BadInput
 from rpo_cli.models import four_bits, load_causal, load_tokenizer, new_causal
 from rpo_cli.pipeline import Job
 from rpo_cli.schema import SFTRecipe, seed_of
+from rpo_cli.scoring import pad_id
 from rpo_cli.tracking import Report
-from rpo_cli.training.loop import WholeBatches, arguments, lora_of, need_rows, one_gpu, publish_model, train
+from rpo_cli.training.loop import WholeBatches, arguments, collator_of, lora_of, need_rows, one_gpu, publish_model, train
 
 
 class WholeBatchSFTTrainer(WholeBatches, SFTTrainer):
@@ -29,6 +33,29 @@ class WholeBatchSFTTrainer(WholeBatches, SFTTrainer):
 
     def count_from(self, state: dict[str, Any]) -> None:
         self._total_train_tokens = state["num_tokens"]
+
+
+class FixedShapeSFTTrainer(WholeBatchSFTTrainer):
+    """The same loss over batches of a few shapes, with nothing read back in a step: no entropy, accuracy or count of tokens."""
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt_ids", "completion_ids"]
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
+        """Tokens of all completions of an optimiser step, in all processes."""
+        tokens: list[torch.Tensor] = [batch["tokens"] for batch in batch_samples]
+        return self.batch_sum(torch.stack(tokens).sum())
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Negative log-likelihood of the completions' tokens, EOS included; mean over those of the optimiser step."""
+        loss: torch.Tensor = -response_logps(model, inputs).sum() / num_items_in_batch * self.accelerator.num_processes
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Without TRL's metrics, which are not collected here."""
+        Trainer.log(self, logs, start_time)
 
 
 def table_of(job: Job, table: str) -> list[dict[str, Any]]:
@@ -56,13 +83,22 @@ def run(job: Job, report: Report) -> dict[str, Any]:
         whole_base = partial(load, device=devices.CPU)
     tokens = tokenise(rows, columns_of(recipe.table)[1:], tokenizer, recipe.max_length, recipe.overlong, f"{job.path}: {recipe.table}")
     need_rows(len(tokens), recipe, job.path)
-    data = Dataset.from_list(
-        [{"input_ids": r.prompt_ids + r.responses[0], "labels": [-100] * len(r.prompt_ids) + r.responses[0]} for r in tokens]
-    )
     config = one_gpu(
         SFTConfig(**arguments(recipe, job.directory, device, seed), max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
     )
-    trainer = WholeBatchSFTTrainer(model, config, train_dataset=data, processing_class=tokenizer, peft_config=lora_of(recipe, "CAUSAL_LM"))
+    table = [
+        {"prompt_ids": r.prompt_ids, "completion_ids": r.responses[0]}
+        if device.fixed_shapes
+        else {"input_ids": r.prompt_ids + r.responses[0], "labels": [-100] * len(r.prompt_ids) + r.responses[0]}
+        for r in tokens
+    ]
+    collator, shapes = collator_of(table, recipe, device, pad_id(tokenizer), True) if device.fixed_shapes else (None, {})
+    kind = FixedShapeSFTTrainer if device.fixed_shapes else WholeBatchSFTTrainer
+    trainer = kind(
+        model, config, data_collator=collator, train_dataset=Dataset.from_list(table), processing_class=tokenizer,
+        peft_config=lora_of(recipe, "CAUSAL_LM"),
+    )  # fmt: skip
+    trainer.device = device
     metrics = train(trainer, report, state=trainer.counted, restore=trainer.count_from)
     publish_model(trainer, tokenizer, job.directory, whole_base)
-    return {**metrics, "rows": len(tokens), "dropped": len(rows) - len(tokens), "steps": trainer.state.global_step}
+    return {**metrics, "rows": len(tokens), "dropped": len(rows) - len(tokens), "steps": trainer.state.global_step, **shapes}

@@ -1,0 +1,244 @@
+"""A sample is a function of model, prompt, seed and copy: not of the batch, its order, or what has left it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TopPLogitsWarper
+
+from rpo_cli import generation
+from rpo_cli.data import miniature
+from rpo_cli.devices import Device
+from rpo_cli.errors import RunFailed
+from rpo_cli.generation import occurrences, pick, sample, uniforms
+from rpo_cli.models import new_causal
+
+TOKENIZER = miniature.build_tokenizer()
+EOS = TOKENIZER.eos_token_id
+LIMIT = 14
+# Large weights: a shifted position, a padding token seen or a state of another row would show.
+SIZES = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+    "initializer_range": 0.5,
+}  # fmt: skip
+GROUPED = {**SIZES, "num_key_value_heads": 1, "head_dim": 8}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **SIZES},
+    "qwen2": {"model_type": "qwen2", **SIZES, "num_key_value_heads": 1},
+    "qwen3": {"model_type": "qwen3", **GROUPED},
+    "gpt_neox": {"model_type": "gpt_neox", **SIZES},
+    "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5},
+    # Windows shorter than the prompts.
+    "gemma2": {"model_type": "gemma2", **GROUPED, "sliding_window": 6},
+    "gemma3": {"model_type": "gemma3_text", **GROUPED, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    "mistral": {"model_type": "mistral", **GROUPED, "sliding_window": 6},
+    "mamba": {"model_type": "mamba", "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "initializer_range": 0.5},
+    "falcon_h1": {
+        "model_type": "falcon_h1", **GROUPED, "mamba_d_ssm": 16, "mamba_n_heads": 4, "mamba_d_head": 4, "mamba_d_state": 4,
+        "mamba_n_groups": 1, "mamba_chunk_size": 8,
+    },
+    "openai-gpt": {"model_type": "openai-gpt", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5},
+    "rwkv": {
+        "model_type": "rwkv", "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "context_length": 64,
+    },
+}  # fmt: skip
+UNCACHED = ("openai-gpt", "rwkv")
+# Lengths 3 to 12; others of equal length, and copies that lie apart.
+PROMPTS = [list(range(first, first + length)) for first, length in ((5, 3), (5, 9), (20, 9), (5, 4), (20, 9), (7, 7), (5, 3), (9, 12))] * 3
+
+
+def model_of(name: str) -> Any:
+    return new_causal(SETTINGS[name], TOKENIZER, Device("cpu", "float32", "test"), 0).eval()
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return model_of("llama")
+
+
+def draw(model: Any, prompts: list[list[int]], batch_size: int = 7, **more: Any) -> list[list[int]]:
+    settings: dict[str, Any] = {"temperature": 1.5, "top_p": 0.9, "max_new_tokens": LIMIT, "seed": 3, **more}
+    return sample(model, TOKENIZER, prompts, batch_size=batch_size, **settings)
+
+
+@torch.inference_mode()
+def alone(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    """`draw`, row by row, the whole sequence in every step, without cache or padding."""
+    answers = []
+    for prompt, copy in zip(prompts, occurrences(prompts), strict=True):
+        numbers = uniforms([prompt], [copy], LIMIT, 3)[0]
+        answer: list[int] = []
+        while len(answer) < LIMIT and EOS not in answer:
+            logits = model(input_ids=torch.tensor([prompt + answer])).logits[:, -1]
+            answer += pick(logits, numbers[len(answer)][None], 1.5, 0.9).tolist()
+        answers.append(answer)
+    return answers
+
+
+@contextmanager
+def forwarded(model: Any) -> Iterator[list[tuple[int, int]]]:
+    """(rows, columns) of every forward pass."""
+    seen: list[tuple[int, int]] = []
+    handle = model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_samples_are_those_of_each_row_alone_without_a_cache_in_batches_of_any_size(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_of(name)
+    with caplog.at_level(logging.WARNING, "rpo"):
+        expected = alone(model, PROMPTS)
+        assert len({len(answer) for answer in expected}) > 2
+        for size in (1, 5, 100):
+            assert draw(model, PROMPTS, size) == expected
+        monkeypatch.setattr(generation, "RETIRE", 2.0)
+        assert draw(model, PROMPTS, 100) == expected
+    assert ("has no cache this sampler knows" in caplog.text) == (name in UNCACHED)
+
+
+def test_samples_do_not_depend_on_the_order_or_on_the_other_prompts(llama: Any) -> None:
+    distinct = [list(prompt) for prompt in dict.fromkeys(map(tuple, PROMPTS))]
+    answers = draw(llama, distinct)
+    assert draw(llama, distinct[::-1]) == answers[::-1]
+    assert draw(llama, distinct[:3]) == answers[:3]
+    # What a run draws after an interruption, when it knows how many copies it had.
+    assert draw(llama, PROMPTS)[: len(PROMPTS) // 2] == draw(llama, PROMPTS[: len(PROMPTS) // 2])
+
+
+def test_copies_of_a_prompt_and_other_seeds_have_samples_of_their_own(llama: Any) -> None:
+    copies = draw(llama, [[5, 6, 7]] * 20)
+    assert len(set(map(tuple, copies))) > 15
+    others = draw(llama, [[5, 6, 7]] * 20, seed=4)
+    assert sum(one == other for one, other in zip(copies, others, strict=True)) < 5
+
+
+def test_a_smaller_limit_cuts_the_same_samples(llama: Any) -> None:
+    long, short = draw(llama, PROMPTS), draw(llama, PROMPTS, max_new_tokens=5)
+    assert short == [answer[:5] for answer in long]
+    assert any(len(answer) == LIMIT and answer[-1] != EOS for answer in long) and any(answer[-1] == EOS for answer in short)
+    assert all(EOS not in answer[:-1] for answer in long)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "mamba", "openai-gpt"])
+def test_ended_rows_are_read_no_further_and_copies_read_their_prompt_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(name)
+    monkeypatch.setattr(generation, "RETIRE", 1e-9)
+    with forwarded(model) as seen:
+        answers = draw(model, PROMPTS, len(PROMPTS))
+    steps = [rows for rows, _ in seen[2:]]  # behind the question for a cache and the prompts
+    assert steps == [sum(len(answer) > step for answer in answers) for step in range(1, max(map(len, answers)))]
+    assert steps[-1] < len(PROMPTS)
+    if name in UNCACHED:
+        return
+    assert seen[1] == (len(set(map(tuple, PROMPTS))), 12)
+    assert {columns for _, columns in seen[2:]} == {1}
+
+
+def test_rows_leave_when_enough_of_them_have_ended(llama: Any) -> None:
+    with forwarded(llama) as seen:
+        answers = draw(llama, PROMPTS, len(PROMPTS))
+    open_rows = [sum(len(answer) > step for answer in answers) for step in range(1, max(map(len, answers)))]
+    steps = [rows for rows, _ in seen[2:]]
+    assert len(steps) == len(open_rows)
+    assert all(going <= rows < going / (1 - generation.RETIRE) for rows, going in zip(steps, open_rows, strict=True))
+
+
+# ── The choice of a token ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def shares(logits: torch.Tensor, temperature: float, top_p: float) -> np.ndarray:
+    """What pick chooses over a fine grid of u: the probability of every token to 1e-5."""
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    return np.bincount(pick(logits.expand(len(u), -1), u, temperature, top_p).numpy(), minlength=len(logits)) / len(u)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_p", [0.3, 0.8, 1.0])
+def test_tokens_have_the_probabilities_of_temperature_and_top_p(temperature: float, top_p: float) -> None:
+    logits = torch.randn(9, generator=torch.Generator().manual_seed(1)) * 2
+    logits[4] = -torch.inf
+    warped = logits / temperature
+    if top_p < 1:
+        warped = TopPLogitsWarper(top_p)(torch.zeros(1, 1, dtype=torch.long), warped[None])[0]
+    expected = warped.double().softmax(-1).numpy()
+    found = shares(logits, temperature, top_p)
+    assert found == pytest.approx(expected, abs=2e-5)
+    assert (found[expected == 0] == 0).all()
+
+
+def test_no_number_chooses_a_token_of_no_probability() -> None:
+    edges = torch.tensor([0.0, 2.0**-53, 0.5, 1 - 2.0**-53], dtype=torch.float64)
+    for size in (8, 150_000):
+        logits = torch.full((size,), -torch.inf)
+        logits[size // 4 : size // 2] = torch.linspace(-30, 0, size // 2 - size // 4)
+        for top_p in (0.9, 1.0):
+            found = pick(logits.expand(4, -1), edges, 1.0, top_p)
+            assert (found >= size // 4).all() and (found < size // 2).all()
+            assert found[-1] == size // 2 - 1  # the last that has any
+    only = torch.full((2, 5), -torch.inf)
+    only[:, 3] = -1e30
+    assert pick(only, edges[[0, 3]], 1e-30, 0.01).tolist() == [3, 3]
+
+
+def test_the_likeliest_of_150_thousand_is_drawn_as_often_as_it_should() -> None:
+    """Many small probabilities: their sum in float32 would lose the tail."""
+    logits = torch.zeros(150_000)
+    logits[0] = np.log(150_000 - 1)  # one half
+    u = torch.tensor([0.4999, 0.5001, 0.75], dtype=torch.float64)
+    found = pick(logits.expand(3, -1), u, 1.0, 1.0).tolist()
+    assert found[0] == 0 and found[1] == pytest.approx(30, abs=2) and found[2] == pytest.approx(75_000, abs=2)
+
+
+def test_what_is_as_likely_as_the_last_of_top_p_stays() -> None:
+    assert shares(torch.tensor([0.0, 1.0, 0.0, -9.0]), 1.0, 0.6) == pytest.approx(np.array([1, np.e, 1, 0]) / (2 + np.e), abs=2e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_stop_the_run(llama: Any, value: float) -> None:
+    def broken(module: Any, args: Any, output: Any) -> None:
+        output.logits[..., 3] = value
+
+    handle = llama.register_forward_hook(broken)
+    try:
+        with pytest.raises(RunFailed, match="logits that are not finite"):
+            draw(llama, PROMPTS)
+    finally:
+        handle.remove()
+
+
+# ── The numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_numbers_are_uniform_and_those_of_no_other_row() -> None:
+    rows = [[5, 6], [5, 6, 0], [6, 5], [5]]
+    table = uniforms([*rows, [5, 6], [5, 6]], [0, 0, 0, 0, 1, 11], 2000, 0)
+    assert table.dtype == torch.float64 and table.shape == (6, 2000)
+    assert bool((table >= 0).all()) and bool((table < 1).all())
+    other = uniforms([[5, 6], [5, 6]], [0, 1], 2000, 1)
+    pooled = torch.cat([table, other])
+    assert np.abs(np.corrcoef(pooled.numpy()) - np.eye(8)).max() < 0.12
+    counts = np.histogram(pooled.numpy(), bins=50, range=(0, 1))[0]
+    expected = pooled.numel() / 50
+    assert ((counts - expected) ** 2 / expected).sum() < 49 + 5 * 98**0.5
+
+
+def test_numbers_never_change() -> None:
+    """Samples that were published must be drawn again by every later version."""
+    assert uniforms([[5, 6, 7]], [1], 3, 42)[0].tolist() == [0.7493398084216005, 0.9172332677879435, 0.7454329627887204]
+    assert torch.equal(uniforms([[5, 6, 7]], [1], 9, 42)[:, :3], uniforms([[5, 6, 7]], [1], 3, 42))
+
+
+def test_nothing_to_sample_is_nothing(llama: Any) -> None:
+    assert draw(llama, []) == []
