@@ -82,7 +82,8 @@ def draw_figure2(
     with rc_context(STYLE):
         figure = Figure(figsize=(11, 5.5))
         left, right = figure.subplots(1, 2, width_ratios=(1.45, 1))
-        figure.subplots_adjust(left=0.06, right=0.985, top=0.77, bottom=0.1, wspace=0.14)
+        top = 0.77 if table["policy"].nunique() <= 7 else 0.72
+        figure.subplots_adjust(left=0.06, right=0.985, top=top, bottom=0.1, wspace=0.14)
         draw_lines(left, table, seeds, ("advantage", "low", "high"), 0.09)
         draw_lines(right, table, seeds, ("tokens", "tokens_low", "tokens_high"), 0.02)
         left.set_title("Advantage: oracle reward minus that of π$_{\\mathbf{SFT}}$")
@@ -97,8 +98,10 @@ def draw_figure2(
         figure.text(0.06, 0.97, title, fontsize=min(14.0, 14 * 88 / len(title)), weight="bold", va="top")
         figure.text(0.06, 0.912, subtitle, fontsize=9.5, color="#555555", va="top")
         handles, labels = right.get_legend_handles_labels()
+        # A line has room for eight short names.
+        columns = len(labels) if len(labels) <= 8 else -(-len(labels) // 2)
         place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.056, 0.878), "borderaxespad": 0}
-        figure.legend(handles, labels, ncols=len(labels), frameon=False, columnspacing=1.8, handlelength=2.2, **place)
+        figure.legend(handles, labels, ncols=columns, frameon=False, columnspacing=1.8, handlelength=2.2, **place)
         paths = publish_picture(figure, out_dir / "figure2")
     listed = [{"policy": policy, "rho": rho, "seed": seed} for policy, rho, seed in missing]
     content = {"table": table.to_dict("records"), "orderings": list(orderings)}
@@ -111,6 +114,7 @@ def draw_lines(axes: Axes, table: pd.DataFrame, seeds: int, columns: tuple[str, 
     """One line with bars (mean, low, high) for each policy, set apart sideways so that bars do not hide each other."""
     mean, low, high = columns
     policies, rhos = list(table["policy"].unique()), np.sort(table["rho"].unique())
+    apart = min(apart, 0.6 / len(policies))
     step = float(np.diff(rhos).min()) if len(rhos) > 1 else 0.1
     for index, (policy, (colour, marker)) in enumerate(looks(policies).items()):
         rows = table[table["policy"] == policy].sort_values("rho")

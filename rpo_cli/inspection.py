@@ -19,7 +19,7 @@ from rpo_cli import schema, snapshots
 from rpo_cli.columns import aligned
 from rpo_cli.doctor import show_doctor
 from rpo_cli.errors import BadInput
-from rpo_cli.pipeline import QUIET_ENVIRONMENT
+from rpo_cli.jobs import QUIET_ENVIRONMENT
 from rpo_cli.plan import Planner, Stage, at_rho
 from rpo_cli.recipe_files import SETTINGS, shown
 from rpo_cli.recipes import Loaded, RecipeError, check_suite, find, json_schema, known, load, variant_overrides

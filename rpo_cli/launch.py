@@ -23,7 +23,7 @@ import psutil  # type: ignore[import-untyped]
 
 from rpo_cli import devices
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.pipeline import Job, logged, run_here, told_in_a_line
+from rpo_cli.jobs import Job, logged, run_here, told_in_a_line
 
 
 def main() -> None:

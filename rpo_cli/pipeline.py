@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import heapq
-import logging
 import multiprocessing
 import os
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from rpo_cli import __version__, devices, processes, schema, snapshots
-from rpo_cli.disk import no_room
+from rpo_cli import devices, processes, snapshots
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.plan import External, Stage, walk
+from rpo_cli.jobs import QUIET_ENVIRONMENT, Job, job_of, run_job
+from rpo_cli.plan import Stage, walk
 from rpo_cli.progress import PlanProgress, clock
-from rpo_cli.tracking import Report, Silence
-from rpo_cli.workspace import Workspace, git_revision, versions
+from rpo_cli.workspace import Workspace
 
 GUESS_SECONDS = {
     "data": 5.0,
@@ -41,36 +35,6 @@ GUESS_SECONDS = {
     "measure": 8.0,
     "judge": 300.0,
 }
-QUIET_ENVIRONMENT = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "WANDB_SILENT": "true",
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A stage ready to run: everything a worker process needs, by value."""
-
-    kind: str
-    path: str
-    recipe: Any
-    identity: dict[str, Any]
-    inputs: dict[str, Path]
-    revisions: dict[str, str | None]
-    options: dict[str, Any]
-    files: dict[str, str]
-    root: Path
-    suite: str
-    inherited: dict[str, Any]
-    force: bool = False
-    launch: processes.Launch | None = None
-
-    @property
-    def directory(self) -> Path:
-        return self.root / self.path
 
 
 @dataclass(frozen=True)
@@ -114,163 +78,6 @@ def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[
         visit(target, weights=target.kind in ("sft", "reward", "policy"))
     stages = {stage.path: stage for stage in walk(targets)}
     return [Todo(stages[path], reason) for path, reason in reasons.items()]
-
-
-def job_of(
-    stage: Stage, workspace: Workspace, inherited: dict[str, Any], *, force: bool = False, launch: processes.Launch | None = None
-) -> Job:
-    """The picklable form of a stage."""
-    inputs = {}
-    revisions: dict[str, str | None] = {}
-    for name, needed in stage.inputs.items():
-        if isinstance(needed, External):
-            inputs[name] = Path(needed.reference)
-            revisions[name] = needed.commit or needed.revision
-        else:
-            inputs[name] = workspace.root / needed.path
-    return Job(
-        stage.kind, stage.path, stage.recipe, stage.identity, inputs, revisions, dict(stage.options), dict(stage.files),
-        workspace.root, workspace.suite, inherited, force, launch if stage.kind in processes.TRAINED else None,
-    )  # fmt: skip
-
-
-def stage_function(kind: str) -> Callable[[Job, Report], dict[str, Any]]:
-    """The function that makes an artifact of this kind; imports the heavy libraries."""
-    if kind == "data":
-        from rpo_cli.data.build import run
-    elif kind == "warm":
-        from rpo_cli.training.warm import run
-    elif kind == "relabel":
-        from rpo_cli.data.relabel import run
-    elif kind == "splits":
-        from rpo_cli.data.bias import run
-    elif kind == "sft":
-        from rpo_cli.training.sft import run
-    elif kind == "reward":
-        from rpo_cli.training.reward import run
-    elif kind == "policy":
-        from rpo_cli.training.policy import run
-    elif kind == "evaluate":
-        from rpo_cli.evaluation import run
-    elif kind == "judge":
-        from rpo_cli.judging import run
-    elif kind == "reference":
-        from rpo_cli.scoring import run_reference as run
-    elif kind == "samples":
-        from rpo_cli.scoring import run_samples as run
-    elif kind == "scores":
-        from rpo_cli.scoring import run_scores as run
-    elif kind == "measure":
-        from rpo_cli.measure import run
-    else:
-        raise ValueError(f"no stage of kind {kind!r}")
-    return run
-
-
-def run_job(job: Job, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Make one artifact and publish it; returns its manifest.
-
-    Raises:
-        BadInput, RunFailed: one line; the traceback is in the artifact's log.txt.
-    """
-    workspace = Workspace(job.root, job.suite)
-    try:
-        with workspace.building(job.path, job.identity, force=job.force) as directory:
-            if directory is None:
-                return workspace.manifest(job.path) or {}
-            return _build(job, workspace, directory, progress)
-    except OSError as error:
-        raise failed(job, error) from error
-
-
-def failed(job: Job, error: Exception) -> RunFailed:
-    """A stage's unexpected end in one line."""
-    full = no_room(error, job.root)
-    if full is not None:
-        return RunFailed(f"{job.path}: {full}: {job.directory}; make room, then the same command goes on from here")
-    if isinstance(error, OSError):
-        return RunFailed(f"{job.path}: {error.strerror or error}: {error.filename or job.directory}")
-    line = str(error).strip().splitlines()
-    return RunFailed(f"{job.path}: {type(error).__name__}: {line[0] if line else ''} (log: {job.directory / 'log.txt'})")
-
-
-def _build(job: Job, workspace: Workspace, directory: Path, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Run the stage in the directory that is held for it, and publish."""
-    with logged(directory / "log.txt"):
-        started = time.monotonic()
-        with told_in_a_line(job):
-            metrics, device, warnings = run_here(job, progress) if job.launch is None else processes.run(job, progress)
-        manifest = {
-            **job.identity,
-            "suite": job.suite,
-            "rpo": __version__,
-            "seeds": {name: schema.seed_of(job.recipe, name) for name in ("data", "rm", "policy", "sampling")},
-            "device": device,
-            "processes": 1 if job.launch is None else job.launch.processes,
-            "threads": job.recipe.threads,
-            "versions": versions(),
-            "git": git_revision(),
-            "seconds": round(time.monotonic() - started, 2),
-            "metrics": metrics,
-        } | ({"warnings": warnings} if warnings else {})
-        workspace.publish(job.path, manifest)
-    return manifest
-
-
-class _LogFile(logging.FileHandler):
-    """A log that gives up where the disk is full: what matters is the error itself, in one line."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            super().close()
-
-
-def run_here(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], str, list[str]]:
-    """Run the stage's function in this process: its metrics, the device it ran on, and what it warned of."""
-    device = devices.choose(job.recipe)
-    devices.prepare(job.recipe.threads)
-    devices.quiet()
-    with (Report if devices.rank() == 0 else Silence)(job, progress) as report:
-        run = stage_function(job.kind)
-        # Trainers bring their own autocast.
-        with contextlib.nullcontext() if job.kind in processes.TRAINED else device.autocast():
-            metrics = run(job, report)
-        report.summary(metrics)
-    return metrics, str(device), report.warnings
-
-
-@contextlib.contextmanager
-def told_in_a_line(job: Job) -> Iterator[None]:
-    """Turn whatever goes wrong in a stage into BadInput or RunFailed; the traceback goes to the log."""
-    try:
-        yield
-    except (BadInput, RunFailed):
-        raise
-    except Exception as error:
-        logging.getLogger("rpo").error(traceback.format_exc())
-        raise failed(job, error) from error
-
-
-@contextlib.contextmanager
-def logged(file: Path, *, quietly: bool = False) -> Iterator[None]:
-    """Send log records and warnings of a stage to its log file; quietly: errors only."""
-    handler = _LogFile(file, delay=True)
-    handler.setLevel(logging.ERROR if quietly else logging.NOTSET)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    logging.getLogger("rpo").setLevel(logging.INFO)
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(handler)
-        handler.close()
 
 
 _events: Any = None

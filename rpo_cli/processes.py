@@ -26,7 +26,7 @@ from rpo_cli.schema import TrainingRecipe
 from rpo_cli.yaml_lines import read
 
 if TYPE_CHECKING:
-    from rpo_cli.pipeline import Job
+    from rpo_cli.jobs import Job
     from rpo_cli.plan import Stage
 
 TRAINED = ("sft", "reward", "policy")
@@ -163,7 +163,7 @@ def spread(recipe: TrainingRecipe, cores: int) -> tuple[int, int]:
 
 
 def run(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], str, list[str]]:
-    """Run a training stage's function in the processes of its `launch`; what `pipeline.run_here` returns in the first.
+    """Run a training stage's function in the processes of its `launch`; what `jobs.run_here` returns in the first.
 
     Raises:
         BadInput, RunFailed: of the first process that failed.

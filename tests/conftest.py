@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rpo_cli.cli import app
-from rpo_cli.pipeline import job_of, run_job
+from rpo_cli.jobs import job_of, run_job
 from rpo_cli.plan import Planner, Stage
 from rpo_cli.recipes import load
 from rpo_cli.workspace import Workspace

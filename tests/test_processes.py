@@ -26,8 +26,8 @@ from test_policy_training import SGD, teach
 import rpo_cli.launch
 from rpo_cli import processes
 from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.jobs import Job, job_of
 from rpo_cli.launch import take_part
-from rpo_cli.pipeline import Job, job_of
 from rpo_cli.schema import PolicyRecipe
 from rpo_cli.training.loop import STATE
 from rpo_cli.workspace import Workspace, write_json

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rpo_cli.errors import RunFailed
+from rpo_cli.jobs import job_of
 from rpo_cli.objectives import (
     dpo_losses,
     lcb_margins,
@@ -28,7 +29,6 @@ from rpo_cli.objectives import (
     robust_dpo_losses,
     simpo_losses,
 )
-from rpo_cli.pipeline import job_of
 from rpo_cli.recipes import RecipeError, load
 from rpo_cli.schema import PolicyRecipe, result_fields
 from rpo_cli.training.teachers import calibrated_margins

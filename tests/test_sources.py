@@ -26,7 +26,7 @@ def make(folder: Path, recipe: str, code: int = 0) -> Made:
     suite, root = folder / "suite", folder / "runs"
     suite.mkdir(exist_ok=True)
     (suite / "data.yaml").write_text(PLAIN + "stage: data\n" + recipe)
-    from rpo_cli.pipeline import job_of, run_job
+    from rpo_cli.jobs import job_of, run_job
     from rpo_cli.plan import Planner
     from rpo_cli.recipes import load
     from rpo_cli.workspace import Workspace

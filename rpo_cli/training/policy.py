@@ -17,6 +17,7 @@ from trl import DPOConfig, DPOTrainer
 
 from rpo_cli import devices
 from rpo_cli.batches import can_share, groups_of, logps_of, predicts, response_lengths, response_logits, response_logps
+from rpo_cli.jobs import Job
 from rpo_cli.models import four_bits, load_causal, load_tokenizer
 from rpo_cli.objectives import (
     distill_losses,
@@ -32,7 +33,6 @@ from rpo_cli.objectives import (
     select_member,
     simpo_losses,
 )
-from rpo_cli.pipeline import Job
 from rpo_cli.schema import DISTILLED, PESSIMISTIC, PolicyRecipe, seed_of
 from rpo_cli.scoring import pad_id
 from rpo_cli.tracking import Report

@@ -14,8 +14,8 @@ from conftest import RHO, Tiny, column
 from rpo_cli import devices
 from rpo_cli.errors import RunFailed
 from rpo_cli.generation import sample
+from rpo_cli.jobs import job_of, run_job
 from rpo_cli.models import load_causal, load_tokenizer
-from rpo_cli.pipeline import job_of, run_job
 from rpo_cli.schema import ScoringRecipe
 from rpo_cli.workspace import Workspace
 
