@@ -17,7 +17,7 @@ from rpo_cli.planned import Question, plan_only
 from rpo_cli.protocol import Cell, Cells, WeightKeeper, gather, write_csv
 from rpo_cli.recipes import Loaded, load, variant_overrides
 from rpo_cli.session import Session
-from rpo_cli.study_tuning import Tuning, grids_of, some_strengths, tune, tuning_cells
+from rpo_cli.study_tuning import Tuning, grids_of, planned, tune, tuning_cells
 from rpo_cli.sweeping import Chosen
 from rpo_cli.workspace import Workspace
 
@@ -79,15 +79,16 @@ def run_study(
     selection = select((names, recipe.rhos, recipe.seeds), rhos, seeds, Budget(grid_size=None if tuning is None else tuning.grid_size))
     chosen: Chosen | None = None
     tried: list[dict[str, Any]] = []
+    validation: list[Cell] = []
     if tuning is not None:
         leave_out_of_grids(selection, {name: values for name, (_, values) in grids_of(loaded).items()})
         if session.dry_run:
-            chosen = some_strengths(loaded, rho_list)
+            validation = tuning_cells(loaded, rho_list, seed_list, tuning.grid_size)
+            chosen = planned(session, loaded, validation, rho_list)
         else:
             chosen, tried = tune(session, loaded, rho_list, seed_list, tuning)
     cells = study_cells(loaded, rho_list, seed_list, chosen)
     if session.dry_run and (tuning is not None or question is not None):
-        validation = [] if tuning is None else tuning_cells(loaded, rho_list, seed_list, tuning.grid_size)
         plan_only(session, recipe.suite, selection, validation, cells, "best" if tuning is None else tuning.keep, question)
         return
     finished = WeightKeeper(cells, session.open(recipe.suite), "none" if tuning is not None and tuning.keep == "none" else "all")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 from rpo_cli import schema
 from rpo_cli.budget import spread
 from rpo_cli.errors import BadInput
+from rpo_cli.pipeline import what_to_run
 from rpo_cli.protocol import Cell, Cells, Keep, WeightKeeper, at_edge, choose, grid_of, same_budget, validation_table
 from rpo_cli.recipes import Loaded, load, variant_overrides
 from rpo_cli.session import Session
@@ -80,6 +81,9 @@ def tune(session: Session, loaded: Loaded, rhos: Sequence[float | None], seeds: 
     return Tuned(chosen, rows)
 
 
-def some_strengths(loaded: Loaded, rhos: Sequence[float | None]) -> Chosen:
-    """For a plan before anything was tuned: which value wins is not known yet; that it is one of the grid is."""
+def planned(session: Session, loaded: Loaded, cells: Sequence[Cell], rhos: Sequence[float | None]) -> Chosen:
+    """What these validation cells choose where all are evaluated; else no more is known than that it is one of the grid."""
+    workspace = session.open(loaded.recipe.suite)
+    if not what_to_run([cell.evaluation for cell in cells], workspace):
+        return choose(validation_table(cells, workspace))
     return {name: {rho: {parameter: values[0]} for rho in rhos} for name, (parameter, values) in grids_of(loaded).items()}

@@ -84,7 +84,7 @@ def test_every_machine_makes_the_same_batches(suite: str, preset: str, tmp_path:
 def test_ready_made_models_take_the_place_of_sft_and_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    lines = [line for line in PAPER_SCALE.read_text().splitlines() if line.startswith("sed -i 's#")]
+    lines = [line for line in PAPER_SCALE.read_text().splitlines() if line.startswith("sed") and "trl-lib" in line]
     assert len(lines) == 2
     for line in lines:
         sed(line, tmp_path)
@@ -94,6 +94,17 @@ def test_ready_made_models_take_the_place_of_sft_and_oracle(tmp_path: Path, monk
     said = CliRunner().invoke(app, ["data", "fetch", "--recipe", "tldr/figure2.yaml", "--dry-run"])
     for name in ("trl-lib/pythia-1b-deduped-tldr-sft@main", "trl-lib/pythia-1b-deduped-tldr-rm@refs/pr/1"):
         assert name in said.output
+
+
+def test_another_base_model_is_one_line(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    (line,) = (line for line in PAPER_SCALE.read_text().splitlines() if "Qwen" in line and line.startswith("sed"))
+    for suite in ("tldr", "helpfulness"):
+        sed(line.replace("recipes/tldr", f"recipes/{suite}"), tmp_path)
+        assert check_suite(tmp_path / "recipes" / suite) == []
+        data, sft, oracle = (load(str(tmp_path / "recipes" / suite / f"{name}.yaml")).recipe for name in ("data", "sft", "oracle"))
+        assert data.tokenizer == sft.model_name_or_path == "Qwen/Qwen3-0.6B-Base"  # type: ignore[attr-defined]
+        assert sft.pad_token == oracle.pad_token == "<|fim_pad|>"  # type: ignore[attr-defined]
 
 
 def test_relabelled_pairs_need_neither_relabel_nor_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +121,32 @@ def test_relabelled_pairs_need_neither_relabel_nor_oracle(tmp_path: Path, monkey
     paths = [stage["path"] for stage in plan["todo"]]
     assert not [path for path in paths if "oracle" in path or path.endswith("/relabel")]
     assert [path for path in paths if path.startswith("seed-0/data")] == ["seed-0/data-relabelled"]
+
+
+@pytest.mark.parametrize(
+    ("command", "rewards", "cells"),
+    [
+        ("sweep --recipe tldr/figure2.yaml", 43, (294, 0)),  # the oracle; one and five for each rho; six grids of seven
+        ("figure figure2 --recipe tldr/figure2.yaml --tune", 43, (294, 42)),
+        ("figure unbiased --recipe tldr/figure-unbiased.yaml --tune", 7, (42, 6)),
+        ("figure unbiased --recipe helpfulness/figure-unbiased.yaml --tune", 7, (42, 6)),
+    ],
+)
+def test_the_papers_experiments_are_planned_whole(
+    command: str, rewards: int, cells: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, [*command.split(), "--dry-run", "--json", "--estimate", "--params", "1e9", "--device-name", "a100-80g"])
+    assert said.exit_code == 0, said.output
+    plan = json.loads(said.stdout)
+    counts = {group["kind"]: group["build"] for group in plan["stages"]}
+    assert (counts["reward"], counts["policy"], counts["evaluate"]) == (rewards, cells[0], sum(cells) + (2 if cells[1] else 1))
+    assert (plan["cells"]["validation"], plan["cells"]["test"]) == cells and plan["build"] == sum(counts.values())
+    policies = next(group for group in plan["estimate"]["by_kind"] if group["kind"] == "policy")
+    assert policies["train"] == pytest.approx(6 * 1e9 * policies["train_tokens"], rel=1e-9)
+    pairs = cells[0] * 10_000 * 16
+    length, sampled = (704, 128) if "tldr/" in command else (1024, 256)
+    assert policies["train_tokens"] == pairs * 2 * length + pairs / 2 * sampled  # half of the objectives have the KL term
 
 
 def test_readme_names_every_command() -> None:

@@ -1,4 +1,4 @@
-"""The TL;DR suite from its data to Figure 2, through the shipped recipes with only places and sizes changed."""
+"""The paper's suites from their data to their figures, through the shipped recipes with only places and sizes changed."""
 
 from __future__ import annotations
 
@@ -31,30 +31,34 @@ SIZES = {
 }
 
 
-@pytest.fixture
-def tldr(tmp_path: Path) -> Tiny:
-    """The suite as shipped, with tiny repositories of the published layouts and a random model of 1 layer."""
-    shutil.copytree(ROOT / "recipes" / "tldr", tmp_path / "recipes" / "tldr")
-    shutil.copytree(ROOT / "recipes" / "hardware", tmp_path / "recipes" / "hardware")
-    model = tmp_path / "model"
+def small(name: str, home: Path, sizes: dict[str, str]) -> Tiny:
+    """A suite as shipped but for its sizes, and a random model of 1 layer."""
+    shutil.copytree(ROOT / "recipes" / name, home / "recipes" / name)
+    shutil.copytree(ROOT / "recipes" / "hardware", home / "recipes" / "hardware")
+    model = home / "model"
     tokenizer = published.word_tokenizer(model)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     LlamaForCausalLM(config).save_pretrained(model)
-    suite = Tiny(tmp_path / "recipes" / "tldr", tmp_path / "runs")
-    for recipe, text in SIZES.items():
+    suite = Tiny(home / "recipes" / name, home / "runs")
+    for recipe, text in sizes.items():
         suite.edit(recipe, text)
-    sets = (published.comparisons_parquet(tmp_path / "comparisons", 160, 20), published.tldr(tmp_path / "tldr", 40, 8, 12))
-    rows = "rows: {prompts_validation: 6, prompts_test: 8, pairs_validation: 20}"
-    data = (suite.suite / "data.yaml").read_text().split("rows:")[0]  # the sizes are a block of lines
-    (suite.suite / "data.yaml").write_text(data)
-    suite.edit(
-        "data.yaml",
-        f"dataset: {sets[0]}\nsft_dataset: {sets[1]}\ntokenizer: {model}\nmax_prompt_tokens: 27\ndevice: cpu\nthreads: 1\n{rows}",
-    )
     for policy in POLICIES:  # two values of the seven
         file = suite.suite / f"{policy}.yaml"
         file.write_text(re.sub(r"^(  (?:beta|tau): \[).*", r"\g<1>0.1, 1]", file.read_text(), flags=re.M))
     suite.edit("sft.yaml", f"model_name_or_path: {model}")
+    file = suite.suite / "data.yaml"
+    file.write_text(file.read_text().split("rows:")[0])  # the sizes are a block of lines
+    suite.edit("data.yaml", f"tokenizer: {model}\ndevice: cpu\nthreads: 1\nmax_prompt_tokens: 27")
+    return suite
+
+
+@pytest.fixture
+def tldr(tmp_path: Path) -> Tiny:
+    """The TL;DR suite on tiny repositories of the published layouts."""
+    suite = small("tldr", tmp_path, SIZES)
+    sets = (published.comparisons_parquet(tmp_path / "comparisons", 160, 20), published.tldr(tmp_path / "tldr", 40, 8, 12))
+    rows = "rows: {prompts_validation: 6, prompts_test: 8, pairs_validation: 20}"
+    suite.edit("data.yaml", f"dataset: {sets[0]}\nsft_dataset: {sets[1]}\n{rows}")
     return suite
 
 
@@ -77,3 +81,23 @@ def test_every_stage_of_the_tldr_suite_through_figure2(tldr: Tiny) -> None:
     assert (cells["advantage"] != 0).any() and (out / "figure2.png").is_file()
     assert json.loads((out / "figure2.json").read_text())["missing"] == []
     assert "0 stages to build" in tldr.run("figure figure2", "figure2.yaml", "--dry-run").output
+
+
+def test_every_stage_of_the_helpfulness_suite_through_its_figure(tmp_path: Path) -> None:
+    sizes = {recipe: text for recipe, text in SIZES.items() if recipe != "figure2.yaml"}
+    sizes |= {"splits.yaml": "device: cpu\nthreads: 1\nheld_out: 60", "figure-unbiased.yaml": "device: cpu\nbootstrap_samples: 100"}
+    suite = small("helpfulness", tmp_path, sizes)
+    rows = "rows: {prompts_validation: 6, prompts_test: 8}"
+    suite.edit("data.yaml", f"dataset: {published.hh(tmp_path / 'hh', 240, 12)}\nvalidation_share: 0.1\n{rows}")
+    out = tmp_path / "figure"
+    suite.run("figure unbiased", "figure-unbiased.yaml", "--tune", "--out", out)
+    data = manifest(suite.root, "seed-0/data")["metrics"]
+    assert data["pairs/read"] == 252 and (data["rows/prompts_test"], data["rows/prompts_validation"]) == (8, 6)
+    splits = manifest(suite.root, "seed-0/unbiased/splits")["metrics"]
+    assert splits["train/size"] + splits["held_out/size"] == data["rows/pairs"]
+    cells = pd.read_parquet(out / "cells.parquet")
+    assert cells.groupby("policy", observed=True).size().to_dict() == dict.fromkeys(POLICIES, 8) and (cells["advantage"] != 0).any()
+    tried = pd.read_csv(out / "validation.csv").groupby("policy")["value"].apply(list)
+    assert set(tried.index) == set(POLICIES) and all(values == [0.1, 1.0] for values in tried)
+    assert len(json.loads((out / "unbiased.json").read_text())["claims"]) == 10 and (out / "unbiased.png").is_file()
+    assert "0 stages to build" in suite.run("figure unbiased", "figure-unbiased.yaml", "--tune", "--dry-run").output
