@@ -1,0 +1,124 @@
+"""What the tests of XLA share: a suite built on the plain CPU, counters of XLA's, and a table of what was measured."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Read when transformers, accelerate and XLA's compiler are imported; little optimisation makes small programs compile faster.
+os.environ |= {"USE_TORCH_XLA": "1", "LOCAL_RANK": "0"}
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import pyarrow.parquet as pq
+import pytest
+import torch_xla.debug.metrics as met
+from conftest import RHO, Tiny, write_suite
+
+from rpo_cli.data.pairs import read_rows, write_rows
+
+STEPS = 20
+RIVALS = {
+    "r-dpo": "length_alpha: 0.05", "dpo-sft": "sft_weight: 0.5", "robust-dpo": "label_smoothing: 0.1", "simpo": "simpo_gamma: 0.5"
+}  # fmt: skip
+OBJECTIVES = ("dpo", "ipo", "ipo-norm", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", *RIVALS)
+ROWS: list[tuple[str, str, str]] = []
+
+
+def measured(bar: str, wanted: str, found: object) -> None:
+    """A line of the table at the end of the run."""
+    ROWS.append((bar, wanted, f"{found:.1e}" if isinstance(found, float) else str(found)))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The bars and what was measured."""
+    if ROWS:
+        widths = [max(len(row[column]) for row in ROWS) for column in range(3)]
+        terminalreporter.section("measured on XLA:CPU")
+        for row in ROWS:
+            terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+@dataclass
+class Counters:
+    """XLA's counters at the end of each optimiser step; a stage's progress calls it."""
+
+    seen: list[dict[str, int]] = field(default_factory=list)
+
+    def __call__(self, step: int, of: int) -> None:
+        self.seen.append(counted())
+
+    def between(self) -> list[dict[str, int]]:
+        """What each step added: its own program runs when the next step asks for its batch."""
+        return [{name: after[name] - before[name] for name in after} for before, after in zip(self.seen, self.seen[1:], strict=False)]
+
+
+def counted() -> dict[str, int]:
+    """Programs compiled, programs run, and values read by the host, since the process began."""
+
+    def samples(metric: str) -> int:
+        found = met.metric_data(metric)
+        return 0 if found is None else int(found[0])
+
+    read = met.counter_value("aten::_local_scalar_dense") or 0
+    return {"compiled": samples("CompileTime"), "run": samples("ExecuteTime"), "read": samples("TransferFromDeviceTime") + int(read)}
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from conftest import Tiny
+tiny = Tiny(Path(sys.argv[1]), Path(sys.argv[2]))
+tiny.run("evaluate", "e-dpo.yaml")
+for name in sys.argv[3:]:
+    tiny.run("train-policy", f"{name}.yaml")
+tiny.run("train-rm", "rm.yaml")
+"""
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The suite with all its policies, trained for STEPS steps on the plain CPU, in a process of its own."""
+    home = tmp_path_factory.mktemp("plain")
+    tiny = Tiny(write_suite(home / "tiny"), home / "runs")
+    tiny.edit("policy.yaml", f"max_steps: {STEPS}")
+    tiny.edit("rm.yaml", f"max_steps: {STEPS}\nlearning_rate: 3e-3")
+    tiny.edit("sft.yaml", f"max_steps: {STEPS}")
+    for name, more in RIVALS.items():
+        tiny.edit(f"{name}.yaml", f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}\n")
+    environment = {**os.environ, "USE_TORCH_XLA": "0", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    command = [sys.executable, "-c", BUILD, str(tiny.suite), str(tiny.root), *OBJECTIVES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return tiny
+
+
+@pytest.fixture
+def on_xla(plain: Tiny, tmp_path: Path) -> Iterator[Tiny]:
+    """A copy of it in which everything that is made from here on is made on XLA."""
+    import shutil
+
+    shutil.copytree(plain.suite, tmp_path / "tiny")
+    shutil.copytree(plain.root, tmp_path / "runs")
+    tiny = Tiny(tmp_path / "tiny", tmp_path / "runs")
+    for recipe in ("base.yaml", "data.yaml", "relabel.yaml", "splits.yaml", "evaluate.yaml"):
+        tiny.edit(recipe, "device: xla")
+    yield tiny
+
+
+def stretch(tiny: Tiny) -> None:
+    """Give the training rows texts of very different lengths: prompts and responses said one to four times."""
+    draw = random.Random(0)
+    for file, columns in (
+        (tiny.root / RHO / "splits/train.parquet", ("prompt", "chosen", "rejected")),
+        (tiny.root / "seed-0/data/sft_train.parquet", ("prompt", "completion")),
+    ):
+        rows = read_rows(file)
+        write_rows([row | {name: " ".join([row[name]] * draw.choice((1, 1, 1, 2, 4))) for name in columns} for row in rows], file)
+    assert pq.read_table(tiny.root / RHO / "splits/train.parquet").num_rows
+    tiny.edit("base.yaml", "max_length: 160")
