@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: by autocast, as rpo trains")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--only", help="names of sections, with commas; what results.json holds of the others stays")
+    parser.add_argument("--only", help="names of sections, with commas; results.json keeps the others")
     parser.add_argument("--toy", action="store_true", help="toy sizes, to see that everything runs; writes nothing")
     arguments = parser.parse_args()
     quiet(arguments.threads)
@@ -128,7 +128,8 @@ def main() -> None:
     if unknown := sorted(set(only) - set(names)):
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(names)}")
     file = HERE / "results.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if arguments.only and file.is_file() else {}
+    # A section replaces what the file holds of it as soon as it is measured: a run that is stopped loses nothing.
+    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() and not arguments.toy else {}
     device = Device(arguments.device, arguments.dtype, "benchmark")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(TOY if arguments.toy else FULL, device, Path(folder))

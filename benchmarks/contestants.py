@@ -258,16 +258,17 @@ class Maker:
         return self._stock(name, "dpo []", trainer, setting)
 
     def naive(
-        self, name: str, like: Training, model: PreTrainedModel, rows: list[Row], reference: PreTrainedModel, rms: Sequence[PreTrainedModel]
-    ) -> Training:
-        """e-DPO with everything in the loop, TRL's head compact; `like` is the contestant whose loss it computes."""
+        self, name: str, like: Training, model: PreTrainedModel, rows: list[Row], reference: PreTrainedModel,
+        rms: Sequence[PreTrainedModel], setting: Setting,
+    ) -> Training:  # fmt: skip
+        """e-DPO with everything in the loop; `like` is the contestant whose loss it computes."""
         recipe = self._recipe(PolicyRecipe, stage="policy", objective="e-dpo", beta=0.1)
         config = DPOConfig(**self._settings(recipe), beta=recipe.beta, max_length=None)
         trainer = _NaivePolicy(
             model=model, ref_model=reference, args=config, train_dataset=Dataset.from_list(rows), processing_class=self.tokenizer
         )
         trainer.prepare([rm.eval() for rm in rms], self._members(rows, recipe), recipe.beta)
-        return self._stock(name, like.kind, trainer, "compact")
+        return self._stock(name, like.kind, trainer, setting)
 
     def our_reward(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
         """This package's reward model trainer."""

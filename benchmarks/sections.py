@@ -7,17 +7,20 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks import growth, memory
-from benchmarks.contestants import Contestant, Maker, Setting, Spent, UnequalWork, race, run_as, timed
+from benchmarks.contestants import Contestant, Maker, Setting, Spent, UnequalWork, race, run_as, steps_of, timed
+from benchmarks.together import Step, one_after_another, together
 from benchmarks.workloads import (
+    FIRST_TOKEN,
     Row,
     Scale,
     Shape,
@@ -29,12 +32,14 @@ from benchmarks.workloads import (
     reward,
     token_rows,
 )
+from rpo_cli.batches import Batch, PairCollator
 from rpo_cli.data import miniature
 from rpo_cli.devices import Device
 from rpo_cli.generation import sample
 from rpo_cli.scoring import pair_logps, pair_rewards
 
 TRL, COMPACT = "TRL, precomputed reference", "TRL likewise, head on responses only as on a GPU"
+NAIVE, NAIVE_COMPACT = "TRL with everything in the loop", "everything in the loop, TRL's head on responses only as on a GPU"
 
 
 @dataclass
@@ -159,10 +164,12 @@ def policy_naive(bench: Bench) -> Iterator[Comparison]:
     rms = bench.margins(settings, rows, maker)
     policy = causal(settings, maker.tokenizer, 0, bench.device.name)
     ours = maker.ours("rpo e-dpo", copy.deepcopy(policy), rows, "e-dpo", kl_estimator="data", gamma=0.0, gamma_end=None)
-    naive = maker.naive("everything in the loop", ours, copy.deepcopy(policy), rows, reference, rms)
-    spent = race([ours, naive], rounds, 1, bench.device)
+    settings_of: dict[str, Setting] = {NAIVE: "stock", NAIVE_COMPACT: "compact"}
+    naive = [maker.naive(name, ours, copy.deepcopy(policy), rows, reference, rms, how) for name, how in settings_of.items()]
+    spent = race([ours, *naive], rounds, 1, bench.device)
     workload = _described(settings, policy, scale.tldr, rows, scale.batch)
-    yield bench.compare(f"e-dpo, {scale.members} RMs, over the naive way", workload, spent, "rpo e-dpo", "everything in the loop", 8.0)
+    for name in settings_of:
+        yield bench.compare(f"e-dpo, {scale.members} RMs, over the naive way", workload, spent, "rpo e-dpo", name, 8.0)
 
 
 def _against_trl(bench: Bench, settings: dict[str, Any], shape: Shape, at_least: float | None) -> Iterator[Comparison]:
@@ -250,7 +257,7 @@ def plain_scores(model: Any, rows: list[Row], tokenizer: Any, batch: int, device
 
 
 def scoring(bench: Bench) -> Iterator[Comparison]:
-    """Scoring pairs with a reward model beside a plain loop."""
+    """Scoring pairs with a reward model beside a plain loop; ours includes the check that both layouts give the same rewards."""
     scale, settings = bench.scale, bench.scale.llama
     maker = bench.maker(scale.batch)
     rows = pairs(scale.tldr, scale.scored, settings["vocab_size"], maker.tokenizer)
@@ -261,10 +268,6 @@ def scoring(bench: Bench) -> Iterator[Comparison]:
     def ours() -> None:
         scores["rpo"] = pair_rewards(model, tokens, pad, 2 * scale.batch)
 
-    def unchecked() -> None:
-        with mock.patch("rpo_cli.scoring.can_share", return_value=True):
-            ours()
-
     def plain() -> None:
         scores["plain loop"] = plain_scores(model, rows, maker.tokenizer, scale.batch, bench.device.name)
 
@@ -273,49 +276,121 @@ def scoring(bench: Bench) -> Iterator[Comparison]:
         if not worst <= (1e-4 if bench.device.dtype_name == "float32" else 2e-2):
             raise UnequalWork(f"rewards differ by {worst:.2g}")
 
-    spent = _in_turn({"rpo": ours, "rpo, check aside": unchecked, "plain loop": plain}, scale.rounds, bench.device, check)
+    spent = _in_turn({"rpo": ours, "plain loop": plain}, scale.rounds, bench.device, check)
     workload = _described(settings, model, scale.tldr, rows, scale.batch) + f", {len(rows)} pairs scored"
-    # A call first checks, on the two longest rows, that the model gives the same rewards in both layouts. With thousands of pairs that
-    # is nothing; with these few it shows, so both are measured.
     yield bench.compare("RM scoring", workload, spent, "rpo", "plain loop", 2.0, "pairs/s", len(rows))
-    yield bench.compare("RM scoring", workload, spent, "rpo, check aside", "plain loop", 2.0, "pairs/s", len(rows))
+
+
+def grouping(bench: Bench) -> Iterator[Comparison]:
+    """An epoch of dpo on batches of rows of like length beside random batches: the same pairs, in other company."""
+    scale, settings = bench.scale, bench.scale.small
+    rows = pairs(scale.tldr, scale.pairs[-1], settings["vocab_size"], bench.maker(scale.batch).tokenizer)
+    steps = len(rows) // scale.batch
+    names = {"group_by_length": "batches by length", "random": "random batches"}
+    maker = bench.maker(scale.batch)
+    policy = causal(settings, maker.tokenizer, 0, bench.device.name)
+    spent: dict[str, list[Spent]] = {name: [] for name in names.values()}
+    run_as("rpo")
+    for number in range(scale.rounds):
+        for strategy in list(names) if number % 2 == 0 else list(names)[::-1]:
+            one = maker.ours(names[strategy], copy.deepcopy(policy), rows, train_sampling_strategy=strategy)
+            one.step()  # an epoch from the second step on: the first of the next one closes it
+            spent[one.name].append(timed(partial(steps_of, one, steps), bench.device.name))
+            one.close()
+            if sorted(i for ids in one.ids[:steps] for i in ids) != list(range(steps * scale.batch)):
+                raise UnequalWork(f"{one.name}: not every pair once")
+    workload = _described(settings, policy, scale.tldr, rows, scale.batch)
+    yield bench.compare("dpo epoch, batches by length", workload, spent, *names.values(), None, "pairs/s", steps * scale.batch)
+
+
+def ensemble_together(bench: Bench) -> Iterator[Comparison]:
+    """A step of each member of a tiny ensemble, one after another as `rpo` trains them, beside all at once over stacked weights."""
+    scale, steps = bench.scale, bench.scale.miniature_steps
+    for batch in (4 * scale.batch, scale.batch):
+        maker = bench.maker(batch)
+        settings, pad = miniature_model(maker.tokenizer), maker.tokenizer.pad_token_id
+        models = [reward(settings, maker.tokenizer, k, bench.device.name) for k in range(scale.members)]
+        rows = miniature_pairs(scale.members * batch, maker.tokenizer)
+        own = [PairCollator(pad)(rows[k * batch : (k + 1) * batch]) for k in range(scale.members)]
+        batches = [{name: t.to(bench.device.name) for name, t in part.items()} for part in own]
+        ways = {"one after another": one_after_another(models), "together, weights stacked": together(models, pad)}
+        losses: dict[str, Tensor] = {}
+
+        def work(name: str, step: Step, batches: list[Batch] = batches, losses: dict[str, Tensor] = losses) -> None:
+            for _ in range(steps):
+                losses[name] = step(batches)
+
+        def check(losses: dict[str, Tensor] = losses) -> None:
+            one, two = losses.values()
+            if not torch.allclose(one, two, rtol=1e-4, atol=1e-4 if bench.device.dtype_name == "float32" else 2e-2):
+                raise UnequalWork(f"losses of members trained together {two.tolist()} and apart {one.tolist()}")
+
+        spent = _in_turn({name: partial(work, name, step) for name, step in ways.items()}, scale.rounds, bench.device, check)
+        size = sum(p.numel() for p in models[0].parameters()) / 1e6
+        workload = f"miniature: {scale.members} reward models of {size:.2f}M, {batch} pairs each, {described(rows)}"
+        yield bench.compare("tiny RMs, a step of each", workload, spent, *ways, None, "member-steps/s", steps * scale.members)
+
+
+def _count_down(eos: int) -> Callable[..., None]:
+    """A forward hook: whatever the model computed, behind token FIRST_TOKEN + k come k - 1 more tokens and then EOS."""
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        last = kwargs["input_ids"][:, -1:]
+        following = torch.where(last == FIRST_TOKEN + 1, eos, last - 1).clamp(min=0)
+        output.logits[:, -1].fill_(-torch.inf).scatter_(1, following, 0.0)
+
+    return hook
 
 
 def sampling(bench: Bench) -> Iterator[Comparison]:
-    """Sampling beside `generate` on batches in the order of the data."""
-    scale, settings = bench.scale, bench.scale.llama
-    maker = bench.maker(scale.batch)
+    """Sampling beside `generate` on batches in the order of the data: responses of one length, and of many."""
+    scale = bench.scale
     count, new = scale.sampled
-    tokenizer = maker.tokenizer
-    prompts = [row["prompt_ids"] for row in pairs(scale.tldr, count, settings["vocab_size"], tokenizer)]
+    yield _sampled(bench, [new] * count, new, f"{new} new tokens each")
+    shortest, longest = scale.sampled_lengths
+    drawn = np.random.default_rng(0).lognormal(np.log(new), 0.7, count)
+    lengths = np.clip(drawn, shortest, longest).astype(int).tolist()
+    middle = statistics.median(lengths)
+    yield _sampled(bench, lengths, longest, f"{min(lengths)} to {max(lengths)} new tokens (median {middle:g}), at most {longest}")
+
+
+def _sampled(bench: Bench, wanted: list[int], limit: int, what: str) -> Comparison:
+    """Both sides draw responses of exactly these lengths."""
+    scale, settings = bench.scale, bench.scale.llama
+    tokenizer = bench.maker(scale.batch).tokenizer
+    prompts = [row["prompt_ids"] for row in pairs(scale.tldr, len(wanted), settings["vocab_size"], tokenizer)]
+    for prompt, length in zip(prompts, wanted, strict=True):
+        prompt[-1] = FIRST_TOKEN + length
     model = causal(settings, tokenizer, 0, bench.device.name).eval()
+    eos = tokenizer.eos_token_id
+    model.register_forward_hook(_count_down(eos), with_kwargs=True)
     lengths: dict[str, list[int]] = {}
 
     def ours() -> None:
         answers = sample(
-            model, tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=new, batch_size=scale.batch, seed=0
+            model, tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=limit, batch_size=scale.batch, seed=0
         )  # fmt: skip
         lengths["rpo"] = [len(answer) for answer in answers]
 
     @torch.inference_mode()
     def plain() -> None:
         lengths["generate"] = []
-        for start in range(0, count, scale.batch):
+        for start in range(0, len(prompts), scale.batch):
             part = prompts[start : start + scale.batch]
             inputs = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(bench.device.name)
             torch.manual_seed(start)
-            output = model.generate(**inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=new)
-            lengths["generate"] += [new] * len(output) if output.shape[1] - inputs["input_ids"].shape[1] == new else [0]
+            output = model.generate(**inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=limit)
+            new = output[:, inputs["input_ids"].shape[1] :].tolist()
+            lengths["generate"] += [tokens.index(eos) + 1 for tokens in new]
 
     def check() -> None:
-        # Draws differ, their number must not; random weights end a response once in some thousand tokens.
-        generated, expected = sum(lengths["rpo"]), sum(lengths["generate"])
-        if abs(generated - expected) > 0.05 * expected:
-            raise UnequalWork(f"sampled {generated} and {expected} tokens")
+        for name, found in lengths.items():
+            if found != wanted:
+                raise UnequalWork(f"{name} sampled responses of {found} tokens instead of {wanted}")
 
     spent = _in_turn({"rpo": ours, "generate": plain}, scale.rounds, bench.device, check)
-    workload = f"TL;DR: {settings['model_type']}, {count} prompts in batches of {scale.batch}, {new} new tokens each"
-    yield bench.compare("sampling", workload, spent, "rpo", "generate", None, "tokens/s", count * new)
+    workload = f"TL;DR: {settings['model_type']}, {len(wanted)} prompts in batches of {scale.batch}, {what}"
+    return bench.compare("sampling", workload, spent, "rpo", "generate", None, "tokens/s", sum(wanted))
 
 
 def _in_turn(works: dict[str, Callable[[], None]], rounds: int, device: Device, check: Callable[[], None]) -> dict[str, list[Spent]]:
@@ -362,5 +437,6 @@ def growth_of_work(bench: Bench) -> Iterator[Comparison]:
 
 
 SECTIONS: Sequence[Callable[[Bench], Iterator[Comparison]]] = (
-    policy_miniature, policy_tldr, policy_naive, policy_neox, policy_chat, reward_training, scoring, sampling, peak_memory, growth_of_work,
+    policy_miniature, policy_tldr, policy_naive, policy_neox, policy_chat, reward_training, scoring, grouping, ensemble_together, sampling,
+    peak_memory, growth_of_work,
 )  # fmt: skip

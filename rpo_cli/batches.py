@@ -201,16 +201,15 @@ def can_share(
     A model cannot where its attention takes no mask of this form, is limited to a window shorter than the row, or where it
     is recurrent. `read` is `response_logps` or `response_rewards`.
     """
-    lengths = [len(p) + sum(map(len, group)) for p, group in zip(prompts, groups, strict=True)]
-    longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[:2]
+    prompts, groups = longest_rows(prompts, groups)
+    batches = make_batch(prompts, groups, pad, shared=False), _padded(make_batch(prompts, groups, pad, shared=True), pad)
     values = []
     was_training = model.training
     model.eval()
     try:
         # In float32: what bfloat16 rounds away must not hide a wrong mask.
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-            for shared in (False, True):
-                batch = make_batch([prompts[i] for i in longest], [groups[i] for i in longest], pad, shared=shared)
+            for batch in batches:
                 values.append(read(model, {name: tensor.to(model.device) for name, tensor in batch.items()}).cpu())
         alike = torch.allclose(values[0], values[1], rtol=1e-4, atol=2e-3)
         reason = f"its numbers would differ by {float((values[0] - values[1]).abs().max()):.3g}"
@@ -223,6 +222,26 @@ def can_share(
     if not alike:
         logging.getLogger("rpo").warning("%s cannot share prompts: %s; every response gets a row of its own", type(model).__name__, reason)
     return alike
+
+
+def longest_rows(prompts: Sequence[Tokens], groups: Sequence[Sequence[Tokens]]) -> tuple[list[Tokens], list[Sequence[Tokens]]]:
+    """The prompts and responses that are the first to exceed a window: the longest as a shared row, and in a row of its own.
+
+    A model whose own masks have a window does not apply it to a mask it is given, so that the longest response tells; one
+    that looks back a number of columns whatever the mask loses its prompt in the longest shared row. Often it is one row.
+    """
+    rows = list(zip(prompts, groups, strict=True))
+    total = max(rows, key=lambda row: len(row[0]) + sum(map(len, row[1])))
+    alone = max(rows, key=lambda row: (len(row[0]) + max(map(len, row[1])), row is total))
+    chosen = [total] if alone is total else [total, alone]
+    return [prompt for prompt, _ in chosen], [group for _, group in chosen]
+
+
+def _padded(batch: Batch, pad: int) -> Batch:
+    """The shared batch with one more column of padding before its prompts and one behind its responses."""
+    fillers = {"input_ids": pad, "position_ids": 0, "segments": PADDING}
+    wider = {name: torch.nn.functional.pad(batch[name], (1, 1), value=filler) for name, filler in fillers.items()}
+    return wider | {"predictors": torch.nn.functional.pad(batch["predictors"], (0, 1)), "ends": batch["ends"] + 1}
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -15,6 +15,7 @@ import pandas as pd
 from rpo_cli.statistics import Array, interval, resample_means, weighted_means
 
 MEASURES = ("advantage", "tokens", "baseline_tokens")
+OF_ENSEMBLES = ("member", "same_bias")  # measures that are NaN for a policy without an ensemble
 KEYS = ("policy", "rho", "seed", "prompt_id")
 UNIT = 1e-4  # of the rewards and lengths kept
 UNBIASED = 0.0  # the rho of cells without resampling, in tables; a share is never 0
@@ -43,8 +44,9 @@ def check_cells(cells: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.D
     if absent:
         raise ValueError(f"cells: no column {', '.join(absent)}")
     cells = cells[[*KEYS, *measures]].assign(rho=cells["rho"].astype(float).round(6))
+    needed = [measure for measure in measures if measure not in OF_ENSEMBLES]
     for what, bad in (
-        ("a number is missing", ~np.isfinite(cells[list(measures)].to_numpy(np.float64)).all(1)),
+        ("a number is missing", ~np.isfinite(cells[needed].to_numpy(np.float64)).all(1)),
         ("the prompt occurs twice", cells.duplicated(list(KEYS)).to_numpy()),
     ):
         if bad.any():

@@ -353,16 +353,23 @@ def _theory(kind: str, text: str) -> None:
         seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, with commas. Default: the recipe's.")] = None,
         from_results: Annotated[Path | None, typer.Option("--from", help="Redraw kept results; train nothing.")] = None,
         out: Annotated[Path | None, typer.Option("--out", help="Folder for the files. Default: figures/ in the workspace.")] = None,
-        overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False,
-        as_json: AsJson = False, jobs: Jobs = 1,
-        wandb: Wandb = False, debug: Debug = False,
+        tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation, for this figure.")] = False,
+        keep_weights: KeepWeights = "best", grid_size: GridSize = None, overrides: Set = None, workspace: WorkspaceOption = None,
+        device: Device = None, dry_run: DryRun = False, estimate: Estimate = False, device_name: DeviceName = None,
+        tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None, as_json: AsJson = False,
+        jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
     ) -> None:  # fmt: skip
+        from rpo_cli.planned import asked
         from rpo_cli.studies import run_study
+        from rpo_cli.study_tuning import Tuning
 
-        session = _session(
-            recipe=recipe, rho=rho, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json, jobs=jobs, wandb=wandb
-        )
-        run_study(session, kind, None if rho == "all" else session.rhos([]), _numbers(seeds), from_results, out)
+        session = _session(**locals())
+        question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
+        if not tune and (grid_size is not None or keep_weights != "best"):
+            raise BadInput("--grid-size and --keep-weights: only with --tune, which is what tries a grid")
+        tuning = Tuning(grid_size, keep_weights) if tune else None
+        rhos = None if rho == "all" else session.rhos([])
+        run_study(session, kind, rhos, _numbers(seeds), from_results, out, tuning, question)
 
 
 _theory("degeneracy", "Few pairs, many epochs: how far each objective moves chosen and rejected responses.")

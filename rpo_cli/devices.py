@@ -77,6 +77,9 @@ class Device:
         return f"{self.name}, {self.dtype_name} ({self.reason})"
 
 
+CPU = Device("cpu", "float32", "cpu: nothing is computed here that needs another")
+
+
 def choose(recipe: Recipe) -> Device:
     """The device and dtype a recipe asks for.
 

@@ -22,7 +22,7 @@ from rpo_cli.workspace import git_revision
 # As in pyproject.toml; private names of TRL change with every minor release.
 TESTED_TRL = ">=1.16,<1.17"
 NEEDED = ("torch", "transformers", "trl", "accelerate", "datasets", "wandb")
-OPTIONAL = ("peft",)
+OPTIONAL = ("peft", "bitsandbytes")
 LITTLE = 2e9  # bytes of disk or memory below which the miniature's protocol may not fit
 
 

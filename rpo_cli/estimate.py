@@ -19,6 +19,7 @@ from rpo_cli.columns import aligned, size
 from rpo_cli.data.build import read_table
 from rpo_cli.data.pairs import Row, columns_of, read_rows
 from rpo_cli.errors import BadInput
+from rpo_cli.hub import unreachable
 from rpo_cli.models import load_tokenizer
 from rpo_cli.pipeline import Todo
 from rpo_cli.plan import External, Stage
@@ -33,7 +34,8 @@ ASSUMPTIONS = (
     "training: 6 N FLOPs per token (8 N with gradient_checkpointing, 4 N with LoRA); scoring and prompts: 2 N; N parameters, "
     "attention scores left out",
     "a prompt counts once for its responses, with shared_prompts: false once for each; padding is left out",
-    "memory of training: 4 N weights + 4 T gradients + 8 T Adam, T trained parameters, all float32; activations 34 b s h L bytes "
+    "memory of training: 4 N weights (with load_in_4bit half a byte and its constants for linear layers) + 4 T gradients + 8 T Adam, "
+    "T trained parameters, all float32; activations 34 b s h L bytes "
     "(2 b s h L + one layer with gradient_checkpointing; twice that in float32; Korthikanti et al., 2022, without attention "
     "scores) for b sequences of s = max_length tokens; logits 3 x 4 bytes b r V for r response tokens (SFT: all s)",
     "one device per stage; stages of different cells can run side by side, which shortens hours, not device-hours",
@@ -124,6 +126,8 @@ class Estimator:
         return node.reference, None, None
 
     def _count(self, source: str, settings: dict[str, Any] | None, data: Stage | None, reward: bool) -> Model:
+        if settings is None and not Path(source).exists():
+            unreachable()  # in one attempt, where the client would try for half a minute
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False) if settings is None else self._own(settings, data)
             auto: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
@@ -135,9 +139,8 @@ class Estimator:
             if self.params is None:
                 line = str(error).strip().splitlines()[0]
                 raise BadInput(f"{source}: its config cannot be read ({line}); give --params, such as --params 1.4e9") from error
-            self.notes.append(
-                f"{source}: taken to have {self.params:.3g} parameters, as --params says; no activations are estimated for it"
-            )
+            note = f"{source}: taken to have {self.params:.3g} parameters, as --params says; no activations are estimated for it"
+            self.notes += [] if note in self.notes else [note]
             return Model(source, self.params, None)
         head = getattr(made, "score", None) if reward else made.get_output_embeddings()
         linear = [(m.in_features, m.out_features) for m in made.modules() if isinstance(m, torch.nn.Linear) and m is not head]
@@ -314,7 +317,7 @@ class Estimator:
         reward = stage.kind == "reward"
         model = self.model(stage, reward=reward)
         trained = _trained(recipe, model)
-        parts = {"weights": 4 * model.parameters, "gradients": 4 * trained, "optimizer": 8 * trained}
+        parts = {"weights": _weights(recipe, model), "gradients": 4 * trained, "optimizer": 8 * trained}
         if model.config is None:
             return parts
         responses = {"sft": 1, "reward": 2}.get(stage.kind, 3 if "samples" in stage.inputs else 2)
@@ -350,6 +353,16 @@ def _trained(recipe: schema.TrainingRecipe, model: Model) -> float:
     if not recipe.use_peft:
         return model.parameters
     return float(sum(recipe.lora_r * (into + out) for into, out in model.linear))
+
+
+def _weights(recipe: schema.TrainingRecipe, model: Model) -> float:
+    """Bytes of the weights: float32; with load_in_4bit the linear layers but the head have 4 bits and a constant for each 64."""
+    if not recipe.load_in_4bit:
+        return 4 * model.parameters
+    # Nested: a constant has 8 bits, and 256 of them share one of 32 (Dettmers et al., 2023, section 3).
+    constant = 8 + 32 / 256 if recipe.use_bnb_nested_quant else 32
+    linear = sum(into * out for into, out in model.linear)
+    return 4 * (model.parameters - linear) + (4 + constant / 64) / 8 * linear
 
 
 def _of_pair(recipe: Any, found: Lengths) -> float:

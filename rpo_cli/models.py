@@ -11,14 +11,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_bitsandbytes_available
 
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
 from rpo_cli.hub import look_for
-from rpo_cli.schema import ModelSource
+from rpo_cli.schema import FourBits, ModelSource
 
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
 
@@ -72,13 +74,17 @@ def load_causal(
     revision: str | None = None,
     *,
     training: bool = False,
+    bits: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """Causal language model that agrees with the tokenizer, dropout off, in evaluation mode, with float32 weights.
+
+    Args:
+        bits: its linear layers in 4 bits instead; see `four_bits`.
 
     Raises:
         BadInput: it cannot be loaded, or lacks weights that training would not make.
     """
-    return _load(AutoModelForCausalLM, source, recipe, device, tokenizer, revision, training)
+    return _load(AutoModelForCausalLM, source, recipe, device, tokenizer, revision, training, bits)
 
 
 def load_reward(
@@ -89,13 +95,35 @@ def load_reward(
     revision: str | None = None,
     *,
     training: bool = False,
+    bits: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """Sequence classifier with one label, whose logit is the reward; for training, a causal model gets a new head.
+
+    Args:
+        bits: its linear layers but the head in 4 bits; see `four_bits`.
 
     Raises:
         BadInput: it cannot be loaded, or (not for training) has no head of one label: its rewards would be random.
     """
-    return _load(AutoModelForSequenceClassification, source, recipe, device, tokenizer, revision, training, num_labels=1)
+    return _load(AutoModelForSequenceClassification, source, recipe, device, tokenizer, revision, training, bits, num_labels=1)
+
+
+def four_bits(recipe: FourBits, device: Device) -> BitsAndBytesConfig | None:
+    """How bitsandbytes is to hold the linear layers of a frozen base (Dettmers et al., 2023, QLoRA); None: not at all.
+
+    Raises:
+        BadInput: bitsandbytes is not installed, or cannot work on this device.
+    """
+    if not recipe.load_in_4bit:
+        return None
+    if device.name not in ("cpu", "cuda"):
+        raise BadInput(f"load_in_4bit: bitsandbytes has no 4 bits on {device.name}; LoRA without it does (load_in_4bit: false)")
+    if not is_bitsandbytes_available():
+        raise BadInput("load_in_4bit needs the extra `qlora`: pip install 'rpo-cli[qlora]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=recipe.bnb_4bit_quant_type, bnb_4bit_use_double_quant=recipe.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=getattr(torch, device.dtype_name),
+    )  # fmt: skip
 
 
 def _load(
@@ -106,6 +134,7 @@ def _load(
     tokenizer: PreTrainedTokenizerBase,
     revision: str | None,
     training: bool,
+    bits: BitsAndBytesConfig | None,
     **kwargs: Any,
 ) -> PreTrainedModel:
     attention = recipe.attn_implementation or device.attention
@@ -120,6 +149,8 @@ def _load(
             revision=revision or "main",
             trust_remote_code=False,
             use_safetensors=True,
+            quantization_config=bits,
+            device_map=None if bits is None else {"": torch.cuda.current_device() if device.name == "cuda" else device.name},
             output_loading_info=True,
             **kwargs,
         )
@@ -132,7 +163,11 @@ def _load(
         raise BadInput(f"{source}: the pad_token is new to its vocabulary; name an unused token of the vocabulary, or train from it first")
     fit_to_tokenizer(model, tokenizer)
     disable_dropout(model)
-    fitted: PreTrainedModel = device.place(model).eval()
+    for module in model.modules() if bits is not None else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else bitsandbytes scores in bfloat16 on such a CPU, but trains in float32: the reference would be another model.
+            module.support_avx512bf16_for_cpu = False
+    fitted: PreTrainedModel = (model if bits is not None else device.place(model)).eval()
     return fitted
 
 

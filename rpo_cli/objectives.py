@@ -7,7 +7,6 @@ delta_h = h(y_w) − h(y_l); delta_r = r(x, y_w) − r(x, y_l) in raw Bradley–
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -159,52 +158,51 @@ def ensemble_losses(
     return losses.gather(0, chosen.unsqueeze(0)).squeeze(0), chosen
 
 
-@dataclass
 class MemberEma:
     """Exponential moving average of every member's data-set loss, which decides the `dataset` scope.
 
-    `losses`: [k] float64, squared reward units, per optimiser step decay·old + (1 − decay)·batch; on the device of the
-    batches, from which nothing is read. Source: ours; the paper does not say how the min over the data set is followed
-    during training.
+    `losses` [k] float64, squared reward units, per optimiser step decay·old + (1 − decay)·batch. They stay on the device
+    of the batches: neither an update nor a choice is read back to the host. Source: ours; the paper does not say how the
+    min over the data set is followed during training.
     """
 
-    losses: Tensor
-    decay: float
+    def __init__(self, losses: Tensor, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), not {decay}")
+        self.losses = losses.double()
+        self.decay = decay
 
     @classmethod
     def from_rewards(cls, delta_r: Tensor, decay: float) -> "MemberEma":
         """The average at step 0: exact losses over the data set, since Δh = 0 makes them E[Δr²].
 
-        `delta_r` [k, N] over the whole training set. Raises ValueError for another shape or a decay outside [0, 1).
+        `delta_r` [k, N] over the whole training set. Raises ValueError for another shape, a margin that is not finite (the
+        average would never forget it) or a decay outside [0, 1).
         """
         if delta_r.dim() != 2 or delta_r.shape[1] == 0:
             raise ValueError(f"delta_r must be [members, pairs] with at least one pair, not {tuple(delta_r.shape)}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), not {decay}")
+        if not bool(delta_r.isfinite().all()):
+            raise ValueError("delta_r must be finite")
         return cls(delta_r.double().square().mean(1), decay)
 
     def update(self, batch_losses: Tensor) -> None:
         """Moves the average towards `batch_losses` [k], the members' means over one whole optimiser batch.
 
-        Raises ValueError when their number is not k.
+        Raises ValueError when their number is not k. That they are finite cannot be asked without waiting for the device:
+        with finite margins they are whenever the policy's log-probs are, and so the loss that is logged.
         """
         if batch_losses.shape != self.losses.shape:
-            raise ValueError(f"expected the losses of {len(self.losses)} members, got {tuple(batch_losses.shape)}")
-        self.losses = self.decay * self.losses.to(batch_losses.device) + (1 - self.decay) * batch_losses.double()
+            raise ValueError(f"expected {len(self.losses)} member losses, got {tuple(batch_losses.shape)}")
+        old = self.losses.to(batch_losses.device)
+        self.losses = self.decay * old + (1 - self.decay) * batch_losses.double()
 
     def choice(self) -> Tensor:
-        """Index of the member with the least average; the first of equals."""
+        """Index of the member with the least average, as `select_member` gives it."""
         return select_member(self.losses)
 
     def state_dict(self) -> dict[str, list[float]]:
-        """What a checkpoint must hold; the decay belongs to the recipe.
-
-        Raises ValueError when an average is not finite: it would never forget.
-        """
-        losses = self.losses.tolist()
-        if not all(map(math.isfinite, losses)):
-            raise ValueError(f"expected {len(losses)} finite member losses, got {losses}")
-        return {"losses": losses}
+        """What a checkpoint must hold; the decay belongs to the recipe."""
+        return {"losses": self.losses.tolist()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         """Restores `state_dict`. Raises ValueError when it was made by another number of members."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import heapq
 import logging
 import multiprocessing
 import os
@@ -286,6 +288,9 @@ def _start_worker(events: Any) -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     import rpo_cli.heavy  # noqa: F401
 
+    # What was imported stays: a training's own garbage collection need not look through it again.
+    gc.freeze()
+
 
 def _end_with_parent(parent: int) -> None:
     """Leave when the parent was killed: an orphan would go on building behind the next command's back."""
@@ -347,21 +352,15 @@ def _execute_parallel(
     finished: Callable[[Stage, dict[str, Any]], None],
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    waiting = {item.stage.path: item.stage for item in todo}
-    urgency = _urgency(todo)
+    line = _Line(todo)
     running: dict[Future[dict[str, Any]], Stage] = {}
     error: Exception | None = None
     forced = {item.stage.path for item in todo if item.reason == "forced"}
     events = context.Queue()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(events,))
     try:
-        while waiting or running:
-            ready = [
-                s for s in waiting.values() if error is None and not any(n.path in waiting or n in running.values() for n in s.stages())
-            ]
-            # Longest chain first, so that no worker is left waiting for it at the end.
-            for stage in sorted(ready, key=lambda s: -urgency[s.path])[: jobs - len(running)]:
-                del waiting[stage.path]
+        while True:
+            while error is None and len(running) < jobs and (stage := line.next()) is not None:
                 running[pool.submit(_work, job_of(stage, workspace, inherited, force=stage.path in forced))] = stage
                 progress.start(stage.path)
             if not running:
@@ -378,6 +377,7 @@ def _execute_parallel(
                     continue
                 except BrokenProcessPool:
                     raise RunFailed(f"{stage.path}: a worker process died (out of memory?); run the same command again") from None
+                line.done(stage)
                 progress.finish(stage.path, summary(manifest), manifest.get("warnings", ()))
                 finished(stage, manifest)
         if error is not None:
@@ -388,6 +388,42 @@ def _execute_parallel(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Line:
+    """Stages in the order in which workers take them: those whose inputs are there, the longest chain first.
+
+    So no worker is left waiting for a long chain at the end.
+    """
+
+    def __init__(self, todo: Sequence[Todo]) -> None:
+        self._urgency = _urgency(todo)
+        self._stages = {item.stage.path: item.stage for item in todo}
+        needs = {path: {needed.path for needed in stage.stages()} & self._stages.keys() for path, stage in self._stages.items()}
+        self._missing = {path: len(found) for path, found in needs.items()}
+        self._followers: dict[str, list[str]] = {}
+        for path, found in needs.items():
+            for needed in found:
+                self._followers.setdefault(needed, []).append(path)
+        self._order = {path: index for index, path in enumerate(self._stages)}
+        self._ready: list[tuple[float, int, str]] = []
+        for path, count in self._missing.items():
+            if count == 0:
+                self._push(path)
+
+    def _push(self, path: str) -> None:
+        heapq.heappush(self._ready, (-self._urgency[path], self._order[path], path))
+
+    def next(self) -> Stage | None:
+        """The most urgent stage that can run; None as long as there is none."""
+        return self._stages[heapq.heappop(self._ready)[2]] if self._ready else None
+
+    def done(self, stage: Stage) -> None:
+        """The stage was made: what waited for it alone can run."""
+        for path in self._followers.get(stage.path, []):
+            self._missing[path] -= 1
+            if self._missing[path] == 0:
+                self._push(path)
 
 
 def _urgency(todo: Sequence[Todo]) -> dict[str, float]:

@@ -119,6 +119,7 @@ class Planner:
         self.seed, self.device = seed, device
         self._stages: dict[str, Stage] = {}
         self._loaded: dict[tuple[str, ...], Loaded] = {}
+        self._resolved: dict[tuple[Any, ...], Stage | External] = {}
 
     def load(self, path: Path, **kwargs: Any) -> Loaded:
         """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the same few again and again."""
@@ -146,6 +147,12 @@ class Planner:
     def _resolve(self, reference: str, loaded: Loaded, revision: str | None = None) -> Stage | External:
         takes_rho = "rho" in type(loaded.recipe).model_fields
         rho = getattr(loaded.recipe, "rho", None)
+        call = (reference, loaded.files, takes_rho, rho, revision)
+        if call not in self._resolved:
+            self._resolved[call] = self._find(reference, loaded, revision, takes_rho, rho)
+        return self._resolved[call]
+
+    def _find(self, reference: str, loaded: Loaded, revision: str | None, takes_rho: bool, rho: float | None) -> Stage | External:
         if not schema.is_recipe(reference):
             if Path(reference).is_absolute() and not Path(reference).exists():
                 raise RecipeError([f"{shown(loaded.path)}: {shown(Path(reference))}: no such model directory"])
@@ -306,10 +313,15 @@ class Planner:
             raise RecipeError([f"{self._line(loaded, 'data')}: data: a policy is trained on the pairs of a splits recipe"])
         model = self.reference("model_name_or_path", loaded)
         inputs: dict[str, Stage | External] = {"data": splits, "model": model}
-        pairs = splits.inputs["data"]
-        inputs["reference"] = self._scoring("reference", "reference-logps", loaded, {"model": model, "data": pairs})
+        pairs = cast(Stage, splits.inputs["data"])
+        of_pairs = pairs.path.split("/", 1)[1]  # differently labelled pairs have log-probs of their own
+        # Delta h is zero at the start only if the reference is what the policy starts from, 4 bits included.
+        kept = {name: getattr(recipe, name) for name in schema.FourBits.model_fields}
+        bits = f"-{recipe.bnb_4bit_quant_type}" if recipe.load_in_4bit else ""
+        scored: dict[str, Stage | External] = {"model": model, "data": pairs}
+        inputs["reference"] = self._scoring("reference", f"reference-logps{bits}/{of_pairs}", loaded, scored, kept)
         if recipe.objective in schema.PESSIMISTIC and recipe.kl_estimator != "data":
-            inputs["samples"] = self._scoring("samples", "reference-samples", loaded, {"model": model, "data": pairs})
+            inputs["samples"] = self._scoring("samples", f"reference-samples{bits}/{of_pairs}", loaded, scored, kept)
         for name, teacher in self._teachers(loaded):
             place = (
                 teacher.path.split("/", 1)[1].removeprefix(rho_folder(recipe.rho) + "/")
@@ -359,10 +371,12 @@ class Planner:
         place = f"{rho_folder(cast(schema.RewardRecipe, recipe).rho)}/{ensemble.path.stem}/warm"
         return self._add("warm", place, ensemble, inputs, recipe=recipe)
 
-    def _scoring(self, kind: str, path: str, loaded: Loaded, inputs: Mapping[str, Stage | External]) -> Stage:
+    def _scoring(
+        self, kind: str, path: str, loaded: Loaded, inputs: Mapping[str, Stage | External], bits: Mapping[str, Any] | None = None
+    ) -> Stage:
         policy = cast(schema.PolicyRecipe, loaded.recipe)
         fields = set(schema.ScoringRecipe.model_fields) - {"stage", "model_name_or_path", "per_device_eval_batch_size", "expected_seconds"}
-        values = {name: copy.deepcopy(getattr(policy, name)) for name in fields}
+        values = {name: copy.deepcopy(getattr(policy, name)) for name in fields - set(schema.FourBits.model_fields)} | dict(bits or {})
         values |= {name: None for name in ("rm_seed", "policy_seed")}
         if kind != "samples":
             values |= {"reference_samples": 1, "max_new_tokens": 1, "sampling_seed": None}
@@ -398,8 +412,9 @@ class Planner:
     def measure(self, policy: Loaded) -> Stage:
         """What the policy a recipe describes made of its training pairs, and how far it is from the reference."""
         stage = self.build(policy)
-        model, pairs = stage.inputs["model"], cast(Stage, stage.inputs["data"]).inputs["data"]
-        samples = self._scoring("samples", "reference-samples", policy, {"model": model, "data": pairs})
+        model, pairs = stage.inputs["model"], cast(Stage, cast(Stage, stage.inputs["data"]).inputs["data"])
+        place = f"reference-samples/{pairs.path.split('/', 1)[1]}"
+        samples = self._scoring("samples", place, policy, {"model": model, "data": pairs})
         inputs = {"policy": stage, "model": model, "data": stage.inputs["data"], "samples": samples}
         place = stage.path.split("/", 1)[1].replace("/policies/", "/measures/")
         return self._scoring("measure", place, policy, inputs)

@@ -51,6 +51,23 @@ def stem(name: str | Path) -> str:
     return Path(name).stem
 
 
+def grid_of(policy: Loaded) -> tuple[str, list[float]]:
+    """The swept parameter of a policy recipe and its values; BadInput if it has none or two."""
+    grid = cast(schema.PolicyRecipe, policy.recipe).grid
+    if len(grid) != 1:
+        raise BadInput(f"{policy.path}: grid: give one grid, of beta or of tau, to sweep over")
+    name, values = next(iter(grid.items()))
+    return name, [float(value) for value in values]
+
+
+def same_budget(grids: Mapping[str, tuple[str, Sequence[float]]]) -> None:
+    """Raise BadInput for grids of different sizes."""
+    sizes = {label: len(values) for label, (_, values) in grids.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{label} {size}" for label, size in sizes.items())
+        raise BadInput(f"grids of different sizes ({listed}): every objective gets the same budget")
+
+
 class Cells:
     """Makes cells, with one planner for each seed."""
 
@@ -77,17 +94,8 @@ class Cells:
         """
         grids: dict[str, tuple[str, list[float]]] = {}
         for policy in policies:
-            loaded = load(policy, overrides=self.overrides, expect="policy", beside=self.beside)
-            recipe = cast(schema.PolicyRecipe, loaded.recipe)
-            if len(recipe.grid) != 1:
-                raise BadInput(f"{loaded.path}: grid: give one grid, of beta or of tau, to sweep over")
-            name, values = next(iter(recipe.grid.items()))
-            grids[policy] = name, [float(v) for v in values]
-        sizes = {policy: len(values) for policy, (_, values) in grids.items()}
-        if len(set(sizes.values())) > 1:
-            raise BadInput(
-                f"grids of different sizes ({', '.join(f'{stem(p)} {n}' for p, n in sizes.items())}): every objective gets the same budget"
-            )
+            grids[policy] = grid_of(load(policy, overrides=self.overrides, expect="policy", beside=self.beside))
+        same_budget({stem(policy): grid for policy, grid in grids.items()})
         return grids
 
     def grid(self, policies: Sequence[str], rhos: Sequence[float | None], seeds: Sequence[int], grid_size: int | None = None) -> list[Cell]:

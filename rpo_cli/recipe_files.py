@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 # Folders without recipes: settings of another program, and batch sizes for a machine that recipes extend.
@@ -62,6 +63,7 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+@cache
 def packed() -> Path:
     """The recipes that come with the package: inside an installed one, beside it in a checkout."""
     package = Path(__file__).resolve().parent

@@ -166,7 +166,15 @@ class ModelSource(Recipe):
     )
 
 
-class TrainingRecipe(ModelSource):
+class FourBits(BaseModel):
+    """Keys of TRL's ModelConfig for a base model in 4 bits."""
+
+    load_in_4bit: bool = added(False, "QLoRA: the frozen base in 4 bits (extra `qlora`), with use_peft only; the saved model is whole")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = added("nf4", "4-bit data type of load_in_4bit")
+    use_bnb_nested_quant: bool = added(False, "quantise the constants of load_in_4bit as well, 0.4 bits a parameter less")
+
+
+class TrainingRecipe(ModelSource, FourBits):
     """Keys of transformers.TrainingArguments that the recipes use, under their own names."""
 
     max_steps: PositiveInt = Field(1000, description="optimiser steps")
@@ -176,6 +184,11 @@ class TrainingRecipe(ModelSource):
     per_device_train_batch_size: PositiveInt = Field(16, description="rows at a time on one device; several processes share them")
     gradient_accumulation_steps: PositiveInt = Field(
         1, description="pieces of this size in the batch of an optimiser step, which stays the same in several processes"
+    )
+    train_sampling_strategy: Literal["random", "group_by_length"] = added(
+        "random",
+        "group_by_length: the rows of an optimiser batch are of about equal length, so that less is padding; such a batch no longer stands "
+        "for the data, which matters where it decides something (ensemble_min: batch) and where the bias is one of length",
     )
     per_device_eval_batch_size: PositiveInt = cosmetic(64, "rows at a time where nothing is learnt")
     optim: str = "adamw_torch"
@@ -191,6 +204,14 @@ class TrainingRecipe(ModelSource):
     lora_alpha: PositiveInt = 32
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_target_modules: str | list[str] = "all-linear"
+
+    @model_validator(mode="after")
+    def four_bits_are_frozen(self) -> TrainingRecipe:
+        if self.load_in_4bit and not self.use_peft:
+            raise ValueError("load_in_4bit needs use_peft: true; weights of 4 bits cannot be trained, an adapter beside them can")
+        if not self.load_in_4bit and (self.use_bnb_nested_quant or self.bnb_4bit_quant_type != "nf4"):
+            raise ValueError("bnb_4bit_quant_type and use_bnb_nested_quant: no effect without load_in_4bit")
+        return self
 
 
 class SharedPrompts(BaseModel):
@@ -215,6 +236,8 @@ class SFTRecipe(TrainingRecipe):
     def one_source(self) -> SFTRecipe:
         if (self.model_name_or_path is None) == (self.model_config_kwargs is None):
             raise ValueError("give either model_name_or_path or model_config_kwargs")
+        if self.load_in_4bit and self.model_config_kwargs is not None:
+            raise ValueError("load_in_4bit: a model from scratch has no weights to quantise; name one with model_name_or_path")
         return self
 
 
@@ -480,7 +503,7 @@ class JudgeRecipe(Recipe, JudgeSettings):
     bootstrap_samples: PositiveInt = 2000
 
 
-class ScoringRecipe(ModelSource, SharedPrompts):
+class ScoringRecipe(ModelSource, SharedPrompts, FourBits):
     """Work that a policy recipe implies and nobody writes down: reference log-probs, reference samples, rewards."""
 
     stage: Literal["reference", "samples", "scores", "measure"]
@@ -510,6 +533,7 @@ class Claim(BaseModel):
     than: str | None = Field(None, description="another variant; null: zero")
     measure: str = Field("advantage", description="of which number")
     rhos: list[Share] | None = Field(None, description="at which rho; default: every one of the figure")
+    mean_over_rho: bool = Field(False, description="of the mean over those rho, instead of one comparison at each")
     within: PositiveFloat | None = Field(None, description="passes if the difference is smaller than this, whatever its sign")
     beyond: PositiveFloat | None = Field(None, description="passes if the difference is larger than this, whatever its sign")
 

@@ -20,7 +20,7 @@ from rpo_cli.buckets import Shape, for_batches, longest
 from rpo_cli.data.pairs import TokenRow, read_rows, tokenise
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.generation import sample
-from rpo_cli.models import load_causal, load_reward, load_tokenizer, require_same_tokens
+from rpo_cli.models import four_bits, load_causal, load_reward, load_tokenizer, require_same_tokens
 from rpo_cli.pipeline import Job
 from rpo_cli.schema import ScoringRecipe, seed_of
 from rpo_cli.tracking import Report
@@ -100,7 +100,7 @@ def pair_logps(
     shared: bool = True,
 ) -> np.ndarray:
     """log pi of each row's responses: float32 [n, 2], a batch holding at most `batch_size` responses of the longest rows."""
-    shared = shared and can_share(model, response_logps, *_longest(rows), pad)
+    shared = shared and can_share(model, response_logps, *_prompts_and_groups(rows), pad)
     return _finite_logps(_read_pairs(model, response_logps, rows, pad, batch_size, on_batch, shared))
 
 
@@ -124,15 +124,14 @@ def pair_rewards(
     Raises:
         RunFailed: a reward is not finite.
     """
-    if shared and can_share(model, response_rewards, *_longest(rows), pad):
+    if shared and can_share(model, response_rewards, *_prompts_and_groups(rows), pad):
         return _finite_rewards(_read_pairs(model, response_rewards, rows, pad, batch_size, on_batch, True))
     sequences = [row.prompt_ids + answer for row in rows for answer in row.responses]
     return rewards(model, sequences, pad, batch_size, on_batch).reshape(len(rows), -1)
 
 
-def _longest(rows: Sequence[TokenRow]) -> tuple[list[list[int]], list[list[list[int]]]]:
-    longest = sorted(rows, key=lambda row: -len(row.prompt_ids) - sum(map(len, row.responses)))[:2]
-    return [row.prompt_ids for row in longest], [row.responses for row in longest]
+def _prompts_and_groups(rows: Sequence[TokenRow]) -> tuple[list[list[int]], list[list[list[int]]]]:
+    return [row.prompt_ids for row in rows], [row.responses for row in rows]
 
 
 def _read_pairs(
@@ -144,7 +143,7 @@ def _read_pairs(
     on_batch: Callable[[int], None],
     shared: bool,
 ) -> np.ndarray:
-    prompts, groups = [row.prompt_ids for row in rows], [row.responses for row in rows]
+    prompts, groups = _prompts_and_groups(rows)
     size = max(1, batch_size // len(groups[0]))
     return _read(model, read, prompts, groups, pad, size, lambda done: on_batch(done * len(groups[0])), shared=shared)
 
@@ -185,7 +184,8 @@ def run_reference(job: Job, report: Report) -> dict[str, Any]:
     recipe: ScoringRecipe = job.recipe
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
     rows = tokenise(read_rows(pairs_file(job)), ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
-    model = load_causal(job.inputs["model"], recipe, devices.choose(recipe), tokenizer, job.revisions.get("model"))
+    device = devices.choose(recipe)
+    model = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"), bits=four_bits(recipe, device))
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     both = pair_logps(model, rows, pad_id(tokenizer), size, lambda n: report(n, 2 * len(rows)), shared=shared)
     _write(
@@ -201,7 +201,8 @@ def run_samples(job: Job, report: Report) -> dict[str, Any]:
     unique = {row["prompt"]: {"id": row["id"], "prompt": row["prompt"]} for row in read_rows(pairs_file(job))}
     rows = tokenise(list(unique.values()), (), tokenizer, recipe.max_length, recipe.overlong, job.path)
     by_id = {str(row["id"]): row["prompt"] for row in unique.values()}
-    model = load_causal(job.inputs["model"], recipe, devices.choose(recipe), tokenizer, job.revisions.get("model"))
+    device = devices.choose(recipe)
+    model = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"), bits=four_bits(recipe, device))
     prompts = [row.prompt_ids for row in rows for _ in range(recipe.reference_samples)]
     size = recipe.per_device_eval_batch_size
     answers = sample(

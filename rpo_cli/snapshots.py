@@ -106,11 +106,26 @@ def _resolve(external: External) -> str | None:
     except HFValidationError:
         raise BadInput(f"{external.reference}: neither a directory here nor a possible hub name") from None
     except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        raise BadInput(f"{_name(external)}: the hub does not give it: {status} {str(error).strip().splitlines()[0]}") from None
+        raise BadInput(f"{_name(external)}: {_refusal(error, external)}") from None
     except Exception as error:  # the client's network library has errors of its own
         raise BadInput(f"{_name(external)}: the hub does not answer: {str(error).strip() or type(error).__name__}") from None
     return str(sha) if sha else None
+
+
+def _refusal(error: Exception, external: External) -> str:
+    """What a user can do about the hub's refusal; its own first line where that is not known."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    page = f"{'datasets/' if external.use == 'dataset' else ''}{external.reference}"
+    if isinstance(error, GatedRepoError):
+        return f"is gated: accept its terms at huggingface.co/{page}, then log in (`hf auth login`, or HF_TOKEN)"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the hub has {external.reference}, but no branch, tag or commit {external.revision or 'main'!r} of it"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"the hub has no {_type(external)} of this name, or it is private: see huggingface.co/{page}, or log in (`hf auth login`)"
+    line = str(error).strip().splitlines()
+    status = f"{getattr(error.response, 'status_code', '')} " if isinstance(error, HfHubHTTPError) else ""
+    return f"the hub does not give it: {status}{line[0] if line else type(error).__name__}"
 
 
 def require(stages: Sequence[Stage], workspace: Workspace, recipe: str) -> None:
@@ -198,8 +213,7 @@ def snapshot(external: External) -> str:
     try:
         folder = _download(external)
     except Exception as error:  # network, hub and file system, each with errors of its own
-        line = str(error).strip().splitlines()
-        raise BadInput(f"{_name(external)}: cannot be downloaded: {line[0] if line else type(error).__name__}") from error
+        raise BadInput(f"{_name(external)}: {_refusal(error, external)}") from error
     if not _whole(external, Path(folder)):
         lacks = {"model": "config.json or safetensors weights", "tokenizer": "tokenizer files", "dataset": "Parquet or JSON lines files"}
         where = f" in {', '.join(external.folders)}" if external.folders else ""

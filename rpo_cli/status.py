@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo_cli import schema
-from rpo_cli.columns import aligned, size
+from rpo_cli.columns import aligned, percent, size
 from rpo_cli.pipeline import Todo, what_to_run
 from rpo_cli.plan import Stage, walk
 from rpo_cli.progress import clock
@@ -25,7 +25,7 @@ DAY = 86_400.0
 
 
 def show_status(session: Session) -> None:
-    """Print what the recipe would build and why, then every artifact of its workspace: state, size, seconds, age."""
+    """Print what the recipe would build and why, then every artifact of its workspace: state, size, seconds, age; and seconds by kind."""
     loaded = session.load(None)
     targets = _targets(loaded, session.seed)
     workspace = session.open(loaded.recipe.suite)
@@ -47,6 +47,7 @@ def show_status(session: Session) -> None:
         rows = [(a["path"], size(a["bytes"]), _time(a["seconds"]), _time(a["age_seconds"]), _state(a)) for a in artifacts]
         print("\n" + aligned([("artifact", "size", "took", "age", "state"), *rows], right=(1, 2, 3)), end="")
         print(f"{len(artifacts)} artifacts, {size(sum(a['bytes'] for a in artifacts))}")
+        print(_by_kind([a for a in artifacts if a["state"].startswith("up to date")]), end="")
 
 
 def _targets(loaded: Loaded, seed: int | None) -> list[Stage]:
@@ -76,6 +77,22 @@ def _would_build(name: str, todo: Sequence[Todo], total: int) -> str:
     return head + aligned(lines, right=(1,))
 
 
+def _by_kind(artifacts: Sequence[dict[str, Any]]) -> str:
+    """Where the time went: seconds of the recipe's artifacts by kind of stage, the longest first."""
+    seconds: dict[str, list[float]] = {}
+    for artifact in artifacts:
+        seconds.setdefault(artifact["kind"], []).append(artifact["seconds"])
+    total = sum(map(sum, seconds.values()))
+    rows = [
+        (kind, str(len(each)), clock(sum(each)), percent(sum(each) / total if total else None), f"{sum(each) / len(each):.1f}s")
+        for kind, each in sorted(seconds.items(), key=lambda item: -sum(item[1]))
+    ]
+    if len(rows) < 2:
+        return ""
+    whole = ("all", str(len(artifacts)), clock(total), "", "")
+    return "\n" + aligned([("kind of stage", "up to date", "took", "share", "each"), *rows, whole], right=(1, 2, 3, 4))
+
+
 def _artifact(workspace: Workspace, path: str, found: dict[str, Any] | None, wanted: dict[str, Stage]) -> dict[str, Any]:
     """One artifact's state: up to date, stale, unfinished, or not wanted by the recipe."""
     directory = workspace.root / path
@@ -91,6 +108,7 @@ def _artifact(workspace: Workspace, path: str, found: dict[str, Any] | None, wan
         state += ", weights dropped"
     return {
         "path": path,
+        "kind": (found or {}).get("kind"),
         "state": state,
         "reason": reason,
         "bytes": sum(_stat(file)[0] for file in directory.rglob("*")),

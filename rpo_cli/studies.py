@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from rpo_cli import schema
+from rpo_cli.budget import Budget, leave_out_of_grids, select
 from rpo_cli.errors import BadInput
 from rpo_cli.plan import Stage, rho_folder
-from rpo_cli.protocol import Cell, Cells, gather
+from rpo_cli.planned import Question, plan_only
+from rpo_cli.protocol import Cell, Cells, WeightKeeper, gather, write_csv
 from rpo_cli.recipes import Loaded, load, variant_overrides
 from rpo_cli.session import Session
+from rpo_cli.study_tuning import Tuning, grids_of, some_strengths, tune, tuning_cells
+from rpo_cli.sweeping import Chosen
 from rpo_cli.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -22,15 +26,21 @@ if TYPE_CHECKING:
 
     from rpo_cli.orderings import Difference
 
+
 CURVES = ("policy", "rho", "seed", "step", "measure", "value")
 
 
-def study_cells(loaded: Loaded, rhos: Sequence[float | None], seeds: Sequence[int]) -> list[Cell]:
-    """A cell for each variant, rho and seed of a figure recipe, named for the variant."""
+def study_cells(loaded: Loaded, rhos: Sequence[float | None], seeds: Sequence[int], chosen: Chosen | None = None) -> list[Cell]:
+    """A cell for each variant, rho and seed of a figure recipe, named for the variant; `chosen`: with these strengths."""
+
+    def changes(variant: schema.Variant, rho: float | None) -> list[str]:
+        strength = {} if chosen is None else chosen[variant.name][rho]
+        return [*variant_overrides(variant), *(f"{name}={value!r}" for name, value in strength.items())]
+
     recipe = cast(schema.FigureRecipe, loaded.recipe)
     maker, measured = Cells(loaded.path.parent, device=loaded.overrides.get("device")), recipe.kind in schema.MEASURED
     return [
-        replace(maker.cell(v.recipe, rho, seed, "test", variant_overrides(v), measured=measured), policy=v.name)
+        replace(maker.cell(v.recipe, rho, seed, "test", changes(v, rho), measured=measured), policy=v.name)
         for seed in seeds
         for rho in rhos
         for v in recipe.variants
@@ -44,9 +54,16 @@ def run_study(
     seeds: Sequence[int] | None,
     from_results: Path | None,
     out: Path | None,
+    tuning: Tuning | None = None,
+    question: Question | None = None,
 ) -> None:
-    """Build what the variants lack, keep the numbers in their small form, draw from those and report every claim."""
-    from rpo_cli.results import save_results
+    """Build what the variants lack, keep the numbers in their small form, draw from those and report every claim.
+
+    Args:
+        tuning: choose the variants' strengths on validation prompts first, for this figure alone.
+        question: what the plan of a dry run is to estimate.
+    """
+    from rpo_cli.results import publish, save_results
 
     if from_results is not None:
         if not (from_results / "cells.parquet").is_file():
@@ -58,8 +75,23 @@ def run_study(
     if recipe.kind != kind:
         raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
     rho_list, seed_list = list(rhos or recipe.rhos), list(seeds or recipe.seeds)
-    cells = study_cells(loaded, rho_list, seed_list)
-    workspace = session.make([cell.evaluation for cell in cells], recipe.suite)
+    names = [variant.name for variant in recipe.variants]
+    selection = select((names, recipe.rhos, recipe.seeds), rhos, seeds, Budget(grid_size=None if tuning is None else tuning.grid_size))
+    chosen: Chosen | None = None
+    tried: list[dict[str, Any]] = []
+    if tuning is not None:
+        leave_out_of_grids(selection, {name: values for name, (_, values) in grids_of(loaded).items()})
+        if session.dry_run:
+            chosen = some_strengths(loaded, rho_list)
+        else:
+            chosen, tried = tune(session, loaded, rho_list, seed_list, tuning)
+    cells = study_cells(loaded, rho_list, seed_list, chosen)
+    if session.dry_run and (tuning is not None or question is not None):
+        validation = [] if tuning is None else tuning_cells(loaded, rho_list, seed_list, tuning.grid_size)
+        plan_only(session, recipe.suite, selection, validation, cells, "best" if tuning is None else tuning.keep, question)
+        return
+    finished = WeightKeeper(cells, session.open(recipe.suite), "none" if tuning is not None and tuning.keep == "none" else "all")
+    workspace = session.make([cell.evaluation for cell in cells], recipe.suite, finished=finished)
     if session.dry_run:
         return
     frame, choices, curves, provenance = gather_study(cells, workspace, kind)
@@ -74,10 +106,15 @@ def run_study(
         "seeds": seed_list,
         "bootstrap_samples": recipe.bootstrap_samples,
         "title": recipe.title,
+        **({"left_out": selection.left_out, "title": f"{recipe.title} [reduced: {selection.note()}]"} if selection.left_out else {}),
     }
     folder = out or workspace.root / "figures" / loaded.path.stem
     save_results(frame, choices, meta, folder, schema.MEASURES[kind])
     _save_curves(curves, folder)
+    if tried:
+        write_csv(tried, folder / "validation.csv")
+    if kind == "ensemble":
+        publish(folder / "members.csv", member_table(cells, workspace).round(6).to_csv(index=False, lineterminator="\n").encode())
     paths = _draw(session, kind, folder, folder)
     if session.wandb or recipe.report_to == "wandb":
         from rpo_cli.tracking import log_images
@@ -101,7 +138,7 @@ def gather_study(cells: Sequence[Cell], workspace: Workspace, kind: str) -> tupl
             shares = choices.assign(member_b=choices["member"] * choices["share"])
             shares["same"] = shares["share"].where(np.isclose(shares["member"], shares["rho"]), 0.0)
             sums = shares.groupby(cell_keys)[["member_b", "same"]].sum().rename(columns={"member_b": "member", "same": "same_bias"})
-            frame = frame.join(sums, on=cell_keys)
+            frame = frame.join(sums, on=cell_keys)  # a policy without an ensemble has no members: NaN
         return frame, choices, pd.DataFrame(columns=list(CURVES)), provenance
     frames, curves = [], []
     settings: dict[str, Any] = {}
@@ -142,6 +179,27 @@ def _curve(cell: Cell, workspace: Workspace) -> pd.DataFrame:
     return wide.melt(id_vars=list(CURVES[:4]), var_name="measure", value_name="value")
 
 
+def member_table(cells: Sequence[Cell], workspace: Workspace) -> pd.DataFrame:
+    """What each member of each e-DPO cell was and did: policy, rho, seed, member, share, temperature, margin_rms.
+
+    share: of the pairs that it taught; margin_rms: root of its mean squared margin on D_rho before the temperature, in reward units.
+    """
+    import pandas as pd
+
+    rows = []
+    for cell in cells:
+        metrics = (workspace.manifest(cell.policy_path) or {"metrics": {}})["metrics"]
+        policy = cast(Stage, cell.evaluation.inputs["policy"])
+        for name, scores in policy.inputs.items():
+            member = name.removeprefix("scores/")
+            if f"members/{member}" in metrics:
+                scored = (workspace.manifest(cast(Stage, scores).path) or {})["metrics"]
+                row = {"policy": cell.policy, "rho": cell.table_rho, "seed": cell.seed, "member": float(member)}
+                row |= {"share": metrics[f"members/{member}"], "temperature": metrics[f"temperature/{member}"]}
+                rows.append(row | {"margin_rms": scored["train/margin_rms"]})
+    return pd.DataFrame(rows)
+
+
 def _save_curves(curves: pd.DataFrame, folder: Path) -> None:
     from rpo_cli.results import publish
 
@@ -166,12 +224,14 @@ def claims_of(
     draws = resample(cells, policies, rhos, seeds, resamples=resamples, seed=seed, measures=measures)
     rows = []
     for claim in claims:
-        for rho in claim.rhos or rhos:
-            j, m = [round(r, 6) for r in rhos].index(round(rho or 0.0, 6)), list(measures).index(claim.measure)
+        about = claim.rhos or list(rhos)
+        for group in [about] if claim.mean_over_rho else [[rho] for rho in about]:
+            j = [[round(r, 6) for r in rhos].index(round(rho or 0.0, 6)) for rho in group]
+            m = list(measures).index(claim.measure)
             point, drawn = (
                 sum(
                     (
-                        sign * values[..., policies.index(name), j, m]
+                        sign * values[..., policies.index(name), j, m].mean(-1)
                         for sign, name in ((1, claim.more), (-1, claim.than))
                         if name is not None
                     ),
@@ -181,7 +241,7 @@ def claims_of(
             )
             part = difference(point, drawn) if claim.within is claim.beyond is None else _size(point, drawn, claim)
             numbers = dict(zip(("difference", "low", "high"), part.interval, strict=True))
-            where = "" if len(rhos) == 1 else f" at rho {rho:g}" if rho else " without resampling"
+            where = "" if len(rhos) == 1 else _where(group)
             row = {"claim": claim.claim, "detail": _detail(claim) + where, "by_seed": part.by_seed, **numbers, "status": part.status}
             rows.append(plain(row | {"passed": part.status == "passed"}))
     return rows
@@ -197,6 +257,12 @@ def _size(point: Any, drawn: Any, claim: schema.Claim) -> Difference:
         return claim.within - abs(values) if claim.within is not None else abs(values) - claim.beyond
 
     return Difference(interval(float(side(over_seeds(point, 0))), side(over_seeds(drawn, 1))), [float(side(x)) for x in point])
+
+
+def _where(rhos: Sequence[float | None]) -> str:
+    if len(rhos) > 1:
+        return f", mean over rho {', '.join(f'{rho:g}' for rho in rhos)}"
+    return f" at rho {rhos[0]:g}" if rhos[0] else " without resampling"
 
 
 def _detail(claim: schema.Claim) -> str:

@@ -76,13 +76,21 @@ def _degeneracy(figure: Figure, table: pd.DataFrame, meta: dict[str, Any], curve
     _legend(figure, panels[0])
 
 
+def _panels(meta: dict[str, Any]) -> dict[str, list[str]]:
+    """The policies of each panel, by its title."""
+    panels: dict[str, list[str]] = {}
+    for policy in meta["policies"]:
+        panels.setdefault(meta["panels"][policy], []).append(policy)
+    return panels
+
+
 def _gamma(figure: Figure, table: pd.DataFrame, meta: dict[str, Any], curves: Any) -> None:
     """Advantage against rho, a panel for each objective."""
-    titles = list(dict.fromkeys(meta["panels"][policy] for policy in meta["policies"]))
+    titles = _panels(meta)
     panels = figure.subplots(1, len(titles), squeeze=False, sharey=True)[0]
     figure.subplots_adjust(left=0.06, right=0.985, top=0.76, bottom=0.1, wspace=0.08)
-    for axes, title in zip(panels, titles, strict=True):
-        rows = table[table["policy"].map(meta["panels"]) == title]
+    for axes, (title, policies) in zip(panels, titles.items(), strict=True):
+        rows = table[table["policy"].isin(policies)]
         _lines(axes, rows, "advantage", title)
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 1.09), ncols=3, columnspacing=1.2, borderaxespad=0)
         axes.set_title(title, pad=30)
@@ -95,15 +103,26 @@ def _lines(axes: Axes, rows: pd.DataFrame, measure: str, title: str) -> None:
 
 
 def _ensemble(figure: Figure, table: pd.DataFrame, meta: dict[str, Any], curves: Any) -> None:
-    """Advantage, and the mean b of the members that taught, against rho."""
-    left, right = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.06, right=0.985, top=0.73, bottom=0.1, wspace=0.14)
-    _lines(left, table, "advantage", "Advantage over π$_{\\mathbf{SFT}}$, oracle reward")
-    _lines(right, table, "member", "Mean b of the members chosen")
-    ends = right.get_xlim()
-    right.plot(ends, ends, color="#444444", linewidth=1, linestyle="--", label="b = ρ")
-    right.set_xlim(ends)
-    _legend(figure, right, 5)
+    """Advantage, and the mean b of the members that taught, against rho; a row of two for each panel."""
+    panels = _panels(meta)
+    figure.set_size_inches(11, 1.0 + 4.8 * len(panels))
+    height = figure.get_size_inches()[1]
+    rows = figure.subplots(len(panels), 2, squeeze=False)
+    figure.subplots_adjust(left=0.06, right=0.985, top=1 - 1.95 / height, bottom=0.55 / height, wspace=0.14, hspace=0.6)
+    for (left, right), (title, policies) in zip(rows, panels.items(), strict=True):
+        shown = table[table["policy"].isin(policies)]
+        _lines(left, shown, "advantage", "Advantage over π$_{\\mathbf{SFT}}$, oracle reward")
+        chosen = shown[shown["member"].notna()]
+        if chosen.empty:
+            right.set_axis_off()
+        else:
+            _lines(right, chosen, "member", "Mean b of the members chosen")
+            ends = right.get_xlim()
+            right.plot(ends, ends, color="#444444", linewidth=1, linestyle="--", label="b = ρ")
+            right.set_xlim(ends)
+        left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.09), ncols=5, columnspacing=1.4, borderaxespad=0)
+        if title:
+            left.text(0, 1.24, title, transform=left.transAxes, fontsize=11, weight="bold")
 
 
 def _kl(figure: Figure, table: pd.DataFrame, meta: dict[str, Any], curves: Any) -> None:

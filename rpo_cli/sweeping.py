@@ -19,13 +19,16 @@ from rpo_cli.session import Session, suite_rhos
 Chosen = dict[str, dict[float | None, dict[str, float]]]
 
 
-def _figure_of(loaded: Loaded) -> tuple[list[str], list[float | None], list[int]]:
+def figure_of(loaded: Loaded) -> tuple[list[str], list[float | None], list[int]]:
     """Policies, rhos and seeds of a figure recipe, or of a single policy recipe."""
     recipe = loaded.recipe
     if isinstance(recipe, schema.FigureRecipe):
-        if recipe.kind != "figure2":
+        if recipe.kind not in ("figure2", "unbiased"):
             raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
-        return list(recipe.policies), list(recipe.rhos), list(recipe.seeds)
+        if changed := [variant.name for variant in recipe.variants if variant.set]:
+            raise BadInput(f"{loaded.path}: variants: {changed[0]}: has changes of its own (set); a grid is a recipe's, as it stands")
+        policies = recipe.policies if recipe.kind == "figure2" else [variant.recipe for variant in recipe.variants]
+        return list(policies), list(recipe.rhos), list(recipe.seeds)
     if not isinstance(recipe, schema.PolicyRecipe):
         raise BadInput(f"{loaded.path}: is {article(recipe.stage)} recipe; sweep takes a policy recipe or a figure recipe")  # type: ignore[attr-defined]
     return [str(loaded.path)], list(suite_rhos(loaded)), [recipe.seed]
@@ -36,16 +39,17 @@ def run_sweep(session: Session, seeds: Sequence[int] | None, write: bool, keep: 
     figure = isinstance(load(session.recipe).recipe, schema.FigureRecipe)
     loaded = load(session.recipe, overrides=() if figure else session.overrides)
     rhos = None if session.rho == "all" else session.rhos([])
-    selection = select(_figure_of(loaded), rhos, seeds, budget)
+    selection = select(figure_of(loaded), rhos, seeds, budget)
     maker = Cells(loaded.path.parent, session.overrides, session.device)
     leave_out_of_grids(selection, {stem(policy): values for policy, (_, values) in maker.grids(selection.policies).items()})
     if session.dry_run:
-        plan_only(session, loaded.recipe.suite, selection, _grid(maker, selection), [], keep, question)
+        plan_only(session, loaded.recipe.suite, selection, grid_cells(maker, selection), [], keep, question)
     else:
         sweep(session, loaded, selection, maker, write=write, keep=keep)
 
 
-def _grid(maker: Cells, selection: Selection) -> list[Cell]:
+def grid_cells(maker: Cells, selection: Selection) -> list[Cell]:
+    """The validation cells of a sweep."""
     return maker.grid(selection.policies, selection.rhos, selection.seeds, selection.grid_size)
 
 
@@ -53,7 +57,7 @@ def sweep(session: Session, loaded: Loaded, selection: Selection, maker: Cells, 
     """The sweep itself; see `run_sweep`."""
     beside = loaded.path.parent
     policies = selection.policies
-    cells = _grid(maker, selection)
+    cells = grid_cells(maker, selection)
     if write:
         for policy in policies:
             require_writable(load(policy, beside=beside).path)
@@ -70,7 +74,7 @@ def sweep(session: Session, loaded: Loaded, selection: Selection, maker: Cells, 
         found: dict[str, Any] = {"chosen": {p: {str(r): v for r, v in by.items()} for p, by in chosen.items()}, "csv": str(file)}
         session.print_json(found | ({"left_out": selection.left_out} if selection.left_out else {}))
     else:
-        session.out.print(_choice_table(chosen, selection.rhos))
+        session.out.print(choice_table(chosen, selection.rhos))
         session.out.print(str(file), highlight=False, soft_wrap=True)
     for note in at_edge(chosen, grids):
         session.say(f"note: {note}")
@@ -82,6 +86,8 @@ def sweep(session: Session, loaded: Loaded, selection: Selection, maker: Cells, 
                 known = cast(schema.PolicyRecipe, load(policy, beside=beside).recipe).by_rho
                 write_by_rho(path, {rho: {**known.get(rho, {}), **by_rho.get(rho, {})} for rho in sorted({*known, *by_rho})})
                 session.say(f"wrote by_rho of {path}")
+        if None in selection.rhos:
+            session.say("note: a choice without resampling is not written: set it (beta or tau), or draw with rpo figure unbiased --tune")
     return chosen
 
 
@@ -92,7 +98,8 @@ def _announce(session: Session, selection: Selection, cells: int) -> None:
         session.say(f"reduced: {note}")
 
 
-def _choice_table(chosen: dict[str, dict[float | None, dict[str, float]]], rhos: Sequence[float | None]) -> Table:
+def choice_table(chosen: Chosen, rhos: Sequence[float | None]) -> Table:
+    """What was chosen for each policy and rho, to print."""
     table = Table("policy", *("unbiased" if rho is None else f"rho {rho:g}" for rho in rhos), title="chosen on validation")
     for policy, by_rho in chosen.items():
         table.add_row(policy, *(" ".join(f"{k} {v:g}" for k, v in by_rho.get(rho, {}).items()) for rho in rhos))
@@ -124,7 +131,7 @@ def run_figure2(
     if budget.grid_size is not None and not tune:
         raise BadInput("--grid-size: only with --tune, which is what tries a grid")
     rhos = None if session.rho in (None, "all") else session.rhos([])
-    selection = select(_figure_of(loaded), rhos, seeds, budget)
+    selection = select(figure_of(loaded), rhos, seeds, budget)
     policies, rho_list, seed_list = selection.policies, selection.rhos, selection.seeds
     if None in rho_list:
         raise BadInput("--rho none: Figure 2 has an axis of rho; give values between 0 and 1")
@@ -132,18 +139,11 @@ def run_figure2(
     maker = Cells(loaded.path.parent, device=session.device)
     chosen: Chosen = {}
     if tune:
-        grids = maker.grids(policies)
-        leave_out_of_grids(selection, {stem(policy): values for policy, (_, values) in grids.items()})
-        if session.dry_run:
-            # Which value wins is not known yet; that it is one of the grid is.
-            chosen = _some_choice(maker, selection, grids)
+        found = tuned(session, loaded, selection, maker, keep, write=True)
+        if session.dry_run or "grid" in selection.left_out:
+            chosen = found
         else:
-            quiet = Session(**{**vars(session), "overrides": (), "as_json": False})
-            reduced = "grid" in selection.left_out
-            found = sweep(quiet, loaded, selection, maker, write=not reduced, keep="all" if keep == "all" else "best")
-            chosen = found if reduced else {}
-            # The recipes say now what was chosen.
-            maker = Cells(loaded.path.parent, device=session.device)
+            maker = Cells(loaded.path.parent, device=session.device)  # the recipes say now what was chosen
 
     def final(policy: str, rho: float | None, seed: int) -> Cell:
         values = chosen.get(stem(policy), {}).get(rho, {})
@@ -153,7 +153,7 @@ def run_figure2(
     workspace = session.open(suite)
     if session.dry_run:
         if not allow_missing:
-            plan_only(session, suite, selection, _grid(maker, selection) if tune else [], cells, keep, question)
+            plan_only(session, suite, selection, grid_cells(maker, selection) if tune else [], cells, keep, question)
         return
     if not allow_missing:
         # After the test there is nothing left to evaluate: with `none` not even the best policies stay.
@@ -184,6 +184,17 @@ def run_figure2(
         from rpo_cli.tracking import log_images
 
         log_images(recipe.wandb_project, suite, paths, workspace.root)
+
+
+def tuned(session: Session, loaded: Loaded, selection: Selection, maker: Cells, keep: Keep, *, write: bool) -> Chosen:
+    """For each policy and rho the value that validation chooses, written if the whole grid was tried; --dry-run: one of the grid."""
+    grids = maker.grids(selection.policies)
+    leave_out_of_grids(selection, {stem(policy): values for policy, (_, values) in grids.items()})
+    if session.dry_run:
+        return _some_choice(maker, selection, grids)
+    quiet = Session(**{**vars(session), "overrides": (), "as_json": False})
+    write = write and "grid" not in selection.left_out
+    return sweep(quiet, loaded, selection, maker, write=write, keep="all" if keep == "all" else "best")
 
 
 def _some_choice(maker: Cells, selection: Selection, grids: dict[str, tuple[str, list[float]]]) -> Chosen:

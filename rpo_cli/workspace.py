@@ -27,7 +27,7 @@ from rpo_cli.errors import BadInput, RunFailed
 MANIFEST = "manifest.json"
 STARTED = "started.json"
 SMALL_FILE = 64 * 2**20
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "peft", "numpy", "wandb")
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "peft", "bitsandbytes", "numpy", "wandb")
 
 
 class WorkspaceError(BadInput):

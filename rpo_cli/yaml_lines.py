@@ -5,11 +5,13 @@ A recipe is read by PyYAML's safe loader with two of YAML 1.1's traps removed: `
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,12 @@ def read(path: Path) -> Document:
 
 def parse(text: str) -> Document:
     """The YAML mapping in a text."""
+    return copy.deepcopy(_parsed(text))  # the caller may change it
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Document:
+    # A plan of hundreds of cells reads the same few files again and again.
     document = Document()
     try:
         loader = Loader(text)

@@ -111,6 +111,92 @@ def tldr(folder: Path, train: int = 8, validation: int = 4, test: int = 4) -> Pa
     return folder
 
 
+def tldr_preference(folder: Path, train: int = 6, validation: int = 4) -> Path:
+    """trl-lib/tldr-preference: prompt, chosen, rejected; no blank lines in posts, CNN/DailyMail mixed into the validation split."""
+
+    def rows(count: int, name: str) -> list[dict[str, str]]:
+        infos = [post(n, name) for n in range(count)]
+        return [{"prompt": prompt_of({**i, "post": i["post"].replace("\n\n", "\n")}), "chosen": " a b c", "rejected": " d"} for i in infos]
+
+    write_parquet(folder / "data/train-00000-of-00001.parquet", rows(train, "train"))
+    article = {"prompt": "TITLE: news\n\nthe car went home\n\nTL;DR:", "chosen": " a", "rejected": " b"}
+    write_parquet(folder / "data/validation-00000-of-00001.parquet", [*rows(validation, "valid"), article])
+    return folder
+
+
+def oai_preprocessing(folder: Path, train: int = 6, validation: int = 4) -> Path:
+    """vwxyzjn/summarize_from_feedback_oai_preprocessing_*: the raw columns, and query, responses and their tokens beside them."""
+
+    def row(raw: dict[str, Any], query: str) -> dict[str, Any]:
+        texts = [f"{summary['text']}<|endoftext|>" for summary in raw["summaries"]]
+        made: dict[str, Any] = {
+            **raw,
+            "query": query,
+            "query_token": [1, 2],
+            "chosen": texts[raw["choice"]],
+            "rejected": texts[1 - raw["choice"]],
+        }
+        for name in ("chosen", "rejected"):
+            made |= {f"{name}_token": [3], f"{name}_token_len": 1, f"query_{name}": query + made[name], f"query_{name}_token": [1, 2, 3]}
+        return made | {"response0": texts[0], "response0_token": [3], "response0_policy": "ref", "policies": "ref--sup4"}
+
+    raw = raw_comparisons(train, validation)
+    of_train = [row(r, prompt_of(r["info"])) for r in raw if r["split"] == "train"]
+    write_parquet(folder / "data/train-00000-of-00002-3d41a76ca5845f49.parquet", of_train[::2])
+    write_parquet(folder / "data/train-00001-of-00002-a4f39ecdba57bdb3.parquet", of_train[1::2])
+    held_out = [row(r, prompt_of(r["info"])) for r in raw if r["split"] != "train" and r["info"]["post"]]
+    write_parquet(folder / "data/validation-00000-of-00001-33a6590871b754fc.parquet", held_out)
+    article = row(raw[-1], "Article:\nthe car went home\n\nTL;DR:\n")
+    write_parquet(folder / "data/validation_cnndm-00000-of-00001-33a6590871b754fc.parquet", [article])
+    return folder
+
+
+def oai_filtered(folder: Path, train: int = 8, validation: int = 4, test: int = 4) -> Path:
+    """vwxyzjn/summarize_from_feedback_tldr_3_filtered_*: a post's columns, its summary, and both as queries and responses."""
+    rng = random.Random(1)
+    for split, name, count in (("train", "train", train), ("validation", "valid", validation), ("test", "test", test)):
+        rows = []
+        for number in range(count):
+            info, summary = post(number, name), words(rng, 5)
+            query = prompt_of(info)
+            texts = {
+                "query": query,
+                "reference_response": f" {summary}<|endoftext|>",
+                "query_reference_response": f"{query} {summary}<|endoftext|>",
+            }
+            rows.append({**info, "summary": summary, **texts, "query_token": [1, 2], "reference_response_token": [3]})
+        write_parquet(folder / f"data/{split}-00000-of-00001.parquet", rows)
+    return folder
+
+
+def relabelled(folder: Path, train: int = 6, validation: int = 4) -> Path:
+    """mnoukhov/*_relabel_pythia6.9b: prompt, responses with the end mark, and the scores of the reward model that ordered them."""
+    rng = random.Random(2)
+    for split, name, count in (("train", "train", train), ("validation", "valid", validation)):
+        rows = []
+        for number in range(count):
+            one, other = summaries(rng)
+            texts = {"prompt": prompt_of(post(number, name)), "chosen": f"{one}<|endoftext|>", "rejected": f"{other}<|endoftext|>"}
+            rows.append({**texts, "chosen_score": 2.5, "rejected_score": -1.0})
+        write_parquet(folder / f"data/{split}-00000-of-00001.parquet", rows)
+    return folder
+
+
+def conversations(folder: Path, rows: int = 40) -> Path:
+    """A set in TRL's preference format, conversational with an implicit prompt, and what else such sets carry."""
+
+    def turns(*contents: str) -> list[dict[str, str]]:
+        return [{"role": "assistant" if i % 2 else "user", "content": content} for i, content in enumerate(contents)]
+
+    made = [
+        {"chosen": turns(f"who left {n}", "she", "why", "it was late"), "rejected": turns(f"who left {n}", "she", "why", "nobody knew"),
+         "score_chosen": 4.0, "source": "x"}
+        for n in range(rows)
+    ]  # fmt: skip
+    write_parquet(folder / "data/train-00000-of-00001.parquet", made)
+    return folder
+
+
 def dialogue(*turns: str) -> str:
     return "".join(f"\n\n{'Assistant' if i % 2 else 'Human'}: {turn}" for i, turn in enumerate(turns))
 

@@ -105,6 +105,32 @@ def test_a_mask_that_lets_responses_see_each_other_would_show(kind: str, monkeyp
     assert not can_share(model, response_logps, prompts, groups, PAD)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
+def test_padding_that_is_seen_would_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rpo_cli import batches
+
+    model, (prompts, groups) = model_of(kind, ALIKE[kind]), some_rows()
+    right = batches.attention_of
+    monkeypatch.setattr(batches, "attention_of", lambda segments: right(segments.clamp(min=PROMPT)))
+    assert not can_share(model, response_logps, prompts, groups, PAD)
+
+
+def test_a_window_that_one_response_exceeds_is_found_out_whichever_row_it_is_in() -> None:
+    prompts, groups = some_rows()
+    prompts[2], groups[2] = prompts[2][:4], [[5] * 20 + [1], [6, 1], [1]]  # not the longest row, but the longest response
+    alone, total = (
+        [len(prompt) + of(map(len, group)) for prompt, group in zip(prompts, groups, strict=True)] for of in (max, sum)
+    )  # fmt: skip
+    assert alone.index(max(alone)) == 2 != total.index(max(total)) and sorted(alone)[-2] < 23
+    found = []
+    for window in (23, 25):
+        model = model_of("mistral", {**CANNOT["mistral"], "sliding_window": window})
+        values = [response_logps(model, make_batch(prompts, groups, PAD, shared=shared)) for shared in (False, True)]
+        assert can_share(model, response_logps, prompts, groups, PAD) == torch.allclose(*values, atol=1e-3)
+        found.append(can_share(model, response_logps, prompts, groups, PAD))
+    assert found == [False, True]
+
+
 @pytest.mark.parametrize("kind", CANNOT)
 def test_a_model_that_cannot_share_prompts_is_found_out(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     model, (prompts, groups) = model_of(kind, CANNOT[kind]), some_rows()
@@ -213,7 +239,7 @@ def test_tables_are_the_same_in_both_layouts(built: Tiny, tiny: Tiny) -> None:
     import pyarrow.parquet as pq
 
     tiny.make("e-dpo.yaml", "shared_prompts=false")
-    for table in ("seed-0/reference-logps/logps.parquet", f"{RHO}/scores/rm/b-0.2/train.parquet"):
+    for table in ("seed-0/reference-logps/relabel/logps.parquet", f"{RHO}/scores/rm/b-0.2/train.parquet"):
         one, two = pq.read_table(built.root / table).to_pydict(), pq.read_table(tiny.root / table).to_pydict()
         for name in one:
             assert two[name] == (pytest.approx(one[name], abs=1e-5) if name != "id" else one[name])

@@ -31,7 +31,7 @@ def test_every_benchmark_does_equal_work_for_one_step_at_toy_size(tmp_path: Path
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
     rows = [row for section in results.values() for row in section["comparisons"]]
-    assert len(results) == 10 and len(rows) >= 20
+    assert len(results) == 12 and len(rows) >= 24
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     put_into(readme, table(results))

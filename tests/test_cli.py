@@ -268,6 +268,23 @@ def test_status_tells_up_to_date_stale_unfinished_and_unwanted_apart() -> None:
     assert "data.yaml: up to date, nothing to build" in done("status", "--recipe", "data.yaml")
 
 
+def test_status_says_where_the_time_of_the_recipe_went() -> None:
+    workspace = Workspace(Path("runs/miniature"), "miniature")
+    workspace.open()
+    stages = {stage.path: stage for stage in walk([Planner(0).build(load("dpo.yaml"))])}
+    took = {"seed-0/data": 10.0, "seed-0/pretrain": 50.0, "seed-0/sft": 20.4}
+    for path, seconds in took.items():
+        (workspace.root / path).mkdir(parents=True)
+        workspace.publish(path, {**stages[path].identity, "seconds": seconds, "metrics": {}})
+    (workspace.root / "seed-9/data").mkdir(parents=True)  # another seed's does not count
+    workspace.publish("seed-9/data", {**stages["seed-0/data"].identity, "key": "other", "seconds": 1000.0, "metrics": {}})
+    lines = [line.split() for line in done("status", "--recipe", "dpo.yaml").splitlines()[-4:]]
+    assert lines[0] == ["kind", "of", "stage", "up", "to", "date", "took", "share", "each"]
+    assert lines[1:] == [
+        ["sft", "2", "1m10s", "87.6", "%", "35.2s"], ["data", "1", "10s", "12.4", "%", "10.0s"], ["all", "3", "1m20s"],
+    ]  # fmt: skip
+
+
 def test_status_refuses_a_directory_that_is_no_workspace() -> None:
     Path("thesis").mkdir()
     Path("thesis/chapter.tex").write_text("")
@@ -403,7 +420,7 @@ def test_data_inspect_looks_at_no_model() -> None:
 def test_a_sweep_without_resampling_plans_the_pairs_as_they_are() -> None:
     result = rpo("sweep", "--recipe", "dpo.yaml", "--rho", "none", "--dry-run")
     assert result.exit_code == 0
-    assert "unbiased/policies/dpo/beta-0.05" in result.stderr
+    assert "unbiased/policies/dpo/beta-0.2" in result.stderr
     assert "rho-0.2" not in result.stderr
 
 

@@ -35,7 +35,7 @@ def imported() -> set[str]:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    extras = [requirement for group in ("lora", "vllm", "tpu") for requirement in PROJECT["optional-dependencies"][group]]
+    extras = [requirement for group in ("lora", "qlora", "vllm", "tpu") for requirement in PROJECT["optional-dependencies"][group]]
     declared = {name_of(requirement) for requirement in [*PROJECT["dependencies"], *extras]}
     distributions = metadata.packages_distributions()
     by_module = {module: {name_of(name) for name in distributions.get(module, [module])} for module in imported()}

@@ -96,6 +96,22 @@ def test_ready_made_models_take_the_place_of_sft_and_oracle(tmp_path: Path, monk
         assert name in said.output
 
 
+def test_relabelled_pairs_need_neither_relabel_nor_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    lines = re.findall(r"^#\s+(sed .*)$", (ROOT / "recipes/tldr/data-relabelled.yaml").read_text(), flags=re.M)
+    assert len(lines) == 2
+    for line in lines:
+        sed(line, tmp_path)
+    assert check_suite(tmp_path / "recipes/tldr") == []
+    plan = json.loads(
+        CliRunner().invoke(app, ["figure", "figure2", "--recipe", "tldr/figure2.yaml", "--tune", "--dry-run", "--json"]).stdout
+    )
+    paths = [stage["path"] for stage in plan["todo"]]
+    assert not [path for path in paths if "oracle" in path or path.endswith("/relabel")]
+    assert [path for path in paths if path.startswith("seed-0/data")] == ["seed-0/data-relabelled"]
+
+
 def test_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text()
     commands = re.findall(r'@\w*app\.command\("([a-z0-9-]+)"', CLI_SOURCE.read_text())

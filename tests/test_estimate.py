@@ -166,6 +166,11 @@ def test_lora_and_checkpointing_change_memory_and_flops(empty: Tiny) -> None:
     assert flops_lora == pytest.approx(flops * 4 / 6)
     # q, k, v, o of 16 x 16 and three of 16 x 32, in two layers, rank 4; not the head.
     assert lora["gradients"] == 4 * 2 * 4 * (4 * 32 + 3 * 48)
+    linear = 2 * (4 * 256 + 3 * 512)
+    _, four = first("load_in_4bit: true")
+    assert lora["weights"] - four["weights"] == linear * (4 - 0.5 - 4 / 64) and four["gradients"] == lora["gradients"]
+    _, nested = first("use_bnb_nested_quant: true")
+    assert four["weights"] - nested["weights"] == pytest.approx(linear * 0.373 / 8, rel=1e-3)  # 0.373 bits, as the paper has it
 
 
 def test_a_model_that_cannot_be_read_is_named_or_given(empty: Tiny) -> None:

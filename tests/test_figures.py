@@ -17,6 +17,10 @@ import pytest
 from rpo_cli import cells as cells_module
 from rpo_cli import figures, orderings, results
 from rpo_cli.protocol import Cells, WeightKeeper, choose
+from rpo_cli.recipes import load
+from rpo_cli.schema import FigureRecipe
+from rpo_cli.studies import study_cells
+from rpo_cli.sweeping import Chosen
 
 ROOT = Path(__file__).resolve().parent.parent
 RHOS = [0.2, 0.5, 0.8]
@@ -299,4 +303,20 @@ def test_the_committed_results_are_those_of_the_recipes_as_they_are() -> None:
             name, value = cell.strength
             found.setdefault(policy, {})[place] = {name: value, "key": cell.evaluation.key}
     assert found == provenance["cells"]
-    assert sum(map(len, found.values())) == 6 * 7 * 3
+    assert sum(map(len, found.values())) == 6 * 7 * 5
+
+
+def test_the_committed_study_is_that_of_the_recipes_as_they_are() -> None:
+    """Every cell's key: the recipes on its way and the formats of the stages have not changed since."""
+    provenance = json.loads((ROOT / "results/miniature/ensemble/provenance.json").read_text())
+    loaded = load(str(ROOT / "recipes/miniature/figure-ensemble.yaml"))
+    assert isinstance(loaded.recipe, FigureRecipe)
+    chosen: Chosen = {}
+    for variant, at in provenance["cells"].items():
+        for place, values in at.items():
+            rho = float(place.split("/")[0].removeprefix("rho-"))
+            chosen.setdefault(variant, {})[rho] = {"beta": values["beta"]}
+    cells = study_cells(loaded, loaded.recipe.rhos, loaded.recipe.seeds, chosen)
+    keys = {(cell.policy, f"rho-{cell.rho:g}/seed-{cell.seed}"): cell.evaluation.key for cell in cells}
+    assert keys == {(variant, place): values["key"] for variant, at in provenance["cells"].items() for place, values in at.items()}
+    assert len(keys) == 9 * 7 * 5

@@ -188,7 +188,7 @@ def test_padding_changes_no_logp_whatever_is_in_it(name: str, rows: list[TokenRo
 def test_the_precomputed_tables_hold_what_the_models_say(built: Tiny, tokenizer: Any) -> None:
     """Reference log-probs and teachers' scores, found by the row's id."""
     texts = {str(row["id"]): row for row in read_rows(built.root / "seed-0/relabel/pairs.parquet")}
-    table = pq.read_table(built.root / "seed-0/reference-logps/logps.parquet").to_pylist()
+    table = pq.read_table(built.root / "seed-0/reference-logps/relabel/logps.parquet").to_pylist()
     reference = load_causal(built.root / "seed-0/sft", RECIPE, CPU, load_tokenizer(built.root / "seed-0/sft"))
     assert len(table) == len(texts)
     for entry in table[:6]:

@@ -161,7 +161,7 @@ def test_only_the_chosen_member_receives_a_gradient():
 
 def test_the_first_of_equal_members_is_chosen():
     assert select_member(torch.tensor([2.0, 1.0, 1.0])).item() == 1
-    assert average(2.0, 1.0, 1.0, decay=0.9).choice() == 1
+    assert ema_of(2, 1, 1).choice().item() == 1
 
 
 def test_scopes_refuse_a_choice_that_is_missing_or_has_no_effect():
@@ -171,7 +171,7 @@ def test_scopes_refuse_a_choice_that_is_missing_or_has_no_effect():
         ensemble_losses(torch.zeros(2, 3), "example", choice=0)
 
 
-def average(*losses: float, decay: float) -> MemberEma:
+def ema_of(*losses: float, decay: float = 0.9) -> MemberEma:
     return MemberEma(torch.tensor(losses, dtype=torch.float64), decay)
 
 
@@ -180,43 +180,53 @@ def test_ema_starts_at_the_exact_losses_of_an_untrained_policy():
     ema = MemberEma.from_rewards(delta_r, 0.9)
     exact = distill_losses(torch.zeros(100, dtype=torch.float64), delta_r, 0.7).mean(1)
     assert ema.losses.tolist() == pytest.approx(exact.tolist(), rel=1e-14)
-    assert ema.choice() == 1
+    assert ema.choice().item() == 1
 
 
 def test_ema_forgets_at_the_rate_of_its_decay_and_then_changes_its_choice():
-    ema = average(1.0, 2.0, decay=0.5)
+    ema = ema_of(1, 2, decay=0.5)
     ema.update(torch.tensor([3.0, 1.0]))
-    assert ema.losses.tolist() == [2.0, 1.5] and ema.choice() == 1
+    assert ema.losses.tolist() == [2.0, 1.5] and ema.choice().item() == 1
     for _ in range(60):
         ema.update(torch.tensor([0.25, 1.0]))
-    assert ema.losses.tolist() == pytest.approx([0.25, 1.0], rel=1e-12) and ema.choice() == 0
+    assert ema.losses.tolist() == pytest.approx([0.25, 1.0], rel=1e-12) and ema.choice().item() == 0
+
+
+def test_ema_on_the_device_has_the_bits_of_one_kept_in_python():
+    batches = doubles(50, 4, seed=3).square().float()
+    ema, expected = ema_of(0.3, 0.2, 0.9, 0.4), [0.3, 0.2, 0.9, 0.4]
+    choices = set()
+    for batch in batches:
+        assert ema.choice().item() == expected.index(min(expected))
+        choices.add(ema.choice().item())
+        ema.update(batch)
+        expected = [0.9 * old + (1 - 0.9) * new for old, new in zip(expected, batch.tolist(), strict=True)]
+        assert ema.losses.tolist() == expected
+    assert len(choices) > 1
 
 
 def test_restored_ema_continues_as_if_never_stopped():
-    kept, restored = average(1.0, 2.0, 0.5, decay=0.9), average(0.0, 0.0, 0.0, decay=0.9)
+    kept, restored = ema_of(1, 2, 0.5), ema_of(0, 0, 0)
     kept.update(torch.tensor([3.0, 1.0, 0.1]))
     restored.load_state_dict(kept.state_dict())
     for ema in (kept, restored):
         ema.update(torch.tensor([0.3, 0.2, 0.7]))
-    assert restored.state_dict() == kept.state_dict()
+    assert restored.losses.tolist() == kept.losses.tolist()
     state = kept.state_dict()
     kept.update(torch.tensor([9.0, 9.0, 9.0]))
     assert state == restored.state_dict()  # a snapshot, not a view
 
 
-def test_ema_refuses_losses_it_could_not_forget_and_other_ensembles():
-    ema = average(1.0, 2.0, decay=0.9)
-    with pytest.raises(ValueError, match="2 members"):
+def test_ema_refuses_what_it_could_not_forget_and_other_ensembles():
+    ema = ema_of(1, 2)
+    with pytest.raises(ValueError, match="2 member losses"):
         ema.update(torch.tensor([1.0]))
-    assert ema.losses.tolist() == [1.0, 2.0]
-    for bad in ([math.nan, 1.0], [1.0, math.inf]):
-        ema = average(1.0, 2.0, decay=0.9)
-        ema.update(torch.tensor(bad))
-        with pytest.raises(ValueError, match="2 finite member losses"):
-            ema.state_dict()
-    ema = average(1.0, 2.0, decay=0.9)
+    assert ema.losses.tolist() == [1, 2]
     with pytest.raises(ValueError, match="3 members"):
         ema.load_state_dict({"losses": [1.0, 2.0, 3.0]})
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="must be finite"):
+            MemberEma.from_rewards(torch.tensor([[1.0, bad], [1.0, 1.0]]), 0.9)
     with pytest.raises(ValueError, match="decay"):
         MemberEma.from_rewards(doubles(2, 4), 1.0)
     with pytest.raises(ValueError, match="members, pairs"):

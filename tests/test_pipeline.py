@@ -228,8 +228,8 @@ def test_manifests_say_where_a_result_comes_from(built: Tiny) -> None:
     assert found["inputs"] == {
         "data": manifest(built.root, f"{RHO}/splits")["key"],
         "model": manifest(built.root, "seed-0/sft")["key"],
-        "reference": manifest(built.root, "seed-0/reference-logps")["key"],
-        "samples": manifest(built.root, "seed-0/reference-samples")["key"],
+        "reference": manifest(built.root, "seed-0/reference-logps/relabel")["key"],
+        "samples": manifest(built.root, "seed-0/reference-samples/relabel")["key"],
         **{f"scores/{b}": manifest(built.root, f"{RHO}/scores/rm/b-{b}")["key"] for b in (0.2, 0.5, 0.8)},
     }
 

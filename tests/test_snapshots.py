@@ -66,6 +66,8 @@ class Hub:
         kind, path = ("datasets", path.removeprefix("/datasets")) if path.startswith("/datasets/") else ("models", path)
         owner, name, _, commit, file = path.removeprefix("/").split("/", 4)
         content = self.folders[kind, f"{owner}/{name}"] / unquote(file)
+        if name == "gated":  # anybody may list it
+            return 401, {"X-Error-Code": "GatedRepo"}, b""
         if not content.is_file():
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
         return 200, {"ETag": f'"{self.oid(content)}"', "X-Repo-Commit": commit}, content.read_bytes()
@@ -86,6 +88,7 @@ def hub(tmp_path: Path) -> Iterator[Any]:
     LlamaForCausalLM(config).save_pretrained(model)
     (model / "pytorch_model.bin").write_bytes(b"a pickle")
     made.add("models", "o/model", model)
+    made.add("models", "o/gated", model)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -202,7 +205,13 @@ def test_an_offline_machine_is_told_all_that_is_missing(suite: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("o/none", "o/none@main: the hub does not give it: 404"), ("no such", "neither a directory here")]
+    ("name", "says"),
+    [
+        ("o/none", "o/none@main: the hub has no model of this name, or it is private: see huggingface.co/o/none"),
+        ("o/model@v2", "o/model@v2: the hub has o/model, but no branch, tag or commit 'v2' of it"),
+        ("o/gated", "o/gated@main: is gated: accept its terms at huggingface.co/o/gated, then log in (`hf auth login`, or HF_TOKEN)"),
+        ("no such", "neither a directory here"),
+    ],
 )
 def test_a_name_the_hub_does_not_have_is_one_line(hub: Any, suite: Path, tmp_path: Path, name: str, says: str) -> None:
     arguments = ("--recipe", suite / "sft.yaml", "--set", f"model_name_or_path={name}", "--workspace", tmp_path / "runs")

@@ -164,15 +164,7 @@ def test_prompts_of_every_table_fit(sets: Path) -> None:
 
 
 def test_tldr_preference_leaves_out_articles_and_needs_one_normalisation(sets: Path) -> None:
-    """trl-lib/tldr-preference: blank lines of posts are gone, CNN/DailyMail is mixed into the validation split."""
-
-    def rows(split: str) -> list[dict[str, str]]:
-        infos = [post(n, split) for n in range(6)]
-        return [{"prompt": prompt_of({**i, "post": i["post"].replace("\n\n", "\n")}), "chosen": " a b c", "rejected": " d"} for i in infos]
-
-    write_parquet(sets / "preference/data/train-00000-of-00001.parquet", rows("train"))
-    article = {"prompt": "TITLE: news\n\nthe car went home\n\nTL;DR:", "chosen": " a", "rejected": " b"}
-    write_parquet(sets / "preference/data/validation-00000-of-00001.parquet", [*rows("valid"), article])
+    published.tldr_preference(sets / "preference")
     recipe = f"source: tldr-preference\ndataset: {sets}/preference\nsft_dataset: {sets}/tldr\n"
     from rpo_cli.errors import BadInput
 
@@ -185,28 +177,24 @@ def test_tldr_preference_leaves_out_articles_and_needs_one_normalisation(sets: P
     assert posts(tables["pairs"]) <= posts(tables["sft_train"])  # one text for the same post
 
 
-def test_derivatives_with_query_end_mark_and_scores(tmp_path: Path) -> None:
-    """vwxyzjn's set (query, chosen with <|endoftext|>, validation_cnndm) and mnoukhov's relabelled one (prompt, scores)."""
+def test_derivatives_with_queries_end_marks_and_scores(tmp_path: Path) -> None:
+    """vwxyzjn's sets (query, chosen with <|endoftext|>, validation_cnndm) and mnoukhov's relabelled one (prompt, scores)."""
+    published.comparisons_parquet(tmp_path / "raw", 40, 4)
+    published.oai_preprocessing(tmp_path / "v", 40, 4)
+    published.oai_filtered(tmp_path / "f", 40, 4, 4)
+    published.tldr(tmp_path / "tldr", 40, 4, 4)
+    sets = {"raw": f"tldr-comparisons\ndata_dir: comparisons\ndataset: {tmp_path}/raw\nsft_dataset: {tmp_path}/tldr\n",
+            "derived": f"tldr-preference\ndataset: {tmp_path}/v\nsft_dataset: {tmp_path}/f\n"}  # fmt: skip
+    made = {name: make(tmp_path, f"source: {recipe}") for name, recipe in sets.items()}
+    assert made["derived"][1]["cnndm"] == 1 and made["derived"][1]["pairs/read"] == 88
+    for table in TABLES:  # the derivatives are made of the raw set, and nothing of them differs once read
+        one, other = (sorted(made[name][0][table], key=lambda row: row["id"]) for name in sets)
+        assert one == other and one, table
 
-    def row(number: int, name: str) -> dict[str, Any]:
-        return {name: prompt_of(post(number, "train")), "chosen": " a b<|endoftext|>", "rejected": " c<|endoftext|>"}
-
-    extra = {"info": post(0, "train"), "batch": "batch3", "query_token": [1, 2], "chosen_token_len": 3}
-    write_parquet(tmp_path / "v/data/train-00000-of-00002-3d41a76ca5845f49.parquet", [row(n, "query") | extra for n in range(20)])
-    write_parquet(tmp_path / "v/data/train-00001-of-00002-a4f39ecdba57bdb3.parquet", [row(n, "query") | extra for n in range(20, 40)])
-    write_parquet(tmp_path / "v/data/validation-00000-of-00001-33a6590871b754fc.parquet", [row(50, "query") | extra])
-    article = {"query": "Article:\nthe car\n\nTL;DR:\n", "chosen": " a", "rejected": " b"}
-    write_parquet(tmp_path / "v/data/validation_cnndm-00000-of-00001-33a6590871b754fc.parquet", [article | extra])
-    tables, metrics = make(tmp_path, f"source: tldr-preference\ndataset: {tmp_path}/v\n")
-    assert metrics["cnndm"] == 1 and metrics["pairs/read"] == 41
-    assert {(r["chosen"], r["rejected"]) for r in tables["pairs"]} == {(" a b", " c")}
-    assert tables["prompts_test"][0]["prompt"] == prompt_of(post(50, "train"))
-
-    scored = [row(n, "prompt") | {"chosen_score": 2.5, "rejected_score": -1.0} for n in range(40)]
-    write_parquet(tmp_path / "m/data/train-00000-of-00001.parquet", scored)
-    write_parquet(tmp_path / "m/data/validation-00000-of-00001.parquet", [row(50, "prompt") | {"chosen_score": 1.0, "rejected_score": 0.5}])
+    published.relabelled(tmp_path / "m", 40, 4)
     tables, _ = make(tmp_path, f"source: tldr-preference\ndataset: {tmp_path}/m\n")
     assert {(r["chosen_score"], r["rejected_score"]) for r in tables["pairs"]} == {(2.5, -1.0)}
+    assert not any("<|endoftext|>" in row["chosen"] + row["rejected"] for row in tables["pairs"])
 
 
 def test_reference_summaries_from_openais_filtered_files(tmp_path: Path) -> None:
@@ -214,6 +202,18 @@ def test_reference_summaries_from_openais_filtered_files(tmp_path: Path) -> None
     writer = tldr.Writer(None, None, "keep", Counter())
     row = {**post(1, "train"), "summary": "he left"}
     assert [w.completion for w in tldr.written([("here", "train", row)], writer, Counter())] == [" he left"]
+
+
+def test_a_post_is_known_by_reddits_id_though_its_text_was_edited(tmp_path: Path) -> None:
+    info = post(1, "train")
+    write_jsonl(tmp_path / "raw/batch3.json", [comparison(post(n, "train"), (" a", f" b {n}"), 0) for n in range(40)])
+    rows = [{**post(n, "other"), "summary": "s"} for n in range(3)]
+    edited = {**info, "title": "another title", "post": "another text", "summary": "s"}
+    for split, some in (("train", rows[:1]), ("valid", rows[1:2]), ("test", [rows[2], edited])):
+        write_jsonl(tmp_path / f"filtered/{split}.jsonl", some)
+    tables, metrics = make(tmp_path, f"source: tldr-comparisons\ndataset: {tmp_path}/raw\nsft_dataset: {tmp_path}/filtered\n")
+    assert len(tables["prompts_test"]) == 2 and metrics["pairs/of_evaluated_posts"] == 1
+    assert prompt_of(info) not in {row["prompt"] for row in tables["pairs"] + tables["pairs_validation"]}
 
 
 # ── Dialogues ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -307,6 +307,52 @@ def test_rows_limits_tables_to_drawn_posts_that_the_rest_avoids(sets: Path) -> N
     again, _ = make(sets, recipe + "rows: {prompts_test: 2}\n")
     assert again["prompts_test"] == tables["prompts_test"]
     assert len(other["prompts_test"]) == 2
+
+
+# ── All of them, to look at: pytest -s -k first_record ──────────────────────────────────────────────────────────────
+
+LOADERS = {
+    "openai/summarize_from_feedback, Parquet export": "source: tldr-comparisons\ndataset: {sets}/comparisons-parquet\n"
+    "data_dir: comparisons\nsft_dataset: {sets}/tldr\n",
+    "openai/summarize_from_feedback, batch*.json": "source: tldr-comparisons\ndataset: {sets}/comparisons-json\nsft_dataset: {sets}/tldr\n",
+    "trl-lib/tldr-preference with trl-lib/tldr": "source: tldr-preference\ndataset: {sets}/tldr-preference\nsft_dataset: {sets}/tldr\n"
+    "newlines: flatten\n",
+    "vwxyzjn/summarize_from_feedback_oai_preprocessing_1706381144 with its tldr_3_filtered": "source: tldr-preference\n"
+    "dataset: {sets}/oai\nsft_dataset: {sets}/filtered\n",
+    "mnoukhov/..._relabel_pythia6.9b with trl-lib/tldr": "source: tldr-preference\ndataset: {sets}/relabelled\nsft_dataset: {sets}/tldr\n",
+    "Anthropic/hh-rlhf, raw": "source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\n",
+    "Anthropic/hh-rlhf, chat": "source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\nprompt_format: chat\n"
+    "tokenizer: {sets}/tokenizer\n",
+    "a preference set of TRL's format, conversational, implicit prompt": "source: preference\ndataset: {sets}/conversations\n"
+    "validation_share: 0.2\ntokenizer: {sets}/tokenizer\n",
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_row_counts_and_first_record_of_every_loader(sets: Path, name: str) -> None:
+    published.tldr_preference(sets / "tldr-preference")
+    published.oai_preprocessing(sets / "oai")
+    published.oai_filtered(sets / "filtered")
+    published.relabelled(sets / "relabelled")
+    published.conversations(sets / "conversations")
+    tables, metrics = make(sets, LOADERS[name].format(sets=sets))
+    assert set(tables) == set(TABLES)
+    kept = len(tables["pairs"]) + len(tables["pairs_validation"])
+    counts = {key: value for key, value in metrics.items() if not key.startswith(("rows/", "shared_prompts/"))}
+    lost = sum(counts.get(f"pairs/{why}", 0) for why in ("ties", "empty", "duplicates", "conflicts"))
+    evaluated = sum(value for key, value in counts.items() if key.startswith("pairs") and key.endswith("of_evaluated_posts"))
+    # Every row that was read is somewhere: in a table, among the test prompts' pairs, or in a count.
+    test = 0 if "sft_dataset" in LOADERS[name] else counts["pairs/read"] - kept - lost - evaluated
+    assert kept + lost + evaluated + test == counts["pairs/read"] and (test > 0) == ("sft_dataset" not in LOADERS[name])
+    first = tables["pairs"][0]
+    assert first["chosen"] != first["rejected"] and not first["prompt"].endswith(" ")
+    # A judge can compare with the data's own response to every prompt.
+    assert all(row["completion"].strip() for table in ("prompts_validation", "prompts_test") for row in tables[table])
+    print(f"\n{name}")
+    print("  rows:  ", ", ".join(f"{table} {len(rows)}" for table, rows in tables.items()))
+    print("  counts:", ", ".join(f"{key} {value}" for key, value in counts.items()))
+    for key, value in first.items():
+        print(f"  {key:8}", json.dumps(value))
 
 
 # ── Mistakes ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -64,7 +64,8 @@ def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(
     said = tiny.run(f"figure {kind}", f"{kind}.yaml", *seeds, "--json")
     folder = tiny.root / "figures" / kind
     made = {f"{kind}.{suffix}" for suffix in ("png", "svg", "csv", "json")}
-    kept = {"cells.parquet", "choices.csv", "provenance.json"} | ({"curves.csv"} if kind == "degeneracy" else set())
+    own = {"degeneracy": {"curves.csv"}, "ensemble": {"members.csv"}}
+    kept = {"cells.parquet", "choices.csv", "provenance.json"} | own.get(kind, set())
     assert set(contents(folder)) == made | kept
     result = json.loads((folder / f"{kind}.json").read_text())
     assert result["claims"] == json.loads(said.stdout)["claims"] and len(result["claims"]) == FIGURES[kind].count("claim:")
@@ -80,7 +81,35 @@ def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(
     assert f"rpo figure {kind}" in tiny.run(f"figure {other}", f"{kind}.yaml", code=2).stderr
     assert f"rpo figure {kind}" in rpo("figure", other, "--from", folder, code=2).stderr
     assert "up to date, nothing to build" in tiny.run("status", f"{kind}.yaml", *(() if kind != "degeneracy" else ("--seed", 1))).stdout
-    assert f"rpo figure {kind}" in tiny.run("sweep", f"{kind}.yaml", code=2).stderr
+    if kind != "unbiased":
+        assert f"rpo figure {kind}" in tiny.run("sweep", f"{kind}.yaml", code=2).stderr
+
+
+def test_unbiased_strengths_are_chosen_on_validation_for_the_figure_alone(tiny: Tiny) -> None:
+    write_figure(tiny, "unbiased")
+    tiny.edit("dpo.yaml", "grid: {beta: [0.05, 0.4, 2]}")
+    tiny.edit("ipo.yaml", "grid: {tau: [0.05, 0.4, 2]}")
+    before = contents(tiny.suite)
+    plan = json.loads(tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--dry-run", "--json").stdout)
+    assert (plan["cells"]["validation"], plan["cells"]["test"]) == (6, 2) and not (tiny.root / "figures").exists()
+    said = tiny.run("figure unbiased", "unbiased.yaml", "--tune")
+    assert "chosen on validation" in said.stdout and contents(tiny.suite) == before
+    rows = pd.read_csv(tiny.root / "figures/unbiased/validation.csv")
+    assert len(rows) == 6 and rows["rho"].isna().all()
+    best = {str(p): float(r.loc[r["advantage"].idxmax(), "value"]) for p, r in rows.groupby("policy")}
+    result = json.loads((tiny.root / "figures/unbiased/unbiased.json").read_text())["provenance"]
+    assert {p: next(iter(result["cells"][p].values()))[s] for p, s in (("dpo", "beta"), ("ipo", "tau"))} == best
+    kept = {path.parent.name for path in (tiny.root / "seed-0/unbiased/policies").rglob("model.safetensors")}
+    assert kept == {f"beta-{best['dpo']:g}", f"tau-{best['ipo']:g}"}
+    # The same command again has nothing to do; a reduced grid says so; without --tune the recipes' own strengths count.
+    plan = json.loads(tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2", "--dry-run", "--json").stdout)
+    assert plan["left_out"] == {"grid": {"dpo": [0.4], "ipo": [0.4]}}
+    assert "only with --tune" in tiny.run("figure unbiased", "unbiased.yaml", "--grid-size", "2", code=2).stderr
+    tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2")
+    reduced = json.loads((tiny.root / "figures/unbiased/unbiased.json").read_text())["provenance"]
+    assert reduced["left_out"]["grid"]["dpo"] == [0.4] and "reduced: 2 of 3 grid values" in reduced["title"]
+    own = tiny.run("figure unbiased", "unbiased.yaml", "--dry-run").stderr
+    assert "unbiased/policies/dpo/beta-0.2  (missing)" in own
 
 
 def test_the_measure_of_a_policy_is_its_log_ratios_on_its_own_pairs(tiny: Tiny) -> None:
@@ -90,7 +119,7 @@ def test_the_measure_of_a_policy_is_its_log_ratios_on_its_own_pairs(tiny: Tiny) 
     rows = pd.read_parquet(folder / "pairs.parquet")
     metrics = json.loads((folder / "manifest.json").read_text())["metrics"]
     line = json.loads((tiny.root / RHO / "policies/dpo/beta-0.2/metrics.jsonl").read_text().splitlines()[-1])
-    reference = pq.read_table(tiny.root / "seed-0/reference-logps/logps.parquet").to_pydict()
+    reference = pq.read_table(tiny.root / "seed-0/reference-logps/relabel/logps.parquet").to_pydict()
     assert len(rows) == metrics["rows"] == 64 and set(rows["prompt_id"]) <= {row_id(p) for p in samples(tiny)}
     assert (rows["kl_full"] > -1e-6).all() and (rows["kl_data"] + (rows["h_chosen"] + rows["h_rejected"]) / 2).abs().max() < 1e-6
     assert rows["kl_sample"].std() > 0 and (rows["kl_sample"] - rows["kl_full"]).abs().max() > 1e-3
@@ -101,7 +130,7 @@ def test_the_measure_of_a_policy_is_its_log_ratios_on_its_own_pairs(tiny: Tiny) 
 
 
 def samples(tiny: Tiny) -> list[str]:
-    prompts: list[str] = pq.read_table(tiny.root / "seed-0/reference-samples/samples.parquet")["prompt"].to_pylist()
+    prompts: list[str] = pq.read_table(tiny.root / "seed-0/reference-samples/relabel/samples.parquet")["prompt"].to_pylist()
     return prompts
 
 
@@ -132,6 +161,57 @@ def test_ensemble_measures_are_those_of_the_members_that_taught(tiny: Tiny) -> N
         assert rows["share"].sum() == pytest.approx(1, abs=1e-5)
         assert table.loc[policy, "member"] == pytest.approx((rows["member"] * rows["share"]).sum(), abs=1e-3)
         assert table.loc[policy, "same_bias"] == pytest.approx(rows.loc[rows["member"] == 0.5, "share"].sum(), abs=1e-3)
+    members = pd.read_csv(folder / "members.csv").merge(choices, on=["policy", "rho", "seed", "member"], suffixes=("", "_too"))
+    assert len(members) == len(choices) and np.allclose(members["share"], members["share_too"])
+    scores = pq.read_table(tiny.root / RHO / "scores/rm/b-0.2/train.parquet").to_pandas()
+    rms = float(np.sqrt(((scores["chosen"] - scores["rejected"]) ** 2).mean()))
+    assert members.loc[members["member"] == 0.2, "margin_rms"].to_numpy() == pytest.approx(rms, abs=1e-5)
+
+
+def test_a_policy_without_an_ensemble_stands_beside_ensembles_and_has_no_members(tiny: Tiny) -> None:
+    write_figure(tiny, "ensemble")
+    file = tiny.suite / "ensemble.yaml"
+    file.write_text(file.read_text().replace("claims:", "  - {name: dpo, recipe: dpo.yaml, panel: beside}\nclaims:"))
+    tiny.run("figure ensemble", "ensemble.yaml")
+    table = pd.read_csv(tiny.root / "figures/ensemble/ensemble.csv").set_index("policy")
+    assert table["member"].isna().tolist() == [False, False, True] and table["advantage"].notna().all()
+
+
+def test_tuning_chooses_each_variants_strength_on_validation_for_this_figure_alone(tiny: Tiny) -> None:
+    write_figure(tiny, "gamma")
+    policy = tiny.suite / "p-dpo.yaml"
+    policy.write_text(policy.read_text() + "grid: {beta: [0.05, 5]}\n")
+    before = policy.read_bytes()
+    plan = json.loads(tiny.run("figure gamma", "gamma.yaml", "--tune", "--dry-run", "--json").stdout)
+    assert sum(stage["path"].endswith("/validation") and "/p-dpo/" in stage["path"] for stage in plan["todo"]) == 4
+    tiny.run("figure gamma", "gamma.yaml", "--tune")
+    folder = tiny.root / "figures/gamma"
+    tried = pd.read_csv(folder / "validation.csv")
+    assert sorted(tried["value"]) == [0.05, 0.05, 5, 5] and set(tried["policy"]) == {"annealed", "none"}
+    cells = json.loads((folder / "provenance.json").read_text())["cells"]
+    for name, rows in tried.groupby("policy"):
+        best = rows.loc[rows["advantage"].idxmax(), "value"]
+        assert cells[name]["rho-0.5/seed-0"]["beta"] == best
+    assert policy.read_bytes() == before
+    assert tiny.run("figure gamma", "gamma.yaml", "--tune").stderr.count(" 0 stages to build") == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("gamma", ("set: {gamma: 0,", "set: {beta: 0.3, gamma: 0,"), "none: sets beta, which --tune is to choose"),
+        ("unbiased", ("{name: dpo,", "{name: dpo, set: {grid: {beta: [1, 2]}},"), "different sizes"),
+        ("kl", ("", ""), "has none"),
+    ],
+)
+def test_what_cannot_be_tuned_alike_is_refused(empty: Tiny, kind: str, change: tuple[str, str], message: str) -> None:
+    write_figure(empty, kind)
+    file = empty.suite / f"{kind}.yaml"
+    file.write_text(file.read_text().replace(*change, 1))
+    for name in ("p-dpo", "dpo", "ipo"):
+        policy = empty.suite / f"{name}.yaml"
+        policy.write_text(policy.read_text() + f"grid: {{{'tau' if name == 'ipo' else 'beta'}: [1, 2, 3]}}\n")
+    assert message in " ".join(empty.run(f"figure {kind}", f"{kind}.yaml", "--tune", "--dry-run", code=2).stderr.split())
 
 
 def test_a_teacher_that_scores_other_pairs_than_its_own_keeps_both_scores(tiny: Tiny) -> None:
@@ -204,6 +284,14 @@ def test_a_claim_says_what_it_compares_and_where() -> None:
     assert table.loc[("a", 0.0), "x"] == pytest.approx(0.1, abs=0.02) and set(table["prompts"]) == {60} and set(table["seeds"]) == {3}
 
 
+def test_a_claim_about_the_mean_over_rho_is_one_row_of_the_mean(tmp_path: Path) -> None:
+    both = pd.concat([planted({"a": 1.0, "b": 0.4}), planted({"a": 0.5, "b": 0.7}, rho=0.2)])
+    claim = Claim(claim="c", more="a", than="b", measure="x", mean_over_rho=True)
+    (row,) = claims_of(both, [claim], ["a", "b"], [0.2, 0.5], SEEDS, ["x"], resamples=50)
+    assert row["detail"] == "x: a - b, mean over rho 0.2, 0.5" and row["status"] == "passed"
+    assert row["difference"] == pytest.approx((0.6 - 0.2) / 2, abs=0.03)
+
+
 # ── Recipes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -215,7 +303,7 @@ def test_every_kind_has_a_recipe_with_three_seeds_and_claims() -> None:
     }
     assert found.keys() == set(KINDS)
     for recipe in found.values():
-        assert recipe.seeds == [0, 1, 2] and recipe.claims and recipe.title and recipe.description
+        assert len(recipe.seeds) >= 3 and recipe.claims and recipe.title and recipe.description
         assert {claim.measure for claim in recipe.claims} <= set(MEASURES[recipe.kind])
 
 

@@ -1,7 +1,8 @@
 """Which member e-DPO's min chose: over a pair, over the whole optimiser batch, or over the data set.
 
 A min inside each micro-batch would change with the micro-batch size, the accumulation and the number of processes; here the
-choice is made once for an optimiser step, over all of it.
+choice is made once for an optimiser step, over all of it. Averages, choice and counts stay on the device of the batches; the
+host reads them where metrics are logged and checkpoints written.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class MemberChoice:
         self.names = list(names)
         self.ema = MemberEma.from_rewards(margins, decay)
         self.counts = torch.zeros(len(names), dtype=torch.float64)
-        self._since_log = torch.zeros_like(self.counts)
         self.choice: torch.Tensor | None = None
+        self._since_log = torch.zeros(len(names))
         self._sums = torch.zeros(len(names))
         self._taught = torch.zeros(len(names))
         self._batches = 0
@@ -51,8 +52,8 @@ class MemberChoice:
         if self.scope == "batch" and choice is None:
             choice = select_member(batch_mean(means))
         kept, chosen = ensemble_losses(losses, self.scope, choice=None if self.scope == "example" else choice)
+        # Not bincount, which asks the device for the largest entry.
         members = torch.arange(len(self.names), device=chosen.device)
-        # Not bincount: its shape depends on what is in the tensor, so it would be read back to the host.
         self._taught = self._taught.to(chosen.device) + (chosen == members[:, None]).sum(1)
         return kept
 

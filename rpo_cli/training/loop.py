@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from transformers import (
 
 from rpo_cli.batches import PairCollator, groups_of, shape_of
 from rpo_cli.buckets import for_training
-from rpo_cli.devices import Device, arrangement, processes, rank, step_mark, to_host
+from rpo_cli.devices import CPU, Device, arrangement, processes, rank, step_mark, to_host
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models import save
 from rpo_cli.schema import TrainingRecipe
@@ -45,6 +45,7 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         "lr_scheduler_type": recipe.lr_scheduler_type,
         "warmup_steps": recipe.warmup_steps,
         "per_device_train_batch_size": recipe.per_device_train_batch_size,
+        "train_sampling_strategy": recipe.train_sampling_strategy,
         "per_device_eval_batch_size": recipe.per_device_eval_batch_size,
         "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
         "optim": device.optimizer(recipe.optim),
@@ -104,7 +105,7 @@ class WholeBatches(Trainer):
     `device`: where its forward passes bring an autocast of their own, if Trainer brings none.
     """
 
-    device: Device
+    device: Device = CPU
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[None]:
         """What a forward pass with its loss runs under."""
@@ -123,8 +124,37 @@ class WholeBatches(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        # dataloader_drop_last would leave an accumulated batch incomplete at the end of an epoch.
-        return RandomSampler(rows, num_samples=len(rows) // batch * batch)
+        whole = len(rows) // batch * batch
+        if self.args.train_sampling_strategy == "random":
+            # dataloader_drop_last would leave an accumulated batch incomplete at the end of an epoch.
+            return RandomSampler(rows, num_samples=whole)
+        columns = [rows[name] for name in rows.column_names if name.endswith("_ids")]
+        lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]
+        # Accelerate tells a sampler of this kind its epoch only while nothing was resumed.
+        return ByLength(lengths, batch, self.args.seed, lambda: self.state.global_step // (whole // batch))
+
+
+class ByLength(Sampler[int]):
+    """Rows in whole optimiser batches of about equal length, in random order: transformers' group_by_length.
+
+    As there, rows are shuffled, and sorted within pieces of up to 50 batches. What differs: the rows that an epoch leaves
+    out are drawn from all, not the shortest of the last piece; and batches are shuffled, not taken from long to short. The
+    batch sorted here is the optimiser's, whatever number of micro-batches and processes share it.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.batch * self.batch
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed + self.epoch())
+        rows = torch.randperm(len(self.lengths), generator=draw)[: len(self)]
+        size = max(1, min(len(rows) // (4 * self.batch), 50)) * self.batch  # at least four pieces, which differ from epoch to epoch
+        ordered = [i for piece in torch.split(rows, size) for i in sorted(piece.tolist(), key=lambda i: -self.lengths[i])]
+        batches = torch.tensor(ordered).view(-1, self.batch)
+        yield from batches[torch.randperm(len(batches), generator=draw)].flatten().tolist()
 
 
 class Journal(TrainerCallback):
@@ -189,6 +219,9 @@ def train(
     """Train to the end, from the last complete checkpoint if there is one; returns the final training metrics."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Journal(report, state))
+    for weights in trainer.model.parameters():
+        if weights.requires_grad:  # TRL rounds an adapter on a base of 4 bits to bfloat16, where steps of 1e-5 would be lost
+            weights.data = weights.data.float()
     checkpoint = last_checkpoint(Path(trainer.args.output_dir), trainer.args.max_steps)
     if checkpoint is not None:
         restore(read_json(checkpoint / STATE) or {})
@@ -226,22 +259,33 @@ def whole_model(trainer: Trainer) -> Any:
     return whole.to(trainer.args.device).eval()
 
 
-def publish_model(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path) -> PreTrainedModel:
+def publish_model(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, directory: Path, whole_base: Callable[[], PreTrainedModel] | None = None
+) -> PreTrainedModel:
     """Save the trained model beside its tokenizer, drop the checkpoints; an adapter is kept apart and merged.
 
     Every process calls it, the first one writes. Returns the model, on the host where the device has no memory to save from.
+    `whole_base`: loads what the adapter was trained on, in full precision on the CPU, where it was trained in 4 bits: merged
+    into those it would be rounded to them.
     """
     trainer.accelerator.wait_for_everyone()  # another process may still read a checkpoint
     model = to_host(whole_model(trainer))
     if rank() != 0:
         return model
     if hasattr(model, "merge_and_unload"):
+        from peft import PeftModel
+
         for config in model.peft_config.values():
             base = Path(config.base_model_name_or_path or "")
             if base.is_dir():  # peft looks from wherever it is called
                 config.base_model_name_or_path = str(base.resolve())
         model.save_pretrained(directory / "adapter")
-        model = model.merge_and_unload()
+        if getattr(model, "is_loaded_in_4bit", False):
+            assert whole_base is not None
+            adapted = PeftModel.from_pretrained(whole_base(), directory / "adapter")
+            model = adapted.merge_and_unload().to(trainer.args.device).eval()
+        else:
+            model = model.merge_and_unload()
     if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
         raise RunFailed(f"{directory}: the trained weights are not finite; try a smaller learning_rate")
     # TRL patches the forward of the instance; what is saved is the class's own.

@@ -7,6 +7,7 @@ Neither the reference model nor a reward model is in memory while a policy train
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from trl import DPOConfig, DPOTrainer
 
 from rpo_cli import devices
 from rpo_cli.batches import can_share, groups_of, logps_of, predicts, response_lengths, response_logits, response_logps
-from rpo_cli.models import load_causal, load_tokenizer
+from rpo_cli.models import four_bits, load_causal, load_tokenizer
 from rpo_cli.objectives import (
     distill_losses,
     dpo_losses,
@@ -205,9 +206,11 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     if recipe.objective == "e-dpo":
         margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
         members = MemberChoice(recipe.ensemble_min, list(teachers.temperatures), margins, recipe.ema_decay)
-    model = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"), training=True)
+    load = partial(load_causal, job.inputs["model"], recipe, tokenizer=tokenizer, revision=job.revisions.get("model"))
+    bits = four_bits(recipe, device)
+    model = load(device=device, training=True, bits=bits)
     with_reference = recipe.objective in PESSIMISTIC and recipe.kl_estimator == "full"
-    kl_reference = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model")) if with_reference else None
+    kl_reference = load(device=device, bits=bits) if with_reference else None
     config = one_gpu(
         DPOConfig(**arguments(recipe, job.directory, device, seed), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True)
     )
@@ -223,7 +226,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     else:
         metrics = train(trainer, report, state=members.state, restore=members.restore)
         metrics |= members.all_shares()
-    publish_model(trainer, tokenizer, job.directory)
+    publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU, training=True))
     temperatures = {f"temperature/{name}": value for name, value in teachers.temperatures.items()}
     counts = {"rows": len(rows), "dropped": dropped, "steps": trainer.state.global_step, "shared_prompts": shared}
     return {**metrics, **temperatures, **counts, **shapes}

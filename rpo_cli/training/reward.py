@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from rpo_cli import devices
 from rpo_cli.batches import PairCollator, can_share, response_rewards
 from rpo_cli.data.pairs import TokenRow, read_rows, tokenise
 from rpo_cli.errors import BadInput
-from rpo_cli.models import load_reward, load_tokenizer
+from rpo_cli.models import four_bits, load_reward, load_tokenizer
 from rpo_cli.pipeline import Job
 from rpo_cli.schema import RewardRecipe, seed_of
 from rpo_cli.scoring import pad_id, pair_rewards
@@ -117,7 +118,8 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     need_rows(len(rows), recipe, job.path)
     # The head is new when the model was a language model: its weights are drawn under the RM's seed.
     torch.manual_seed(seed)
-    model = load_reward(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"), training=True)
+    load = partial(load_reward, job.inputs["model"], recipe, tokenizer=tokenizer, revision=job.revisions.get("model"), training=True)
+    model = load(device=device, bits=four_bits(recipe, device))
     settings = arguments(recipe, job.directory, device, seed)
     if recipe.stopping == "early":
         if not held_out:
@@ -138,7 +140,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     )  # fmt: skip
     trainer.held_out, trainer.device = held_out, device
     metrics: dict[str, Any] = train(trainer, report)
-    trained = publish_model(trainer, tokenizer, job.directory)
+    trained = publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU))
     if held_out and devices.rank() == 0:
         scores = pair_rewards(device.place(trained), held_out, pad_id(tokenizer), recipe.per_device_eval_batch_size, shared=shared)
         margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from rpo_cli import devices
 from rpo_cli.batches import response_logps
 from rpo_cli.data.pairs import columns_of, read_rows, tokenise
 from rpo_cli.errors import BadInput
-from rpo_cli.models import load_causal, load_tokenizer, new_causal
+from rpo_cli.models import four_bits, load_causal, load_tokenizer, new_causal
 from rpo_cli.pipeline import Job
 from rpo_cli.schema import SFTRecipe, seed_of
 from rpo_cli.scoring import pad_id
@@ -71,12 +72,15 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     device = devices.choose(recipe)
     seed = seed_of(recipe, "policy")
     rows = table_of(job, recipe.table)
+    whole_base = None
     if recipe.model_config_kwargs is not None:
         tokenizer = load_tokenizer(job.inputs["data"] / "tokenizer", recipe)
         model = new_causal(recipe.model_config_kwargs, tokenizer, device, seed)
     else:
         tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
-        model = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"), training=True)
+        load = partial(load_causal, job.inputs["model"], recipe, tokenizer=tokenizer, revision=job.revisions.get("model"), training=True)
+        model = load(device=device, bits=four_bits(recipe, device))
+        whole_base = partial(load, device=devices.CPU)
     tokens = tokenise(rows, columns_of(recipe.table)[1:], tokenizer, recipe.max_length, recipe.overlong, f"{job.path}: {recipe.table}")
     need_rows(len(tokens), recipe, job.path)
     config = one_gpu(
@@ -96,5 +100,5 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     )  # fmt: skip
     trainer.device = device
     metrics = train(trainer, report, state=trainer.counted, restore=trainer.count_from)
-    publish_model(trainer, tokenizer, job.directory)
+    publish_model(trainer, tokenizer, job.directory, whole_base)
     return {**metrics, "rows": len(tokens), "dropped": len(rows) - len(tokens), "steps": trainer.state.global_step, **shapes}

@@ -88,8 +88,8 @@ def tables(
         "sft_validation": [_completion(row) for row in sft_validation],
         "pairs": [_pair(pair) for pair in train],
         "pairs_validation": [_pair(pair) for pair in pairs_validation],
-        "prompts_validation": [{"id": row_id(row.prompt), "prompt": row.prompt} for row in validation_prompts],
-        "prompts_test": [{"id": row_id(row.prompt), "prompt": row.prompt} for row in test_prompts],
+        "prompts_validation": [_prompt(row) for row in validation_prompts],
+        "prompts_test": [_prompt(row) for row in test_prompts],
     }
 
 
@@ -98,12 +98,13 @@ def _posts(items: Iterable[Pair | Written]) -> set[str]:
 
 
 def _one_each(items: Sequence[Pair] | Sequence[Written]) -> list[Written]:
-    """One row for each post: its prompt."""
+    """One row for each post: its prompt, and the data's own response (of a pair the chosen one) for a judge to compare with."""
     seen: set[str] = set()
     kept = []
     for item in items:
         if not seen & set(item.posts):
-            kept.append(Written(item.split, item.posts, item.prompt, ""))
+            own = item.chosen if isinstance(item, Pair) else item.completion
+            kept.append(Written(item.split, item.posts, item.prompt, own))
         seen |= set(item.posts)
     return kept
 
@@ -126,6 +127,10 @@ def _chosen(pairs: Sequence[Pair]) -> list[Written]:
     """The chosen responses as written ones, each once."""
     rows = {(pair.prompt, pair.chosen): Written(pair.split, pair.posts, pair.prompt, pair.chosen) for pair in pairs}
     return list(rows.values())
+
+
+def _prompt(row: Written) -> Row:
+    return {"id": row_id(row.prompt), "prompt": row.prompt, "completion": row.completion}
 
 
 def _completion(row: Written) -> Row:

@@ -117,8 +117,7 @@ def comparisons(records: Records, writer: Writer, counts: Counts) -> Iterator[Pa
         chosen, rejected = (str(summaries[i].get("text") or "") for i in (choice, 1 - choice))
         # The published splits are train, valid1 and valid2; the hub joins the latter two.
         where = "train" if (split or text(place, row, "split")) == "train" else "validation"
-        posts = (post.name, f"id:{info['id']}") if info.get("id") else (post.name,)
-        yield Pair(where, posts, writer.prompt(post), response(chosen), response(rejected))
+        yield Pair(where, _names(post, info), writer.prompt(post), response(chosen), response(rejected))
 
 
 def preference(records: Records, writer: Writer, counts: Counts) -> Iterator[Pair]:
@@ -130,7 +129,7 @@ def preference(records: Records, writer: Writer, counts: Counts) -> Iterator[Pai
             continue
         scores = (row.get("chosen_score"), row.get("rejected_score"))
         yield Pair(
-            split or "train", (post.name,), writer.prompt(post),
+            split or "train", _names(post, row.get("info") or {}), writer.prompt(post),
             response(text(place, row, "chosen")), response(text(place, row, "rejected")),
             (float(scores[0]), float(scores[1])) if scores[0] is not None and scores[1] is not None else None,
         )  # fmt: skip
@@ -149,7 +148,13 @@ def written(records: Records, writer: Writer, counts: Counts) -> Iterator[Writte
         if not answer:
             counts["sft/empty"] += 1
             continue
-        yield Written(split or "train", (post.name,), writer.prompt(post), answer)
+        yield Written(split or "train", _names(post, row), writer.prompt(post), answer)
+
+
+def _names(post: Post, row: dict[str, Any]) -> tuple[str, ...]:
+    """What identifies a post: its content, and Reddit's own id (t3_...) where the row has it."""
+    own = str(row.get("id") or "")
+    return (post.name, own) if own.startswith("t3_") else (post.name,)
 
 
 def _parsed(prompt: str) -> Post | None:

@@ -1,0 +1,44 @@
+"""As ranks.py, with weights sharded by FSDP2: accelerate does that on accelerators only, so these processes pass for some.
+
+Usage: a pickle of (job, step to be interrupted at or None).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+from rpo_cli.launch import take_part
+from rpo_cli.training import loop
+
+begin, whole = PartialState.__init__, loop.whole_model
+
+
+def pass_for_gpus(self: Any, *args: Any, **kwargs: Any) -> None:
+    begin(self, *args, **kwargs)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
+
+
+def whole_of_shards(trainer: Any) -> Any:
+    assert trainer.accelerator.distributed_type == DistributedType.FSDP
+    assert all(weights.to_local().numel() < weights.numel() for weights in trainer.model.parameters() if len(weights) > 1)
+    return whole(trainer)
+
+
+def interrupt(at: int | None, step: int) -> None:
+    if step == at:
+        raise KeyboardInterrupt
+
+
+PartialState.__init__ = pass_for_gpus
+loop.whole_model = whole_of_shards
+for job, stop in pickle.loads(Path(sys.argv[1]).read_bytes()):
+    with contextlib.suppress(KeyboardInterrupt):
+        take_part(job, lambda step, of, stop=stop: interrupt(stop, step))

@@ -1,0 +1,88 @@
+"""Batches of rows of about equal length: whole, random beyond length, the same however shared and wherever resumed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from conftest import Tiny, column, weights
+from test_policy_training import CUTS, SGD, cut, distance
+from torch.utils.data import DataLoader
+
+from rpo_cli.training.loop import ByLength
+
+GROUPED = "train_sampling_strategy=group_by_length"
+LENGTHS = [random.Random(i).randint(1, 1000) for i in range(410)]
+
+
+def batches(epoch: int, size: int = 8) -> list[list[int]]:
+    order = list(ByLength(LENGTHS, size, 0, lambda: epoch))
+    assert len(order) == len(ByLength(LENGTHS, size, 0, lambda: epoch)) == len(LENGTHS) // size * size
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def spread(rows: list[int]) -> int:
+    return max(LENGTHS[i] for i in rows) - min(LENGTHS[i] for i in rows)
+
+
+def test_batches_are_whole_of_like_length_and_otherwise_random() -> None:
+    epochs = [batches(epoch) for epoch in range(40)]
+    for found in epochs:
+        rows = [i for batch in found for i in batch]
+        assert len(set(rows)) == len(rows) == 408
+        assert sum(map(spread, found)) / len(found) < 150  # of eight random ones about 800
+    # Two rows of an epoch are left out; over epochs these are short and long ones alike.
+    left = [LENGTHS[i] for found in epochs for i in set(range(410)) - {i for batch in found for i in batch}]
+    assert len(left) == 80 and 350 < sum(left) / len(left) < 650
+    # Neither do batches go from long to short, nor are they the same ones in the next epoch.
+    means = torch.tensor([[sum(LENGTHS[i] for i in batch) for batch in found] for found in epochs]).float().mean(0)
+    assert means[:25].mean() == pytest.approx(means[25:].mean().item(), rel=0.05)
+    assert len({frozenset(batch) for found in epochs for batch in found}) > 0.9 * 40 * 51
+    assert batches(3) == epochs[3]
+
+
+def test_fewer_rows_than_four_batches_are_grouped_too() -> None:
+    order = list(ByLength([5, 1, 4, 2, 3, 6], 2, 0, lambda: 0))
+    assert sorted(order) == list(range(6)) and order != sorted(order)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loader_that_goes_on_in_a_later_epoch_takes_its_rows(processes: int) -> None:
+    Accelerator(cpu=True)
+    epoch = 0
+
+    def loaders() -> Iterator[DataLoader[int]]:
+        for index in range(processes):
+            loader = DataLoader(range(410), batch_size=4, sampler=ByLength(LENGTHS, 4 * processes, 0, lambda: epoch))  # type: ignore[arg-type]
+            yield prepare_data_loader(loader, num_processes=processes, process_index=index, put_on_device=False)
+
+    epoch = 2
+    whole = [[batch.tolist() for batch in loader] for loader in loaders()]
+    rest = [[batch.tolist() for batch in skip_first_batches(loader, 3)] for loader in loaders()]
+    assert rest == [batches[3:] for batches in whole] and len(rest[0]) > 40
+    assert len({i for batches in whole for batch in batches for i in batch}) == 410 // (4 * processes) * 4 * processes
+
+
+@pytest.mark.parametrize("recipe", ["e-dpo.yaml", "rm.yaml", "sft.yaml"])
+def test_grouped_training_does_not_depend_on_how_the_batch_is_cut(tiny: Tiny, tmp_path: Path, recipe: str) -> None:
+    runs = []
+    for sizes in CUTS[:2] if recipe == "sft.yaml" else CUTS:
+        directory, _ = tiny.make(recipe, GROUPED, "max_steps=6", *SGD, *cut(*sizes))
+        runs.append(directory.rename(tmp_path / f"{sizes}"))
+    for other in runs[1:]:
+        assert column(other, "loss") == pytest.approx(column(runs[0], "loss"), rel=1e-4, abs=1e-6)
+        assert distance(runs[0], other) < 1e-6
+    plain, _ = tiny.make(recipe, "max_steps=6", *SGD)
+    assert distance(plain, runs[0]) > 1e-5
+    again, _ = tiny.make(recipe, GROUPED, "max_steps=6", *SGD, *cut(*CUTS[0]))
+    assert weights(again) == weights(runs[0])
+
+
+def test_the_default_is_no_part_of_a_key(tiny: Tiny) -> None:
+    default, said, other = (tiny.stage("dpo.yaml", *settings).key for settings in ((), ("train_sampling_strategy=random",), (GROUPED,)))
+    assert default == said != other

@@ -1,0 +1,96 @@
+"""Between two lines of metrics nothing is read back from the device: the host never waits for it."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Tiny
+from test_policy_training import teach
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# What a GPU must have finished before Python knows its result: values on the host, and shapes that depend on values.
+METHODS = {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__", "__contains__", "is_nonzero"}
+OPERATIONS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim"}
+
+
+def needs_value(name: str, args: tuple[Any, ...]) -> bool:
+    if name in ("index", "index_put", "index_put_"):  # by a mask: as many rows as are true in it
+        return any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+    return name in OPERATIONS or (name == "repeat_interleave" and isinstance(args[0], torch.Tensor) and len(args) < 2)
+
+
+class Waits(TorchDispatchMode):
+    """Notes where code waits for a value, step by step; `progress` tells it that a step has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = 1
+        self.seen: dict[int, list[str]] = {}
+
+    def note(self) -> None:
+        stack = traceback.extract_stack()
+        if any("/torch/optim/" in frame.filename for frame in stack):
+            return  # AdamW's step counters are on the host
+        last = [frame for frame in stack if "/torch/" not in frame.filename and frame.filename != __file__][-1]
+        self.seen.setdefault(self.step, []).append(f"{'/'.join(Path(last.filename).parts[-3:])}:{last.lineno} {last.line}")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if needs_value(func.overloadpacket.__name__, args):
+            self.note()
+        return func(*args, **(kwargs or {}))
+
+    def progress(self, step: int, of: int) -> None:
+        self.step = step + 1
+
+
+class Reads(TorchFunctionMode):
+    """Notes methods that hand values to Python: on a CPU some of them call no operation at all."""
+
+    def __init__(self, waits: Waits) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in METHODS:
+            self.waits.note()
+        return func(*args, **(kwargs or {}))
+
+
+def waits_of(run: Callable[[Callable[[int, int], None]], object]) -> dict[int, list[str]]:
+    """Where a run waited, by step."""
+    waits = Waits()
+    with waits, Reads(waits):
+        run(waits.progress)
+    return waits.seen
+
+
+RUNS = {
+    **{objective: (f"{objective}.yaml",) for objective in ("dpo", "ipo-norm", "d-dpo", "p-dpo", "dp-dpo")},
+    "p-dpo, full": ("p-dpo.yaml", "kl_estimator=full"),
+    "e-dpo, example": ("e-dpo.yaml", "ensemble_min=example"),
+    "e-dpo, batch": ("e-dpo.yaml", "ensemble_min=batch", "gradient_accumulation_steps=2"),
+    "e-dpo, dataset": ("e-dpo.yaml", "ensemble_min=dataset"),
+    "reward": ("rm.yaml",),
+    "plain layout": ("e-dpo.yaml", "ensemble_min=dataset", "shared_prompts=false"),
+    "reward, plain layout": ("rm.yaml", "shared_prompts=false"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_steps_between_lines_of_metrics_read_nothing_back(tiny: Tiny, name: str) -> None:
+    recipe, *settings = RUNS[name]
+    teach(tiny)
+    settings += ["max_steps=8", "logging_steps=4"]
+    seen = waits_of(lambda progress: tiny.make(recipe, *settings, progress=progress))
+    assert any("trainer.py" in place for place in seen[5])  # the line of step 4, as a sign that reading is noticed
+    places = [place for step in (2, 3, 6, 7) for place in seen.get(step, [])]
+    if name.endswith("plain layout"):
+        # transformers asks whether a 2-D mask hides anything at all.
+        places = [place for place in places if "transformers/masking_utils.py" not in place]
+    assert places == []
