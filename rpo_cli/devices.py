@@ -233,6 +233,24 @@ def join_spread(devices: int) -> None:
     os.environ["RANK"] = str(xla_probe.host() * count + local)
 
 
+def cut_model(model: Any, optimizer: Any, rows: int) -> None:
+    """Where a model is spread over devices: cut its weights, and what the optimiser knows of them, for batches of so many rows."""
+    if spread():
+        from rpo_cli import spmd
+
+        spmd.shard_model(model, spmd.mesh(rows))
+        spmd.shard_optimizer(optimizer, spmd.mesh(rows))
+
+
+def cut_batch(batch: Any, rows: int) -> Any:
+    """A batch; where a model is spread over devices, cut as one of so many rows."""
+    if spread():
+        from rpo_cli import spmd
+
+        spmd.shard_batch(batch, spmd.mesh(rows))
+    return batch
+
+
 def one_chip() -> dict[str, str]:
     """Variables for a process that uses a TPU alone: one chip of this host, so that it waits for no other host."""
     if xla_hardware() != "TPU":
