@@ -1,4 +1,7 @@
-"""What the tests of XLA share: a suite built on the plain CPU, counters of XLA's, and a table of what was measured."""
+"""What the tests of XLA share: a suite built on the plain CPU, counters of XLA's, and a table of what was measured.
+
+PYTEST_DONT_REWRITE: it is imported before it becomes a plugin.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import pyarrow.parquet as pq
 import pytest
+import torch_xla.core.xla_model as xm
 import torch_xla.debug.metrics as met
 from conftest import RHO, Tiny, write_suite
 
@@ -61,12 +67,28 @@ class Counters:
 def counted() -> dict[str, int]:
     """Programs compiled, programs run, and values read by the host, since the process began."""
 
+    xm.wait_device_ops()  # a program is counted when it has ended
+
     def samples(metric: str) -> int:
         found = met.metric_data(metric)
         return 0 if found is None else int(found[0])
 
     read = met.counter_value("aten::_local_scalar_dense") or 0
     return {"compiled": samples("CompileTime"), "run": samples("ExecuteTime"), "read": samples("TransferFromDeviceTime") + int(read)}
+
+
+def train_counted(tiny: Tiny, recipe: str, settings: Sequence[str]) -> tuple[int, int, list[dict[str, int]]]:
+    """Train in a new process, in which nothing is compiled yet: the shapes, what was compiled before the last step ended, what
+    each step added."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_train_counted, tiny, recipe, settings).result()
+
+
+def _train_counted(tiny: Tiny, recipe: str, settings: Sequence[str]) -> tuple[int, int, list[dict[str, int]]]:
+    counters = Counters()
+    _, manifest = tiny.make(recipe, *settings, progress=counters)
+    steps = manifest["metrics"]["steps"]
+    return manifest["metrics"]["shapes"], counters.seen[steps - 1]["compiled"], counters.between()[: steps - 1]
 
 
 BUILD = """
@@ -90,8 +112,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     tiny.edit("rm.yaml", f"max_steps: {STEPS}\nlearning_rate: 3e-3")
     tiny.edit("sft.yaml", f"max_steps: {STEPS}")
     for name, more in RIVALS.items():
-        tiny.edit(f"{name}.yaml", f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}\n")
-    environment = {**os.environ, "USE_TORCH_XLA": "0", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+        (tiny.suite / f"{name}.yaml").write_text(f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}\n")
+    environment = {name: value for name, value in os.environ.items() if name not in ("USE_TORCH_XLA", "LOCAL_RANK")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     command = [sys.executable, "-c", BUILD, str(tiny.suite), str(tiny.root), *OBJECTIVES]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -112,13 +135,13 @@ def on_xla(plain: Tiny, tmp_path: Path) -> Iterator[Tiny]:
 
 
 def stretch(tiny: Tiny) -> None:
-    """Give the training rows texts of very different lengths: prompts and responses said one to four times."""
+    """Give the training rows texts of very different lengths: a few prompts and responses said twice or four times."""
     draw = random.Random(0)
     for file, columns in (
         (tiny.root / RHO / "splits/train.parquet", ("prompt", "chosen", "rejected")),
         (tiny.root / "seed-0/data/sft_train.parquet", ("prompt", "completion")),
     ):
         rows = read_rows(file)
-        write_rows([row | {name: " ".join([row[name]] * draw.choice((1, 1, 1, 2, 4))) for name in columns} for row in rows], file)
+        write_rows([row | {name: " ".join([row[name]] * draw.choice((1,) * 37 + (2, 2, 4))) for name in columns} for row in rows], file)
     assert pq.read_table(tiny.root / RHO / "splits/train.parquet").num_rows
     tiny.edit("base.yaml", "max_length: 160")
