@@ -106,8 +106,7 @@ def choose(recipe: Recipe) -> Device:
 
 
 def _xla(recipe: Recipe) -> Device:
-    if (problem := xla_probe.torch_xla_problem()) is not None:
-        raise DeviceError(f"device: xla was asked for, but {problem}")
+    _need_torch_xla()
     hardware = xla_hardware()
     if hardware == "TPU" and not xla_probe.chips():
         raise DeviceError("device: xla was asked for, but there is no TPU chip on the PCI bus (PJRT_DEVICE=CPU runs XLA without one)")
@@ -117,6 +116,11 @@ def _xla(recipe: Recipe) -> Device:
     if hardware == "TPU":
         return Device("xla", "bfloat16", f"{why}; bfloat16: in a TPU's hardware")
     return Device("xla", "float32", f"{why}; float32: no bfloat16 in hardware assumed")
+
+
+def _need_torch_xla() -> None:
+    if (problem := xla_probe.torch_xla_problem()) is not None:
+        raise DeviceError(f"device: xla was asked for, but {problem}")
 
 
 def xla_hardware() -> str:
@@ -144,10 +148,11 @@ def check(recipes: Sequence[Recipe], jobs: int) -> None:
     """Refuse a plan that its device could not run; a TPU is started once for that, in a process that may be ended.
 
     Raises:
-        DeviceError: recipes of several devices; several jobs on XLA; a TPU that does not start.
+        DeviceError: recipes of several devices; several jobs on XLA; no torch-xla; a TPU that does not start.
     """
     if environment(recipes)["USE_TORCH_XLA"] == "0":
         return
+    _need_torch_xla()
     if jobs > 1:
         raise DeviceError(f"--jobs {jobs}: a TPU belongs to one process; stages on xla run one after another")
     if xla_hardware() == "TPU" and not (found := xla_probe.probe_tpu()).devices:
