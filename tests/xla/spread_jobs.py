@@ -1,4 +1,4 @@
-"""Started by accelerate's TPU launcher: several pickled jobs, one after another, each spread over all devices."""
+"""Several pickled jobs, one after another: spread over all devices where accelerate's TPU launcher starts it, else on one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ DEVICES = 4
 
 def main() -> None:
     """Run the jobs, each up to its step if it has one, as if it were killed there."""
-    devices.join_spread(DEVICES)
+    if devices.spread():
+        devices.join_spread(DEVICES)
     for job, last in pickle.loads(Path(sys.argv[1]).read_bytes()):
 
         def progress(step: int, of: int, last: int | None = last) -> None:
@@ -31,3 +32,7 @@ def main() -> None:
                 raise
             continue
         write_json(job.directory / "manifest.json", {"metrics": json.loads(json.dumps(metrics)), "device": device})
+
+
+if __name__ == "__main__":
+    main()

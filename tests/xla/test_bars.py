@@ -19,8 +19,6 @@ from rpo_cli.pipeline import job_of, run_job
 from rpo_cli.schema import ScoringRecipe
 from rpo_cli.workspace import Workspace
 
-__all__ = ["on_xla", "plain"]
-pytest_plugins = ["bars"]
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
 )

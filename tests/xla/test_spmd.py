@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,20 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import Tiny, built, journal, weights  # noqa: F401  built is a fixture
+from bars import ORDINARY, measured, plain
+from conftest import Tiny, column
 from safetensors.torch import load_file
 from spread_jobs import DEVICES
 
 from rpo_cli import processes
-from rpo_cli.launch import take_part
 from rpo_cli.pipeline import job_of
 from rpo_cli.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOLERANCE = 1e-4
 SAVES = ("max_steps=6", "save_steps=2")
-RUNS = {"dpo": ("dpo.yaml", *SAVES), "e-dpo": ("e-dpo.yaml", *SAVES), "reward": ("rm.yaml", *SAVES)}
+RUNS = {"dpo": ("dpo.yaml", *SAVES), "e-dpo": ("e-dpo.yaml", *SAVES), "rm": ("rm.yaml", *SAVES)}
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
 def preset(directory: Path) -> Path:
@@ -35,53 +36,84 @@ def preset(directory: Path) -> Path:
     return file
 
 
-def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(DEVICES), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/xla'}", **more}
+def run(command: list[object], **more: str) -> str:
+    """Standard output of a process for which XLA has four devices."""
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests/xla")))
+    environment = ORDINARY | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(DEVICES), "PYTHONPATH": paths, **more}
+    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
-def twins(built: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, Path]]:  # noqa: F811
+def twins(plain: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, Path]]:
     """Artifacts of each of RUNS: on the CPU without XLA, spread over four devices, and spread with a break in the middle."""
     home = tmp_path_factory.mktemp("spread")
-    jobs = []
+    alone, spread = [], []
     for name, (recipe, *settings) in RUNS.items():
-        plain = replace(job_of(built.stage(recipe, *settings), Workspace(built.root, "tiny"), {}), root=home, path=f"{name}, plain")
-        plain.directory.mkdir()
-        take_part(plain, lambda step, of: None)
-        rows, pieces = processes.spread(plain.recipe, DEVICES)
+        job = replace(job_of(plain.stage(recipe, *settings), Workspace(plain.root, plain.suite.name), {}), root=home)
+        rows, pieces = processes.spread(job.recipe, DEVICES)
         update = {"device": "xla", "per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces}
-        on_xla = replace(plain, recipe=plain.recipe.model_copy(update=update))
-        whole, broken = replace(on_xla, path=f"{name}, whole"), replace(on_xla, path=f"{name}, broken")
-        for job in (whole, broken):
-            job.directory.mkdir()
-        jobs += [(whole, None), (broken, 3), (broken, None)]
-    (home / "jobs").write_bytes(pickle.dumps(jobs))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", preset(home), "-m", "spread_jobs", home / "jobs"]
-    more = {"USE_TORCH_XLA": "1", "XLA_USE_SPMD": "1", "LOCAL_RANK": "0"}
-    done = subprocess.run(command, env=environment(**more), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-5000:]
+        on_xla = replace(job, recipe=job.recipe.model_copy(update=update))
+        one, whole, broken = (
+            replace(base, path=f"{name}, {what}") for base, what in ((job, "plain"), (on_xla, "whole"), (on_xla, "broken"))
+        )
+        for made in (one, whole, broken):
+            made.directory.mkdir()
+        alone.append((one, None))
+        spread += [(whole, None), (broken, 3), (broken, None)]
+    (home / "alone").write_bytes(pickle.dumps(alone))
+    (home / "spread").write_bytes(pickle.dumps(spread))
+    run([sys.executable, "-m", "spread_jobs", home / "alone"], USE_TORCH_XLA="0")
+    launch = [*ACCELERATE, "--config_file", preset(home), "-m", "spread_jobs", home / "spread"]
+    run(launch, USE_TORCH_XLA="1", XLA_USE_SPMD="1", LOCAL_RANK="0")
     return lambda name: (home / f"{name}, plain", home / f"{name}, whole", home / f"{name}, broken")
+
+
+def apart(one: Path, other: Path) -> tuple[float, float]:
+    """The largest difference of two artifacts' losses, and of their weights."""
+    losses, others = column(one, "loss"), column(other, "loss")
+    assert len(losses) == len(others) == 6
+    ours, theirs = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    return max(abs(a - b) for a, b in zip(losses, others, strict=True)), max(float((ours[n] - theirs[n]).abs().max()) for n in ours)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_four_devices_learn_what_one_does(twins: Callable[[str], tuple[Path, Path, Path]], name: str) -> None:
-    plain, whole, _ = twins(name)
-    lines, others = journal(plain), journal(whole)
-    assert len(others) == len(lines) >= 6
-    for ours, theirs in zip(lines, others, strict=True):
-        assert theirs["loss"] == pytest.approx(ours["loss"], abs=TOLERANCE)
-    ours, theirs = load_file(plain / "model.safetensors"), load_file(whole / "model.safetensors")
-    assert max(float((theirs[key] - ours[key]).abs().max()) for key in ours) < TOLERANCE
+    one, whole, _ = twins(name)
+    losses, weights = apart(one, whole)
+    measured(f"{name} on {DEVICES} devices: loss of 6 steps, largest difference to the plain CPU", "<= 1e-4", losses)
+    measured(f"{name} on {DEVICES} devices: weights then, largest difference", "<= 1e-4", weights)
+    assert losses <= TOLERANCE and weights <= TOLERANCE
     assert json.loads((whole / "manifest.json").read_text())["device"].startswith("xla, float32")
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_spread_run_goes_on_from_its_checkpoint(twins: Callable[[str], tuple[Path, Path, Path]], name: str) -> None:
     _, whole, broken = twins(name)
-    assert [line["loss"] for line in journal(broken)] == pytest.approx([line["loss"] for line in journal(whole)], abs=1e-6)
-    ours, theirs = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
-    assert max(float((theirs[key] - ours[key]).abs().max()) for key in ours) < 1e-6
+    losses, weights = apart(whole, broken)
+    measured(f"{name} on {DEVICES} devices: loss of a run resumed from a checkpoint, largest difference", "0", losses)
+    assert losses == weights == 0
     assert not (broken / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("command", "recipe"), [("train-policy", "dpo.yaml"), ("train-rm", "rm.yaml")])
+def test_the_command_line_trains_on_four_devices(
+    plain: Tiny,
+    twins: Callable[[str], tuple[Path, Path, Path]],
+    tmp_path: Path,
+    command: str,
+    recipe: str,
+) -> None:
+    shutil.copytree(plain.suite, tmp_path / "tiny")
+    shutil.copytree(plain.root, tmp_path / "runs")
+    tiny = Tiny(tmp_path / "tiny", tmp_path / "runs")
+    sets = [word for setting in SAVES for word in ("--set", setting)]
+    options = ["--workspace", tiny.root, "--device", "xla", "--accelerate", preset(tmp_path), *sets]
+    run([sys.executable, "-c", "from rpo_cli.cli import app; app()", command, "--recipe", tiny.suite / recipe, *options])
+    directory = tiny.root / tiny.stage(recipe, *SAVES).path
+    assert json.loads((directory / "manifest.json").read_text())["processes"] == DEVICES
+    assert max(apart(twins(recipe.removesuffix(".yaml"))[0], directory)) <= TOLERANCE
 
 
 def test_weights_and_what_the_optimiser_knows_of_them_are_cut() -> None:
@@ -102,11 +134,9 @@ print(json.dumps({'weights': [cut(weight) for weight in model.parameters()], 'ba
     'state': [cut(optimizer.state[weight]['exp_avg']) for weight in model.parameters()],
     'few': [spmd.mesh(2).shape(), spmd.spec_of(torch.Size([3, 8]), mesh), spmd.spec_of(torch.Size([3, 5]), mesh)]}))
 """
-    done = subprocess.run([sys.executable, "-c", script], env=environment(XLA_USE_SPMD="1"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(run([sys.executable, "-c", script], XLA_USE_SPMD="1").splitlines()[-1])
     rows, columns, all_of_a_vector = "{devices=[4,1]0,1,2,3}", "{devices=[1,4]0,1,2,3}", "{devices=[4]0,1,2,3}"
-    assert found["weights"] == [rows, all_of_a_vector, columns, ""]  # 6 outputs are not divided by 4
+    assert found["weights"] == [rows, all_of_a_vector, columns, "{replicated}"]  # 6 outputs are not divided by 4
     assert found["state"][:3] == found["weights"][:3]
     assert found["batch"] == [rows, ""]
     assert found["few"] == [{"rows": 2, "rest": 2}, [None, ["rows", "rest"]], [None, None]]
