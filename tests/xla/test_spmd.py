@@ -97,8 +97,8 @@ def test_a_spread_run_goes_on_from_its_checkpoint(twins: Callable[[str], tuple[P
     assert not (broken / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("command", "recipe"), [("train-policy", "dpo.yaml"), ("train-rm", "rm.yaml")])
-def test_the_command_line_trains_on_four_devices(
+@pytest.mark.parametrize(("command", "recipe"), [("evaluate", "dpo.yaml"), ("train-rm", "rm.yaml")])
+def test_the_command_line_trains_on_four_devices_and_does_the_rest_on_one(
     plain: Tiny,
     twins: Callable[[str], tuple[Path, Path, Path]],
     tmp_path: Path,
@@ -114,6 +114,9 @@ def test_the_command_line_trains_on_four_devices(
     directory = tiny.root / tiny.stage(recipe, *SAVES).path
     assert json.loads((directory / "manifest.json").read_text())["processes"] == DEVICES
     assert max(apart(twins(recipe.removesuffix(".yaml"))[0], directory)) <= TOLERANCE
+    made = [json.loads(file.read_text()) for file in tiny.root.glob("**/manifest.json")]
+    found = {(m["kind"], m["processes"]) for m in made if m["device"].startswith("xla")}
+    assert found == ({("policy", DEVICES), ("evaluate", 1)} if command == "evaluate" else {("reward", DEVICES)})
 
 
 def test_weights_and_what_the_optimiser_knows_of_them_are_cut() -> None:
