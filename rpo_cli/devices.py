@@ -106,8 +106,7 @@ def choose(recipe: Recipe) -> Device:
 
 
 def _xla(recipe: Recipe) -> Device:
-    if (problem := xla_probe.torch_xla_problem()) is not None:
-        raise DeviceError(f"device: xla was asked for, but {problem}")
+    _need_torch_xla()
     hardware = xla_hardware()
     if hardware == "TPU" and not xla_probe.chips():
         raise DeviceError("device: xla was asked for, but there is no TPU chip on the PCI bus (PJRT_DEVICE=CPU runs XLA without one)")
@@ -117,6 +116,11 @@ def _xla(recipe: Recipe) -> Device:
     if hardware == "TPU":
         return Device("xla", "bfloat16", f"{why}; bfloat16: in a TPU's hardware")
     return Device("xla", "float32", f"{why}; float32: no bfloat16 in hardware assumed")
+
+
+def _need_torch_xla() -> None:
+    if (problem := xla_probe.torch_xla_problem()) is not None:
+        raise DeviceError(f"device: xla was asked for, but {problem}")
 
 
 def xla_hardware() -> str:
@@ -144,10 +148,11 @@ def check(recipes: Sequence[Recipe], jobs: int) -> None:
     """Refuse a plan that its device could not run; a TPU is started once for that, in a process that may be ended.
 
     Raises:
-        DeviceError: recipes of several devices; several jobs on XLA; a TPU that does not start.
+        DeviceError: recipes of several devices; several jobs on XLA; no torch-xla; a TPU that does not start.
     """
     if environment(recipes)["USE_TORCH_XLA"] == "0":
         return
+    _need_torch_xla()
     if jobs > 1:
         raise DeviceError(f"--jobs {jobs}: a TPU belongs to one process; stages on xla run one after another")
     if xla_hardware() == "TPU" and not (found := xla_probe.probe_tpu()).devices:
@@ -231,6 +236,24 @@ def join_spread(devices: int) -> None:
         raise BadInput(f"num_processes: {devices}, but XLA sees {found} devices")
     local, count = (int(os.environ[f"PJRT_LOCAL_PROCESS_{what}"]) for what in ("RANK", "COUNT"))
     os.environ["RANK"] = str(xla_probe.host() * count + local)
+
+
+def cut_model(model: Any, optimizer: Any, rows: int) -> None:
+    """Where a model is spread over devices: cut its weights, and what the optimiser knows of them, for batches of so many rows."""
+    if spread():
+        from rpo_cli import spmd
+
+        spmd.shard_model(model, spmd.mesh(rows))
+        spmd.shard_optimizer(optimizer, spmd.mesh(rows))
+
+
+def cut_batch(batch: Any, rows: int) -> Any:
+    """A batch; where a model is spread over devices, cut as one of so many rows."""
+    if spread():
+        from rpo_cli import spmd
+
+        spmd.shard_batch(batch, spmd.mesh(rows))
+    return batch
 
 
 def one_chip() -> dict[str, str]:

@@ -65,7 +65,7 @@ def job_of(
             inputs[name] = workspace.root / needed.path
     return Job(
         stage.kind, stage.path, stage.recipe, stage.identity, inputs, revisions, dict(stage.options), dict(stage.files),
-        workspace.root, workspace.suite, inherited, force, launch if stage.kind in processes.TRAINED else None,
+        workspace.root, workspace.suite, inherited, force, launch if processes.leaves(stage.kind, launch) else None,
     )  # fmt: skip
 
 
@@ -109,6 +109,8 @@ def run_job(job: Job, progress: Callable[[int, int], None]) -> dict[str, Any]:
         BadInput, RunFailed: one line; the traceback is in the artifact's log.txt.
     """
     workspace = Workspace(job.root, job.suite)
+    if processes.follows(job):
+        return _follow(job, workspace, progress)
     try:
         with workspace.building(job.path, job.identity, force=job.force) as directory:
             if directory is None:
@@ -116,6 +118,19 @@ def run_job(job: Job, progress: Callable[[int, int], None]) -> dict[str, Any]:
             return _build(job, workspace, directory, progress)
     except OSError as error:
         raise failed(job, error) from error
+
+
+def _follow(job: Job, workspace: Workspace, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Train an artifact together with a pod's first host, which holds its lock and publishes it."""
+    while not workspace.is_building(job.path, job.identity):
+        if not job.force and workspace.why_stale(job.path, job.identity, weights=True) is None:
+            return workspace.manifest(job.path) or {}
+        time.sleep(1)
+    processes.run(job, progress)
+    with workspace.building(job.path, job.identity) as directory:  # when the first host lets go of it
+        if directory is not None:
+            raise RunFailed(f"{job.path}: the first host has not finished it; its log says why: {job.directory / 'log.txt'}")
+    return workspace.manifest(job.path) or {}
 
 
 def failed(job: Job, error: Exception) -> RunFailed:
@@ -141,7 +156,7 @@ def _build(job: Job, workspace: Workspace, directory: Path, progress: Callable[[
             "rpo": __version__,
             "seeds": {name: schema.seed_of(job.recipe, name) for name in ("data", "rm", "policy", "sampling")},
             "device": device,
-            "processes": 1 if job.launch is None else job.launch.processes,
+            "processes": 1 if job.launch is None or job.kind not in processes.TRAINED else job.launch.processes,
             "threads": job.recipe.threads,
             "versions": versions(),
             "git": git_revision(),

@@ -1,6 +1,7 @@
 """Training in several processes: what an accelerate configuration asks for, the share of each process, and their launch.
 
-Only the stages that train run there; this process plans, scores, evaluates, holds the artifact's lock and publishes it.
+Only the stages that train run there; this process plans, scores, evaluates, holds the artifact's lock and publishes it. On a
+TPU, which one process holds at a time, the other stages run in a process of their own each.
 Imports accelerate, and with it torch, only for a file that could be a configuration.
 """
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpo_cli import devices
+from rpo_cli import devices, xla_probe
 from rpo_cli.complaints import suggest
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipe_files import shown
@@ -162,28 +163,37 @@ def spread(recipe: TrainingRecipe, cores: int) -> tuple[int, int]:
     return rows * slots, pieces
 
 
+def leaves(kind: str, launch: Launch | None) -> bool:
+    """Whether a stage runs in other processes than this one: on a TPU every stage, which it holds until its process ends."""
+    return launch is not None and (kind in TRAINED or launch.strategy == "XLA")
+
+
+def follows(job: Job) -> bool:
+    """Whether this is a further host of a pod and trains the job's artifact with the first; other stages any host makes alone."""
+    return job.launch is not None and job.launch.strategy == "XLA" and job.kind in TRAINED and xla_probe.host() > 0
+
+
 def run(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], str, list[str]]:
-    """Run a training stage's function in the processes of its `launch`; what `jobs.run_here` returns in the first.
+    """Run a stage's function in the processes of its `launch`; what `jobs.run_here` returns in the first, if it is here.
 
     Raises:
         BadInput, RunFailed: of the first process that failed.
     """
     launch = job.launch
     assert launch is not None
-    rows, pieces = (spread if launch.strategy == "XLA" else share)(job.recipe, launch.processes)
-    update = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces} | ({"device": "cpu"} if launch.use_cpu else {})
-    job = replace(job, recipe=job.recipe.model_copy(update=update))
-    _need_devices(job, launch)
-    options = [] if launch.port_given else ["--main_process_port", "0"]
-    if job.recipe.threads is not None:
-        options += ["--num_cpu_threads_per_process", str(job.recipe.threads)]
-    environment = os.environ | (devices.environment([job.recipe]) | {"XLA_USE_SPMD": "1"} if launch.strategy == "XLA" else {})
-    file = job.directory / "job.pickle"
+    if job.kind in TRAINED:
+        rows, pieces = (spread if launch.strategy == "XLA" else share)(job.recipe, launch.processes)
+        update: dict[str, Any] = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces}
+        update |= {"device": "cpu"} if launch.use_cpu else {}
+        job = replace(job, recipe=job.recipe.model_copy(update=update))
+        _need_devices(job, launch)
+    command, environment = _command(job, launch)
+    file = job.directory / f"job-{xla_probe.host()}.pickle"  # the hosts of a pod share the directory
     file.write_bytes(pickle.dumps(job))
     with (job.directory / "log.txt").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch.config, *options, "-m", "rpo_cli.launch", file],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+            [sys.executable, "-m", *command, file],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | environment,
             start_new_session=True,  # Ctrl-C is for this process, which then stops the others
         )  # fmt: skip
         try:
@@ -191,6 +201,18 @@ def run(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any],
         finally:
             _stop(process)
             file.unlink(missing_ok=True)
+
+
+def _command(job: Job, launch: Launch) -> tuple[list[str], dict[str, str]]:
+    """The module that runs a job, with its arguments, and what its environment needs besides this process's own."""
+    on_xla = devices.environment([job.recipe]) if launch.strategy == "XLA" else {}
+    if job.kind not in TRAINED:
+        return ["rpo_cli.launch"], on_xla | devices.one_chip()
+    options = [] if launch.port_given else ["--main_process_port", "0"]
+    if job.recipe.threads is not None:
+        options += ["--num_cpu_threads_per_process", str(job.recipe.threads)]
+    command = ["accelerate.commands.launch", "--config_file", str(launch.config), *options, "-m", "rpo_cli.launch"]
+    return command, on_xla | ({"XLA_USE_SPMD": "1"} if on_xla else {})
 
 
 def _need_devices(job: Job, launch: Launch) -> None:
@@ -229,8 +251,10 @@ def _listen(job: Job, process: subprocess.Popen[str], progress: Callable[[int, i
     code = process.wait()
     if failure is not None:
         raise failure
+    if code == 0 and follows(job):
+        return {}, "", []  # the first process is on the first host
     if code != 0 or done is None:
-        raise RunFailed(f"{job.path}: a training process died (exit code {code}; out of memory?) (log: {job.directory / 'log.txt'})")
+        raise RunFailed(f"{job.path}: a process died (exit code {code}; out of memory?) (log: {job.directory / 'log.txt'})")
     return done
 
 

@@ -6,6 +6,7 @@ the gathers and sums. Source: Xu et al. 2021, arXiv 2105.04663; torch_xla.distri
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 ROWS, REST = "rows", "rest"
 
 
+@functools.cache
 def mesh(rows: int) -> Any:
     """All devices as [ROWS, REST]: as many as divide a batch of so many rows have rows of their own, and share each with the rest."""
     count = torch_xla.runtime.global_runtime_device_count()
@@ -36,6 +38,7 @@ def spec_of(shape: torch.Size, over: Any) -> tuple[Any, ...]:
 
 def shard_model(model: nn.Module, over: Any) -> None:
     """Cut every weight of a model that is on XLA's device."""
+    torch_xla.sync()  # what was only traced so far cannot be cut
     for weight in model.parameters():
         if weight.dim():
             xs.mark_sharding(weight, over, spec_of(weight.shape, over))
@@ -49,10 +52,9 @@ def shard_optimizer(optimizer: torch.optim.Optimizer, over: Any) -> None:
                 xs.mark_sharding(tensor, over, spec_of(tensor.shape, over))
 
 
-def shard_batch(batch: dict[str, Any], over: Any) -> dict[str, Any]:
+def shard_batch(batch: dict[str, Any], over: Any) -> None:
     """Cut a batch's tensors along their rows; those with another number of rows stay whole on every device."""
     slots = over.shape()[ROWS]
     for tensor in batch.values():
         if isinstance(tensor, torch.Tensor) and tensor.dim() and tensor.shape[0] % slots == 0:
             xs.mark_sharding(tensor, over, (ROWS, *[None] * (tensor.dim() - 1)))
-    return batch

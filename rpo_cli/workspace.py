@@ -177,6 +177,10 @@ class Workspace:
                 write_json(directory / STARTED, dict(identity))
             yield directory
 
+    def is_building(self, path: str, identity: Mapping[str, Any]) -> bool:
+        """Whether the artifact's directory was made ready for this key, and is not finished."""
+        return not (self.root / path / MANIFEST).exists() and (read_json(self.root / path / STARTED) or {}).get("key") == identity["key"]
+
     def publish(self, path: str, manifest: Mapping[str, Any]) -> None:
         """Declare the artifact finished."""
         directory = self.root / path

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from test_policy_training import SGD, teach
 import rpo_cli.launch
 from rpo_cli import processes
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.jobs import Job, job_of
+from rpo_cli.jobs import Job, job_of, run_job
 from rpo_cli.launch import take_part
 from rpo_cli.schema import PolicyRecipe
 from rpo_cli.training.loop import STATE
@@ -218,7 +219,7 @@ def test_killed_with_its_processes_the_same_command_ends_where_the_undisturbed_r
     assert "effective batch: 8 = 4 rows x 1 accumulated x 2 processes, 60 steps" in rpo(*in_two).stderr
     assert weights(folder) == weights(undisturbed)
     assert journal(folder) == journal(undisturbed)
-    assert not (folder / "checkpoints").exists() and not (folder / "job.pickle").exists()
+    assert not (folder / "checkpoints").exists() and not list(folder.glob("job*.pickle"))
     found = manifest(tiny.root, planned["path"])
     assert found["metrics"] == json.loads((undisturbed / "manifest.json").read_text())["metrics"] and found["processes"] == 2
     # How many processes shared the batch is no part of the key: without --accelerate the artifact is up to date.
@@ -232,7 +233,7 @@ def test_bad_input_in_a_process_is_one_line_and_exit_code_2(shared: Tiny, tmp_pa
     result = tiny.run("train-policy", "dpo.yaml", "--set", "per_device_train_batch_size=100", "--accelerate", file, code=2)
     assert result.stderr.splitlines()[-1].endswith("64 rows do not fill one batch of 100")
     (folder,) = (tiny.root / RHO / "policies/dpo").iterdir()
-    assert not (folder / "manifest.json").exists() and not (folder / "job.pickle").exists()
+    assert not (folder / "manifest.json").exists() and not list(folder.glob("job*.pickle"))
 
 
 def listen(shared: Tiny, script: str) -> Any:
@@ -252,10 +253,40 @@ def test_the_first_failure_counts_and_a_silent_death_is_a_failure(shared: Tiny) 
     assert result == ({"loss": 1.5}, "cpu", ["a leak"]) and steps == [(1, 2)]
     with pytest.raises(BadInput, match=r"^first$"):
         listen(shared, """print('{"bad": "first"}\\n{"failed": "peer is gone"}'); raise SystemExit(1)""")
-    with pytest.raises(RunFailed, match=r"a training process died .exit code -9"):
+    with pytest.raises(RunFailed, match=r"a process died .exit code -9"):
         listen(shared, "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(RunFailed, match=r"a training process died .exit code 0"):
+    with pytest.raises(RunFailed, match=r"a process died .exit code 0"):
         listen(shared, "")
+
+
+def test_a_pods_other_hosts_train_with_the_first_and_leave_publishing_to_it(
+    shared: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TPU_WORKER_ID", "1")
+    trained: list[str] = []
+    monkeypatch.setattr(processes, "run", lambda job, progress: trained.append(job.path))
+    workspace = Workspace(tmp_path / "runs", "tiny")
+    workspace.open()
+    job = replace(
+        job_of(shared.stage("dpo.yaml"), workspace, {}), launch=processes.Launch(PRESETS / "tpu-v3-32.yaml", 32, "XLA", False, False)
+    )
+
+    def first_host(ends: Callable[[], None]) -> Any:
+        with ThreadPoolExecutor(1) as pool, workspace.building(job.path, job.identity):
+            other = pool.submit(run_job, job, lambda step, of: None)
+            while not trained:
+                time.sleep(0.01)
+            assert not other.done()  # this one holds the lock
+            ends()
+        return other.result()
+
+    with pytest.raises(RunFailed, match="the first host has not finished it"):
+        first_host(lambda: None)
+    trained.clear()
+    found = {**job.identity, "metrics": {"loss": 1.5}}
+    assert first_host(lambda: workspace.publish(job.path, found))["metrics"] == {"loss": 1.5}
+    assert trained == [job.path]
+    assert run_job(job, lambda step, of: None)["metrics"] == {"loss": 1.5} and trained == [job.path]  # there is nothing left to do
 
 
 def test_ctrl_c_stops_the_processes_at_once(shared: Tiny) -> None:

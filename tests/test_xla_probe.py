@@ -86,4 +86,4 @@ def test_xla_without_a_tpu_is_refused_in_one_line(tmp_path: Path, fitting: None,
 def test_xla_without_torch_xla_is_refused_in_one_line(empty: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xla_probe, "torch_xla_problem", lambda: "torch-xla is not installed")
     said = empty.run("train-sft", "sft.yaml", "--set", "device=xla", code=2).stderr
-    assert said.splitlines()[-1].startswith("device: xla was asked for")
+    assert said.splitlines()[-1] == "device: xla was asked for, but torch-xla is not installed"

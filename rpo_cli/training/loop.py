@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers import (
 
 from rpo_cli.batches import PairCollator, groups_of, shape_of
 from rpo_cli.buckets import for_training
-from rpo_cli.devices import CPU, Device, arrangement, processes, rank, step_mark, to_host
+from rpo_cli.devices import CPU, Device, arrangement, cut_batch, cut_model, processes, rank, spread, step_mark, to_host
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models import save
 from rpo_cli.schema import TrainingRecipe
@@ -39,7 +40,7 @@ STATE = "rpo_state.json"
 def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int) -> dict[str, Any]:
     """Keyword arguments for SFTConfig, RewardConfig and DPOConfig; TRL's own defaults that are wrong here are set."""
     return {
-        "output_dir": str(directory / "checkpoints"),
+        "output_dir": checkpoints_of(directory),
         "max_steps": recipe.max_steps,
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": recipe.lr_scheduler_type,
@@ -71,6 +72,14 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         "remove_unused_columns": False,
         "ddp_find_unused_parameters": False,  # every weight takes part in every loss
     }
+
+
+def checkpoints_of(directory: Path) -> str:
+    """Where this process writes checkpoints: under an artifact, but for those of a spread model's processes that write for nobody.
+
+    Each takes part in bringing the weights together, and to accelerate each is the first.
+    """
+    return tempfile.mkdtemp(prefix="rpo-") if spread() and rank() != 0 else str(directory / "checkpoints")
 
 
 def one_gpu(config: Any) -> Any:
@@ -121,6 +130,9 @@ class WholeBatches(Trainer):
         total: torch.Tensor = self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
         return total
 
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return cut_batch(super()._prepare_inputs(inputs), self.args.train_batch_size)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -166,6 +178,7 @@ class Journal(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.report.rewind(state.global_step)
+        cut_model(kwargs["model"], kwargs["optimizer"], args.train_batch_size)
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step_mark(args.device)  # each piece of a batch by itself: all in one program would take as much longer to compile
@@ -222,7 +235,7 @@ def train(
     for weights in trainer.model.parameters():
         if weights.requires_grad:  # TRL rounds an adapter on a base of 4 bits to bfloat16, where steps of 1e-5 would be lost
             weights.data = weights.data.float()
-    checkpoint = last_checkpoint(Path(trainer.args.output_dir), trainer.args.max_steps)
+    checkpoint = last_checkpoint(report.job.directory / "checkpoints", trainer.args.max_steps)
     if checkpoint is not None:
         restore(read_json(checkpoint / STATE) or {})
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -271,6 +284,8 @@ def publish_model(
     trainer.accelerator.wait_for_everyone()  # another process may still read a checkpoint
     model = to_host(whole_model(trainer))
     if rank() != 0:
+        if spread():
+            shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         return model
     if hasattr(model, "merge_and_unload"):
         from peft import PeftModel

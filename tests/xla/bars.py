@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,14 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import pyarrow.parquet as pq
 import pytest
+import torch_xla.core.xla_model as xm
 import torch_xla.debug.metrics as met
 from conftest import RHO, Tiny, write_suite
 
 from rpo_cli.data.pairs import read_rows, write_rows
 
+# For a process that is to find no trace of this one's.
+ORDINARY = {name: value for name, value in os.environ.items() if name not in ("USE_TORCH_XLA", "LOCAL_RANK", "XLA_FLAGS")}
 STEPS = 20
 RIVALS = {
     "r-dpo": "length_alpha: 0.05", "dpo-sft": "sft_weight: 0.5", "robust-dpo": "label_smoothing: 0.1", "simpo": "simpo_gamma: 0.5"
@@ -35,13 +41,14 @@ def measured(bar: str, wanted: str, found: object) -> None:
     ROWS.append((bar, wanted, f"{found:.1e}" if isinstance(found, float) else str(found)))
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The bars and what was measured."""
-    if ROWS:
-        widths = [max(len(row[column]) for row in ROWS) for column in range(3)]
+class Table:
+    """Pytest's plugin that prints the bars and what was measured."""
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        widths = [max((len(row[column]) for row in ROWS), default=0) for column in range(3)]
         terminalreporter.section("measured on XLA:CPU")
         for row in ROWS:
-            terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+            terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @dataclass
@@ -60,6 +67,7 @@ class Counters:
 
 def counted() -> dict[str, int]:
     """Programs compiled, programs run, and values read by the host, since the process began."""
+    xm.wait_device_ops()  # a program is counted when it has ended
 
     def samples(metric: str) -> int:
         found = met.metric_data(metric)
@@ -67,6 +75,22 @@ def counted() -> dict[str, int]:
 
     read = met.counter_value("aten::_local_scalar_dense") or 0
     return {"compiled": samples("CompileTime"), "run": samples("ExecuteTime"), "read": samples("TransferFromDeviceTime") + int(read)}
+
+
+def train_counted(tiny: Tiny, recipe: str, settings: Sequence[str]) -> tuple[int, int, list[dict[str, int]]]:
+    """Train in a new process, in which nothing is compiled yet.
+
+    Returns the number of shapes, of programs compiled until the last step, and what each step added to the counters.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_train_counted, tiny, recipe, settings).result()
+
+
+def _train_counted(tiny: Tiny, recipe: str, settings: Sequence[str]) -> tuple[int, int, list[dict[str, int]]]:
+    counters = Counters()
+    _, manifest = tiny.make(recipe, *settings, progress=counters)
+    steps = manifest["metrics"]["steps"]
+    return manifest["metrics"]["shapes"], counters.seen[steps - 1]["compiled"], counters.between()[: steps - 1]
 
 
 BUILD = """
@@ -82,16 +106,17 @@ tiny.run("train-rm", "rm.yaml")
 
 
 @pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def plain(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Tiny:
     """The suite with all its policies, trained for STEPS steps on the plain CPU, in a process of its own."""
+    request.config.pluginmanager.register(Table(), "bars")
     home = tmp_path_factory.mktemp("plain")
     tiny = Tiny(write_suite(home / "tiny"), home / "runs")
     tiny.edit("policy.yaml", f"max_steps: {STEPS}")
     tiny.edit("rm.yaml", f"max_steps: {STEPS}\nlearning_rate: 3e-3")
     tiny.edit("sft.yaml", f"max_steps: {STEPS}")
     for name, more in RIVALS.items():
-        tiny.edit(f"{name}.yaml", f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}\n")
-    environment = {**os.environ, "USE_TORCH_XLA": "0", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+        (tiny.suite / f"{name}.yaml").write_text(f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}\n")
+    environment = ORDINARY | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     command = [sys.executable, "-c", BUILD, str(tiny.suite), str(tiny.root), *OBJECTIVES]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -101,8 +126,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture
 def on_xla(plain: Tiny, tmp_path: Path) -> Iterator[Tiny]:
     """A copy of it in which everything that is made from here on is made on XLA."""
-    import shutil
-
     shutil.copytree(plain.suite, tmp_path / "tiny")
     shutil.copytree(plain.root, tmp_path / "runs")
     tiny = Tiny(tmp_path / "tiny", tmp_path / "runs")
@@ -112,13 +135,13 @@ def on_xla(plain: Tiny, tmp_path: Path) -> Iterator[Tiny]:
 
 
 def stretch(tiny: Tiny) -> None:
-    """Give the training rows texts of very different lengths: prompts and responses said one to four times."""
+    """Give the training rows texts of very different lengths: a few prompts and responses said twice or four times."""
     draw = random.Random(0)
     for file, columns in (
         (tiny.root / RHO / "splits/train.parquet", ("prompt", "chosen", "rejected")),
         (tiny.root / "seed-0/data/sft_train.parquet", ("prompt", "completion")),
     ):
         rows = read_rows(file)
-        write_rows([row | {name: " ".join([row[name]] * draw.choice((1, 1, 1, 2, 4))) for name in columns} for row in rows], file)
+        write_rows([row | {name: " ".join([row[name]] * draw.choice((1,) * 37 + (2, 2, 4))) for name in columns} for row in rows], file)
     assert pq.read_table(tiny.root / RHO / "splits/train.parquet").num_rows
     tiny.edit("base.yaml", "max_length: 160")

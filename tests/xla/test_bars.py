@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from bars import OBJECTIVES, STEPS, Counters, counted, measured, on_xla, plain, stretch
+from bars import OBJECTIVES, STEPS, counted, measured, on_xla, plain, stretch, train_counted
 from conftest import RHO, Tiny, column
 
 from rpo_cli import devices
@@ -19,8 +19,6 @@ from rpo_cli.models import load_causal, load_tokenizer
 from rpo_cli.schema import ScoringRecipe
 from rpo_cli.workspace import Workspace
 
-__all__ = ["on_xla", "plain"]
-pytest_plugins = ["bars"]
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
 )
@@ -37,12 +35,8 @@ LOG, WARM, LONG = 5, 30, 130
 def test_training_on_rows_of_mixed_lengths_compiles_few_programs_and_reads_nothing_back(on_xla: Tiny, name: str) -> None:
     """A program for every shape, logged or not, and a few small ones; then one run a step, and no value read but for a log line."""
     stretch(on_xla)
-    counters, before = Counters(), counted()
     recipe, *settings = RUNS[name]
-    _, manifest = on_xla.make(recipe, *settings, f"max_steps={LONG}", f"logging_steps={LOG}", progress=counters)
-    shapes = manifest["metrics"]["shapes"]
-    compiled = counters.seen[LONG - 1]["compiled"] - before["compiled"]
-    added = counters.between()[: LONG - 1]
+    shapes, compiled, added = train_counted(on_xla, recipe, [*settings, f"max_steps={LONG}", f"logging_steps={LOG}"])
     quiet = [step for number, step in enumerate(added[WARM:], WARM + 1) if number % LOG]
     late = sum(step["compiled"] for step in added[WARM - 1 :])
     measured(f"{name}: compilations in all, {shapes} shapes", f"<= {3 * shapes + 6}", compiled)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
+from bars import ORDINARY
 from conftest import write_suite
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -22,7 +22,7 @@ def test_the_environment_is_the_pinned_one() -> None:
 
 def test_an_installed_torch_xla_is_not_used_unless_asked_for(tmp_path: Path) -> None:
     suite = write_suite(tmp_path / "tiny")
-    environment = {name: value for name, value in os.environ.items() if name not in ("USE_TORCH_XLA", "PJRT_DEVICE")}
+    environment = {name: value for name, value in ORDINARY.items() if name not in ("USE_TORCH_XLA", "PJRT_DEVICE")}
     script = "import sys\nfrom rpo_cli.cli import app\ntry:\n    app()\nfinally:\n    print('torch_xla' in sys.modules, file=sys.stderr)\n"
     command = [sys.executable, "-c", script, "train-sft", "--recipe", str(suite / "sft.yaml")]
     for place, options in (("one", []), ("two", ["--accelerate", str(ROOT / "recipes/accelerate/cpu-2.yaml")])):
