@@ -388,7 +388,8 @@ def _sampled(bench: Bench, wanted: list[int], limit: int, what: str) -> Comparis
             part = prompts[start : start + scale.batch]
             inputs = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(bench.device.name)
             torch.manual_seed(start)
-            output = model.generate(**inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=limit)
+            # Its cache is off in the config of models that are trained here.
+            output = model.generate(**inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=limit, use_cache=True)
             new = output[:, inputs["input_ids"].shape[1] :].tolist()
             lengths["generate"] += [tokens.index(eos) + 1 for tokens in new]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Shape = tuple[int, int]
-MOST = 4  # programs of a stage are about a minute of compilation each where models are large
+MOST = 4  # each is a program to compile, or two, which takes long where models are large
 WORTH = 0.05  # a bucket more must spare this share of all tokens
 STEP = 8  # rows of a TPU's vector registers: it pads to multiples by itself
 DRAWS = 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
@@ -106,9 +107,14 @@ tiny.run("train-rm", "rm.yaml")
 
 
 @pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Tiny:
-    """The suite with all its policies, trained for STEPS steps on the plain CPU, in a process of its own."""
-    request.config.pluginmanager.register(Table(), "bars")
+def plain(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Tiny:
+    """The suite with all its policies, trained for STEPS steps on the plain CPU; to pytest one for each module that imports it."""
+    return _plain(tmp_path_factory, pytestconfig)
+
+
+@functools.cache
+def _plain(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Tiny:
+    pytestconfig.pluginmanager.register(Table())
     home = tmp_path_factory.mktemp("plain")
     tiny = Tiny(write_suite(home / "tiny"), home / "runs")
     tiny.edit("policy.yaml", f"max_steps: {STEPS}")
