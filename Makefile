@@ -38,7 +38,7 @@ $(TPU_READY): pyproject.toml constraints-tpu.txt
 figure2: $(READY) ## train the length-bias experiment on the embedded miniature and draw Figure 2
 	$(BIN)/rpo figure figure2 --recipe miniature/figure2.yaml --jobs $(JOBS)
 
-protocol: $(READY) ## the full protocol behind results/miniature: tuning on validation, three seeds
+protocol: $(READY) ## the full protocol behind results/miniature: tuning on validation, five seeds, about two hours of CPU
 	$(BIN)/rpo figure figure2 --recipe miniature/protocol.yaml --tune --jobs $(JOBS) --out results/miniature
 
 test: $(READY) ## prove the code, offline
