@@ -1,6 +1,7 @@
 """What `accelerate launch` starts: one process of several that train one artifact together.
 
-Usage: python -m rpo_cli.launch JOB, a job pickled by `processes.run`. Standard output carries JSON lines to the process
+Usage: python -m rpo_cli.launch JOB, a job pickled by `processes.run`. By itself it runs a stage that trains nothing, where a
+preset for a TPU gives that a process too. Standard output carries JSON lines to the process
 that launched: steps and the result from the first process, a failure from any. Standard input carries nothing; that it
 closes means that the other end is gone, and that nobody wants the result. Accelerate's TPU launcher imports this module
 and calls `main` in processes without a standard input: those watch the processes that they come from.

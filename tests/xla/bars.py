@@ -109,13 +109,13 @@ tiny.run("train-rm", "rm.yaml")
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Tiny:
     """The suite with all its policies, trained for STEPS steps on the plain CPU; to pytest one for each module that imports it."""
-    return _plain(tmp_path_factory, pytestconfig)
+    if not pytestconfig.pluginmanager.has_plugin("bars"):
+        pytestconfig.pluginmanager.register(Table(), "bars")
+    return _plain(tmp_path_factory.getbasetemp() / "plain")
 
 
 @functools.cache
-def _plain(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Tiny:
-    pytestconfig.pluginmanager.register(Table())
-    home = tmp_path_factory.mktemp("plain")
+def _plain(home: Path) -> Tiny:
     tiny = Tiny(write_suite(home / "tiny"), home / "runs")
     tiny.edit("policy.yaml", f"max_steps: {STEPS}")
     tiny.edit("rm.yaml", f"max_steps: {STEPS}\nlearning_rate: 3e-3")
