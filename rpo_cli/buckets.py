@@ -59,10 +59,18 @@ def for_batches(rows: Sequence[Shape], batches: Sequence[Sequence[int]]) -> Buck
     return Buckets(chosen, 1 - real / padded, 1 - real / cut)
 
 
-def for_training(rows: Sequence[Shape], size: int) -> Buckets:
-    """Buckets for batches of `size` rows drawn at random, of which the last holds the longest rows there are."""
+def for_training(rows: Sequence[Shape], size: int, together: int = 1) -> Buckets:
+    """Buckets for batches of `size` rows, of which the last holds the longest rows there are.
+
+    Rows are drawn at random for `together` batches at once, an optimiser's, which are cut from the longest row to the shortest.
+    """
     rng = np.random.default_rng(0)
-    batches = [rng.choice(len(rows), min(size, len(rows)), replace=False).tolist() for _ in range(DRAWS)]
+    batches: list[list[int]] = []
+    while len(batches) < DRAWS:
+        drawn = rng.choice(len(rows), min(size * together, len(rows)), replace=False).tolist()
+        if together > 1:
+            drawn.sort(key=lambda i: -sum(rows[i]))
+        batches += [drawn[start : start + size] for start in range(0, len(drawn), size)]
     widest, deepest = (max(range(len(rows)), key=lambda i, side=side: rows[i][side]) for side in (0, 1))  # type: ignore[misc]
     return for_batches(rows, [*batches, [widest, deepest]])
 

@@ -1,28 +1,33 @@
-"""Batches of rows of about equal length: whole, random beyond length, the same however shared and wherever resumed."""
+"""An optimiser's batches: whole, random, or of rows of about equal length; the same however shared and wherever resumed."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader, skip_first_batches
 from conftest import Tiny, column, weights
 from test_policy_training import CUTS, SGD, cut, distance
 from torch.utils.data import DataLoader
 
-from rpo_cli.training.loop import ByLength
+from rpo_cli.training.loop import OptimizerBatches
 
 GROUPED = "train_sampling_strategy=group_by_length"
 LENGTHS = [random.Random(i).randint(1, 1000) for i in range(410)]
 
 
-def batches(epoch: int, size: int = 8) -> list[list[int]]:
-    order = list(ByLength(LENGTHS, size, 0, lambda: epoch))
-    assert len(order) == len(ByLength(LENGTHS, size, 0, lambda: epoch)) == len(LENGTHS) // size * size
+def sampler(epoch: Callable[[], int], size: int = 8, *, grouped: bool = True) -> OptimizerBatches:
+    return OptimizerBatches(LENGTHS, size, 0, epoch, grouped=grouped)
+
+
+def batches(epoch: int, size: int = 8, *, grouped: bool = True) -> list[list[int]]:
+    order = list(sampler(lambda: epoch, size, grouped=grouped))
+    assert len(order) == len(sampler(lambda: epoch, size, grouped=grouped)) == len(LENGTHS) // size * size
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
@@ -47,18 +52,38 @@ def test_batches_are_whole_of_like_length_and_otherwise_random() -> None:
 
 
 def test_fewer_rows_than_four_batches_are_grouped_too() -> None:
-    order = list(ByLength([5, 1, 4, 2, 3, 6], 2, 0, lambda: 0))
+    order = list(OptimizerBatches([5, 1, 4, 2, 3, 6], 2, 0, lambda: 0, grouped=True))
     assert sorted(order) == list(range(6)) and order != sorted(order)
 
 
+def test_a_random_batch_has_the_rows_of_a_random_sampler_from_long_to_short() -> None:
+    for epoch in range(3):
+        found = batches(epoch, grouped=False)
+        plain = SeedableRandomSampler(range(410), num_samples=408, data_seed=0)
+        plain.set_epoch(epoch)
+        drawn = list(plain)
+        assert [sorted(batch) for batch in found] == [sorted(drawn[i : i + 8]) for i in range(0, 408, 8)]
+        assert all(LENGTHS[a] >= LENGTHS[b] for batch in found for a, b in pairwise(batch))
+        assert list(OptimizerBatches([0] * 410, 8, epoch, lambda: 0, grouped=False)) == drawn
+
+
+def test_cut_into_pieces_a_random_batch_pads_less() -> None:
+    def padding(size: int) -> float:
+        pieces = [batch[i : i + size] for batch in batches(0, 8, grouped=False) for i in range(0, 8, size)]
+        return sum(max(LENGTHS[i] for i in piece) * size for piece in pieces) / sum(LENGTHS[i] for piece in pieces for i in piece)
+
+    assert padding(8) > 1.7 and padding(4) < 1.45 and padding(2) < 1.25
+
+
+@pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_loader_that_goes_on_in_a_later_epoch_takes_its_rows(processes: int) -> None:
+def test_a_loader_that_goes_on_in_a_later_epoch_takes_its_rows(processes: int, grouped: bool) -> None:
     Accelerator(cpu=True)
     epoch = 0
 
     def loaders() -> Iterator[DataLoader[int]]:
         for index in range(processes):
-            loader = DataLoader(range(410), batch_size=4, sampler=ByLength(LENGTHS, 4 * processes, 0, lambda: epoch))  # type: ignore[arg-type]
+            loader = DataLoader(range(410), batch_size=4, sampler=sampler(lambda: epoch, 4 * processes, grouped=grouped))  # type: ignore[arg-type]
             yield prepare_data_loader(loader, num_processes=processes, process_index=index, put_on_device=False)
 
     epoch = 2

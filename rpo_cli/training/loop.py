@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
-from torch.utils.data import RandomSampler, Sampler
+from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -103,7 +103,7 @@ def collator_of(
     if not device.fixed_shapes:
         return PairCollator(pad, shared), {}
     needed = [shape_of(row["prompt_ids"], groups_of(row), shared=shared) for row in rows]
-    found = for_training(needed, recipe.per_device_train_batch_size)
+    found = for_training(needed, recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps * processes())
     logging.getLogger("rpo").info("training batches: %s", found)
     return PairCollator(pad, shared, found), {"shapes": len(found.shapes), "padding_share": found.padding}
 
@@ -135,38 +135,47 @@ class WholeBatches(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = self.train_dataset if train_dataset is None else train_dataset
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        whole = len(rows) // batch * batch
-        if self.args.train_sampling_strategy == "random":
-            # dataloader_drop_last would leave an accumulated batch incomplete at the end of an epoch.
-            return RandomSampler(rows, num_samples=whole)
-        columns = [rows[name] for name in rows.column_names if name.endswith("_ids")]
-        lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]
-        # Accelerate tells a sampler of this kind its epoch only while nothing was resumed.
-        return ByLength(lengths, batch, self.args.seed, lambda: self.state.global_step // (whole // batch))
+        micro, grouped = self.args.train_batch_size, self.args.train_sampling_strategy == "group_by_length"
+        batch = micro * self.args.gradient_accumulation_steps * self.args.world_size
+        lengths = [0] * len(rows)
+        if grouped or batch > micro:
+            columns = [rows[name] for name in rows.column_names if name.endswith("_ids")]
+            lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]
+        # Accelerate tells a sampler that is none of its own the epoch only while nothing was resumed.
+        steps = max(1, len(rows) // batch)
+        return OptimizerBatches(lengths, batch, self.args.data_seed, lambda: self.state.global_step // steps, grouped=grouped)
 
 
-class ByLength(Sampler[int]):
-    """Rows in whole optimiser batches of about equal length, in random order: transformers' group_by_length.
+class OptimizerBatches(Sampler[int]):
+    """Rows in whole optimiser batches, each from its longest row to its shortest, so that the micro-batches it is cut into pad little.
 
-    As there, rows are shuffled, and sorted within pieces of up to 50 batches. What differs: the rows that an epoch leaves
-    out are drawn from all, not the shortest of the last piece; and batches are shuffled, not taken from long to short. The
-    batch sorted here is the optimiser's, whatever number of micro-batches and processes share it.
+    A batch is drawn at random and stands for the data; `grouped`: its rows are of about equal length, as transformers'
+    group_by_length has them. As there, rows are shuffled, and sorted within pieces of up to 50 batches. What differs: the
+    rows that an epoch leaves out are drawn from all, not the shortest of the last piece; and batches are shuffled, not taken
+    from long to short. The batch meant is the optimiser's, whatever number of micro-batches and processes share it.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int, epoch: Callable[[], int]) -> None:
-        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, epoch
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, epoch: Callable[[], int], *, grouped: bool) -> None:
+        self.lengths, self.batch, self.seed, self.epoch, self.grouped = lengths, batch, seed, epoch, grouped
 
     def __len__(self) -> int:
+        # dataloader_drop_last would leave an accumulated batch incomplete at the end of an epoch.
         return len(self.lengths) // self.batch * self.batch
 
     def __iter__(self) -> Iterator[int]:
         draw = torch.Generator().manual_seed(self.seed + self.epoch())
         rows = torch.randperm(len(self.lengths), generator=draw)[: len(self)]
+        if not self.grouped:
+            for batch in torch.split(rows, self.batch):
+                yield from self._from_long_to_short(batch)
+            return
         size = max(1, min(len(rows) // (4 * self.batch), 50)) * self.batch  # at least four pieces, which differ from epoch to epoch
-        ordered = [i for piece in torch.split(rows, size) for i in sorted(piece.tolist(), key=lambda i: -self.lengths[i])]
+        ordered = [i for piece in torch.split(rows, size) for i in self._from_long_to_short(piece)]
         batches = torch.tensor(ordered).view(-1, self.batch)
         yield from batches[torch.randperm(len(batches), generator=draw)].flatten().tolist()
+
+    def _from_long_to_short(self, rows: torch.Tensor) -> list[int]:
+        return sorted(rows.tolist(), key=lambda i: -self.lengths[i])  # rows of equal length stay as drawn
 
 
 class Journal(TrainerCallback):
