@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 import trl.trainer.utils
 from datasets import Dataset
+from torch.utils.data import RandomSampler, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
@@ -30,7 +31,7 @@ from rpo_cli.schema import PolicyRecipe, RewardRecipe, TrainingRecipe
 from rpo_cli.tracking import Report
 from rpo_cli.training import loop
 from rpo_cli.training.ensemble import MemberChoice
-from rpo_cli.training.policy import PolicyTrainer
+from rpo_cli.training.policy import EndOfStep, PolicyTrainer
 from rpo_cli.training.reward import LeanRewardTrainer
 
 # How a step runs: with deterministic algorithms, as every stage of rpo; as stock TRL, transformers and torch do; and TRL on a CPU as
@@ -47,11 +48,12 @@ class UnequalWork(RuntimeError):
 
 
 class Contestant(Protocol):
-    """Somebody who takes steps; `ids` and `losses` of the steps taken so far tell what work that was."""
+    """Somebody who takes steps, each over `pieces` batches; `ids` of all batches and `losses` of all steps tell what work that was."""
 
     name: str
     kind: str
     ids: list[list[int]]
+    pieces: int
     setting: Setting
 
     @property
@@ -73,11 +75,14 @@ class _Turns(TrainerCallback):
 
 
 class _Witness(Trainer):
-    """Keeps the loss of every step on the device."""
+    """Keeps the loss of every step on the device, the sum of its pieces' shares."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
-        self.seen.append(loss.detach())
+        if len(self.seen) > self.state.global_step:
+            self.seen[-1] = self.seen[-1] + loss.detach()
+        else:
+            self.seen.append(loss.detach())
         return loss
 
     @property
@@ -88,6 +93,13 @@ class _Witness(Trainer):
 
 class _OurPolicy(_Witness, PolicyTrainer):
     pass
+
+
+class _AsDrawn(_OurPolicy):
+    """Ours, with the rows of an optimiser batch in the order drawn."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return RandomSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
 class _OurReward(_Witness, LeanRewardTrainer):
@@ -112,7 +124,17 @@ class _NaivePolicy(_StockPolicy):
     """e-DPO as one would first write it: TRL's batches and fused head, reference and reward models in the loop."""
 
     def prepare(self, reward_models: Sequence[PreTrainedModel], members: MemberChoice, beta: float) -> None:
-        self.reward_models, self.members_choice, self.strength = reward_models, members, beta
+        self.reward_models, self.members, self.strength = reward_models, members, beta
+        self.add_callback(EndOfStep(self))
+
+    def batch_mean(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    batch_sum = batch_mean
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        self.members.begin_step(None)
+        return super().get_batch_samples(*args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         plain = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
@@ -122,11 +144,8 @@ class _NaivePolicy(_StockPolicy):
             ref_chosen, ref_rejected = self.ref_model(**plain, labels=labels, fused_lm_head=True).log_probs.sum(1).chunk(2)
             rewards = [rm(**plain).logits.squeeze(-1).float().chunk(2) for rm in self.reward_models]
         margins = torch.stack([better - worse for better, worse in rewards])
-        self.members_choice.begin_step(None)
         losses = distill_losses((chosen - ref_chosen) - (rejected - ref_rejected), margins, self.strength)
-        loss = self.members_choice.reduce(losses, lambda values: values).mean()
-        self.members_choice.end_step(lambda values: values, lambda values: values)
-        return loss
+        return self.members.reduce(losses, self.batch_mean).mean()
 
 
 class Training:
@@ -134,6 +153,7 @@ class Training:
 
     def __init__(self, name: str, kind: str, trainer: Any, run: Callable[[], Any], ids: list[list[int]], setting: Setting) -> None:
         self.name, self.kind, self.trainer, self.ids, self.setting = name, kind, trainer, ids, setting
+        self.pieces: int = trainer.args.gradient_accumulation_steps
         self.turns = _Turns()
         self.error: BaseException | None = None
         self.trainer.add_callback(self.turns)
@@ -177,8 +197,8 @@ class Loop:
 
     setting: Setting = "stock"
 
-    def __init__(self, name: str, kind: str, losses: Iterator[torch.Tensor], ids: list[list[int]]) -> None:
-        self.name, self.kind, self.ids, self._iterator = name, kind, ids, losses
+    def __init__(self, name: str, kind: str, losses: Iterator[torch.Tensor], ids: list[list[int]], pieces: int = 1) -> None:
+        self.name, self.kind, self.ids, self.pieces, self._iterator = name, kind, ids, pieces, losses
         self.losses: list[torch.Tensor] = []
 
     def step(self) -> None:
@@ -200,23 +220,26 @@ class _Recording:
 
 
 class Maker:
-    """Makes contestants that share a device, a tokenizer, a batch size and training settings."""
+    """Makes contestants that share a device, a tokenizer, training settings and an optimiser batch of `pieces` times `batch` rows."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: Device, batch: int, folder: Path) -> None:
-        self.tokenizer, self.device, self.batch, self.folder = tokenizer, device, batch, folder
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: Device, batch: int, folder: Path, pieces: int = 1) -> None:
+        self.tokenizer, self.device, self.batch, self.folder, self.pieces = tokenizer, device, batch, folder, pieces
 
     def _settings(self, recipe: TrainingRecipe) -> dict[str, Any]:
         return loop.arguments(recipe, Path(tempfile.mkdtemp(dir=self.folder)), self.device, 0)
 
     def _recipe(self, kind: Any, **fields: Any) -> Any:
-        common = {"max_steps": NEVER, "per_device_train_batch_size": self.batch, "learning_rate": 1e-5, "lr_scheduler_type": "constant"}
+        common = {"max_steps": NEVER, "per_device_train_batch_size": self.batch, "gradient_accumulation_steps": self.pieces}
+        common |= {"learning_rate": 1e-5, "lr_scheduler_type": "constant"}
         return kind(**common, optim="adamw_torch_fused", dtype=self.device.dtype_name, **fields)
 
     def _report(self) -> Report:
         job: Any = SimpleNamespace(directory=Path(tempfile.mkdtemp(dir=self.folder)), path="benchmark")
         return Report(job, lambda step, of: None)
 
-    def ours(self, name: str, model: PreTrainedModel, rows: list[Row], objective: str = "dpo", **fields: Any) -> Training:
+    def ours(
+        self, name: str, model: PreTrainedModel, rows: list[Row], objective: str = "dpo", as_drawn: bool = False, **fields: Any
+    ) -> Training:
         """This package's policy trainer, with its journal, as `rpo train-policy` runs it."""
         recipe = self._recipe(PolicyRecipe, stage="policy", objective=objective, beta=0.1, **fields)
         members = None
@@ -224,7 +247,7 @@ class Maker:
             members = self._members(rows, recipe)
         ids: list[list[int]] = []
         config = DPOConfig(**self._settings(recipe), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True)
-        trainer = _OurPolicy(
+        trainer = (_AsDrawn if as_drawn else _OurPolicy)(
             recipe, members, None, model=model, args=config, data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
             train_dataset=Dataset.from_list(rows), processing_class=self.tokenizer,
         )  # fmt: skip
@@ -290,34 +313,35 @@ class Maker:
 
     def bare(self, name: str, like: Training, model: PreTrainedModel, rows: list[Row], steps: int) -> Loop:
         """Forward, loss, backward, clip, AdamW on ready-made batches of the shared layout, in the order `like` will take them."""
-        order = like.ids[:]
-        loader = like.trainer.get_train_dataloader()
-        list(zip(range(steps), loader, strict=False))
-        order = like.ids[len(order) :][:steps]
+        list(zip(range(steps * self.pieces), like.trainer.get_train_dataloader(), strict=False))
+        order = like.ids[: steps * self.pieces]
         like.ids.clear()
         collate = PairCollator(self.tokenizer.pad_token_id)
         batches = [{name: t.to(self.device.name) for name, t in collate([rows[i] for i in ids]).items()} for ids in order]
-        return Loop(name, like.kind, self._bare(model, batches), order)
+        return Loop(name, like.kind, self._bare(model, batches), order, self.pieces)
 
     def _bare(self, model: Any, batches: list[dict[str, torch.Tensor]]) -> Iterator[torch.Tensor]:
         model.train()
         parameters = list(model.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
-        for batch in batches:
-            size = len(batch["input_ids"])
-            with self.device.autocast():
-                logps = response_logps(model, batch)
-                delta_h = (logps[:size] - batch["ref_chosen_logps"]) - (logps[size:] - batch["ref_rejected_logps"])
-                loss = dpo_losses(delta_h, 0.1).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+        for start in range(0, len(batches), self.pieces):
+            total = torch.zeros((), device=self.device.name)
+            for batch in batches[start : start + self.pieces]:
+                size = len(batch["input_ids"])
+                with self.device.autocast():
+                    logps = response_logps(model, batch)
+                    delta_h = (logps[:size] - batch["ref_chosen_logps"]) - (logps[size:] - batch["ref_rejected_logps"])
+                    loss = dpo_losses(delta_h, 0.1).mean() / self.pieces
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            yield loss.detach()
+            yield total
 
 
 def same_work(contestants: Sequence[Contestant], tolerance: float) -> None:
-    """Whether all saw the same rows, and those of one objective had the same losses, over all steps so far.
+    """Whether all saw the same rows in every optimiser batch, and those of one objective had the same losses, over all steps so far.
 
     Raises:
         UnequalWork: they did not.
@@ -325,13 +349,18 @@ def same_work(contestants: Sequence[Contestant], tolerance: float) -> None:
     steps = len(contestants[0].losses)
     first: dict[str, tuple[str, list[float]]] = {}
     for one in contestants:
-        if len(one.losses) != steps or one.ids[:steps] != contestants[0].ids[:steps]:
+        if len(one.losses) != steps or rows_of_steps(one)[:steps] != rows_of_steps(contestants[0])[:steps]:
             raise UnequalWork(f"{one.name} saw other rows than {contestants[0].name}")
         losses = [float(loss) for loss in one.losses]
         name, expected = first.setdefault(one.kind, (one.name, losses))
         worst = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(losses, expected, strict=True))
         if not worst <= tolerance:
             raise UnequalWork(f"losses of {one.name} and {name} differ by {worst:.2g}: {losses} and {expected}")
+
+
+def rows_of_steps(one: Contestant) -> list[list[int]]:
+    """The rows of each optimiser batch, in no order: what it is cut into is everybody's own affair."""
+    return [sorted(i for ids in one.ids[start : start + one.pieces] for i in ids) for start in range(0, len(one.ids), one.pieces)]
 
 
 def synchronise(device: str) -> None:

@@ -39,6 +39,7 @@ from rpo_cli.generation import sample
 from rpo_cli.scoring import pair_logps, pair_rewards
 
 TRL, COMPACT = "TRL, precomputed reference", "TRL likewise, head on responses only as on a GPU"
+AS_DRAWN = "rpo dpo, rows as drawn"
 NAIVE, NAIVE_COMPACT = "TRL with everything in the loop", "everything in the loop, TRL's head on responses only as on a GPU"
 
 
@@ -93,8 +94,13 @@ class Bench:
             result.bar, result.passed = f"≥ {at_least:g}", statistics.median(ratios) >= at_least
         return result
 
-    def maker(self, batch: int) -> Maker:
-        return Maker(miniature.build_tokenizer(), self.device, batch, Path(tempfile.mkdtemp(dir=self.folder)))
+    def maker(self, batch: int, pieces: int = 1) -> Maker:
+        return Maker(miniature.build_tokenizer(), self.device, batch, Path(tempfile.mkdtemp(dir=self.folder)), pieces)
+
+    def step_maker(self) -> tuple[Maker, int, str]:
+        """For comparing steps: a maker, the pairs of an optimiser batch, and how that is said."""
+        size, pieces = self.scale.step
+        return self.maker(size, pieces), size * pieces, f"{size * pieces} pairs, {size} at a time"
 
     def reference_logps(self, settings: dict[str, Any], rows: list[Row], maker: Maker) -> PreTrainedModel:
         """A reference of other weights than the policy's (equal weights have a loss of log 2 whatever is wrong); fills the rows."""
@@ -118,16 +124,16 @@ class Bench:
         return models
 
 
-def _described(settings: dict[str, Any], model: PreTrainedModel, shape: Shape, rows: list[Row], batch: int) -> str:
+def _described(settings: dict[str, Any], model: PreTrainedModel, shape: Shape, rows: list[Row], batch: str) -> str:
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    return f"{shape.name}: {settings['model_type']} {size:.1f}M, vocabulary {settings['vocab_size']}, {batch} pairs, {described(rows)}"
+    return f"{shape.name}: {settings['model_type']} {size:.1f}M, vocabulary {settings['vocab_size']}, {batch}, {described(rows)}"
 
 
 def policy_tldr(bench: Bench) -> Iterator[Comparison]:
     """dpo beside TRL (both references) and a bare loop; e-dpo beside dpo."""
     scale, settings = bench.scale, bench.scale.llama
-    maker = bench.maker(scale.batch)
-    rows = pairs(scale.tldr, (1 + scale.rounds) * scale.batch, settings["vocab_size"], maker.tokenizer, samples=True)
+    maker, batch, said = bench.step_maker()
+    rows = pairs(scale.tldr, (1 + scale.rounds) * batch, settings["vocab_size"], maker.tokenizer, samples=True)
     reference = bench.reference_logps(settings, rows, maker)
     for row, value in zip(rows, np.random.default_rng(1).normal(size=(len(rows), scale.members)).tolist(), strict=True):
         row["margins"] = value
@@ -141,14 +147,16 @@ def policy_tldr(bench: Bench) -> Iterator[Comparison]:
         maker.trl(COMPACT, copy.deepcopy(policy), without, setting="compact"),
         maker.trl("TRL, reference in the loop", copy.deepcopy(policy), without, reference),
         bare,
+        maker.ours(AS_DRAWN, copy.deepcopy(policy), without, as_drawn=True),
         maker.ours("rpo e-dpo", copy.deepcopy(policy), without, "e-dpo", kl_estimator="data", gamma=0.0, gamma_end=None),
         maker.ours("rpo e-dpo, KL samples", copy.deepcopy(policy), rows, "e-dpo", kl_estimator="sample"),
     ]
-    workload = _described(settings, policy, scale.tldr, rows, scale.batch)
+    workload = _described(settings, policy, scale.tldr, rows, said)
     spent = race(contestants, scale.rounds, 1, bench.device)
     yield bench.compare("dpo step", workload, spent, "rpo dpo", TRL, 2.0)
     yield bench.compare("dpo step", workload, spent, "rpo dpo", COMPACT, 2.0)
     yield bench.compare("dpo step", workload, spent, "rpo dpo", "TRL, reference in the loop", None)
+    yield bench.compare("dpo step, a batch's rows from long to short", workload, spent, "rpo dpo", AS_DRAWN, None)
     yield bench.compare("dpo step over the bare loop", workload, spent, "rpo dpo", "bare PyTorch loop", 0.95)
     yield bench.compare(f"e-dpo, {scale.members} RMs, no KL samples", workload, spent, "rpo e-dpo", "rpo dpo", 0.97)
     yield bench.compare(f"e-dpo, {scale.members} RMs, KL samples", workload, spent, "rpo e-dpo, KL samples", "rpo dpo", 0.85)
@@ -166,9 +174,9 @@ def policy_naive_neox(bench: Bench) -> Iterator[Comparison]:
 
 def _against_the_naive_way(bench: Bench, settings: dict[str, Any]) -> Iterator[Comparison]:
     scale = bench.scale
-    maker = bench.maker(scale.batch)
+    maker, batch, said = bench.step_maker()
     rounds = scale.rounds
-    rows = pairs(scale.tldr, (1 + rounds) * scale.batch, settings["vocab_size"], maker.tokenizer)
+    rows = pairs(scale.tldr, (1 + rounds) * batch, settings["vocab_size"], maker.tokenizer)
     reference = bench.reference_logps(settings, rows, maker)
     rms = bench.margins(settings, rows, maker)
     policy = causal(settings, maker.tokenizer, 0, bench.device.name)
@@ -176,16 +184,16 @@ def _against_the_naive_way(bench: Bench, settings: dict[str, Any]) -> Iterator[C
     settings_of: dict[str, Setting] = {NAIVE: "stock", NAIVE_COMPACT: "compact"}
     naive = [maker.naive(name, ours, copy.deepcopy(policy), rows, reference, rms, how) for name, how in settings_of.items()]
     spent = race([ours, *naive], rounds, 1, bench.device)
-    workload = _described(settings, policy, scale.tldr, rows, scale.batch)
+    workload = _described(settings, policy, scale.tldr, rows, said)
     for name in settings_of:
         yield bench.compare(f"e-dpo, {scale.members} RMs, over the naive way", workload, spent, "rpo e-dpo", name, 8.0)
 
 
 def _against_trl(bench: Bench, settings: dict[str, Any], shape: Shape, at_least: float | None) -> Iterator[Comparison]:
     scale = bench.scale
-    maker = bench.maker(scale.batch)
+    maker, batch, said = bench.step_maker()
     rounds = scale.rounds
-    rows = pairs(shape, (1 + rounds) * scale.batch, settings["vocab_size"], maker.tokenizer)
+    rows = pairs(shape, (1 + rounds) * batch, settings["vocab_size"], maker.tokenizer)
     bench.reference_logps(settings, rows, maker)
     policy = causal(settings, maker.tokenizer, 0, bench.device.name)
     contestants: list[Contestant] = [
@@ -194,7 +202,7 @@ def _against_trl(bench: Bench, settings: dict[str, Any], shape: Shape, at_least:
         maker.trl(COMPACT, copy.deepcopy(policy), rows, setting="compact"),
     ]
     spent = race(contestants, rounds, 1, bench.device)
-    workload = _described(settings, policy, shape, rows, scale.batch)
+    workload = _described(settings, policy, shape, rows, said)
     yield bench.compare("dpo step", workload, spent, "rpo dpo", TRL, at_least)
     yield bench.compare("dpo step", workload, spent, "rpo dpo", COMPACT, at_least)
 
@@ -240,17 +248,17 @@ def policy_miniature(bench: Bench) -> Iterator[Comparison]:
 def reward_training(bench: Bench) -> Iterator[Comparison]:
     """Reward model training beside TRL's."""
     scale, settings = bench.scale, bench.scale.llama
-    maker = bench.maker(scale.batch)
+    maker, batch, said = bench.step_maker()
     rounds = scale.rounds
-    rows = pairs(scale.tldr, (1 + rounds) * scale.batch, settings["vocab_size"], maker.tokenizer)
+    rows = pairs(scale.tldr, (1 + rounds) * batch, settings["vocab_size"], maker.tokenizer)
     model = reward(settings, maker.tokenizer, 0, bench.device.name)
     contestants: list[Contestant] = [
         maker.our_reward("rpo", copy.deepcopy(model), rows),
         maker.trl_reward("TRL RewardTrainer", copy.deepcopy(model), rows),
     ]
     spent = race(contestants, rounds, 1, bench.device)
-    workload = _described(settings, model, scale.tldr, rows, scale.batch)
-    yield bench.compare("RM training", workload, spent, "rpo", "TRL RewardTrainer", 1.6, "pairs/s", scale.batch)
+    workload = _described(settings, model, scale.tldr, rows, said)
+    yield bench.compare("RM training", workload, spent, "rpo", "TRL RewardTrainer", 1.6, "pairs/s", batch)
 
 
 @torch.inference_mode()
@@ -286,7 +294,7 @@ def scoring(bench: Bench) -> Iterator[Comparison]:
             raise UnequalWork(f"rewards differ by {worst:.2g}")
 
     spent = _in_turn({"rpo": ours, "plain loop": plain}, scale.rounds, bench.device, check)
-    workload = _described(settings, model, scale.tldr, rows, scale.batch) + f", {len(rows)} pairs scored"
+    workload = _described(settings, model, scale.tldr, rows, f"{scale.batch} pairs at a time") + f", {len(rows)} pairs scored"
     yield bench.compare("RM scoring", workload, spent, "rpo", "plain loop", 2.0, "pairs/s", len(rows))
 
 
@@ -308,7 +316,7 @@ def grouping(bench: Bench) -> Iterator[Comparison]:
             one.close()
             if sorted(i for ids in one.ids[:steps] for i in ids) != list(range(steps * scale.batch)):
                 raise UnequalWork(f"{one.name}: not every pair once")
-    workload = _described(settings, policy, scale.tldr, rows, scale.batch)
+    workload = _described(settings, policy, scale.tldr, rows, f"{scale.batch} pairs")
     yield bench.compare("dpo epoch, batches by length", workload, spent, *names.values(), None, "pairs/s", steps * scale.batch)
 
 

@@ -46,6 +46,7 @@ class Scale:
     tldr: Shape
     chat: Shape
     batch: int
+    step: tuple[int, int]  # where steps are compared: pairs at a time, and pieces of this size in an optimiser batch
     rounds: int
     members: int
     scored: int
@@ -75,12 +76,13 @@ def neox(vocab: int, hidden: int, layers: int, heads: int) -> dict[str, Any]:
 TLDR, CHAT = Shape("TL;DR", 375, 40), Shape("chat", 100, 200)
 FULL = Scale(
     llama=llama(16384, 384, 6, 6, 1024), neox=neox(50304, 256, 6, 8), small=llama(1024, 128, 3, 4, 256), tldr=TLDR, chat=CHAT,
-    batch=8, rounds=3, members=5, scored=160, sampled=(24, 40), sampled_lengths=(10, 128), miniature_steps=40, pairs=(32, 64, 96, 128),
+    batch=8, step=(4, 4),  # the paper's optimiser batch
+    rounds=3, members=5, scored=160, sampled=(24, 40), sampled_lengths=(10, 128), miniature_steps=40, pairs=(32, 64, 96, 128),
     grids=((1, 1), (1, 2), (2, 1), (2, 2), (3, 2), (2, 3)),
 )  # fmt: skip
 TOY = replace(
     FULL, llama=llama(64, 16, 1, 2, 16), neox=neox(64, 16, 1, 2), small=llama(64, 16, 1, 2, 16), tldr=replace(TLDR, prompt=12, response=4),
-    chat=replace(CHAT, prompt=4, response=8), batch=2, rounds=1, members=2, scored=4, sampled=(2, 3), sampled_lengths=(1, 8),
+    chat=replace(CHAT, prompt=4, response=8), batch=2, step=(1, 2), rounds=1, members=2, scored=4, sampled=(2, 3), sampled_lengths=(1, 8),
     miniature_steps=1, pairs=(2, 4, 6), grids=((1, 1), (1, 2)), memory_runs=1,
 )  # fmt: skip
 

@@ -43,16 +43,20 @@ def test_every_benchmark_does_equal_work_for_one_step_at_toy_size(tmp_path: Path
 def test_a_ratio_between_unequal_work_is_refused() -> None:
     from benchmarks.contestants import Loop, UnequalWork, same_work
 
-    def taken(name: str, loss: float, ids: list[int], kind: str = "dpo") -> Loop:
-        one = Loop(name, kind, iter([torch.tensor(loss)]), [ids])
+    def taken(name: str, loss: float, *ids: list[int], kind: str = "dpo") -> Loop:
+        one = Loop(name, kind, iter([torch.tensor(loss)]), [*ids], len(ids))
         one.step()
         return one
 
-    same_work([taken("a", 0.7, [1, 2]), taken("b", 0.70005, [1, 2]), taken("other objective", 3.0, [1, 2], "e-dpo")], 1e-4)
+    same_work([taken("a", 0.7, [1, 2]), taken("b", 0.70005, [1, 2]), taken("other objective", 3.0, [1, 2], kind="e-dpo")], 1e-4)
     with pytest.raises(UnequalWork, match="losses of b and a differ"):
         same_work([taken("a", 0.7, [1, 2]), taken("b", 0.7002, [1, 2])], 1e-4)
     with pytest.raises(UnequalWork, match="b saw other rows than a"):
-        same_work([taken("a", 0.7, [1, 2]), taken("b", 0.7, [2, 1])], 1e-4)
+        same_work([taken("a", 0.7, [1, 2]), taken("b", 0.7, [2, 3])], 1e-4)
+    # A batch may be cut as one likes: what counts is which rows a step was taken on.
+    same_work([taken("a", 0.7, [1, 2], [3, 4]), taken("b", 0.7, [4, 1], [2, 3])], 1e-4)
+    with pytest.raises(UnequalWork, match="b saw other rows than a"):
+        same_work([taken("a", 0.7, [1, 2], [3, 4]), taken("b", 0.7, [1, 2], [3, 5])], 1e-4)
 
 
 def test_committed_table_has_the_committed_results() -> None:

@@ -51,7 +51,7 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
         self._recent: dict[str, list[torch.Tensor]] = {}
         super().__init__(**kwargs)
         if members is not None:
-            self.add_callback(_EndOfStep(self))
+            self.add_callback(EndOfStep(self))
 
     # The private names of TRL 1.16 that are replaced: rows come tokenised, with reference log-probs.
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -182,10 +182,10 @@ def rival_losses(recipe: PolicyRecipe, delta_h: torch.Tensor, logps: torch.Tenso
     return simpo_losses(logps[chosen], logps[rejected], lengths[chosen], lengths[rejected], recipe.beta, recipe.simpo_gamma)
 
 
-class _EndOfStep(TrainerCallback):
+class EndOfStep(TrainerCallback):
     """Closes an optimiser step of the ensemble's min, before a checkpoint is written."""
 
-    def __init__(self, trainer: PolicyTrainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
