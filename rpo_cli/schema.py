@@ -188,7 +188,8 @@ class TrainingRecipe(ModelSource, FourBits):
     train_sampling_strategy: Literal["random", "group_by_length"] = added(
         "random",
         "group_by_length: the rows of an optimiser batch are of about equal length, so that less is padding; such a batch no longer stands "
-        "for the data, which matters where it decides something (ensemble_min: batch) and where the bias is one of length",
+        "for the data, which matters where it decides something (ensemble_min: batch) and where the bias is one of length. Of either kind, "
+        "a batch is cut into its pieces from the longest row to the shortest",
     )
     per_device_eval_batch_size: PositiveInt = cosmetic(64, "rows at a time where nothing is learnt")
     optim: str = "adamw_torch"
