@@ -49,10 +49,14 @@ class Buckets:
 
 
 def for_batches(rows: Sequence[Shape], batches: Sequence[Sequence[int]]) -> Buckets:
-    """Buckets for exactly these batches, each a list of row numbers."""
+    """Buckets for exactly these batches, each a list of row numbers, the last one filled up to the size of the others."""
+    return _buckets(rows, batches, max(map(len, batches)), [])
+
+
+def _buckets(rows: Sequence[Shape], batches: Sequence[Sequence[int]], size: int, besides: Sequence[Shape]) -> Buckets:
+    """Buckets for batches of `size` rows; shapes `besides` must fit too, and do not count as padding."""
     needed = [longest([rows[i] for i in batch]) for batch in batches]
-    chosen = _fit(needed)
-    size = max(map(len, batches))
+    chosen = _fit([*needed, *besides])
     made = Buckets(chosen, 0, 0)
     real = sum(sum(rows[i]) for batch in batches for i in batch)
     padded, cut = sum(sum(made.of(shape)) for shape in needed) * size, sum(sum(shape) for shape in needed) * size
@@ -60,7 +64,7 @@ def for_batches(rows: Sequence[Shape], batches: Sequence[Sequence[int]]) -> Buck
 
 
 def for_training(rows: Sequence[Shape], size: int, together: int = 1) -> Buckets:
-    """Buckets for batches of `size` rows, of which the last holds the longest rows there are.
+    """Buckets for batches of `size` rows, and for one that holds the longest rows there are.
 
     Rows are drawn at random for `together` batches at once, an optimiser's, which are cut from the longest row to the shortest.
     """
@@ -71,8 +75,7 @@ def for_training(rows: Sequence[Shape], size: int, together: int = 1) -> Buckets
         if together > 1:
             drawn.sort(key=lambda i: -sum(rows[i]))
         batches += [drawn[start : start + size] for start in range(0, len(drawn), size)]
-    widest, deepest = (max(range(len(rows)), key=lambda i, side=side: rows[i][side]) for side in (0, 1))  # type: ignore[misc]
-    return for_batches(rows, [*batches, [widest, deepest]])
+    return _buckets(rows, batches, size, [longest(rows)])
 
 
 def longest(rows: Sequence[Shape]) -> Shape:

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rpo_cli import xla_probe
@@ -267,8 +268,7 @@ def prepare(threads: int | None) -> None:
     """Fix what would let the same seed give another result: thread count and algorithm choice."""
     import torch
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(_own_threads() if threads is None else threads)
     if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # what `cuda` without a number means from here on
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -277,6 +277,14 @@ def prepare(threads: int | None) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if os.environ.get("USE_TORCH_XLA") == "1":
         _mend_transformers()
+
+
+@cache
+def _own_threads() -> int:
+    """The threads of this process before any stage asked for a number of them, which is no other stage's."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _mend_transformers() -> None:

@@ -17,7 +17,7 @@ from rpo_cli.disk import no_room
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.plan import External, Stage
 from rpo_cli.tracking import Report, Silence
-from rpo_cli.workspace import Workspace, git_revision, versions
+from rpo_cli.workspace import MANIFEST, Workspace, git_revision, read_json, versions
 
 QUIET_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -37,6 +37,7 @@ class Job:
     recipe: Any
     identity: dict[str, Any]
     inputs: dict[str, Path]
+    artifacts: tuple[str, ...]  # the inputs that are artifacts of this workspace
     revisions: dict[str, str | None]
     options: dict[str, Any]
     files: dict[str, str]
@@ -64,8 +65,9 @@ def job_of(
         else:
             inputs[name] = workspace.root / needed.path
     return Job(
-        stage.kind, stage.path, stage.recipe, stage.identity, inputs, revisions, dict(stage.options), dict(stage.files),
-        workspace.root, workspace.suite, inherited, force, launch if processes.leaves(stage.kind, launch) else None,
+        stage.kind, stage.path, stage.recipe, stage.identity, inputs, tuple(sorted(set(inputs) - set(revisions))), revisions,
+        dict(stage.options), dict(stage.files), workspace.root, workspace.suite, inherited, force,
+        launch if processes.leaves(stage.kind, launch) else None,
     )  # fmt: skip
 
 
@@ -148,6 +150,7 @@ def _build(job: Job, workspace: Workspace, directory: Path, progress: Callable[[
     """Run the stage in the directory that is held for it, and publish."""
     with logged(directory / "log.txt"):
         started = time.monotonic()
+        _check_inputs(job)
         with told_in_a_line(job):
             metrics, device, warnings = run_here(job, progress) if job.launch is None else processes.run(job, progress)
         manifest = {
@@ -163,8 +166,16 @@ def _build(job: Job, workspace: Workspace, directory: Path, progress: Callable[[
             "seconds": round(time.monotonic() - started, 2),
             "metrics": metrics,
         } | ({"warnings": warnings} if warnings else {})
+        _check_inputs(job)
         workspace.publish(job.path, manifest)
     return manifest
+
+
+def _check_inputs(job: Job) -> None:
+    """Raise RunFailed when an input is no longer the one that this artifact's key names: another command made it anew meanwhile."""
+    for name in job.artifacts:
+        if (read_json(job.inputs[name] / MANIFEST) or {}).get("key") != job.identity["inputs"][name]:
+            raise RunFailed(f"{job.path}: {job.inputs[name]} was changed by another command meanwhile; run the same command again")
 
 
 class _LogFile(logging.FileHandler):

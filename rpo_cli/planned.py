@@ -17,7 +17,7 @@ from rpo_cli.columns import aligned
 from rpo_cli.errors import BadInput
 from rpo_cli.pipeline import Todo, what_to_run
 from rpo_cli.plan import Stage, walk
-from rpo_cli.protocol import Cell, Keep
+from rpo_cli.protocol import Cell, Keep, read_by
 from rpo_cli.session import Session
 from rpo_cli.workspace import Workspace
 
@@ -88,7 +88,7 @@ def plan_only(
     """Print the plan of these cells on stdout (as JSON with --json), its first stages on stderr; build nothing."""
     workspace = session.open(suite)
     workspace.check()
-    targets = [cell.evaluation for cell in (*validation, *test)]
+    targets = read_by([*validation, *test])
     todo = what_to_run(targets, workspace)
     stages = walk(targets)
     session.announce(todo, len(stages) - len(todo), workspace)

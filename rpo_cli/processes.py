@@ -125,6 +125,8 @@ def check(stage: Stage, launch: Launch) -> None:
         raise BadInput(f"{shown(launch.config)}: distributed_type: FSDP trains no adapters, but {stage.path} has use_peft; take MULTI_GPU")
     if launch.strategy == "XLA":
         return
+    if launch.use_cpu and (found := devices.choose(stage.recipe)).name != "cpu":
+        raise BadInput(f"{shown(launch.config)}: use_cpu: true, but {stage.path} runs on {found}; give --device cpu")
     try:
         share(stage.recipe, launch.processes)
     except BadInput as error:

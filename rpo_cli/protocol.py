@@ -60,6 +60,18 @@ def grid_of(policy: Loaded) -> tuple[str, list[float]]:
     return name, [float(value) for value in values]
 
 
+def read_by(cells: Sequence[Cell]) -> list[Stage]:
+    """What a figure of these cells reads: their evaluations, and the baselines' own, which an evaluation is not looked behind for."""
+    found = (cell.evaluation.inputs.get("baseline") for cell in cells)
+    baselines = {stage.path: stage for stage in found if isinstance(stage, Stage)}
+    return [*(cell.evaluation for cell in cells), *baselines.values()]
+
+
+def bias_of(member: str) -> float | None:
+    """The b that a member of an ensemble is named for; None where members are listed: m0, m1, …"""
+    return float(member) if member.replace(".", "").isdigit() else None
+
+
 def same_budget(grids: Mapping[str, tuple[str, Sequence[float]]]) -> None:
     """Raise BadInput for grids of different sizes."""
     sizes = {label: len(values) for label, (_, values) in grids.items()}
@@ -166,7 +178,8 @@ class WeightKeeper:
     """Drops the weights of policies that a sweep no longer needs: of each policy and rho, all values but the best so far.
 
     The best is the one that `choose` will choose: by the mean over seeds, known when a value has been evaluated under each.
-    `keep` none: no policy stays once it has been evaluated; all: every one does.
+    `keep` none: no policy stays once it has been evaluated; all: every one does. The cells' hub names must be pinned: what an
+    earlier run evaluated is known by its key.
     """
 
     def __init__(self, cells: Sequence[Cell], workspace: Workspace, keep: Keep = "best") -> None:
@@ -223,8 +236,14 @@ def gather(cells: Sequence[Cell], workspace: Workspace) -> tuple[pd.DataFrame, p
             continue
         first = first or manifest
         truncated = cast(schema.EvaluateRecipe, cell.evaluation.recipe).truncated
-        baseline_path = cast(Stage, cell.evaluation.inputs["baseline"]).path
+        baseline = cast(Stage, cell.evaluation.inputs["baseline"])
+        baseline_path = baseline.path
         if baseline_path not in baselines:
+            if (workspace.manifest(baseline_path) or {}).get("key") != baseline.key:
+                raise BadInput(
+                    f"{workspace.root / baseline_path}: not what {cell.evaluation.path} was compared with, but gone, or made with other "
+                    "settings; rpo figure without --allow-missing makes it again"
+                )
             baselines[baseline_path] = per_prompt(pd.read_parquet(workspace.root / baseline_path / "samples.parquet"), truncated)
         policy = per_prompt(pd.read_parquet(workspace.root / cell.evaluation.path / "samples.parquet"), truncated)
         joined = policy.join(baselines[baseline_path].add_suffix("_baseline"), how="inner")
@@ -246,9 +265,9 @@ def gather(cells: Sequence[Cell], workspace: Workspace) -> tuple[pd.DataFrame, p
         policy_manifest = workspace.manifest(cell.policy_path) or {"metrics": {}}
         revisions |= {str(found.get("git")) for found in (manifest, policy_manifest)}
         choices += [
-            {"policy": cell.policy, "rho": cell.table_rho, "seed": cell.seed, "member": float(key.split("/")[1]), "share": share}
+            {"policy": cell.policy, "rho": cell.table_rho, "seed": cell.seed, "member": bias, "share": share}
             for key, share in policy_manifest["metrics"].items()
-            if key.startswith("members/") and key.split("/")[1].replace(".", "").isdigit()
+            if key.startswith("members/") and (bias := bias_of(key.removeprefix("members/"))) is not None
         ]
     if not frames:
         raise BadInput(f"{workspace.root}: no cell of this figure has been evaluated")

@@ -14,7 +14,7 @@ from rpo_cli.budget import Budget, leave_out_of_grids, select
 from rpo_cli.errors import BadInput
 from rpo_cli.plan import Stage, rho_folder
 from rpo_cli.planned import Question, plan_only
-from rpo_cli.protocol import Cell, Cells, WeightKeeper, gather, write_csv
+from rpo_cli.protocol import Cell, Cells, WeightKeeper, bias_of, gather, read_by, write_csv
 from rpo_cli.recipes import Loaded, load, variant_overrides
 from rpo_cli.session import Session
 from rpo_cli.study_tuning import Tuning, grids_of, planned, tune, tuning_cells
@@ -92,7 +92,7 @@ def run_study(
         plan_only(session, recipe.suite, selection, validation, cells, "best" if tuning is None else tuning.keep, question)
         return
     finished = WeightKeeper(cells, session.open(recipe.suite), "none" if tuning is not None and tuning.keep == "none" else "all")
-    workspace = session.make([cell.evaluation for cell in cells], recipe.suite, finished=finished)
+    workspace = session.make(read_by(cells), recipe.suite, finished=finished)
     if session.dry_run:
         return
     frame, choices, curves, provenance = gather_study(cells, workspace, kind)
@@ -170,6 +170,10 @@ def _curve(cell: Cell, workspace: Workspace) -> pd.DataFrame:
     import pandas as pd
 
     lines = pd.read_json(workspace.root / cell.policy_path / "metrics.jsonl", lines=True)
+    if "rewards/chosen" not in lines:
+        recipe = cast(schema.PolicyRecipe, cell.loaded.recipe)
+        steps = f"{recipe.max_steps} steps with logging_steps: {recipe.logging_steps}"
+        raise BadInput(f"{cell.policy_path}: {steps} leave no line of log-ratios to draw; set a smaller logging_steps")
     name, value = cell.strength
     strength = 1.0 if name == "tau" else value  # rewards are beta times the log-ratio, ipo's the log-ratio
     columns = {
@@ -193,9 +197,9 @@ def member_table(cells: Sequence[Cell], workspace: Workspace) -> pd.DataFrame:
         policy = cast(Stage, cell.evaluation.inputs["policy"])
         for name, scores in policy.inputs.items():
             member = name.removeprefix("scores/")
-            if f"members/{member}" in metrics:
+            if f"members/{member}" in metrics and (bias := bias_of(member)) is not None:
                 scored = (workspace.manifest(cast(Stage, scores).path) or {})["metrics"]
-                row = {"policy": cell.policy, "rho": cell.table_rho, "seed": cell.seed, "member": float(member)}
+                row = {"policy": cell.policy, "rho": cell.table_rho, "seed": cell.seed, "member": bias}
                 row |= {"share": metrics[f"members/{member}"], "temperature": metrics[f"temperature/{member}"]}
                 rows.append(row | {"margin_rms": scored["train/margin_rms"]})
     return pd.DataFrame(rows)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
-from rpo_cli import schema
+from rpo_cli import schema, snapshots
 from rpo_cli.budget import spread
 from rpo_cli.errors import BadInput
 from rpo_cli.pipeline import what_to_run
-from rpo_cli.protocol import Cell, Cells, Keep, WeightKeeper, at_edge, choose, grid_of, same_budget, validation_table
+from rpo_cli.protocol import Cell, Cells, Keep, WeightKeeper, at_edge, choose, grid_of, read_by, same_budget, validation_table
 from rpo_cli.recipes import Loaded, load, variant_overrides
 from rpo_cli.session import Session
 from rpo_cli.sweeping import Chosen, choice_table
@@ -69,9 +69,8 @@ def tune(session: Session, loaded: Loaded, rhos: Sequence[float | None], seeds: 
     suite = loaded.recipe.suite
     workspace = session.open(suite)
     session.say(f"tuning: {len(cells)} cells on validation prompts")
-    session.make(
-        [cell.evaluation for cell in cells], suite, finished=WeightKeeper(cells, workspace, "all" if tuning.keep == "all" else "best")
-    )
+    snapshots.pin([cell.evaluation for cell in cells], workspace)
+    session.make(read_by(cells), suite, finished=WeightKeeper(cells, workspace, "all" if tuning.keep == "all" else "best"))
     rows = validation_table(cells, workspace)
     chosen = choose(rows)
     if not session.as_json:

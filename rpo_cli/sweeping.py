@@ -8,11 +8,11 @@ from typing import Any, cast
 
 from rich.table import Table
 
-from rpo_cli import schema
+from rpo_cli import schema, snapshots
 from rpo_cli.budget import Budget, Selection, leave_out_of_grids, select, spread
 from rpo_cli.errors import BadInput
 from rpo_cli.planned import Question, plan_only
-from rpo_cli.protocol import Cell, Cells, Keep, WeightKeeper, at_edge, choose, gather, stem, validation_table, write_csv
+from rpo_cli.protocol import Cell, Cells, Keep, WeightKeeper, at_edge, choose, gather, read_by, stem, validation_table, write_csv
 from rpo_cli.recipes import Loaded, article, load, require_writable, write_by_rho
 from rpo_cli.session import Session, suite_rhos
 
@@ -64,7 +64,8 @@ def sweep(session: Session, loaded: Loaded, selection: Selection, maker: Cells, 
     suite = loaded.recipe.suite
     workspace = session.open(suite)
     _announce(session, selection, len(cells))
-    session.make([cell.evaluation for cell in cells], suite, finished=WeightKeeper(cells, workspace, keep))
+    snapshots.pin([cell.evaluation for cell in cells], workspace)
+    session.make(read_by(cells), suite, finished=WeightKeeper(cells, workspace, keep))
     rows = validation_table(cells, workspace)
     file = workspace.root / "sweeps" / f"{loaded.path.stem}.csv"
     write_csv(rows, file)
@@ -157,9 +158,7 @@ def run_figure2(
         return
     if not allow_missing:
         # After the test there is nothing left to evaluate: with `none` not even the best policies stay.
-        session.make(
-            [cell.evaluation for cell in cells], suite, finished=WeightKeeper(cells, workspace, "none" if keep == "none" else "all")
-        )
+        session.make(read_by(cells), suite, finished=WeightKeeper(cells, workspace, "none" if keep == "none" else "all"))
         for cell in cells if keep == "none" else ():
             workspace.drop_weights(cell.policy_path)  # of cells that needed no evaluation any more
     frame, choices, provenance = gather(cells, workspace)

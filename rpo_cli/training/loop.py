@@ -247,11 +247,19 @@ def train(
     checkpoint = last_checkpoint(report.job.directory / "checkpoints", trainer.args.max_steps)
     if checkpoint is not None:
         restore(read_json(checkpoint / STATE) or {})
+        _relocate(checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not losses:
         return {}
     return {"first_loss": losses[0], "last_loss": losses[-1]}
+
+
+def _relocate(checkpoint: Path) -> None:
+    """Name the best checkpoint so far as it is reached from here: Trainer forgets one that it does not find, and keeps the last step."""
+    state = read_json(checkpoint / "trainer_state.json") or {}
+    if (best := state.get("best_model_checkpoint")) is not None:
+        write_json(checkpoint / "trainer_state.json", state | {"best_model_checkpoint": str(checkpoint.parent / Path(best).name)})
 
 
 def lora_of(recipe: TrainingRecipe, task: str) -> Any:

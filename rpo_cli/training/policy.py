@@ -208,6 +208,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
         members = MemberChoice(recipe.ensemble_min, list(teachers.temperatures), margins, recipe.ema_decay)
     load = partial(load_causal, job.inputs["model"], recipe, tokenizer=tokenizer, revision=job.revisions.get("model"))
     bits = four_bits(recipe, device)
+    torch.manual_seed(seed)
     model = load(device=device, training=True, bits=bits)
     with_reference = recipe.objective in PESSIMISTIC and recipe.kl_estimator == "full"
     kl_reference = load(device=device, bits=bits) if with_reference else None

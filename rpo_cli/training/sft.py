@@ -79,6 +79,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     else:
         tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
         load = partial(load_causal, job.inputs["model"], recipe, tokenizer=tokenizer, revision=job.revisions.get("model"), training=True)
+        torch.manual_seed(seed)  # embeddings of new tokens are drawn
         model = load(device=device, bits=four_bits(recipe, device))
         whole_base = partial(load, device=devices.CPU)
     tokens = tokenise(rows, columns_of(recipe.table)[1:], tokenizer, recipe.max_length, recipe.overlong, f"{job.path}: {recipe.table}")
