@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -194,7 +195,8 @@ def train_policy(
 ) -> None:  # fmt: skip
     """Train a policy (dpo, ipo, d-dpo, p-dpo, dp-dpo, e-dpo), building every input that is missing."""
     session = _session(**locals())
-    _many(session, "policy", ("rpo evaluate", Path(recipe).name, _at(rho)))
+    changed = "".join(f" --set {shlex.quote(change)}" for change in overrides or ())
+    _many(session, "policy", ("rpo evaluate", Path(recipe).name, _at(rho) + changed))
 
 
 @app.command("evaluate", epilog="Example: rpo evaluate --recipe e-dpo.yaml --rho 0.2 --split test")

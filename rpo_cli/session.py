@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -131,6 +132,11 @@ class Session:
             self.say(f"  {item.stage.kind:9} {item.stage.path}  ({item.reason})")
         if len(todo) > MANY:
             self.say(f"  ... and {len(todo) - MANY} more")
+        if stale := _built_on(todo, workspace):
+            self.say(
+                f"note: replaces finished artifacts on which {stale} others in {workspace.root} were built, which become stale; "
+                "--workspace keeps trials apart"
+            )
         unmeasured = [t for t in todo if isinstance(t.stage.recipe, schema.TrainingRecipe) and t.stage.recipe.expected_seconds is None]
         if unmeasured:
             self.say(f"expected: unknown, {len(unmeasured)} trainings have no expected_seconds; the ETA follows their steps")
@@ -168,7 +174,25 @@ class Session:
                 grid.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
             self.out.print(grid)
         if next_command:
-            self.say(f"next: {next_command}")
+            given = {"--workspace": self.workspace, "--seed": self.seed, "--device": self.device}
+            options = [f" {name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
+            self.say(f"next: {next_command}{''.join(options)}")
+
+
+def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
+    """How many finished artifacts, besides those of the plan, rest on finished ones that it replaces by others."""
+    planned = {item.stage.path for item in todo}
+    stale = {found["key"] for item in todo if (found := workspace.manifest(item.stage.path)) and found["key"] != item.stage.key}
+    if not stale:
+        return 0
+    others = {path: found for path, found in workspace.artifacts() if found is not None and path not in planned}
+    reached: set[str] = set()
+    while True:
+        further = {path for path, manifest in others.items() if stale & set(manifest["inputs"].values())} - reached
+        if not further:
+            return len(reached)
+        reached |= further
+        stale |= {others[path]["key"] for path in further}
 
 
 def cut_of(recipe: schema.TrainingRecipe, launch: processes.Launch | None) -> str:

@@ -26,6 +26,7 @@ from rpo_cli.errors import BadInput, RunFailed
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
+REPLACED = ".replaced"
 SMALL_FILE = 64 * 2**20
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "peft", "bitsandbytes", "numpy", "wandb")
 
@@ -159,23 +160,34 @@ class Workspace:
     def building(self, path: str, identity: Mapping[str, Any], *, force: bool = False) -> Iterator[Path | None]:
         """Hold the artifact's directory while it is built; keep an unfinished one only if it was started for this key.
 
-        Yields None when another command finished it in the meantime, and there is nothing left to do.
+        A finished artifact of another key is set aside until the new one is published: bad input brings it back, and so does
+        asking for it again. Yields None when another command finished it in the meantime, and there is nothing left to do.
         """
-        directory = self.root / path
+        directory, aside = self.root / path, self.root / REPLACED / path
         locks = self.root / ".locks"
         locks.mkdir(exist_ok=True)
         with FileLock(locks / (path.replace("/", "__") + ".lock")):
             if not force and self.why_stale(path, identity, weights=True) is None:
                 yield None
                 return
+            old = read_json(aside / MANIFEST) or {}
+            if not force and old.get("key") == identity["key"] and old.get("weights") != "dropped":
+                _move(aside, directory)
+                yield None
+                return
             started = read_json(directory / STARTED)
             if started is None or started.get("key") != identity["key"] or (directory / MANIFEST).exists():
-                # The manifest goes first: a kill in the middle must not leave a finished-looking ruin.
-                (directory / MANIFEST).unlink(missing_ok=True)
+                if (directory / MANIFEST).exists():
+                    _move(directory, aside)
                 shutil.rmtree(directory, ignore_errors=True)
                 directory.mkdir(parents=True, exist_ok=True)
                 write_json(directory / STARTED, dict(identity))
-            yield directory
+            try:
+                yield directory
+            except BadInput:
+                if aside.exists():
+                    _move(aside, directory)
+                raise
 
     def is_building(self, path: str, identity: Mapping[str, Any]) -> bool:
         """Whether the artifact's directory was made ready for this key, and is not finished."""
@@ -186,6 +198,7 @@ class Workspace:
         directory = self.root / path
         write_json(directory / MANIFEST, dict(manifest))
         (directory / STARTED).unlink(missing_ok=True)
+        shutil.rmtree(self.root / REPLACED / path, ignore_errors=True)
 
     def drop_weights(self, path: str) -> None:
         """Delete a finished artifact's model weights; manifest, metrics and logs stay."""
@@ -199,10 +212,17 @@ class Workspace:
     def artifacts(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
         """Every artifact, finished (with its manifest) or not (None), by path."""
         for file in sorted(self.root.rglob("*.json")):
-            if file.name in (MANIFEST, STARTED):
-                path = str(file.parent.relative_to(self.root))
-                if file.name == MANIFEST or not (file.parent / MANIFEST).exists():
-                    yield path, read_json(file) if file.name == MANIFEST else None
+            path = str(file.parent.relative_to(self.root))
+            finished = file.name == MANIFEST
+            if (finished or (file.name == STARTED and not (file.parent / MANIFEST).exists())) and not path.startswith(REPLACED):
+                yield path, read_json(file) if finished else None
+
+
+def _move(source: Path, target: Path) -> None:
+    """Put a directory in the place of another, in one step: a kill leaves the one or the other, whole."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(source, target)
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

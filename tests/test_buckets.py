@@ -50,6 +50,11 @@ def test_rows_of_one_length_need_one_shape() -> None:
     assert for_training([(14, 12)] * 50, 8).shapes == ((16, 16),)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_rows_that_fill_their_shape_have_no_padding(size: int) -> None:
+    assert for_training([(16, 16)] * 64, size).padding == 0
+
+
 def test_pieces_of_a_sorted_batch_are_padded_less() -> None:
     alone, together = for_training(ROWS, 4), for_training(ROWS, 4, 8)
     assert together.padding < alone.padding - 0.1 and together.ragged < alone.ragged - 0.1

@@ -187,6 +187,14 @@ def test_threads_and_processes_may_add_to_one_file(tmp_path: Path) -> None:
     assert len(file.read_bytes().splitlines()) == 160
 
 
+def test_of_two_processes_that_asked_the_same_both_take_the_answer_that_is_kept(tmp_path: Path) -> None:
+    one, other = Verdicts(tmp_path / "verdicts.jsonl"), Verdicts(tmp_path / "verdicts.jsonl")
+    one.add("key", Answer("A", "first", 1, 1))
+    other.add("key", Answer("B", "second", 1, 1))
+    assert one["key"] == other["key"] == Verdicts(one.file)["key"] == Answer("A", "first", 1, 1)
+    assert len(one.file.read_bytes().splitlines()) == 1
+
+
 # ── What verdicts say ───────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import RHO, SEED, Tiny, manifest
 
 from rpo_cli import devices
@@ -46,6 +47,24 @@ def test_a_workspace_on_another_machine_is_stale_from_the_first_model_on(tiny: T
     assert f"{SEED}/data" not in found and len(found) == 15
     for stage in walk([tiny.stage("e-dpo.yaml")]):
         assert ("dtype" in stage.identity["recipe"]) == (stage.kind in WITH_MODEL)
+
+
+def test_threads_that_one_stage_asks_for_are_not_the_next_ones() -> None:
+    devices.prepare(None)
+    own = torch.get_num_threads()
+    devices.prepare(own + 1)
+    assert torch.get_num_threads() == own + 1
+    devices.prepare(None)
+    assert torch.get_num_threads() == own
+
+
+def test_processes_on_the_cpu_are_refused_where_the_plan_is_for_a_gpu(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_open(tiny)
+    preset = Path(__file__).parents[1] / "recipes/accelerate/cpu-2.yaml"
+    tiny.run("train-sft", "sft.yaml", "--accelerate", preset, "--dry-run")
+    monkeypatch.setattr(devices, "choose", lambda recipe: GPU)
+    said = tiny.run("train-sft", "sft.yaml", "--accelerate", preset, code=2).stderr.splitlines()[-1]
+    assert "cpu-2.yaml: use_cpu: true, but seed-0/sft runs on cuda" in said and said.endswith("give --device cpu")
 
 
 def test_a_dtype_that_a_recipe_names_is_not_asked_of_the_machine(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

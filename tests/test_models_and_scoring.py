@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RHO, Tiny, column, manifest
+from conftest import RHO, Tiny, column, manifest, weights
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -26,9 +26,11 @@ from rpo_cli.data.pairs import TokenRow, read_rows, tokenise, write_rows
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.generation import sample
+from rpo_cli.jobs import job_of, run_job
 from rpo_cli.models import load_causal, load_reward, load_tokenizer, new_causal, require_same_tokens
 from rpo_cli.schema import ScoringRecipe
 from rpo_cli.scoring import logps, pair_rewards, rewards
+from rpo_cli.workspace import Workspace
 
 CPU = Device("cpu", "float32", "test")
 RECIPE = ScoringRecipe(stage="scores", threads=1)
@@ -219,12 +221,40 @@ def test_held_out_accuracy_is_a_plain_count(built: Tiny, tokenizer: Any, rows: l
     assert manifest(built.root, f"{RHO}/scores/rm/b-0.2")["metrics"]["held_out/accuracy"] == metrics["held_out_accuracy"]
 
 
-def test_early_stopping_keeps_the_evaluated_step_of_least_held_out_loss(tiny: Tiny) -> None:
+def turn_labels_round(tiny: Tiny) -> None:
+    """Held-out pairs on which the loss grows as the model learns: the last step is not the best one."""
     held_out = tiny.root / RHO / "splits/held_out.parquet"
-    # Labels turned round, so that the loss grows as the model learns and the last step is not the best one.
     write_rows([row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in read_rows(held_out)], held_out)
-    settings = ("stopping=early", "eval_steps=1", "max_steps=8", "learning_rate=0.03", "per_device_eval_batch_size=7")
-    directory, found = tiny.make("rm.yaml", *settings)
+
+
+EARLY = ("stopping=early", "eval_steps=1", "max_steps=8", "learning_rate=0.03", "per_device_eval_batch_size=7")
+
+
+def test_an_early_stopped_run_goes_on_elsewhere_and_keeps_the_best_step(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn_labels_round(tiny)
+    directory, _ = tiny.make("rm.yaml", *EARLY)
+    expected = weights(directory)
+
+    def press(step: int, of: int) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.chdir(tiny.root.parent)
+    shutil.rmtree(directory)
+    with pytest.raises(KeyboardInterrupt):
+        Tiny(tiny.suite, Path(tiny.root.name)).make("rm.yaml", *EARLY, progress=press)  # a relative workspace, as one types it
+    stage = tiny.stage("rm.yaml", *EARLY)
+    moved = Workspace(Path(shutil.move(tiny.root, tmp_path / "elsewhere")), tiny.suite.name)
+    assert list((moved.root / stage.path).glob("checkpoints/*/rpo_state.json"))
+    run_job(job_of(stage, moved, {}), lambda step, of: None)
+    assert weights(moved.root / stage.path) == expected
+
+
+def test_early_stopping_keeps_the_evaluated_step_of_least_held_out_loss(tiny: Tiny) -> None:
+    turn_labels_round(tiny)
+    directory, found = tiny.make("rm.yaml", *EARLY)
     losses = column(directory, "eval_loss")
     assert len(losses) == 8 and min(losses) < losses[-1] - 1e-3
     assert found["metrics"]["held_out_loss"] == pytest.approx(min(losses), abs=1e-6)

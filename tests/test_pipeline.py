@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from conftest import RHO, Tiny, journal, manifest, rpo, weights
 
+from rpo_cli.errors import RunFailed
+from rpo_cli.jobs import job_of, run_job
 from rpo_cli.progress import PlanProgress
 from rpo_cli.training.loop import STATE
 from rpo_cli.training.policy import PolicyTrainer
-from rpo_cli.workspace import Workspace, versions
+from rpo_cli.workspace import Workspace, versions, write_json
 
 POLICY = f"{RHO}/policies/e-dpo/beta-0.2"
 EVALUATION = f"{RHO}/evaluations/e-dpo/beta-0.2/test"
@@ -177,6 +179,56 @@ def test_ctrl_c_says_how_to_go_on(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -
     result = tiny.run("train-policy", "dpo.yaml", code=130)
     assert result.stderr.splitlines()[-1] == "interrupted; the same command goes on from here"
     assert not list((tiny.root / RHO / "policies/dpo").rglob("manifest.json"))
+
+
+def test_bad_input_found_late_costs_no_finished_artifact(tiny: Tiny) -> None:
+    before = files(tiny.root)
+    result = tiny.run("train-sft", "sft.yaml", "--set", "max_steps=3", "--set", "pad_token=</s>", code=2)
+    assert "EOS" in result.stderr.splitlines()[-1]
+    assert files(tiny.root) == before
+    assert plan(tiny, "evaluate", "e-dpo.yaml") == {}
+
+
+def test_what_a_trial_replaced_is_there_until_the_trial_is_finished(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files(tiny.root)
+
+    def press(self: PlanProgress, path: str, step: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlanProgress, "step", press)
+        said = tiny.run("train-sft", "sft.yaml", "--set", "max_steps=9", code=130).stderr
+    # Two policies and an evaluation with all they rest on; sft itself and data are not built on it.
+    stale = len(list(Workspace(tiny.root, "tiny").artifacts())) - 2
+    assert f"note: replaces finished artifacts on which {stale} others in {tiny.root} were built" in said
+    assert weights(tiny.root / ".replaced/seed-0/sft") == before["seed-0/sft/model.safetensors"][1]
+    assert "note: replaces" not in tiny.run("train-sft", "sft.yaml").stderr
+    assert files(tiny.root) == before  # brought back, not trained again
+    tiny.run("train-sft", "sft.yaml", "--set", "max_steps=9")
+    assert not (tiny.root / ".replaced/seed-0/sft").exists()
+    assert weights(tiny.root / "seed-0/sft") != before["seed-0/sft/model.safetensors"][1]
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_an_input_that_another_command_made_anew_is_noticed(tiny: Tiny, when: str) -> None:
+    job = job_of(tiny.stage("e-dpo.yaml", "beta=0.7"), Workspace(tiny.root, "tiny"), {})
+    file = tiny.root / f"{RHO}/scores/rm/b-0.2/manifest.json"
+
+    def another_command() -> None:
+        write_json(file, json.loads(file.read_text()) | {"key": "another"})
+
+    if when == "before":
+        another_command()
+    with pytest.raises(RunFailed, match=r"scores/rm/b-0.2 was changed by another command meanwhile; run the same command again"):
+        run_job(job, lambda step, of: another_command() if when == "meanwhile" else pytest.fail("it trained"))
+    assert not (job.directory / "manifest.json").exists()
+
+
+def test_the_next_command_is_about_what_this_one_made(tiny: Tiny) -> None:
+    said = tiny.run("train-policy", "dpo.yaml", "--set", "max_steps=2", "--set", "beta=0.3", "--rho", "0.5", "--seed", "0").stderr
+    line = said.splitlines()[-1]
+    assert line.startswith("next: rpo evaluate --recipe ")
+    assert line.endswith(f"dpo.yaml --rho 0.5 --set max_steps=2 --set beta=0.3 --workspace {tiny.root} --seed 0")
 
 
 def test_after_kill_9_the_same_command_ends_where_the_undisturbed_one_did(tiny: Tiny, tmp_path: Path) -> None:

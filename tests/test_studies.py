@@ -17,11 +17,15 @@ from transformers import AutoModelForCausalLM
 
 from rpo_cli.batches import make_batch, response_logits
 from rpo_cli.data.pairs import row_id
+from rpo_cli.errors import BadInput
 from rpo_cli.measure import ESTIMATORS, exact, step_seconds
+from rpo_cli.pipeline import what_to_run
 from rpo_cli.plan import Planner
+from rpo_cli.protocol import Cells, bias_of, gather, read_by
 from rpo_cli.recipes import RecipeError, check_suite, known, load
 from rpo_cli.schema import MEASURES, Claim, FigureRecipe
-from rpo_cli.studies import claims_of, summary
+from rpo_cli.studies import _curve, claims_of, summary
+from rpo_cli.workspace import Workspace
 
 SEEDS = [0, 1, 2]
 KINDS = ("degeneracy", "gamma", "ensemble", "kl", "unbiased")
@@ -166,6 +170,30 @@ def test_ensemble_measures_are_those_of_the_members_that_taught(tiny: Tiny) -> N
     scores = pq.read_table(tiny.root / RHO / "scores/rm/b-0.2/train.parquet").to_pandas()
     rms = float(np.sqrt(((scores["chosen"] - scores["rejected"]) ** 2).mean()))
     assert members.loc[members["member"] == 0.2, "margin_rms"].to_numpy() == pytest.approx(rms, abs=1e-5)
+
+
+def test_a_figure_does_not_take_another_baseline_for_its_own(tiny: Tiny) -> None:
+    cells = [Cells(tiny.suite).cell("e-dpo.yaml", 0.5, 0, "test")]
+    workspace = Workspace(tiny.root, "tiny")
+    first, _, _ = gather(cells, workspace)
+    tiny.run("evaluate", "evaluate.yaml", "--set", "temperature=0.5")  # at the place of the baseline, under another key
+    assert what_to_run([cells[0].evaluation], workspace) == []  # the cell itself is up to date
+    with pytest.raises(BadInput, match=r"evaluations/sft/test: not what .*e-dpo/beta-0.2/test was compared with"):
+        gather(cells, workspace)
+    assert [item.stage.path for item in what_to_run(read_by(cells), workspace)] == ["seed-0/evaluations/sft/test"]
+    tiny.run("evaluate", "evaluate.yaml")
+    pd.testing.assert_frame_equal(gather(cells, workspace)[0], first)
+
+
+def test_members_of_a_listed_ensemble_have_no_b() -> None:
+    assert [bias_of(name) for name in ("0.2", "1", "m0", "m1")] == [0.2, 1.0, None, None]
+
+
+def test_too_few_steps_for_a_curve_are_told_in_a_line(tiny: Tiny) -> None:
+    cell = Cells(tiny.suite, ["logging_steps=50"]).cell("dpo.yaml", 0.5, 0, "test", measured=True)
+    tiny.make("dpo.yaml", "logging_steps=50")
+    with pytest.raises(BadInput, match=r"dpo/beta-0.2: 6 steps with logging_steps: 50 leave no line of log-ratios to draw"):
+        _curve(cell, Workspace(tiny.root, "tiny"))
 
 
 def test_a_policy_without_an_ensemble_stands_beside_ensembles_and_has_no_members(tiny: Tiny) -> None:
