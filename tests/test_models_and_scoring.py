@@ -234,18 +234,20 @@ def test_an_early_stopped_run_goes_on_elsewhere_and_keeps_the_best_step(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turn_labels_round(tiny)
-    directory, _ = tiny.make("rm.yaml", *EARLY)
-    expected = weights(directory)
+    settings = (*EARLY, "max_steps=6")
+    directory, _ = tiny.make("rm.yaml", *settings)
+    expected, losses = weights(directory), column(directory, "eval_loss")
+    assert min(losses) == losses[3]  # with the checkpoint of step 4 it is resumed, and nothing better follows
 
     def press(step: int, of: int) -> None:
-        if step == 6:
+        if step == 5:
             raise KeyboardInterrupt
 
     monkeypatch.chdir(tiny.root.parent)
     shutil.rmtree(directory)
     with pytest.raises(KeyboardInterrupt):
-        Tiny(tiny.suite, Path(tiny.root.name)).make("rm.yaml", *EARLY, progress=press)  # a relative workspace, as one types it
-    stage = tiny.stage("rm.yaml", *EARLY)
+        Tiny(tiny.suite, Path(tiny.root.name)).make("rm.yaml", *settings, progress=press)  # a relative workspace, as one types it
+    stage = tiny.stage("rm.yaml", *settings)
     moved = Workspace(Path(shutil.move(tiny.root, tmp_path / "elsewhere")), tiny.suite.name)
     assert list((moved.root / stage.path).glob("checkpoints/*/rpo_state.json"))
     run_job(job_of(stage, moved, {}), lambda step, of: None)
