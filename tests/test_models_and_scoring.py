@@ -234,7 +234,7 @@ def test_an_early_stopped_run_goes_on_elsewhere_and_keeps_the_best_step(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turn_labels_round(tiny)
-    settings = (*EARLY, "max_steps=6")
+    settings = (*EARLY, "max_steps=5")
     directory, _ = tiny.make("rm.yaml", *settings)
     expected, losses = weights(directory), column(directory, "eval_loss")
     assert min(losses) == losses[3]  # with the checkpoint of step 4 it is resumed, and nothing better follows
