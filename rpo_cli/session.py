@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rpo_cli import processes, schema, snapshots
+from rpo_cli.columns import WIDEST
 from rpo_cli.errors import BadInput
 from rpo_cli.pipeline import Todo, execute, what_to_run
 from rpo_cli.plan import Planner, Stage, walk
@@ -42,7 +43,7 @@ class Session:
     accelerate: Path | None = None
     device: str | None = None
     err: Console = field(default_factory=lambda: Console(stderr=True))
-    out: Console = field(default_factory=Console)
+    out: Console = field(default_factory=lambda: stdout())
 
     def load(self, expect: str | None, **flags: Any) -> Loaded:
         """The recipe that was asked for, under this session's seed and overrides and these flags; rho=None: no resampling."""
@@ -193,6 +194,12 @@ def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
             return len(reached)
         reached |= further
         stale |= {others[path]["key"] for path in further}
+
+
+def stdout() -> Console:
+    """The console of results: as wide as the terminal; where there is none, so wide that no line is folded or cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDEST)
 
 
 def cut_of(recipe: schema.TrainingRecipe, launch: processes.Launch | None) -> str:

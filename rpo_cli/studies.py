@@ -327,7 +327,7 @@ def _draw(session: Session, kind: str, folder: Path, out: Path) -> list[Path]:
     if session.as_json:
         session.print_json({"files": [str(path) for path in paths], "claims": rows})
     else:
-        session.out.print(orderings_table(rows))
+        session.out.print(orderings_table(rows, session.out))
         for path in paths:
             session.out.print(str(path), highlight=False, soft_wrap=True)
     return paths
