@@ -82,7 +82,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
         try:
             command(*args, **kwargs)
-        except typer.Exit:
+        except (typer.Exit, BrokenPipeError):  # whoever reads stdout has seen enough
             raise
         except (Exception, KeyboardInterrupt) as error:
             if kwargs.get("debug"):

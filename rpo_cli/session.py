@@ -129,10 +129,15 @@ class Session:
     def announce(self, todo: Sequence[Todo], reused: int, workspace: Workspace) -> None:
         """First lines: where, what is built and why, what is reused, how long it should take."""
         self.say(f"workspace {workspace.root}: {len(todo)} stages to build, {reused} up to date or not needed")
-        for item in todo[:MANY]:
-            self.say(f"  {item.stage.kind:9} {item.stage.path}  ({item.reason})")
-        if len(todo) > MANY:
-            self.say(f"  ... and {len(todo) - MANY} more")
+        lines = [f"{item.stage.kind:9} {item.stage.path}  ({item.reason})" for item in todo]
+        if self.dry_run and not self.as_json:
+            # What was asked for, hence whole and on stdout; flushed, to stand where it belongs between lines of stderr.
+            print("".join(f"{line}\n" for line in lines), end="", flush=True)
+        else:
+            for line in lines[:MANY]:
+                self.say(f"  {line}")
+            if len(todo) > MANY:
+                self.say(f"  ... and {len(todo) - MANY} more")
         if stale := _built_on(todo, workspace):
             self.say(
                 f"note: replaces finished artifacts on which {stale} others in {workspace.root} were built, which become stale; "

@@ -120,10 +120,39 @@ def test_a_traceback_is_shown_only_on_request() -> None:
 def test_a_dry_run_lists_the_stages_and_leaves_nothing_on_disk(here: Path) -> None:
     result = rpo("train-policy", "--recipe", "e-dpo.yaml", "--rho", "0.2", "--dry-run")
     assert result.exit_code == 0
-    assert result.stdout == ""
     for stage in ("data", "sft", "oracle", "relabel", "rho-0.2/splits", "rho-0.2/rm/b-0.8", "rho-0.2/policies/e-dpo/"):
-        assert f"seed-0/{stage}" in result.stderr
+        assert f"seed-0/{stage}" in result.stdout and f"seed-0/{stage}" not in result.stderr
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train-policy --recipe e-dpo.yaml --rho all",
+        "sweep --recipe dpo.yaml",
+        "figure figure2",
+        "figure gamma",
+        "evaluate --recipe e-dpo.yaml --rho all",
+    ],
+)
+def test_a_dry_run_has_every_stage_on_stdout_on_a_line_of_its_own(command: str) -> None:
+    todo = json.loads(done(*command.split(), "--dry-run", "--json"))
+    stages = todo["todo"] if isinstance(todo, dict) else todo
+    lines = done(*command.split(), "--dry-run").splitlines()
+    assert len(stages) > 25
+    assert lines[: len(stages)] == [f"{s['kind']:9} {s['path']}  (missing)" for s in stages]
+
+
+def test_a_reader_who_has_seen_enough_is_no_failure_to_report() -> None:
+    program = "from rpo_cli.cli import entry; entry()"
+    command = [sys.executable, "-c", program, "figure", "figure2", "--dry-run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() != 2
+    assert "pipe" not in said.lower() and "Traceback" not in said
 
 
 def test_a_dry_run_as_json_is_the_plan_inputs_first(here: Path) -> None:
@@ -420,8 +449,8 @@ def test_data_inspect_looks_at_no_model() -> None:
 def test_a_sweep_without_resampling_plans_the_pairs_as_they_are() -> None:
     result = rpo("sweep", "--recipe", "dpo.yaml", "--rho", "none", "--dry-run")
     assert result.exit_code == 0
-    assert "unbiased/policies/dpo/beta-0.2" in result.stderr
-    assert "rho-0.2" not in result.stderr
+    assert "unbiased/policies/dpo/beta-0.2" in result.stdout
+    assert "rho-0.2" not in result.output
 
 
 def test_the_figure_needs_a_rho() -> None:

@@ -112,7 +112,7 @@ def test_unbiased_strengths_are_chosen_on_validation_for_the_figure_alone(tiny: 
     tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2")
     reduced = json.loads((tiny.root / "figures/unbiased/unbiased.json").read_text())["provenance"]
     assert reduced["left_out"]["grid"]["dpo"] == [0.4] and "reduced: 2 of 3 grid values" in reduced["title"]
-    own = tiny.run("figure unbiased", "unbiased.yaml", "--dry-run").stderr
+    own = tiny.run("figure unbiased", "unbiased.yaml", "--dry-run").stdout
     assert "unbiased/policies/dpo/beta-0.2  (missing)" in own
 
 
