@@ -108,7 +108,7 @@ CASES = {
         lambda tiny: (tiny.suite / "data.yaml").write_text(DATA), ("data inspect", "data.yaml"),
     ),
     "a table that no file is listed for": Case(
-        "{suite}/sft.yaml: needs the table sft_train, which files: of {suite}/data.yaml does not list",
+        "{suite}/sft.yaml:1: data: needs the table sft_train, which files: of {suite}/data.yaml does not list",
         pairs(lines(PAIR)), ("train-sft", "sft.yaml")
     ),
     "a column that is not there": Case(

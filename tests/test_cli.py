@@ -237,12 +237,27 @@ def test_recipe_check_finds_what_only_the_plan_shows() -> None:
     assert result.stderr.startswith("suite/rm.yaml:1: data: an ensemble needs a splits recipe")
 
 
+def test_a_model_that_is_not_there_is_one_mistake_on_the_line_that_names_it() -> None:
+    """Whatever rests on that recipe, and in a recipe that extends another on the other's line."""
+    write(
+        "suite",
+        data="stage: data\nsource: miniature\n",
+        base="seed: 1\nmodel_name_or_path: ./nope\n",
+        sft="extends: base.yaml\nstage: sft\n",
+    )
+    write("suite", oracle="stage: reward\nmodel_name_or_path: sft.yaml\n", splits="stage: splits\ntokenizer: sft.yaml\ndata: data.yaml\n")
+    write("suite", rm="stage: reward\nmodel_name_or_path: sft.yaml\ndata: splits.yaml\n")
+    result = rpo("recipe", "check", "suite")
+    assert (result.exit_code, result.stderr) == (2, "suite/base.yaml:2: model_name_or_path: no such model directory: suite/nope\n")
+    result = rpo("train-sft", "--recipe", "suite/sft.yaml", "--set", "model_name_or_path=./no-other")
+    assert (result.exit_code, result.stderr) == (2, "--set model_name_or_path: no such model directory: no-other\n")
+
+
 def test_data_that_is_not_there_yet_is_no_mistake_in_a_recipe() -> None:
     write("suite", data="stage: data\nfiles:\n  pairs: later.jsonl\n", sft="stage: sft\nmodel_name_or_path: gpt\n")
     result = rpo("recipe", "check", "suite")
     assert (result.exit_code, result.stdout) == (0, "2 recipes, no problems\n")
-    assert result.stderr.startswith("note: suite/data.yaml:")
-    assert result.stderr.endswith("no such file: suite/later.jsonl\n")
+    assert result.stderr == "note: suite/data.yaml:3: files.pairs: no such file: suite/later.jsonl\n"
 
 
 def test_the_schema_is_the_same_on_stdout_and_in_a_file() -> None:
@@ -406,6 +421,14 @@ def test_data_inspect_counts_in_the_tokens_that_training_sees() -> None:
     prompts = found["tables"]["prompts_test"]
     assert prompts["tokens"] == {"prompt": {"min": 3, "median": 3, "p95": 3, "max": 3}}
     assert prompts["longer_preferred"] is prompts["ties"] is prompts["boundary_differs"] is None
+
+
+def test_data_inspect_asks_no_hub_for_a_directory_that_is_not_there(here: Path) -> None:
+    prepare_letters()
+    write("letters", sft="stage: sft\nmodel_name_or_path: ./nope\n")
+    result = rpo("data", "inspect", "--recipe", "letters/data.yaml")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == f"{here}/letters/nope: no such model directory"
 
 
 def test_data_inspect_counts_ties_with_the_margin_and_tokenizer_of_the_splits() -> None:
