@@ -20,7 +20,8 @@ from rpo_cli.errors import BadInput
 from rpo_cli.pipeline import Todo, execute, what_to_run
 from rpo_cli.plan import Planner, Stage, walk
 from rpo_cli.progress import clock
-from rpo_cli.recipes import Loaded, load
+from rpo_cli.recipe_draft import same
+from rpo_cli.recipes import Loaded, load, source
 from rpo_cli.workspace import Workspace
 
 MANY = 25
@@ -47,11 +48,10 @@ class Session:
 
     def load(self, expect: str | None, **flags: Any) -> Loaded:
         """The recipe that was asked for, under this session's seed and overrides and these flags; rho=None: no resampling."""
-        overrides = list(self.overrides)
-        if "rho" in flags and flags["rho"] is None:
-            overrides.append("rho=null")
+        if "rho" in flags:
+            flags["rho"] = "none" if flags["rho"] is None else flags["rho"]
         rho = flags.pop("rho", None)
-        return load(self.recipe, seed=self.seed, rho=rho, overrides=overrides, flags={**flags, "device": self.device}, expect=expect)
+        return load(self.recipe, seed=self.seed, rho=rho, overrides=self.overrides, flags={**flags, "device": self.device}, expect=expect)
 
     def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
         """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the recipe's own."""
@@ -81,7 +81,20 @@ class Session:
             for name in sorted(first.recipe.unused() & set(first.overrides)):
                 self.say(f"note: {name} has no effect with objective {first.recipe.objective}")
         rhos = self.rhos(suite_rhos(first))
-        return [first] if rhos is None else [self.load(expect, rho=rho) for rho in rhos]
+        loads = [first] if rhos is None else [self.load(expect, rho=rho) for rho in rhos]
+        for loaded in loads:
+            self.note_unchosen(loaded)
+        return loads
+
+    def note_unchosen(self, loaded: Loaded) -> None:
+        """Say what a policy is trained with at a rho for which nothing was chosen, where for others something was."""
+        recipe = loaded.recipe
+        if not isinstance(recipe, schema.PolicyRecipe) or recipe.rho is None or any(same(recipe.rho, rho) for rho in recipe.by_rho):
+            return
+        names = sorted({name for chosen in recipe.by_rho.values() for name in chosen} - set(loaded.overrides))
+        values = [f"{name} {getattr(recipe, name)} from {source(loaded, (name,))}" for name in names]
+        if values:
+            self.say(f"note: {loaded.path.name} chose nothing for rho {recipe.rho:g}; {', '.join(values)}")
 
     def open(self, suite: str) -> Workspace:
         """The workspace of a suite: --workspace, or runs/<suite>."""

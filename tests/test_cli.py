@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -18,7 +18,8 @@ from rpo_cli import doctor
 from rpo_cli.cli import app
 from rpo_cli.plan import Planner, walk
 from rpo_cli.recipes import find, load
-from rpo_cli.workspace import STARTED, Workspace, write_json
+from rpo_cli.schema import Objective
+from rpo_cli.workspace import STARTED, Workspace, difference, write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "trl", "pandas", "datasets", "wandb", "matplotlib")
@@ -190,6 +191,42 @@ def test_what_recipe_show_prints_is_a_recipe_with_the_same_values() -> None:
     assert "beta: 0.37  # --set" in Path("shown.yaml").read_text()
 
 
+def test_recipe_show_is_of_one_rho_and_says_which_option_set_it() -> None:
+    assert "rho: null  # --rho\n" in done("recipe", "show", "e-dpo.yaml", "--rho", "none")
+    for rho in ("0.3,0.2", "all"):
+        result = rpo("recipe", "show", "e-dpo.yaml", "--rho", rho)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"--rho {rho}: a recipe is shown at one rho: a number, or none\n"
+
+
+def test_a_rho_for_which_nothing_was_chosen_is_noted_where_for_others_something_was() -> None:
+    recipe = "stage: policy\nobjective: dpo\nmodel_name_or_path: gpt\nbeta: 0.3\ndata: splits.yaml\n"
+    write("suite", data="stage: data\nsource: miniature\n", splits="stage: splits\ntokenizer: gpt\nnum_pairs: 5\n")
+    write("suite", dpo=recipe + "by_rho:\n  0.2: {beta: 0.4}\n", plain=recipe)
+
+    def notes(name: str, *arguments: str) -> list[str]:
+        result = rpo("train-policy", "--recipe", f"suite/{name}.yaml", *arguments, "--dry-run")
+        assert result.exit_code == 0, result.output
+        return [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+
+    assert notes("dpo", "--rho", "0.2,0.25") == ["note: dpo.yaml chose nothing for rho 0.25; beta 0.3 from suite/dpo.yaml:4"]
+    assert notes("dpo", "--rho", "0.25", "--set", "beta=1") == notes("plain", "--rho", "0.25") == notes("dpo", "--rho", "none") == []
+
+
+def test_the_help_names_every_objective() -> None:
+    text = done("train-policy", "--help")
+    words = text.replace(",", " ").replace(".", " ").replace(";", " ").split()
+    assert [objective for objective in get_args(Objective) if objective not in words] == []
+
+
+def test_a_stale_artifact_says_what_changed_in_a_mapping_key_by_key() -> None:
+    one, other = "0" * 64, "1" * 64
+    old = {"options": {"files": {"pairs": one, "sft_train": one, "warmup": one}}, "recipe": {"model_config_kwargs": {"hidden_size": 8}}}
+    new = {"options": {"files": {"pairs": other, "sft_train": one}}, "recipe": {"model_config_kwargs": {"hidden_size": 16}}}
+    assert difference(old, new) == "model_config_kwargs.hidden_size 8 -> 16; files.pairs changed; files.warmup removed"
+    assert difference(new, old).endswith("files.warmup added")
+
+
 def test_the_shipped_recipes_have_no_problems() -> None:
     line = done("recipe", "check", str(REPOSITORY / "recipes"))
     assert line.endswith(" recipes, no problems\n")
@@ -256,7 +293,7 @@ def test_a_model_that_is_not_there_is_one_mistake_on_the_line_that_names_it() ->
 def test_data_that_is_not_there_yet_is_no_mistake_in_a_recipe() -> None:
     write("suite", data="stage: data\nfiles:\n  pairs: later.jsonl\n", sft="stage: sft\nmodel_name_or_path: gpt\n")
     result = rpo("recipe", "check", "suite")
-    assert (result.exit_code, result.stdout) == (0, "2 recipes, no problems\n")
+    assert (result.exit_code, result.stdout) == (0, "2 recipes, no problems, 1 note\n")
     assert result.stderr == "note: suite/data.yaml:3: files.pairs: no such file: suite/later.jsonl\n"
 
 
