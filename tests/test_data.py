@@ -238,7 +238,7 @@ def test_text_with_any_kind_of_line_separator_inside_is_one_row(tmp_path: Path) 
 def test_a_missing_file_is_named_with_the_line_of_the_recipe(tiny: Tiny) -> None:
     (tiny.suite / "data.yaml").write_text("stage: data\nsource: files\nfiles:\n  pairs: nowhere.jsonl\n")
     result = tiny.run("train-sft", "sft.yaml", code=2)
-    assert result.stderr.strip() == f"{tiny.suite / 'data.yaml'}:3: files.pairs: no such file: {tiny.suite / 'nowhere.jsonl'}"
+    assert result.stderr.strip() == f"{tiny.suite / 'data.yaml'}:4: files.pairs: no such file: {tiny.suite / 'nowhere.jsonl'}"
 
 
 def test_a_bad_file_stops_the_command_with_its_line_and_no_manifest(empty: Tiny) -> None:
