@@ -82,7 +82,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
         try:
             command(*args, **kwargs)
-        except typer.Exit:
+        except (typer.Exit, BrokenPipeError):  # whoever reads stdout has seen enough
             raise
         except (Exception, KeyboardInterrupt) as error:
             if kwargs.get("debug"):
@@ -193,7 +193,10 @@ def train_policy(
     force: Force = False, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None,
     debug: Debug = False,
 ) -> None:  # fmt: skip
-    """Train a policy (dpo, ipo, d-dpo, p-dpo, dp-dpo, e-dpo), building every input that is missing."""
+    """Train a policy, building every input that is missing.
+
+    Objectives: dpo, ipo, ipo-norm, p-dpo, d-dpo, dp-dpo, e-dpo; other papers': r-dpo, dpo-sft, robust-dpo, simpo.
+    """
     session = _session(**locals())
     changed = "".join(f" --set {shlex.quote(change)}" for change in overrides or ())
     _many(session, "policy", ("rpo evaluate", Path(recipe).name, _at(rho) + changed))
@@ -404,7 +407,9 @@ def recipe_show(
 
     session = _session(**locals())
     rhos = session.rhos([])
-    loaded = session.load(None) if not rhos else session.load(None, rho=rhos[0])
+    if rhos is not None and len(rhos) != 1:
+        raise BadInput(f"--rho {rho}: a recipe is shown at one rho: a number, or none")
+    loaded = session.load(None) if rhos is None else session.load(None, rho=rhos[0])
     print(resolved_yaml(loaded), end="")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+WIDEST = 10_000  # columns of an output that is no terminal: wide enough to fold nothing
+
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     """Rows as lines with columns padded to their widest entry; `right`: columns aligned to the right."""

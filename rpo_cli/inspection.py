@@ -112,7 +112,12 @@ def check_recipes(recipes: Sequence[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    print(f"{len(checked)} {'recipe' if len(checked) == 1 else 'recipes'}, no problems")
+    notes = f", {_count(len(absent), 'note')}" if absent else ""
+    print(f"{_count(len(checked), 'recipe')}, no problems{notes}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _files(name: str) -> tuple[list[Path], list[str]]:

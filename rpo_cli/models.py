@@ -34,6 +34,8 @@ def load_tokenizer(
         BadInput: no tokenizer there, no EOS, no padding token, or padding = EOS (models would never learn to stop and
             reward models would read the token before the EOS).
     """
+    if source.is_absolute() and not source.exists():
+        raise BadInput(f"{source}: no such model directory")
     offline = look_for(source)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

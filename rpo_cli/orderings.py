@@ -10,11 +10,14 @@ import numpy as np
 import pandas as pd
 
 from rpo_cli.cells import over_seeds, resample
+from rpo_cli.columns import WIDEST, aligned
 from rpo_cli.results import plain
 from rpo_cli.statistics import Array, Interval, interval
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 HARD, EASY = 0.5, 0.6  # e-dpo leads up to the first, d-dpo above the second
 
@@ -143,18 +146,37 @@ def _weakest(parts: dict[Any, Difference]) -> str:
     return str(min(lows, key=lows.__getitem__)) if lows else "unknown"
 
 
-def orderings_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows of `orderings` for a terminal."""
+def orderings_table(rows: Sequence[dict[str, Any]], console: Console) -> Table | Text:
+    """The rows of `orderings` for this console: a table on a terminal, else plain lines of which each says everything.
+
+    By-seed numbers, which the JSON has too, are shown where they leave the other columns room.
+    """
+    head = ("claim", "detail", "difference", "95 % interval", "by seed", "verdict")
+    cells: list[list[str]] = []
+    for row in rows:
+        number = [f"{row[key]:+.3f}" if row[key] is not None else "-" for key in ("difference", "low", "high")]
+        ends = f"{number[1]} .. {number[2]}" if row["low"] is not None else "-"
+        seeds = " ".join("-" if x is None else f"{x:+.2f}" for x in row["by_seed"])
+        cells.append([row["claim"], row["detail"], number[0], ends, seeds, row["status"]])
+    if not console.is_terminal:
+        from rich.text import Text
+
+        return Text(aligned([head, *cells], right=(2,)).removesuffix("\n"), no_wrap=True, overflow="ignore")
+    whole = _boxed(head, cells)
+    narrow = console.measure(whole, options=console.options.update(max_width=WIDEST)).maximum > console.width
+    return _boxed([*head[:4], *head[5:]], [[*row[:4], *row[5:]] for row in cells]) if narrow else whole
+
+
+def _boxed(head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    """Each claim once; claim and detail are folded where the terminal is narrow, numbers and verdicts never."""
     from rich.table import Table
 
     colours = {"passed": "green", "contradicted": "red", "not significant": "yellow", "not measured": "dim"}
-    out = Table("claim", "detail", "difference", "95 % interval", "by seed", "")
+    out = Table()
+    for name in head:
+        out.add_column(name, no_wrap=name not in ("claim", "detail"))
     previous = ""
-    for row in rows:
-        number = [f"{row[key]:+.3f}" if row[key] is not None else "-" for key in ("difference", "low", "high")]
-        seeds = " ".join("-" if x is None else f"{x:+.2f}" for x in row["by_seed"])
-        status = f"[{colours[row['status']]}]{row['status']}[/]"
-        ends = f"{number[1]} .. {number[2]}" if row["low"] is not None else "-"
-        out.add_row(row["claim"] if row["claim"] != previous else "", row["detail"], number[0], ends, seeds, status)
-        previous = row["claim"]
+    for claim, *middle, status in cells:
+        out.add_row(claim if claim != previous else "", *middle, f"[{colours[status]}]{status}[/]")
+        previous = claim
     return out

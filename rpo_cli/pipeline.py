@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import heapq
+import logging
 import multiprocessing
 import os
 import threading
@@ -93,8 +94,12 @@ def _start_worker(events: Any) -> None:
     # Ctrl-C reaches the whole process group: the parent decides, workers are then terminated.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    # On import it says, to nobody but the terminal, that QLoRA on a CPU could be faster; what it says later goes to a stage's log.
+    unheard = logging.getLogger("bitsandbytes")
+    unheard.setLevel(logging.ERROR)
     import rpo_cli.heavy  # noqa: F401
 
+    unheard.setLevel(logging.NOTSET)
     # What was imported stays: a training's own garbage collection need not look through it again.
     gc.freeze()
 

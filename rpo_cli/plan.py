@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from rpo_cli import devices, schema
+from rpo_cli.recipe_draft import dotted, where
 from rpo_cli.recipe_files import shown
 from rpo_cli.recipes import Loaded, RecipeError, load
 from rpo_cli.workspace import hash_of, hash_path
+from rpo_cli.yaml_lines import Keys
 
 AT_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@(\S+)")
 # Raised when a stage starts to compute something else for the same recipe: older artifacts then count as stale.
@@ -142,20 +144,21 @@ class Planner:
         value = getattr(loaded.recipe, field_name)
         if field_name == "data" and not schema.is_recipe(value):
             raise RecipeError([f"{self._line(loaded, 'data')}: data: expected a recipe (x.yaml), got {value!r}"])
-        return self._resolve(value, loaded, getattr(loaded.recipe, "model_revision", None) if field_name == "model_name_or_path" else None)
+        revision = getattr(loaded.recipe, "model_revision", None) if field_name == "model_name_or_path" else None
+        return self._resolve(value, loaded, (field_name,), revision)
 
-    def _resolve(self, reference: str, loaded: Loaded, revision: str | None = None) -> Stage | External:
+    def _resolve(self, reference: str, loaded: Loaded, at: Keys, revision: str | None = None) -> Stage | External:
         takes_rho = "rho" in type(loaded.recipe).model_fields
         rho = getattr(loaded.recipe, "rho", None)
         call = (reference, loaded.files, takes_rho, rho, revision)
         if call not in self._resolved:
+            if not schema.is_recipe(reference) and Path(reference).is_absolute() and not Path(reference).exists():
+                raise RecipeError([f"{_place(loaded, at)}: no such model directory: {shown(Path(reference))}"])
             self._resolved[call] = self._find(reference, loaded, revision, takes_rho, rho)
         return self._resolved[call]
 
     def _find(self, reference: str, loaded: Loaded, revision: str | None, takes_rho: bool, rho: float | None) -> Stage | External:
         if not schema.is_recipe(reference):
-            if Path(reference).is_absolute() and not Path(reference).exists():
-                raise RecipeError([f"{shown(loaded.path)}: {shown(Path(reference))}: no such model directory"])
             return External.named(reference, revision)
         sibling = self.load(loaded.sibling(reference))
         if takes_rho and self._is_biased(sibling):
@@ -194,7 +197,7 @@ class Planner:
     def _data(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.DataRecipe, loaded.recipe)
         missing = [
-            f"{self._line(loaded, 'files')}: files.{table}: no such file: {shown(Path(file))}"
+            f"{_place(loaded, ('files', table))}: no such file: {shown(Path(file))}"
             for table, file in recipe.files.items()
             if not Path(file).is_file()
         ]
@@ -247,9 +250,9 @@ class Planner:
             and table not in schema.LOADED_TABLES
         ):
             made = ", ".join(schema.LOADED_TABLES)
-            raise RecipeError([f"{shown(loaded.path)}: needs the table {table}; {shown(data.source)} makes {made}"])
+            raise RecipeError([f"{_place(loaded, ('data',))}: needs the table {table}; {shown(data.source)} makes {made}"])
         if isinstance(data, Stage) and data.files and table not in data.files:
-            raise RecipeError([f"{shown(loaded.path)}: needs the table {table}, which files: of {shown(data.source)} does not list"])
+            raise RecipeError([f"{_place(loaded, ('data',))}: needs the table {table}, which files: of {shown(data.source)} does not list"])
 
     def _sft(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.SFTRecipe, loaded.recipe)
@@ -349,7 +352,7 @@ class Planner:
                         [f"{line}: ensemble: models in a list have no bias b of their own; set calibration_mix: data or calibration: none"]
                     )
                 for index, reference in enumerate(recipe.ensemble):
-                    yield f"m{index}", self._resolve(reference, loaded)
+                    yield f"m{index}", self._resolve(reference, loaded, ("ensemble", index))
             else:
                 for member in self.members(self._ensemble(loaded, recipe.ensemble)):
                     yield f"{member.options['member']:g}", member
@@ -425,7 +428,7 @@ class Planner:
         loaded = self.load(policy.sibling(cast(schema.PolicyRecipe, policy.recipe).evaluate), expect="evaluate", overrides=overrides)
         recipe = cast(schema.EvaluateRecipe, loaded.recipe)
         if recipe.judge is None:
-            raise RecipeError([f"{shown(loaded.path)}: judge: missing; add `judge: {{model: ...}}`, or name one with --model"])
+            raise RecipeError([f"{shown(loaded.path)}:1: judge: missing; add `judge: {{model: ...}}`, or name one with --model"])
         inputs = {"evaluation": evaluation, "baseline": evaluation.inputs["baseline"]}
         if "reference" in recipe.judge.against:
             inputs["data"] = evaluation.inputs["data"]
@@ -434,6 +437,12 @@ class Planner:
         judge = schema.JudgeRecipe(stage="judge", device="cpu", **settings, **{name: getattr(recipe, name) for name in same})
         place = evaluation.path.split("/", 1)[1].replace("/evaluations/", "/judged/")
         return self._add("judge", f"{place}/{re.sub(r'[^A-Za-z0-9.-]+', '-', recipe.judge.model)}", loaded, inputs, recipe=judge)
+
+
+def _place(loaded: Loaded, at: Keys) -> str:
+    """Where a recipe's key stands, and its name, as every mistake begins; the option that set it where one did."""
+    place = loaded.places.get(at) or loaded.places.get(at[:1]) or (loaded.path, 1)
+    return place if isinstance(place, str) else f"{where(place)}: {dotted(at)}"
 
 
 def _other_splits(teacher: Stage | External, splits: Stage) -> bool:

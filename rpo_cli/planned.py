@@ -85,7 +85,7 @@ def plan_only(
     keep: Keep,
     question: Question | None,
 ) -> None:
-    """Print the plan of these cells on stdout (as JSON with --json), its first stages on stderr; build nothing."""
+    """Print the plan of these cells on stdout (as JSON with --json): every stage to build, then how many of each kind; build nothing."""
     workspace = session.open(suite)
     workspace.check()
     targets = read_by([*validation, *test])
@@ -111,7 +111,7 @@ def plan_only(
     if session.as_json:
         session.print_json(plan)
         return
-    print(_cells_line(plan["cells"]) + (f"\nreduced: {note}" if (note := selection.note()) else ""))
+    print(("\n" if todo else "") + _cells_line(plan["cells"]) + (f"\nreduced: {note}" if (note := selection.note()) else ""))
     rows = [(g["kind"], str(g["total"]), str(g["build"]), str(g["up_to_date"]), str(g["not_needed"]), g["why"]) for g in plan["stages"]]
     total = [sum(g[name] for g in plan["stages"]) for name in ("total", "build", "up_to_date", "not_needed")]
     head = ("stages", "all", "build", "up to date", "not needed", "why")

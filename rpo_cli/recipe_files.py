@@ -90,5 +90,7 @@ def _alike(name: str, folders: Sequence[Path]) -> str:
         for relative, _ in _inside(root):
             names |= {str(relative), relative.name} if relative.parts[0] == "miniature" else {str(relative)}
     wanted = name if len(Path(name).parts) == 2 else Path(name).name
-    close = difflib.get_close_matches(wanted, sorted(names), n=1)
+    # A file that is called so is meant, rather than another in a folder that is spelt alike.
+    namesakes = [known for known in sorted(names) if Path(known).name == Path(name).name]
+    close = difflib.get_close_matches(wanted, namesakes or sorted(names), n=1, cutoff=0 if namesakes else 0.6)
     return f", did you mean {close[0]}?" if close else ""

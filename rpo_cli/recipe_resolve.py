@@ -74,11 +74,17 @@ def resolve(draft: Draft, model: type[Recipe], asked: Mapping[Keys, tuple[Place,
                 at = draft.places.get(("by_rho", str(chosen_for), key), "--set by_rho")
                 draft.put((key,), value, at)
             applied |= chosen.keys() - {str(keys[0]) for keys in asked}
+    steps, seconds = draft.values.get("max_steps"), draft.values.get("expected_seconds")
     for keys, (place, value) in asked.items():
         if len(keys) > 1 and not isinstance(draft.values.get(str(keys[0])) or {}, dict):
             draft.problems.append((place, f"{keys[0]} is not a mapping"))
         else:
             draft.put(keys, value, place)
+    if ("max_steps",) in asked and ("expected_seconds",) not in asked and seconds is not None:
+        place, other = asked[("max_steps",)]
+        # What was measured holds for the steps that were run; where those cannot be told it holds for nothing.
+        scaled = other / steps * seconds if all(_is_positive(value) for value in (other, steps, seconds)) else None
+        draft.put(("expected_seconds",), scaled, place)
     recipe, complaints = check(model, draft.values)
     for keys, message, absent in complaints:
         if not (absent and draft.broken) and not (keys and keys[0] in applied):
@@ -90,6 +96,10 @@ def resolve(draft: Draft, model: type[Recipe], asked: Mapping[Keys, tuple[Place,
             if keys and keys[0] in chosen:
                 draft.complain(("by_rho", str(chosen_for), *keys), message)
     return recipe
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def _by_rho(draft: Draft, model: type[Recipe]) -> dict[float, dict[str, Any]]:

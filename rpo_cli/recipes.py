@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 
@@ -25,7 +25,8 @@ from rpo_cli.schema import MODELS, FigureRecipe, PolicyRecipe, Recipe, Variant, 
 from rpo_cli.yaml_lines import Keys
 
 __all__ = [
-    "Loaded", "RecipeError", "check_suite", "find", "json_schema", "known", "load", "resolved_yaml", "write_by_rho"
+    "Loaded", "RecipeError", "check_suite", "find", "json_schema", "known", "load", "resolved_yaml", "source",
+    "write_by_rho",
 ]  # fmt: skip
 
 COMMANDS = {
@@ -82,7 +83,7 @@ class Loaded:
 def load(
     name: str,
     *,
-    rho: float | None = None,
+    rho: float | Literal["none"] | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
@@ -92,12 +93,15 @@ def load(
     """The recipe of this name, validated and resolved.
 
     `overrides`: `key=value` with a YAML value; `rows.pairs=100` reaches into a mapping. `flags`: fields set by options
-    of their own; None means not given. `expect`: the stage that the command handles. `beside`: see `find`.
+    of their own; None means not given. `rho`: likewise, and "none" means without resampling. `expect`: the stage that the
+    command handles. `beside`: see `find`.
 
     Raises:
         RecipeError: with every mistake found.
     """
     options = {key: value for key, value in {**(flags or {}), "seed": seed, "rho": rho}.items() if value is not None}
+    if rho == "none":
+        options["rho"] = None
     return _load(find(name, beside), overrides, options, expect)
 
 
@@ -260,17 +264,18 @@ def resolved_yaml(loaded: Loaded) -> str:
         values["by_rho"] = {key: chosen for key, chosen in values["by_rho"].items() if not same(key, rho)}
     lines = []
     for key in ["stage", *(key for key in values if key != "stage")]:
-        value, source = values[key], _source(loaded, (key,))
+        value, place = values[key], source(loaded, (key,))
         if isinstance(value, dict) and value:
-            lines.append(f"{key}:  # {source}")
+            lines.append(f"{key}:  # {place}")
             for name, item in value.items():
-                lines.append(f"  {one_line(name)}: {one_line(item)}  # {_source(loaded, (key, str(name)))}")
+                lines.append(f"  {one_line(name)}: {one_line(item)}  # {source(loaded, (key, str(name)))}")
         else:
-            lines.append(f"{key}: {one_line(value)}  # {source}")
+            lines.append(f"{key}: {one_line(value)}  # {place}")
     return "\n".join(lines) + "\n"
 
 
-def _source(loaded: Loaded, keys: Keys) -> str:
+def source(loaded: Loaded, keys: Keys) -> str:
+    """Where a value comes from: file and line, the option of the command line, or `default`."""
     for length in range(len(keys), 0, -1):
         if (place := loaded.places.get(keys[:length])) is not None:
             return place.split()[0] if isinstance(place, str) else where(place)

@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rpo_cli import processes, schema, snapshots
+from rpo_cli.columns import WIDEST
 from rpo_cli.errors import BadInput
 from rpo_cli.pipeline import Todo, execute, what_to_run
 from rpo_cli.plan import Planner, Stage, walk
 from rpo_cli.progress import clock
-from rpo_cli.recipes import Loaded, load
+from rpo_cli.recipe_draft import same
+from rpo_cli.recipes import Loaded, load, source
 from rpo_cli.workspace import Workspace
 
 MANY = 25
@@ -42,15 +44,14 @@ class Session:
     accelerate: Path | None = None
     device: str | None = None
     err: Console = field(default_factory=lambda: Console(stderr=True))
-    out: Console = field(default_factory=Console)
+    out: Console = field(default_factory=lambda: stdout())
 
     def load(self, expect: str | None, **flags: Any) -> Loaded:
         """The recipe that was asked for, under this session's seed and overrides and these flags; rho=None: no resampling."""
-        overrides = list(self.overrides)
-        if "rho" in flags and flags["rho"] is None:
-            overrides.append("rho=null")
+        if "rho" in flags:
+            flags["rho"] = "none" if flags["rho"] is None else flags["rho"]
         rho = flags.pop("rho", None)
-        return load(self.recipe, seed=self.seed, rho=rho, overrides=overrides, flags={**flags, "device": self.device}, expect=expect)
+        return load(self.recipe, seed=self.seed, rho=rho, overrides=self.overrides, flags={**flags, "device": self.device}, expect=expect)
 
     def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
         """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the recipe's own."""
@@ -80,7 +81,20 @@ class Session:
             for name in sorted(first.recipe.unused() & set(first.overrides)):
                 self.say(f"note: {name} has no effect with objective {first.recipe.objective}")
         rhos = self.rhos(suite_rhos(first))
-        return [first] if rhos is None else [self.load(expect, rho=rho) for rho in rhos]
+        loads = [first] if rhos is None else [self.load(expect, rho=rho) for rho in rhos]
+        for loaded in loads:
+            self.note_unchosen(loaded)
+        return loads
+
+    def note_unchosen(self, loaded: Loaded) -> None:
+        """Say what a policy is trained with at a rho for which nothing was chosen, where for others something was."""
+        recipe = loaded.recipe
+        if not isinstance(recipe, schema.PolicyRecipe) or recipe.rho is None or any(same(recipe.rho, rho) for rho in recipe.by_rho):
+            return
+        names = sorted({name for chosen in recipe.by_rho.values() for name in chosen} - set(loaded.overrides))
+        values = [f"{name} {getattr(recipe, name)} from {source(loaded, (name,))}" for name in names]
+        if values:
+            self.say(f"note: {loaded.path.name} chose nothing for rho {recipe.rho:g}; {', '.join(values)}")
 
     def open(self, suite: str) -> Workspace:
         """The workspace of a suite: --workspace, or runs/<suite>."""
@@ -128,10 +142,15 @@ class Session:
     def announce(self, todo: Sequence[Todo], reused: int, workspace: Workspace) -> None:
         """First lines: where, what is built and why, what is reused, how long it should take."""
         self.say(f"workspace {workspace.root}: {len(todo)} stages to build, {reused} up to date or not needed")
-        for item in todo[:MANY]:
-            self.say(f"  {item.stage.kind:9} {item.stage.path}  ({item.reason})")
-        if len(todo) > MANY:
-            self.say(f"  ... and {len(todo) - MANY} more")
+        lines = [f"{item.stage.kind:9} {item.stage.path}  ({item.reason})" for item in todo]
+        if self.dry_run and not self.as_json:
+            # What was asked for, hence whole and on stdout; flushed, to stand where it belongs between lines of stderr.
+            print("".join(f"{line}\n" for line in lines), end="", flush=True)
+        else:
+            for line in lines[:MANY]:
+                self.say(f"  {line}")
+            if len(todo) > MANY:
+                self.say(f"  ... and {len(todo) - MANY} more")
         if stale := _built_on(todo, workspace):
             self.say(
                 f"note: replaces finished artifacts on which {stale} others in {workspace.root} were built, which become stale; "
@@ -193,6 +212,12 @@ def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
             return len(reached)
         reached |= further
         stale |= {others[path]["key"] for path in further}
+
+
+def stdout() -> Console:
+    """The console of results: as wide as the terminal; where there is none, so wide that no line is folded or cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDEST)
 
 
 def cut_of(recipe: schema.TrainingRecipe, launch: processes.Launch | None) -> str:

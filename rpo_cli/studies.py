@@ -170,10 +170,10 @@ def _curve(cell: Cell, workspace: Workspace) -> pd.DataFrame:
     import pandas as pd
 
     lines = pd.read_json(workspace.root / cell.policy_path / "metrics.jsonl", lines=True)
-    if "rewards/chosen" not in lines:
+    if "rewards/chosen" not in lines or lines["rewards/chosen"].count() < 2:
         recipe = cast(schema.PolicyRecipe, cell.loaded.recipe)
         steps = f"{recipe.max_steps} steps with logging_steps: {recipe.logging_steps}"
-        raise BadInput(f"{cell.policy_path}: {steps} leave no line of log-ratios to draw; set a smaller logging_steps")
+        raise BadInput(f"{cell.policy_path}: {steps} leave no curve of log-ratios to draw; set a smaller logging_steps")
     name, value = cell.strength
     strength = 1.0 if name == "tau" else value  # rewards are beta times the log-ratio, ipo's the log-ratio
     columns = {
@@ -327,7 +327,7 @@ def _draw(session: Session, kind: str, folder: Path, out: Path) -> list[Path]:
     if session.as_json:
         session.print_json({"files": [str(path) for path in paths], "claims": rows})
     else:
-        session.out.print(orderings_table(rows))
+        session.out.print(orderings_table(rows, session.out))
         for path in paths:
             session.out.print(str(path), highlight=False, soft_wrap=True)
     return paths

@@ -219,7 +219,7 @@ def _draw(session: Session, folder: Path, out: Path, allow_missing: bool) -> lis
     if session.as_json:
         session.print_json({"files": [str(path) for path in paths], "orderings": rows})
     else:
-        session.out.print(orderings_table(rows))
+        session.out.print(orderings_table(rows, session.out))
         for path in paths:
             session.out.print(str(path), highlight=False, soft_wrap=True)
     return list(paths)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -227,16 +228,26 @@ def _move(source: Path, target: Path) -> None:
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """First differences between two identities, as a user would name them: `beta 0.1 -> 0.2`."""
-    reasons = []
+    reasons: list[str] = []
     for group in ("recipe", "options"):
-        old, new = found.get(group, {}), wanted.get(group, {})
-        for name in sorted({*old, *new}):
-            if old.get(name) != new.get(name):
-                reasons.append(f"{name} {brief(old.get(name))} -> {brief(new.get(name))}")
+        reasons += _changes("", found.get(group, {}), wanted.get(group, {}))
     old, new = found.get("inputs", {}), wanted.get("inputs", {})
     reasons += [f"input {name} changed" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     shown = "; ".join(reasons[:3]) or "built by another version of rpo"
     return shown + (f"; {len(reasons) - 3} more" if len(reasons) > 3 else "")
+
+
+def _changes(name: str, old: Any, new: Any) -> list[str]:
+    """What differs between two values, in mappings key by key; of a file's hash only that it does."""
+    if old == new:
+        return []
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        inside = f"{name}." if name else ""
+        return [change for key in sorted({*old, *new}, key=str) for change in _changes(f"{inside}{key}", old.get(key), new.get(key))]
+    hashes = [isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None for value in (old, new)]
+    if any(hashes):
+        return [f"{name} {'changed' if all(hashes) else 'added' if hashes[1] else 'removed'}"]
+    return [f"{name} {brief(old)} -> {brief(new)}"]
 
 
 def brief(value: Any) -> str:

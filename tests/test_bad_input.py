@@ -43,6 +43,16 @@ def pairs(content: bytes, name: str = "pairs.jsonl") -> Callable[[Tiny], None]:
     return spoil
 
 
+def beside(spoil: Callable[[Tiny], None], name: str) -> Callable[[Tiny], None]:
+    """The same, with another file there as well."""
+
+    def both(tiny: Tiny) -> None:
+        spoil(tiny)
+        (tiny.suite / name).write_bytes(lines(PAIR))
+
+    return both
+
+
 def lines(*rows: Any) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
@@ -98,7 +108,7 @@ CASES = {
         lambda tiny: (tiny.suite / "data.yaml").write_text(DATA), ("data inspect", "data.yaml"),
     ),
     "a table that no file is listed for": Case(
-        "{suite}/sft.yaml: needs the table sft_train, which files: of {suite}/data.yaml does not list",
+        "{suite}/sft.yaml:1: data: needs the table sft_train, which files: of {suite}/data.yaml does not list",
         pairs(lines(PAIR)), ("train-sft", "sft.yaml")
     ),
     "a column that is not there": Case(
@@ -113,8 +123,21 @@ CASES = {
     "a line that is no JSON": Case("{suite}/pairs.jsonl:2: not JSON: ", pairs(lines(PAIR) + b'{"prompt": \n'), INSPECT, makes=OUT),
     "a line that is no UTF-8": Case("{suite}/pairs.jsonl:2: not UTF-8: ", pairs(lines(PAIR) + b'{"prompt": "\xff"}\n'), INSPECT, makes=OUT),
     "a JSON array": Case(
-        "{suite}/pairs.json:1: a JSON array; expected JSON Lines, an object on each line: jq -c '.[]' pairs.json > pairs.jsonl",
+        "{suite}/pairs.json:1: a JSON array; expected JSON Lines, an object on each line: "
+        "jq -c '.[]' {suite}/pairs.json > {suite}/pairs.jsonl, then name pairs.jsonl in files:",
         pairs(json.dumps([PAIR], indent=1).encode(), "pairs.json"), INSPECT, makes=OUT,
+    ),
+    "a JSON array in a file of lines, which jq must not be told to empty": Case(
+        "jq -c '.[]' '{suite}/b 8.jsonl' > '{suite}/b 8-lines.jsonl', then name b 8-lines.jsonl in files:",
+        pairs(json.dumps([PAIR]).encode(), "b 8.jsonl"), INSPECT, makes=OUT,
+    ),
+    "a JSON array beside a file of lines, which jq must not be told to replace": Case(
+        "jq -c '.[]' {suite}/pairs.json > {suite}/pairs-lines.jsonl, then name pairs-lines.jsonl in files:",
+        beside(pairs(json.dumps([PAIR]).encode(), "pairs.json"), "pairs.jsonl"), INSPECT, makes=OUT,
+    ),
+    "a conversation for text": Case(
+        "{suite}/pairs.jsonl:1: chosen: expected text, got a conversation; `source: preference` reads those",
+        pairs(lines(PAIR | {"chosen": [{"role": "assistant", "content": "c"}]})), INSPECT, makes=OUT,
     ),
     "an id twice": Case(
         "{suite}/pairs.jsonl:2: id 'x' belongs to another row as well",
@@ -161,7 +184,7 @@ CASES = {
 def test_what_is_wrong_is_said_in_one_line_and_nothing_half_written_counts(tiny: Tiny, name: str) -> None:
     case = CASES[name]
     case.spoil(tiny)
-    before = {path for path in tiny.root.rglob("manifest.json") if case.makes is None or path.parent != tiny.root / case.makes}
+    before = {path: path.read_bytes() for path in tiny.root.rglob("manifest.json")}
     result = tiny.run(*case.command, *(part for key in case.more for part in ("--set", key)), code=case.code)
     assert case.says.format(suite=tiny.suite, root=tiny.root) in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.output and "unexpected" not in result.output
@@ -169,7 +192,26 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_half_written_counts(tiny:
         assert len(result.stderr.splitlines()) == 1
     else:
         assert (tiny.root / case.makes).is_dir()  # it had begun
-    assert {path for path in tiny.root.rglob("manifest.json")} == before
+    # What it would have replaced is there again, as it was.
+    assert {path: path.read_bytes() for path in tiny.root.rglob("manifest.json")} == before
+
+
+def test_every_broken_row_is_named_up_to_ten_and_the_rest_counted(empty: Tiny) -> None:
+    rows: list[Any] = [PAIR, PAIR | {"chosen": None, "rejected": 3}, ["c"], {"prompt": "a", "chosen": {}, "rejected": []}]
+    (empty.suite / "pairs.jsonl").write_bytes(lines(*rows, *[PAIR | {"chosen": "d"}] * 7))
+    (empty.suite / "data.yaml").write_text(DATA)
+    said = empty.run(*INSPECT, code=2).stderr.splitlines()
+    file = empty.suite / "pairs.jsonl"
+    same = "chosen and rejected are the same text, so there is no preference to learn"
+    assert said[-11:] == [
+        f"{file}:2: chosen: expected text, got null",
+        f"{file}:2: rejected: expected text, got a number",
+        f"{file}:3: expected an object with columns, got a list",
+        f"{file}:4: chosen: expected text, got an object",
+        f"{file}:4: rejected: expected text, got a list",
+        *(f"{file}:{number}: {same}" for number in range(5, 10)),
+        f"{file}: and 2 more problems",
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.makes is None])

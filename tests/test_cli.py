@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -18,7 +18,8 @@ from rpo_cli import doctor
 from rpo_cli.cli import app
 from rpo_cli.plan import Planner, walk
 from rpo_cli.recipes import find, load
-from rpo_cli.workspace import STARTED, Workspace, write_json
+from rpo_cli.schema import Objective
+from rpo_cli.workspace import STARTED, Workspace, difference, write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "trl", "pandas", "datasets", "wandb", "matplotlib")
@@ -120,10 +121,39 @@ def test_a_traceback_is_shown_only_on_request() -> None:
 def test_a_dry_run_lists_the_stages_and_leaves_nothing_on_disk(here: Path) -> None:
     result = rpo("train-policy", "--recipe", "e-dpo.yaml", "--rho", "0.2", "--dry-run")
     assert result.exit_code == 0
-    assert result.stdout == ""
     for stage in ("data", "sft", "oracle", "relabel", "rho-0.2/splits", "rho-0.2/rm/b-0.8", "rho-0.2/policies/e-dpo/"):
-        assert f"seed-0/{stage}" in result.stderr
+        assert f"seed-0/{stage}" in result.stdout and f"seed-0/{stage}" not in result.stderr
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train-policy --recipe e-dpo.yaml --rho all",
+        "sweep --recipe dpo.yaml",
+        "figure figure2",
+        "figure gamma",
+        "evaluate --recipe e-dpo.yaml --rho all",
+    ],
+)
+def test_a_dry_run_has_every_stage_on_stdout_on_a_line_of_its_own(command: str) -> None:
+    todo = json.loads(done(*command.split(), "--dry-run", "--json"))
+    stages = todo["todo"] if isinstance(todo, dict) else todo
+    lines = done(*command.split(), "--dry-run").splitlines()
+    assert len(stages) > 25
+    assert lines[: len(stages)] == [f"{s['kind']:9} {s['path']}  (missing)" for s in stages]
+
+
+def test_a_reader_who_has_seen_enough_is_no_failure_to_report() -> None:
+    program = "from rpo_cli.cli import entry; entry()"
+    command = [sys.executable, "-c", program, "figure", "figure2", "--dry-run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() != 2
+    assert "pipe" not in said.lower() and "Traceback" not in said
 
 
 def test_a_dry_run_as_json_is_the_plan_inputs_first(here: Path) -> None:
@@ -159,6 +189,42 @@ def test_what_recipe_show_prints_is_a_recipe_with_the_same_values() -> None:
     # by_rho's entry for this rho is left out: read again, it would undo --set.
     assert shown.model_copy(update={"by_rho": {}}) == meant.model_copy(update={"by_rho": {}})
     assert "beta: 0.37  # --set" in Path("shown.yaml").read_text()
+
+
+def test_recipe_show_is_of_one_rho_and_says_which_option_set_it() -> None:
+    assert "rho: null  # --rho\n" in done("recipe", "show", "e-dpo.yaml", "--rho", "none")
+    for rho in ("0.3,0.2", "all"):
+        result = rpo("recipe", "show", "e-dpo.yaml", "--rho", rho)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"--rho {rho}: a recipe is shown at one rho: a number, or none\n"
+
+
+def test_a_rho_for_which_nothing_was_chosen_is_noted_where_for_others_something_was() -> None:
+    recipe = "stage: policy\nobjective: dpo\nmodel_name_or_path: gpt\nbeta: 0.3\ndata: splits.yaml\n"
+    write("suite", data="stage: data\nsource: miniature\n", splits="stage: splits\ntokenizer: gpt\nnum_pairs: 5\n")
+    write("suite", dpo=recipe + "by_rho:\n  0.2: {beta: 0.4}\n", plain=recipe)
+
+    def notes(name: str, *arguments: str) -> list[str]:
+        result = rpo("train-policy", "--recipe", f"suite/{name}.yaml", *arguments, "--dry-run")
+        assert result.exit_code == 0, result.output
+        return [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+
+    assert notes("dpo", "--rho", "0.2,0.25") == ["note: dpo.yaml chose nothing for rho 0.25; beta 0.3 from suite/dpo.yaml:4"]
+    assert notes("dpo", "--rho", "0.25", "--set", "beta=1") == notes("plain", "--rho", "0.25") == notes("dpo", "--rho", "none") == []
+
+
+def test_the_help_names_every_objective() -> None:
+    text = done("train-policy", "--help")
+    words = text.replace(",", " ").replace(".", " ").replace(";", " ").split()
+    assert [objective for objective in get_args(Objective) if objective not in words] == []
+
+
+def test_a_stale_artifact_says_what_changed_in_a_mapping_key_by_key() -> None:
+    one, other = "0" * 64, "1" * 64
+    old = {"options": {"files": {"pairs": one, "sft_train": one, "warmup": one}}, "recipe": {"model_config_kwargs": {"hidden_size": 8}}}
+    new = {"options": {"files": {"pairs": other, "sft_train": one}}, "recipe": {"model_config_kwargs": {"hidden_size": 16}}}
+    assert difference(old, new) == "model_config_kwargs.hidden_size 8 -> 16; files.pairs changed; files.warmup removed"
+    assert difference(new, old).endswith("files.warmup added")
 
 
 def test_the_shipped_recipes_have_no_problems() -> None:
@@ -208,12 +274,27 @@ def test_recipe_check_finds_what_only_the_plan_shows() -> None:
     assert result.stderr.startswith("suite/rm.yaml:1: data: an ensemble needs a splits recipe")
 
 
+def test_a_model_that_is_not_there_is_one_mistake_on_the_line_that_names_it() -> None:
+    """Whatever rests on that recipe, and in a recipe that extends another on the other's line."""
+    write(
+        "suite",
+        data="stage: data\nsource: miniature\n",
+        base="seed: 1\nmodel_name_or_path: ./nope\n",
+        sft="extends: base.yaml\nstage: sft\n",
+    )
+    write("suite", oracle="stage: reward\nmodel_name_or_path: sft.yaml\n", splits="stage: splits\ntokenizer: sft.yaml\ndata: data.yaml\n")
+    write("suite", rm="stage: reward\nmodel_name_or_path: sft.yaml\ndata: splits.yaml\n")
+    result = rpo("recipe", "check", "suite")
+    assert (result.exit_code, result.stderr) == (2, "suite/base.yaml:2: model_name_or_path: no such model directory: suite/nope\n")
+    result = rpo("train-sft", "--recipe", "suite/sft.yaml", "--set", "model_name_or_path=./no-other")
+    assert (result.exit_code, result.stderr) == (2, "--set model_name_or_path: no such model directory: no-other\n")
+
+
 def test_data_that_is_not_there_yet_is_no_mistake_in_a_recipe() -> None:
     write("suite", data="stage: data\nfiles:\n  pairs: later.jsonl\n", sft="stage: sft\nmodel_name_or_path: gpt\n")
     result = rpo("recipe", "check", "suite")
-    assert (result.exit_code, result.stdout) == (0, "2 recipes, no problems\n")
-    assert result.stderr.startswith("note: suite/data.yaml:")
-    assert result.stderr.endswith("no such file: suite/later.jsonl\n")
+    assert (result.exit_code, result.stdout) == (0, "2 recipes, no problems, 1 note\n")
+    assert result.stderr == "note: suite/data.yaml:3: files.pairs: no such file: suite/later.jsonl\n"
 
 
 def test_the_schema_is_the_same_on_stdout_and_in_a_file() -> None:
@@ -379,6 +460,14 @@ def test_data_inspect_counts_in_the_tokens_that_training_sees() -> None:
     assert prompts["longer_preferred"] is prompts["ties"] is prompts["boundary_differs"] is None
 
 
+def test_data_inspect_asks_no_hub_for_a_directory_that_is_not_there(here: Path) -> None:
+    prepare_letters()
+    write("letters", sft="stage: sft\nmodel_name_or_path: ./nope\n")
+    result = rpo("data", "inspect", "--recipe", "letters/data.yaml")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == f"{here}/letters/nope: no such model directory"
+
+
 def test_data_inspect_counts_ties_with_the_margin_and_tokenizer_of_the_splits() -> None:
     prepare_letters()
     rows = [{"prompt": "a" * number, "chosen": c, "rejected": r} for number, (_, c, r) in enumerate(PAIRS, 1)]
@@ -420,8 +509,8 @@ def test_data_inspect_looks_at_no_model() -> None:
 def test_a_sweep_without_resampling_plans_the_pairs_as_they_are() -> None:
     result = rpo("sweep", "--recipe", "dpo.yaml", "--rho", "none", "--dry-run")
     assert result.exit_code == 0
-    assert "unbiased/policies/dpo/beta-0.2" in result.stderr
-    assert "rho-0.2" not in result.stderr
+    assert "unbiased/policies/dpo/beta-0.2" in result.stdout
+    assert "rho-0.2" not in result.output
 
 
 def test_the_figure_needs_a_rho() -> None:

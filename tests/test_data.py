@@ -183,10 +183,10 @@ def lines(*rows: Any) -> bytes:
         (lines(GOOD, {"prompt": "a", "chosen": "c"}), ":2: no column 'rejected' (has: chosen, prompt)"),
         (lines(GOOD, GOOD | {"prompt": "x", "chosen": " \n"}), ":2: chosen: empty"),
         (lines(GOOD, GOOD | {"chosen": "d"}), ":2: chosen and rejected are the same text, so there is no preference to learn"),
-        (lines(GOOD, GOOD | {"chosen": 3}), ":2: chosen: expected text, got int"),
-        (lines(GOOD, GOOD | {"chosen": None}), ":2: chosen: expected text, got NoneType"),
+        (lines(GOOD, GOOD | {"chosen": 3}), ":2: chosen: expected text, got a number"),
+        (lines(GOOD, GOOD | {"chosen": None}), ":2: chosen: expected text, got null"),
         (lines(GOOD, GOOD | {"chosen": "half \ud83d"}), ":2: chosen: holds half of a surrogate pair, which is no text"),
-        (lines(GOOD, ["a", "b"]), ":2: expected an object with columns, got list"),
+        (lines(GOOD, ["a", "b"]), ":2: expected an object with columns, got a list"),
         (lines(GOOD) + b"\n" + b'{"prompt": "a", \n', ":3: not JSON: "),
         (lines(GOOD) + b'{"prompt": "a", "chosen": "caf\xe9", "rejected": "b"}\n', ":2: not UTF-8: invalid continuation byte"),
         (lines(GOOD | {"id": "x"}, GOOD | {"id": "y"}, GOOD | {"id": "x", "chosen": "e"}), ":3: id 'x' belongs to another row as well"),
@@ -238,7 +238,7 @@ def test_text_with_any_kind_of_line_separator_inside_is_one_row(tmp_path: Path) 
 def test_a_missing_file_is_named_with_the_line_of_the_recipe(tiny: Tiny) -> None:
     (tiny.suite / "data.yaml").write_text("stage: data\nsource: files\nfiles:\n  pairs: nowhere.jsonl\n")
     result = tiny.run("train-sft", "sft.yaml", code=2)
-    assert result.stderr.strip() == f"{tiny.suite / 'data.yaml'}:3: files.pairs: no such file: {tiny.suite / 'nowhere.jsonl'}"
+    assert result.stderr.strip() == f"{tiny.suite / 'data.yaml'}:4: files.pairs: no such file: {tiny.suite / 'nowhere.jsonl'}"
 
 
 def test_a_bad_file_stops_the_command_with_its_line_and_no_manifest(empty: Tiny) -> None:

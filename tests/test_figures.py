@@ -219,13 +219,32 @@ def test_failed_publish_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monke
     assert contents(tmp_path) == {"x.json": b"old"}
 
 
-def test_orderings_print_as_a_table() -> None:
+@pytest.mark.parametrize("width", [80, 120, 250])
+def test_no_verdict_and_no_number_of_an_ordering_is_folded_or_cut(width: int) -> None:
     from rich.console import Console
 
     rows = orderings.orderings(planted(PAPER), [*PAPER, "p-dpo"], RHOS, SEEDS, resamples=50)
-    console = Console(width=200, file=(out := io.StringIO()))
-    console.print(orderings.orderings_table(rows))
-    assert "passed" in out.getvalue() and "not measured" in out.getvalue()
+    console = Console(width=width, force_terminal=True, color_system=None, file=(out := io.StringIO()))
+    console.print(orderings.orderings_table(rows, console))
+    said = out.getvalue()
+    assert max(map(len, said.splitlines())) <= width and "…" not in said
+    for status in ("passed", "not measured"):
+        shown = [line for line in said.splitlines() if line.endswith("│") and line.split("│")[-2].strip() == status]
+        assert len(shown) == sum(row["status"] == status for row in rows) > 0
+    assert all(f"{row['low']:+.3f} .. {row['high']:+.3f}" in said for row in rows if row["low"] is not None)
+    assert ("by seed" in said) == (width == 250)
+
+
+def test_orderings_that_no_terminal_shows_are_lines_to_search(capsys: pytest.CaptureFixture[str]) -> None:
+    from rpo_cli.session import stdout
+
+    rows = orderings.orderings(planted(PAPER), [*PAPER, "p-dpo"], RHOS, SEEDS, resamples=50)
+    console = stdout()
+    console.print(orderings.orderings_table(rows, console))
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[-3:] == ["by", "seed", "verdict"]
+    for line, row in zip(lines, rows, strict=True):
+        assert line.startswith(row["claim"]) and row["detail"] in line and line.endswith("  " + row["status"])
 
 
 def test_importing_figures_does_not_import_matplotlib() -> None:

@@ -376,7 +376,7 @@ def test_a_missing_key_is_said_before_anything_is_built(empty: Tiny, monkeypatch
     assert result.stderr.splitlines()[-1].startswith("judge: OPENAI_API_KEY is not set")
     assert not (empty.root / "seed-0").exists()
     result = empty.run("judge", "e-dpo.yaml", code=2)
-    assert "evaluate.yaml: judge: missing" in result.stderr
+    assert "evaluate.yaml:1: judge: missing" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -258,11 +258,14 @@ def test_after_kill_9_the_same_command_ends_where_the_undisturbed_one_did(tiny: 
     same_artifact(tiny.root / cell, undisturbed.root / cell)
 
 
-def test_two_jobs_give_the_same_bytes_as_one(built: Tiny, tiny: Tiny) -> None:
+def test_two_jobs_give_the_same_bytes_as_one_and_their_libraries_say_nothing(
+    built: Tiny, tiny: Tiny, capfd: pytest.CaptureFixture[str]
+) -> None:
     members = [f"{RHO}/rm/b-{b}" for b in (0.2, 0.5, 0.8)]
     for member in members:
         shutil.rmtree(tiny.root / member)
     tiny.run("train-rm", "rm.yaml", "--ensemble", "--jobs", 2)
+    assert capfd.readouterr().err == ""  # of the workers; this command's own is kept apart
     for member in members:
         same_artifact(tiny.root / member, built.root / member)
 

@@ -258,6 +258,14 @@ def test_the_last_loss_is_that_of_the_last_steps_though_no_line_was_due(tiny: Ti
     assert made["metrics"]["last_loss"] == column(directory, "loss")[-1] != made["metrics"]["first_loss"]
 
 
+@pytest.mark.parametrize("recipe", ["e-dpo.yaml", "rm.yaml"])
+def test_the_line_of_the_last_step_has_every_metric_though_no_line_was_due(tiny: Tiny, recipe: str) -> None:
+    directory, _ = tiny.make(recipe, "logging_steps=4")
+    due, last = journal(directory)
+    assert (due["step"], last["step"]) == (4, 6) and due.keys() == last.keys()
+    assert last.keys() >= ({"rewards/margins", "members/0.2", "losses/preference"} if recipe == "e-dpo.yaml" else {"accuracy", "margin"})
+
+
 def test_a_checkpoint_that_a_kill_cut_short_is_not_resumed_from(tiny: Tiny) -> None:
     teach(tiny)
     settings = ("save_steps=2", "ensemble_min=dataset", "ema_decay=0.5")

@@ -317,6 +317,16 @@ def test_set_reaches_into_mappings_and_is_remembered() -> None:
     assert "seed" not in loaded.where
 
 
+def test_expected_seconds_follow_the_steps_that_are_asked_for() -> None:
+    write("a.yaml", POLICY + "max_steps: 100\nexpected_seconds: 4\n")
+    write("b.yaml", POLICY + "expected_seconds: 4\n")
+    assert get(load("a.yaml"), "expected_seconds") == 4
+    assert get(load("a.yaml", overrides=["max_steps=1000"]), "expected_seconds") == 40
+    assert get(load("a.yaml", overrides=["max_steps=1000", "expected_seconds=7"]), "expected_seconds") == 7
+    assert get(load("b.yaml", overrides=["max_steps=1000"]), "expected_seconds") is None
+    assert problems("a.yaml", overrides=["max_steps=many"]) == ["--set max_steps: expected a whole number, got text ('many')"]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -377,6 +387,11 @@ def test_an_unknown_name_gets_close_matches() -> None:
     write("packed/tldr/dp-dpo.yaml", POLICY)
     assert problems("e-dop.yaml") == ["e-dop.yaml: no such recipe, did you mean e-dpo.yaml?"]
     assert problems("tldr/dp-dop") == ["tldr/dp-dop: no such recipe, did you mean tldr/dp-dpo.yaml?"]
+    # In a folder that is misspelt, a file of that very name is meant.
+    write("recipes/miniature/p-dpo.yaml", POLICY)
+    assert problems("nope/e-dpo.yaml") == ["nope/e-dpo.yaml: no such recipe, did you mean e-dpo.yaml?"]
+    assert problems("tldp/dp-dpo.yaml") == ["tldp/dp-dpo.yaml: no such recipe, did you mean tldr/dp-dpo.yaml?"]
+    assert problems("/nope/dp-dpo.yaml") == ["/nope/dp-dpo.yaml: no such recipe, did you mean tldr/dp-dpo.yaml?"]
 
 
 def test_references_are_found_beside_the_recipe_then_beside_what_it_extends(here: Path) -> None:

@@ -112,7 +112,7 @@ def test_unbiased_strengths_are_chosen_on_validation_for_the_figure_alone(tiny: 
     tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2")
     reduced = json.loads((tiny.root / "figures/unbiased/unbiased.json").read_text())["provenance"]
     assert reduced["left_out"]["grid"]["dpo"] == [0.4] and "reduced: 2 of 3 grid values" in reduced["title"]
-    own = tiny.run("figure unbiased", "unbiased.yaml", "--dry-run").stderr
+    own = tiny.run("figure unbiased", "unbiased.yaml", "--dry-run").stdout
     assert "unbiased/policies/dpo/beta-0.2  (missing)" in own
 
 
@@ -192,7 +192,7 @@ def test_members_of_a_listed_ensemble_have_no_b() -> None:
 def test_too_few_steps_for_a_curve_are_told_in_a_line(tiny: Tiny) -> None:
     cell = Cells(tiny.suite, ["logging_steps=50"]).cell("dpo.yaml", 0.5, 0, "test", measured=True)
     tiny.make("dpo.yaml", "logging_steps=50")
-    with pytest.raises(BadInput, match=r"dpo/beta-0.2: 6 steps with logging_steps: 50 leave no line of log-ratios to draw"):
+    with pytest.raises(BadInput, match=r"dpo/beta-0.2: 6 steps with logging_steps: 50 leave no curve of log-ratios to draw"):
         _curve(cell, Workspace(tiny.root, "tiny"))
 
 

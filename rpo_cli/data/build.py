@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from itertools import chain, count
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from rpo_cli.data.overlap import leaks, shared_prompts
 from rpo_cli.data.pairs import Row, columns_of, row_id, write_rows
+from rpo_cli.data.sources import is_conversation, named
 from rpo_cli.errors import BadInput
 from rpo_cli.jobs import Job
 from rpo_cli.schema import DataRecipe, seed_of
 from rpo_cli.tracking import Report
+
+MOST_PROBLEMS = 10  # of a file: they tend to be alike
 
 
 def run(job: Job, report: Report) -> dict[str, Any]:
@@ -56,33 +61,42 @@ def read_table(file: Path, table: str) -> tuple[list[Row], int]:
     """Rows of one JSONL or Parquet file, checked and named, and how many exact duplicates were left out.
 
     Raises:
-        BadInput: unreadable file, missing or empty column, equal responses, no rows; names file and line (or row).
+        BadInput: unreadable file, missing or empty column, equal responses, no rows; names file and line (or row), each of the
+            first `MOST_PROBLEMS` on a line of its own.
     """
+    problems: list[str] = []
     if file.suffix == ".parquet":
         try:
-            raw = [(f"{file}: row {i + 1}", row) for i, row in enumerate(pq.read_table(file).to_pylist())]
+            raw: list[tuple[str, Any]] = [(f"{file}: row {i + 1}", row) for i, row in enumerate(pq.read_table(file).to_pylist())]
         except (OSError, ValueError) as error:
             raise BadInput(f"{file}: not a Parquet file: {error}") from error
     elif file.suffix in (".jsonl", ".json"):
-        raw = [(f"{file}:{number}", _parse(f"{file}:{number}", line)) for number, line in enumerate(_lines(file), 1) if line.strip()]
+        numbered = [(f"{file}:{number}", line) for number, line in enumerate(_lines(file), 1) if line.strip()]
+        raw = [(place, _parse(line)) for place, line in numbered]
     else:
         raise BadInput(f"{file}: expected a .jsonl or .parquet file")
     if not raw:
         raise BadInput(f"{file}: no rows")
     rows: dict[str, Row] = {}
     duplicates = 0
+    needed = columns_of(table)
     for place, row in raw:
-        needed = columns_of(table)
-        checked = _check(place, row, needed)
-        if table.startswith("prompts_") and "completion" in row:
-            # A reference response, for a judge to compare with.
-            checked |= _check(place, row, (*needed, "completion")) | {"id": checked["id"]}
-        if checked["id"] not in rows:
-            rows[checked["id"]] = checked
-        elif all(rows[checked["id"]][column] == checked[column] for column in needed):
+        # A reference response, for a judge to compare with.
+        columns = (*needed, "completion") if table.startswith("prompts_") and "completion" in row else needed
+        if wrong := [row] if isinstance(row, str) else _wrong(row, columns):
+            problems += [f"{place}: {problem}" for problem in wrong]
+            continue
+        given = isinstance(row.get("id"), str | int)
+        name = str(row["id"]) if given else row_id(*(row[column] for column in needed))
+        if name not in rows:
+            rows[name] = {"id": name, **{column: row[column] for column in columns}}
+        elif all(rows[name][column] == row[column] for column in needed):
             duplicates += 1
         else:
-            raise BadInput(f"{place}: id {checked['id']!r} belongs to another row as well")
+            problems.append(f"{place}: id {name!r} belongs to another row as well")
+    if problems:
+        more = len(problems) - MOST_PROBLEMS
+        raise BadInput("\n".join([*problems[:MOST_PROBLEMS], *([f"{file}: and {more} more problems"] if more > 0 else [])]))
     return list(rows.values()), duplicates
 
 
@@ -93,33 +107,39 @@ def _lines(file: Path) -> list[str]:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise BadInput(f"{file}:{line}: not UTF-8: {error.reason}") from error
     if text.lstrip().startswith("["):
-        jsonl = file.with_suffix(".jsonl").name
-        raise BadInput(f"{file}:1: a JSON array; expected JSON Lines, an object on each line: jq -c '.[]' {file.name} > {jsonl}")
+        # The shell empties what it redirects to before jq reads: the command must name no file that there is.
+        endings = chain(("", "-lines"), (f"-lines-{number}" for number in count(2)))
+        target = next(path for end in endings if not (path := file.with_name(f"{file.stem}{end}.jsonl")).exists())
+        raise BadInput(
+            f"{file}:1: a JSON array; expected JSON Lines, an object on each line: "
+            f"jq -c '.[]' {quote(str(file))} > {quote(str(target))}, then name {target.name} in files:"
+        )
     return text.split("\n")
 
 
-def _parse(place: str, line: str) -> Row:
+def _parse(line: str) -> Row | str:
+    """The object on a line, or what is wrong with the line."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise BadInput(f"{place}: not JSON: {error.msg}") from error
-    if not isinstance(row, dict):
-        raise BadInput(f"{place}: expected an object with columns, got {type(row).__name__}")
-    return row
+        return f"not JSON: {error.msg}"
+    return row if isinstance(row, dict) else f"expected an object with columns, got {named(row)}"
 
 
-def _check(place: str, row: Row, needed: tuple[str, ...]) -> Row:
+def _wrong(row: Row, needed: tuple[str, ...]) -> list[str]:
+    """What is wrong with a row, a sentence for each column."""
+    problems = []
     for column in needed:
         if column not in row:
-            raise BadInput(f"{place}: no column {column!r} (has: {', '.join(sorted(row))})")
-        if not isinstance(row[column], str):
-            raise BadInput(f"{place}: {column}: expected text, got {type(row[column]).__name__}")
-        if not row[column].strip():
-            raise BadInput(f"{place}: {column}: empty")
-        if any("\ud800" <= sign <= "\udfff" for sign in row[column]):
-            raise BadInput(f"{place}: {column}: holds half of a surrogate pair, which is no text")
-    if "chosen" in needed and row["chosen"] == row["rejected"]:
-        raise BadInput(f"{place}: chosen and rejected are the same text, so there is no preference to learn")
-    given = isinstance(row.get("id"), str | int)
-    name = str(row["id"]) if given else row_id(*(row[column] for column in needed))
-    return {"id": name, **{column: row[column] for column in needed}}
+            problems.append(f"no column {column!r} (has: {', '.join(sorted(row))})")
+        elif is_conversation(value := row[column]):
+            problems.append(f"{column}: expected text, got a conversation; `source: preference` reads those")
+        elif not isinstance(value, str):
+            problems.append(f"{column}: expected text, got {named(value)}")
+        elif not value.strip():
+            problems.append(f"{column}: empty")
+        elif any("\ud800" <= sign <= "\udfff" for sign in value):
+            problems.append(f"{column}: holds half of a surrogate pair, which is no text")
+    if not problems and "chosen" in needed and row["chosen"] == row["rejected"]:
+        problems.append("chosen and rejected are the same text, so there is no preference to learn")
+    return problems

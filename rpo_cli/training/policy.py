@@ -153,7 +153,8 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
             self._recent.setdefault(name, []).append(value.detach())
 
     def _is_logged(self) -> bool:
-        return bool((self.state.global_step + 1) % self.args.logging_steps == 0)
+        step = self.state.global_step + 1
+        return bool(step % self.args.logging_steps == 0 or step == self.args.max_steps)  # the last step has a line in any case
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add this trainer's metrics, gathered in one transfer."""

@@ -65,7 +65,8 @@ class LeanRewardTrainer(WholeBatches, RewardTrainer):
         chosen, rejected = response_rewards(model, inputs).chunk(2)
         margins = chosen - rejected
         loss = -torch.nn.functional.logsigmoid(margins).mean()
-        if self.model.training and (self.state.global_step + 1) % self.args.logging_steps == 0:
+        step = self.state.global_step + 1
+        if self.model.training and (step % self.args.logging_steps == 0 or step == self.args.max_steps):
             self._metrics["train"]["accuracy"].append((margins.detach() > 0).float().mean())
             self._metrics["train"]["margin"].append(margins.detach().mean())
         return (loss, {"margins": margins}) if return_outputs else loss

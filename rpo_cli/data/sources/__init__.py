@@ -53,5 +53,18 @@ def text(place: str, row: dict[str, Any], *names: str) -> str:
     """`column`, which must be text."""
     value = column(place, row, *names)
     if not isinstance(value, str):
-        raise BadInput(f"{place}: {names[0]}: expected text, got {type(value).__name__}")
+        raise BadInput(f"{place}: {names[0]}: expected text, got {named(value)}")
     return value
+
+
+def named(value: Any) -> str:
+    """What a value of a row is, in the words of JSON."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    names: dict[type, str] = {type(None): "null", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value)) or f"a value of type {type(value).__name__}"  # dates and bytes of a Parquet file
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages with role and content."""
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in value)

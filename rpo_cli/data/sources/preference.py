@@ -12,7 +12,7 @@ from typing import Any
 
 from trl.data_utils import apply_chat_template, is_conversational, maybe_extract_prompt
 
-from rpo_cli.data.sources import Counts, Pair, Written, column
+from rpo_cli.data.sources import Counts, Pair, Written, column, named
 from rpo_cli.data.sources.hh import dialogues, messages
 from rpo_cli.errors import BadInput
 
@@ -35,7 +35,7 @@ class Templated:
         if not is_conversational(example):
             for name, value in example.items():
                 if not isinstance(value, str):
-                    raise BadInput(f"{place}: {name}: expected text or messages with role and content, got {type(value).__name__}")
+                    raise BadInput(f"{place}: {name}: expected text or messages with role and content, got {named(value)}")
             return example
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise BadInput(f"{place}: holds a conversation: name a tokenizer: that has a chat template")
