@@ -164,18 +164,19 @@ class OptimizerBatches(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         draw = torch.Generator().manual_seed(self.seed + self.epoch())
-        rows = torch.randperm(len(self.lengths), generator=draw)[: len(self)]
+        rows: list[int] = torch.randperm(len(self.lengths), generator=draw).tolist()[: len(self)]
         if not self.grouped:
-            for batch in torch.split(rows, self.batch):
-                yield from self._from_long_to_short(batch)
+            yield from self._from_long_to_short(rows, self.batch)
             return
         size = max(1, min(len(rows) // (4 * self.batch), 50)) * self.batch  # at least four pieces, which differ from epoch to epoch
-        ordered = [i for piece in torch.split(rows, size) for i in self._from_long_to_short(piece)]
-        batches = torch.tensor(ordered).view(-1, self.batch)
-        yield from batches[torch.randperm(len(batches), generator=draw)].flatten().tolist()
+        ordered = self._from_long_to_short(rows, size)
+        for batch in torch.randperm(len(rows) // self.batch, generator=draw).tolist():
+            yield from ordered[batch * self.batch : (batch + 1) * self.batch]
 
-    def _from_long_to_short(self, rows: torch.Tensor) -> list[int]:
-        return sorted(rows.tolist(), key=lambda i: -self.lengths[i])  # rows of equal length stay as drawn
+    def _from_long_to_short(self, rows: list[int], size: int) -> list[int]:
+        """The rows of each piece of this size by length; those of one length stay as drawn."""
+        pieces = (rows[start : start + size] for start in range(0, len(rows), size))
+        return [i for piece in pieces for i in sorted(piece, key=lambda i: -self.lengths[i])]
 
 
 class Journal(TrainerCallback):
