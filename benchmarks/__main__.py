@@ -25,7 +25,7 @@ CLOCKS = {"cpu": "seconds of the processor", "wall": "seconds on the clock"}
 
 def quiet(threads: int = 1) -> None:
     """What must be set before torch and transformers are imported; and no bars, no reports, no telemetry."""
-    from rpo_cli.jobs import QUIET_ENVIRONMENT
+    from rpo_cli.stages import QUIET_ENVIRONMENT
 
     os.environ.update(QUIET_ENVIRONMENT)
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "WANDB_MODE": "disabled"}

@@ -10,7 +10,7 @@ import pandas as pd
 from rpo_cli import devices, generation_vllm
 from rpo_cli.data.pairs import TokenRow, row_id, tokenise
 from rpo_cli.generation import sample
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.models import load_causal, load_reward, load_tokenizer, require_same_tokens
 from rpo_cli.schema import EvaluateRecipe, seed_of
 from rpo_cli.scoring import logps, pad_id, rewards

@@ -19,11 +19,11 @@ from rpo_cli import schema, snapshots
 from rpo_cli.columns import aligned
 from rpo_cli.doctor import show_doctor
 from rpo_cli.errors import BadInput
-from rpo_cli.jobs import QUIET_ENVIRONMENT
 from rpo_cli.plan import Planner, Stage, at_rho
 from rpo_cli.recipe_files import SETTINGS, shown
 from rpo_cli.recipes import Loaded, RecipeError, check_suite, find, json_schema, known, load, variant_overrides
 from rpo_cli.session import Session, planner_for
+from rpo_cli.stages import QUIET_ENVIRONMENT
 from rpo_cli.status import show_status
 
 __all__ = ["check_recipes", "fetch_data", "inspect_data", "list_recipes", "show_doctor", "show_status", "write_schema"]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.evaluation import SAMPLES, SHOWN
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.judge_client import Answer, Judge, api_key, question_key, render
 from rpo_cli.schema import JudgeRecipe, JudgeSettings, seed_of
 from rpo_cli.tracking import Report

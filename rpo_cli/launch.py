@@ -24,7 +24,8 @@ import psutil  # type: ignore[import-untyped]
 
 from rpo_cli import devices
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.jobs import Job, logged, run_here, told_in_a_line
+from rpo_cli.job import Job
+from rpo_cli.stages import logged, run_here, told_in_a_line
 
 
 def main() -> None:

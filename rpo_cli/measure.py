@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from rpo_cli import devices
 from rpo_cli.batches import Batch, by_length, logps_of, make_batch, predicts, response_logits, response_logps
 from rpo_cli.data.pairs import read_rows, row_id, tokenise
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.models import load_causal, load_tokenizer
 from rpo_cli.objectives import dpo_losses, kl_full, kl_sample
 from rpo_cli.schema import ScoringRecipe

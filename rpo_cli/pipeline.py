@@ -18,11 +18,12 @@ from typing import Any
 
 from rich.console import Console
 
-from rpo_cli import devices, processes, snapshots
+from rpo_cli import devices, snapshots
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.jobs import QUIET_ENVIRONMENT, Job, job_of, run_job
+from rpo_cli.job import Job, Launch, job_of
 from rpo_cli.plan import Stage, walk
 from rpo_cli.progress import PlanProgress, clock
+from rpo_cli.stages import QUIET_ENVIRONMENT, run_job
 from rpo_cli.workspace import Workspace
 
 GUESS_SECONDS = {
@@ -123,7 +124,7 @@ def execute(
     jobs: int = 1,
     inherited: dict[str, Any] | None = None,
     finished: Callable[[Stage, dict[str, Any]], None] = lambda stage, manifest: None,
-    launch: processes.Launch | None = None,
+    launch: Launch | None = None,
 ) -> None:
     """Run a plan; what is done stays done when something fails or the user interrupts.
 

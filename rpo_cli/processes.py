@@ -15,36 +15,24 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpo_cli import devices, xla_probe
 from rpo_cli.complaints import suggest
 from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.job import TRAINED, Job, Launch
 from rpo_cli.recipe_files import shown
 from rpo_cli.schema import TrainingRecipe
 from rpo_cli.yaml_lines import read
 
 if TYPE_CHECKING:
-    from rpo_cli.jobs import Job
     from rpo_cli.plan import Stage
 
-TRAINED = ("sft", "reward", "policy")
 STRATEGIES = ("NO", "MULTI_GPU", "FSDP", "XLA")
 # What these switch on would change the mathematics behind the recipe's back, or was never tried here.
 FOREIGN = ("deepspeed_config", "megatron_lm_config", "fp8_config", "dynamo_config", "parallelism_config", "mpirun_config")
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How training stages are started."""
-
-    config: Path
-    processes: int  # of XLA: the TPU's cores, on all hosts, over which a model and its batches are spread
-    strategy: str  # accelerate's distributed_type
-    use_cpu: bool
-    port_given: bool
 
 
 def read_launch(path: Path) -> Launch:
@@ -165,18 +153,13 @@ def spread(recipe: TrainingRecipe, cores: int) -> tuple[int, int]:
     return rows * slots, pieces
 
 
-def leaves(kind: str, launch: Launch | None) -> bool:
-    """Whether a stage runs in other processes than this one: on a TPU every stage, which it holds until its process ends."""
-    return launch is not None and (kind in TRAINED or launch.strategy == "XLA")
-
-
 def follows(job: Job) -> bool:
     """Whether this is a further host of a pod and trains the job's artifact with the first; other stages any host makes alone."""
     return job.launch is not None and job.launch.strategy == "XLA" and job.kind in TRAINED and xla_probe.host() > 0
 
 
 def run(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], str, list[str]]:
-    """Run a stage's function in the processes of its `launch`; what `jobs.run_here` returns in the first, if it is here.
+    """Run a stage's function in the processes of its `launch`; what `stages.run_here` returns in the first, if it is here.
 
     Raises:
         BadInput, RunFailed: of the first process that failed.

@@ -20,7 +20,7 @@ from rpo_cli.buckets import Shape, for_batches, longest
 from rpo_cli.data.pairs import TokenRow, read_rows, tokenise
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.generation import sample
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.models import four_bits, load_causal, load_reward, load_tokenizer, require_same_tokens
 from rpo_cli.schema import ScoringRecipe, seed_of
 from rpo_cli.tracking import Report

@@ -17,6 +17,7 @@ from rich.table import Table
 from rpo_cli import processes, schema, snapshots
 from rpo_cli.columns import WIDEST
 from rpo_cli.errors import BadInput
+from rpo_cli.job import Launch
 from rpo_cli.pipeline import Todo, execute, what_to_run
 from rpo_cli.plan import Planner, Stage, walk
 from rpo_cli.progress import clock
@@ -220,7 +221,7 @@ def stdout() -> Console:
     return console if console.is_terminal else Console(width=WIDEST)
 
 
-def cut_of(recipe: schema.TrainingRecipe, launch: processes.Launch | None) -> str:
+def cut_of(recipe: schema.TrainingRecipe, launch: Launch | None) -> str:
     """How the batch of an optimiser step is cut, in words."""
     count = 1 if launch is None else launch.processes
     if launch is not None and launch.strategy == "XLA":

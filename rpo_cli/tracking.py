@@ -15,7 +15,7 @@ from rpo_cli.workspace import write_whole
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rpo_cli.jobs import Job
+    from rpo_cli.job import Job
 
 METRICS = "metrics.jsonl"
 log = logging.getLogger("rpo")

@@ -18,9 +18,10 @@ import pytest
 from typer.testing import CliRunner
 
 from rpo_cli.cli import app
-from rpo_cli.jobs import job_of, run_job
+from rpo_cli.job import job_of
 from rpo_cli.plan import Planner, Stage
 from rpo_cli.recipes import load
+from rpo_cli.stages import run_job
 from rpo_cli.workspace import Workspace
 
 SEED = "seed-0"

@@ -26,10 +26,11 @@ from rpo_cli.data.pairs import TokenRow, read_rows, tokenise, write_rows
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.generation import sample
-from rpo_cli.jobs import job_of, run_job
+from rpo_cli.job import job_of
 from rpo_cli.models import load_causal, load_reward, load_tokenizer, new_causal, require_same_tokens
 from rpo_cli.schema import ScoringRecipe
 from rpo_cli.scoring import logps, pair_rewards, rewards
+from rpo_cli.stages import run_job
 from rpo_cli.workspace import Workspace
 
 CPU = Device("cpu", "float32", "test")

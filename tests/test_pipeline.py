@@ -16,8 +16,9 @@ import pytest
 from conftest import RHO, Tiny, journal, manifest, rpo, weights
 
 from rpo_cli.errors import RunFailed
-from rpo_cli.jobs import job_of, run_job
+from rpo_cli.job import job_of
 from rpo_cli.progress import PlanProgress
+from rpo_cli.stages import run_job
 from rpo_cli.training.loop import STATE
 from rpo_cli.training.policy import PolicyTrainer
 from rpo_cli.workspace import Workspace, versions, write_json

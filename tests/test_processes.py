@@ -27,9 +27,10 @@ from test_policy_training import SGD, teach
 import rpo_cli.launch
 from rpo_cli import processes
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.jobs import Job, job_of, run_job
+from rpo_cli.job import Job, Launch, job_of
 from rpo_cli.launch import take_part
 from rpo_cli.schema import PolicyRecipe
+from rpo_cli.stages import run_job
 from rpo_cli.training.loop import STATE
 from rpo_cli.workspace import Workspace, write_json
 
@@ -267,9 +268,7 @@ def test_a_pods_other_hosts_train_with_the_first_and_leave_publishing_to_it(
     monkeypatch.setattr(processes, "run", lambda job, progress: trained.append(job.path))
     workspace = Workspace(tmp_path / "runs", "tiny")
     workspace.open()
-    job = replace(
-        job_of(shared.stage("dpo.yaml"), workspace, {}), launch=processes.Launch(PRESETS / "tpu-v3-32.yaml", 32, "XLA", False, False)
-    )
+    job = replace(job_of(shared.stage("dpo.yaml"), workspace, {}), launch=Launch(PRESETS / "tpu-v3-32.yaml", 32, "XLA", False, False))
 
     def first_host(ends: Callable[[], None]) -> Any:
         with ThreadPoolExecutor(1) as pool, workspace.building(job.path, job.identity):

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rpo_cli.errors import RunFailed
-from rpo_cli.jobs import job_of
+from rpo_cli.job import job_of
 from rpo_cli.objectives import (
     dpo_losses,
     lcb_margins,

@@ -26,9 +26,10 @@ def make(folder: Path, recipe: str, code: int = 0) -> Made:
     suite, root = folder / "suite", folder / "runs"
     suite.mkdir(exist_ok=True)
     (suite / "data.yaml").write_text(PLAIN + "stage: data\n" + recipe)
-    from rpo_cli.jobs import job_of, run_job
+    from rpo_cli.job import job_of
     from rpo_cli.plan import Planner
     from rpo_cli.recipes import load
+    from rpo_cli.stages import run_job
     from rpo_cli.workspace import Workspace
 
     loaded = load(str(suite / "data.yaml"))

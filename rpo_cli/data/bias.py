@@ -15,7 +15,7 @@ import numpy as np
 
 from rpo_cli.data.pairs import read_rows, tokenise, write_rows
 from rpo_cli.errors import BadInput
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.models import load_tokenizer
 from rpo_cli.schema import SplitsRecipe, seed_of
 from rpo_cli.scoring import pairs_file

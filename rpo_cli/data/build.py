@@ -14,7 +14,7 @@ from rpo_cli.data.overlap import leaks, shared_prompts
 from rpo_cli.data.pairs import Row, columns_of, row_id, write_rows
 from rpo_cli.data.sources import is_conversation, named
 from rpo_cli.errors import BadInput
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.schema import DataRecipe, seed_of
 from rpo_cli.tracking import Report
 

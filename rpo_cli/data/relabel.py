@@ -8,7 +8,7 @@ import numpy as np
 
 from rpo_cli import devices
 from rpo_cli.data.pairs import read_rows, tokenise, write_rows
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.models import load_reward, load_tokenizer
 from rpo_cli.schema import RelabelRecipe, seed_of
 from rpo_cli.scoring import pad_id, pair_rewards, pairs_file

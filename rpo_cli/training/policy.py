@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer
 
 from rpo_cli import devices
 from rpo_cli.batches import can_share, groups_of, logps_of, predicts, response_lengths, response_logits, response_logps
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.models import four_bits, load_causal, load_tokenizer
 from rpo_cli.objectives import (
     distill_losses,

@@ -16,7 +16,7 @@ from rpo_cli import devices
 from rpo_cli.batches import PairCollator, can_share, response_rewards
 from rpo_cli.data.pairs import TokenRow, read_rows, tokenise
 from rpo_cli.errors import BadInput
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.models import four_bits, load_reward, load_tokenizer
 from rpo_cli.schema import RewardRecipe, seed_of
 from rpo_cli.scoring import pad_id, pair_rewards

@@ -14,7 +14,7 @@ from rpo_cli import devices
 from rpo_cli.batches import response_logps
 from rpo_cli.data.pairs import columns_of, read_rows, tokenise
 from rpo_cli.errors import BadInput
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.models import four_bits, load_causal, load_tokenizer, new_causal
 from rpo_cli.schema import SFTRecipe, seed_of
 from rpo_cli.scoring import pad_id

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rpo_cli.data.bias import LONGER, SHORTER
 from rpo_cli.data.pairs import Row, TokenRow, read_rows, tokenise
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.objectives import fit_temperature, lcb_margins, mean_margins, mix_weights
 from rpo_cli.schema import PESSIMISTIC, PolicyRecipe
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from rpo_cli import devices
 from rpo_cli.errors import RunFailed
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.models import load_reward, load_tokenizer, save
 from rpo_cli.schema import RewardRecipe
 from rpo_cli.tracking import Report

@@ -14,9 +14,10 @@ from conftest import RHO, Tiny, column
 from rpo_cli import devices
 from rpo_cli.errors import RunFailed
 from rpo_cli.generation import sample
-from rpo_cli.jobs import job_of, run_job
+from rpo_cli.job import job_of
 from rpo_cli.models import load_causal, load_tokenizer
 from rpo_cli.schema import ScoringRecipe
+from rpo_cli.stages import run_job
 from rpo_cli.workspace import Workspace
 
 pytestmark = pytest.mark.filterwarnings(

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from spread_jobs import DEVICES
 
 from rpo_cli import processes
-from rpo_cli.jobs import job_of
+from rpo_cli.job import job_of
 from rpo_cli.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent.parent

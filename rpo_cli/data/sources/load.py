@@ -12,7 +12,7 @@ from rpo_cli.data.sources import Counts, Pair, Written, preference, tldr
 from rpo_cli.data.sources.assemble import tables
 from rpo_cli.data.sources.records import records
 from rpo_cli.errors import BadInput
-from rpo_cli.jobs import Job
+from rpo_cli.job import Job
 from rpo_cli.models import load_tokenizer
 from rpo_cli.schema import DataRecipe, seed_of
 from rpo_cli.tracking import Report

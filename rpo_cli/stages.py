@@ -1,4 +1,4 @@
-"""One stage as a job: what a process needs to make its artifact, by value, and making and publishing it."""
+"""Making one artifact: the function of its kind of stage, its log, its failures in a line, its publication."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rpo_cli import __version__, devices, processes, schema
 from rpo_cli.disk import no_room
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.plan import External, Stage
+from rpo_cli.job import TRAINED, Job
 from rpo_cli.tracking import Report, Silence
 from rpo_cli.workspace import MANIFEST, Workspace, git_revision, read_json, versions
 
@@ -26,49 +25,6 @@ QUIET_ENVIRONMENT = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "WANDB_SILENT": "true",
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """A stage ready to run: everything a worker process needs, by value."""
-
-    kind: str
-    path: str
-    recipe: Any
-    identity: dict[str, Any]
-    inputs: dict[str, Path]
-    artifacts: tuple[str, ...]  # the inputs that are artifacts of this workspace
-    revisions: dict[str, str | None]
-    options: dict[str, Any]
-    files: dict[str, str]
-    root: Path
-    suite: str
-    inherited: dict[str, Any]
-    force: bool = False
-    launch: processes.Launch | None = None
-
-    @property
-    def directory(self) -> Path:
-        return self.root / self.path
-
-
-def job_of(
-    stage: Stage, workspace: Workspace, inherited: dict[str, Any], *, force: bool = False, launch: processes.Launch | None = None
-) -> Job:
-    """The picklable form of a stage."""
-    inputs = {}
-    revisions: dict[str, str | None] = {}
-    for name, needed in stage.inputs.items():
-        if isinstance(needed, External):
-            inputs[name] = Path(needed.reference)
-            revisions[name] = needed.commit or needed.revision
-        else:
-            inputs[name] = workspace.root / needed.path
-    return Job(
-        stage.kind, stage.path, stage.recipe, stage.identity, inputs, tuple(sorted(set(inputs) - set(revisions))), revisions,
-        dict(stage.options), dict(stage.files), workspace.root, workspace.suite, inherited, force,
-        launch if processes.leaves(stage.kind, launch) else None,
-    )  # fmt: skip
 
 
 def stage_function(kind: str) -> Callable[[Job, Report], dict[str, Any]]:
@@ -159,7 +115,7 @@ def _build(job: Job, workspace: Workspace, directory: Path, progress: Callable[[
             "rpo": __version__,
             "seeds": {name: schema.seed_of(job.recipe, name) for name in ("data", "rm", "policy", "sampling")},
             "device": device,
-            "processes": 1 if job.launch is None or job.kind not in processes.TRAINED else job.launch.processes,
+            "processes": 1 if job.launch is None or job.kind not in TRAINED else job.launch.processes,
             "threads": job.recipe.threads,
             "versions": versions(),
             "git": git_revision(),
@@ -198,7 +154,7 @@ def run_here(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, 
     with (Report if devices.rank() == 0 else Silence)(job, progress) as report:
         run = stage_function(job.kind)
         # Trainers bring their own autocast.
-        with contextlib.nullcontext() if job.kind in processes.TRAINED else device.autocast():
+        with contextlib.nullcontext() if job.kind in TRAINED else device.autocast():
             metrics = run(job, report)
         report.summary(metrics)
     return metrics, str(device), report.warnings
