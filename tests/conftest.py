@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from rpo_cli.cli import app
 from rpo_cli.job import job_of
+from rpo_cli.pipeline import what_to_run
 from rpo_cli.plan import Planner, Stage
 from rpo_cli.recipes import load
 from rpo_cli.stages import run_job
@@ -91,9 +92,11 @@ class Tiny:
     def make(
         self, recipe: str, *overrides: str, member: float | None = None, progress: Callable[[int, int], None] = lambda step, of: None
     ) -> tuple[Path, dict[str, Any]]:
-        """Make one artifact whose inputs are there, in this process; its directory and its manifest."""
-        stage = self.stage(recipe, *overrides, member=member)
-        manifest = run_job(job_of(stage, Workspace(self.root, self.suite.name), {}, force=True), progress)
+        """Make one artifact anew, in this process, after what it lacks; its directory and its manifest."""
+        stage, workspace = self.stage(recipe, *overrides, member=member), Workspace(self.root, self.suite.name)
+        for item in what_to_run(list(stage.stages()), workspace):
+            run_job(job_of(item.stage, workspace, {}), lambda step, of: None)
+        manifest = run_job(job_of(stage, workspace, {}, force=True), progress)
         return self.root / stage.path, manifest
 
 

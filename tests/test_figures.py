@@ -325,10 +325,11 @@ def test_the_committed_results_are_those_of_the_recipes_as_they_are() -> None:
     assert sum(map(len, found.values())) == 6 * 7 * 5
 
 
-def test_the_committed_study_is_that_of_the_recipes_as_they_are() -> None:
+@pytest.mark.parametrize(("name", "count"), [("ensemble", 9 * 7 * 5), ("members", 8 * 7 * 5)])
+def test_the_committed_study_is_that_of_the_recipes_as_they_are(name: str, count: int) -> None:
     """Every cell's key: the recipes on its way and the formats of the stages have not changed since."""
-    provenance = json.loads((ROOT / "results/miniature/ensemble/provenance.json").read_text())
-    loaded = load(str(ROOT / "recipes/miniature/figure-ensemble.yaml"))
+    provenance = json.loads((ROOT / f"results/miniature/{name}/provenance.json").read_text())
+    loaded = load(str(ROOT / f"recipes/miniature/figure-{name}.yaml"))
     assert isinstance(loaded.recipe, FigureRecipe)
     chosen: Chosen = {}
     for variant, at in provenance["cells"].items():
@@ -338,4 +339,4 @@ def test_the_committed_study_is_that_of_the_recipes_as_they_are() -> None:
     cells = study_cells(loaded, loaded.recipe.rhos, loaded.recipe.seeds, chosen)
     keys = {(cell.policy, f"rho-{cell.rho:g}/seed-{cell.seed}"): cell.evaluation.key for cell in cells}
     assert keys == {(variant, place): values["key"] for variant, at in provenance["cells"].items() for place, values in at.items()}
-    assert len(keys) == 9 * 7 * 5
+    assert len(keys) == count

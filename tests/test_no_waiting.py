@@ -86,7 +86,7 @@ RUNS = {
 def test_steps_between_lines_of_metrics_read_nothing_back(tiny: Tiny, name: str) -> None:
     recipe, *settings = RUNS[name]
     if name == "plain layout":
-        tiny.run("train-policy", recipe, "--set", "shared_prompts=false")  # the layout of its inputs too
+        tiny.make(recipe, "shared_prompts=false")  # the layout of its inputs too, before there is anything to teach
     teach(tiny)
     settings += ["max_steps=8", "logging_steps=4"]
     seen = waits_of(lambda progress: tiny.make(recipe, *settings, progress=progress))
