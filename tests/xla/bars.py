@@ -89,6 +89,7 @@ def train_counted(tiny: Tiny, recipe: str, settings: Sequence[str]) -> tuple[int
 
 def _train_counted(tiny: Tiny, recipe: str, settings: Sequence[str]) -> tuple[int, int, list[dict[str, int]]]:
     counters = Counters()
+    tiny.adopt(recipe, *settings)  # of other lengths than the recipes give them
     _, manifest = tiny.make(recipe, *settings, progress=counters)
     steps = manifest["metrics"]["steps"]
     return manifest["metrics"]["shapes"], counters.seen[steps - 1]["compiled"], counters.between()[: steps - 1]
