@@ -327,7 +327,7 @@ class PolicyRecipe(TrainingRecipe, SharedPrompts):
         "reference samples; data: on the data set's own responses, biased unless they came from the reference",
     )
     kl_coefficient: Literal["gamma", "gamma_beta"] = Field("gamma", description="weight of the KL: gamma itself, or gamma * beta")
-    ensemble_min: Literal["dataset", "batch", "example"] = Field("dataset", description="scope of e-dpo's min over members")
+    ensemble_min: Literal["dataset", "batch", "example"] = Field("example", description="scope of e-dpo's min over members")
     ema_decay: Share = Field(0.9, description="decay of the data-set losses that ensemble_min: dataset compares")
     calibration: Literal["none", "temperature"] = Field(
         "temperature", description="temperature: divide each member's rewards by a T fitted on held-out pairs"

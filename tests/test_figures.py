@@ -310,9 +310,10 @@ def test_a_sweep_keeps_every_seeds_weights_of_the_value_that_will_be_chosen(orde
     assert shelf.dropped == {f"policy/{value:g}/{seed}" for value in (0.1, 0.4, 0.8) for seed in (0, 1)}
 
 
-def test_the_committed_results_are_those_of_the_recipes_as_they_are() -> None:
+@pytest.mark.parametrize(("folder", "count"), [(".", 6 * 7 * 5), ("confirmation", 6 * 7 * 5), ("rivals", 10 * 3 * 3)])
+def test_the_committed_results_are_those_of_the_recipes_as_they_are(folder: str, count: int) -> None:
     """Every cell's key: the recipes on its way, by_rho included, and the formats of the stages have not changed since."""
-    provenance = json.loads((ROOT / "results/miniature/provenance.json").read_text())
+    provenance = json.loads((ROOT / "results/miniature" / folder / "provenance.json").read_text())
     cells = Cells(ROOT / "recipes/miniature")
     found: dict[str, dict[str, Any]] = {}
     for policy, at in provenance["cells"].items():
@@ -322,14 +323,20 @@ def test_the_committed_results_are_those_of_the_recipes_as_they_are() -> None:
             name, value = cell.strength
             found.setdefault(policy, {})[place] = {name: value, "key": cell.evaluation.key}
     assert found == provenance["cells"]
-    assert sum(map(len, found.values())) == 6 * 7 * 5
+    assert sum(map(len, found.values())) == count
 
 
-@pytest.mark.parametrize(("name", "count"), [("ensemble", 9 * 7 * 5), ("members", 8 * 7 * 5)])
-def test_the_committed_study_is_that_of_the_recipes_as_they_are(name: str, count: int) -> None:
+STUDIES = [
+    ("ensemble", "figure-ensemble", 9 * 7 * 5), ("members", "figure-members", 8 * 7 * 5),
+    ("confirmation-teachers", "figure-confirmation", 5 * 7 * 5), ("gamma", "figure-gamma", 6 * 3 * 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("folder", "recipe", "count"), STUDIES)
+def test_the_committed_study_is_that_of_the_recipes_as_they_are(folder: str, recipe: str, count: int) -> None:
     """Every cell's key: the recipes on its way and the formats of the stages have not changed since."""
-    provenance = json.loads((ROOT / f"results/miniature/{name}/provenance.json").read_text())
-    loaded = load(str(ROOT / f"recipes/miniature/figure-{name}.yaml"))
+    provenance = json.loads((ROOT / f"results/miniature/{folder}/provenance.json").read_text())
+    loaded = load(str(ROOT / f"recipes/miniature/{recipe}.yaml"))
     assert isinstance(loaded.recipe, FigureRecipe)
     chosen: Chosen = {}
     for variant, at in provenance["cells"].items():
