@@ -310,7 +310,11 @@ def test_a_sweep_keeps_every_seeds_weights_of_the_value_that_will_be_chosen(orde
     assert shelf.dropped == {f"policy/{value:g}/{seed}" for value in (0.1, 0.4, 0.8) for seed in (0, 1)}
 
 
-@pytest.mark.parametrize(("folder", "count"), [(".", 6 * 7 * 5), ("confirmation", 6 * 7 * 5), ("rivals", 10 * 3 * 3)])
+RESULTS = [(".", 6 * 7 * 5), ("confirmation", 6 * 7 * 5), ("confirmation-as-planned", 6 * 7 * 5), ("rivals", 10 * 3 * 3)]
+PLANNED = {"e-dpo": "e-dpo-dataset"}  # what e-dpo.yaml was when that figure was planned and made
+
+
+@pytest.mark.parametrize(("folder", "count"), RESULTS)
 def test_the_committed_results_are_those_of_the_recipes_as_they_are(folder: str, count: int) -> None:
     """Every cell's key: the recipes on its way, by_rho included, and the formats of the stages have not changed since."""
     provenance = json.loads((ROOT / "results/miniature" / folder / "provenance.json").read_text())
@@ -319,7 +323,8 @@ def test_the_committed_results_are_those_of_the_recipes_as_they_are(folder: str,
     for policy, at in provenance["cells"].items():
         for place in at:
             rho, seed = (part.split("-")[1] for part in place.split("/"))
-            cell = cells.cell(f"{policy}.yaml", float(rho), int(seed), "test")
+            name = PLANNED.get(policy, policy) if folder == "confirmation-as-planned" else policy
+            cell = cells.cell(f"{name}.yaml", float(rho), int(seed), "test")
             name, value = cell.strength
             found.setdefault(policy, {})[place] = {name: value, "key": cell.evaluation.key}
     assert found == provenance["cells"]
