@@ -52,7 +52,7 @@ lint: $(READY) ## style and types
 	$(BIN)/ruff format --check rpo_cli tests benchmarks
 	$(BIN)/mypy
 
-bench: $(READY) ## measure this code beside its baselines, half an hour; BENCH="--device cuda"
+bench: $(READY) ## measure this code beside its baselines, under an hour; BENCH="--device cuda"
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean: ## remove .venv, caches and the miniature's workspace
