@@ -199,7 +199,7 @@ class Workspace:
         directory = self.root / path
         write_json(directory / MANIFEST, dict(manifest))
         (directory / STARTED).unlink(missing_ok=True)
-        shutil.rmtree(self.root / REPLACED / path, ignore_errors=True)
+        _remove(self.root / REPLACED / path)
 
     def drop_weights(self, path: str) -> None:
         """Delete a finished artifact's model weights; manifest, metrics and logs stay."""
@@ -219,9 +219,15 @@ class Workspace:
                 yield path, read_json(file) if finished else None
 
 
+def _remove(directory: Path) -> None:
+    """Delete an artifact, its manifest first: a kill in the middle must not leave a finished-looking ruin."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def _move(source: Path, target: Path) -> None:
-    """Put a directory in the place of another, in one step: a kill leaves the one or the other, whole."""
-    shutil.rmtree(target, ignore_errors=True)
+    """Put an artifact in the place of another, which a kill may cost; the one that is moved it does not."""
+    _remove(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(source, target)
 

@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Tiny
 
 from rpo_cli import cells as cells_module
-from rpo_cli import figures, orderings, results
+from rpo_cli import figures, orderings, results, snapshots
 from rpo_cli.protocol import Cells, WeightKeeper, choose
 from rpo_cli.recipes import load
 from rpo_cli.schema import FigureRecipe
+from rpo_cli.session import Session
 from rpo_cli.studies import study_cells
 from rpo_cli.sweeping import Chosen
+from rpo_cli.workspace import Workspace, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RHOS = [0.2, 0.5, 0.8]
@@ -308,6 +311,27 @@ def test_a_sweep_keeps_every_seeds_weights_of_the_value_that_will_be_chosen(orde
     for cell in cells[before:]:
         keeper(cell.evaluation, {"metrics": {"advantage": found[cell.evaluation.path]}})
     assert shelf.dropped == {f"policy/{value:g}/{seed}" for value in (0.1, 0.4, 0.8) for seed in (0, 1)}
+
+
+def test_a_resumed_sweep_knows_what_it_evaluated_with_a_model_of_the_hub(empty: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty.edit("policy.yaml", "model_name_or_path: some/model")
+    empty.edit("dpo.yaml", "grid: {beta: [0.1, 0.2]}")
+    workspace = Workspace(empty.root, "tiny")
+    workspace.open()
+    write_json(snapshots.lock_file(workspace), {"models": {"some/model": "c0ffee"}})
+    cell = Cells(empty.suite).cell("dpo.yaml", 0.5, 0, "validation", ["beta=0.1"])
+    snapshots.pin([cell.evaluation], workspace)
+    (empty.root / cell.evaluation.path).mkdir(parents=True)
+    workspace.publish(cell.evaluation.path, {**cell.evaluation.identity, "metrics": {"advantage": 1.0}})
+    keepers: list[WeightKeeper] = []
+
+    def make(self: Session, targets: object, suite: str, finished: WeightKeeper) -> None:
+        keepers.append(finished)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "make", make)
+    empty.run("sweep", "dpo.yaml", "--rho", "0.5", "--seeds", "0", code=130)
+    assert [value for _, _, value in keepers[0].seen] == [0.1]
 
 
 RESULTS = [(".", 6 * 7 * 5), ("confirmation", 6 * 7 * 5), ("confirmation-as-planned", 6 * 7 * 5), ("rivals", 10 * 3 * 3)]

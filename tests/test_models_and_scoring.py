@@ -222,6 +222,16 @@ def test_held_out_accuracy_is_a_plain_count(built: Tiny, tokenizer: Any, rows: l
     assert manifest(built.root, f"{RHO}/scores/rm/b-0.2")["metrics"]["held_out/accuracy"] == metrics["held_out_accuracy"]
 
 
+def test_embeddings_of_new_tokens_are_drawn_under_the_recipes_seed(tiny: Tiny, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny.root / "seed-0/sft", tmp_path / "base")
+    settings = ("model_config_kwargs=null", f"model_name_or_path={base}", "pad_token=<new>", "max_steps=1")
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(state)  # whatever ran in the process before
+        found.append(weights(tiny.make("sft.yaml", *settings)[0]))
+    assert found[0] == found[1]
+
+
 def turn_labels_round(tiny: Tiny) -> None:
     """Held-out pairs on which the loss grows as the model learns: the last step is not the best one."""
     held_out = tiny.root / RHO / "splits/held_out.parquet"

@@ -210,6 +210,19 @@ def test_what_a_trial_replaced_is_there_until_the_trial_is_finished(tiny: Tiny, 
     assert weights(tiny.root / "seed-0/sft") != before["seed-0/sft/model.safetensors"][1]
 
 
+def test_what_was_set_aside_is_no_ruin_after_a_kill_while_it_is_deleted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(directory: Path, ignore_errors: bool) -> None:
+        if ".replaced" in directory.parts and directory.exists():
+            (directory / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rpo_cli.workspace.shutil.rmtree", kill)
+        tiny.run("train-sft", "sft.yaml", "--set", "max_steps=3", code=130)
+    tiny.run("train-sft", "sft.yaml")
+    assert (tiny.root / "seed-0/sft/model.safetensors").exists()
+
+
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_an_input_that_another_command_made_anew_is_noticed(tiny: Tiny, when: str) -> None:
     job = job_of(tiny.stage("e-dpo.yaml", "beta=0.7"), Workspace(tiny.root, "tiny"), {})

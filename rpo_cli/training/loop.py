@@ -120,6 +120,11 @@ class WholeBatches(Trainer):
         """What a forward pass with its loss runs under."""
         return nullcontext() if self.args.bf16 else self.device.autocast()
 
+    def is_logged(self) -> bool:
+        """Whether the step that is under way gets a line of metrics; the last one does in any case."""
+        step = self.state.global_step + 1
+        return bool(step % self.args.logging_steps == 0 or step == self.args.max_steps)
+
     def batch_mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean of a tensor over processes; one alone has nothing to wait for."""
         mean: torch.Tensor = self.accelerator.reduce(values, "mean") if self.accelerator.num_processes > 1 else values

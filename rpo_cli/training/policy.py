@@ -116,7 +116,7 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
             loss = preference + kl_weight(gamma, recipe.beta, recipe.kl_coefficient) * kl
             self._note("kl_to_reference", kl)
         self._note("losses/preference", preference)
-        if self._is_logged():
+        if self.is_logged():
             self._note_rewards(logps, inputs)
         return (loss, {"logps": logps}) if return_outputs else loss
 
@@ -149,12 +149,8 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
 
     def _note(self, name: str, value: torch.Tensor) -> None:
         # Kept on the device and only for steps that are logged: no transfer in between.
-        if self._is_logged():
+        if self.is_logged():
             self._recent.setdefault(name, []).append(value.detach())
-
-    def _is_logged(self) -> bool:
-        step = self.state.global_step + 1
-        return bool(step % self.args.logging_steps == 0 or step == self.args.max_steps)  # the last step has a line in any case
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add this trainer's metrics, gathered in one transfer."""
@@ -209,7 +205,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
         members = MemberChoice(recipe.ensemble_min, list(teachers.temperatures), margins, recipe.ema_decay)
     load = partial(load_causal, job.inputs["model"], recipe, tokenizer=tokenizer, revision=job.revisions.get("model"))
     bits = four_bits(recipe, device)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # what a model lacks is drawn when it is loaded
     model = load(device=device, training=True, bits=bits)
     with_reference = recipe.objective in PESSIMISTIC and recipe.kl_estimator == "full"
     kl_reference = load(device=device, bits=bits) if with_reference else None

@@ -65,8 +65,7 @@ class LeanRewardTrainer(WholeBatches, RewardTrainer):
         chosen, rejected = response_rewards(model, inputs).chunk(2)
         margins = chosen - rejected
         loss = -torch.nn.functional.logsigmoid(margins).mean()
-        step = self.state.global_step + 1
-        if self.model.training and (step % self.args.logging_steps == 0 or step == self.args.max_steps):
+        if self.model.training and self.is_logged():
             self._metrics["train"]["accuracy"].append((margins.detach() > 0).float().mean())
             self._metrics["train"]["margin"].append(margins.detach().mean())
         return (loss, {"margins": margins}) if return_outputs else loss
