@@ -318,9 +318,11 @@ def test_a_resumed_sweep_knows_what_it_evaluated_with_a_model_of_the_hub(empty: 
     empty.edit("dpo.yaml", "grid: {beta: [0.1, 0.2]}")
     workspace = Workspace(empty.root, "tiny")
     workspace.open()
-    write_json(snapshots.lock_file(workspace), {"models": {"some/model": "c0ffee"}})
+    write_json(snapshots.lock_file(workspace), {"models": {"some/model@main": "c0ffee"}})
     cell = Cells(empty.suite).cell("dpo.yaml", 0.5, 0, "validation", ["beta=0.1"])
+    before = cell.evaluation.key
     snapshots.pin([cell.evaluation], workspace)
+    assert cell.evaluation.key != before
     (empty.root / cell.evaluation.path).mkdir(parents=True)
     workspace.publish(cell.evaluation.path, {**cell.evaluation.identity, "metrics": {"advantage": 1.0}})
     keepers: list[WeightKeeper] = []
