@@ -25,10 +25,15 @@ CLOCKS = {"cpu": "seconds of the processor", "wall": "seconds on the clock"}
 
 def quiet(threads: int = 1) -> None:
     """What must be set before torch and transformers are imported; and no bars, no reports, no telemetry."""
-    from rpo_cli.stages import QUIET_ENVIRONMENT
+    from rpo_cli.runs.work import QUIET_ENVIRONMENT
 
     os.environ.update(QUIET_ENVIRONMENT)
-    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "WANDB_MODE": "disabled"}
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "WANDB_MODE": "disabled",
+    }
     one_arena()
     import torch
     from datasets.utils.logging import disable_progress_bar
@@ -55,14 +60,23 @@ def machine(device: str, dtype: str, threads: int) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
+        cpu = next(
+            (
+                line.split(":")[1].strip()
+                for line in info.read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            cpu,
+        )
     return {
         "cpu": f"{cpu}, {os.cpu_count()} logical CPUs, {torch.backends.cpu.get_cpu_capability()}",
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "dtype": dtype,
         "threads": threads,
         "system": platform.platform(terse=True),
-        "versions": ", ".join(f"{module.__name__} {module.__version__}" for module in (torch, transformers, trl)),
+        "versions": ", ".join(
+            f"{module.__name__} {module.__version__}" for module in (torch, transformers, trl)
+        ),
     }
 
 
@@ -76,7 +90,11 @@ def table(sections: dict[str, dict[str, Any]]) -> str:
     alike = {key for key in wheres[0] if all(where[key] == wheres[0][key] for where in wheres)}
     loads = [load for where in wheres for load in where["load"]]
     lines = [
-        *(f"- {key}: {value}" for key, value in wheres[0].items() if key in alike and key not in ("load", "seconds")),
+        *(
+            f"- {key}: {value}"
+            for key, value in wheres[0].items()
+            if key in alike and key not in ("load", "seconds")
+        ),
         f"- load of the machine before and after the sections: {min(loads)} to {max(loads)}",
         f"- minutes: {sum(where['seconds'] for where in wheres) / 60:.0f}",
         "",
@@ -86,7 +104,16 @@ def table(sections: dict[str, dict[str, Any]]) -> str:
     for row in (row for section in sections.values() for row in section["comparisons"]):
         ratio = f"{row['median']:.2f} ({row['min']:.2f} – {row['max']:.2f})" if row["ratios"] else ""
         clock = f"{row['wall_ratio']:.2f}" if row["wall_ratio"] is not None else ""
-        cells = (row["what"], row["workload"], row["ours"], row["baseline"], ratio, clock, row["bar"], verdict(row))
+        cells = (
+            row["what"],
+            row["workload"],
+            row["ours"],
+            row["baseline"],
+            ratio,
+            clock,
+            row["bar"],
+            verdict(row),
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -98,25 +125,41 @@ def put_into(readme: Path, text: str) -> None:
     readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
-def measure(section: Callable[[Bench], Iterator[Comparison]], bench: Bench, where: dict[str, Any]) -> dict[str, Any]:
+def measure(
+    section: Callable[[Bench], Iterator[Comparison]], bench: Bench, where: dict[str, Any]
+) -> dict[str, Any]:
     """One section's rows, and where and when they were measured; said on stderr while it runs."""
     started, load, rows = time.monotonic(), round(os.getloadavg()[0], 1), []
     for comparison in section(bench):
         row = comparison.as_json()
         rows.append(row)
         ratio = f"{row['median']:.3f}" if row["ratios"] else ""
-        print(f"  {row['what']}: {row['ours']} | {row['baseline']} | {ratio} {row['bar']} {verdict(row)}", file=sys.stderr, flush=True)
+        print(
+            f"  {row['what']}: {row['ours']} | {row['baseline']} | {ratio} {row['bar']} {verdict(row)}",
+            file=sys.stderr,
+            flush=True,
+        )
     seconds = round(time.monotonic() - started)
-    return {"machine": where | {"load": [load, round(os.getloadavg()[0], 1)], "seconds": seconds}, "comparisons": rows}
+    return {
+        "machine": where | {"load": [load, round(os.getloadavg()[0], 1)], "seconds": seconds},
+        "comparisons": rows,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: by autocast, as rpo trains")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="bfloat16: by autocast, as rpo trains",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--only", help="names of sections, with commas; results.json keeps the others")
-    parser.add_argument("--toy", action="store_true", help="toy sizes, to see that everything runs; writes nothing")
+    parser.add_argument(
+        "--toy", action="store_true", help="toy sizes, to see that everything runs; writes nothing"
+    )
     arguments = parser.parse_args()
     quiet(arguments.threads)
     from benchmarks.sections import SECTIONS, Bench
@@ -133,7 +176,9 @@ def main() -> None:
     device = Device(arguments.device, arguments.dtype, "benchmark")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(TOY if arguments.toy else FULL, device, Path(folder))
-        where = machine(arguments.device, arguments.dtype, arguments.threads) | {"ratios of": CLOCKS[bench.clock]}
+        where = machine(arguments.device, arguments.dtype, arguments.threads) | {
+            "ratios of": CLOCKS[bench.clock]
+        }
         for section in (section for section in SECTIONS if section.__name__ in only):
             print(section.__name__, file=sys.stderr, flush=True)
             results[section.__name__] = measure(section, bench, where)

@@ -24,15 +24,14 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from benchmarks.workloads import Row
 from rpo_cli import devices
-from rpo_cli.batches import PairCollator, response_logps
+from rpo_cli.artifacts import Report
 from rpo_cli.devices import Device
-from rpo_cli.objectives import distill_losses, dpo_losses
-from rpo_cli.schema import PolicyRecipe, RewardRecipe, TrainingRecipe
-from rpo_cli.tracking import Report
-from rpo_cli.training import loop
-from rpo_cli.training.ensemble import MemberChoice
-from rpo_cli.training.policy import EndOfStep, PolicyTrainer
-from rpo_cli.training.reward import LeanRewardTrainer
+from rpo_cli.models import PairCollator, response_logps
+from rpo_cli.objectives import MemberChoice, distill_losses, dpo_losses
+from rpo_cli.recipes.schema import PolicyRecipe, RewardRecipe, TrainingRecipe
+from rpo_cli.stages.policy import EndOfStep, PolicyTrainer
+from rpo_cli.stages.reward import LeanRewardTrainer
+from rpo_cli.stages.training import loop
 
 # How a step runs: with deterministic algorithms, as every stage of rpo; as stock TRL, transformers and torch do; and TRL on a CPU as
 # on a GPU, where its LM head reads the responses' tokens only (without Triton it reads every token, padding too, to keep shapes).
@@ -136,12 +135,20 @@ class _NaivePolicy(_StockPolicy):
         self.members.begin_step(None)
         return super().get_batch_samples(*args, **kwargs)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        plain = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        plain = {
+            "input_ids": inputs["input_ids"],
+            "attention_mask": inputs["attention_mask"],
+            "use_cache": False,
+        }
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         chosen, rejected = model(**plain, labels=labels, fused_lm_head=True).log_probs.sum(1).chunk(2)
         with torch.no_grad():
-            ref_chosen, ref_rejected = self.ref_model(**plain, labels=labels, fused_lm_head=True).log_probs.sum(1).chunk(2)
+            ref_chosen, ref_rejected = (
+                self.ref_model(**plain, labels=labels, fused_lm_head=True).log_probs.sum(1).chunk(2)
+            )
             rewards = [rm(**plain).logits.squeeze(-1).float().chunk(2) for rm in self.reward_models]
         margins = torch.stack([better - worse for better, worse in rewards])
         losses = distill_losses((chosen - ref_chosen) - (rejected - ref_rejected), margins, self.strength)
@@ -151,7 +158,15 @@ class _NaivePolicy(_StockPolicy):
 class Training:
     """A trainer as a contestant."""
 
-    def __init__(self, name: str, kind: str, trainer: Any, run: Callable[[], Any], ids: list[list[int]], setting: Setting) -> None:
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        trainer: Any,
+        run: Callable[[], Any],
+        ids: list[list[int]],
+        setting: Setting,
+    ) -> None:
         self.name, self.kind, self.trainer, self.ids, self.setting = name, kind, trainer, ids, setting
         self.pieces: int = trainer.args.gradient_accumulation_steps
         self.turns = _Turns()
@@ -197,7 +212,9 @@ class Loop:
 
     setting: Setting = "stock"
 
-    def __init__(self, name: str, kind: str, losses: Iterator[torch.Tensor], ids: list[list[int]], pieces: int = 1) -> None:
+    def __init__(
+        self, name: str, kind: str, losses: Iterator[torch.Tensor], ids: list[list[int]], pieces: int = 1
+    ) -> None:
         self.name, self.kind, self.ids, self.pieces, self._iterator = name, kind, ids, pieces, losses
         self.losses: list[torch.Tensor] = []
 
@@ -222,14 +239,26 @@ class _Recording:
 class Maker:
     """Makes contestants that share a device, a tokenizer, training settings and an optimiser batch of `pieces` times `batch` rows."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: Device, batch: int, folder: Path, pieces: int = 1) -> None:
-        self.tokenizer, self.device, self.batch, self.folder, self.pieces = tokenizer, device, batch, folder, pieces
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, device: Device, batch: int, folder: Path, pieces: int = 1
+    ) -> None:
+        self.tokenizer, self.device, self.batch, self.folder, self.pieces = (
+            tokenizer,
+            device,
+            batch,
+            folder,
+            pieces,
+        )
 
     def _settings(self, recipe: TrainingRecipe) -> dict[str, Any]:
         return loop.arguments(recipe, Path(tempfile.mkdtemp(dir=self.folder)), self.device, 0)
 
     def _recipe(self, kind: Any, **fields: Any) -> Any:
-        common = {"max_steps": NEVER, "per_device_train_batch_size": self.batch, "gradient_accumulation_steps": self.pieces}
+        common = {
+            "max_steps": NEVER,
+            "per_device_train_batch_size": self.batch,
+            "gradient_accumulation_steps": self.pieces,
+        }
         common |= {"learning_rate": 1e-5, "lr_scheduler_type": "constant"}
         return kind(**common, optim="adamw_torch_fused", dtype=self.device.dtype_name, **fields)
 
@@ -238,7 +267,13 @@ class Maker:
         return Report(job, lambda step, of: None)
 
     def ours(
-        self, name: str, model: PreTrainedModel, rows: list[Row], objective: str = "dpo", as_drawn: bool = False, **fields: Any
+        self,
+        name: str,
+        model: PreTrainedModel,
+        rows: list[Row],
+        objective: str = "dpo",
+        as_drawn: bool = False,
+        **fields: Any,
     ) -> Training:
         """This package's policy trainer, with its journal, as `rpo train-policy` runs it."""
         recipe = self._recipe(PolicyRecipe, stage="policy", objective=objective, beta=0.1, **fields)
@@ -246,7 +281,9 @@ class Maker:
         if objective == "e-dpo":
             members = self._members(rows, recipe)
         ids: list[list[int]] = []
-        config = DPOConfig(**self._settings(recipe), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True)
+        config = DPOConfig(
+            **self._settings(recipe), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True
+        )
         trainer = (_AsDrawn if as_drawn else _OurPolicy)(
             recipe, members, None, model=model, args=config, data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
             train_dataset=Dataset.from_list(rows), processing_class=self.tokenizer,
@@ -270,14 +307,28 @@ class Maker:
         return Training(name, kind, trainer, trainer.train, ids, setting)
 
     def trl(
-        self, name: str, model: PreTrainedModel, rows: list[Row], reference: PreTrainedModel | None = None, setting: Setting = "stock"
+        self,
+        name: str,
+        model: PreTrainedModel,
+        rows: list[Row],
+        reference: PreTrainedModel | None = None,
+        setting: Setting = "stock",
     ) -> Training:
         """TRL's DPOTrainer; with a reference model it is in the loop, else its log-probs are columns."""
         recipe = self._recipe(PolicyRecipe, stage="policy", objective="dpo", beta=0.1)
-        config = DPOConfig(**self._settings(recipe), beta=recipe.beta, max_length=None, precompute_ref_log_probs=reference is None)
+        config = DPOConfig(
+            **self._settings(recipe),
+            beta=recipe.beta,
+            max_length=None,
+            precompute_ref_log_probs=reference is None,
+        )
         online = {"ref_chosen_logps", "ref_rejected_logps"} if reference is not None else set()
-        data = Dataset.from_list([{key: value for key, value in row.items() if key not in online} for row in rows])
-        trainer = _StockPolicy(model=model, ref_model=reference, args=config, train_dataset=data, processing_class=self.tokenizer)
+        data = Dataset.from_list(
+            [{key: value for key, value in row.items() if key not in online} for row in rows]
+        )
+        trainer = _StockPolicy(
+            model=model, ref_model=reference, args=config, train_dataset=data, processing_class=self.tokenizer
+        )
         return self._stock(name, "dpo []", trainer, setting)
 
     def naive(
@@ -288,7 +339,11 @@ class Maker:
         recipe = self._recipe(PolicyRecipe, stage="policy", objective="e-dpo", beta=0.1)
         config = DPOConfig(**self._settings(recipe), beta=recipe.beta, max_length=None)
         trainer = _NaivePolicy(
-            model=model, ref_model=reference, args=config, train_dataset=Dataset.from_list(rows), processing_class=self.tokenizer
+            model=model,
+            ref_model=reference,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=self.tokenizer,
         )
         trainer.prepare([rm.eval() for rm in rms], self._members(rows, recipe), recipe.beta)
         return self._stock(name, like.kind, trainer, setting)
@@ -306,9 +361,14 @@ class Maker:
     def trl_reward(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
         """TRL's RewardTrainer, whose rows are prompt and response together."""
         recipe = self._recipe(RewardRecipe, stage="reward")
-        whole = [{"id": row["id"], **{c: row["prompt_ids"] + row[c] for c in ("chosen_ids", "rejected_ids")}} for row in rows]
+        whole = [
+            {"id": row["id"], **{c: row["prompt_ids"] + row[c] for c in ("chosen_ids", "rejected_ids")}}
+            for row in rows
+        ]
         config = RewardConfig(**self._settings(recipe), max_length=None)
-        trainer = _StockReward(model, config, train_dataset=Dataset.from_list(whole), processing_class=self.tokenizer)
+        trainer = _StockReward(
+            model, config, train_dataset=Dataset.from_list(whole), processing_class=self.tokenizer
+        )
         return self._stock(name, "reward", trainer)
 
     def bare(self, name: str, like: Training, model: PreTrainedModel, rows: list[Row], steps: int) -> Loop:
@@ -317,20 +377,27 @@ class Maker:
         order = like.ids[: steps * self.pieces]
         like.ids.clear()
         collate = PairCollator(self.tokenizer.pad_token_id)
-        batches = [{name: t.to(self.device.name) for name, t in collate([rows[i] for i in ids]).items()} for ids in order]
+        batches = [
+            {name: t.to(self.device.name) for name, t in collate([rows[i] for i in ids]).items()}
+            for ids in order
+        ]
         return Loop(name, like.kind, self._bare(model, batches), order, self.pieces)
 
     def _bare(self, model: Any, batches: list[dict[str, torch.Tensor]]) -> Iterator[torch.Tensor]:
         model.train()
         parameters = list(model.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True
+        )
         for start in range(0, len(batches), self.pieces):
             total = torch.zeros((), device=self.device.name)
             for batch in batches[start : start + self.pieces]:
                 size = len(batch["input_ids"])
                 with self.device.autocast():
                     logps = response_logps(model, batch)
-                    delta_h = (logps[:size] - batch["ref_chosen_logps"]) - (logps[size:] - batch["ref_rejected_logps"])
+                    delta_h = (logps[:size] - batch["ref_chosen_logps"]) - (
+                        logps[size:] - batch["ref_rejected_logps"]
+                    )
                     loss = dpo_losses(delta_h, 0.1).mean() / self.pieces
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
@@ -355,12 +422,17 @@ def same_work(contestants: Sequence[Contestant], tolerance: float) -> None:
         name, expected = first.setdefault(one.kind, (one.name, losses))
         worst = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(losses, expected, strict=True))
         if not worst <= tolerance:
-            raise UnequalWork(f"losses of {one.name} and {name} differ by {worst:.2g}: {losses} and {expected}")
+            raise UnequalWork(
+                f"losses of {one.name} and {name} differ by {worst:.2g}: {losses} and {expected}"
+            )
 
 
 def rows_of_steps(one: Contestant) -> list[list[int]]:
     """The rows of each optimiser batch, in no order: what it is cut into is everybody's own affair."""
-    return [sorted(i for ids in one.ids[start : start + one.pieces] for i in ids) for start in range(0, len(one.ids), one.pieces)]
+    return [
+        sorted(i for ids in one.ids[start : start + one.pieces] for i in ids)
+        for start in range(0, len(one.ids), one.pieces)
+    ]
 
 
 def synchronise(device: str) -> None:
@@ -406,7 +478,9 @@ def steps_of(one: Contestant, count: int) -> None:
         one.step()
 
 
-def race(contestants: Sequence[Contestant], rounds: int, steps: int, device: Device) -> dict[str, list[Spent]]:
+def race(
+    contestants: Sequence[Contestant], rounds: int, steps: int, device: Device
+) -> dict[str, list[Spent]]:
     """Time per step of each, one value a round; in each round everybody takes `steps` steps, in alternating order.
 
     The first step of each is not timed; its loss, and all later ones, must agree.

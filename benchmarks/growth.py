@@ -17,14 +17,24 @@ from typer.testing import CliRunner
 from benchmarks.contestants import race, run_as, steps_of, timed
 from benchmarks.workloads import causal, miniature_model, miniature_pairs, pairs, reward, token_rows
 from rpo_cli.cli import app
-from rpo_cli.scoring import pair_rewards
+from rpo_cli.models import pair_rewards
 
 if TYPE_CHECKING:
     from benchmarks.sections import Bench
 
-PAIRS_SCORED, PAIRS_TRAINED, MEMBERS, CELLS = "scoring, by pairs", "training, by pairs", "e-dpo step, by RMs", "cells, rho x objectives"
+PAIRS_SCORED, PAIRS_TRAINED, MEMBERS, CELLS = (
+    "scoring, by pairs",
+    "training, by pairs",
+    "e-dpo step, by RMs",
+    "cells, rho x objectives",
+)
 LINEAR = "linear: no point further than 10 % from the line"
-BARS = {PAIRS_SCORED: LINEAR, PAIRS_TRAINED: LINEAR, MEMBERS: "constant: 10 RMs cost at most 5 % more than one", CELLS: LINEAR}
+BARS = {
+    PAIRS_SCORED: LINEAR,
+    PAIRS_TRAINED: LINEAR,
+    MEMBERS: "constant: 10 RMs cost at most 5 % more than one",
+    CELLS: LINEAR,
+}
 Measured = tuple[str, str, str, bool, dict[str, list[float]]]
 
 
@@ -72,7 +82,13 @@ def _trained(bench: Bench) -> Measured:
             seconds[str(n)].append(bench.seconds(took))
             one.close()
     line, worst = fitted(counts, [statistics.median(s) for s in seconds.values()], "pair")
-    return PAIRS_TRAINED, f"TL;DR, small Llama, one epoch of {tuple(counts)} pairs", line, worst <= 0.1, seconds
+    return (
+        PAIRS_TRAINED,
+        f"TL;DR, small Llama, one epoch of {tuple(counts)} pairs",
+        line,
+        worst <= 0.1,
+        seconds,
+    )
 
 
 def _members(bench: Bench) -> Measured:
@@ -84,7 +100,10 @@ def _members(bench: Bench) -> Measured:
     data = {k: [row | {"margins": [0.1 * i for i in range(k)]} for row in rows] for k in counts}
     # Margins grow with the member's number: at first the first is always the least, so that all have the same loss.
     contestants = [
-        maker.ours(str(k), copy.deepcopy(policy), data[k], "e-dpo", kl_estimator="data", gamma=0.0, gamma_end=None) for k in counts
+        maker.ours(
+            str(k), copy.deepcopy(policy), data[k], "e-dpo", kl_estimator="data", gamma=0.0, gamma_end=None
+        )
+        for k in counts
     ]
     for one, k in zip(contestants, counts, strict=True):
         one.kind = f"{k} members"
@@ -97,17 +116,22 @@ def _members(bench: Bench) -> Measured:
 
 OBJECTIVES = ("dpo", "ipo", "ipo-norm")
 PLAIN = "device: cpu\ndtype: float32\nthreads: 1\n"
-BASE = PLAIN + "max_length: 48\nper_device_train_batch_size: 16\nlr_scheduler_type: constant\noptim: adamw_torch_fused\n"
+BASE = (
+    PLAIN
+    + "max_length: 48\nper_device_train_batch_size: 16\nlr_scheduler_type: constant\noptim: adamw_torch_fused\n"
+)
 SUITE = {
     "base.yaml": BASE,
-    "data.yaml": PLAIN + "stage: data\nsource: miniature\nrows: {pretrain: 8, sft_train: 200, sft_validation: 8, warmup: 8, pairs: 800, "
+    "data.yaml": PLAIN
+    + "stage: data\nsource: miniature\nrows: {pretrain: 8, sft_train: 200, sft_validation: 8, warmup: 8, pairs: 800, "
     "pairs_validation: 40, prompts_validation: 16, prompts_test: 64}\n",
     "sft.yaml": "extends: base.yaml\nstage: sft\nmax_steps: 5\nlearning_rate: 1e-2\nmodel_config_kwargs: {model_type: llama, "
     "hidden_size: 64, intermediate_size: 128, num_hidden_layers: 3, num_attention_heads: 4, max_position_embeddings: 64, "
     "tie_word_embeddings: true}\n",
     "oracle.yaml": "extends: base.yaml\nstage: reward\ntable: pairs\nmodel_name_or_path: sft.yaml\nmax_steps: 6\nlearning_rate: 3e-3\n",
     "relabel.yaml": PLAIN + "stage: relabel\nmax_length: 48\n",
-    "splits.yaml": PLAIN + "stage: splits\nrho: 0.5\nnum_pairs: 128\nheld_out: 24\nensemble: [0.2, 0.5, 0.8]\nsubset_size: equal\n",
+    "splits.yaml": PLAIN
+    + "stage: splits\nrho: 0.5\nnum_pairs: 128\nheld_out: 24\nensemble: [0.2, 0.5, 0.8]\nsubset_size: equal\n",
     "policy.yaml": "extends: base.yaml\nstage: policy\nmodel_name_or_path: sft.yaml\nrho: 0.5\nmax_steps: STEPS\nlearning_rate: 1e-3\n",
     "evaluate.yaml": PLAIN + "stage: evaluate\nmax_length: 48\nmax_new_tokens: 16\nbootstrap_samples: 200\n",
     **{f"{name}.yaml": f"extends: policy.yaml\nstage: policy\nobjective: {name}\n" for name in OBJECTIVES},
@@ -135,11 +159,25 @@ def _cells(bench: Bench) -> Measured:
             seconds[f"{rhos} x {objectives}"] = [bench.seconds(timed(work, "cpu"))]
     cells = [rhos * objectives for rhos, objectives in bench.scale.grids]
     line, worst = fitted(cells, [s[0] for s in seconds.values()], "cell")
-    return CELLS, f"miniature, short runs without reward models, grids {', '.join(seconds)}", line, worst <= 0.1, seconds
+    return (
+        CELLS,
+        f"miniature, short runs without reward models, grids {', '.join(seconds)}",
+        line,
+        worst <= 0.1,
+        seconds,
+    )
 
 
 def _evaluate(recipe: Path, rhos: Sequence[float], workspace: Path) -> None:
-    words = ["evaluate", "--recipe", str(recipe), "--rho", ",".join(map(str, rhos)), "--workspace", str(workspace)]
+    words = [
+        "evaluate",
+        "--recipe",
+        str(recipe),
+        "--rho",
+        ",".join(map(str, rhos)),
+        "--workspace",
+        str(workspace),
+    ]
     done = CliRunner().invoke(app, words)
     if done.exit_code:
         raise RuntimeError(f"rpo {' '.join(words)}: {done.output}")

@@ -62,7 +62,9 @@ def step_peak(who: Setting, bench: Bench) -> dict[str, float]:
     maker = bench.maker(scale.batch)
     rows = pairs(scale.tldr, 4 * scale.batch, scale.neox["vocab_size"], maker.tokenizer)
     policy = causal(scale.neox, maker.tokenizer, 0, bench.device.name)
-    contestant: Any = maker.ours(who, policy, rows) if who == "rpo" else maker.trl(who, policy, rows, setting=who)
+    contestant: Any = (
+        maker.ours(who, policy, rows) if who == "rpo" else maker.trl(who, policy, rows, setting=who)
+    )
     run_as(contestant.setting)
     contestant.step()
     peak = Peak(bench.device.name)
@@ -77,7 +79,9 @@ def in_own_process(who: Setting, device: Device) -> dict[str, float]:
     """`step_peak` at full scale in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", who, device.name, device.dtype_name]
     root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, cwd=root, check=False)
+    done = subprocess.run(
+        command, env=os.environ | MALLOC, capture_output=True, text=True, cwd=root, check=False
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

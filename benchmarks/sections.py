@@ -17,7 +17,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks import growth, memory
-from benchmarks.contestants import Contestant, Maker, Setting, Spent, UnequalWork, race, run_as, steps_of, timed
+from benchmarks.contestants import (
+    Contestant,
+    Maker,
+    Setting,
+    Spent,
+    UnequalWork,
+    race,
+    run_as,
+    steps_of,
+    timed,
+)
 from benchmarks.together import Step, one_after_another, together
 from benchmarks.workloads import (
     FIRST_TOKEN,
@@ -32,15 +42,16 @@ from benchmarks.workloads import (
     reward,
     token_rows,
 )
-from rpo_cli.batches import Batch, PairCollator
-from rpo_cli.data import miniature
 from rpo_cli.devices import Device
-from rpo_cli.generation import sample
-from rpo_cli.scoring import pair_logps, pair_rewards
+from rpo_cli.models import Batch, PairCollator, pair_logps, pair_rewards, sample
+from rpo_cli.stages.data import miniature
 
 TRL, COMPACT = "TRL, precomputed reference", "TRL likewise, head on responses only as on a GPU"
 AS_DRAWN = "rpo dpo, rows as drawn"
-NAIVE, NAIVE_COMPACT = "TRL with everything in the loop", "everything in the loop, TRL's head on responses only as on a GPU"
+NAIVE, NAIVE_COMPACT = (
+    "TRL with everything in the loop",
+    "everything in the loop, TRL's head on responses only as on a GPU",
+)
 
 
 @dataclass
@@ -59,7 +70,11 @@ class Comparison:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        spread = {"median": statistics.median(self.ratios), "min": min(self.ratios), "max": max(self.ratios)} if self.ratios else {}
+        spread = (
+            {"median": statistics.median(self.ratios), "min": min(self.ratios), "max": max(self.ratios)}
+            if self.ratios
+            else {}
+        )
         return {**asdict(self), **spread}
 
 
@@ -87,15 +102,22 @@ class Bench:
         """Speed of `ours` over that of `baseline`, round by round."""
         rounds = list(zip(spent[ours], spent[baseline], strict=True))
         ratios = [self.seconds(b) / self.seconds(a) for a, b in rounds]
-        speed = {name: f"{name}: {work / statistics.median(map(self.seconds, spent[name])):.3g} {unit}" for name in (ours, baseline)}
-        result = Comparison(what, workload, speed[ours], speed[baseline], ratios, raw={n: spent[n] for n in (ours, baseline)})
+        speed = {
+            name: f"{name}: {work / statistics.median(map(self.seconds, spent[name])):.3g} {unit}"
+            for name in (ours, baseline)
+        }
+        result = Comparison(
+            what, workload, speed[ours], speed[baseline], ratios, raw={n: spent[n] for n in (ours, baseline)}
+        )
         result.wall_ratio = statistics.median(b.wall / a.wall for a, b in rounds)
         if at_least is not None:
             result.bar, result.passed = f"≥ {at_least:g}", statistics.median(ratios) >= at_least
         return result
 
     def maker(self, batch: int, pieces: int = 1) -> Maker:
-        return Maker(miniature.build_tokenizer(), self.device, batch, Path(tempfile.mkdtemp(dir=self.folder)), pieces)
+        return Maker(
+            miniature.build_tokenizer(), self.device, batch, Path(tempfile.mkdtemp(dir=self.folder)), pieces
+        )
 
     def step_maker(self) -> tuple[Maker, int, str]:
         """For comparing steps: a maker, the pairs of an optimiser batch, and how that is said."""
@@ -113,18 +135,24 @@ class Bench:
 
     def margins(self, settings: dict[str, Any], rows: list[Row], maker: Maker) -> list[PreTrainedModel]:
         """Reward models of random weights; fills the rows."""
-        models = [reward(settings, maker.tokenizer, 10 + k, self.device.name) for k in range(self.scale.members)]
+        models = [
+            reward(settings, maker.tokenizer, 10 + k, self.device.name) for k in range(self.scale.members)
+        ]
         columns = []
         for model in models:
             with self.device.autocast():
-                scores = pair_rewards(model, token_rows(rows), maker.tokenizer.pad_token_id, 2 * self.scale.batch)
+                scores = pair_rewards(
+                    model, token_rows(rows), maker.tokenizer.pad_token_id, 2 * self.scale.batch
+                )
             columns.append(scores[:, 0] - scores[:, 1])
         for row, values in zip(rows, np.stack(columns, 1).tolist(), strict=True):
             row["margins"] = values
         return models
 
 
-def _described(settings: dict[str, Any], model: PreTrainedModel, shape: Shape, rows: list[Row], batch: str) -> str:
+def _described(
+    settings: dict[str, Any], model: PreTrainedModel, shape: Shape, rows: list[Row], batch: str
+) -> str:
     size = sum(p.numel() for p in model.parameters()) / 1e6
     return f"{shape.name}: {settings['model_type']} {size:.1f}M, vocabulary {settings['vocab_size']}, {batch}, {described(rows)}"
 
@@ -133,9 +161,13 @@ def policy_tldr(bench: Bench) -> Iterator[Comparison]:
     """dpo beside TRL (both references) and a bare loop; e-dpo beside dpo."""
     scale, settings = bench.scale, bench.scale.llama
     maker, batch, said = bench.step_maker()
-    rows = pairs(scale.tldr, (1 + scale.rounds) * batch, settings["vocab_size"], maker.tokenizer, samples=True)
+    rows = pairs(
+        scale.tldr, (1 + scale.rounds) * batch, settings["vocab_size"], maker.tokenizer, samples=True
+    )
     reference = bench.reference_logps(settings, rows, maker)
-    for row, value in zip(rows, np.random.default_rng(1).normal(size=(len(rows), scale.members)).tolist(), strict=True):
+    for row, value in zip(
+        rows, np.random.default_rng(1).normal(size=(len(rows), scale.members)).tolist(), strict=True
+    ):
         row["margins"] = value
     policy = causal(settings, maker.tokenizer, 0, bench.device.name)
     without = [{key: value for key, value in row.items() if "sample" not in key} for row in rows]
@@ -148,7 +180,15 @@ def policy_tldr(bench: Bench) -> Iterator[Comparison]:
         maker.trl("TRL, reference in the loop", copy.deepcopy(policy), without, reference),
         bare,
         maker.ours(AS_DRAWN, copy.deepcopy(policy), without, as_drawn=True),
-        maker.ours("rpo e-dpo", copy.deepcopy(policy), without, "e-dpo", kl_estimator="data", gamma=0.0, gamma_end=None),
+        maker.ours(
+            "rpo e-dpo",
+            copy.deepcopy(policy),
+            without,
+            "e-dpo",
+            kl_estimator="data",
+            gamma=0.0,
+            gamma_end=None,
+        ),
         maker.ours("rpo e-dpo, KL samples", copy.deepcopy(policy), rows, "e-dpo", kl_estimator="sample"),
     ]
     workload = _described(settings, policy, scale.tldr, rows, said)
@@ -156,10 +196,16 @@ def policy_tldr(bench: Bench) -> Iterator[Comparison]:
     yield bench.compare("dpo step", workload, spent, "rpo dpo", TRL, 2.0)
     yield bench.compare("dpo step", workload, spent, "rpo dpo", COMPACT, 2.0)
     yield bench.compare("dpo step", workload, spent, "rpo dpo", "TRL, reference in the loop", None)
-    yield bench.compare("dpo step, a batch's rows from long to short", workload, spent, "rpo dpo", AS_DRAWN, None)
+    yield bench.compare(
+        "dpo step, a batch's rows from long to short", workload, spent, "rpo dpo", AS_DRAWN, None
+    )
     yield bench.compare("dpo step over the bare loop", workload, spent, "rpo dpo", "bare PyTorch loop", 0.95)
-    yield bench.compare(f"e-dpo, {scale.members} RMs, no KL samples", workload, spent, "rpo e-dpo", "rpo dpo", 0.97)
-    yield bench.compare(f"e-dpo, {scale.members} RMs, KL samples", workload, spent, "rpo e-dpo, KL samples", "rpo dpo", 0.85)
+    yield bench.compare(
+        f"e-dpo, {scale.members} RMs, no KL samples", workload, spent, "rpo e-dpo", "rpo dpo", 0.97
+    )
+    yield bench.compare(
+        f"e-dpo, {scale.members} RMs, KL samples", workload, spent, "rpo e-dpo, KL samples", "rpo dpo", 0.85
+    )
 
 
 def policy_naive(bench: Bench) -> Iterator[Comparison]:
@@ -180,16 +226,25 @@ def _against_the_naive_way(bench: Bench, settings: dict[str, Any]) -> Iterator[C
     reference = bench.reference_logps(settings, rows, maker)
     rms = bench.margins(settings, rows, maker)
     policy = causal(settings, maker.tokenizer, 0, bench.device.name)
-    ours = maker.ours("rpo e-dpo", copy.deepcopy(policy), rows, "e-dpo", kl_estimator="data", gamma=0.0, gamma_end=None)
+    ours = maker.ours(
+        "rpo e-dpo", copy.deepcopy(policy), rows, "e-dpo", kl_estimator="data", gamma=0.0, gamma_end=None
+    )
     settings_of: dict[str, Setting] = {NAIVE: "stock", NAIVE_COMPACT: "compact"}
-    naive = [maker.naive(name, ours, copy.deepcopy(policy), rows, reference, rms, how) for name, how in settings_of.items()]
+    naive = [
+        maker.naive(name, ours, copy.deepcopy(policy), rows, reference, rms, how)
+        for name, how in settings_of.items()
+    ]
     spent = race([ours, *naive], rounds, 1, bench.device)
     workload = _described(settings, policy, scale.tldr, rows, said)
     for name in settings_of:
-        yield bench.compare(f"e-dpo, {scale.members} RMs, over the naive way", workload, spent, "rpo e-dpo", name, 8.0)
+        yield bench.compare(
+            f"e-dpo, {scale.members} RMs, over the naive way", workload, spent, "rpo e-dpo", name, 8.0
+        )
 
 
-def _against_trl(bench: Bench, settings: dict[str, Any], shape: Shape, at_least: float | None) -> Iterator[Comparison]:
+def _against_trl(
+    bench: Bench, settings: dict[str, Any], shape: Shape, at_least: float | None
+) -> Iterator[Comparison]:
     scale = bench.scale
     maker, batch, said = bench.step_maker()
     rounds = scale.rounds
@@ -234,7 +289,15 @@ def policy_miniature(bench: Bench) -> Iterator[Comparison]:
         maker.trl(COMPACT, copy.deepcopy(policy), rows, setting="compact"),
         maker.trl("TRL, reference in the loop", copy.deepcopy(policy), rows, reference),
         maker.bare("bare PyTorch loop", ours, copy.deepcopy(policy), rows, 1 + rounds * steps),
-        maker.ours("rpo e-dpo", copy.deepcopy(policy), scored, "e-dpo", kl_estimator="data", gamma=0.0, gamma_end=None),
+        maker.ours(
+            "rpo e-dpo",
+            copy.deepcopy(policy),
+            scored,
+            "e-dpo",
+            kl_estimator="data",
+            gamma=0.0,
+            gamma_end=None,
+        ),
     ]
     spent = race(contestants, rounds, steps, bench.device)
     workload = f"miniature: {sum(p.numel() for p in policy.parameters()) / 1e6:.2f}M, {batch} pairs, {described(rows)}"
@@ -242,7 +305,9 @@ def policy_miniature(bench: Bench) -> Iterator[Comparison]:
     yield bench.compare("dpo step", workload, spent, "rpo dpo", COMPACT, None)
     yield bench.compare("dpo step", workload, spent, "rpo dpo", "TRL, reference in the loop", None)
     yield bench.compare("dpo step over the bare loop", workload, spent, "rpo dpo", "bare PyTorch loop", 0.8)
-    yield bench.compare(f"e-dpo, {scale.members} RMs, no KL samples", workload, spent, "rpo e-dpo", "rpo dpo", None)
+    yield bench.compare(
+        f"e-dpo, {scale.members} RMs, no KL samples", workload, spent, "rpo e-dpo", "rpo dpo", None
+    )
 
 
 def reward_training(bench: Bench) -> Iterator[Comparison]:
@@ -294,7 +359,10 @@ def scoring(bench: Bench) -> Iterator[Comparison]:
             raise UnequalWork(f"rewards differ by {worst:.2g}")
 
     spent = _in_turn({"rpo": ours, "plain loop": plain}, scale.rounds, bench.device, check)
-    workload = _described(settings, model, scale.tldr, rows, f"{scale.batch} pairs at a time") + f", {len(rows)} pairs scored"
+    workload = (
+        _described(settings, model, scale.tldr, rows, f"{scale.batch} pairs at a time")
+        + f", {len(rows)} pairs scored"
+    )
     yield bench.compare("RM scoring", workload, spent, "rpo", "plain loop", 2.0, "pairs/s", len(rows))
 
 
@@ -317,7 +385,9 @@ def grouping(bench: Bench) -> Iterator[Comparison]:
             if sorted(i for ids in one.ids[:steps] for i in ids) != list(range(steps * scale.batch)):
                 raise UnequalWork(f"{one.name}: not every pair once")
     workload = _described(settings, policy, scale.tldr, rows, f"{scale.batch} pairs")
-    yield bench.compare("dpo epoch, batches by length", workload, spent, *names.values(), None, "pairs/s", steps * scale.batch)
+    yield bench.compare(
+        "dpo epoch, batches by length", workload, spent, *names.values(), None, "pairs/s", steps * scale.batch
+    )
 
 
 def ensemble_together(bench: Bench) -> Iterator[Comparison]:
@@ -330,22 +400,40 @@ def ensemble_together(bench: Bench) -> Iterator[Comparison]:
         rows = miniature_pairs(scale.members * batch, maker.tokenizer)
         own = [PairCollator(pad)(rows[k * batch : (k + 1) * batch]) for k in range(scale.members)]
         batches = [{name: t.to(bench.device.name) for name, t in part.items()} for part in own]
-        ways = {"one after another": one_after_another(models), "together, weights stacked": together(models, pad)}
+        ways = {
+            "one after another": one_after_another(models),
+            "together, weights stacked": together(models, pad),
+        }
         losses: dict[str, Tensor] = {}
 
-        def work(name: str, step: Step, batches: list[Batch] = batches, losses: dict[str, Tensor] = losses) -> None:
+        def work(
+            name: str, step: Step, batches: list[Batch] = batches, losses: dict[str, Tensor] = losses
+        ) -> None:
             for _ in range(steps):
                 losses[name] = step(batches)
 
         def check(losses: dict[str, Tensor] = losses) -> None:
             one, two = losses.values()
-            if not torch.allclose(one, two, rtol=1e-4, atol=1e-4 if bench.device.dtype_name == "float32" else 2e-2):
-                raise UnequalWork(f"losses of members trained together {two.tolist()} and apart {one.tolist()}")
+            if not torch.allclose(
+                one, two, rtol=1e-4, atol=1e-4 if bench.device.dtype_name == "float32" else 2e-2
+            ):
+                raise UnequalWork(
+                    f"losses of members trained together {two.tolist()} and apart {one.tolist()}"
+                )
 
-        spent = _in_turn({name: partial(work, name, step) for name, step in ways.items()}, scale.rounds, bench.device, check)
+        spent = _in_turn(
+            {name: partial(work, name, step) for name, step in ways.items()},
+            scale.rounds,
+            bench.device,
+            check,
+        )
         size = sum(p.numel() for p in models[0].parameters()) / 1e6
-        workload = f"miniature: {scale.members} reward models of {size:.2f}M, {batch} pairs each, {described(rows)}"
-        yield bench.compare("tiny RMs, a step of each", workload, spent, *ways, None, "member-steps/s", steps * scale.members)
+        workload = (
+            f"miniature: {scale.members} reward models of {size:.2f}M, {batch} pairs each, {described(rows)}"
+        )
+        yield bench.compare(
+            "tiny RMs, a step of each", workload, spent, *ways, None, "member-steps/s", steps * scale.members
+        )
 
 
 def _count_down(eos: int) -> Callable[..., None]:
@@ -368,7 +456,12 @@ def sampling(bench: Bench) -> Iterator[Comparison]:
     drawn = np.random.default_rng(0).lognormal(np.log(new), 0.7, count)
     lengths = np.clip(drawn, shortest, longest).astype(int).tolist()
     middle = statistics.median(lengths)
-    yield _sampled(bench, lengths, longest, f"{min(lengths)} to {max(lengths)} new tokens (median {middle:g}), at most {longest}")
+    yield _sampled(
+        bench,
+        lengths,
+        longest,
+        f"{min(lengths)} to {max(lengths)} new tokens (median {middle:g}), at most {longest}",
+    )
 
 
 def _sampled(bench: Bench, wanted: list[int], limit: int, what: str) -> Comparison:
@@ -394,10 +487,20 @@ def _sampled(bench: Bench, wanted: list[int], limit: int, what: str) -> Comparis
         lengths["generate"] = []
         for start in range(0, len(prompts), scale.batch):
             part = prompts[start : start + scale.batch]
-            inputs = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(bench.device.name)
+            inputs = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(
+                bench.device.name
+            )
             torch.manual_seed(start)
             # Its cache is off in the config of models that are trained here.
-            output = model.generate(**inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=limit, use_cache=True)
+            output = model.generate(
+                **inputs,
+                do_sample=True,
+                temperature=1.0,
+                top_p=1.0,
+                top_k=0,
+                max_new_tokens=limit,
+                use_cache=True,
+            )
             new = output[:, inputs["input_ids"].shape[1] :].tolist()
             lengths["generate"] += [tokens.index(eos) + 1 for tokens in new]
 
@@ -411,7 +514,9 @@ def _sampled(bench: Bench, wanted: list[int], limit: int, what: str) -> Comparis
     return bench.compare("sampling", workload, spent, "rpo", "generate", None, "tokens/s", sum(wanted))
 
 
-def _in_turn(works: dict[str, Callable[[], None]], rounds: int, device: Device, check: Callable[[], None]) -> dict[str, list[Spent]]:
+def _in_turn(
+    works: dict[str, Callable[[], None]], rounds: int, device: Device, check: Callable[[], None]
+) -> dict[str, list[Spent]]:
     spent: dict[str, list[Spent]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name in list(works) if number % 2 == 0 else list(works)[::-1]:
@@ -432,10 +537,16 @@ def peak_memory(bench: Bench) -> Iterator[Comparison]:
     toy = bench.scale.memory_runs == 1
     for _ in range(bench.scale.memory_runs):
         for name, seen in peaks.items():
-            result = memory.step_peak(settings[name], bench) if toy else memory.in_own_process(settings[name], bench.device)
+            result = (
+                memory.step_peak(settings[name], bench)
+                if toy
+                else memory.in_own_process(settings[name], bench.device)
+            )
             seen.append(result["peak"])
             losses.append(result["loss"])
-    if max(losses) - min(losses) > (1e-4 if bench.device.dtype_name == "float32" else 2e-2) * max(1.0, max(losses)):
+    if max(losses) - min(losses) > (1e-4 if bench.device.dtype_name == "float32" else 2e-2) * max(
+        1.0, max(losses)
+    ):
         raise UnequalWork(f"losses of the memory runs differ: {losses}")
     neox = bench.scale.neox
     workload = f"TL;DR: {neox['model_type']}, vocabulary {neox['vocab_size']}, {bench.scale.batch} pairs"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from transformers import PreTrainedModel
 
-from rpo_cli.batches import PADDING, Batch, attention_of, response_rewards
+from rpo_cli.models import PADDING, Batch, attention_of, response_rewards
 
 Step = Callable[[Sequence[Batch]], Tensor]
 
@@ -55,7 +55,9 @@ class _Values(torch.nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        hidden = self.model.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+        hidden = self.model.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
         values: Tensor = self.model.score(hidden).squeeze(-1)
         return values
 
@@ -64,7 +66,9 @@ def together(models: Sequence[PreTrainedModel], pad: int) -> Step:
     """The same step of all members at once, each with its own batch, gradient norm and AdamW state: losses [k]."""
     members = [_Values(copy.deepcopy(model).train()) for model in models]
     for member in members:
-        member.model.set_attn_implementation("eager")  # the CPU's fused attention has no batching rule: a loop, which is slower
+        member.model.set_attn_implementation(
+            "eager"
+        )  # the CPU's fused attention has no batching rule: a loop, which is slower
     parameters, buffers = stack_module_state(members)  # type: ignore[arg-type]
     skeleton = copy.deepcopy(members[0]).to("meta")
     weights = list(parameters.values())
@@ -97,6 +101,8 @@ def _stacked(batches: Sequence[Batch], pad: int) -> list[Tensor]:
     for batch, width, depth in zip(batches, widths, depths, strict=True):
         more = (max(widths) - width, max(depths) - depth)
         fillers = {"input_ids": pad, "segments": PADDING, "position_ids": 0}
-        ids, segments, positions = (torch.nn.functional.pad(batch[name], more, value=filler) for name, filler in fillers.items())
+        ids, segments, positions = (
+            torch.nn.functional.pad(batch[name], more, value=filler) for name, filler in fillers.items()
+        )
         columns.append((ids, attention_of(segments), positions, batch["ends"] + more[0]))
     return [torch.stack(column) for column in zip(*columns, strict=True)]

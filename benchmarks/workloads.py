@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rpo_cli.data import miniature
-from rpo_cli.data.pairs import TokenRow, tokenise
+from rpo_cli.models import TokenRow, tokenise
+from rpo_cli.stages.data import miniature
 
 Row = dict[str, Any]
 # Token ids below belong to the tokenizer's special tokens.
@@ -46,7 +46,9 @@ class Scale:
     tldr: Shape
     chat: Shape
     batch: int
-    step: tuple[int, int]  # where steps are compared: pairs at a time, and pieces of this size in an optimiser batch
+    step: tuple[
+        int, int
+    ]  # where steps are compared: pairs at a time, and pieces of this size in an optimiser batch
     rounds: int
     members: int
     scored: int
@@ -90,17 +92,29 @@ TOY = replace(
 def config_of(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     kind = {"llama": LlamaConfig, "gpt_neox": GPTNeoXConfig}[settings["model_type"]]
     keys = {name: value for name, value in settings.items() if name != "model_type"}
-    return kind(**keys, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, use_cache=False)
+    return kind(
+        **keys,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        use_cache=False,
+    )
 
 
-def causal(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int, device: str = "cpu") -> PreTrainedModel:
+def causal(
+    settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int, device: str = "cpu"
+) -> PreTrainedModel:
     """A language model of random float32 weights."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config_of(settings, tokenizer), dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config_of(settings, tokenizer), dtype=torch.float32
+    )
     return model.to(device)
 
 
-def reward(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int, device: str = "cpu") -> PreTrainedModel:
+def reward(
+    settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int, device: str = "cpu"
+) -> PreTrainedModel:
     """A reward model of random float32 weights."""
     torch.manual_seed(seed)
     config = config_of(settings, tokenizer)
@@ -109,7 +123,9 @@ def reward(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: i
     return model.to(device)
 
 
-def pairs(shape: Shape, count: int, vocabulary: int, tokenizer: PreTrainedTokenizerBase, *, samples: bool = False) -> list[Row]:
+def pairs(
+    shape: Shape, count: int, vocabulary: int, tokenizer: PreTrainedTokenizerBase, *, samples: bool = False
+) -> list[Row]:
     """Pairs of random tokens of the shape's lengths, the same ones for the same arguments; responses end in EOS.
 
     Reference log-probs are 0 until something computes them.
@@ -120,7 +136,9 @@ def pairs(shape: Shape, count: int, vocabulary: int, tokenizer: PreTrainedTokeni
     spreads = (shape.spread[0], *[shape.spread[1]] * 3)
     columns = {}
     for name, mean, spread in zip(names, means, spreads, strict=True):
-        lengths = np.clip(rng.lognormal(np.log(mean) - spread**2 / 2, spread, count), 2, shape.longest).astype(int)
+        lengths = np.clip(
+            rng.lognormal(np.log(mean) - spread**2 / 2, spread, count), 2, shape.longest
+        ).astype(int)
         columns[name] = [rng.integers(FIRST_TOKEN, vocabulary, length).tolist() for length in lengths]
     rows: list[Row] = []
     for index in range(count):
@@ -158,10 +176,15 @@ def miniature_model(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 def token_rows(rows: list[Row]) -> list[TokenRow]:
     """The scorer's form of pairs."""
-    return [TokenRow(str(row["id"]), row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
+    return [
+        TokenRow(str(row["id"]), row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows
+    ]
 
 
 def described(rows: list[Row]) -> str:
     """Mean and longest lengths, as drawn."""
-    prompts, answers = [len(r["prompt_ids"]) for r in rows], [len(r[c]) for r in rows for c in ("chosen_ids", "rejected_ids")]
+    prompts, answers = (
+        [len(r["prompt_ids"]) for r in rows],
+        [len(r[c]) for r in rows for c in ("chosen_ids", "rejected_ids")],
+    )
     return f"prompts {np.mean(prompts):.0f} tokens (longest {max(prompts)}), responses {np.mean(answers):.0f} (longest {max(answers)})"

@@ -31,14 +31,26 @@ app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
 app.add_typer(figure_app, name="figure")
 
-Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Recipe: a path, or a name looked up in ./recipes and among the packed ones.")]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        "--recipe", "-r", help="Recipe: a path, or a name looked up in ./recipes and among the packed ones."
+    ),
+]
 Rho = Annotated[
     str | None,
-    typer.Option("--rho", help="Length bias: a number, several with commas, [bold]all[/bold], or [bold]none[/bold] (no resampling)."),
+    typer.Option(
+        "--rho",
+        help="Length bias: a number, several with commas, [bold]all[/bold], or [bold]none[/bold] (no resampling).",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Master seed.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe: key=value. May be repeated.")]
-WorkspaceOption = Annotated[Path | None, typer.Option("--workspace", "-w", help="Where artifacts live. Default: runs/SUITE.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key of the recipe: key=value. May be repeated.")
+]
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", "-w", help="Where artifacts live. Default: runs/SUITE.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be built and why; build nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Build the target again even if it is up to date.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -47,12 +59,16 @@ Wandb = Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases (o
 Accelerate = Annotated[
     Path | None,
     typer.Option(
-        "--accelerate", help="Train in the processes of this accelerate configuration, such as recipes/accelerate/multi-gpu.yaml."
+        "--accelerate",
+        help="Train in the processes of this accelerate configuration, such as recipes/accelerate/multi-gpu.yaml.",
     ),
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "xla"] | None,
-    typer.Option("--device", help="Where to compute, whatever the recipes say; [bold]xla[/bold]: a TPU. Default: the recipes' `device:`."),
+    typer.Option(
+        "--device",
+        help="Where to compute, whatever the recipes say; [bold]xla[/bold]: a TPU. Default: the recipes' `device:`.",
+    ),
 ]
 KeepWeights = Annotated[
     Literal["best", "none", "all"],
@@ -60,16 +76,40 @@ KeepWeights = Annotated[
                  "evaluation; all."),
 ]  # fmt: skip
 BudgetOption = Annotated[
-    Literal["small"] | None, typer.Option("--budget", help="small: dpo and e-dpo, three rho, three grid values, one seed.")
+    Literal["small"] | None,
+    typer.Option("--budget", help="small: dpo and e-dpo, three rho, three grid values, one seed."),
 ]
-Objectives = Annotated[str | None, typer.Option("--objectives", help="Only these of the figure's policies, with commas.")]
-GridSize = Annotated[int | None, typer.Option("--grid-size", min=1, help="Try this many values of each grid, evenly spread.")]
-Estimate = Annotated[bool, typer.Option("--estimate", help="With --dry-run: tokens, parameters, FLOPs, memory, disk; imports torch.")]
-DeviceName = Annotated[str | None, typer.Option("--device-name", help="Estimate hours on this device: a100-80g, h100-80g, ...")]
-Tflops = Annotated[float | None, typer.Option("--tflops", min=0.001, help="Peak TFLOP/s of one device, instead of its name's.")]
-Mfu = Annotated[float | None, typer.Option("--mfu", min=0.001, max=1, help="Share of the peak that is reached. Assumed: 0.35.")]
-Price = Annotated[float | None, typer.Option("--price-per-hour", min=0, help="Dollars per device and hour; none is assumed.")]
-Params = Annotated[float | None, typer.Option("--params", min=1, help="Parameters of every model whose config cannot be read.")]
+Objectives = Annotated[
+    str | None, typer.Option("--objectives", help="Only these of the figure's policies, with commas.")
+]
+GridSize = Annotated[
+    int | None, typer.Option("--grid-size", min=1, help="Try this many values of each grid, evenly spread.")
+]
+Estimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate", help="With --dry-run: tokens, parameters, FLOPs, memory, disk; imports torch."
+    ),
+]
+DeviceName = Annotated[
+    str | None, typer.Option("--device-name", help="Estimate hours on this device: a100-80g, h100-80g, ...")
+]
+Tflops = Annotated[
+    float | None,
+    typer.Option("--tflops", min=0.001, help="Peak TFLOP/s of one device, instead of its name's."),
+]
+Mfu = Annotated[
+    float | None,
+    typer.Option("--mfu", min=0.001, max=1, help="Share of the peak that is reached. Assumed: 0.35."),
+]
+Price = Annotated[
+    float | None,
+    typer.Option("--price-per-hour", min=0, help="Dollars per device and hour; none is assumed."),
+]
+Params = Annotated[
+    float | None,
+    typer.Option("--params", min=1, help="Parameters of every model whose config cannot be read."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
@@ -96,7 +136,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             elif isinstance(error, OSError):
                 lines, code = [f"{error.filename or 'disk'}: {error.strerror or error}"], 1
             else:
-                lines, code = [f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"], 1
+                lines, code = (
+                    [f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"],
+                    1,
+                )
             console = Console(stderr=True)
             for line in lines:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -107,9 +150,12 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 def _session(**options: Any) -> Any:
     """The session of a command: of its options, given as `locals()`, those that every session has."""
-    from rpo_cli.session import Session
+    from rpo_cli.runs.session import Session
 
-    known = {field.name for field in fields(Session)} - {"err", "out"}  # its consoles; a command's --out is a folder
+    known = {field.name for field in fields(Session)} - {
+        "err",
+        "out",
+    }  # its consoles; a command's --out is a folder
     return Session(**{name: value for name, value in options.items() if name in known and value is not None})
 
 
@@ -121,7 +167,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Robust preference optimisation: distil reward models into policies, pessimistically."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -141,7 +189,10 @@ def train_sft(
     _one(session, "sft", ("rpo train-rm", "oracle.yaml"))
 
 
-@app.command("train-rm", epilog="Examples: rpo train-rm --recipe oracle.yaml | rpo train-rm --recipe rm.yaml --rho 0.2 --ensemble --jobs 2")
+@app.command(
+    "train-rm",
+    epilog="Examples: rpo train-rm --recipe oracle.yaml | rpo train-rm --recipe rm.yaml --rho 0.2 --ensemble --jobs 2",
+)
 @guarded
 def train_rm(
     recipe: Recipe = "rm.yaml", rho: Rho = None,
@@ -151,13 +202,21 @@ def train_rm(
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Train a Bradley-Terry reward model: the oracle, the one of D_rho, or an ensemble."""
-    from rpo_cli.session import planner_for
+    from rpo_cli.runs.session import planner_for
 
     session = _session(**locals())
     loads = session.at_rhos("reward")
     planner = planner_for(loads[0])
-    targets = [stage for loaded in loads for stage in (planner.members(loaded) if ensemble else [planner.build(loaded)])]
-    session.result(session.make(targets, loads[0].recipe.suite), targets, _next(loads[0], "rpo train-policy", "e-dpo.yaml", _at(rho)))
+    targets = [
+        stage
+        for loaded in loads
+        for stage in (planner.members(loaded) if ensemble else [planner.build(loaded)])
+    ]
+    session.result(
+        session.make(targets, loads[0].recipe.suite),
+        targets,
+        _next(loads[0], "rpo train-policy", "e-dpo.yaml", _at(rho)),
+    )
 
 
 @app.command("relabel", epilog="Example: rpo relabel --recipe relabel.yaml")
@@ -215,7 +274,7 @@ def evaluate(
 
     The recipe is a policy's; an evaluation recipe evaluates its baseline, pi_SFT.
     """
-    from rpo_cli.session import planner_for
+    from rpo_cli.runs.session import planner_for
 
     session = _session(**locals())
     first = session.load(None)
@@ -224,7 +283,9 @@ def evaluate(
         targets = [planner.build(session.load("evaluate", split=split))]
     else:
         targets = [planner.evaluation(loaded, split) for loaded in session.at_rhos("policy")]
-    session.result(session.make(targets, first.recipe.suite), targets, _next(first, "rpo figure figure2", "figure2.yaml"))
+    session.result(
+        session.make(targets, first.recipe.suite), targets, _next(first, "rpo figure figure2", "figure2.yaml")
+    )
 
 
 @app.command("judge", epilog="Example: rpo judge --recipe own-data/dpo.yaml --model gpt-4.1-mini")
@@ -242,8 +303,8 @@ def judge(
 
     Settings stand in `judge:` of the evaluate recipe; the key comes from the environment (OPENAI_API_KEY).
     """
-    from rpo_cli.session import planner_for
-    from rpo_cli.yaml_lines import one_line
+    from rpo_cli.recipes.yaml_lines import one_line
+    from rpo_cli.runs.session import planner_for
 
     session = _session(
         recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json,
@@ -252,7 +313,10 @@ def judge(
     loads = session.at_rhos("policy")
     planner = planner_for(loads[0])
     asked = {"judge.model": model, "judge.base_url": base_url}
-    targets = [planner.judgement(loaded, split, [f"{k}={one_line(v)}" for k, v in asked.items() if v is not None]) for loaded in loads]
+    targets = [
+        planner.judgement(loaded, split, [f"{k}={one_line(v)}" for k, v in asked.items() if v is not None])
+        for loaded in loads
+    ]
     session.result(session.make(targets, loads[0].recipe.suite), targets)
 
 
@@ -262,7 +326,7 @@ def _at(rho: str | None) -> str:
 
 def _next(loaded: Any, command: str, name: str, rest: str = "") -> str | None:
     """The next command, with the recipe of this name in the same suite; None where the suite has none."""
-    from rpo_cli.recipe_files import RecipeError, find, shown
+    from rpo_cli.recipes import RecipeError, find, shown
 
     beside = loaded.path.with_name(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if not beside.is_file():
@@ -275,7 +339,7 @@ def _next(loaded: Any, command: str, name: str, rest: str = "") -> str | None:
 
 
 def _one(session: Any, stage: str, following: tuple[str, ...]) -> None:
-    from rpo_cli.session import planner_for
+    from rpo_cli.runs.session import planner_for
 
     loaded = session.load(stage)
     target = planner_for(loaded).build(loaded)
@@ -283,7 +347,7 @@ def _one(session: Any, stage: str, following: tuple[str, ...]) -> None:
 
 
 def _many(session: Any, stage: str, following: tuple[str, ...]) -> None:
-    from rpo_cli.session import planner_for
+    from rpo_cli.runs.session import planner_for
 
     loads = session.at_rhos(stage)
     planner = planner_for(loads[0])
@@ -312,17 +376,25 @@ def sweep(
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Try the grid over beta or tau, for one policy recipe or all of a figure's; choose on validation prompts."""
-    from rpo_cli.budget import Budget
-    from rpo_cli.planned import asked
-    from rpo_cli.sweeping import run_sweep
+    from rpo_cli.figures.selection import Budget
+    from rpo_cli.figures.sweep import run_sweep
+    from rpo_cli.runs.question import asked
 
     session = _session(**locals())
     question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
-    run_sweep(session, _numbers(seeds), write, keep_weights, Budget(budget == "small", objectives, grid_size), question)
+    run_sweep(
+        session,
+        _numbers(seeds),
+        write,
+        keep_weights,
+        Budget(budget == "small", objectives, grid_size),
+        question,
+    )
 
 
 @figure_app.command(
-    "figure2", epilog="Examples: rpo figure figure2 --recipe miniature/figure2.yaml --jobs 2 | rpo figure figure2 --from results/miniature"
+    "figure2",
+    epilog="Examples: rpo figure figure2 --recipe miniature/figure2.yaml --jobs 2 | rpo figure figure2 --from results/miniature",
 )
 @guarded
 def figure2(
@@ -338,20 +410,24 @@ def figure2(
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Figure 2: advantage over pi_SFT and response length against the length bias rho, with the paper's orderings."""
-    from rpo_cli.budget import Budget
-    from rpo_cli.planned import asked
-    from rpo_cli.sweeping import run_figure2
+    from rpo_cli.figures.selection import Budget
+    from rpo_cli.figures.sweep import run_figure2
+    from rpo_cli.runs.question import asked
 
     session = _session(**locals())
     question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
     reduced = Budget(budget == "small", objectives, grid_size)
-    run_figure2(session, _numbers(seeds), from_results, out, allow_missing, tune, keep_weights, reduced, question)
+    run_figure2(
+        session, _numbers(seeds), from_results, out, allow_missing, tune, keep_weights, reduced, question
+    )
 
 
 def _theory(kind: str, text: str) -> None:
     """Add `rpo figure KIND`."""
 
-    @figure_app.command(kind, help=text, epilog=f"Example: rpo figure {kind} --recipe miniature/figure-{kind}.yaml --jobs 2")
+    @figure_app.command(
+        kind, help=text, epilog=f"Example: rpo figure {kind} --recipe miniature/figure-{kind}.yaml --jobs 2"
+    )
     @guarded
     def run(
         recipe: Recipe = f"figure-{kind}.yaml", rho: Rho = None,
@@ -364,9 +440,9 @@ def _theory(kind: str, text: str) -> None:
         tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None, as_json: AsJson = False,
         jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
     ) -> None:  # fmt: skip
-        from rpo_cli.planned import asked
-        from rpo_cli.studies import run_study
-        from rpo_cli.study_tuning import Tuning
+        from rpo_cli.figures.studies import run_study
+        from rpo_cli.figures.study_tuning import Tuning
+        from rpo_cli.runs.question import asked
 
         session = _session(**locals())
         question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
@@ -388,7 +464,7 @@ _theory("unbiased", "All objectives on the pairs as they are, without resampling
 @guarded
 def recipe_list(as_json: AsJson = False, debug: Debug = False) -> None:
     """All recipes that a name can mean."""
-    from rpo_cli.inspection import list_recipes
+    from rpo_cli.recipes.listing import list_recipes
 
     list_recipes(as_json)
 
@@ -415,9 +491,12 @@ def recipe_show(
 
 @recipe_app.command("check", epilog="Example: rpo recipe check recipes/miniature")
 @guarded
-def recipe_check(recipes: Annotated[list[str], typer.Argument(help="Recipes, or folders of recipes.")], debug: Debug = False) -> None:
+def recipe_check(
+    recipes: Annotated[list[str], typer.Argument(help="Recipes, or folders of recipes.")],
+    debug: Debug = False,
+) -> None:
     """Check recipes and what they refer to; every problem is named with its file and line."""
-    from rpo_cli.inspection import check_recipes
+    from rpo_cli.runs.check import check_recipes
 
     check_recipes(recipes)
 
@@ -425,10 +504,11 @@ def recipe_check(recipes: Annotated[list[str], typer.Argument(help="Recipes, or 
 @recipe_app.command("schema", epilog="Example: rpo recipe schema --out recipes/schema.json")
 @guarded
 def recipe_schema(
-    out: Annotated[Path | None, typer.Option("--out", help="File to write; default: stdout.")] = None, debug: Debug = False
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default: stdout.")] = None,
+    debug: Debug = False,
 ) -> None:
     """The JSON Schema of recipes, for editor completion."""
-    from rpo_cli.inspection import write_schema
+    from rpo_cli.recipes.editor import write_schema
 
     write_schema(out)
 
@@ -442,7 +522,7 @@ def data_inspect(
     overrides: Set = None, workspace: WorkspaceOption = None, as_json: AsJson = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Rows, token boundaries, length statistics, share over max_length, longer-preferred rate."""
-    from rpo_cli.inspection import inspect_data
+    from rpo_cli.runs.inspect import inspect_data
 
     session = _session(**locals())
     inspect_data(session, rows, max_length)
@@ -455,18 +535,24 @@ def data_fetch(
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """Download the models and data sets that a recipe rests on, and record their commits: for machines without a network."""
-    from rpo_cli.inspection import fetch_data
+    from rpo_cli.runs.fetch import fetch_data
 
-    fetch_data(_session(recipe=recipe, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json))
+    fetch_data(
+        _session(recipe=recipe, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json)
+    )
 
 
 @app.command("status", epilog="Example: rpo status --recipe figure2.yaml")
 @guarded
 def status(
-    recipe: Recipe = "figure2.yaml", seed: Seed = None, workspace: WorkspaceOption = None, as_json: AsJson = False, debug: Debug = False
+    recipe: Recipe = "figure2.yaml",
+    seed: Seed = None,
+    workspace: WorkspaceOption = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """What is in the workspace, what a recipe would rebuild, and why."""
-    from rpo_cli.inspection import show_status
+    from rpo_cli.figures.status import show_status
 
     show_status(_session(**locals()))
 
@@ -475,7 +561,7 @@ def status(
 @guarded
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """Versions, device, dtype and why, threads, disk, W&B and hub state."""
-    from rpo_cli.inspection import show_doctor
+    from rpo_cli.runs.doctor import show_doctor
 
     show_doctor(as_json)
 

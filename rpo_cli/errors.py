@@ -1,5 +1,7 @@
 """The two ways a run ends badly, each one line for the user."""
 
+from __future__ import annotations
+
 
 class BadInput(Exception):
     """Data, models or the command line are wrong; says what and where. Exit code 2."""

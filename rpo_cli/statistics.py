@@ -44,7 +44,9 @@ def weighted_means(weights: Array, values: Array) -> Array:
     """
     present = np.isfinite(values)
     totals = weights @ np.where(present, values, 0.0)
-    mass = np.broadcast_to(weights.sum(1, keepdims=True), totals.shape) if present.all() else weights @ present
+    mass = (
+        np.broadcast_to(weights.sum(1, keepdims=True), totals.shape) if present.all() else weights @ present
+    )
     return np.asarray(np.divide(totals, mass, out=np.full(totals.shape, np.nan), where=mass > 0))
 
 
@@ -104,7 +106,9 @@ def bootstrap(values: Array, resamples: int, seed: int) -> Interval:
     return bootstrap_seeds([values], resamples, seed)
 
 
-def bootstrap_seeds(per_seed: Sequence[Array], resamples: int, seed: int, *, same_prompts: bool = False) -> Interval:
+def bootstrap_seeds(
+    per_seed: Sequence[Array], resamples: int, seed: int, *, same_prompts: bool = False
+) -> Interval:
     """Mean over seeds of the mean over prompts, with its interval over seeds and prompts.
 
     per_seed: S arrays [n_s]. With one seed this is `bootstrap`, and says nothing about another seed. With three it is
@@ -149,7 +153,11 @@ def per_prompt(samples: pd.DataFrame, truncated: Truncated) -> pd.DataFrame:
         raise ValueError(f"truncated: must be score or drop, not {truncated!r}")
     kept = samples[samples["finished"].astype(bool)] if truncated == "drop" else samples
     table = kept[["prompt_id", "reward", "tokens", "finished"]].assign(kl=kept["logp"] - kept["ref_logp"])
-    return table.astype({"reward": float, "tokens": float, "finished": float, "kl": float}).groupby("prompt_id").mean()
+    return (
+        table.astype({"reward": float, "tokens": float, "finished": float, "kl": float})
+        .groupby("prompt_id")
+        .mean()
+    )
 
 
 def win_shares(policy: pd.DataFrame, baseline: pd.DataFrame) -> pd.Series:
@@ -168,7 +176,9 @@ def at_equal_length(means: Array) -> Array:
     """
     d, length, product, square = np.moveaxis(means, -1, 0)
     variance = square - length * length
-    slope = np.divide(product - length * d, variance, out=np.zeros_like(d), where=variance > 1e-9 * (1 + square))
+    slope = np.divide(
+        product - length * d, variance, out=np.zeros_like(d), where=variance > 1e-9 * (1 + square)
+    )
     intercept: Array = d - slope * length
     return intercept
 
@@ -211,13 +221,18 @@ def summarise(
         "tokens": interval(means[4], draws[:, 4]),
         "kl_to_reference": interval(means[5], draws[:, 5]),
         "win_rate": interval(means[6], draws[:, 6]),
-        "length_controlled_advantage": interval(float(at_equal_length(means[:4])), at_equal_length(draws[:, :4])),
+        "length_controlled_advantage": interval(
+            float(at_equal_length(means[:4])), at_equal_length(draws[:, :4])
+        ),
     }
     out: dict[str, float] = {"prompts": len(kept), "samples": len(policy_samples)}
     for name, value in intervals.items():
         key = "tokens_mean" if name == "tokens" else name
         out |= {key: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
-    out |= {"reward_mean": float(policy["reward"].mean()), "baseline_reward_mean": float(baseline["reward"].mean())}
+    out |= {
+        "reward_mean": float(policy["reward"].mean()),
+        "baseline_reward_mean": float(baseline["reward"].mean()),
+    }
     out |= {"baseline_tokens_mean": float(baseline["tokens"].mean())}
     for prefix, name in (("", "policy"), ("baseline_", "baseline")):
         unfinished = int((~finished[name]).sum())
@@ -229,10 +244,16 @@ def summarise(
 
 def _check_same_prompts(policy: pd.DataFrame, baseline: pd.DataFrame) -> None:
     """Refuse samples for other prompts, by id or by text: ValueError naming the first."""
-    ours, theirs = (t.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"] for t in (policy, baseline))
+    ours, theirs = (
+        t.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"] for t in (policy, baseline)
+    )
     alone = ours.index.symmetric_difference(theirs.index)
     if len(alone):
-        raise ValueError(f"policy and baseline: {len(alone)} prompts occur on one side only, such as {alone[0]}")
+        raise ValueError(
+            f"policy and baseline: {len(alone)} prompts occur on one side only, such as {alone[0]}"
+        )
     other = ours.index[ours != theirs.loc[ours.index]]
     if len(other):
-        raise ValueError(f"policy and baseline: {len(other)} prompts have different texts, such as {other[0]}")
+        raise ValueError(
+            f"policy and baseline: {len(other)} prompts have different texts, such as {other[0]}"
+        )

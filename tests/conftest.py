@@ -12,23 +12,29 @@ from pathlib import Path
 from typing import Any
 
 # Read when huggingface_hub, tokenizers and torch are imported, hence before any fixture runs.
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+}
 
 import pytest
 from typer.testing import CliRunner
 
+from rpo_cli.artifacts import Stage, Workspace, job_of, walk
 from rpo_cli.cli import app
-from rpo_cli.job import job_of
-from rpo_cli.pipeline import what_to_run
-from rpo_cli.plan import Planner, Stage, walk
 from rpo_cli.recipes import load
-from rpo_cli.stages import run_job
-from rpo_cli.workspace import Workspace
+from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.todo import what_to_run
+from rpo_cli.runs.work import run_job
 
 SEED = "seed-0"
 RHO = "seed-0/rho-0.5"
 PLAIN = "device: cpu\ndtype: float32\nthreads: 1\n"
-BASE = PLAIN + "max_length: 48\nlogging_steps: 1\nper_device_train_batch_size: 8\nlr_scheduler_type: constant\n"
+BASE = (
+    PLAIN + "max_length: 48\nlogging_steps: 1\nper_device_train_batch_size: 8\nlr_scheduler_type: constant\n"
+)
 RECIPES = {
     "base.yaml": BASE,
     "data.yaml": PLAIN
@@ -81,19 +87,32 @@ class Tiny:
 
     def run(self, command: str, recipe: str, *arguments: object, code: int = 0) -> Any:
         """A command of the CLI on a recipe of the suite, in the workspace."""
-        return rpo(*command.split(), "--recipe", self.suite / recipe, "--workspace", self.root, *arguments, code=code)
+        return rpo(
+            *command.split(), "--recipe", self.suite / recipe, "--workspace", self.root, *arguments, code=code
+        )
 
     def stage(self, recipe: str, *overrides: str, member: float | None = None) -> Stage:
         """The planned artifact of a recipe under these overrides."""
         loaded = load(str(self.suite / recipe), seed=self.seed, overrides=overrides)
         planner = Planner(self.seed)
-        return planner.build(loaded) if member is None else {s.options["member"]: s for s in planner.members(loaded)}[member]
+        return (
+            planner.build(loaded)
+            if member is None
+            else {s.options["member"]: s for s in planner.members(loaded)}[member]
+        )
 
     def make(
-        self, recipe: str, *overrides: str, member: float | None = None, progress: Callable[[int, int], None] = lambda step, of: None
+        self,
+        recipe: str,
+        *overrides: str,
+        member: float | None = None,
+        progress: Callable[[int, int], None] = lambda step, of: None,
     ) -> tuple[Path, dict[str, Any]]:
         """Make one artifact anew, in this process, after what it lacks; its directory and its manifest."""
-        stage, workspace = self.stage(recipe, *overrides, member=member), Workspace(self.root, self.suite.name)
+        stage, workspace = (
+            self.stage(recipe, *overrides, member=member),
+            Workspace(self.root, self.suite.name),
+        )
         for item in what_to_run(list(stage.stages()), workspace):
             run_job(job_of(item.stage, workspace, {}), lambda step, of: None)
         manifest = run_job(job_of(stage, workspace, {}, force=True), progress)
@@ -148,7 +167,10 @@ def weights(directory: Path) -> bytes:
 def journal(directory: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without the times, which no two runs share."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.endswith(("_runtime", "_per_second"))} for line in lines]
+    return [
+        {name: value for name, value in line.items() if not name.endswith(("_runtime", "_per_second"))}
+        for line in lines
+    ]
 
 
 def column(directory: Path, name: str) -> list[float]:

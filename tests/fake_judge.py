@@ -25,7 +25,11 @@ def completion(text: str | None, usage: bool = True) -> bytes:
 
 def responses(body: dict[str, Any]) -> tuple[str, str]:
     """The two responses of a question in the default prompt's words."""
-    found = re.search(r"<response A>\n(.*?)\n</response A>.*<response B>\n(.*?)\n</response B>", body["messages"][0]["content"], re.S)
+    found = re.search(
+        r"<response A>\n(.*?)\n</response A>.*<response B>\n(.*?)\n</response B>",
+        body["messages"][0]["content"],
+        re.S,
+    )
     assert found is not None
     return found[1], found[2]
 
@@ -62,7 +66,9 @@ class FakeJudge:
                 elif isinstance(said, float):
                     self._drip(said)
                 else:
-                    status, headers, content = said if isinstance(said, tuple) else (200, {}, completion(said))
+                    status, headers, content = (
+                        said if isinstance(said, tuple) else (200, {}, completion(said))
+                    )
                     self.send_response(status)
                     for name, value in {"Content-Length": str(len(content)), **headers}.items():
                         self.send_header(name, value)
@@ -88,14 +94,18 @@ class FakeJudge:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
 
-            def handle_error(self, *arguments: Any) -> None:  # a connection that the client left, or that the script reset
+            def handle_error(
+                self, *arguments: Any
+            ) -> None:  # a connection that the client left, or that the script reset
                 pass
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def __enter__(self) -> FakeJudge:
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *arguments: Any) -> None:

@@ -27,12 +27,22 @@ def post(number: int, split: str, lines: Sequence[int] = (6, 5)) -> dict[str, st
     """A post named by number and split, of paragraphs of so many words."""
     rng = random.Random(f"{split}-{number}")
     body = "\n\n".join(words(rng, count) for count in lines)
-    return {"id": f"t3_{split}{number}", "subreddit": "advice", "title": f"{words(rng, 3)} {split} {number}", "post": body}
+    return {
+        "id": f"t3_{split}{number}",
+        "subreddit": "advice",
+        "title": f"{words(rng, 3)} {split} {number}",
+        "post": body,
+    }
 
 
-def comparison(info: dict[str, Any], texts: tuple[str, str], choice: int, split: str = "train", batch: str = "batch7") -> dict[str, Any]:
+def comparison(
+    info: dict[str, Any], texts: tuple[str, str], choice: int, split: str = "train", batch: str = "batch7"
+) -> dict[str, Any]:
     """A raw row, with every column that OpenAI's files have."""
-    summaries = [{"text": text, "policy": policy, "note": None} for text, policy in zip(texts, ("ref", "sup4"), strict=True)]
+    summaries = [
+        {"text": text, "policy": policy, "note": None}
+        for text, policy in zip(texts, ("ref", "sup4"), strict=True)
+    ]
     full = {"id": None, "post": None, "title": None, "subreddit": None, "site": None, "article": None, **info}
     return {
         "info": full, "summaries": summaries, "choice": choice, "worker": "w1", "batch": batch, "split": split,
@@ -69,7 +79,11 @@ def raw_comparisons(train: int, validation: int) -> list[dict[str, Any]]:
         return comparison(post(number, name), (marked[0], marked[1]), choice, split)
 
     rows = [row(n, "train", "train") for n in range(train) for _ in range(2)]
-    return [*rows, *(row(n, "valid", f"valid{n % 2 + 1}") for n in range(validation) for _ in range(2)), cnndm()]
+    return [
+        *rows,
+        *(row(n, "valid", f"valid{n % 2 + 1}") for n in range(validation) for _ in range(2)),
+        cnndm(),
+    ]
 
 
 def write_parquet(file: Path, rows: Iterable[dict[str, Any]]) -> Path:
@@ -89,7 +103,9 @@ def comparisons_parquet(folder: Path, train: int = 6, validation: int = 4) -> Pa
     """The hub's Parquet export of openai/summarize_from_feedback: comparisons/<split>/0000.parquet, axis/ beside it."""
     rows = raw_comparisons(train, validation)
     write_parquet(folder / "comparisons/train/0000.parquet", [row for row in rows if row["split"] == "train"])
-    write_parquet(folder / "comparisons/validation/0000.parquet", [row for row in rows if row["split"] != "train"])
+    write_parquet(
+        folder / "comparisons/validation/0000.parquet", [row for row in rows if row["split"] != "train"]
+    )
     write_parquet(folder / "axis/test/0000.parquet", [{"info": post(0, "test"), "summary": {"text": "x"}}])
     return folder
 
@@ -105,7 +121,11 @@ def comparisons_json(folder: Path, train: int = 6, validation: int = 4) -> Path:
 def tldr(folder: Path, train: int = 8, validation: int = 4, test: int = 4) -> Path:
     """trl-lib/tldr: prompt, completion with its leading space."""
     rng = random.Random(1)
-    for split, name, count in (("train", "train", train), ("validation", "valid", validation), ("test", "test", test)):
+    for split, name, count in (
+        ("train", "train", train),
+        ("validation", "valid", validation),
+        ("test", "test", test),
+    ):
         rows = [{"prompt": prompt_of(post(n, name)), "completion": " " + words(rng, 5)} for n in range(count)]
         write_parquet(folder / f"data/{split}-00000-of-00001.parquet", rows)
     return folder
@@ -116,7 +136,14 @@ def tldr_preference(folder: Path, train: int = 6, validation: int = 4) -> Path:
 
     def rows(count: int, name: str) -> list[dict[str, str]]:
         infos = [post(n, name) for n in range(count)]
-        return [{"prompt": prompt_of({**i, "post": i["post"].replace("\n\n", "\n")}), "chosen": " a b c", "rejected": " d"} for i in infos]
+        return [
+            {
+                "prompt": prompt_of({**i, "post": i["post"].replace("\n\n", "\n")}),
+                "chosen": " a b c",
+                "rejected": " d",
+            }
+            for i in infos
+        ]
 
     write_parquet(folder / "data/train-00000-of-00001.parquet", rows(train, "train"))
     article = {"prompt": "TITLE: news\n\nthe car went home\n\nTL;DR:", "chosen": " a", "rejected": " b"}
@@ -137,8 +164,18 @@ def oai_preprocessing(folder: Path, train: int = 6, validation: int = 4) -> Path
             "rejected": texts[1 - raw["choice"]],
         }
         for name in ("chosen", "rejected"):
-            made |= {f"{name}_token": [3], f"{name}_token_len": 1, f"query_{name}": query + made[name], f"query_{name}_token": [1, 2, 3]}
-        return made | {"response0": texts[0], "response0_token": [3], "response0_policy": "ref", "policies": "ref--sup4"}
+            made |= {
+                f"{name}_token": [3],
+                f"{name}_token_len": 1,
+                f"query_{name}": query + made[name],
+                f"query_{name}_token": [1, 2, 3],
+            }
+        return made | {
+            "response0": texts[0],
+            "response0_token": [3],
+            "response0_policy": "ref",
+            "policies": "ref--sup4",
+        }
 
     raw = raw_comparisons(train, validation)
     of_train = [row(r, prompt_of(r["info"])) for r in raw if r["split"] == "train"]
@@ -154,7 +191,11 @@ def oai_preprocessing(folder: Path, train: int = 6, validation: int = 4) -> Path
 def oai_filtered(folder: Path, train: int = 8, validation: int = 4, test: int = 4) -> Path:
     """vwxyzjn/summarize_from_feedback_tldr_3_filtered_*: a post's columns, its summary, and both as queries and responses."""
     rng = random.Random(1)
-    for split, name, count in (("train", "train", train), ("validation", "valid", validation), ("test", "test", test)):
+    for split, name, count in (
+        ("train", "train", train),
+        ("validation", "valid", validation),
+        ("test", "test", test),
+    ):
         rows = []
         for number in range(count):
             info, summary = post(number, name), words(rng, 5)
@@ -164,7 +205,9 @@ def oai_filtered(folder: Path, train: int = 8, validation: int = 4, test: int = 
                 "reference_response": f" {summary}<|endoftext|>",
                 "query_reference_response": f"{query} {summary}<|endoftext|>",
             }
-            rows.append({**info, "summary": summary, **texts, "query_token": [1, 2], "reference_response_token": [3]})
+            rows.append(
+                {**info, "summary": summary, **texts, "query_token": [1, 2], "reference_response_token": [3]}
+            )
         write_parquet(folder / f"data/{split}-00000-of-00001.parquet", rows)
     return folder
 
@@ -176,7 +219,11 @@ def relabelled(folder: Path, train: int = 6, validation: int = 4) -> Path:
         rows = []
         for number in range(count):
             one, other = summaries(rng)
-            texts = {"prompt": prompt_of(post(number, name)), "chosen": f"{one}<|endoftext|>", "rejected": f"{other}<|endoftext|>"}
+            texts = {
+                "prompt": prompt_of(post(number, name)),
+                "chosen": f"{one}<|endoftext|>",
+                "rejected": f"{other}<|endoftext|>",
+            }
             rows.append({**texts, "chosen_score": 2.5, "rejected_score": -1.0})
         write_parquet(folder / f"data/{split}-00000-of-00001.parquet", rows)
     return folder
@@ -186,7 +233,10 @@ def conversations(folder: Path, rows: int = 40) -> Path:
     """A set in TRL's preference format, conversational with an implicit prompt, and what else such sets carry."""
 
     def turns(*contents: str) -> list[dict[str, str]]:
-        return [{"role": "assistant" if i % 2 else "user", "content": content} for i, content in enumerate(contents)]
+        return [
+            {"role": "assistant" if i % 2 else "user", "content": content}
+            for i, content in enumerate(contents)
+        ]
 
     made = [
         {"chosen": turns(f"who left {n}", "she", "why", "it was late"), "rejected": turns(f"who left {n}", "she", "why", "nobody knew"),
@@ -210,24 +260,47 @@ def hh(folder: Path, train: int = 30, test: int = 4) -> Path:
             turns = [words(rng, 4) for _ in range(1 + 2 * (number % 2))] + [f"{split} {number}"]
             start = dialogue(*turns[:-2], f"{turns[-2]} {turns[-1]}")
             one, other = summaries(rng)
-            rows.append({"chosen": f"{start}\n\nAssistant:{one}", "rejected": f"{start}\n\nAssistant:{other}"})
+            rows.append(
+                {"chosen": f"{start}\n\nAssistant:{one}", "rejected": f"{start}\n\nAssistant:{other}"}
+            )
         write_jsonl(folder / f"helpful-base/{split}.jsonl.gz", rows)
     write_jsonl(folder / "red-team-attempts/red_team_attempts.jsonl.gz", [{"transcript": "x"}])
     return folder
 
 
-def word_tokenizer(folder: Path, chat_template: str | None = None, texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+def word_tokenizer(
+    folder: Path, chat_template: str | None = None, texts: Iterable[str] = ()
+) -> PreTrainedTokenizerFast:
     """A tokenizer of whole words with their leading white space, with EOS, [PAD] and [UNK]."""
     vocabulary = {"</s>": 0, "[PAD]": 1, "[UNK]": 2}
-    known = ["SUBREDDIT:", "TITLE:", "POST:", "TL;DR:", "Human:", "Assistant:", "r/advice", "train", "valid", "test", *WORDS]
+    known = [
+        "SUBREDDIT:",
+        "TITLE:",
+        "POST:",
+        "TL;DR:",
+        "Human:",
+        "Assistant:",
+        "r/advice",
+        "train",
+        "valid",
+        "test",
+        *WORDS,
+    ]
     numbers = [str(n) for n in range(100)]
-    for token in ["\n", " ", *(f"{space}{word}" for word in [*known, *numbers] for space in ("", " ")), *texts]:
+    for token in [
+        "\n",
+        " ",
+        *(f"{space}{word}" for word in [*known, *numbers] for space in ("", " ")),
+        *texts,
+    ]:
         vocabulary.setdefault(token, len(vocabulary))
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n| ?[^\s]+| "), "isolated")
     backend.decoder = decoders.Fuse()
     backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="[PAD]", unk_token="[UNK]")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", pad_token="[PAD]", unk_token="[UNK]"
+    )
     if chat_template:
         tokenizer.chat_template = chat_template
     folder.mkdir(parents=True, exist_ok=True)

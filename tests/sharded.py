@@ -14,8 +14,8 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from rpo_cli.launch import take_part
-from rpo_cli.training import loop
+from rpo_cli.runs.child import take_part
+from rpo_cli.stages.training import loop
 
 begin, whole = PartialState.__init__, loop.whole_model
 
@@ -28,7 +28,11 @@ def pass_for_gpus(self: Any, *args: Any, **kwargs: Any) -> None:
 
 def whole_of_shards(trainer: Any) -> Any:
     assert trainer.accelerator.distributed_type == DistributedType.FSDP
-    assert all(weights.to_local().numel() < weights.numel() for weights in trainer.model.parameters() if len(weights) > 1)
+    assert all(
+        weights.to_local().numel() < weights.numel()
+        for weights in trainer.model.parameters()
+        if len(weights) > 1
+    )
     return whole(trainer)
 
 

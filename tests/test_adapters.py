@@ -15,14 +15,15 @@ from conftest import RHO, Tiny, manifest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rpo_cli import models
-from rpo_cli.data.pairs import read_rows, tokenise
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
-from rpo_cli.schema import SFTRecipe
-from rpo_cli.scoring import pair_rewards
+from rpo_cli.models import four_bits, pair_rewards, tokenise
+from rpo_cli.recipes.schema import SFTRecipe
+from rpo_cli.stages.data.rows import read_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for an old name
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)  # peft asks transformers for an old name
 FOUR = ("use_peft=true", "load_in_4bit=true", "lora_r=2", "lora_alpha=4")
 LINEAR = "model.layers.1.mlp.down_proj"
 
@@ -49,16 +50,26 @@ def test_a_policy_on_4_bits_starts_at_its_own_reference_and_is_merged_into_the_w
     # -log sigmoid(0): the reference log-probs are those of the 4-bit base. The whole base's would differ.
     metrics = manifest(tiny.root, str(folder.relative_to(tiny.root)))["metrics"]
     assert metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
-    own, whole = (read_rows(tiny.root / f"seed-0/reference-logps{bits}/relabel/logps.parquet") for bits in ("-nf4", ""))
-    assert max(abs(a["ref_chosen_logps"] - b["ref_chosen_logps"]) for a, b in zip(own, whole, strict=True)) > 1e-3
+    own, whole = (
+        read_rows(tiny.root / f"seed-0/reference-logps{bits}/relabel/logps.parquet") for bits in ("-nf4", "")
+    )
+    assert (
+        max(abs(a["ref_chosen_logps"] - b["ref_chosen_logps"]) for a, b in zip(own, whole, strict=True))
+        > 1e-3
+    )
     # Saved: the base's own weights, not what 4 bits made of them, plus the adapter, which was trained in float32.
     base, merged = (load_file(place / "model.safetensors") for place in (tiny.root / "seed-0/sft", folder))
     change = delta(folder)
     assert torch.equal(merged["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
-    assert (merged[f"{LINEAR}.weight"] - base[f"{LINEAR}.weight"]).allclose(change, atol=1e-7) and change.abs().max() > 0
+    assert (merged[f"{LINEAR}.weight"] - base[f"{LINEAR}.weight"]).allclose(
+        change, atol=1e-7
+    ) and change.abs().max() > 0
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     adapter = load_file(folder / "adapter/adapter_model.safetensors")
-    assert all(weights.dtype == torch.float32 and (weights.bfloat16().float() != weights).any() for weights in adapter.values())
+    assert all(
+        weights.dtype == torch.float32 and (weights.bfloat16().float() != weights).any()
+        for weights in adapter.values()
+    )
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     adapted = peft.AutoPeftModelForCausalLM.from_pretrained(folder / "adapter")
     ids = torch.arange(4, 12)[None]
@@ -66,7 +77,15 @@ def test_a_policy_on_4_bits_starts_at_its_own_reference_and_is_merged_into_the_w
 
 
 def test_a_pessimistic_policy_on_4_bits_samples_its_own_reference(tiny: Tiny) -> None:
-    folder = trained(tiny, "train-policy", "dp-dpo.yaml", "kl_estimator=full", "learning_rate=1e-9", "max_steps=1", "logging_steps=1")
+    folder = trained(
+        tiny,
+        "train-policy",
+        "dp-dpo.yaml",
+        "kl_estimator=full",
+        "learning_rate=1e-9",
+        "max_steps=1",
+        "logging_steps=1",
+    )
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     assert line["kl_to_reference"] == pytest.approx(0, abs=1e-6)
     assert (tiny.root / "seed-0/reference-samples-nf4/relabel/samples.parquet").is_file()
@@ -81,10 +100,19 @@ def test_a_reward_model_on_4_bits_keeps_its_trained_head(tiny: Tiny) -> None:
     assert torch.equal(load_file(folder / "model.safetensors")["score.weight"], head)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    held_out = tokenise(read_rows(tiny.root / "seed-0/data/pairs_validation.parquet"), ("chosen", "rejected"), tokenizer, 48, "error", "")
+    held_out = tokenise(
+        read_rows(tiny.root / "seed-0/data/pairs_validation.parquet"),
+        ("chosen", "rejected"),
+        tokenizer,
+        48,
+        "error",
+        "",
+    )
     scores = pair_rewards(model, held_out, tokenizer.pad_token_id, 64)
     metrics = manifest(tiny.root, "seed-0/oracle")["metrics"]
-    assert metrics["held_out_loss"] == pytest.approx(np.logaddexp(0, scores[:, 1] - scores[:, 0]).mean(), rel=1e-5)
+    assert metrics["held_out_loss"] == pytest.approx(
+        np.logaddexp(0, scores[:, 1] - scores[:, 0]).mean(), rel=1e-5
+    )
 
 
 def test_a_resumed_run_on_4_bits_ends_where_the_undisturbed_one_did(tiny: Tiny) -> None:
@@ -122,27 +150,44 @@ def test_sft_on_4_bits_merges_into_the_whole_base(tiny: Tiny) -> None:
         ("dpo.yaml", ("use_peft=true", "load_in_8bit=true"), "unknown key, did you mean load_in_4bit?"),
     ],
 )
-def test_4_bits_where_they_cannot_be_are_refused(empty: Tiny, recipe: str, changes: tuple[str, ...], says: str) -> None:
+def test_4_bits_where_they_cannot_be_are_refused(
+    empty: Tiny, recipe: str, changes: tuple[str, ...], says: str
+) -> None:
     command = {"dpo.yaml": "train-policy", "rm.yaml": "train-rm", "sft.yaml": "train-sft"}[recipe]
-    assert says in empty.run(command, recipe, *(part for c in changes for part in ("--set", c)), "--dry-run", code=2).stderr
+    assert (
+        says
+        in empty.run(
+            command, recipe, *(part for c in changes for part in ("--set", c)), "--dry-run", code=2
+        ).stderr
+    )
 
 
-def test_4_bits_are_refused_in_shards_and_where_bitsandbytes_cannot_work(empty: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_4_bits_are_refused_in_shards_and_where_bitsandbytes_cannot_work(
+    empty: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fsdp = Path(__file__).resolve().parent.parent / "recipes/accelerate/fsdp2.yaml"
     refused = empty.run("train-policy", "dpo.yaml", *settings(), "--accelerate", fsdp, "--dry-run", code=2)
     assert "distributed_type: FSDP trains no adapters" in refused.stderr
-    values: dict[str, Any] = {"stage": "sft", "model_name_or_path": "x", "use_peft": True, "load_in_4bit": True}
+    values: dict[str, Any] = {
+        "stage": "sft",
+        "model_name_or_path": "x",
+        "use_peft": True,
+        "load_in_4bit": True,
+    }
     recipe = SFTRecipe(**values)
     with pytest.raises(BadInput, match="bitsandbytes has no 4 bits on xla"):
-        models.four_bits(recipe, Device("xla", "float32", ""))
-    assert models.four_bits(recipe, Device("cuda", "bfloat16", "")).bnb_4bit_compute_dtype == torch.bfloat16  # type: ignore[union-attr]
-    monkeypatch.setattr(models, "is_bitsandbytes_available", lambda: False)
+        four_bits(recipe, Device("xla", "float32", ""))
+    assert four_bits(recipe, Device("cuda", "bfloat16", "")).bnb_4bit_compute_dtype == torch.bfloat16  # type: ignore[union-attr]
+    monkeypatch.setattr("rpo_cli.models.load.is_bitsandbytes_available", lambda: False)
     with pytest.raises(BadInput, match=r"pip install 'rpo-cli\[qlora\]'"):
-        models.four_bits(recipe, Device("cuda", "float32", ""))
+        four_bits(recipe, Device("cuda", "float32", ""))
 
 
 def test_full_precision_keys_do_not_know_of_4_bits(built: Tiny) -> None:
     """Artifacts from before the option stay up to date."""
     stage = built.stage("dpo.yaml")
-    assert "load_in_4bit" not in json.dumps(stage.identity) and stage.inputs["reference"].path == "seed-0/reference-logps/relabel"  # type: ignore[union-attr]
+    assert (
+        "load_in_4bit" not in json.dumps(stage.identity)
+        and stage.inputs["reference"].path == "seed-0/reference-logps/relabel"
+    )  # type: ignore[union-attr]
     assert built.stage("dpo.yaml", *FOUR).path.startswith(f"{RHO}/policies/dpo/beta-0.2-load_in_4bit-True")

@@ -66,11 +66,20 @@ def without_special(tiny: Tiny, *names: str) -> None:
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         path = tiny.root / SEED / "sft" / file
         if path.is_file():
-            path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key not in names}))
+            path.write_text(
+                json.dumps(
+                    {key: value for key, value in json.loads(path.read_text()).items() if key not in names}
+                )
+            )
     shutil.rmtree(tiny.root / RHO / "rm/all")
     config = tiny.root / SEED / "sft/config.json"
     config.write_text(
-        json.dumps({key: None if key[:3] in ("pad", "eos") else value for key, value in json.loads(config.read_text()).items()})
+        json.dumps(
+            {
+                key: None if key[:3] in ("pad", "eos") else value
+                for key, value in json.loads(config.read_text()).items()
+            }
+        )
     )
 
 
@@ -197,7 +206,12 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_half_written_counts(tiny:
 
 
 def test_every_broken_row_is_named_up_to_ten_and_the_rest_counted(empty: Tiny) -> None:
-    rows: list[Any] = [PAIR, PAIR | {"chosen": None, "rejected": 3}, ["c"], {"prompt": "a", "chosen": {}, "rejected": []}]
+    rows: list[Any] = [
+        PAIR,
+        PAIR | {"chosen": None, "rejected": 3},
+        ["c"],
+        {"prompt": "a", "chosen": {}, "rejected": []},
+    ]
     (empty.suite / "pairs.jsonl").write_bytes(lines(*rows, *[PAIR | {"chosen": "d"}] * 7))
     (empty.suite / "data.yaml").write_text(DATA)
     said = empty.run(*INSPECT, code=2).stderr.splitlines()
@@ -227,5 +241,7 @@ def test_what_a_plan_can_tell_is_told_without_torch(tiny: Tiny, name: str) -> No
         "print('TORCH', 'torch' in sys.modules)"
     )
     here = Path(__file__).parents[1]
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=here)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=here
+    )
     assert ended.stdout == "TORCH False\n", ended.stdout + ended.stderr

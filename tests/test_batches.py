@@ -10,10 +10,11 @@ import torch
 from conftest import RHO, Tiny, column
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rpo_cli.batches import (
+from rpo_cli.models import (
     PROMPT,
     by_tokens,
     can_share,
+    disable_dropout,
     make_batch,
     predicts,
     response_lengths,
@@ -21,10 +22,15 @@ from rpo_cli.batches import (
     response_logps,
     response_rewards,
 )
-from rpo_cli.models import disable_dropout
 from rpo_cli.objectives import kl_full, sequence_logps, token_logps
 
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 ALIKE: dict[str, dict[str, Any]] = {
     "llama": SMALL,
     "qwen2": {**SMALL, "num_key_value_heads": 2},
@@ -44,7 +50,13 @@ VOCABULARY, PAD = 50, 0
 def model_of(kind: str, settings: dict[str, Any], auto: Any = AutoModelForCausalLM, **kwargs: Any) -> Any:
     """A small model of a family, with weights so large that a token seen or not seen shows."""
     config = AutoConfig.for_model(
-        kind, **settings, vocab_size=VOCABULARY, pad_token_id=PAD, eos_token_id=1, bos_token_id=2, initializer_range=0.3
+        kind,
+        **settings,
+        vocab_size=VOCABULARY,
+        pad_token_id=PAD,
+        eos_token_id=1,
+        bos_token_id=2,
+        initializer_range=0.3,
     )
     if auto is AutoModelForSequenceClassification:
         config.num_labels = 1
@@ -68,7 +80,9 @@ def some_rows(responses: int = 3) -> tuple[list[list[int]], list[list[list[int]]
     return prompts, groups
 
 
-@pytest.mark.parametrize(("kind", "attention"), [(k, a) for k in ALIKE for a in ("sdpa", "eager") if (k, a) != ("gemma2", "sdpa")])
+@pytest.mark.parametrize(
+    ("kind", "attention"), [(k, a) for k in ALIKE for a in ("sdpa", "eager") if (k, a) != ("gemma2", "sdpa")]
+)
 def test_shared_prompts_change_no_logp_and_no_gradient(kind: str, attention: str) -> None:
     model = model_of(kind, ALIKE[kind], attn_implementation=attention)
     prompts, groups = some_rows()
@@ -89,35 +103,42 @@ def test_shared_prompts_change_no_logp_and_no_gradient(kind: str, attention: str
 def test_shared_prompts_change_no_reward(kind: str) -> None:
     model = model_of(kind, ALIKE[kind], AutoModelForSequenceClassification)
     prompts, groups = some_rows()
-    plain, shared = (response_rewards(model, make_batch(prompts, groups, PAD, shared=shared)) for shared in (False, True))
+    plain, shared = (
+        response_rewards(model, make_batch(prompts, groups, PAD, shared=shared)) for shared in (False, True)
+    )
     assert plain.std() > 0.1
     assert shared.detach() == pytest.approx(plain.detach(), abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ALIKE)
-def test_a_mask_that_lets_responses_see_each_other_would_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rpo_cli import batches
+def test_a_mask_that_lets_responses_see_each_other_would_show(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rpo_cli.models import layout
 
     model, (prompts, groups) = model_of(kind, ALIKE[kind]), some_rows()
     assert can_share(model, response_logps, prompts, groups, PAD)
-    right = batches.attention_of
-    monkeypatch.setattr(batches, "attention_of", lambda segments: right(segments.clamp(max=PROMPT)))
+    right = layout.attention_of
+    monkeypatch.setattr(layout, "attention_of", lambda segments: right(segments.clamp(max=PROMPT)))
     assert not can_share(model, response_logps, prompts, groups, PAD)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
 def test_padding_that_is_seen_would_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rpo_cli import batches
+    from rpo_cli.models import layout
 
     model, (prompts, groups) = model_of(kind, ALIKE[kind]), some_rows()
-    right = batches.attention_of
-    monkeypatch.setattr(batches, "attention_of", lambda segments: right(segments.clamp(min=PROMPT)))
+    right = layout.attention_of
+    monkeypatch.setattr(layout, "attention_of", lambda segments: right(segments.clamp(min=PROMPT)))
     assert not can_share(model, response_logps, prompts, groups, PAD)
 
 
 def test_a_window_that_one_response_exceeds_is_found_out_whichever_row_it_is_in() -> None:
     prompts, groups = some_rows()
-    prompts[2], groups[2] = prompts[2][:4], [[5] * 20 + [1], [6, 1], [1]]  # not the longest row, but the longest response
+    prompts[2], groups[2] = (
+        prompts[2][:4],
+        [[5] * 20 + [1], [6, 1], [1]],
+    )  # not the longest row, but the longest response
     alone, total = (
         [len(prompt) + of(map(len, group)) for prompt, group in zip(prompts, groups, strict=True)] for of in (max, sum)
     )  # fmt: skip
@@ -125,7 +146,9 @@ def test_a_window_that_one_response_exceeds_is_found_out_whichever_row_it_is_in(
     found = []
     for window in (23, 25):
         model = model_of("mistral", {**CANNOT["mistral"], "sliding_window": window})
-        values = [response_logps(model, make_batch(prompts, groups, PAD, shared=shared)) for shared in (False, True)]
+        values = [
+            response_logps(model, make_batch(prompts, groups, PAD, shared=shared)) for shared in (False, True)
+        ]
         assert can_share(model, response_logps, prompts, groups, PAD) == torch.allclose(*values, atol=1e-3)
         found.append(can_share(model, response_logps, prompts, groups, PAD))
     assert found == [False, True]
@@ -156,15 +179,21 @@ def test_gradient_checkpointing_and_adapters_work_on_shared_prompts() -> None:
     again = response_logps(model, batch)
     again.sum().backward()
     assert torch.equal(before, again) and torch.equal(model.lm_head.weight.grad, gradient)
-    adapted = get_peft_model(model_of("llama", ALIKE["llama"]), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    adapted = get_peft_model(
+        model_of("llama", ALIKE["llama"]), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    )
     assert response_logps(adapted, batch).detach() == pytest.approx(before.detach(), abs=1e-5)
     judge = model_of("llama", ALIKE["llama"], AutoModelForSequenceClassification)
     rewards = response_rewards(judge, batch).detach()
-    adapted = get_peft_model(judge, LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", modules_to_save=["score"]))
+    adapted = get_peft_model(
+        judge, LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", modules_to_save=["score"])
+    )
     assert response_rewards(adapted, batch).detach() == pytest.approx(rewards, abs=1e-5)
     response_rewards(adapted, batch).sum().backward()
     trained = {name for name, p in adapted.named_parameters() if p.grad is not None}
-    assert any("score.modules_to_save" in name for name in trained) and any("lora_" in name for name in trained)
+    assert any("score.modules_to_save" in name for name in trained) and any(
+        "lora_" in name for name in trained
+    )
 
 
 def test_both_layouts_hold_the_same_lengths_and_predict_the_same_positions() -> None:
@@ -173,7 +202,11 @@ def test_both_layouts_hold_the_same_lengths_and_predict_the_same_positions() -> 
     lengths = [len(group[g]) for g in range(3) for group in groups]
     assert response_lengths(plain).tolist() == response_lengths(shared).tolist() == lengths
     # Two responses' first tokens have one position between them: the prompt's last.
-    assert predicts(shared, 3).sum(1).tolist() == [len(group[2]) for group in groups] == predicts(plain, 1)[-5:].sum(1).tolist()
+    assert (
+        predicts(shared, 3).sum(1).tolist()
+        == [len(group[2]) for group in groups]
+        == predicts(plain, 1)[-5:].sum(1).tolist()
+    )
     assert shared["input_ids"].numel() < 0.7 * plain["input_ids"].numel()
 
 
@@ -200,9 +233,13 @@ def test_log_softmax_in_pieces_is_log_softmax(monkeypatch: pytest.MonkeyPatch) -
     logits = torch.randn(3, 5, 11, dtype=torch.float64, requires_grad=True)
     tokens, positions = torch.randint(11, (3, 4)), torch.tensor([[0, 1, 0, 3], [2, 2, 2, 2], [0, 1, 2, 4]])
     tokens[1] = 7  # one token at one position, four times
-    monkeypatch.setattr("rpo_cli.objectives._rows_of", lambda flat: 4)  # 15 rows in four pieces
+    monkeypatch.setattr("rpo_cli.objectives.logps._rows_of", lambda flat: 4)  # 15 rows in four pieces
     assert torch.autograd.gradcheck(lambda x: token_logps(x, tokens, positions), logits)
-    plain = logits.log_softmax(-1).gather(1, positions[..., None].expand(-1, -1, 11)).gather(2, tokens[..., None])[..., 0]
+    plain = (
+        logits.log_softmax(-1)
+        .gather(1, positions[..., None].expand(-1, -1, 11))
+        .gather(2, tokens[..., None])[..., 0]
+    )
     assert torch.allclose(token_logps(logits, tokens, positions), plain, rtol=1e-14)
     straight = torch.arange(5).expand(3, 5)
     target = torch.randint(11, (3, 5))
@@ -222,7 +259,9 @@ def test_batches_by_tokens_hold_every_row_once_and_no_more_tokens_than_the_longe
     assert sorted(i for rows in found for i in rows) == list(range(200))
     assert all(len(rows) * max(lengths[i] for i in rows) <= 8 * max(lengths) for rows in found)
     assert len(found[0]) == 8 and max(map(len, found)) > 16
-    assert [max(lengths[i] for i in rows) for rows in found] == sorted((max(lengths[i] for i in rows) for rows in found), reverse=True)
+    assert [max(lengths[i] for i in rows) for rows in found] == sorted(
+        (max(lengths[i] for i in rows) for rows in found), reverse=True
+    )
 
 
 @pytest.mark.parametrize("recipe", ["dpo", "ipo", "ipo-norm", "p-dpo", "d-dpo", "dp-dpo", "e-dpo", "rm"])

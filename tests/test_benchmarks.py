@@ -27,7 +27,9 @@ def test_every_benchmark_does_equal_work_for_one_step_at_toy_size(tmp_path: Path
     bench = Bench(TOY, Device("cpu", "float32", "test"), tmp_path)
     deterministic = torch.are_deterministic_algorithms_enabled()
     try:
-        results = {section.__name__: measure(section, bench, machine("cpu", "float32", 1)) for section in SECTIONS}
+        results = {
+            section.__name__: measure(section, bench, machine("cpu", "float32", 1)) for section in SECTIONS
+        }
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
     rows = [row for section in results.values() for row in section["comparisons"]]
@@ -48,7 +50,14 @@ def test_a_ratio_between_unequal_work_is_refused() -> None:
         one.step()
         return one
 
-    same_work([taken("a", 0.7, [1, 2]), taken("b", 0.70005, [1, 2]), taken("other objective", 3.0, [1, 2], kind="e-dpo")], 1e-4)
+    same_work(
+        [
+            taken("a", 0.7, [1, 2]),
+            taken("b", 0.70005, [1, 2]),
+            taken("other objective", 3.0, [1, 2], kind="e-dpo"),
+        ],
+        1e-4,
+    )
     with pytest.raises(UnequalWork, match="losses of b and a differ"):
         same_work([taken("a", 0.7, [1, 2]), taken("b", 0.7002, [1, 2])], 1e-4)
     with pytest.raises(UnequalWork, match="b saw other rows than a"):

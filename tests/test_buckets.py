@@ -7,15 +7,19 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from rpo_cli.buckets import MOST, STEP, Buckets, Shape, for_batches, for_training, longest
+from rpo_cli.models import MOST, STEP, Buckets, Shape, for_batches, for_training, longest
 
 RNG = np.random.default_rng(0)
-ROWS: list[Shape] = [(int(w), int(d)) for w, d in zip(RNG.integers(5, 400, 300), RNG.integers(2, 120, 300), strict=True)]
+ROWS: list[Shape] = [
+    (int(w), int(d)) for w, d in zip(RNG.integers(5, 400, 300), RNG.integers(2, 120, 300), strict=True)
+]
 
 
 def tokens(shapes: tuple[Shape, ...], needed: list[Shape]) -> float:
     """Tokens of a row of each batch, or infinity where one fits nowhere."""
-    fits = [[sum(shape) for shape in shapes if need[0] <= shape[0] and need[1] <= shape[1]] for need in needed]
+    fits = [
+        [sum(shape) for shape in shapes if need[0] <= shape[0] and need[1] <= shape[1]] for need in needed
+    ]
     return sum(min(one, default=float("inf")) for one in fits)
 
 
@@ -40,7 +44,9 @@ def test_what_is_said_of_padding_is_what_the_batches_have() -> None:
 
 def test_no_other_chain_of_as_many_shapes_makes_fewer_tokens() -> None:
     # Rows that are a chain by themselves, so that every choice of shapes among them can be tried.
-    needed: list[Shape] = [(8 * i, 8 * j) for i, j in ((1, 1), (2, 1), (2, 2), (5, 2), (6, 4), (9, 4), (9, 9), (10, 12))] * 3
+    needed: list[Shape] = [
+        (8 * i, 8 * j) for i, j in ((1, 1), (2, 1), (2, 2), (5, 2), (6, 4), (9, 4), (9, 9), (10, 12))
+    ] * 3
     found = for_batches(needed, [[i] for i in range(len(needed))])
     tried = [tokens(chosen, needed) for chosen in combinations(sorted(set(needed)), len(found.shapes))]
     assert tokens(found.shapes, needed) == min(tried)

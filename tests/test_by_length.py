@@ -15,7 +15,7 @@ from conftest import Tiny, column, weights
 from test_policy_training import CUTS, SGD, cut, distance
 from torch.utils.data import DataLoader
 
-from rpo_cli.training.loop import OptimizerBatches
+from rpo_cli.stages.training.order import OptimizerBatches
 
 GROUPED = "train_sampling_strategy=group_by_length"
 LENGTHS = [random.Random(i).randint(1, 1000) for i in range(410)]
@@ -45,7 +45,11 @@ def test_batches_are_whole_of_like_length_and_otherwise_random() -> None:
     left = [LENGTHS[i] for found in epochs for i in set(range(410)) - {i for batch in found for i in batch}]
     assert len(left) == 80 and 350 < sum(left) / len(left) < 650
     # Neither do batches go from long to short, nor are they the same ones in the next epoch.
-    means = torch.tensor([[sum(LENGTHS[i] for i in batch) for batch in found] for found in epochs]).float().mean(0)
+    means = (
+        torch.tensor([[sum(LENGTHS[i] for i in batch) for batch in found] for found in epochs])
+        .float()
+        .mean(0)
+    )
     assert means[:25].mean() == pytest.approx(means[25:].mean().item(), rel=0.05)
     assert len({frozenset(batch) for found in epochs for batch in found}) > 0.9 * 40 * 51
     assert batches(3) == epochs[3]
@@ -70,7 +74,9 @@ def test_a_random_batch_has_the_rows_of_a_random_sampler_from_long_to_short() ->
 def test_cut_into_pieces_a_random_batch_pads_less() -> None:
     def padding(size: int) -> float:
         pieces = [batch[i : i + size] for batch in batches(0, 8, grouped=False) for i in range(0, 8, size)]
-        return sum(max(LENGTHS[i] for i in piece) * size for piece in pieces) / sum(LENGTHS[i] for piece in pieces for i in piece)
+        return sum(max(LENGTHS[i] for i in piece) * size for piece in pieces) / sum(
+            LENGTHS[i] for piece in pieces for i in piece
+        )
 
     assert padding(8) > 1.7 and padding(4) < 1.45 and padding(2) < 1.25
 
@@ -83,18 +89,27 @@ def test_a_loader_that_goes_on_in_a_later_epoch_takes_its_rows(processes: int, g
 
     def loaders() -> Iterator[DataLoader[int]]:
         for index in range(processes):
-            loader = DataLoader(range(410), batch_size=4, sampler=sampler(lambda: epoch, 4 * processes, grouped=grouped))  # type: ignore[arg-type]
-            yield prepare_data_loader(loader, num_processes=processes, process_index=index, put_on_device=False)
+            loader = DataLoader(
+                range(410), batch_size=4, sampler=sampler(lambda: epoch, 4 * processes, grouped=grouped)
+            )  # type: ignore[arg-type]
+            yield prepare_data_loader(
+                loader, num_processes=processes, process_index=index, put_on_device=False
+            )
 
     epoch = 2
     whole = [[batch.tolist() for batch in loader] for loader in loaders()]
     rest = [[batch.tolist() for batch in skip_first_batches(loader, 3)] for loader in loaders()]
     assert rest == [batches[3:] for batches in whole] and len(rest[0]) > 40
-    assert len({i for batches in whole for batch in batches for i in batch}) == 410 // (4 * processes) * 4 * processes
+    assert (
+        len({i for batches in whole for batch in batches for i in batch})
+        == 410 // (4 * processes) * 4 * processes
+    )
 
 
 @pytest.mark.parametrize("recipe", ["e-dpo.yaml", "rm.yaml", "sft.yaml"])
-def test_grouped_training_does_not_depend_on_how_the_batch_is_cut(tiny: Tiny, tmp_path: Path, recipe: str) -> None:
+def test_grouped_training_does_not_depend_on_how_the_batch_is_cut(
+    tiny: Tiny, tmp_path: Path, recipe: str
+) -> None:
     runs = []
     for sizes in CUTS[:2] if recipe == "sft.yaml" else CUTS:
         directory, _ = tiny.make(recipe, GROUPED, "max_steps=6", *SGD, *cut(*sizes))
@@ -109,5 +124,8 @@ def test_grouped_training_does_not_depend_on_how_the_batch_is_cut(tiny: Tiny, tm
 
 
 def test_the_default_is_no_part_of_a_key(tiny: Tiny) -> None:
-    default, said, other = (tiny.stage("dpo.yaml", *settings).key for settings in ((), ("train_sampling_strategy=random",), (GROUPED,)))
+    default, said, other = (
+        tiny.stage("dpo.yaml", *settings).key
+        for settings in ((), ("train_sampling_strategy=random",), (GROUPED,))
+    )
     assert default == said != other

@@ -14,12 +14,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from rpo_cli import doctor
+from rpo_cli.artifacts import STARTED, Workspace, difference, walk, write_json
 from rpo_cli.cli import app
-from rpo_cli.plan import Planner, walk
 from rpo_cli.recipes import find, load
-from rpo_cli.schema import Objective
-from rpo_cli.workspace import STARTED, Workspace, difference, write_json
+from rpo_cli.recipes.schema import Objective
+from rpo_cli.runs import doctor
+from rpo_cli.runs.planner import Planner
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "trl", "pandas", "datasets", "wandb", "matplotlib")
@@ -121,7 +121,15 @@ def test_a_traceback_is_shown_only_on_request() -> None:
 def test_a_dry_run_lists_the_stages_and_leaves_nothing_on_disk(here: Path) -> None:
     result = rpo("train-policy", "--recipe", "e-dpo.yaml", "--rho", "0.2", "--dry-run")
     assert result.exit_code == 0
-    for stage in ("data", "sft", "oracle", "relabel", "rho-0.2/splits", "rho-0.2/rm/b-0.8", "rho-0.2/policies/e-dpo/"):
+    for stage in (
+        "data",
+        "sft",
+        "oracle",
+        "relabel",
+        "rho-0.2/splits",
+        "rho-0.2/rm/b-0.8",
+        "rho-0.2/policies/e-dpo/",
+    ):
         assert f"seed-0/{stage}" in result.stdout and f"seed-0/{stage}" not in result.stderr
     assert list(here.iterdir()) == []
 
@@ -157,7 +165,9 @@ def test_a_reader_who_has_seen_enough_is_no_failure_to_report() -> None:
 
 
 def test_a_dry_run_as_json_is_the_plan_inputs_first(here: Path) -> None:
-    plan = json.loads(done("train-policy", "--recipe", "d-dpo.yaml", "--rho", "0.5", "--seed", "3", "--dry-run", "--json"))
+    plan = json.loads(
+        done("train-policy", "--recipe", "d-dpo.yaml", "--rho", "0.5", "--seed", "3", "--dry-run", "--json")
+    )
     loaded = load("d-dpo.yaml", rho=0.5, seed=3)
     assert [item["path"] for item in plan] == [stage.path for stage in walk([Planner(3).build(loaded)])]
     assert {item["reason"] for item in plan} == {"missing"}
@@ -165,7 +175,9 @@ def test_a_dry_run_as_json_is_the_plan_inputs_first(here: Path) -> None:
 
 
 def test_every_listed_name_means_the_file_it_is_listed_for() -> None:
-    write("recipes", base="seed: 1\n", broken="stage: data\nlr: 1\n", mine="extends: base.yaml\nstage: data\n")
+    write(
+        "recipes", base="seed: 1\n", broken="stage: data\nlr: 1\n", mine="extends: base.yaml\nstage: data\n"
+    )
     entries = {entry["name"]: entry for entry in json.loads(done("recipe", "list", "--json"))}
     assert all(find(name) == Path(entry["path"]) for name, entry in entries.items())
     assert entries["e-dpo.yaml"]["objective"] == "e-dpo"
@@ -201,7 +213,11 @@ def test_recipe_show_is_of_one_rho_and_says_which_option_set_it() -> None:
 
 def test_a_rho_for_which_nothing_was_chosen_is_noted_where_for_others_something_was() -> None:
     recipe = "stage: policy\nobjective: dpo\nmodel_name_or_path: gpt\nbeta: 0.3\ndata: splits.yaml\n"
-    write("suite", data="stage: data\nsource: miniature\n", splits="stage: splits\ntokenizer: gpt\nnum_pairs: 5\n")
+    write(
+        "suite",
+        data="stage: data\nsource: miniature\n",
+        splits="stage: splits\ntokenizer: gpt\nnum_pairs: 5\n",
+    )
     write("suite", dpo=recipe + "by_rho:\n  0.2: {beta: 0.4}\n", plain=recipe)
 
     def notes(name: str, *arguments: str) -> list[str]:
@@ -209,8 +225,15 @@ def test_a_rho_for_which_nothing_was_chosen_is_noted_where_for_others_something_
         assert result.exit_code == 0, result.output
         return [line for line in result.stderr.splitlines() if line.startswith("note: ")]
 
-    assert notes("dpo", "--rho", "0.2,0.25") == ["note: dpo.yaml chose nothing for rho 0.25; beta 0.3 from suite/dpo.yaml:4"]
-    assert notes("dpo", "--rho", "0.25", "--set", "beta=1") == notes("plain", "--rho", "0.25") == notes("dpo", "--rho", "none") == []
+    assert notes("dpo", "--rho", "0.2,0.25") == [
+        "note: dpo.yaml chose nothing for rho 0.25; beta 0.3 from suite/dpo.yaml:4"
+    ]
+    assert (
+        notes("dpo", "--rho", "0.25", "--set", "beta=1")
+        == notes("plain", "--rho", "0.25")
+        == notes("dpo", "--rho", "none")
+        == []
+    )
 
 
 def test_the_help_names_every_objective() -> None:
@@ -221,9 +244,18 @@ def test_the_help_names_every_objective() -> None:
 
 def test_a_stale_artifact_says_what_changed_in_a_mapping_key_by_key() -> None:
     one, other = "0" * 64, "1" * 64
-    old = {"options": {"files": {"pairs": one, "sft_train": one, "warmup": one}}, "recipe": {"model_config_kwargs": {"hidden_size": 8}}}
-    new = {"options": {"files": {"pairs": other, "sft_train": one}}, "recipe": {"model_config_kwargs": {"hidden_size": 16}}}
-    assert difference(old, new) == "model_config_kwargs.hidden_size 8 -> 16; files.pairs changed; files.warmup removed"
+    old = {
+        "options": {"files": {"pairs": one, "sft_train": one, "warmup": one}},
+        "recipe": {"model_config_kwargs": {"hidden_size": 8}},
+    }
+    new = {
+        "options": {"files": {"pairs": other, "sft_train": one}},
+        "recipe": {"model_config_kwargs": {"hidden_size": 16}},
+    }
+    assert (
+        difference(old, new)
+        == "model_config_kwargs.hidden_size 8 -> 16; files.pairs changed; files.warmup removed"
+    )
     assert difference(new, old).endswith("files.warmup added")
 
 
@@ -282,16 +314,30 @@ def test_a_model_that_is_not_there_is_one_mistake_on_the_line_that_names_it() ->
         base="seed: 1\nmodel_name_or_path: ./nope\n",
         sft="extends: base.yaml\nstage: sft\n",
     )
-    write("suite", oracle="stage: reward\nmodel_name_or_path: sft.yaml\n", splits="stage: splits\ntokenizer: sft.yaml\ndata: data.yaml\n")
+    write(
+        "suite",
+        oracle="stage: reward\nmodel_name_or_path: sft.yaml\n",
+        splits="stage: splits\ntokenizer: sft.yaml\ndata: data.yaml\n",
+    )
     write("suite", rm="stage: reward\nmodel_name_or_path: sft.yaml\ndata: splits.yaml\n")
     result = rpo("recipe", "check", "suite")
-    assert (result.exit_code, result.stderr) == (2, "suite/base.yaml:2: model_name_or_path: no such model directory: suite/nope\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "suite/base.yaml:2: model_name_or_path: no such model directory: suite/nope\n",
+    )
     result = rpo("train-sft", "--recipe", "suite/sft.yaml", "--set", "model_name_or_path=./no-other")
-    assert (result.exit_code, result.stderr) == (2, "--set model_name_or_path: no such model directory: no-other\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "--set model_name_or_path: no such model directory: no-other\n",
+    )
 
 
 def test_data_that_is_not_there_yet_is_no_mistake_in_a_recipe() -> None:
-    write("suite", data="stage: data\nfiles:\n  pairs: later.jsonl\n", sft="stage: sft\nmodel_name_or_path: gpt\n")
+    write(
+        "suite",
+        data="stage: data\nfiles:\n  pairs: later.jsonl\n",
+        sft="stage: sft\nmodel_name_or_path: gpt\n",
+    )
     result = rpo("recipe", "check", "suite")
     assert (result.exit_code, result.stdout) == (0, "2 recipes, no problems, 1 note\n")
     assert result.stderr == "note: suite/data.yaml:3: files.pairs: no such file: suite/later.jsonl\n"
@@ -342,7 +388,9 @@ def test_status_tells_up_to_date_stale_unfinished_and_unwanted_apart() -> None:
     assert 5000 < artifacts["seed-0/data"]["bytes"] < 10_000
     assert artifacts["seed-0/data"]["seconds"] == 61.0
     assert 0 <= artifacts["seed-0/data"]["age_seconds"] < 60
-    assert [item["path"] for item in found["would_build"]] == [path for path in stages if path != "seed-0/data"]
+    assert [item["path"] for item in found["would_build"]] == [
+        path for path in stages if path != "seed-0/data"
+    ]
     text = done("status", "--recipe", "dpo.yaml")
     assert "stale: max_steps 7 -> 600" in text
     assert "1m01s" in text
@@ -358,7 +406,9 @@ def test_status_says_where_the_time_of_the_recipe_went() -> None:
         (workspace.root / path).mkdir(parents=True)
         workspace.publish(path, {**stages[path].identity, "seconds": seconds, "metrics": {}})
     (workspace.root / "seed-9/data").mkdir(parents=True)  # another seed's does not count
-    workspace.publish("seed-9/data", {**stages["seed-0/data"].identity, "key": "other", "seconds": 1000.0, "metrics": {}})
+    workspace.publish(
+        "seed-9/data", {**stages["seed-0/data"].identity, "key": "other", "seconds": 1000.0, "metrics": {}}
+    )
     lines = [line.split() for line in done("status", "--recipe", "dpo.yaml").splitlines()[-4:]]
     assert lines[0] == ["kind", "of", "stage", "up", "to", "date", "took", "share", "each"]
     assert lines[1:] == [
@@ -388,7 +438,9 @@ def test_doctor_prints_versions_and_no_secret(monkeypatch: pytest.MonkeyPatch) -
     assert found["problems"] == []
 
 
-def test_doctor_fails_on_a_missing_library_and_warns_of_an_untested_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_fails_on_a_missing_library_and_warns_of_an_untested_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = metadata.version
 
     def version(name: str) -> str:
@@ -484,7 +536,9 @@ def test_data_inspect_counts_ties_with_the_margin_and_tokenizer_of_the_splits() 
 
 def test_pairs_whose_prompt_is_held_out_are_counted() -> None:
     prepare_letters()
-    (splits,) = json.loads(done("make-biased-splits", "--recipe", "letters/splits.yaml", "--rho", "none", "--json")).values()
+    (splits,) = json.loads(
+        done("make-biased-splits", "--recipe", "letters/splits.yaml", "--rho", "none", "--json")
+    ).values()
     metrics = splits["metrics"]  # three of the four pairs share a prompt
     assert metrics["barred_by_prompt"] + metrics["train/size"] + metrics["held_out/size"] == 4
     assert metrics["barred_by_prompt"] in (0, 2) and metrics["held_out/size"] == 1
@@ -519,7 +573,9 @@ def test_the_figure_needs_a_rho() -> None:
     assert "Figure 2 has an axis of rho" in result.stderr
 
 
-def test_several_processes_are_refused_before_they_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_are_refused_before_they_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = rpo("train-sft", "--recipe", "sft.yaml")
     assert result.exit_code == 2
@@ -528,7 +584,14 @@ def test_several_processes_are_refused_before_they_wait_for_each_other(monkeypat
 
 
 def test_a_listed_ensemble_has_no_bias_of_its_own_to_calibrate_for() -> None:
-    arguments = ("train-policy", "--recipe", "e-dpo.yaml", "--set", "ensemble=[some/rm-a, some/rm-b]", "--dry-run")
+    arguments = (
+        "train-policy",
+        "--recipe",
+        "e-dpo.yaml",
+        "--set",
+        "ensemble=[some/rm-a, some/rm-b]",
+        "--dry-run",
+    )
     refused = rpo(*arguments)
     assert refused.exit_code == 2
     assert "calibration_mix: data or calibration: none" in refused.stderr

@@ -14,18 +14,28 @@ import pytest
 from conftest import RHO, Tiny, manifest
 from transformers import AutoTokenizer
 
-from rpo_cli.data.bias import LONGER, SHORTER, TIE, Split, bias_of, draw, preference_of_length
-from rpo_cli.data.build import read_table
-from rpo_cli.data.pairs import read_rows, tokenise
 from rpo_cli.errors import BadInput
-from rpo_cli.schema import SplitsRecipe
+from rpo_cli.models import tokenise
+from rpo_cli.recipes.schema import SplitsRecipe
+from rpo_cli.stages.data.build import read_table
+from rpo_cli.stages.data.rows import read_rows
+from rpo_cli.stages.splits import LONGER, SHORTER, TIE, Split, bias_of, draw, preference_of_length
 
 # 600 longer, 500 shorter, 200 ties, in no order.
 KINDS = np.random.default_rng(0).permutation(np.repeat([LONGER, SHORTER, TIE], [600, 500, 200]))
 
 
 def splits(**values: Any) -> SplitsRecipe:
-    return SplitsRecipe(**{"stage": "splits", "rho": 0.3, "num_pairs": 200, "held_out": 50, "ensemble": [0.2, 0.5, 0.8], **values})
+    return SplitsRecipe(
+        **{
+            "stage": "splits",
+            "rho": 0.3,
+            "num_pairs": 200,
+            "held_out": 50,
+            "ensemble": [0.2, 0.5, 0.8],
+            **values,
+        }
+    )
 
 
 def share(rows: np.ndarray, kinds: np.ndarray = KINDS) -> float:
@@ -43,8 +53,26 @@ def everything(split: Split) -> list[int]:
 
 def test_longer_means_a_share_more_tokens_and_always_more() -> None:
     chosen, rejected = np.array([11, 10, 109, 22, 100, 10, 1, 5]), np.array([10, 11, 100, 20, 110, 10, 2, 5])
-    assert preference_of_length(chosen, rejected, 0.1).tolist() == [LONGER, SHORTER, TIE, LONGER, SHORTER, TIE, SHORTER, TIE]
-    assert preference_of_length(chosen, rejected, 0.0).tolist() == [LONGER, SHORTER, LONGER, LONGER, SHORTER, TIE, SHORTER, TIE]
+    assert preference_of_length(chosen, rejected, 0.1).tolist() == [
+        LONGER,
+        SHORTER,
+        TIE,
+        LONGER,
+        SHORTER,
+        TIE,
+        SHORTER,
+        TIE,
+    ]
+    assert preference_of_length(chosen, rejected, 0.0).tolist() == [
+        LONGER,
+        SHORTER,
+        LONGER,
+        LONGER,
+        SHORTER,
+        TIE,
+        SHORTER,
+        TIE,
+    ]
 
 
 @pytest.mark.parametrize("rho", [0.2, 0.3, 0.5, 0.7, 0.8])
@@ -80,7 +108,11 @@ def test_a_rounded_bias_is_off_by_less_than_one_pair() -> None:
 
 def test_ties_are_left_out_or_kept_at_their_natural_share() -> None:
     split = draw(KINDS, splits(rho=0.4, num_pairs=260, held_out=130, ties="include"), 0)
-    assert bias_of(KINDS, split.train) == {"size": 260, "longer_share": pytest.approx(0.4, abs=1 / 220), "tie_share": 40 / 260}
+    assert bias_of(KINDS, split.train) == {
+        "size": 260,
+        "longer_share": pytest.approx(0.4, abs=1 / 220),
+        "tie_share": 40 / 260,
+    }
     assert bias_of(KINDS, split.held_out)["tie_share"] == 20 / 130
     assert len(set(everything(split))) == 390
     assert all(not (KINDS[rows] == TIE).any() for rows in split.subsets.values())
@@ -113,7 +145,9 @@ def test_draws_repeat_under_their_seed_and_differ_under_another() -> None:
          "splits: the subset for b 0.2 would be empty: D_rho has 0 longer and 20 shorter"),
     ],
 )  # fmt: skip
-def test_a_split_that_cannot_be_filled_says_how_many_pairs_there_are(values: dict[str, Any], message: str) -> None:
+def test_a_split_that_cannot_be_filled_says_how_many_pairs_there_are(
+    values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(BadInput, match=message):
         draw(KINDS, splits(**values), 0)
 
@@ -123,7 +157,10 @@ def test_the_splits_stage_writes_what_it_drew(built: Tiny) -> None:
     tokenizer = AutoTokenizer.from_pretrained(built.root / "seed-0/sft")
     folder = built.root / RHO / "splits"
     pairs = {row["id"]: row for row in read_rows(built.root / "seed-0/relabel/pairs.parquet")}
-    tables = {name: read_rows(folder / f"{name}.parquet") for name in ("train", "held_out", "b-0.2", "b-0.5", "b-0.8")}
+    tables = {
+        name: read_rows(folder / f"{name}.parquet")
+        for name in ("train", "held_out", "b-0.2", "b-0.5", "b-0.8")
+    }
     metrics = manifest(built.root, f"{RHO}/splits")["metrics"]
     for name, rows in tables.items():
         assert len({row["id"] for row in rows}) == len(rows) == metrics[f"{name}/size"]
@@ -151,7 +188,9 @@ def test_relabelling_puts_the_higher_score_first_and_marks_what_it_turned(built:
     for row in rows:
         assert row["chosen_score"] >= row["rejected_score"]
         sides = ("rejected", "chosen") if row["swapped"] else ("chosen", "rejected")
-        assert [row["prompt"], row["chosen"], row["rejected"]] == [human[row["id"]][side] for side in ("prompt", *sides)]
+        assert [row["prompt"], row["chosen"], row["rejected"]] == [
+            human[row["id"]][side] for side in ("prompt", *sides)
+        ]
     swapped = sum(row["swapped"] for row in rows)
     assert 0 < swapped < len(rows)
     assert manifest(built.root, "seed-0/relabel")["metrics"]["swapped_share"] == swapped / len(rows)
@@ -238,14 +277,20 @@ def test_text_with_any_kind_of_line_separator_inside_is_one_row(tmp_path: Path) 
 def test_a_missing_file_is_named_with_the_line_of_the_recipe(tiny: Tiny) -> None:
     (tiny.suite / "data.yaml").write_text("stage: data\nsource: files\nfiles:\n  pairs: nowhere.jsonl\n")
     result = tiny.run("train-sft", "sft.yaml", code=2)
-    assert result.stderr.strip() == f"{tiny.suite / 'data.yaml'}:4: files.pairs: no such file: {tiny.suite / 'nowhere.jsonl'}"
+    assert (
+        result.stderr.strip()
+        == f"{tiny.suite / 'data.yaml'}:4: files.pairs: no such file: {tiny.suite / 'nowhere.jsonl'}"
+    )
 
 
 def test_a_bad_file_stops_the_command_with_its_line_and_no_manifest(empty: Tiny) -> None:
     (empty.suite / "sft.jsonl").write_bytes(lines({"prompt": "a", "completion": "b"}, {"prompt": "a"}))
     (empty.suite / "data.yaml").write_text("stage: data\nsource: files\nfiles: {sft_train: sft.jsonl}\n")
     result = empty.run("train-sft", "sft.yaml", code=2)
-    assert result.stderr.splitlines()[-1] == f"{empty.suite / 'sft.jsonl'}:2: no column 'completion' (has: prompt)"
+    assert (
+        result.stderr.splitlines()[-1]
+        == f"{empty.suite / 'sft.jsonl'}:2: no column 'completion' (has: prompt)"
+    )
     assert not (empty.root / "seed-0/data/manifest.json").exists()
 
 
@@ -255,7 +300,9 @@ def test_a_changed_file_makes_what_rests_on_it_stale_and_a_moved_one_does_not(em
     recipe = empty.suite / "data.yaml"
     recipe.write_text("stage: data\nsource: files\nfiles: {pairs: pairs.jsonl}\n")
     key = empty.stage("data.yaml").key
-    recipe.write_text(f"stage: data\nsource: files\nfiles: {{pairs: {file.rename(empty.suite / 'moved.jsonl')}}}\n")
+    recipe.write_text(
+        f"stage: data\nsource: files\nfiles: {{pairs: {file.rename(empty.suite / 'moved.jsonl')}}}\n"
+    )
     assert empty.stage("data.yaml").key == key
     with (empty.suite / "moved.jsonl").open("ab") as moved:
         moved.write(lines(GOOD))
@@ -272,9 +319,13 @@ def test_rows_that_are_too_long_are_an_error_or_dropped_and_never_cut(built: Tin
     lengths = [len(row.prompt_ids) + max(map(len, row.responses)) for row in full]
     limit = sorted(lengths)[20]
     kept = tokenise(rows, ("chosen", "rejected"), tokenizer, limit, "drop", "here")
-    assert kept == [row for row, length in zip(full, lengths, strict=True) if length <= limit] and len(kept) < 40
+    assert (
+        kept == [row for row, length in zip(full, lengths, strict=True) if length <= limit] and len(kept) < 40
+    )
     first = next(index for index, length in enumerate(lengths) if length > limit)
-    with pytest.raises(BadInput, match=f"here: row {rows[first]['id']} has {lengths[first]} tokens .* max_length is {limit}"):
+    with pytest.raises(
+        BadInput, match=f"here: row {rows[first]['id']} has {lengths[first]} tokens .* max_length is {limit}"
+    ):
         tokenise(rows, ("chosen", "rejected"), tokenizer, limit, "error", "here")
     with pytest.raises(BadInput, match="here: no rows of at most 3 tokens"):
         tokenise(rows, ("chosen", "rejected"), tokenizer, 3, "drop", "here")
@@ -295,8 +346,13 @@ def test_dropped_rows_are_counted_and_left_out_of_every_table_of_a_policy(tiny: 
 def test_prompt_and_response_are_tokenised_apart_and_end_in_eos(built: Tiny) -> None:
     tokenizer = AutoTokenizer.from_pretrained(built.root / "seed-0/sft")
     rows = read_rows(built.root / "seed-0/data/pairs.parquet")[:20]
-    for text, row in zip(rows, tokenise(rows, ("chosen", "rejected"), tokenizer, 100, "error", "here"), strict=True):
-        assert row.prompt_ids == tokenizer(text["prompt"])["input_ids"] and tokenizer.eos_token_id not in row.prompt_ids
+    for text, row in zip(
+        rows, tokenise(rows, ("chosen", "rejected"), tokenizer, 100, "error", "here"), strict=True
+    ):
+        assert (
+            row.prompt_ids == tokenizer(text["prompt"])["input_ids"]
+            and tokenizer.eos_token_id not in row.prompt_ids
+        )
         for side, answer in zip(("chosen", "rejected"), row.responses, strict=True):
             assert answer == [*tokenizer(text[side])["input_ids"], tokenizer.eos_token_id]
             assert answer.count(tokenizer.eos_token_id) == 1
@@ -310,7 +366,9 @@ def prompts_of(kinds: np.ndarray, each: int) -> list[str]:
     return [f"p{number // each}" for number in np.random.default_rng(1).permutation(len(kinds)).tolist()]
 
 
-@pytest.mark.parametrize("values", [{}, {"rho": None}, {"rho": None, "num_pairs": None}, {"rho": 0.6, "ties": "include"}])
+@pytest.mark.parametrize(
+    "values", [{}, {"rho": None}, {"rho": None, "num_pairs": None}, {"rho": 0.6, "ties": "include"}]
+)
 @pytest.mark.parametrize("each", [2, 5])
 def test_pairs_of_one_prompt_are_trained_on_or_held_out_never_both(values: dict[str, Any], each: int) -> None:
     prompts = prompts_of(KINDS, each)
@@ -325,33 +383,51 @@ def test_pairs_of_one_prompt_are_trained_on_or_held_out_never_both(values: dict[
         assert len(split.train) == sum(prompt not in apart[1] for prompt in prompts)
         assert len(apart[1]) <= -(-50 // each)
     if recipe.rho is not None:
-        assert share(split.train) == pytest.approx(recipe.rho, abs=0.01) and share(split.held_out) == pytest.approx(recipe.rho, abs=0.02)
+        assert share(split.train) == pytest.approx(recipe.rho, abs=0.01) and share(
+            split.held_out
+        ) == pytest.approx(recipe.rho, abs=0.02)
 
 
-@pytest.mark.parametrize("values", [{}, {"rho": None}, {"rho": None, "num_pairs": None}, {"rho": 0.6, "ties": "include"}])
+@pytest.mark.parametrize(
+    "values", [{}, {"rho": None}, {"rho": None, "num_pairs": None}, {"rho": 0.6, "ties": "include"}]
+)
 def test_where_every_prompt_is_unique_prompts_change_nothing(values: dict[str, Any]) -> None:
     recipe = splits(**values)
     one, other = draw(KINDS, recipe, 3), draw(KINDS, recipe, 3, prompts_of(KINDS, 1))
     assert one.train.tolist() == other.train.tolist() and one.held_out.tolist() == other.held_out.tolist()
-    assert [rows.tolist() for rows in one.subsets.values()] == [rows.tolist() for rows in other.subsets.values()]
+    assert [rows.tolist() for rows in one.subsets.values()] == [
+        rows.tolist() for rows in other.subsets.values()
+    ]
 
 
 def test_a_split_that_prompts_leave_too_few_pairs_for_says_how_many_there_are() -> None:
-    message = (
-        r"num_pairs 600 and held_out 50 needs 420 training pairs whose shorter response is preferred, \d+ share no prompt with the 50 held"
-    )
+    message = r"num_pairs 600 and held_out 50 needs 420 training pairs whose shorter response is preferred, \d+ share no prompt with the 50 held"
     with pytest.raises(BadInput, match=message):
-        draw(KINDS, splits(rho=0.3, num_pairs=600, ensemble=[]), 0, ["one"] * 900 + [f"p{n}" for n in range(400)])
-    with pytest.raises(BadInput, match="splits: num_pairs 1200 cannot be filled: 0 pairs share no prompt with the 50 held-out pairs"):
+        draw(
+            KINDS,
+            splits(rho=0.3, num_pairs=600, ensemble=[]),
+            0,
+            ["one"] * 900 + [f"p{n}" for n in range(400)],
+        )
+    with pytest.raises(
+        BadInput,
+        match="splits: num_pairs 1200 cannot be filled: 0 pairs share no prompt with the 50 held-out pairs",
+    ):
         draw(KINDS, splits(rho=None, num_pairs=1200), 0, ["one"] * 1300)
 
 
 def test_prompts_that_tables_share_are_counted_and_a_leak_is_said(empty: Tiny) -> None:
     (empty.suite / "pairs.jsonl").write_bytes(lines(*[GOOD | {"prompt": f"p{index}"} for index in range(6)]))
     (empty.suite / "test.jsonl").write_bytes(lines(*[{"prompt": f"p{index}"} for index in range(4, 14)]))
-    (empty.suite / "written.jsonl").write_bytes(lines(*[{"prompt": f"p{index}", "completion": "c"} for index in range(4)]))
-    (empty.suite / "data.yaml").write_text("stage: data\nfiles: {pairs: pairs.jsonl, prompts_test: test.jsonl, sft_train: written.jsonl}\n")
-    leak = "seed-0/data: leak: 2 of the 10 prompts of prompts_test are in pairs too; on them nothing is held out"
+    (empty.suite / "written.jsonl").write_bytes(
+        lines(*[{"prompt": f"p{index}", "completion": "c"} for index in range(4)])
+    )
+    (empty.suite / "data.yaml").write_text(
+        "stage: data\nfiles: {pairs: pairs.jsonl, prompts_test: test.jsonl, sft_train: written.jsonl}\n"
+    )
+    leak = (
+        "seed-0/data: leak: 2 of the 10 prompts of prompts_test are in pairs too; on them nothing is held out"
+    )
     result = empty.run("train-sft", "sft.yaml", code=2)  # these files bring no tokenizer
     assert f"warning: {leak}" in result.stderr.splitlines()
     found = manifest(empty.root, "seed-0/data")

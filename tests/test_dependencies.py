@@ -35,10 +35,16 @@ def imported() -> set[str]:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    extras = [requirement for group in ("lora", "qlora", "vllm", "tpu") for requirement in PROJECT["optional-dependencies"][group]]
+    extras = [
+        requirement
+        for group in ("lora", "qlora", "vllm", "tpu")
+        for requirement in PROJECT["optional-dependencies"][group]
+    ]
     declared = {name_of(requirement) for requirement in [*PROJECT["dependencies"], *extras]}
     distributions = metadata.packages_distributions()
-    by_module = {module: {name_of(name) for name in distributions.get(module, [module])} for module in imported()}
+    by_module = {
+        module: {name_of(name) for name in distributions.get(module, [module])} for module in imported()
+    }
     assert len(by_module) >= 15
     # pydantic_core is pydantic's own other half, pinned by it to the version.
     missing = {module for module, names in by_module.items() if not names & declared} - {"pydantic_core"}
@@ -63,4 +69,6 @@ def test_the_tpu_environment_differs_from_the_other_in_torch_alone() -> None:
     ours = SpecifierSet(PROJECT["requires-python"]) & SpecifierSet("<3.13")  # libtpu's own bound
     for version in ("3.11", "3.12", "3.13"):
         environment = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": version}
-        assert torch_xla.marker is not None and torch_xla.marker.evaluate(environment) == ours.contains(version)
+        assert torch_xla.marker is not None and torch_xla.marker.evaluate(environment) == ours.contains(
+            version
+        )

@@ -14,10 +14,15 @@ import pytest
 from typer.testing import CliRunner
 
 from rpo_cli.cli import app
-from rpo_cli.recipes import check_suite, json_schema, known, load
+from rpo_cli.recipes import check_suite, known, load
+from rpo_cli.recipes.editor import json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "recipes").rglob("*.md")),
+]
 PAPER_SCALE = ROOT / "docs" / "paper-scale.md"
 CLI_SOURCE = ROOT / "rpo_cli" / "cli.py"
 # These read and print; everything else is only planned.
@@ -32,7 +37,9 @@ def command_lines() -> list[tuple[str, str]]:
             lines = re.findall(r"^(?:\$ )?((?:\.venv/bin/)?rpo .*)$", block, flags=re.M)
             found += [(str(document.relative_to(ROOT)), line) for line in lines]
     for recipe in sorted((ROOT / "recipes").rglob("*.yaml")):
-        found += [(recipe.name, line) for line in re.findall(r"^#\s+(rpo .*)$", recipe.read_text(), flags=re.M)]
+        found += [
+            (recipe.name, line) for line in re.findall(r"^#\s+(rpo .*)$", recipe.read_text(), flags=re.M)
+        ]
     for examples in re.findall(r'epilog="Examples?: (.*?)"', CLI_SOURCE.read_text()):
         found += [("--help", line) for line in examples.split(" | ")]
     return found
@@ -43,7 +50,9 @@ def test_there_are_command_lines_to_check() -> None:
 
 
 @pytest.mark.parametrize(("place", "line"), command_lines())
-def test_documented_command_line_is_understood(place: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_command_line_is_understood(
+    place: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     shutil.copytree(ROOT / "recipes" / "own-data", tmp_path / "recipes" / "mine")  # as its README tells to
@@ -72,25 +81,41 @@ def sed(line: str, folder: Path) -> None:
 @pytest.mark.parametrize("preset", ["gpu-80gb", "gpu-24gb", "gpus-8", "tpu-8"])
 def test_every_machine_makes_the_same_batches(suite: str, preset: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    line = next(line for line in PAPER_SCALE.read_text().splitlines() if line.startswith("sed -i 's/gpu-80gb/gpu-24gb/'"))
+    line = next(
+        line
+        for line in PAPER_SCALE.read_text().splitlines()
+        if line.startswith("sed -i 's/gpu-80gb/gpu-24gb/'")
+    )
     sed(line.replace("/gpu-24gb/", f"/{preset}/").replace("recipes/tldr", f"recipes/{suite}"), tmp_path)
     assert check_suite(tmp_path / "recipes" / suite) == []
     for recipe, batch in (("sft", 128), ("oracle", 64), ("rm", 64), ("e-dpo", 16)):
         made: Any = load(str(tmp_path / "recipes" / suite / f"{recipe}.yaml")).recipe
         assert made.per_device_train_batch_size * made.gradient_accumulation_steps == batch, recipe
-        assert not preset.endswith("-8") or made.gradient_accumulation_steps == 8, recipe  # one part for each process
+        assert not preset.endswith("-8") or made.gradient_accumulation_steps == 8, (
+            recipe
+        )  # one part for each process
 
 
-def test_ready_made_models_take_the_place_of_sft_and_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ready_made_models_take_the_place_of_sft_and_oracle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    lines = [line for line in PAPER_SCALE.read_text().splitlines() if line.startswith("sed") and "trl-lib" in line]
+    lines = [
+        line for line in PAPER_SCALE.read_text().splitlines() if line.startswith("sed") and "trl-lib" in line
+    ]
     assert len(lines) == 2
     for line in lines:
         sed(line, tmp_path)
-    said = CliRunner().invoke(app, ["figure", "figure2", "--recipe", "tldr/figure2.yaml", "--rho", "0.2", "--dry-run"])
+    said = CliRunner().invoke(
+        app, ["figure", "figure2", "--recipe", "tldr/figure2.yaml", "--rho", "0.2", "--dry-run"]
+    )
     assert said.exit_code == 0, said.output
-    assert "seed-0/sft " not in said.output and "seed-0/oracle" not in said.output and "seed-0/relabel" in said.output
+    assert (
+        "seed-0/sft " not in said.output
+        and "seed-0/oracle" not in said.output
+        and "seed-0/relabel" in said.output
+    )
     said = CliRunner().invoke(app, ["data", "fetch", "--recipe", "tldr/figure2.yaml", "--dry-run"])
     for name in ("trl-lib/pythia-1b-deduped-tldr-sft@main", "trl-lib/pythia-1b-deduped-tldr-rm@refs/pr/1"):
         assert name in said.output
@@ -98,25 +123,36 @@ def test_ready_made_models_take_the_place_of_sft_and_oracle(tmp_path: Path, monk
 
 def test_another_base_model_is_one_line(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    (line,) = (line for line in PAPER_SCALE.read_text().splitlines() if "Qwen" in line and line.startswith("sed"))
+    (line,) = (
+        line for line in PAPER_SCALE.read_text().splitlines() if "Qwen" in line and line.startswith("sed")
+    )
     for suite in ("tldr", "helpfulness"):
         sed(line.replace("recipes/tldr", f"recipes/{suite}"), tmp_path)
         assert check_suite(tmp_path / "recipes" / suite) == []
-        data, sft, oracle = (load(str(tmp_path / "recipes" / suite / f"{name}.yaml")).recipe for name in ("data", "sft", "oracle"))
+        data, sft, oracle = (
+            load(str(tmp_path / "recipes" / suite / f"{name}.yaml")).recipe
+            for name in ("data", "sft", "oracle")
+        )
         assert data.tokenizer == sft.model_name_or_path == "Qwen/Qwen3-0.6B-Base"  # type: ignore[attr-defined]
         assert sft.pad_token == oracle.pad_token == "<|fim_pad|>"  # type: ignore[attr-defined]
 
 
-def test_relabelled_pairs_need_neither_relabel_nor_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relabelled_pairs_need_neither_relabel_nor_oracle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    lines = re.findall(r"^#\s+(sed .*)$", (ROOT / "recipes/tldr/data-relabelled.yaml").read_text(), flags=re.M)
+    lines = re.findall(
+        r"^#\s+(sed .*)$", (ROOT / "recipes/tldr/data-relabelled.yaml").read_text(), flags=re.M
+    )
     assert len(lines) == 2
     for line in lines:
         sed(line, tmp_path)
     assert check_suite(tmp_path / "recipes/tldr") == []
     plan = json.loads(
-        CliRunner().invoke(app, ["figure", "figure2", "--recipe", "tldr/figure2.yaml", "--tune", "--dry-run", "--json"]).stdout
+        CliRunner()
+        .invoke(app, ["figure", "figure2", "--recipe", "tldr/figure2.yaml", "--tune", "--dry-run", "--json"])
+        .stdout
     )
     paths = [stage["path"] for stage in plan["todo"]]
     assert not [path for path in paths if "oracle" in path or path.endswith("/relabel")]
@@ -126,7 +162,11 @@ def test_relabelled_pairs_need_neither_relabel_nor_oracle(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("command", "rewards", "cells"),
     [
-        ("sweep --recipe tldr/figure2.yaml", 43, (294, 0)),  # the oracle; one and five for each rho; six grids of seven
+        (
+            "sweep --recipe tldr/figure2.yaml",
+            43,
+            (294, 0),
+        ),  # the oracle; one and five for each rho; six grids of seven
         ("figure figure2 --recipe tldr/figure2.yaml --tune", 43, (294, 42)),
         ("figure unbiased --recipe tldr/figure-unbiased.yaml --tune", 7, (42, 6)),
         ("figure unbiased --recipe helpfulness/figure-unbiased.yaml --tune", 7, (42, 6)),
@@ -136,17 +176,37 @@ def test_the_papers_experiments_are_planned_whole(
     command: str, rewards: int, cells: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = CliRunner().invoke(app, [*command.split(), "--dry-run", "--json", "--estimate", "--params", "1e9", "--device-name", "a100-80g"])
+    said = CliRunner().invoke(
+        app,
+        [
+            *command.split(),
+            "--dry-run",
+            "--json",
+            "--estimate",
+            "--params",
+            "1e9",
+            "--device-name",
+            "a100-80g",
+        ],
+    )
     assert said.exit_code == 0, said.output
     plan = json.loads(said.stdout)
     counts = {group["kind"]: group["build"] for group in plan["stages"]}
-    assert (counts["reward"], counts["policy"], counts["evaluate"]) == (rewards, cells[0], sum(cells) + (2 if cells[1] else 1))
-    assert (plan["cells"]["validation"], plan["cells"]["test"]) == cells and plan["build"] == sum(counts.values())
+    assert (counts["reward"], counts["policy"], counts["evaluate"]) == (
+        rewards,
+        cells[0],
+        sum(cells) + (2 if cells[1] else 1),
+    )
+    assert (plan["cells"]["validation"], plan["cells"]["test"]) == cells and plan["build"] == sum(
+        counts.values()
+    )
     policies = next(group for group in plan["estimate"]["by_kind"] if group["kind"] == "policy")
     assert policies["train"] == pytest.approx(6 * 1e9 * policies["train_tokens"], rel=1e-9)
     pairs = cells[0] * 10_000 * 16
     length, sampled = (704, 128) if "tldr/" in command else (1024, 256)
-    assert policies["train_tokens"] == pairs * 2 * length + pairs / 2 * sampled  # half of the objectives have the KL term
+    assert (
+        policies["train_tokens"] == pairs * 2 * length + pairs / 2 * sampled
+    )  # half of the objectives have the KL term
 
 
 def test_readme_names_every_command() -> None:

@@ -31,7 +31,9 @@ def evidence() -> torch.Tensor:
 
 def pairs(kinds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Every pair of the world: the number of its kind, spread over winners, and whether the longer response wins."""
-    longer = torch.cat([torch.ones(int(WINS.sum()), dtype=torch.bool), torch.zeros(int(LOSSES.sum()), dtype=torch.bool)])
+    longer = torch.cat(
+        [torch.ones(int(WINS.sum()), dtype=torch.bool), torch.zeros(int(LOSSES.sum()), dtype=torch.bool)]
+    )
     return torch.cat([kinds.repeat_interleave(WINS), kinds.repeat_interleave(LOSSES)]), longer
 
 
@@ -58,19 +60,27 @@ def test_a_bias_shifts_the_log_odds_of_every_pair_by_the_same_constant(bias: flo
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 7.0])
 @pytest.mark.parametrize("bias", BIASES)
-def test_the_temperature_of_the_own_mix_undoes_any_scale_of_a_members_margins(bias: float, scale: float) -> None:
+def test_the_temperature_of_the_own_mix_undoes_any_scale_of_a_members_margins(
+    bias: float, scale: float
+) -> None:
     _, longer = pairs(evidence())
-    assert fit_temperature(member(bias, scale), mix_weights(longer, ~longer, bias)) == pytest.approx(scale, rel=1e-6)
+    assert fit_temperature(member(bias, scale), mix_weights(longer, ~longer, bias)) == pytest.approx(
+        scale, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("rho", [0.2, 0.3, 0.7, 0.8])
-def test_calibrated_on_the_datas_mix_the_most_opposed_member_is_shrunk_and_taken_for_that_alone(rho: float) -> None:
+def test_calibrated_on_the_datas_mix_the_most_opposed_member_is_shrunk_and_taken_for_that_alone(
+    rho: float,
+) -> None:
     _, longer = pairs(evidence())
     weights = mix_weights(longer, ~longer, rho)
     temperatures = [fit_temperature(member(bias), weights) for bias in BIASES]
     opposed = BIASES.index(0.8 if rho < 0.5 else 0.2)
     assert temperatures[opposed] > 2 * sorted(temperatures)[-2]
-    losses = [float(in_data((member(bias) / t) ** 2, rho)) for bias, t in zip(BIASES, temperatures, strict=True)]
+    losses = [
+        float(in_data((member(bias) / t) ** 2, rho)) for bias, t in zip(BIASES, temperatures, strict=True)
+    ]
     assert losses.index(min(losses)) == opposed
     # Without any temperature these members, whose margins are right in their own worlds, leave the choice to another.
     raw = [float(in_data(member(bias) ** 2, rho)) for bias in BIASES]
@@ -78,9 +88,16 @@ def test_calibrated_on_the_datas_mix_the_most_opposed_member_is_shrunk_and_taken
 
 
 @pytest.mark.parametrize("rho", RHOS)
-def test_at_the_reference_the_min_over_calibrated_members_takes_the_one_of_the_opposite_bias(rho: float) -> None:
+def test_at_the_reference_the_min_over_calibrated_members_takes_the_one_of_the_opposite_bias(
+    rho: float,
+) -> None:
     shifts = torch.tensor([logit(bias) for bias in BIASES], dtype=torch.float64)
-    losses = in_data(distill_losses(torch.zeros(len(member(0.5)), dtype=torch.float64), torch.stack([member(b) for b in BIASES]), 1.0), rho)
+    losses = in_data(
+        distill_losses(
+            torch.zeros(len(member(0.5)), dtype=torch.float64), torch.stack([member(b) for b in BIASES]), 1.0
+        ),
+        rho,
+    )
     # E[(Δr* + c l)²] = E[Δr*²] + 2 c E[Δr* l] + c², l = 1 where the chosen response is longer, else -1.
     natural, (_, longer) = member(0.5), pairs(evidence())
     best = -in_data(torch.where(longer, natural, -natural), rho)
@@ -88,15 +105,21 @@ def test_at_the_reference_the_min_over_calibrated_members_takes_the_one_of_the_o
     assert torch.allclose(losses, expected, rtol=1e-12, atol=1e-12)
     assert (float(best) > 0) == (rho < 0.5)
     assert (BIASES[int(losses.argmin())] > 0.5) == (rho < 0.5)
-    assert BIASES[int(losses.argmax())] == (0.2 if rho < 0.5 else 0.8)  # the data's own bias is the furthest from it
+    assert BIASES[int(losses.argmax())] == (
+        0.2 if rho < 0.5 else 0.8
+    )  # the data's own bias is the furthest from it
 
 
 @pytest.mark.parametrize("rho", RHOS)
 def test_uncalibrated_it_takes_whichever_members_margins_are_small(rho: float) -> None:
     _, longer = pairs(evidence())
-    drawn = torch.multinomial(mix_weights(longer, ~longer, rho), 4000, replacement=True, generator=torch.Generator().manual_seed(0))
+    drawn = torch.multinomial(
+        mix_weights(longer, ~longer, rho), 4000, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
     for small in range(len(BIASES)):
-        margins = torch.stack([member(bias, 0.2 if index == small else 1.0) for index, bias in enumerate(BIASES)])[:, drawn]
+        margins = torch.stack(
+            [member(bias, 0.2 if index == small else 1.0) for index, bias in enumerate(BIASES)]
+        )[:, drawn]
         assert MemberEma.from_rewards(margins, 0.9).choice() == small
 
 
@@ -104,7 +127,9 @@ def test_the_min_of_each_pair_takes_the_member_that_says_least_about_it_whatever
     margins = torch.stack([member(bias) for bias in BIASES])
     losses, chosen = ensemble_losses(margins**2, "example")
     _, longer = pairs(evidence())
-    sure = margins.min(0).values > 0  # all members agree with the label: the least margin is that of the most opposed bias
+    sure = (
+        margins.min(0).values > 0
+    )  # all members agree with the label: the least margin is that of the most opposed bias
     assert torch.equal(chosen[sure & longer], torch.zeros_like(chosen[sure & longer]))
     assert torch.equal(chosen[sure & ~longer], torch.full_like(chosen[sure & ~longer], len(BIASES) - 1))
     assert bool((losses[sure] < (member(0.5) ** 2)[sure]).all())

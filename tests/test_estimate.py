@@ -15,13 +15,14 @@ from conftest import RHO, Tiny, manifest
 from safetensors import safe_open
 from test_cli import HEAVY
 
-from rpo_cli.budget import Budget, leave_out_of_grids, select, spread
-from rpo_cli.data.pairs import read_rows, tokenise
+from rpo_cli.artifacts import Workspace
 from rpo_cli.errors import BadInput
-from rpo_cli.models import load_tokenizer
-from rpo_cli.planned import DEVICES
-from rpo_cli.protocol import Cell, WeightKeeper
-from rpo_cli.workspace import Workspace
+from rpo_cli.figures.cells import Cell
+from rpo_cli.figures.selection import Budget, leave_out_of_grids, select, spread
+from rpo_cli.figures.tuning import WeightKeeper
+from rpo_cli.models import load_tokenizer, tokenise
+from rpo_cli.runs.question import DEVICES
+from rpo_cli.stages.data.rows import read_rows
 
 FIGURE = "stage: figure\npolicies: [dpo.yaml, d-dpo.yaml, e-dpo.yaml]\nrhos: [0.4, 0.5, 0.6]\nseeds: [0, 1]\nbootstrap_samples: 50\n"
 GRID = "grid: {beta: [0.1, 0.2, 0.4]}"
@@ -52,16 +53,32 @@ def test_a_dry_run_counts_every_stage_by_kind(empty: Tiny) -> None:
     # For each seed: an oracle, and for each rho one reward model and three members; one validation and one test baseline.
     per_seed = {"data": 1, "sft": 1, "reward": 1 + 3 * 4, "relabel": 1, "splits": 3, "reference": 1, "samples": 1, "scores": 3 * 4,
                 "policy": 27, "evaluate": 27 + 9 + 2}  # fmt: skip
-    assert kinds(found, "total") == kinds(found, "build") == {kind: 2 * count for kind, count in per_seed.items()}
+    assert (
+        kinds(found, "total")
+        == kinds(found, "build")
+        == {kind: 2 * count for kind, count in per_seed.items()}
+    )
     assert found["total"] == found["build"] == len(found["todo"]) == 2 * sum(per_seed.values())
     assert not empty.root.exists()
 
 
 def test_what_is_there_is_reused_and_what_lies_behind_it_not_needed(tiny: Tiny) -> None:
-    found = plan(with_figure(tiny), "figure figure2", "figure.yaml", "--rho", "0.5", "--seeds", "0", "--objectives", "e-dpo")
+    found = plan(
+        with_figure(tiny),
+        "figure figure2",
+        "figure.yaml",
+        "--rho",
+        "0.5",
+        "--seeds",
+        "0",
+        "--objectives",
+        "e-dpo",
+    )
     assert found["build"] == 0 and kinds(found, "up_to_date") == kinds(found, "total")
     tiny.edit("oracle.yaml", "max_steps: 7")
-    found = plan(tiny, "figure figure2", "figure.yaml", "--rho", "0.5", "--seeds", "0", "--objectives", "e-dpo")
+    found = plan(
+        tiny, "figure figure2", "figure.yaml", "--rho", "0.5", "--seeds", "0", "--objectives", "e-dpo"
+    )
     assert kinds(found, "up_to_date")["data"] == kinds(found, "up_to_date")["sft"] == 1
     reasons = {group["kind"]: group["why"] for group in found["stages"]}
     assert reasons["reward"].startswith("3 input data changed; 1 max_steps 6 -> 7") and reasons["data"] == ""
@@ -69,7 +86,17 @@ def test_what_is_there_is_reused_and_what_lies_behind_it_not_needed(tiny: Tiny) 
 
 def test_a_tuned_value_that_is_in_the_grid_costs_no_other_policy(tiny: Tiny) -> None:
     """The recipes' own beta 0.2 is in the grid; one outside would be a policy more than the sweep can choose."""
-    arguments = ("figure figure2", "figure.yaml", "--tune", "--rho", "0.5", "--seeds", "0", "--objectives", "e-dpo")
+    arguments = (
+        "figure figure2",
+        "figure.yaml",
+        "--tune",
+        "--rho",
+        "0.5",
+        "--seeds",
+        "0",
+        "--objectives",
+        "e-dpo",
+    )
     assert kinds(plan(with_figure(tiny), *arguments), "total")["policy"] == 3
     tiny.edit("e-dpo.yaml", "beta: 0.7")
     assert kinds(plan(tiny, *arguments), "total")["policy"] == 3
@@ -77,7 +104,16 @@ def test_a_tuned_value_that_is_in_the_grid_costs_no_other_policy(tiny: Tiny) -> 
 
 def test_a_plan_imports_no_library_of_models(empty: Tiny) -> None:
     with_figure(empty)
-    arguments = ["figure", "figure2", "--recipe", str(empty.suite / "figure.yaml"), "--workspace", str(empty.root), "--tune", "--dry-run"]
+    arguments = [
+        "figure",
+        "figure2",
+        "--recipe",
+        str(empty.suite / "figure.yaml"),
+        "--workspace",
+        str(empty.root),
+        "--tune",
+        "--dry-run",
+    ]
     program = (
         "import sys\nfrom rpo_cli.cli import app\n"
         f"try:\n    app({arguments!r})\nexcept SystemExit as end:\n    assert not end.code\n"
@@ -97,36 +133,74 @@ def by_kind(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_an_estimate_counts_the_tokens_and_the_parameters_that_are_there(tiny: Tiny) -> None:
     with_figure(tiny)
-    found = plan(tiny, "figure figure2", "figure.yaml", "--rho", "0.5", "--seeds", "0", "--objectives", "dpo", "--estimate")
-    assert kinds(found, "build") == {kind: int(kind in ("policy", "evaluate")) for kind in kinds(found, "build")}
+    found = plan(
+        tiny,
+        "figure figure2",
+        "figure.yaml",
+        "--rho",
+        "0.5",
+        "--seeds",
+        "0",
+        "--objectives",
+        "dpo",
+        "--estimate",
+    )
+    assert kinds(found, "build") == {
+        kind: int(kind in ("policy", "evaluate")) for kind in kinds(found, "build")
+    }
     policy = tiny.root / "seed-0/sft"
     with safe_open(policy / "model.safetensors", "pt") as file:
         parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
-    rows = tokenise(read_rows(tiny.root / "seed-0/data/pairs.parquet"), ("chosen", "rejected"), load_tokenizer(policy), 10**6, "error", "")
-    mean = sum(len(row.prompt_ids) + len(row.responses[0]) + len(row.responses[1]) for row in rows) / len(rows)
+    rows = tokenise(
+        read_rows(tiny.root / "seed-0/data/pairs.parquet"),
+        ("chosen", "rejected"),
+        load_tokenizer(policy),
+        10**6,
+        "error",
+        "",
+    )
+    mean = sum(len(row.prompt_ids) + len(row.responses[0]) + len(row.responses[1]) for row in rows) / len(
+        rows
+    )
     trained = by_kind(found)["policy"]
     assert trained["train_tokens"] == pytest.approx(6 * 8 * mean)
     assert trained["train"] == pytest.approx(6 * parameters * trained["train_tokens"])
     models = {model["head"]: model["parameters"] for model in found["estimate"]["models"]}
     assert models["language model"] == parameters
-    prompts = tokenise(read_rows(tiny.root / "seed-0/data/prompts_test.parquet"), (), load_tokenizer(policy), 10**6, "error", "")
-    sampled = 2 * (sum(len(row.prompt_ids) for row in prompts) + len(prompts) * 8)  # two samples of at most eight tokens each
+    prompts = tokenise(
+        read_rows(tiny.root / "seed-0/data/prompts_test.parquet"),
+        (),
+        load_tokenizer(policy),
+        10**6,
+        "error",
+        "",
+    )
+    sampled = 2 * (
+        sum(len(row.prompt_ids) for row in prompts) + len(prompts) * 8
+    )  # two samples of at most eight tokens each
     evaluated = by_kind(found)["evaluate"]
     assert evaluated["decode_tokens"] == 2 * len(prompts) * 8
     # The prompt is read to sample, then policy, reference and oracle score.
     assert evaluated["score_tokens"] == pytest.approx(3 * sampled + sampled - evaluated["decode_tokens"])
     (peak,) = found["estimate"]["memory"]
     assert (peak["bytes"]["weights"], peak["bytes"]["optimizer"]) == (4 * parameters, 8 * parameters)
-    assert peak["bytes"]["activations"] == 2 * (2 * 8) * 48 * 16 * 34 * 2  # float32, 16 sequences, 48 tokens, width 16, 2 layers
+    assert (
+        peak["bytes"]["activations"] == 2 * (2 * 8) * 48 * 16 * 34 * 2
+    )  # float32, 16 sequences, 48 tokens, width 16, 2 layers
     assert all("measured on" in line for line in found["estimate"]["token_counts_from"])
     assert found["estimate"]["hours"] is found["estimate"]["dollars"] is None
 
 
 def test_texts_that_are_not_there_yet_are_bounded_and_said_to_be(empty: Tiny) -> None:
     found = plan(with_figure(empty), "sweep", "dpo.yaml", "--rho", "0.5", "--estimate")
-    assert by_kind(found)["policy"]["train_tokens"] == 3 * 6 * 8 * 2 * 48  # cells, steps, pairs, two whole rows
+    assert (
+        by_kind(found)["policy"]["train_tokens"] == 3 * 6 * 8 * 2 * 48
+    )  # cells, steps, pairs, two whole rows
     assert by_kind(found)["relabel"]["score_tokens"] == 360 * 2 * 48
-    assert "pairs: 360 rows; not there yet: every row counts as max_length" in found["estimate"]["token_counts_from"]
+    assert (
+        "pairs: 360 rows; not there yet: every row counts as max_length"
+        in found["estimate"]["token_counts_from"]
+    )
     assert not empty.root.exists()
 
 
@@ -161,16 +235,23 @@ def test_lora_and_checkpointing_change_memory_and_flops(empty: Tiny) -> None:
     flops, full = first()
     flops_checkpointed, checkpointed = first("gradient_checkpointing: true")
     assert flops_checkpointed == pytest.approx(flops * 8 / 6)
-    assert checkpointed["activations"] < full["activations"] and checkpointed["optimizer"] == full["optimizer"]
+    assert (
+        checkpointed["activations"] < full["activations"] and checkpointed["optimizer"] == full["optimizer"]
+    )
     flops_lora, lora = first("gradient_checkpointing: false", "use_peft: true", "lora_r: 4")
     assert flops_lora == pytest.approx(flops * 4 / 6)
     # q, k, v, o of 16 x 16 and three of 16 x 32, in two layers, rank 4; not the head.
     assert lora["gradients"] == 4 * 2 * 4 * (4 * 32 + 3 * 48)
     linear = 2 * (4 * 256 + 3 * 512)
     _, four = first("load_in_4bit: true")
-    assert lora["weights"] - four["weights"] == linear * (4 - 0.5 - 4 / 64) and four["gradients"] == lora["gradients"]
+    assert (
+        lora["weights"] - four["weights"] == linear * (4 - 0.5 - 4 / 64)
+        and four["gradients"] == lora["gradients"]
+    )
     _, nested = first("use_bnb_nested_quant: true")
-    assert four["weights"] - nested["weights"] == pytest.approx(linear * 0.373 / 8, rel=1e-3)  # 0.373 bits, as the paper has it
+    assert four["weights"] - nested["weights"] == pytest.approx(
+        linear * 0.373 / 8, rel=1e-3
+    )  # 0.373 bits, as the paper has it
 
 
 def test_a_model_that_cannot_be_read_is_named_or_given(empty: Tiny) -> None:
@@ -188,7 +269,7 @@ def test_a_model_that_cannot_be_read_is_named_or_given(empty: Tiny) -> None:
 
 def test_rows_that_nobody_knows_are_not_counted_and_said_so(empty: Tiny) -> None:
     with_figure(empty)
-    from rpo_cli.estimate import Lengths, Unknown, _rows
+    from rpo_cli.runs.estimate import Lengths, Unknown, _rows
 
     with pytest.raises(Unknown, match="how many rows pairs has"):
         _rows(Lengths(None, 1.0, 1.0, 1, ""), "pairs")
@@ -214,7 +295,9 @@ def test_every_listed_device_has_its_numbers_and_no_price() -> None:
     devices = yaml.safe_load(DEVICES.read_text())
     assert len(devices) >= 8
     for numbers in devices.values():
-        assert numbers.keys() == {"tflops", "memory_gb", "bandwidth_gb_s"} and all(value > 0 for value in numbers.values())
+        assert numbers.keys() == {"tflops", "memory_gb", "bandwidth_gb_s"} and all(
+            value > 0 for value in numbers.values()
+        )
 
 
 # ── Less of it ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -232,10 +315,20 @@ def test_what_is_left_out_is_listed() -> None:
     small = select(whole, None, None, Budget(small=True))
     assert (small.policies, small.rhos, small.seeds) == (["a/dpo.yaml", "a/e-dpo.yaml"], [0.2, 0.5, 0.8], [0])
     leave_out_of_grids(small, {"dpo": [1, 2, 3, 4, 5], "e-dpo": [1, 2, 3, 4, 5]})
-    assert small.left_out == {"policies": ["ipo"], "rhos": [0.3, 0.7], "seeds": [1], "grid": {"dpo": [2, 4], "e-dpo": [2, 4]}}
+    assert small.left_out == {
+        "policies": ["ipo"],
+        "rhos": [0.3, 0.7],
+        "seeds": [1],
+        "grid": {"dpo": [2, 4], "e-dpo": [2, 4]},
+    }
     assert small.note() == "2 of 3 objectives, 3 of 5 ρ, 1 of 2 seeds, 3 of 5 grid values"
     mine = select(whole, [0.2], [0, 1], Budget(small=True, objectives="ipo,dpo", grid_size=5))
-    assert (mine.policies, mine.rhos, mine.seeds, mine.grid_size) == (["a/dpo.yaml", "a/ipo.yaml"], [0.2], [0, 1], 5)
+    assert (mine.policies, mine.rhos, mine.seeds, mine.grid_size) == (
+        ["a/dpo.yaml", "a/ipo.yaml"],
+        [0.2],
+        [0, 1],
+        5,
+    )
     whole_figure = select(whole, None, None, Budget())
     leave_out_of_grids(whole_figure, {"dpo": [1, 2]})
     assert whole_figure.left_out == {} and whole_figure.note() == ""
@@ -243,20 +336,37 @@ def test_what_is_left_out_is_listed() -> None:
         select(whole, None, None, Budget(objectives="simpo"))
 
 
-def test_a_reduced_figure_says_so_in_its_json_and_title_and_leaves_recipes_alone(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_reduced_figure_says_so_in_its_json_and_title_and_leaves_recipes_alone(
+    tiny: Tiny, tmp_path: Path
+) -> None:
     with_figure(tiny)
     tiny.edit("evaluate.yaml", "num_samples: 1")
     before = {file.name: file.read_bytes() for file in tiny.suite.iterdir()}
     out = tmp_path / "out"
-    budget = ("--budget", "small", "--objectives", "dpo", "--rho", "0.5", "--grid-size", "1", "--keep-weights", "none")
+    budget = (
+        "--budget",
+        "small",
+        "--objectives",
+        "dpo",
+        "--rho",
+        "0.5",
+        "--grid-size",
+        "1",
+        "--keep-weights",
+        "none",
+    )
     tiny.run("figure figure2", "figure.yaml", "--tune", *budget, "--out", out)
     provenance = json.loads((out / "figure2.json").read_text())["provenance"]
     assert provenance["left_out"] == {
         "policies": ["d-dpo", "e-dpo"], "rhos": [0.4, 0.6], "seeds": [1], "grid": {"dpo": [0.1, 0.4]}
     }  # fmt: skip
-    assert provenance["title"].endswith("[reduced: 1 of 3 objectives, 1 of 3 ρ, 1 of 2 seeds, 1 of 3 grid values]")
+    assert provenance["title"].endswith(
+        "[reduced: 1 of 3 objectives, 1 of 3 ρ, 1 of 2 seeds, 1 of 3 grid values]"
+    )
     assert "[reduced: 1 of 3 objectives" in (out / "figure2.svg").read_text()
-    assert provenance["cells"] == {"dpo": {"rho-0.5/seed-0": {"beta": 0.2, "key": provenance["cells"]["dpo"]["rho-0.5/seed-0"]["key"]}}}
+    assert provenance["cells"] == {
+        "dpo": {"rho-0.5/seed-0": {"beta": 0.2, "key": provenance["cells"]["dpo"]["rho-0.5/seed-0"]["key"]}}
+    }
     assert {file.name: file.read_bytes() for file in tiny.suite.iterdir()} == before
     policy = f"{RHO}/policies/dpo/beta-0.2"
     assert manifest(tiny.root, policy)["weights"] == "dropped"
@@ -267,7 +377,9 @@ def test_a_reduced_figure_says_so_in_its_json_and_title_and_leaves_recipes_alone
 # ── What stays on disk ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cells_in(root: Path, advantages: dict[str, float]) -> tuple[Workspace, list[Cell], dict[str, dict[str, Any]]]:
+def cells_in(
+    root: Path, advantages: dict[str, float]
+) -> tuple[Workspace, list[Cell], dict[str, dict[str, Any]]]:
     """Cells of one policy, rho and seed whose weights are there, and the manifests their evaluations are about to get."""
     workspace = Workspace(root, "tiny")
     cells, found = [], {}
@@ -278,7 +390,17 @@ def cells_in(root: Path, advantages: dict[str, float]) -> tuple[Workspace, list[
         stage = SimpleNamespace(path=f"e/{name}", key=name, identity={"key": name})
         strength = ("beta", float(len(cells) + 1))
         cells.append(
-            cast(Cell, SimpleNamespace(policy="dpo", rho=0.2, seed=0, strength=strength, evaluation=stage, policy_path=f"p/{name}"))
+            cast(
+                Cell,
+                SimpleNamespace(
+                    policy="dpo",
+                    rho=0.2,
+                    seed=0,
+                    strength=strength,
+                    evaluation=stage,
+                    policy_path=f"p/{name}",
+                ),
+            )
         )
         found[name] = {"key": name, "metrics": {"advantage": advantage}}
     return workspace, cells, found

@@ -15,15 +15,15 @@ import pandas as pd
 import pytest
 from conftest import Tiny
 
-from rpo_cli import cells as cells_module
-from rpo_cli import figures, orderings, results, snapshots
-from rpo_cli.protocol import Cells, WeightKeeper, choose
+from rpo_cli.artifacts import Workspace, snapshots, write_json
+from rpo_cli.figures import claims as claims_module
+from rpo_cli.figures import drawing, results, table
+from rpo_cli.figures.cells import Cells
+from rpo_cli.figures.studies import study_cells
+from rpo_cli.figures.tuning import Chosen, WeightKeeper, choose
 from rpo_cli.recipes import load
-from rpo_cli.schema import FigureRecipe
-from rpo_cli.session import Session
-from rpo_cli.studies import study_cells
-from rpo_cli.sweeping import Chosen
-from rpo_cli.workspace import Workspace, write_json
+from rpo_cli.recipes.schema import FigureRecipe
+from rpo_cli.runs.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 RHOS = [0.2, 0.5, 0.8]
@@ -60,14 +60,20 @@ def made_choices() -> pd.DataFrame:
 
 def claims(cells: pd.DataFrame, policies: list[str], rhos: list[float] = RHOS) -> dict[str, dict[str, Any]]:
     """Rows of the orderings by the start of their detail."""
-    rows = orderings.orderings(cells, policies, rhos, SEEDS, resamples=300)
+    rows = claims_module.orderings(cells, policies, rhos, SEEDS, resamples=300)
     for row in rows:
         assert row["passed"] == (row["status"] == "passed")
     return {row["detail"].split(",")[0].split(";")[0]: row for row in rows}
 
 
 def save(cells: pd.DataFrame, folder: Path, policies: list[str] | None = None) -> Path:
-    meta = {"policies": policies or list(PAPER), "rhos": RHOS, "seeds": SEEDS, "bootstrap_samples": 200, "git": "abc"}
+    meta = {
+        "policies": policies or list(PAPER),
+        "rhos": RHOS,
+        "seeds": SEEDS,
+        "bootstrap_samples": 200,
+        "git": "abc",
+    }
     results.save_results(cells, made_choices(), meta, folder)
     return folder
 
@@ -88,7 +94,13 @@ def test_all_orderings_pass_where_they_are_planted() -> None:
 
 def test_orderings_fail_where_the_opposite_is_planted() -> None:
     rows = claims(planted(PAPER | {"e-dpo": [0.3, 1.9, 2.6], "ipo": [-1.5, 1.4, 1.0]}), list(PAPER))
-    for detail in ("all", "ipo", "e-dpo - dpo at rho 0.2", "d-dpo - e-dpo at rho 0.8", "d-dpo - each other at rho 0.8"):
+    for detail in (
+        "all",
+        "ipo",
+        "e-dpo - dpo at rho 0.2",
+        "d-dpo - e-dpo at rho 0.8",
+        "d-dpo - each other at rho 0.8",
+    ):
         assert rows[detail]["status"] == "contradicted", detail
     assert rows["range of dpo - range of e-dpo"]["status"] == "contradicted"
     assert rows["d-dpo - dpo at rho 0.8"]["status"] == "passed"
@@ -105,7 +117,7 @@ def test_claims_compare_the_same_prompts() -> None:
     """Prompts differ by 3, policies by 0.8: unpaired intervals would be wider than the difference."""
     row = claims(planted(PAPER), list(PAPER))["e-dpo - dpo at rho 0.2"]
     assert row["high"] - row["low"] < 0.2
-    numbers = cells_module.table(planted(PAPER), list(PAPER), RHOS, SEEDS, resamples=300)
+    numbers = table.table(planted(PAPER), list(PAPER), RHOS, SEEDS, resamples=300)
     assert (numbers["high"] - numbers["low"]).min() > 0.7
 
 
@@ -127,19 +139,25 @@ def test_absent_policies_and_rhos_are_not_measured_and_never_pass() -> None:
 
 def test_table_holds_means_over_seeds_and_both_kinds_of_interval() -> None:
     cells = planted(PAPER, between=0.5)
-    cells["advantage"] -= cells.groupby(["seed", "prompt_id"])["advantage"].transform("mean")  # leaves little prompt noise
-    numbers = cells_module.table(cells, list(PAPER), RHOS, SEEDS, resamples=300)
+    cells["advantage"] -= cells.groupby(["seed", "prompt_id"])["advantage"].transform(
+        "mean"
+    )  # leaves little prompt noise
+    numbers = table.table(cells, list(PAPER), RHOS, SEEDS, resamples=300)
     assert list(zip(numbers["policy"], numbers["rho"], strict=True)) == [(p, r) for p in PAPER for r in RHOS]
     wanted = cells.groupby(["policy", "rho"])["advantage"].mean()
     np.testing.assert_allclose(numbers["advantage"], [wanted[p, r] for p in PAPER for r in RHOS], atol=1e-4)
     assert (numbers["low"] < numbers["prompt_low"]).all() and (numbers["prompt_high"] < numbers["high"]).all()
-    assert set(numbers["seeds"]) == {3} and set(numbers["prompts"]) == {60} and set(numbers["baseline_tokens"]) == {6.0}
+    assert (
+        set(numbers["seeds"]) == {3}
+        and set(numbers["prompts"]) == {60}
+        and set(numbers["baseline_tokens"]) == {6.0}
+    )
 
 
 def test_redraw_is_byte_equal(tmp_path: Path) -> None:
     folder = save(planted(PAPER), tmp_path / "results")
-    paths, rows = figures.redraw(folder, tmp_path / "a")
-    figures.redraw(folder, tmp_path / "b")
+    paths, rows = drawing.redraw(folder, tmp_path / "a")
+    drawing.redraw(folder, tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     names = {"figure2.png", "figure2.svg", "figure2.csv", "figure2.json", "members.png", "members.svg"}
     assert {path.name for path in paths} == names == set(contents(tmp_path / "a"))
@@ -161,7 +179,9 @@ def test_results_saved_again_are_the_same_bytes_whatever_the_order_of_rows(tmp_p
 
 def test_a_whole_figure_of_results_stays_below_a_megabyte(tmp_path: Path) -> None:
     rng, names = np.random.default_rng(0), [f"test-{i:05d}" for i in range(1000)]
-    index = pd.MultiIndex.from_product([["dpo", "ipo", "p-dpo", "d-dpo", "dp-dpo", "e-dpo"], range(7), range(3), names])
+    index = pd.MultiIndex.from_product(
+        [["dpo", "ipo", "p-dpo", "d-dpo", "dp-dpo", "e-dpo"], range(7), range(3), names]
+    )
     cells = index.set_names(["policy", "rho", "seed", "prompt_id"]).to_frame(index=False)
     cells["advantage"] = rng.normal(size=len(cells))
     cells["tokens"] = rng.integers(6, 30, size=len(cells)) / 2
@@ -175,16 +195,18 @@ def test_missing_cells_are_refused_by_name_unless_asked_for_then_listed(tmp_path
     whole_gap = (cells["policy"] == "dpo") & (cells["rho"] == 0.5)
     one_seed = (cells["policy"] == "e-dpo") & (cells["rho"] == 0.8) & (cells["seed"] == 2)
     folder = save(cells[~whole_gap & ~one_seed], tmp_path / "results")
-    with pytest.raises(cells_module.MissingCells, match=r"4 cells are missing: dpo at rho 0.5, seed 0; .*e-dpo at rho 0.8, seed 2"):
-        figures.redraw(folder, tmp_path / "out")
+    with pytest.raises(
+        table.MissingCells, match=r"4 cells are missing: dpo at rho 0.5, seed 0; .*e-dpo at rho 0.8, seed 2"
+    ):
+        drawing.redraw(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    figures.redraw(folder, tmp_path / "out", allow_missing=True)
+    drawing.redraw(folder, tmp_path / "out", allow_missing=True)
     drawn = json.loads((tmp_path / "out" / "figure2.json").read_text())
     assert len(drawn["missing"]) == 4 and drawn["missing"][-1] == {"policy": "e-dpo", "rho": 0.8, "seed": 2}
     rows = {(row["policy"], row["rho"]): row for row in drawn["table"]}
     assert rows["dpo", 0.5]["seeds"] == 0 and rows["dpo", 0.5]["advantage"] is None
     assert rows["e-dpo", 0.8]["seeds"] == 2
-    complete = cells_module.table(cells, list(PAPER), RHOS, SEEDS, resamples=200).set_index(["policy", "rho"])
+    complete = table.table(cells, list(PAPER), RHOS, SEEDS, resamples=200).set_index(["policy", "rho"])
     assert rows["ipo", 0.2]["low"] == complete.loc[("ipo", 0.2), "low"]
 
 
@@ -195,7 +217,10 @@ def test_broken_cells_are_refused(tmp_path: Path) -> None:
             cells.assign(advantage=cells["advantage"].where(cells.index != 3)),
             "a number is missing at policy dpo, rho 0.2",
         ),
-        (pd.concat([cells, cells.iloc[:1]]), "the prompt occurs twice at policy dpo, rho 0.2, seed 0, prompt_id p0"),
+        (
+            pd.concat([cells, cells.iloc[:1]]),
+            "the prompt occurs twice at policy dpo, rho 0.2, seed 0, prompt_id p0",
+        ),
         (cells.drop(columns="tokens"), "no column tokens"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -205,12 +230,14 @@ def test_broken_cells_are_refused(tmp_path: Path) -> None:
 def test_seeds_with_prompts_of_their_own_and_a_single_seed_can_be_drawn() -> None:
     cells = planted(PAPER)
     apart = cells.assign(prompt_id=cells["prompt_id"] + "-" + cells["seed"].astype(str))
-    assert cells_module.table(apart, list(PAPER), RHOS, SEEDS, resamples=100)["low"].notna().all()
-    single = cells_module.table(cells, list(PAPER), RHOS, [0], resamples=100)
+    assert table.table(apart, list(PAPER), RHOS, SEEDS, resamples=100)["low"].notna().all()
+    single = table.table(cells, list(PAPER), RHOS, [0], resamples=100)
     assert (single["low"] == single["prompt_low"]).all() and set(single["seeds"]) == {1}
 
 
-def test_failed_publish_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_publish_leaves_the_old_file_and_no_rubbish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = results.publish(tmp_path / "x.json", b"old")
 
     def fail(*_: object) -> None:
@@ -226,24 +253,26 @@ def test_failed_publish_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monke
 def test_no_verdict_and_no_number_of_an_ordering_is_folded_or_cut(width: int) -> None:
     from rich.console import Console
 
-    rows = orderings.orderings(planted(PAPER), [*PAPER, "p-dpo"], RHOS, SEEDS, resamples=50)
+    rows = claims_module.orderings(planted(PAPER), [*PAPER, "p-dpo"], RHOS, SEEDS, resamples=50)
     console = Console(width=width, force_terminal=True, color_system=None, file=(out := io.StringIO()))
-    console.print(orderings.orderings_table(rows, console))
+    console.print(claims_module.orderings_table(rows, console))
     said = out.getvalue()
     assert max(map(len, said.splitlines())) <= width and "…" not in said
     for status in ("passed", "not measured"):
-        shown = [line for line in said.splitlines() if line.endswith("│") and line.split("│")[-2].strip() == status]
+        shown = [
+            line for line in said.splitlines() if line.endswith("│") and line.split("│")[-2].strip() == status
+        ]
         assert len(shown) == sum(row["status"] == status for row in rows) > 0
     assert all(f"{row['low']:+.3f} .. {row['high']:+.3f}" in said for row in rows if row["low"] is not None)
     assert ("by seed" in said) == (width == 250)
 
 
 def test_orderings_that_no_terminal_shows_are_lines_to_search(capsys: pytest.CaptureFixture[str]) -> None:
-    from rpo_cli.session import stdout
+    from rpo_cli.runs.session import stdout
 
-    rows = orderings.orderings(planted(PAPER), [*PAPER, "p-dpo"], RHOS, SEEDS, resamples=50)
+    rows = claims_module.orderings(planted(PAPER), [*PAPER, "p-dpo"], RHOS, SEEDS, resamples=50)
     console = stdout()
-    console.print(orderings.orderings_table(rows, console))
+    console.print(claims_module.orderings_table(rows, console))
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[-3:] == ["by", "seed", "verdict"]
     for line, row in zip(lines, rows, strict=True):
@@ -278,10 +307,26 @@ class Shelf:
 def swept(value: float, seed: int) -> Any:
     name = f"{value:g}/{seed}"
     evaluation = SimpleNamespace(path=f"evaluation/{name}", identity={})
-    return SimpleNamespace(policy="dpo", rho=0.2, seed=seed, strength=("beta", value), evaluation=evaluation, policy_path=f"policy/{name}")
+    return SimpleNamespace(
+        policy="dpo",
+        rho=0.2,
+        seed=seed,
+        strength=("beta", value),
+        evaluation=evaluation,
+        policy_path=f"policy/{name}",
+    )
 
 
-ADVANTAGES = {(0.1, 0): 0.9, (0.1, 1): 0.1, (0.2, 0): 0.6, (0.2, 1): 0.6, (0.4, 0): 0.2, (0.4, 1): 1.0, (0.8, 0): 0.0, (0.8, 1): 0.0}
+ADVANTAGES = {
+    (0.1, 0): 0.9,
+    (0.1, 1): 0.1,
+    (0.2, 0): 0.6,
+    (0.2, 1): 0.6,
+    (0.4, 0): 0.2,
+    (0.4, 1): 1.0,
+    (0.8, 0): 0.0,
+    (0.8, 1): 0.0,
+}
 
 
 @pytest.mark.parametrize("before", [0, 3, 8])
@@ -313,7 +358,9 @@ def test_a_sweep_keeps_every_seeds_weights_of_the_value_that_will_be_chosen(orde
     assert shelf.dropped == {f"policy/{value:g}/{seed}" for value in (0.1, 0.4, 0.8) for seed in (0, 1)}
 
 
-def test_a_resumed_sweep_knows_what_it_evaluated_with_a_model_of_the_hub(empty: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_sweep_knows_what_it_evaluated_with_a_model_of_the_hub(
+    empty: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     empty.edit("policy.yaml", "model_name_or_path: some/model")
     empty.edit("dpo.yaml", "grid: {beta: [0.1, 0.2]}")
     workspace = Workspace(empty.root, "tiny")
@@ -336,7 +383,12 @@ def test_a_resumed_sweep_knows_what_it_evaluated_with_a_model_of_the_hub(empty: 
     assert [value for _, _, value in keepers[0].seen] == [0.1]
 
 
-RESULTS = [(".", 6 * 7 * 5), ("confirmation", 6 * 7 * 5), ("confirmation-as-planned", 6 * 7 * 5), ("rivals", 10 * 3 * 3)]
+RESULTS = [
+    (".", 6 * 7 * 5),
+    ("confirmation", 6 * 7 * 5),
+    ("confirmation-as-planned", 6 * 7 * 5),
+    ("rivals", 10 * 3 * 3),
+]
 PLANNED = {"e-dpo": "e-dpo-dataset"}  # what e-dpo.yaml was when that figure was planned and made
 
 
@@ -376,5 +428,9 @@ def test_the_committed_study_is_that_of_the_recipes_as_they_are(folder: str, rec
             chosen.setdefault(variant, {})[rho] = {"beta": values["beta"]}
     cells = study_cells(loaded, loaded.recipe.rhos, loaded.recipe.seeds, chosen)
     keys = {(cell.policy, f"rho-{cell.rho:g}/seed-{cell.seed}"): cell.evaluation.key for cell in cells}
-    assert keys == {(variant, place): values["key"] for variant, at in provenance["cells"].items() for place, values in at.items()}
+    assert keys == {
+        (variant, place): values["key"]
+        for variant, at in provenance["cells"].items()
+        for place, values in at.items()
+    }
     assert len(keys) == count

@@ -18,7 +18,7 @@ from conftest import RHO, Tiny, rpo
 from safetensors import SafetensorError
 from test_pipeline import plan, same_artifact
 
-from rpo_cli.training.loop import STATE
+from rpo_cli.stages.training.loop import STATE
 
 POLICY = f"{RHO}/policies/e-dpo/beta-0.2"
 SPLITS = f"{RHO}/splits"
@@ -47,15 +47,19 @@ def weights(patch: pytest.MonkeyPatch) -> None:
     # Checkpoints save the model too: the disk is full when the trained one is saved.
     real = saving.safe_save_file
     patch.setattr(
-        saving, "safe_save_file", lambda tensors, file, *a, **k: (real if "checkpoint" in str(file) else fill)(tensors, file, *a, **k)
+        saving,
+        "safe_save_file",
+        lambda tensors, file, *a, **k: (real if "checkpoint" in str(file) else fill)(tensors, file, *a, **k),
     )
 
 
 def optimiser(patch: pytest.MonkeyPatch) -> None:
     room = shutil.disk_usage("/")._replace(free=0)
-    patch.setattr("rpo_cli.disk.shutil.disk_usage", lambda path: room)
+    patch.setattr("rpo_cli.artifacts.files.shutil.disk_usage", lambda path: room)
     said = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 27264 vs 27152")
-    patch.setattr(torch, "save", when(torch.save, lambda value, file, *a, **k: "checkpoint-4" in str(file), said))
+    patch.setattr(
+        torch, "save", when(torch.save, lambda value, file, *a, **k: "checkpoint-4" in str(file), said)
+    )
 
 
 def whole_files(patch: pytest.MonkeyPatch, name: str) -> None:
@@ -77,7 +81,7 @@ def journal_line(patch: pytest.MonkeyPatch) -> None:
         return text
 
     real = json.dumps
-    patch.setattr("rpo_cli.tracking.json.dumps", cut)
+    patch.setattr("rpo_cli.artifacts.report.json.dumps", cut)
 
 
 def table(patch: pytest.MonkeyPatch) -> None:
@@ -86,7 +90,11 @@ def table(patch: pytest.MonkeyPatch) -> None:
         raise OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device")
 
     real = pq.write_table
-    patch.setattr(pq, "write_table", lambda rows, file, *a, **k: (cut if "b-0.5" in str(file) else real)(rows, file, *a, **k))
+    patch.setattr(
+        pq,
+        "write_table",
+        lambda rows, file, *a, **k: (cut if "b-0.5" in str(file) else real)(rows, file, *a, **k),
+    )
 
 
 ROOT: list[Path] = []
@@ -121,8 +129,15 @@ def test_a_full_disk_is_one_line_and_the_same_command_finishes_later(
         fill(patch)
         result = tiny.run(command, recipe, *settings, code=1)
     last = result.stderr.splitlines()[-1]
-    assert last == f"{path}: No space left on device: {tiny.root / path}; make room, then the same command goes on from here"
-    assert result.stderr.count("No space left") == 1 and "Traceback" not in result.output and "Logging error" not in result.output
+    assert (
+        last
+        == f"{path}: No space left on device: {tiny.root / path}; make room, then the same command goes on from here"
+    )
+    assert (
+        result.stderr.count("No space left") == 1
+        and "Traceback" not in result.output
+        and "Logging error" not in result.output
+    )
     assert not (tiny.root / path / "manifest.json").exists() and not list(tiny.root.rglob("*.tmp"))
     assert plan(tiny, command, recipe, *settings)[path] in ("unfinished", "missing")
     tiny.run(command, recipe, *settings)
@@ -144,7 +159,9 @@ def test_a_file_that_outgrows_what_the_system_allows_is_one_line(built: Tiny, ti
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
     )  # fmt: skip
     assert ended.returncode == 1, ended.stderr
-    line = f"{POLICY}: File too large: {tiny.root / POLICY}; make room, then the same command goes on from here"
+    line = (
+        f"{POLICY}: File too large: {tiny.root / POLICY}; make room, then the same command goes on from here"
+    )
     assert ended.stderr.splitlines()[-1] == line and "Traceback" not in ended.stderr
     assert not (tiny.root / POLICY / "manifest.json").exists()
     rpo(*command[3:])
@@ -153,7 +170,10 @@ def test_a_file_that_outgrows_what_the_system_allows_is_one_line(built: Tiny, ti
 
 def test_a_file_system_that_is_full_is_one_line_at_whatever_stage(tiny: Tiny, tmp_path: Path) -> None:
     """A real one of a few hundred kilobytes, where the system lets a test make it."""
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("this system lets nobody but root mount a file system")
     small, kept = tmp_path / "small", tmp_path / "kept"
     small.mkdir()
@@ -167,12 +187,23 @@ def test_a_file_system_that_is_full_is_one_line_at_whatever_stage(tiny: Tiny, tm
         f"mount -o remount,size=50m {small}\n{command} > /dev/null 2>&1 || exit 3\ncp -r {small}/runs {kept}\n"
     )
     ended = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]
+        ["unshare", "-rm", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
     )
     if ended.returncode == 99:
         pytest.skip(f"no file system can be mounted: {ended.stderr}")
     assert ended.returncode == 0, ended.stderr
     *_, line, code, made = ended.stderr.splitlines()
-    assert line == f"seed-0/sft: No space left on device: {on_it.root}/seed-0/sft; make room, then the same command goes on from here"
-    assert code == "code 1" and made == f"{on_it.root}/seed-0/data/manifest.json" and "Traceback" not in ended.stderr
+    assert (
+        line
+        == f"seed-0/sft: No space left on device: {on_it.root}/seed-0/sft; make room, then the same command goes on from here"
+    )
+    assert (
+        code == "code 1"
+        and made == f"{on_it.root}/seed-0/data/manifest.json"
+        and "Traceback" not in ended.stderr
+    )
     same_artifact(kept / "seed-0/sft", tiny.root / "seed-0/sft")

@@ -12,12 +12,10 @@ import pytest
 import torch
 from transformers import TopPLogitsWarper
 
-from rpo_cli import generation
-from rpo_cli.data import miniature
 from rpo_cli.devices import Device
 from rpo_cli.errors import RunFailed
-from rpo_cli.generation import occurrences, pick, sample, uniforms
-from rpo_cli.models import new_causal
+from rpo_cli.models import new_causal, occurrences, pick, sample, uniforms
+from rpo_cli.stages.data import miniature
 
 TOKENIZER = miniature.build_tokenizer()
 EOS = TOKENIZER.eos_token_id
@@ -51,7 +49,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 UNCACHED = ("openai-gpt", "rwkv")
 # Lengths 3 to 12; others of equal length, and copies that lie apart.
-PROMPTS = [list(range(first, first + length)) for first, length in ((5, 3), (5, 9), (20, 9), (5, 4), (20, 9), (7, 7), (5, 3), (9, 12))] * 3
+PROMPTS = [
+    list(range(first, first + length))
+    for first, length in ((5, 3), (5, 9), (20, 9), (5, 4), (20, 9), (7, 7), (5, 3), (9, 12))
+] * 3
 
 
 def model_of(name: str) -> Any:
@@ -86,7 +87,9 @@ def alone(model: Any, prompts: list[list[int]]) -> list[list[int]]:
 def forwarded(model: Any) -> Iterator[list[tuple[int, int]]]:
     """(rows, columns) of every forward pass."""
     seen: list[tuple[int, int]] = []
-    handle = model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
     try:
         yield seen
     finally:
@@ -103,7 +106,7 @@ def test_samples_are_those_of_each_row_alone_without_a_cache_in_batches_of_any_s
         assert len({len(answer) for answer in expected}) > 2
         for size in (1, 5, 100):
             assert draw(model, PROMPTS, size) == expected
-        monkeypatch.setattr(generation, "RETIRE", 2.0)
+        monkeypatch.setattr("rpo_cli.models.sample.RETIRE", 2.0)
         assert draw(model, PROMPTS, 100) == expected
     assert ("has no cache this sampler knows" in caplog.text) == (name in UNCACHED)
 
@@ -127,18 +130,24 @@ def test_copies_of_a_prompt_and_other_seeds_have_samples_of_their_own(llama: Any
 def test_a_smaller_limit_cuts_the_same_samples(llama: Any) -> None:
     long, short = draw(llama, PROMPTS), draw(llama, PROMPTS, max_new_tokens=5)
     assert short == [answer[:5] for answer in long]
-    assert any(len(answer) == LIMIT and answer[-1] != EOS for answer in long) and any(answer[-1] == EOS for answer in short)
+    assert any(len(answer) == LIMIT and answer[-1] != EOS for answer in long) and any(
+        answer[-1] == EOS for answer in short
+    )
     assert all(EOS not in answer[:-1] for answer in long)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "mamba", "openai-gpt"])
-def test_ended_rows_are_read_no_further_and_copies_read_their_prompt_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_rows_are_read_no_further_and_copies_read_their_prompt_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of(name)
-    monkeypatch.setattr(generation, "RETIRE", 1e-9)
+    monkeypatch.setattr("rpo_cli.models.sample.RETIRE", 1e-9)
     with forwarded(model) as seen:
         answers = draw(model, PROMPTS, len(PROMPTS))
     steps = [rows for rows, _ in seen[2:]]  # behind the question for a cache and the prompts
-    assert steps == [sum(len(answer) > step for answer in answers) for step in range(1, max(map(len, answers)))]
+    assert steps == [
+        sum(len(answer) > step for answer in answers) for step in range(1, max(map(len, answers)))
+    ]
     assert steps[-1] < len(PROMPTS)
     if name in UNCACHED:
         return
@@ -152,7 +161,9 @@ def test_rows_leave_when_enough_of_them_have_ended(llama: Any) -> None:
     open_rows = [sum(len(answer) > step for answer in answers) for step in range(1, max(map(len, answers)))]
     steps = [rows for rows, _ in seen[2:]]
     assert len(steps) == len(open_rows)
-    assert all(going <= rows < going / (1 - generation.RETIRE) for rows, going in zip(steps, open_rows, strict=True))
+    assert all(
+        going <= rows < going / (1 - sample.RETIRE) for rows, going in zip(steps, open_rows, strict=True)
+    )
 
 
 # ── The choice of a token ───────────────────────────────────────────────────────────────────────────────────────────
@@ -161,7 +172,9 @@ def test_rows_leave_when_enough_of_them_have_ended(llama: Any) -> None:
 def shares(logits: torch.Tensor, temperature: float, top_p: float) -> np.ndarray:
     """What pick chooses over a fine grid of u: the probability of every token to 1e-5."""
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    return np.bincount(pick(logits.expand(len(u), -1), u, temperature, top_p).numpy(), minlength=len(logits)) / len(u)
+    return np.bincount(
+        pick(logits.expand(len(u), -1), u, temperature, top_p).numpy(), minlength=len(logits)
+    ) / len(u)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -202,7 +215,9 @@ def test_the_likeliest_of_150_thousand_is_drawn_as_often_as_it_should() -> None:
 
 
 def test_what_is_as_likely_as_the_last_of_top_p_stays() -> None:
-    assert shares(torch.tensor([0.0, 1.0, 0.0, -9.0]), 1.0, 0.6) == pytest.approx(np.array([1, np.e, 1, 0]) / (2 + np.e), abs=2e-5)
+    assert shares(torch.tensor([0.0, 1.0, 0.0, -9.0]), 1.0, 0.6) == pytest.approx(
+        np.array([1, np.e, 1, 0]) / (2 + np.e), abs=2e-5
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -236,7 +251,11 @@ def test_numbers_are_uniform_and_those_of_no_other_row() -> None:
 
 def test_numbers_never_change() -> None:
     """Samples that were published must be drawn again by every later version."""
-    assert uniforms([[5, 6, 7]], [1], 3, 42)[0].tolist() == [0.7493398084216005, 0.9172332677879435, 0.7454329627887204]
+    assert uniforms([[5, 6, 7]], [1], 3, 42)[0].tolist() == [
+        0.7493398084216005,
+        0.9172332677879435,
+        0.7454329627887204,
+    ]
     assert torch.equal(uniforms([[5, 6, 7]], [1], 9, 42)[:, :3], uniforms([[5, 6, 7]], [1], 3, 42))
 
 

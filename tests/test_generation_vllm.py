@@ -13,9 +13,8 @@ import pandas as pd
 import pytest
 from conftest import RHO, Tiny, manifest
 
-from rpo_cli import generation_vllm
 from rpo_cli.errors import BadInput
-from rpo_cli.models import load_tokenizer
+from rpo_cli.models import load_tokenizer, sample_vllm
 
 
 @dataclass
@@ -57,10 +56,20 @@ class Engine:
     ) -> Engine:
         if self.refuses:
             raise ValueError(self.refuses)
-        self.made.append({"model": model, "revision": revision, "dtype": dtype, "max_model_len": max_model_len, "trust": trust_remote_code})
+        self.made.append(
+            {
+                "model": model,
+                "revision": revision,
+                "dtype": dtype,
+                "max_model_len": max_model_len,
+                "trust": trust_remote_code,
+            }
+        )
         return self
 
-    def generate(self, prompts: list[Any], sampling_params: list[SamplingParams], *, use_tqdm: bool) -> list[Any]:
+    def generate(
+        self, prompts: list[Any], sampling_params: list[SamplingParams], *, use_tqdm: bool
+    ) -> list[Any]:
         self.calls.append((prompts, sampling_params))
         return [self._answer(p["prompt_token_ids"], s) for p, s in zip(prompts, sampling_params, strict=True)]
 
@@ -93,14 +102,21 @@ PROMPTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14], [5]]
 
 def draw(built: Tiny, batch_size: int = 2, **more: Any) -> list[list[int]]:
     tokenizer = load_tokenizer(built.root / "seed-0/sft")
-    arguments: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 6, "batch_size": batch_size, "seed": 3, **more}
-    return generation_vllm.sample(Path("somewhere"), tokenizer, PROMPTS, **arguments)
+    arguments: dict[str, Any] = {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_new_tokens": 6,
+        "batch_size": batch_size,
+        "seed": 3,
+        **more,
+    }
+    return sample_vllm.sample(Path("somewhere"), tokenizer, PROMPTS, **arguments)
 
 
 def test_every_prompt_has_a_seed_of_its_own_that_no_batch_size_changes(
     built: Tiny, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation_vllm, "CHUNK", 1)
+    monkeypatch.setattr(sample_vllm, "CHUNK", 1)
     done: list[int] = []
     first = draw(built, on_batch=done.append, revision="abc", dtype="bfloat16")
     assert done == [2, 4, 5]
@@ -108,13 +124,17 @@ def test_every_prompt_has_a_seed_of_its_own_that_no_batch_size_changes(
     settings = [s for _, each in engine.calls for s in each]
     assert len({s.seed for s in settings}) == len(PROMPTS)
     assert {(s.temperature, s.top_p, s.max_tokens, s.detokenize) for s in settings} == {(0.7, 0.9, 6, False)}
-    assert engine.made == [{"model": "somewhere", "revision": "abc", "dtype": "bfloat16", "max_model_len": 10, "trust": False}]
+    assert engine.made == [
+        {"model": "somewhere", "revision": "abc", "dtype": "bfloat16", "max_model_len": 10, "trust": False}
+    ]
     assert draw(built, batch_size=5) == first
     assert draw(built, seed=4) != first
 
 
 @pytest.mark.parametrize("missing_eos", [False, True])
-def test_a_response_ends_in_one_eos_or_at_its_full_length(built: Tiny, engine: Engine, missing_eos: bool) -> None:
+def test_a_response_ends_in_one_eos_or_at_its_full_length(
+    built: Tiny, engine: Engine, missing_eos: bool
+) -> None:
     engine.missing_eos = missing_eos
     eos = load_tokenizer(built.root / "seed-0/sft").eos_token_id
     answers = [answer for seed in range(8) for answer in draw(built, seed=seed)]
@@ -124,13 +144,20 @@ def test_a_response_ends_in_one_eos_or_at_its_full_length(built: Tiny, engine: E
 
 def test_what_vllm_refuses_is_one_line(built: Tiny, engine: Engine) -> None:
     engine.refuses = "max_model_len (10) is greater than the model's 8\nand more"
-    with pytest.raises(BadInput, match=r"^somewhere: vLLM cannot load it: max_model_len \(10\) is greater than the model's 8$"):
+    with pytest.raises(
+        BadInput,
+        match=r"^somewhere: vLLM cannot load it: max_model_len \(10\) is greater than the model's 8$",
+    ):
         draw(built)
 
 
 def test_without_vllm_nothing_is_built(empty: Tiny) -> None:
     empty.edit("evaluate.yaml", "sampler: vllm")
-    assert empty.run("evaluate", "e-dpo.yaml", code=2).stderr.splitlines()[-1].startswith("sampler: vllm needs the extra `vllm`")
+    assert (
+        empty.run("evaluate", "e-dpo.yaml", code=2)
+        .stderr.splitlines()[-1]
+        .startswith("sampler: vllm needs the extra `vllm`")
+    )
     assert not (empty.root / "seed-0").exists()
     empty.run("evaluate", "e-dpo.yaml", "--dry-run")
 
@@ -141,6 +168,9 @@ def test_an_evaluation_can_be_sampled_by_it_and_is_another_one(tiny: Tiny, engin
     tiny.run("evaluate", "e-dpo.yaml")
     after = manifest(tiny.root, f"{RHO}/evaluations/e-dpo/beta-0.2/test")
     assert before["key"] != after["key"] and after["recipe"]["sampler"] == "vllm"
-    assert [made["model"] for made in engine.made] == [str(tiny.root / "seed-0/sft"), str(tiny.root / RHO / "policies/e-dpo/beta-0.2")]
+    assert [made["model"] for made in engine.made] == [
+        str(tiny.root / "seed-0/sft"),
+        str(tiny.root / RHO / "policies/e-dpo/beta-0.2"),
+    ]
     samples = pd.read_parquet(tiny.root / f"{RHO}/evaluations/e-dpo/beta-0.2/test/samples.parquet")
     assert len(samples) == 48 and samples["finished"].any()

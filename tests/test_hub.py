@@ -12,7 +12,7 @@ import pytest
 from conftest import Tiny
 from huggingface_hub import constants
 
-from rpo_cli import hub
+from rpo_cli.artifacts import hub
 from rpo_cli.errors import BadInput
 from rpo_cli.models import load_tokenizer
 
@@ -39,7 +39,10 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_one_attempt_then_only_the_cache(attempts: list[str]) -> None:
     started = time.monotonic()
     for name in ("some/model", "some/other"):
-        with pytest.raises(BadInput, match=f"{name}: no tokenizer can be loaded: .*cannot be reached: .*Name or service not known"):
+        with pytest.raises(
+            BadInput,
+            match=f"{name}: no tokenizer can be loaded: .*cannot be reached: .*Name or service not known",
+        ):
             load_tokenizer(Path(name))
     assert time.monotonic() - started < 10
     assert attempts == [constants.ENDPOINT] and constants.HF_HUB_OFFLINE is True
@@ -54,6 +57,11 @@ def test_a_command_that_needs_the_hub_says_so_in_its_last_line(attempts: list[st
     before = (tiny.root / "seed-0/oracle/manifest.json").read_bytes()
     result = tiny.run("train-rm", "oracle.yaml", "--set", "model_name_or_path=some/model", code=2)
     last = result.stderr.splitlines()[-1]
-    assert "cannot be reached" in last and "lacks model some/model@main. Where there is a network: rpo data fetch --recipe" in last
+    assert (
+        "cannot be reached" in last
+        and "lacks model some/model@main. Where there is a network: rpo data fetch --recipe" in last
+    )
     assert "Retrying" not in result.output and len(attempts) == 1
-    assert (tiny.root / "seed-0/oracle/manifest.json").read_bytes() == before  # found out before anything is taken down
+    assert (
+        tiny.root / "seed-0/oracle/manifest.json"
+    ).read_bytes() == before  # found out before anything is taken down

@@ -16,13 +16,13 @@ import torch
 from conftest import RHO, Tiny, manifest, without_times
 from fake_judge import FakeJudge, Script, completion, responses
 
-from rpo_cli import judge_client
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.judge_client import Answer, Judge, api_key, question_key, render, retry_after, verdict_of
 from rpo_cli.recipes import RecipeError, load
-from rpo_cli.schema import JUDGE_PROMPT, JudgeSettings, result_fields
-from rpo_cli.verdicts import VERDICTS, Verdicts
-from rpo_cli.winrates import RIDGE, fit_win_rate, judged, kappa, length_feature
+from rpo_cli.recipes.schema import JUDGE_PROMPT, JudgeSettings, result_fields
+from rpo_cli.stages.judge import client
+from rpo_cli.stages.judge.client import Answer, Judge, api_key, question_key, render, retry_after, verdict_of
+from rpo_cli.stages.judge.verdicts import VERDICTS, Verdicts
+from rpo_cli.stages.judge.winrates import RIDGE, fit_win_rate, judged, kappa, length_feature
 
 KEY = "sk-secret-0123456789"
 JUDGED = f"{RHO}/judged/e-dpo/beta-0.2/test/fake"
@@ -31,7 +31,7 @@ JUDGED = f"{RHO}/judged/e-dpo/beta-0.2/test/fake"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, and no proxy between a test and its server."""
-    monkeypatch.setattr(judge_client, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -62,7 +62,9 @@ def test_an_answer_comes_through_every_passing_failure() -> None:
 
 @pytest.mark.parametrize("fault", [(500, {}, b""), "reset", 2.0, (200, {}, b"[]"), (429, {}, b"")])
 def test_a_failure_that_does_not_pass_ends_the_run_in_one_line(fault: Any) -> None:
-    with pytest.raises(RunFailed, match=r"^judge 127.0.0.1:\d+: .* \(3 tries\); the same command goes on from here$") as error:
+    with pytest.raises(
+        RunFailed, match=r"^judge 127.0.0.1:\d+: .* \(3 tries\); the same command goes on from here$"
+    ) as error:
         ask(lambda n, body: fault, timeout=0.2, retries=2)
     assert KEY not in str(error.value)
 
@@ -74,7 +76,7 @@ def test_retry_after_is_waited_for() -> None:
 
 
 def test_retry_after_is_seconds_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_client.time, "time", lambda: 1445412420.0)
+    monkeypatch.setattr(client.time, "time", lambda: 1445412420.0)
     assert retry_after("7") == 7
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 60
     assert retry_after("Wed, 21 Oct 2015 07:26:00 GMT") == 0
@@ -121,7 +123,9 @@ def test_a_verdict_is_read_only_where_there_is_one(text: str, verdict: str | Non
 
 
 def test_the_question_is_what_the_settings_say() -> None:
-    _, fake = ask(lambda n, body: "A", max_tokens=None, temperature=None, extra_body={"max_completion_tokens": 9})
+    _, fake = ask(
+        lambda n, body: "A", max_tokens=None, temperature=None, extra_body={"max_completion_tokens": 9}
+    )
     question = [{"role": "user", "content": "A or B?"}]
     assert fake.seen == [{"model": "fake", "messages": question, "max_completion_tokens": 9}]
     assert fake.keys == [f"Bearer {KEY}"]
@@ -145,7 +149,16 @@ def test_a_key_that_no_header_can_carry_is_refused_unseen() -> None:
 
 def test_verdicts_are_kept_by_all_that_is_sent_but_the_key() -> None:
     plain = JudgeSettings(model="m")
-    same = [JudgeSettings(model="m", concurrency=1, timeout=1.0, retries=0, api_key_env="OTHER", price_per_million_input_tokens=1.0)]
+    same = [
+        JudgeSettings(
+            model="m",
+            concurrency=1,
+            timeout=1.0,
+            retries=0,
+            api_key_env="OTHER",
+            price_per_million_input_tokens=1.0,
+        )
+    ]
     other = [
         JudgeSettings(model="n"), JudgeSettings(model="m", temperature=1.0), JudgeSettings(model="m", base_url="http://x/v1"),
         JudgeSettings(model="m", max_tokens=1), JudgeSettings(model="m", extra_body={"seed": 1}),
@@ -174,7 +187,11 @@ def test_threads_and_processes_may_add_to_one_file(tmp_path: Path) -> None:
     file = tmp_path / "verdicts.jsonl"
     keepers = [Verdicts(file), Verdicts(file)]
     threads = [
-        threading.Thread(target=lambda k=k, i=i: [keepers[k].add(f"{k}/{i}/{j}", Answer("A", "x" * 5000, 1, 1)) for j in range(20)])
+        threading.Thread(
+            target=lambda k=k, i=i: [
+                keepers[k].add(f"{k}/{i}/{j}", Answer("A", "x" * 5000, 1, 1)) for j in range(20)
+            ]
+        )
         for k in range(2)
         for i in range(4)
     ]
@@ -200,8 +217,20 @@ def test_of_two_processes_that_asked_the_same_both_take_the_answer_that_is_kept(
 
 def table_of(first: list[str | None], second: list[str | None], **columns: Any) -> pd.DataFrame:
     n = len(first)
-    plain = {"prompt_id": [f"p{i}" for i in range(n)], "identical": False, "length_difference": 0.0, "oracle": np.nan}
-    return pd.DataFrame({**plain, "first": pd.Series(first, dtype=object), "second": pd.Series(second, dtype=object), **columns})
+    plain = {
+        "prompt_id": [f"p{i}" for i in range(n)],
+        "identical": False,
+        "length_difference": 0.0,
+        "oracle": np.nan,
+    }
+    return pd.DataFrame(
+        {
+            **plain,
+            "first": pd.Series(first, dtype=object),
+            "second": pd.Series(second, dtype=object),
+            **columns,
+        }
+    )
 
 
 def test_the_mean_of_both_orders_is_the_score() -> None:
@@ -215,7 +244,13 @@ def test_the_mean_of_both_orders_is_the_score() -> None:
 
 def test_a_judge_that_always_says_a_wins_nothing_for_anybody() -> None:
     rng = np.random.default_rng(0)
-    found = judged(table_of(["A"] * 50, ["A"] * 50, length_difference=rng.normal(size=50), oracle=rng.choice([-1.0, 1.0], 50)), 100, 0)
+    found = judged(
+        table_of(
+            ["A"] * 50, ["A"] * 50, length_difference=rng.normal(size=50), oracle=rng.choice([-1.0, 1.0], 50)
+        ),
+        100,
+        0,
+    )
     assert [found[name] for name in ("win_rate", "win_rate_low", "win_rate_high")] == [0.5, 0.5, 0.5]
     assert found["length_controlled_win_rate"] == pytest.approx(0.5)
     assert (found["ties"], found["first_position_share"], found["position_decided_share"]) == (1.0, 1.0, 1.0)
@@ -242,7 +277,9 @@ def test_a_judge_of_length_alone_is_even_at_equal_length() -> None:
     for theta in (0.0, 0.7):
         p = 1 / (1 + np.exp(-(theta + 2.0 * length_feature(lengths))))
         won = rng.random(4000) < p
-        table = table_of(["A" if w else "B" for w in won], ["B" if w else "A" for w in won], length_difference=lengths)
+        table = table_of(
+            ["A" if w else "B" for w in won], ["B" if w else "A" for w in won], length_difference=lengths
+        )
         found = judged(table, 200, 0)
         truth = 1 / (1 + math.exp(-theta))
         assert found["win_rate"] > truth + 0.1
@@ -259,7 +296,9 @@ def test_the_regression_is_at_its_maximum_also_where_one_side_always_wins() -> N
         for row, (theta, phi) in zip(weights, found, strict=True):
             parameters = torch.tensor([theta, phi], dtype=torch.float64, requires_grad=True)
             logits = parameters[0] + parameters[1] * torch.tensor(x)
-            losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(wins), reduction="none")
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(
+                logits, torch.tensor(wins), reduction="none"
+            )
             ((torch.tensor(row) * losses).sum() + RIDGE / 2 * (parameters**2).sum()).backward()
             assert parameters.grad is not None and parameters.grad.abs().max() < 1e-7
 
@@ -283,9 +322,21 @@ def test_a_judge_that_always_says_a_makes_ties_in_the_workspace_too(tiny: Tiny) 
     with FakeJudge(lambda n, body: "Verdict: A") as fake:
         result = judge_of(tiny, fake)
     metrics = manifest(tiny.root, JUDGED)["metrics"]
-    assert (metrics["baseline/win_rate"], metrics["baseline/ties"], metrics["baseline/first_position_share"]) == (0.5, 1.0, 1.0)
-    assert metrics["requests"] == len(fake.seen) == 2 * (metrics["baseline/comparisons"] - metrics["baseline/identical"])
-    assert (metrics["prompt_tokens"], metrics["uncounted"], metrics["cost"]) == (100 * len(fake.seen), 0, None)
+    assert (
+        metrics["baseline/win_rate"],
+        metrics["baseline/ties"],
+        metrics["baseline/first_position_share"],
+    ) == (0.5, 1.0, 1.0)
+    assert (
+        metrics["requests"]
+        == len(fake.seen)
+        == 2 * (metrics["baseline/comparisons"] - metrics["baseline/identical"])
+    )
+    assert (metrics["prompt_tokens"], metrics["uncounted"], metrics["cost"]) == (
+        100 * len(fake.seen),
+        0,
+        None,
+    )
     assert KEY.encode() not in everything(tiny.root) and KEY not in result.output
     assert set(fake.keys) == {f"Bearer {KEY}"}
 
@@ -301,7 +352,13 @@ def test_a_judge_that_agrees_with_the_oracle_is_found_to(tiny: Tiny) -> None:
     def oracle(number: int, body: dict[str, Any]) -> str:
         a, b = responses(body)
         prompt = body["messages"][0]["content"].split("<prompt>\n")[1].split("\n</prompt>")[0]
-        return "Verdict: " + ("A" if reward[prompt, a] > reward[prompt, b] else "B" if reward[prompt, a] < reward[prompt, b] else "tie")
+        return "Verdict: " + (
+            "A"
+            if reward[prompt, a] > reward[prompt, b]
+            else "B"
+            if reward[prompt, a] < reward[prompt, b]
+            else "tie"
+        )
 
     with FakeJudge(oracle) as fake:
         judge_of(tiny, fake)
@@ -315,7 +372,9 @@ def test_a_judge_that_agrees_with_the_oracle_is_found_to(tiny: Tiny) -> None:
 def test_references_of_the_data_are_an_opponent_too(tiny: Tiny) -> None:
     tiny.edit("evaluate.yaml", "judge: {model: fake, against: [reference, baseline], price_per_million_input_tokens: 2, "
               "price_per_million_output_tokens: 10, num_prompts: 3}")  # fmt: skip
-    with FakeJudge(lambda n, body: "Verdict: " + ("A" if len(responses(body)[0]) > len(responses(body)[1]) else "B")) as fake:
+    with FakeJudge(
+        lambda n, body: "Verdict: " + ("A" if len(responses(body)[0]) > len(responses(body)[1]) else "B")
+    ) as fake:
         tiny.run("judge", "e-dpo.yaml", "--base-url", fake.url)
     found = manifest(tiny.root, JUDGED)
     assert found["metrics"]["reference/prompts"] == found["metrics"]["baseline/prompts"] == 3
@@ -334,7 +393,9 @@ def test_an_interrupted_run_asks_only_what_is_missing_and_ends_the_same(
         a, b = responses(body)
         return "Verdict: " + ("A" if len(a) > len(b) else "B" if len(a) < len(b) else "tie")
 
-    with FakeJudge(lambda n, body: longer(n, body) if n < 10 or n >= mood[0] else (400, {}, b"enough")) as fake:
+    with FakeJudge(
+        lambda n, body: longer(n, body) if n < 10 or n >= mood[0] else (400, {}, b"enough")
+    ) as fake:
         mood = [10**6]
         lines = judge_of(tiny, fake, code=1).stderr.splitlines()
         assert lines[-1].startswith("judge 127.0.0.1") and "HTTP 400: enough" in lines[-1]
@@ -398,7 +459,9 @@ def test_mistakes_in_a_judge_are_named_with_their_line(tiny: Tiny, section: str,
     with pytest.raises(RecipeError) as error:
         load(str(tiny.suite / "evaluate.yaml"))
     line = len((tiny.suite / "evaluate.yaml").read_text().splitlines())
-    assert any(f"evaluate.yaml:{line}: " in problem and says in problem for problem in error.value.problems), error.value.problems
+    assert any(
+        f"evaluate.yaml:{line}: " in problem and says in problem for problem in error.value.problems
+    ), error.value.problems
 
 
 def test_the_default_question_asks_for_what_is_read() -> None:

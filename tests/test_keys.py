@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,18 @@ import torch
 from conftest import RHO, SEED, Tiny, manifest
 
 from rpo_cli import devices
+from rpo_cli.artifacts import walk
 from rpo_cli.devices import Device, DeviceError
-from rpo_cli.plan import walk
-from rpo_cli.schema import Recipe, result_fields
+from rpo_cli.recipes.schema import Recipe, result_fields
 
 GPU = Device("cuda", "bfloat16", "a test says so")
 WITH_MODEL = ("sft", "reward", "relabel", "reference", "samples", "scores", "policy", "evaluate")
+
+
+def on_this_machine(monkeypatch: pytest.MonkeyPatch, choose: Callable[[Recipe], Device]) -> None:
+    """Have every question for the device answered so."""
+    monkeypatch.setattr(devices, "choose", choose)
+    monkeypatch.setattr("rpo_cli.devices.choice.choose", choose)
 
 
 def leave_open(tiny: Tiny) -> None:
@@ -27,19 +34,26 @@ def leave_open(tiny: Tiny) -> None:
 
 
 def reasons(tiny: Tiny, command: str, recipe: str, *arguments: object) -> dict[str, str]:
-    return {item["path"]: item["reason"] for item in json.loads(tiny.run(command, recipe, "--dry-run", "--json", *arguments).stdout)}
+    return {
+        item["path"]: item["reason"]
+        for item in json.loads(tiny.run(command, recipe, "--dry-run", "--json", *arguments).stdout)
+    }
 
 
 def test_a_dtype_left_to_the_machine_and_the_same_one_spelt_out_are_one_key(tiny: Tiny) -> None:
     leave_open(tiny)
     assert "float32" not in (tiny.suite / "sft.yaml").read_text()
-    assert devices.choose(tiny.stage("sft.yaml").recipe).dtype_name == "float32", "this machine's own dtype is another"
+    assert devices.choose(tiny.stage("sft.yaml").recipe).dtype_name == "float32", (
+        "this machine's own dtype is another"
+    )
     assert reasons(tiny, "evaluate", "e-dpo.yaml") == {}
 
 
-def test_a_workspace_on_another_machine_is_stale_from_the_first_model_on(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workspace_on_another_machine_is_stale_from_the_first_model_on(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leave_open(tiny)
-    monkeypatch.setattr(devices, "choose", lambda recipe: GPU)
+    on_this_machine(monkeypatch, lambda recipe: GPU)
     found = reasons(tiny, "evaluate", "e-dpo.yaml")
     assert found[f"{SEED}/sft"] == "dtype float32 -> bfloat16"
     assert found[f"{RHO}/policies/e-dpo/beta-0.2"].startswith("dtype float32 -> bfloat16; input")
@@ -58,28 +72,36 @@ def test_threads_that_one_stage_asks_for_are_not_the_next_ones() -> None:
     assert torch.get_num_threads() == own
 
 
-def test_processes_on_the_cpu_are_refused_where_the_plan_is_for_a_gpu(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_on_the_cpu_are_refused_where_the_plan_is_for_a_gpu(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leave_open(tiny)
     preset = Path(__file__).parents[1] / "recipes/accelerate/cpu-2.yaml"
     tiny.run("train-sft", "sft.yaml", "--accelerate", preset, "--dry-run")
-    monkeypatch.setattr(devices, "choose", lambda recipe: GPU)
+    on_this_machine(monkeypatch, lambda recipe: GPU)
     said = tiny.run("train-sft", "sft.yaml", "--accelerate", preset, code=2).stderr.splitlines()[-1]
-    assert "cpu-2.yaml: use_cpu: true, but seed-0/sft runs on cuda" in said and said.endswith("give --device cpu")
+    assert "cpu-2.yaml: use_cpu: true, but seed-0/sft runs on cuda" in said and said.endswith(
+        "give --device cpu"
+    )
 
 
-def test_a_dtype_that_a_recipe_names_is_not_asked_of_the_machine(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dtype_that_a_recipe_names_is_not_asked_of_the_machine(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def ask(recipe: Recipe) -> Device:
         raise AssertionError("asked")
 
-    monkeypatch.setattr(devices, "choose", ask)
+    on_this_machine(monkeypatch, ask)
     assert reasons(tiny, "evaluate", "e-dpo.yaml") == {}
 
 
-def test_without_the_device_the_plan_is_shown_and_the_run_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_device_the_plan_is_shown_and_the_run_refused(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none(recipe: Recipe) -> Device:
         raise DeviceError("device: cuda was asked for, but torch sees no CUDA device (try `rpo doctor`)")
 
-    monkeypatch.setattr(devices, "choose", none)
+    on_this_machine(monkeypatch, none)
     here = ("--set", "device=cuda", "--set", "dtype=auto")
     assert reasons(tiny, "train-sft", "sft.yaml", *here) == {f"{SEED}/sft": "dtype float32 -> auto"}
     assert "device: cuda was asked for" in tiny.run("train-sft", "sft.yaml", *here, code=2).stderr
@@ -91,7 +113,10 @@ def test_reused_artifacts_of_another_device_are_mentioned(tiny: Tiny) -> None:
     found = json.loads(file.read_text())
     file.write_text(json.dumps(found | {"device": "cuda, float32 (moved here)"}))
     result = tiny.run("train-policy", "dpo.yaml")
-    assert "note: reuses 1 artifacts that were made on cuda, in the dtype asked for; this is cpu" in result.stderr
+    assert (
+        "note: reuses 1 artifacts that were made on cuda, in the dtype asked for; this is cpu"
+        in result.stderr
+    )
     assert result.stderr.count("note:") == 1
 
 
@@ -100,7 +125,9 @@ def test_reused_artifacts_of_another_device_are_mentioned(tiny: Tiny) -> None:
     [(["train-sft", "--recipe", "sft.yaml", "--dry-run"], 0), (["train-sft", "--recipe", "sft.yaml", "--set", "max_step=1"], 2),
      (["train-policy", "--recipe", "e-dpo.yaml", "--set", "data=oracle.yaml"], 2), (["recipe", "check", "."], 0)],
 )  # fmt: skip
-def test_planning_in_an_empty_workspace_needs_no_torch_though_the_machine_decides(empty: Tiny, arguments: list[str], code: int) -> None:
+def test_planning_in_an_empty_workspace_needs_no_torch_though_the_machine_decides(
+    empty: Tiny, arguments: list[str], code: int
+) -> None:
     leave_open(empty)
     program = (
         "import sys\nfrom rpo_cli.cli import app\n"
@@ -108,7 +135,9 @@ def test_planning_in_an_empty_workspace_needs_no_torch_though_the_machine_decide
         "print('TORCH', 'torch' in sys.modules)"
     )
     here = {"cwd": empty.suite, "env": {"PYTHONPATH": str(Path(__file__).parents[1])}}
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, **here)  # type: ignore[call-overload]
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, **here
+    )  # type: ignore[call-overload]
     assert ended.stdout.endswith("TORCH False\n"), ended.stdout + ended.stderr
 
 
@@ -120,7 +149,10 @@ def seeds(fields: dict[str, object]) -> dict[str, object]:
 
 
 def test_a_key_holds_the_seeds_that_its_stage_draws_under_and_no_other(built: Tiny) -> None:
-    found = {stage.kind: seeds(stage.identity["recipe"]) for stage in walk([built.stage("e-dpo.yaml", "seed=3", "policy_seed=7")])}
+    found = {
+        stage.kind: seeds(stage.identity["recipe"])
+        for stage in walk([built.stage("e-dpo.yaml", "seed=3", "policy_seed=7")])
+    }
     # The planner's master seed is what stages below run under.
     assert found["policy"] == {"policy_seed": 7, "sampling_seed": 3}
     assert found["data"] == found["splits"] == {"data_seed": 3}
@@ -153,7 +185,10 @@ def test_a_seed_that_a_stage_never_draws_under_is_refused_on_the_command_line(
 ) -> None:
     result = built.run(command, recipe, "--set", f"{seed}=5", code=2)
     stage = built.stage(recipe).recipe.stage  # type: ignore[attr-defined]
-    assert result.stderr.strip() == f"--set {seed}: has no effect in a {stage} recipe; set it in a {takers} recipe"
+    assert (
+        result.stderr.strip()
+        == f"--set {seed}: has no effect in a {stage} recipe; set it in a {takers} recipe"
+    )
 
 
 def test_a_seed_that_this_objective_does_not_draw_under_is_noted(tiny: Tiny) -> None:
@@ -166,7 +201,9 @@ def test_a_seed_that_this_objective_does_not_draw_under_is_noted(tiny: Tiny) -> 
 def test_another_seed_of_one_purpose_is_named_as_the_reason(tiny: Tiny) -> None:
     found = reasons(tiny, "train-rm", "rm.yaml", "--set", "rm_seed=5")
     assert found == {f"{RHO}/rm/all": "rm_seed 0 -> 5"} or found == {f"{RHO}/rm/all": "missing"}
-    assert reasons(tiny, "train-rm", "oracle.yaml", "--set", "rm_seed=5") == {f"{SEED}/oracle": "rm_seed 0 -> 5"}
+    assert reasons(tiny, "train-rm", "oracle.yaml", "--set", "rm_seed=5") == {
+        f"{SEED}/oracle": "rm_seed 0 -> 5"
+    }
 
 
 def test_a_policy_under_another_seed_than_its_master_has_a_folder_of_its_own(built: Tiny) -> None:
@@ -181,5 +218,8 @@ def test_a_member_is_not_trained_again_because_another_joins_or_leaves(tiny: Tin
     tiny.edit("rm.yaml", "ensemble: [0.2, 0.8]")
     assert reasons(tiny, "train-rm", "rm.yaml", "--ensemble") == {}
     found = reasons(tiny, "train-policy", "e-dpo.yaml")
-    assert list(found) == [f"{RHO}/policies/e-dpo/beta-0.2"] and "input scores/0.5 changed" in found[f"{RHO}/policies/e-dpo/beta-0.2"]
+    assert (
+        list(found) == [f"{RHO}/policies/e-dpo/beta-0.2"]
+        and "input scores/0.5 changed" in found[f"{RHO}/policies/e-dpo/beta-0.2"]
+    )
     assert manifest(tiny.root, f"{RHO}/rm/b-0.2")["options"] == {"member": 0.2}

@@ -6,8 +6,16 @@ from fractions import Fraction
 
 import pytest
 
-from rpo_cli.data import miniature
-from rpo_cli.data.miniature import LEAD_INS, TOPIC_OF, TOPIC_WEIGHTS, Sizes, build_tokenizer, generate, utility
+from rpo_cli.stages.data import miniature
+from rpo_cli.stages.data.miniature import (
+    LEAD_INS,
+    TOPIC_OF,
+    TOPIC_WEIGHTS,
+    Sizes,
+    build_tokenizer,
+    generate,
+    utility,
+)
 
 SMALL = Sizes(50, 50, 20, 200, 2_000, 50, 20, 20)
 PROMPT = (
@@ -58,7 +66,10 @@ def test_pairs_are_never_identical_and_warmup_pairs_are_equally_long(tables):
 
 
 def test_the_original_of_a_warmup_pair_is_worth_more_than_its_falsified_copy(tables):
-    gains = [utility(row["prompt"], row["chosen"]) - utility(row["prompt"], row["rejected"]) for row in tables["warmup"]]
+    gains = [
+        utility(row["prompt"], row["chosen"]) - utility(row["prompt"], row["rejected"])
+        for row in tables["warmup"]
+    ]
     assert min(gains) > 0
 
 
@@ -112,8 +123,13 @@ def test_the_tokenizer_keeps_pad_eos_and_unk_apart_and_adds_nothing(tmp_path):
 
     build_tokenizer().save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path, padding_side="left")
-    assert len({loaded.pad_token_id, loaded.eos_token_id, loaded.unk_token_id}) == 3 and loaded.bos_token is None
+    assert (
+        len({loaded.pad_token_id, loaded.eos_token_id, loaded.unk_token_id}) == 3 and loaded.bos_token is None
+    )
     assert loaded(PROMPT)["input_ids"] == build_tokenizer()(PROMPT)["input_ids"]
     dog = loaded.convert_tokens_to_ids("Dog is ill.")
     assert loaded("Dog is ill.\n Cats</s>")["input_ids"] == [dog, loaded.unk_token_id, loaded.eos_token_id]
-    assert loaded(["Dog is ill.", "So: Dog is ill."], padding=True)["input_ids"][0] == [loaded.pad_token_id, dog]
+    assert loaded(["Dog is ill.", "So: Dog is ill."], padding=True)["input_ids"][0] == [
+        loaded.pad_token_id,
+        dog,
+    ]

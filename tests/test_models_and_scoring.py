@@ -21,17 +21,27 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rpo_cli.batches import make_batch, response_logps
-from rpo_cli.data.pairs import TokenRow, read_rows, tokenise, write_rows
+from rpo_cli.artifacts import Workspace, job_of
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.generation import sample
-from rpo_cli.job import job_of
-from rpo_cli.models import load_causal, load_reward, load_tokenizer, new_causal, require_same_tokens
-from rpo_cli.schema import ScoringRecipe
-from rpo_cli.scoring import logps, pair_rewards, rewards
-from rpo_cli.stages import run_job
-from rpo_cli.workspace import Workspace
+from rpo_cli.models import (
+    TokenRow,
+    load_causal,
+    load_reward,
+    load_tokenizer,
+    logps,
+    make_batch,
+    new_causal,
+    pair_rewards,
+    require_same_tokens,
+    response_logps,
+    rewards,
+    sample,
+    tokenise,
+)
+from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.runs.work import run_job
+from rpo_cli.stages.data.rows import read_rows, write_rows
 
 CPU = Device("cpu", "float32", "test")
 RECIPE = ScoringRecipe(stage="scores", threads=1)
@@ -49,7 +59,14 @@ def reward(built: Tiny) -> Any:
     return load_reward(built.root / REWARD, RECIPE, CPU, load_tokenizer(built.root / REWARD))
 
 
-GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 64,
+    "initializer_range": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +83,14 @@ def tokenizer(built: Tiny) -> Any:
 @pytest.fixture(scope="module")
 def rows(built: Tiny, tokenizer: Any) -> list[TokenRow]:
     """Held-out pairs, of many lengths."""
-    found = tokenise(read_rows(built.root / RHO / "splits/held_out.parquet"), ("chosen", "rejected"), tokenizer, 48, "error", "test")
+    found = tokenise(
+        read_rows(built.root / RHO / "splits/held_out.parquet"),
+        ("chosen", "rejected"),
+        tokenizer,
+        48,
+        "error",
+        "test",
+    )
     assert len({len(answer) for row in found for answer in row.responses}) > 3
     return found
 
@@ -74,27 +98,49 @@ def rows(built: Tiny, tokenizer: Any) -> list[TokenRow]:
 # ── Plain Hugging Face ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_saved_policy_is_a_plain_causal_model(built: Tiny, policy: Any, tokenizer: Any, rows: list[TokenRow]) -> None:
+def test_a_saved_policy_is_a_plain_causal_model(
+    built: Tiny, policy: Any, tokenizer: Any, rows: list[TokenRow]
+) -> None:
     source = built.root / POLICY
     plain, words = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     assert type(plain) is type(policy) and plain.dtype == torch.float32
     assert words.get_vocab() == tokenizer.get_vocab()
-    assert plain.config.pad_token_id == words.pad_token_id != words.eos_token_id == plain.generation_config.eos_token_id
+    assert (
+        plain.config.pad_token_id
+        == words.pad_token_id
+        != words.eos_token_id
+        == plain.generation_config.eos_token_id
+    )
     words.padding_side = "left"
     inputs = words(
-        [row["prompt"] for row in read_rows(built.root / "seed-0/data/prompts_test.parquet")][:4], return_tensors="pt", padding=True
+        [row["prompt"] for row in read_rows(built.root / "seed-0/data/prompts_test.parquet")][:4],
+        return_tensors="pt",
+        padding=True,
     )
-    texts = [model.generate(**inputs, do_sample=False, max_new_tokens=6).tolist() for model in (plain, policy)]
+    texts = [
+        model.generate(**inputs, do_sample=False, max_new_tokens=6).tolist() for model in (plain, policy)
+    ]
     assert texts[0] == texts[1]
     prompts, answers = [row.prompt_ids for row in rows], [row.responses[0] for row in rows]
-    assert logps(plain, prompts, answers, words.pad_token_id, 4).tolist() == logps(policy, prompts, answers, words.pad_token_id, 4).tolist()
+    assert (
+        logps(plain, prompts, answers, words.pad_token_id, 4).tolist()
+        == logps(policy, prompts, answers, words.pad_token_id, 4).tolist()
+    )
 
 
-def test_a_saved_reward_model_is_a_plain_classifier_of_one_label(built: Tiny, reward: Any, rows: list[TokenRow]) -> None:
+def test_a_saved_reward_model_is_a_plain_classifier_of_one_label(
+    built: Tiny, reward: Any, rows: list[TokenRow]
+) -> None:
     source = built.root / REWARD
-    plain, words = AutoModelForSequenceClassification.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    plain, words = (
+        AutoModelForSequenceClassification.from_pretrained(source),
+        AutoTokenizer.from_pretrained(source),
+    )
     assert plain.config.num_labels == 1
-    texts = [text["prompt"] + text["chosen"] + words.eos_token for text in read_rows(built.root / RHO / "splits/held_out.parquet")]
+    texts = [
+        text["prompt"] + text["chosen"] + words.eos_token
+        for text in read_rows(built.root / RHO / "splits/held_out.parquet")
+    ]
     with torch.no_grad():
         scores = [plain(**words(text, return_tensors="pt")).logits.item() for text in texts]
     ours = rewards(reward, [row.prompt_ids + row.responses[0] for row in rows], words.pad_token_id, 8)
@@ -112,10 +158,14 @@ def test_a_saved_reward_model_is_a_plain_classifier_of_one_label(built: Tiny, re
     {"model_type": "qwen3", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
      "num_key_value_heads": 1, "max_position_embeddings": 64, "attention_dropout": 0.5},
 ], ids=lambda settings: settings["model_type"])  # fmt: skip
-def test_no_kind_of_dropout_survives_in_training_mode(dropout: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
+def test_no_kind_of_dropout_survives_in_training_mode(
+    dropout: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
     ids = torch.arange(3, 19).reshape(2, 8)
     plain = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**dropout, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=1)
+        AutoConfig.for_model(
+            **dropout, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=1
+        )
     )
     plain.save_pretrained(tmp_path)
     plain.train()
@@ -160,25 +210,44 @@ def naive_logp(model: Any, prompt: list[int], response: list[int]) -> float:
     return total
 
 
-def test_logps_are_the_sum_over_tokens_including_the_eos(policy: Any, rows: list[TokenRow], tokenizer: Any) -> None:
+def test_logps_are_the_sum_over_tokens_including_the_eos(
+    policy: Any, rows: list[TokenRow], tokenizer: Any
+) -> None:
     some = rows[:8]
     naive = [naive_logp(policy, row.prompt_ids, row.responses[0]) for row in some]
-    ours = logps(policy, [row.prompt_ids for row in some], [row.responses[0] for row in some], tokenizer.pad_token_id, 3)
+    ours = logps(
+        policy,
+        [row.prompt_ids for row in some],
+        [row.responses[0] for row in some],
+        tokenizer.pad_token_id,
+        3,
+    )
     assert ours == pytest.approx(naive, abs=1e-5)
     assert all(row.responses[0][-1] == tokenizer.eos_token_id for row in some)
-    without = logps(policy, [row.prompt_ids for row in some], [row.responses[0][:-1] for row in some], tokenizer.pad_token_id, 3)
+    without = logps(
+        policy,
+        [row.prompt_ids for row in some],
+        [row.responses[0][:-1] for row in some],
+        tokenizer.pad_token_id,
+        3,
+    )
     assert (ours < without - 0.1).all()
 
 
 def test_logps_do_not_depend_on_the_batch(policy: Any, rows: list[TokenRow], tokenizer: Any) -> None:
-    prompts, answers = [row.prompt_ids for row in rows for _ in range(2)], [answer for row in rows for answer in row.responses]
+    prompts, answers = (
+        [row.prompt_ids for row in rows for _ in range(2)],
+        [answer for row in rows for answer in row.responses],
+    )
     single, *others = (logps(policy, prompts, answers, tokenizer.pad_token_id, size) for size in (1, 8, 1000))
     for other in others:
         assert other == pytest.approx(single, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["policy", "absolute"])
-def test_padding_changes_no_logp_whatever_is_in_it(name: str, rows: list[TokenRow], tokenizer: Any, request: pytest.FixtureRequest) -> None:
+def test_padding_changes_no_logp_whatever_is_in_it(
+    name: str, rows: list[TokenRow], tokenizer: Any, request: pytest.FixtureRequest
+) -> None:
     model, row = request.getfixturevalue(name), rows[0]
     alone = naive_logp(model, row.prompt_ids, row.responses[0])
     long = [5] * (len(row.prompt_ids) + 9)
@@ -199,14 +268,18 @@ def test_the_precomputed_tables_hold_what_the_models_say(built: Tiny, tokenizer:
         prompt = tokenizer(text["prompt"])["input_ids"]
         for side in ("chosen", "rejected"):
             answer = [*tokenizer(text[side])["input_ids"], tokenizer.eos_token_id]
-            assert entry[f"ref_{side}_logps"] == pytest.approx(naive_logp(reference, prompt, answer), abs=1e-5)
+            assert entry[f"ref_{side}_logps"] == pytest.approx(
+                naive_logp(reference, prompt, answer), abs=1e-5
+            )
     scores = pq.read_table(built.root / RHO / "scores/rm/b-0.2/train.parquet").to_pylist()
     model = load_reward(built.root / REWARD, RECIPE, CPU, load_tokenizer(built.root / REWARD))
     for entry in scores[:6]:
         text = texts[entry["id"]]
         for side in ("chosen", "rejected"):
             ids = tokenizer(text["prompt"] + text[side] + tokenizer.eos_token)["input_ids"]
-            assert entry[side] == pytest.approx(float(rewards(model, [ids], tokenizer.pad_token_id, 1)[0]), abs=1e-6)
+            assert entry[side] == pytest.approx(
+                float(rewards(model, [ids], tokenizer.pad_token_id, 1)[0]), abs=1e-6
+            )
 
 
 def test_held_out_accuracy_is_a_plain_count(built: Tiny, tokenizer: Any, rows: list[TokenRow]) -> None:
@@ -214,12 +287,20 @@ def test_held_out_accuracy_is_a_plain_count(built: Tiny, tokenizer: Any, rows: l
     model = load_reward(built.root / REWARD, RECIPE, CPU, load_tokenizer(built.root / REWARD))
     margins = []
     for row in rows:
-        chosen, rejected = (float(rewards(model, [row.prompt_ids + answer], tokenizer.pad_token_id, 1)[0]) for answer in row.responses)
+        chosen, rejected = (
+            float(rewards(model, [row.prompt_ids + answer], tokenizer.pad_token_id, 1)[0])
+            for answer in row.responses
+        )
         margins.append(chosen - rejected)
     metrics = manifest(built.root, REWARD)["metrics"]
     assert metrics["held_out_accuracy"] == sum(margin > 0 for margin in margins) / len(margins)
-    assert metrics["held_out_loss"] == pytest.approx(np.mean([np.log1p(np.exp(-margin)) for margin in margins]), abs=1e-6)
-    assert manifest(built.root, f"{RHO}/scores/rm/b-0.2")["metrics"]["held_out/accuracy"] == metrics["held_out_accuracy"]
+    assert metrics["held_out_loss"] == pytest.approx(
+        np.mean([np.log1p(np.exp(-margin)) for margin in margins]), abs=1e-6
+    )
+    assert (
+        manifest(built.root, f"{RHO}/scores/rm/b-0.2")["metrics"]["held_out/accuracy"]
+        == metrics["held_out_accuracy"]
+    )
 
 
 def test_embeddings_of_new_tokens_are_drawn_under_the_recipes_seed(tiny: Tiny, tmp_path: Path) -> None:
@@ -235,10 +316,19 @@ def test_embeddings_of_new_tokens_are_drawn_under_the_recipes_seed(tiny: Tiny, t
 def turn_labels_round(tiny: Tiny) -> None:
     """Held-out pairs on which the loss grows as the model learns: the last step is not the best one."""
     held_out = tiny.root / RHO / "splits/held_out.parquet"
-    write_rows([row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in read_rows(held_out)], held_out)
+    write_rows(
+        [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in read_rows(held_out)],
+        held_out,
+    )
 
 
-EARLY = ("stopping=early", "eval_steps=1", "max_steps=8", "learning_rate=0.03", "per_device_eval_batch_size=7")
+EARLY = (
+    "stopping=early",
+    "eval_steps=1",
+    "max_steps=8",
+    "learning_rate=0.03",
+    "per_device_eval_batch_size=7",
+)
 
 
 def test_an_early_stopped_run_goes_on_elsewhere_and_keeps_the_best_step(
@@ -257,7 +347,9 @@ def test_an_early_stopped_run_goes_on_elsewhere_and_keeps_the_best_step(
     monkeypatch.chdir(tiny.root.parent)
     shutil.rmtree(directory)
     with pytest.raises(KeyboardInterrupt):
-        Tiny(tiny.suite, Path(tiny.root.name)).make("rm.yaml", *settings, progress=press)  # a relative workspace, as one types it
+        Tiny(tiny.suite, Path(tiny.root.name)).make(
+            "rm.yaml", *settings, progress=press
+        )  # a relative workspace, as one types it
     stage = tiny.stage("rm.yaml", *settings)
     moved = Workspace(Path(shutil.move(tiny.root, tmp_path / "elsewhere")), tiny.suite.name)
     assert list((moved.root / stage.path).glob("checkpoints/*/rpo_state.json"))
@@ -285,10 +377,14 @@ def test_a_reward_that_is_no_number_stops_the_run(built: Tiny, rows: list[TokenR
 
 
 def draw(policy: Any, tokenizer: Any, prompts: list[list[int]], seed: int, limit: int = 8) -> list[list[int]]:
-    return sample(policy, tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=limit, batch_size=5, seed=seed)
+    return sample(
+        policy, tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=limit, batch_size=5, seed=seed
+    )
 
 
-def test_samples_repeat_under_their_seed_and_end_in_eos_or_at_the_limit(policy: Any, tokenizer: Any, rows: list[TokenRow]) -> None:
+def test_samples_repeat_under_their_seed_and_end_in_eos_or_at_the_limit(
+    policy: Any, tokenizer: Any, rows: list[TokenRow]
+) -> None:
     prompts = [row.prompt_ids for row in rows]
     samples = draw(policy, tokenizer, prompts, 3)
     assert draw(policy, tokenizer, prompts, 3) == samples
@@ -300,13 +396,26 @@ def test_samples_repeat_under_their_seed_and_end_in_eos_or_at_the_limit(policy: 
         assert len(answer) <= 8 if ended else len(answer) == 8
 
 
-def test_samples_follow_the_models_own_distribution(absolute: Any, tokenizer: Any, rows: list[TokenRow]) -> None:
+def test_samples_follow_the_models_own_distribution(
+    absolute: Any, tokenizer: Any, rows: list[TokenRow]
+) -> None:
     """First tokens of 4000 samples of one prompt, in a batch where it is padded, against the model's probabilities."""
     short, long = rows[0].prompt_ids[:5], rows[0].prompt_ids
-    answers = sample(absolute, tokenizer, [short] * 4000 + [long], temperature=2.0, top_p=1.0, max_new_tokens=1, batch_size=4001, seed=0)
+    answers = sample(
+        absolute,
+        tokenizer,
+        [short] * 4000 + [long],
+        temperature=2.0,
+        top_p=1.0,
+        max_new_tokens=1,
+        batch_size=4001,
+        seed=0,
+    )
     counts = np.bincount([answer[0] for answer in answers[:4000]], minlength=len(tokenizer))
     with torch.no_grad():
-        expected = 4000 * (absolute(input_ids=torch.tensor([short])).logits[0, -1].double() / 2).softmax(-1).numpy()
+        expected = (
+            4000 * (absolute(input_ids=torch.tensor([short])).logits[0, -1].double() / 2).softmax(-1).numpy()
+        )
     chi_squared = ((counts - expected) ** 2 / expected).sum()
     degrees = len(expected) - 1
     assert chi_squared < degrees + 5 * (2 * degrees) ** 0.5
@@ -317,14 +426,20 @@ def test_evaluation_scores_its_samples_by_the_oracle(built: Tiny, tokenizer: Any
     metrics = manifest(built.root, f"{RHO}/evaluations/e-dpo/beta-0.2/test")["metrics"]
     assert len(found) == metrics["samples"] == 48
     assert metrics["reward_mean"] == pytest.approx(np.mean([row["reward"] for row in found]))
-    assert metrics["kl_to_reference"] == pytest.approx(np.mean([row["logp"] - row["ref_logp"] for row in found]))
-    oracle = load_reward(built.root / "seed-0/oracle", RECIPE, CPU, load_tokenizer(built.root / "seed-0/oracle"))
+    assert metrics["kl_to_reference"] == pytest.approx(
+        np.mean([row["logp"] - row["ref_logp"] for row in found])
+    )
+    oracle = load_reward(
+        built.root / "seed-0/oracle", RECIPE, CPU, load_tokenizer(built.root / "seed-0/oracle")
+    )
     checked = 0
     for row in found:
         prompt = tokenizer(row["prompt"])["input_ids"]
         ids = prompt + tokenizer(row["response"])["input_ids"] + [tokenizer.eos_token_id] * row["finished"]
         if len(ids) - len(prompt) == row["tokens"]:  # the text of a sample leaves special tokens out
-            assert row["reward"] == pytest.approx(float(rewards(oracle, [ids], tokenizer.pad_token_id, 1)[0]), abs=1e-6)
+            assert row["reward"] == pytest.approx(
+                float(rewards(oracle, [ids], tokenizer.pad_token_id, 1)[0]), abs=1e-6
+            )
             checked += 1
     assert checked > 10
 
@@ -346,10 +461,15 @@ def words(folder: Path, **special: str) -> Path:
     [
         ({"pad_token": "<pad>"}, "has no EOS token"),
         ({"eos_token": "</s>"}, "has no padding token; set `pad_token:`"),
-        ({"eos_token": "</s>", "pad_token": "</s>"}, r"the padding token is the EOS \(</s>\); set `pad_token:`"),
+        (
+            {"eos_token": "</s>", "pad_token": "</s>"},
+            r"the padding token is the EOS \(</s>\); set `pad_token:`",
+        ),
     ],
 )
-def test_a_tokenizer_without_eos_or_a_padding_token_of_its_own_is_refused(tmp_path: Path, special: dict[str, str], message: str) -> None:
+def test_a_tokenizer_without_eos_or_a_padding_token_of_its_own_is_refused(
+    tmp_path: Path, special: dict[str, str], message: str
+) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         load_tokenizer(words(tmp_path, **special))
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
@@ -375,7 +495,9 @@ def test_a_folder_without_a_tokenizer_or_a_model_is_one_line(tokenizer: Any, tmp
         assert "\n" not in str(caught.value)
 
 
-def test_teachers_with_another_tokenizer_are_refused(built: Tiny, tiny: Tiny, tokenizer: Any, tmp_path: Path) -> None:
+def test_teachers_with_another_tokenizer_are_refused(
+    built: Tiny, tiny: Tiny, tokenizer: Any, tmp_path: Path
+) -> None:
     for change, what in (({"eos_token": "<unk>"}, "EOS"), ({"pad_token": "<unk>"}, "padding")):
         other = AutoTokenizer.from_pretrained(built.root / POLICY, **change)
         with pytest.raises(BadInput, match=f"differ in {what}"):
@@ -401,7 +523,9 @@ def test_a_judge_reads_its_reward_at_the_tokenizers_end_whatever_its_config_call
     judge = Path(shutil.copytree(built.root / REWARD, tmp_path / "judge"))
     config = json.loads((judge / "config.json").read_text())
     sequences = [[5, 6, 7, 8, 1], [5, 6, 1]]
-    right = rewards(load_reward(built.root / REWARD, RECIPE, CPU, tokenizer), sequences, tokenizer.pad_token_id, 2)
+    right = rewards(
+        load_reward(built.root / REWARD, RECIPE, CPU, tokenizer), sequences, tokenizer.pad_token_id, 2
+    )
     for wrong in (config["eos_token_id"], None):
         (judge / "config.json").write_text(json.dumps({**config, "pad_token_id": wrong}))
         found = rewards(load_reward(judge, RECIPE, CPU, tokenizer), sequences, tokenizer.pad_token_id, 2)
@@ -410,7 +534,13 @@ def test_a_judge_reads_its_reward_at_the_tokenizers_end_whatever_its_config_call
 
 def test_samples_are_the_models_own_whatever_its_generation_config_says(built: Tiny, tokenizer: Any) -> None:
     prompts = [[5, 6, 7]] * 64
-    settings: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "batch_size": 64, "seed": 3}
+    settings: dict[str, Any] = {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "max_new_tokens": 8,
+        "batch_size": 64,
+        "seed": 3,
+    }
     model = load_causal(built.root / POLICY, RECIPE, CPU, tokenizer)
     plain = sample(model, tokenizer, prompts, **settings)
     model.generation_config.repetition_penalty = 5.0
@@ -422,11 +552,17 @@ def test_a_prompt_beyond_the_models_positions_is_refused(built: Tiny, tokenizer:
     model = load_causal(built.root / POLICY, RECIPE, CPU, tokenizer)
     room = model.config.max_position_embeddings
     with pytest.raises(BadInput, match=f"exceed the model's {room} positions"):
-        sample(model, tokenizer, [[5] * room], temperature=1.0, top_p=1.0, max_new_tokens=1, batch_size=1, seed=0)
+        sample(
+            model, tokenizer, [[5] * room], temperature=1.0, top_p=1.0, max_new_tokens=1, batch_size=1, seed=0
+        )
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for an old name
-def test_an_adapter_finds_its_base_from_anywhere(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)  # peft asks transformers for an old name
+def test_an_adapter_finds_its_base_from_anywhere(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     peft = pytest.importorskip("peft")
     monkeypatch.chdir(tiny.root.parent)
     beside = Tiny(tiny.suite, Path(tiny.root.name))  # a workspace as the command line has it: a relative path

@@ -15,14 +15,37 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # What a GPU must have finished before Python knows its result: values on the host, and shapes that depend on values.
-METHODS = {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__", "__contains__", "is_nonzero"}
-OPERATIONS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim"}
+METHODS = {
+    "item",
+    "tolist",
+    "numpy",
+    "cpu",
+    "__bool__",
+    "__float__",
+    "__int__",
+    "__index__",
+    "__array__",
+    "__contains__",
+    "is_nonzero",
+}
+OPERATIONS = {
+    "_local_scalar_dense",
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "bincount",
+    "_unique2",
+    "unique_dim",
+}
 
 
 def needs_value(name: str, args: tuple[Any, ...]) -> bool:
     if name in ("index", "index_put", "index_put_"):  # by a mask: as many rows as are true in it
         return any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
-    return name in OPERATIONS or (name == "repeat_interleave" and isinstance(args[0], torch.Tensor) and len(args) < 2)
+    return name in OPERATIONS or (
+        name == "repeat_interleave" and isinstance(args[0], torch.Tensor) and len(args) < 2
+    )
 
 
 class Waits(TorchDispatchMode):
@@ -37,8 +60,12 @@ class Waits(TorchDispatchMode):
         stack = traceback.extract_stack()
         if any("/torch/optim/" in frame.filename for frame in stack):
             return  # AdamW's step counters are on the host
-        last = [frame for frame in stack if "/torch/" not in frame.filename and frame.filename != __file__][-1]
-        self.seen.setdefault(self.step, []).append(f"{'/'.join(Path(last.filename).parts[-3:])}:{last.lineno} {last.line}")
+        last = [frame for frame in stack if "/torch/" not in frame.filename and frame.filename != __file__][
+            -1
+        ]
+        self.seen.setdefault(self.step, []).append(
+            f"{'/'.join(Path(last.filename).parts[-3:])}:{last.lineno} {last.line}"
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if needs_value(func.overloadpacket.__name__, args):
@@ -86,11 +113,15 @@ RUNS = {
 def test_steps_between_lines_of_metrics_read_nothing_back(tiny: Tiny, name: str) -> None:
     recipe, *settings = RUNS[name]
     if name == "plain layout":
-        tiny.make(recipe, "shared_prompts=false")  # the layout of its inputs too, before there is anything to teach
+        tiny.make(
+            recipe, "shared_prompts=false"
+        )  # the layout of its inputs too, before there is anything to teach
     teach(tiny)
     settings += ["max_steps=8", "logging_steps=4"]
     seen = waits_of(lambda progress: tiny.make(recipe, *settings, progress=progress))
-    assert any("trainer.py" in place for place in seen[5])  # the line of step 4, as a sign that reading is noticed
+    assert any(
+        "trainer.py" in place for place in seen[5]
+    )  # the line of step 4, as a sign that reading is noticed
     places = [place for step in (2, 3, 6, 7) for place in seen.get(step, [])]
     if name.endswith("plain layout"):
         # transformers asks whether a 2-D mask hides anything at all.

@@ -33,7 +33,9 @@ def doubles(*shape: int, seed: int = 0, grad: bool = False) -> Tensor:
 
 def test_pair_losses_have_the_values_computed_by_hand():
     delta_h = torch.tensor([0.0, 2.0], dtype=torch.float64)
-    assert dpo_losses(delta_h, 0.5).tolist() == pytest.approx([math.log(2), math.log(1 + math.exp(-1))], abs=1e-15)
+    assert dpo_losses(delta_h, 0.5).tolist() == pytest.approx(
+        [math.log(2), math.log(1 + math.exp(-1))], abs=1e-15
+    )
     assert ipo_losses(delta_h, 0.25).tolist() == [4.0, 0.0]
     delta_r = torch.tensor([[1.0, 1.0], [3.0, 0.0]], dtype=torch.float64)
     assert distill_losses(delta_h, delta_r, 0.5).tolist() == [[1.0, 0.0], [9.0, 1.0]]
@@ -63,7 +65,9 @@ def test_distillation_sees_only_the_residual_in_reward_units():
     losses = distill_losses(delta_h, delta_r, 0.7)
     # A shift of y_w's reward is undone by the policy's answer to it, pair by pair: no batch statistics take part.
     shift = doubles(5, seed=2)
-    torch.testing.assert_close(distill_losses(delta_h + shift / 0.7, delta_r + shift, 0.7), losses, rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        distill_losses(delta_h + shift / 0.7, delta_r + shift, 0.7), losses, rtol=0, atol=1e-13
+    )
     # Rewards and β in other units only change the unit of the loss: raw logits are neither normalised nor divided by β.
     torch.testing.assert_close(distill_losses(delta_h, 3 * delta_r, 3 * 0.7), 9 * losses, rtol=1e-13, atol=0)
 
@@ -82,7 +86,11 @@ def test_swapping_a_pair_keeps_distillation_and_turns_preference_losses_round():
 @pytest.mark.parametrize("delta", [-1e6, -1e3, 0.0, 1e3, 1e6])
 def test_extreme_margins_keep_losses_and_gradients_finite_in_float32(beta: float, delta: float):
     delta_h = torch.tensor([delta], requires_grad=True)
-    for losses in (dpo_losses(delta_h, beta), ipo_losses(delta_h, 1 / beta), distill_losses(delta_h, -delta_h, beta)):
+    for losses in (
+        dpo_losses(delta_h, beta),
+        ipo_losses(delta_h, 1 / beta),
+        distill_losses(delta_h, -delta_h, beta),
+    ):
         (gradient,) = torch.autograd.grad(losses.sum(), delta_h)
         assert losses.isfinite().all() and gradient.isfinite().all()
         assert losses.item() >= 0
@@ -148,7 +156,10 @@ def test_loss_of_an_optimiser_batch_does_not_depend_on_how_it_is_cut():
     for size in (1, 2, 4):
         parts = [ensemble_losses(part, "batch", choice=choice)[0] for part in losses.split(size, dim=1)]
         assert torch.equal(torch.cat(parts), whole)
-    assert torch.cat([ensemble_losses(part, "batch")[0] for part in losses.split(1, dim=1)]).mean() < whole.mean()
+    assert (
+        torch.cat([ensemble_losses(part, "batch")[0] for part in losses.split(1, dim=1)]).mean()
+        < whole.mean()
+    )
 
 
 def test_only_the_chosen_member_receives_a_gradient():
@@ -266,7 +277,8 @@ def test_gradients_of_kl_estimators_equal_finite_differences():
     policy = doubles(2, 3, 4, grad=True)
     assert torch.autograd.gradcheck(lambda logits: kl_full(logits, ref, mask), (policy,))
     assert torch.autograd.gradcheck(
-        lambda logits: kl_sample(sequence_logps(logits, tokens, mask), sequence_logps(ref, tokens, mask)), (policy,)
+        lambda logits: kl_sample(sequence_logps(logits, tokens, mask), sequence_logps(ref, tokens, mask)),
+        (policy,),
     )
 
 
@@ -291,7 +303,9 @@ def test_sequence_logps_sum_the_tokens_inside_the_mask_only():
         logps[0, 0, 1] + logps[0, 1, 4] + logps[0, 2, 0] + logps[0, 3, 2],
         logps[1, 0, 3] + logps[1, 2, 0],
     ]
-    torch.testing.assert_close(sequence_logps(logits, tokens, mask), torch.stack(expected), rtol=1e-15, atol=0)
+    torch.testing.assert_close(
+        sequence_logps(logits, tokens, mask), torch.stack(expected), rtol=1e-15, atol=0
+    )
     assert sequence_logps(logits, tokens, torch.zeros(2, 4)).tolist() == [0, 0]
 
 
@@ -328,7 +342,9 @@ def test_temperature_of_synthetic_logits_is_recovered(temperature: float):
     # Weights equal to the label probabilities stand for infinitely many labels, so T is the exact optimum.
     logits = doubles(200) * 2
     both_orders = torch.cat([logits, -logits])
-    assert fit_temperature(both_orders * temperature, both_orders.sigmoid()) == pytest.approx(temperature, rel=1e-12)
+    assert fit_temperature(both_orders * temperature, both_orders.sigmoid()) == pytest.approx(
+        temperature, rel=1e-12
+    )
 
 
 def test_temperature_of_sampled_labels_is_recovered_to_sampling_error():
@@ -405,7 +421,9 @@ def test_mix_weights_reproduce_the_average_over_resampled_pairs():
     longer = torch.arange(10) < 8
     values = doubles(10)
     expected = 0.2 * values[longer].mean() + 0.8 * values[~longer].mean()
-    torch.testing.assert_close((mix_weights(longer, ~longer, 0.2) * values).mean(), expected, rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        (mix_weights(longer, ~longer, 0.2) * values).mean(), expected, rtol=0, atol=1e-15
+    )
 
 
 def test_mix_weights_refuse_impossible_mixtures():

@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 from conftest import RHO, Tiny, journal, manifest, rpo, weights
 
+from rpo_cli.artifacts import Workspace, job_of, versions, write_json
 from rpo_cli.errors import RunFailed
-from rpo_cli.job import job_of
-from rpo_cli.progress import PlanProgress
-from rpo_cli.stages import run_job
-from rpo_cli.training.loop import STATE
-from rpo_cli.training.policy import PolicyTrainer
-from rpo_cli.workspace import Workspace, versions, write_json
+from rpo_cli.runs.progress import PlanProgress
+from rpo_cli.runs.work import run_job
+from rpo_cli.stages.policy import PolicyTrainer
+from rpo_cli.stages.training.loop import STATE
 
 POLICY = f"{RHO}/policies/e-dpo/beta-0.2"
 EVALUATION = f"{RHO}/evaluations/e-dpo/beta-0.2/test"
@@ -29,7 +28,10 @@ EVALUATION = f"{RHO}/evaluations/e-dpo/beta-0.2/test"
 
 def plan(tiny: Tiny, command: str, recipe: str, *arguments: object) -> dict[str, str]:
     """Path -> reason of what a command would build."""
-    return {item["path"]: item["reason"] for item in json.loads(tiny.run(command, recipe, "--dry-run", "--json", *arguments).stdout)}
+    return {
+        item["path"]: item["reason"]
+        for item in json.loads(tiny.run(command, recipe, "--dry-run", "--json", *arguments).stdout)
+    }
 
 
 def files(root: Path) -> dict[str, tuple[int, bytes]]:
@@ -43,18 +45,26 @@ def files(root: Path) -> dict[str, tuple[int, bytes]]:
 
 def changed(before: dict[str, tuple[int, bytes]], after: dict[str, tuple[int, bytes]]) -> set[str]:
     """Artifacts with a file that is new, gone or written again."""
-    return {str(Path(name).parent) for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    return {
+        str(Path(name).parent) for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    }
 
 
 def same_artifact(one: Path, other: Path) -> None:
     """Equal in every file, times aside."""
-    names = {str(file.relative_to(one)) for file in one.rglob("*") if file.is_file() and file.name != "log.txt"}
-    assert names == {str(file.relative_to(other)) for file in other.rglob("*") if file.is_file() and file.name != "log.txt"}
+    names = {
+        str(file.relative_to(one)) for file in one.rglob("*") if file.is_file() and file.name != "log.txt"
+    }
+    assert names == {
+        str(file.relative_to(other)) for file in other.rglob("*") if file.is_file() and file.name != "log.txt"
+    }
     for name in names - {"manifest.json", "metrics.jsonl"}:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     if "metrics.jsonl" in names:
         assert journal(one) == journal(other)
-    manifests: list[dict[str, Any]] = [json.loads((folder / "manifest.json").read_text()) for folder in (one, other)]
+    manifests: list[dict[str, Any]] = [
+        json.loads((folder / "manifest.json").read_text()) for folder in (one, other)
+    ]
     assert all(m.pop("seconds") >= 0 for m in manifests)
     assert [m.pop("git", None) for m in manifests]  # someone may commit between two tests
     assert manifests[0] == manifests[1]
@@ -73,7 +83,12 @@ def test_a_second_run_builds_nothing(tiny: Tiny) -> None:
 def test_a_dry_run_writes_nothing_and_plans_inputs_first(empty: Tiny) -> None:
     order = list(plan(empty, "evaluate", "e-dpo.yaml"))
     assert order[0] == "seed-0/data" and order[-1] == EVALUATION and len(order) == 16
-    assert order.index("seed-0/sft") < order.index("seed-0/oracle") < order.index("seed-0/relabel") < order.index(f"{RHO}/splits")
+    assert (
+        order.index("seed-0/sft")
+        < order.index("seed-0/oracle")
+        < order.index("seed-0/relabel")
+        < order.index(f"{RHO}/splits")
+    )
     assert not empty.root.exists()
 
 
@@ -98,7 +113,9 @@ def test_a_changed_recipe_makes_its_artifact_and_all_below_stale(tiny: Tiny) -> 
     assert all(reason.startswith("input ") for path, reason in found.items() if path != "seed-0/sft")
 
 
-@pytest.mark.parametrize("line", ["description: other", "per_device_eval_batch_size: 7", "expected_seconds: 3", "save_steps: 2"])
+@pytest.mark.parametrize(
+    "line", ["description: other", "per_device_eval_batch_size: 7", "expected_seconds: 3", "save_steps: 2"]
+)
 def test_keys_that_cannot_change_a_result_make_nothing_stale(tiny: Tiny, line: str) -> None:
     tiny.edit("sft.yaml", line)
     assert plan(tiny, "evaluate", "e-dpo.yaml") == {}
@@ -147,14 +164,18 @@ def test_a_foreign_directory_that_is_not_empty_is_refused(empty: Tiny) -> None:
     empty.root.mkdir()
     (empty.root / "thesis.tex").write_text("years of work")
     for more in ((), ("--dry-run",), ("--force",)):
-        assert "neither empty nor a workspace of rpo" in empty.run("train-sft", "sft.yaml", *more, code=2).stderr
+        assert (
+            "neither empty nor a workspace of rpo" in empty.run("train-sft", "sft.yaml", *more, code=2).stderr
+        )
     assert [file.name for file in empty.root.iterdir()] == ["thesis.tex"]
 
 
 # ── Failures, interruptions, kills ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_stage_that_fails_leaves_no_manifest_and_its_inputs_stay(built: Tiny, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_fails_leaves_no_manifest_and_its_inputs_stay(
+    built: Tiny, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise ValueError("first line\nsecond line")
 
@@ -163,7 +184,10 @@ def test_a_stage_that_fails_leaves_no_manifest_and_its_inputs_stay(built: Tiny, 
     with monkeypatch.context() as patch:
         patch.setattr(PolicyTrainer, "compute_loss", fail)
         result = tiny.run("train-policy", "e-dpo.yaml", code=1)
-    assert result.stderr.splitlines()[-1] == f"{POLICY}: ValueError: first line (log: {tiny.root / POLICY / 'log.txt'})"
+    assert (
+        result.stderr.splitlines()[-1]
+        == f"{POLICY}: ValueError: first line (log: {tiny.root / POLICY / 'log.txt'})"
+    )
     assert "Traceback" in (tiny.root / POLICY / "log.txt").read_text()
     assert changed(before, files(tiny.root)) == {POLICY}
     assert not (tiny.root / POLICY / "manifest.json").exists()
@@ -190,7 +214,9 @@ def test_bad_input_found_late_costs_no_finished_artifact(tiny: Tiny) -> None:
     assert plan(tiny, "evaluate", "e-dpo.yaml") == {}
 
 
-def test_what_a_trial_replaced_is_there_until_the_trial_is_finished(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_trial_replaced_is_there_until_the_trial_is_finished(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = files(tiny.root)
 
     def press(self: PlanProgress, path: str, step: int, of: int) -> None:
@@ -210,14 +236,16 @@ def test_what_a_trial_replaced_is_there_until_the_trial_is_finished(tiny: Tiny, 
     assert weights(tiny.root / "seed-0/sft") != before["seed-0/sft/model.safetensors"][1]
 
 
-def test_what_was_set_aside_is_no_ruin_after_a_kill_while_it_is_deleted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_set_aside_is_no_ruin_after_a_kill_while_it_is_deleted(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def kill(directory: Path, ignore_errors: bool) -> None:
         if ".replaced" in directory.parts and directory.exists():
             (directory / "model.safetensors").unlink()
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("rpo_cli.workspace.shutil.rmtree", kill)
+        patch.setattr("rpo_cli.artifacts.workspace.shutil.rmtree", kill)
         tiny.run("train-sft", "sft.yaml", "--set", "max_steps=3", code=130)
     tiny.run("train-sft", "sft.yaml")
     assert (tiny.root / "seed-0/sft/model.safetensors").exists()
@@ -233,16 +261,23 @@ def test_an_input_that_another_command_made_anew_is_noticed(tiny: Tiny, when: st
 
     if when == "before":
         another_command()
-    with pytest.raises(RunFailed, match=r"scores/rm/b-0.2 was changed by another command meanwhile; run the same command again"):
+    with pytest.raises(
+        RunFailed,
+        match=r"scores/rm/b-0.2 was changed by another command meanwhile; run the same command again",
+    ):
         run_job(job, lambda step, of: another_command() if when == "meanwhile" else pytest.fail("it trained"))
     assert not (job.directory / "manifest.json").exists()
 
 
 def test_the_next_command_is_about_what_this_one_made(tiny: Tiny) -> None:
-    said = tiny.run("train-policy", "dpo.yaml", "--set", "max_steps=2", "--set", "beta=0.3", "--rho", "0.5", "--seed", "0").stderr
+    said = tiny.run(
+        "train-policy", "dpo.yaml", "--set", "max_steps=2", "--set", "beta=0.3", "--rho", "0.5", "--seed", "0"
+    ).stderr
     line = said.splitlines()[-1]
     assert line.startswith("next: rpo evaluate --recipe ")
-    assert line.endswith(f"dpo.yaml --rho 0.5 --set max_steps=2 --set beta=0.3 --workspace {tiny.root} --seed 0")
+    assert line.endswith(
+        f"dpo.yaml --rho 0.5 --set max_steps=2 --set beta=0.3 --workspace {tiny.root} --seed 0"
+    )
 
 
 def test_after_kill_9_the_same_command_ends_where_the_undisturbed_one_did(tiny: Tiny, tmp_path: Path) -> None:
@@ -290,7 +325,13 @@ def test_two_jobs_give_the_same_bytes_as_one_and_their_libraries_say_nothing(
 def test_manifests_say_where_a_result_comes_from(built: Tiny) -> None:
     found = manifest(built.root, POLICY)
     assert found["seeds"] == {"data": 0, "rm": 0, "policy": 0, "sampling": 0}
-    assert found["versions"] == versions() and found["versions"].keys() >= {"python", "torch", "trl", "transformers", "numpy"}
+    assert found["versions"] == versions() and found["versions"].keys() >= {
+        "python",
+        "torch",
+        "trl",
+        "transformers",
+        "numpy",
+    }
     assert found["device"] == "cpu, float32 (cpu: as the recipe says; dtype: as the recipe says)"
     assert found["threads"] == 1 and found["suite"] == "tiny" and found["seconds"] > 0
     assert found["recipe"]["beta"] == 0.2 and found["recipe"]["objective"] == "e-dpo"
@@ -308,8 +349,13 @@ def test_seeds_for_one_purpose_change_only_what_they_are_for(tiny: Tiny) -> None
     assert other["seeds"] == {"data": 0, "rm": 0, "policy": 7, "sampling": 0}
 
 
-def test_wandb_runs_offline_inside_the_workspace_and_no_secret_is_written(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = {name: f"{index}eadbeef" * 5 for index, name in enumerate(("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"), 1)}
+def test_wandb_runs_offline_inside_the_workspace_and_no_secret_is_written(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {
+        name: f"{index}eadbeef" * 5
+        for index, name in enumerate(("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"), 1)
+    }
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
 from trl import DPOConfig, DPOTrainer
 
-from rpo_cli.data.pairs import read_rows
 from rpo_cli.errors import RunFailed
-from rpo_cli.training.loop import STATE
-from rpo_cli.training.policy import PolicyTrainer
-from rpo_cli.training.reward import LeanRewardTrainer
+from rpo_cli.stages.data.rows import read_rows
+from rpo_cli.stages.policy import PolicyTrainer
+from rpo_cli.stages.reward import LeanRewardTrainer
+from rpo_cli.stages.training.loop import STATE
 
 CUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
 # Adam divides by the root of the squared gradient and so blows up rounding where a gradient is almost nothing; where
@@ -48,16 +48,24 @@ def teach(tiny: Tiny) -> None:
     for folder in sorted((tiny.root / RHO / "scores/rm").glob("b-*")):
         for file in folder.glob("*.parquet"):
             ids = pq.read_table(file)["id"].to_pylist()
-            pq.write_table(pa.table({"id": ids, "chosen": rng.normal(size=len(ids)), "rejected": np.zeros(len(ids))}), file)
+            pq.write_table(
+                pa.table({"id": ids, "chosen": rng.normal(size=len(ids)), "rejected": np.zeros(len(ids))}),
+                file,
+            )
 
 
 # ── Against TRL ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def stock(built: Tiny, home: Path, rows: int = 8, **settings: object) -> tuple[list[float], dict[str, torch.Tensor]]:
+def stock(
+    built: Tiny, home: Path, rows: int = 8, **settings: object
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of each step and final weights of TRL's own DPOTrainer, from the text of the same pairs."""
     source = built.root / "seed-0/sft"
-    pairs = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in read_rows(built.root / RHO / "splits/train.parquet")]
+    pairs = [
+        {name: row[name] for name in ("prompt", "chosen", "rejected")}
+        for row in read_rows(built.root / RHO / "splits/train.parquet")
+    ]
     config = DPOConfig(
         output_dir=str(home), max_steps=6, lr_scheduler_type="constant", per_device_train_batch_size=rows, logging_steps=1, seed=0,
         data_seed=0, bf16=False, use_cpu=True, activation_checkpointing=False, max_length=None, report_to="none", save_strategy="no",
@@ -65,21 +73,40 @@ def stock(built: Tiny, home: Path, rows: int = 8, **settings: object) -> tuple[l
     )  # fmt: skip
     model, reference = (AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32) for _ in range(2))
     trainer = DPOTrainer(
-        model, reference, config, train_dataset=Dataset.from_list(pairs), processing_class=AutoTokenizer.from_pretrained(source)
+        model,
+        reference,
+        config,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=AutoTokenizer.from_pretrained(source),
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, {name: value.detach() for name, value in trainer.model.state_dict().items()}
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # stock TRL's own
-@pytest.mark.parametrize(("objective", "loss_type", "strength"), [("dpo", "sigmoid", "beta"), ("ipo-norm", "ipo", "tau")])
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)  # stock TRL's own
+@pytest.mark.parametrize(
+    ("objective", "loss_type", "strength"), [("dpo", "sigmoid", "beta"), ("ipo-norm", "ipo", "tau")]
+)
 @pytest.mark.parametrize(("optim", "rate"), [("sgd", 0.1), ("adamw_torch", 3e-3)])
 def test_dpo_and_ipo_norm_are_trls_own_up_to_rounding(
-    built: Tiny, tiny: Tiny, tmp_path: Path, objective: str, loss_type: str, strength: str, optim: str, rate: float
+    built: Tiny,
+    tiny: Tiny,
+    tmp_path: Path,
+    objective: str,
+    loss_type: str,
+    strength: str,
+    optim: str,
+    rate: float,
 ) -> None:
-    losses, final = stock(built, tmp_path / "trl", beta=0.3, loss_type=[loss_type], optim=optim, learning_rate=rate)
-    directory, _ = tiny.make(f"{objective}.yaml", f"{strength}=0.3", f"optim={optim}", f"learning_rate={rate}")
+    losses, final = stock(
+        built, tmp_path / "trl", beta=0.3, loss_type=[loss_type], optim=optim, learning_rate=rate
+    )
+    directory, _ = tiny.make(
+        f"{objective}.yaml", f"{strength}=0.3", f"optim={optim}", f"learning_rate={rate}"
+    )
     assert column(directory, "loss") == pytest.approx(losses, rel=1e-5)
     assert distance(directory, final) < 1e-5
     assert distance(directory, built.root / "seed-0/sft") > 1e-3
@@ -91,7 +118,10 @@ def test_dpo_and_ipo_norm_are_trls_own_up_to_rounding(
 @pytest.mark.parametrize("scope", ["batch", "dataset", "example"])
 def test_the_ensembles_min_does_not_depend_on_how_the_batch_is_cut(tiny: Tiny, scope: str) -> None:
     teach(tiny)
-    runs = [tiny.make("e-dpo.yaml", f"ensemble_min={scope}", "ema_decay=0.5", *SGD, *cut(*sizes))[0] for sizes in CUTS]
+    runs = [
+        tiny.make("e-dpo.yaml", f"ensemble_min={scope}", "ema_decay=0.5", *SGD, *cut(*sizes))[0]
+        for sizes in CUTS
+    ]
     members = [name for name in journal(runs[0])[0] if name.startswith("members/")]
     assert len(members) == 3
     assert sum(len(set(column(runs[0], name))) > 1 for name in members) > 1  # members do take turns
@@ -101,7 +131,9 @@ def test_the_ensembles_min_does_not_depend_on_how_the_batch_is_cut(tiny: Tiny, s
         assert all(column(other, name) == column(runs[0], name) for name in members)
 
 
-def test_a_min_inside_each_micro_batch_would_be_another_objective(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_min_inside_each_micro_batch_would_be_another_objective(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     teach(tiny)
     settings = ("ensemble_min=batch", *SGD)
     whole, _ = tiny.make("e-dpo.yaml", *settings, *cut(8, 1))
@@ -119,13 +151,16 @@ def test_one_pair_eight_times_is_eight_pairs_once(tiny: Tiny, objective: str) ->
 
 
 @pytest.mark.parametrize("recipe", ["e-dpo.yaml", "rm.yaml", "sft.yaml"])
-def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(tiny: Tiny, tmp_path: Path, recipe: str) -> None:
+def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(
+    tiny: Tiny, tmp_path: Path, recipe: str
+) -> None:
     """64 pairs make five batches of 12 and a rest; the rest is left out of the epoch, however the batch is cut."""
     if recipe == "sft.yaml":
         tiny.edit("data.yaml", "rows: {sft_train: 64, pairs: 360, pairs_validation: 40}")
         tiny.make("data.yaml")
     runs = [
-        Path(shutil.copytree(tiny.make(recipe, "max_steps=8", *SGD, *cut(*sizes))[0], tmp_path / f"{sizes}")) for sizes in ((12, 1), (3, 4))
+        Path(shutil.copytree(tiny.make(recipe, "max_steps=8", *SGD, *cut(*sizes))[0], tmp_path / f"{sizes}"))
+        for sizes in ((12, 1), (3, 4))
     ]
     assert column(runs[1], "epoch") == pytest.approx(column(runs[0], "epoch"))
     assert column(runs[1], "loss") == pytest.approx(column(runs[0], "loss"), rel=1e-4, abs=1e-6)
@@ -138,7 +173,9 @@ def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(tiny: Tiny, 
 def test_the_exact_kl_has_no_gradient_at_the_reference(tiny: Tiny) -> None:
     dpo, _ = tiny.make("dpo.yaml", "max_steps=1", *SGD)
     exact, _ = tiny.make("p-dpo.yaml", "max_steps=1", "gamma=10", "gamma_end=null", "kl_estimator=full", *SGD)
-    noisy, _ = tiny.make("p-dpo.yaml", "max_steps=1", "gamma=10", "gamma_end=null", "kl_estimator=sample", *SGD)
+    noisy, _ = tiny.make(
+        "p-dpo.yaml", "max_steps=1", "gamma=10", "gamma_end=null", "kl_estimator=sample", *SGD
+    )
     assert column(exact, "kl_to_reference") == pytest.approx([0], abs=1e-6)
     assert column(exact, "grad_norm") == pytest.approx(column(dpo, "grad_norm"), rel=1e-4)
     assert distance(dpo, exact) < 1e-6
@@ -162,7 +199,9 @@ def test_every_kl_estimator_trains_and_logs_the_kl(tiny: Tiny, estimator: str) -
 
 
 def test_gamma_beta_is_gamma_times_beta(tiny: Tiny) -> None:
-    scaled, _ = tiny.make("p-dpo.yaml", "kl_coefficient=gamma_beta", "beta=0.2", "gamma=0.5", "gamma_end=2", *SGD)
+    scaled, _ = tiny.make(
+        "p-dpo.yaml", "kl_coefficient=gamma_beta", "beta=0.2", "gamma=0.5", "gamma_end=2", *SGD
+    )
     plain, _ = tiny.make("p-dpo.yaml", "kl_coefficient=gamma", "beta=0.2", "gamma=0.1", "gamma_end=0.4", *SGD)
     assert column(scaled, "loss") == pytest.approx(column(plain, "loss"), rel=1e-6)
     assert distance(scaled, plain) < 1e-6
@@ -200,7 +239,11 @@ RESUMED = {
     "policy": ("e-dpo.yaml", "ensemble_min=dataset", "ema_decay=0.5"),
     "policy, kl and example": ("e-dpo.yaml", "ensemble_min=example", "gradient_accumulation_steps=2"),
     # Three steps an epoch: the checkpoint of step 4 lies inside the second.
-    "policy, by length": ("e-dpo.yaml", "train_sampling_strategy=group_by_length", "per_device_train_batch_size=20"),
+    "policy, by length": (
+        "e-dpo.yaml",
+        "train_sampling_strategy=group_by_length",
+        "per_device_train_batch_size=20",
+    ),
     "reward": ("rm.yaml",),
     "reward, early": ("rm.yaml", "stopping=early", "eval_steps=2"),
     "sft": ("sft.yaml", "max_steps=6"),
@@ -210,7 +253,10 @@ RESUMED = {
 @pytest.mark.parametrize("name", RESUMED)
 def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_bytes(tiny: Tiny, name: str) -> None:
     recipe, *settings = RESUMED[name]
-    settings += ["save_steps=2", "logging_steps=3"]  # the checkpoint to resume from lies between two logged steps
+    settings += [
+        "save_steps=2",
+        "logging_steps=3",
+    ]  # the checkpoint to resume from lies between two logged steps
     teach(tiny)
     directory, undisturbed = tiny.make(recipe, *settings)
     final, lines = weights(directory), journal(directory)
@@ -243,7 +289,7 @@ def test_a_run_that_ended_before_it_was_published_ends_the_same(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("rpo_cli.training.loop.save", kill)
+        patch.setattr("rpo_cli.stages.training.publish.save", kill)
         tiny.make(recipe, *settings)
     assert (directory / "checkpoints/checkpoint-6" / STATE).is_file()  # nothing is left to do after this one
     _, resumed = tiny.make(recipe, *settings)
@@ -263,7 +309,11 @@ def test_the_line_of_the_last_step_has_every_metric_though_no_line_was_due(tiny:
     directory, _ = tiny.make(recipe, "logging_steps=4")
     due, last = journal(directory)
     assert (due["step"], last["step"]) == (4, 6) and due.keys() == last.keys()
-    assert last.keys() >= ({"rewards/margins", "members/0.2", "losses/preference"} if recipe == "e-dpo.yaml" else {"accuracy", "margin"})
+    assert last.keys() >= (
+        {"rewards/margins", "members/0.2", "losses/preference"}
+        if recipe == "e-dpo.yaml"
+        else {"accuracy", "margin"}
+    )
 
 
 def test_a_checkpoint_that_a_kill_cut_short_is_not_resumed_from(tiny: Tiny) -> None:
@@ -314,14 +364,18 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(
 ) -> None:
     spoil(monkeypatch, trainer, at=3)
     stage = tiny.stage(recipe)
-    with pytest.raises(RunFailed, match=rf"{stage.path}: (loss|grad_norm) is nan at step 3; try a smaller learning_rate"):
+    with pytest.raises(
+        RunFailed, match=rf"{stage.path}: (loss|grad_norm) is nan at step 3; try a smaller learning_rate"
+    ):
         tiny.make(recipe)
     assert not (tiny.root / stage.path / "manifest.json").exists()
     assert not (tiny.root / stage.path / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("at", [1, 6])
-def test_a_loss_that_is_no_number_is_seen_though_its_step_is_not_logged(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+def test_a_loss_that_is_no_number_is_seen_though_its_step_is_not_logged(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
     spoil(monkeypatch, PolicyTrainer, at=at)
     with pytest.raises(RunFailed, match="nan at step 6"):
         tiny.make("dpo.yaml", "logging_steps=4" if at == 6 else "logging_steps=50")
@@ -338,7 +392,9 @@ def models_while(train: Callable[[Callable[[int, int], None]], object]) -> tuple
     def count() -> tuple[int, int]:
         gc.collect()
         things = gc.get_objects()
-        return sum(type(x) is LlamaForCausalLM for x in things), sum(type(x) is LlamaForSequenceClassification for x in things)
+        return sum(type(x) is LlamaForCausalLM for x in things), sum(
+            type(x) is LlamaForSequenceClassification for x in things
+        )
 
     before = count()
     train(lambda step, of: found.append(count()))
@@ -346,13 +402,17 @@ def models_while(train: Callable[[Callable[[int, int], None]], object]) -> tuple
 
 
 @pytest.mark.parametrize(
-    ("recipe", "estimator", "expected"), [("dpo", "sample", 1), ("dp-dpo", "sample", 1), ("e-dpo", "data", 1), ("e-dpo", "full", 2)]
+    ("recipe", "estimator", "expected"),
+    [("dpo", "sample", 1), ("dp-dpo", "sample", 1), ("e-dpo", "data", 1), ("e-dpo", "full", 2)],
 )
 def test_neither_reference_nor_reward_model_is_in_memory_but_for_the_full_kl(
     tiny: Tiny, recipe: str, estimator: str, expected: int
 ) -> None:
     settings = ("max_steps=2", f"kl_estimator={estimator}")
-    assert models_while(lambda progress: tiny.make(f"{recipe}.yaml", *settings, progress=progress)) == (expected, 0)
+    assert models_while(lambda progress: tiny.make(f"{recipe}.yaml", *settings, progress=progress)) == (
+        expected,
+        0,
+    )
 
 
 @pytest.mark.parametrize("recipe", ["dpo.yaml", "rm.yaml", "sft.yaml"])
@@ -361,7 +421,9 @@ def test_dropout_in_a_models_config_is_off_in_training(tiny: Tiny, recipe: str) 
     for dropout in (0.0, 0.5):
         if recipe == "sft.yaml":
             text = (tiny.suite / recipe).read_text()
-            (tiny.suite / recipe).write_text(text.replace("attention_dropout: 0.3", f"attention_dropout: {dropout}"))
+            (tiny.suite / recipe).write_text(
+                text.replace("attention_dropout: 0.3", f"attention_dropout: {dropout}")
+            )
             assert "0.3" not in (tiny.suite / recipe).read_text()
         else:
             file = tiny.root / "seed-0/sft/config.json"
@@ -370,6 +432,8 @@ def test_dropout_in_a_models_config_is_off_in_training(tiny: Tiny, recipe: str) 
         results.append(weights(directory))
         shutil.rmtree(directory)
         (tiny.suite / recipe).write_text(
-            (tiny.suite / recipe).read_text().replace(f"attention_dropout: {dropout}", "attention_dropout: 0.3")
+            (tiny.suite / recipe)
+            .read_text()
+            .replace(f"attention_dropout: {dropout}", "attention_dropout: 0.3")
         )
     assert results[0] == results[1]

@@ -24,15 +24,14 @@ from conftest import RHO, Tiny, journal, manifest, rpo, weights
 from safetensors.torch import load_file
 from test_policy_training import SGD, teach
 
-import rpo_cli.launch
-from rpo_cli import processes
+import rpo_cli.runs.child
+from rpo_cli.artifacts import Job, Launch, Workspace, job_of, write_json
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.job import Job, Launch, job_of
-from rpo_cli.launch import take_part
-from rpo_cli.schema import PolicyRecipe
-from rpo_cli.stages import run_job
-from rpo_cli.training.loop import STATE
-from rpo_cli.workspace import Workspace, write_json
+from rpo_cli.recipes.schema import PolicyRecipe
+from rpo_cli.runs import processes
+from rpo_cli.runs.child import take_part
+from rpo_cli.runs.work import run_job
+from rpo_cli.stages.training.loop import STATE
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "recipes" / "accelerate"
@@ -46,14 +45,35 @@ RUNS: dict[str, tuple[str, ...]] = {
     "sft": ("sft.yaml", *MICRO),
     "reward": ("rm.yaml", "optim=sgd", "learning_rate=1"),
     # Not 24, the held-out pairs, and no divisor: batches are ragged, over processes and within.
-    "reward, early": ("rm.yaml", "optim=sgd", "learning_rate=1", "stopping=early", "eval_steps=2", "per_device_eval_batch_size=7"),
+    "reward, early": (
+        "rm.yaml",
+        "optim=sgd",
+        "learning_rate=1",
+        "stopping=early",
+        "eval_steps=2",
+        "per_device_eval_batch_size=7",
+    ),
     "dpo": ("dpo.yaml", *MICRO),
     "dpo, by length": ("dpo.yaml", *MICRO, "train_sampling_strategy=group_by_length"),
     "e-dpo, batch": ("e-dpo.yaml", "ensemble_min=batch", *SGD),
-    "e-dpo, batch of pieces": ("e-dpo.yaml", "ensemble_min=batch", *SGD, "per_device_train_batch_size=2", "gradient_accumulation_steps=4"),
+    "e-dpo, batch of pieces": (
+        "e-dpo.yaml",
+        "ensemble_min=batch",
+        *SGD,
+        "per_device_train_batch_size=2",
+        "gradient_accumulation_steps=4",
+    ),
     "e-dpo, dataset": ("e-dpo.yaml", "ensemble_min=dataset", "ema_decay=0.5", *MICRO),
     "e-dpo, example": ("e-dpo.yaml", "ensemble_min=example", *SGD),
-    "e-dpo, long": ("e-dpo.yaml", "ensemble_min=dataset", "ema_decay=0.5", *SGD, "max_steps=60", "save_steps=10", "logging_steps=7"),
+    "e-dpo, long": (
+        "e-dpo.yaml",
+        "ensemble_min=dataset",
+        "ema_decay=0.5",
+        *SGD,
+        "max_steps=60",
+        "save_steps=10",
+        "logging_steps=7",
+    ),
 }
 
 
@@ -73,27 +93,46 @@ def start(command: list[object]) -> subprocess.Popen[bytes]:
 def shared(built: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """The chain with an ensemble whose members differ and take turns."""
     home = tmp_path_factory.mktemp("processes")
-    tiny = Tiny(Path(shutil.copytree(built.suite, home / "tiny")), Path(shutil.copytree(built.root, home / "runs")))
+    tiny = Tiny(
+        Path(shutil.copytree(built.suite, home / "tiny")), Path(shutil.copytree(built.root, home / "runs"))
+    )
     teach(tiny)
     return tiny
 
 
 @pytest.fixture(scope="module")
-def twins(shared: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], tuple[Path, Path]]]:
+def twins(
+    shared: Tiny, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], tuple[Path, Path]]]:
     """Artifacts of each of RUNS, in one process and in two; the two work while the one does."""
     home = tmp_path_factory.mktemp("twins")
     ones, twos = [], []
     for name, (recipe, *settings) in RUNS.items():
         # In places of their own: nothing that another run reads is written.
-        one = replace(job_of(shared.stage(recipe, *settings), Workspace(shared.root, "tiny"), {}), root=home, path=f"one, {name}")
+        one = replace(
+            job_of(shared.stage(recipe, *settings), Workspace(shared.root, "tiny"), {}),
+            root=home,
+            path=f"one, {name}",
+        )
         rows, pieces = processes.share(one.recipe, 2)
-        half = one.recipe.model_copy(update={"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces})
+        half = one.recipe.model_copy(
+            update={"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces}
+        )
         ones.append(one)
         twos.append(replace(one, recipe=half, path=f"two, {name}"))
     for job in ones + twos:
         job.directory.mkdir()
     (home / "jobs").write_bytes(pickle.dumps(twos))
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", CPU_2, "--main_process_port", 0, "--num_cpu_threads_per_process", 1]
+    launcher = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        CPU_2,
+        "--main_process_port",
+        0,
+        "--num_cpu_threads_per_process",
+        1,
+    ]
     process = start([*launcher, "-m", "ranks", home / "jobs"])
     for job in ones:
         metrics, device, _ = take_part(job, lambda step, of: None)
@@ -111,11 +150,16 @@ def residuals(one: Path, two: Path) -> torch.Tensor:
 
 def compared(line: dict[str, Any]) -> set[str]:
     """Metrics that may not depend on how a batch is cut: not times, and not what TRL averages over micro-batches of unequal length."""
-    return {key for key in line if not key.startswith("eval_") or key == "eval_loss"} - {"mean_token_accuracy", "entropy"}
+    return {key for key in line if not key.startswith("eval_") or key == "eval_loss"} - {
+        "mean_token_accuracy",
+        "entropy",
+    }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_learn_what_one_does(shared: Tiny, twins: Callable[[str], tuple[Path, Path]], name: str) -> None:
+def test_two_processes_learn_what_one_does(
+    shared: Tiny, twins: Callable[[str], tuple[Path, Path]], name: str
+) -> None:
     one, two = twins(name)
     apart = residuals(one, two)
     assert apart.abs().max() < ROUNDING
@@ -130,14 +174,22 @@ def test_two_processes_learn_what_one_does(shared: Tiny, twins: Callable[[str], 
     for ours, theirs in zip(lines, others, strict=True):
         keys = compared(ours)
         assert keys == compared(theirs)
-        assert {key: theirs[key] for key in keys} == pytest.approx({key: ours[key] for key in keys}, rel=1e-4, abs=1e-5)
+        assert {key: theirs[key] for key in keys} == pytest.approx(
+            {key: ours[key] for key in keys}, rel=1e-4, abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("e-dpo")])
-def test_members_teach_the_same_pairs_in_two_processes(twins: Callable[[str], tuple[Path, Path]], name: str) -> None:
+def test_members_teach_the_same_pairs_in_two_processes(
+    twins: Callable[[str], tuple[Path, Path]], name: str
+) -> None:
     one, two = twins(name)
     chosen, others = (
-        [{key: value for key, value in line.items() if key.startswith("members/")} for line in journal(folder)] for folder in (one, two)
+        [
+            {key: value for key, value in line.items() if key.startswith("members/")}
+            for line in journal(folder)
+        ]
+        for folder in (one, two)
     )
     assert others == chosen
     assert len({tuple(shares.values()) for shares in chosen}) > 1  # members do take turns
@@ -149,33 +201,54 @@ def test_members_teach_the_same_pairs_in_two_processes(twins: Callable[[str], tu
 
 # ── Shards ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-SHARDED = {"reward": ("rm.yaml", "optim=sgd", "learning_rate=1"), "e-dpo": ("e-dpo.yaml", "ensemble_min=dataset", "ema_decay=0.5", *SGD)}
+SHARDED = {
+    "reward": ("rm.yaml", "optim=sgd", "learning_rate=1"),
+    "e-dpo": ("e-dpo.yaml", "ensemble_min=dataset", "ema_decay=0.5", *SGD),
+}
 RESUMED = ("e-dpo.yaml", "ensemble_min=dataset", "ema_decay=0.5", "save_steps=2", "logging_steps=1")
 
 
-def test_sharded_weights_learn_what_whole_ones_do_and_go_on_after_an_interruption(shared: Tiny, tmp_path: Path) -> None:
+def test_sharded_weights_learn_what_whole_ones_do_and_go_on_after_an_interruption(
+    shared: Tiny, tmp_path: Path
+) -> None:
     """The shipped FSDP2 preset, in two processes on the CPU."""
     preset = yaml.safe_load((PRESETS / "fsdp2.yaml").read_text()) | {"use_cpu": True, "num_processes": 2}
     (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(preset))
 
     def job(name: str, recipe: str, *settings: str) -> Job:
-        made = replace(job_of(shared.stage(recipe, *settings), Workspace(shared.root, "tiny"), {}), root=tmp_path, path=name)
+        made = replace(
+            job_of(shared.stage(recipe, *settings), Workspace(shared.root, "tiny"), {}),
+            root=tmp_path,
+            path=name,
+        )
         made.directory.mkdir()
         return made
 
     def half(whole: Job) -> Job:
         rows, pieces = processes.share(whole.recipe, 2)
         return replace(
-            whole, recipe=whole.recipe.model_copy(update={"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces})
+            whole,
+            recipe=whole.recipe.model_copy(
+                update={"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces}
+            ),
         )
 
     ones = {name: job(f"one, {name}", *settings) for name, settings in SHARDED.items()}
     twos = {name: half(job(f"two, {name}", *settings)) for name, settings in SHARDED.items()}
     undisturbed, disturbed = half(job("undisturbed", *RESUMED)), half(job("disturbed", *RESUMED))
     (tmp_path / "jobs").write_bytes(
-        pickle.dumps([*((two, None) for two in twos.values()), (undisturbed, None), (disturbed, 5), (disturbed, None)])
+        pickle.dumps(
+            [*((two, None) for two in twos.values()), (undisturbed, None), (disturbed, 5), (disturbed, None)]
+        )
     )
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", tmp_path / "fsdp2.yaml", "--main_process_port", 0]
+    launcher = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        tmp_path / "fsdp2.yaml",
+        "--main_process_port",
+        0,
+    ]
     process = start([*launcher, "--num_cpu_threads_per_process", 1, "-m", "sharded", tmp_path / "jobs"])
     for one in ones.values():
         take_part(one, lambda step, of: None)
@@ -215,14 +288,19 @@ def test_killed_with_its_processes_the_same_command_ends_where_the_undisturbed_r
         process.wait()
     assert psutil.wait_procs(children, timeout=60)[1] == []
     assert not (folder / "manifest.json").exists()
-    saved = [json.loads(file.read_text())["processes"] for file in (folder / "checkpoints").glob(f"*/{STATE}")]
+    saved = [
+        json.loads(file.read_text())["processes"] for file in (folder / "checkpoints").glob(f"*/{STATE}")
+    ]
     assert saved and set(saved) == {"2"}
     assert "effective batch: 8 = 4 rows x 1 accumulated x 2 processes, 60 steps" in rpo(*in_two).stderr
     assert weights(folder) == weights(undisturbed)
     assert journal(folder) == journal(undisturbed)
     assert not (folder / "checkpoints").exists() and not list(folder.glob("job*.pickle"))
     found = manifest(tiny.root, planned["path"])
-    assert found["metrics"] == json.loads((undisturbed / "manifest.json").read_text())["metrics"] and found["processes"] == 2
+    assert (
+        found["metrics"] == json.loads((undisturbed / "manifest.json").read_text())["metrics"]
+        and found["processes"] == 2
+    )
     # How many processes shared the batch is no part of the key: without --accelerate the artifact is up to date.
     assert json.loads(rpo(*command, "--dry-run", "--json").stdout) == []
 
@@ -231,7 +309,9 @@ def test_bad_input_in_a_process_is_one_line_and_exit_code_2(shared: Tiny, tmp_pa
     tiny = Tiny(shared.suite, Path(shutil.copytree(shared.root, tmp_path / "runs")))
     file = tmp_path / "one.yaml"
     file.write_text("distributed_type: 'NO'\nuse_cpu: true\nnum_processes: 1\n")
-    result = tiny.run("train-policy", "dpo.yaml", "--set", "per_device_train_batch_size=100", "--accelerate", file, code=2)
+    result = tiny.run(
+        "train-policy", "dpo.yaml", "--set", "per_device_train_batch_size=100", "--accelerate", file, code=2
+    )
     assert result.stderr.splitlines()[-1].endswith("64 rows do not fill one batch of 100")
     (folder,) = (tiny.root / RHO / "policies/dpo").iterdir()
     assert not (folder / "manifest.json").exists() and not list(folder.glob("job*.pickle"))
@@ -240,7 +320,9 @@ def test_bad_input_in_a_process_is_one_line_and_exit_code_2(shared: Tiny, tmp_pa
 def listen(shared: Tiny, script: str) -> Any:
     """What the parent makes of a launcher that says this."""
     job = job_of(shared.stage("dpo.yaml"), Workspace(shared.root, "tiny"), {})
-    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     steps: list[tuple[int, int]] = []
     try:
         return processes._listen(job, process, lambda step, of: steps.append((step, of))), steps
@@ -268,7 +350,10 @@ def test_a_pods_other_hosts_train_with_the_first_and_leave_publishing_to_it(
     monkeypatch.setattr(processes, "run", lambda job, progress: trained.append(job.path))
     workspace = Workspace(tmp_path / "runs", "tiny")
     workspace.open()
-    job = replace(job_of(shared.stage("dpo.yaml"), workspace, {}), launch=Launch(PRESETS / "tpu-v3-32.yaml", 32, "XLA", False, False))
+    job = replace(
+        job_of(shared.stage("dpo.yaml"), workspace, {}),
+        launch=Launch(PRESETS / "tpu-v3-32.yaml", 32, "XLA", False, False),
+    )
 
     def first_host(ends: Callable[[], None]) -> Any:
         with ThreadPoolExecutor(1) as pool, workspace.building(job.path, job.identity):
@@ -285,7 +370,9 @@ def test_a_pods_other_hosts_train_with_the_first_and_leave_publishing_to_it(
     found = {**job.identity, "metrics": {"loss": 1.5}}
     assert first_host(lambda: workspace.publish(job.path, found))["metrics"] == {"loss": 1.5}
     assert trained == [job.path]
-    assert run_job(job, lambda step, of: None)["metrics"] == {"loss": 1.5} and trained == [job.path]  # there is nothing left to do
+    assert run_job(job, lambda step, of: None)["metrics"] == {"loss": 1.5} and trained == [
+        job.path
+    ]  # there is nothing left to do
 
 
 def test_ctrl_c_stops_the_processes_at_once(shared: Tiny) -> None:
@@ -294,14 +381,18 @@ def test_ctrl_c_stops_the_processes_at_once(shared: Tiny) -> None:
 
     job = job_of(shared.stage("dpo.yaml"), Workspace(shared.root, "tiny"), {})
     script = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('{\"step\": [1, 2]}', flush=True); sys.stdin.read()"
-    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     started = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
             processes._listen(job, process, press)
     finally:
         processes._stop(process)
-    assert process.returncode == 0 and time.monotonic() - started < 10  # its input closed; nobody had to kill it
+    assert (
+        process.returncode == 0 and time.monotonic() - started < 10
+    )  # its input closed; nobody had to kill it
 
 
 # ── The configuration ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -337,7 +428,9 @@ def test_a_wrong_configuration_is_one_line_and_exit_code_2(shared: Tiny, tmp_pat
     file = tmp_path / "a.yaml"
     file.write_text(text)
     result = shared.run("train-policy", "dpo.yaml", "--accelerate", file, "--dry-run", code=2)
-    assert WRONG[text] in result.stderr.splitlines()[-1] and (": " + WRONG[text] in result.stderr or str(file) in result.stderr)
+    assert WRONG[text] in result.stderr.splitlines()[-1] and (
+        ": " + WRONG[text] in result.stderr or str(file) in result.stderr
+    )
 
 
 def test_a_missing_configuration_is_told_before_torch_is_imported(shared: Tiny, tmp_path: Path) -> None:
@@ -347,7 +440,9 @@ def test_a_missing_configuration_is_told_before_torch_is_imported(shared: Tiny, 
         f"r = CliRunner().invoke(app, ['train-policy', '--recipe', {recipe!r}, '--workspace', {workspace!r}, "
         "'--accelerate', 'gone.yaml'])\nprint(r.exit_code, 'torch' in sys.modules, r.stderr)"
     )
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout
     assert said.startswith("2 False --accelerate gone.yaml: no such file")
     assert not (tmp_path / "w").exists()
 
@@ -355,10 +450,16 @@ def test_a_missing_configuration_is_told_before_torch_is_imported(shared: Tiny, 
 def test_rpo_itself_is_started_once(shared: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert (
-        "start rpo once, without accelerate launch or torchrun, and with --accelerate" in shared.run("train-sft", "sft.yaml", code=2).stderr
+        "start rpo once, without accelerate launch or torchrun, and with --accelerate"
+        in shared.run("train-sft", "sft.yaml", code=2).stderr
     )
     monkeypatch.delenv("WORLD_SIZE")
-    assert "one after another" in shared.run("train-policy", "dpo.yaml", "--accelerate", CPU_2, "--jobs", 2, "--dry-run", code=2).stderr
+    assert (
+        "one after another"
+        in shared.run(
+            "train-policy", "dpo.yaml", "--accelerate", CPU_2, "--jobs", 2, "--dry-run", code=2
+        ).stderr
+    )
 
 
 def test_presets_are_accelerates_own_and_no_recipes() -> None:
@@ -370,8 +471,12 @@ def test_presets_are_accelerates_own_and_no_recipes() -> None:
         launch = processes.read_launch(path)
         assert (launch.processes, launch.strategy) == (config.num_processes, config.distributed_type.value)
         if path.stem in tpus:  # what bf16 here would do to float32: see the presets
-            assert (config.distributed_type.value, config.mixed_precision, config.downcast_bf16) == ("XLA", "no", "no")
-            assert config.main_training_function == "main" and callable(rpo_cli.launch.main)
+            assert (config.distributed_type.value, config.mixed_precision, config.downcast_bf16) == (
+                "XLA",
+                "no",
+                "no",
+            )
+            assert config.main_training_function == "main" and callable(rpo_cli.runs.child.main)
             assert not config.tpu_use_cluster and not config.tpu_use_sudo
     assert "no problems" in rpo("recipe", "check", ROOT / "recipes").stdout
 
@@ -380,27 +485,45 @@ def test_presets_are_accelerates_own_and_no_recipes() -> None:
     ("rows", "pieces", "cores", "expected"),
     [(2, 8, 8, (16, 1)), (2, 8, 32, (16, 1)), (8, 8, 32, (64, 1)), (8, 4, 8, (32, 1)), (4, 3, 8, (12, 1))],
 )
-def test_cores_of_a_tpu_share_the_recipes_batch_though_they_be_more(rows: int, pieces: int, cores: int, expected: tuple[int, int]) -> None:
-    recipe = PolicyRecipe(stage="policy", objective="dpo", per_device_train_batch_size=rows, gradient_accumulation_steps=pieces)
+def test_cores_of_a_tpu_share_the_recipes_batch_though_they_be_more(
+    rows: int, pieces: int, cores: int, expected: tuple[int, int]
+) -> None:
+    recipe = PolicyRecipe(
+        stage="policy", objective="dpo", per_device_train_batch_size=rows, gradient_accumulation_steps=pieces
+    )
     assert processes.spread(recipe, cores) == expected
 
 
 def test_a_tpu_preset_needs_the_device_xla_and_says_how_the_batch_is_cut(shared: Tiny) -> None:
     preset = PRESETS / "tpu-v3-32.yaml"
-    said = shared.run("train-policy", "dpo.yaml", "--force", "--accelerate", preset, "--dry-run", code=2).stderr
+    said = shared.run(
+        "train-policy", "dpo.yaml", "--force", "--accelerate", preset, "--dry-run", code=2
+    ).stderr
     assert said.splitlines()[-1].endswith("has device: cpu; XLA and --device xla go together")
-    said = shared.run("train-policy", "dpo.yaml", "--set", "device=xla", "--force", "--accelerate", preset, "--dry-run").stderr
+    said = shared.run(
+        "train-policy", "dpo.yaml", "--set", "device=xla", "--force", "--accelerate", preset, "--dry-run"
+    ).stderr
     assert "effective batch: 8 = 8 rows over 32 cores x 1 accumulated, 6 steps" in said
 
 
 @pytest.mark.parametrize(
     ("rows", "pieces", "count", "expected"),
-    [(8, 1, 1, (8, 1)), (8, 1, 2, (4, 1)), (8, 4, 2, (8, 2)), (16, 3, 2, (12, 2)), (4, 2, 8, (1, 1)), (6, 5, 3, (5, 2)), (7, 6, 4, None)],
+    [
+        (8, 1, 1, (8, 1)),
+        (8, 1, 2, (4, 1)),
+        (8, 4, 2, (8, 2)),
+        (16, 3, 2, (12, 2)),
+        (4, 2, 8, (1, 1)),
+        (6, 5, 3, (5, 2)),
+        (7, 6, 4, None),
+    ],
 )
 def test_processes_share_the_recipes_batch_and_no_process_holds_more_at_a_time(
     rows: int, pieces: int, count: int, expected: tuple[int, int] | None
 ) -> None:
-    recipe = PolicyRecipe(stage="policy", objective="dpo", per_device_train_batch_size=rows, gradient_accumulation_steps=pieces)
+    recipe = PolicyRecipe(
+        stage="policy", objective="dpo", per_device_train_batch_size=rows, gradient_accumulation_steps=pieces
+    )
     if expected is None:
         with pytest.raises(BadInput, match=r"4 processes cannot share a batch of 42 rows \(7 x 6\) equally"):
             processes.share(recipe, count)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 from rich.console import Console
 
-from rpo_cli.progress import QUIET_SECONDS, PlanProgress
+from rpo_cli.runs.progress import QUIET_SECONDS, PlanProgress
 
 
 class Clock:
@@ -21,9 +21,17 @@ class Clock:
         return self.seconds
 
 
-def plan(expected: Mapping[str, float], kinds: Mapping[str, str] | None = None, jobs: int = 1) -> tuple[PlanProgress, Clock, io.StringIO]:
+def plan(
+    expected: Mapping[str, float], kinds: Mapping[str, str] | None = None, jobs: int = 1
+) -> tuple[PlanProgress, Clock, io.StringIO]:
     clock, said = Clock(), io.StringIO()
-    return PlanProgress(Console(file=said, width=200), expected, jobs, kinds or {path: path for path in expected}, clock), clock, said
+    return (
+        PlanProgress(
+            Console(file=said, width=200), expected, jobs, kinds or {path: path for path in expected}, clock
+        ),
+        clock,
+        said,
+    )
 
 
 def run(progress: PlanProgress, clock: Clock, path: str, each: float, steps: range, of: int) -> None:
@@ -94,7 +102,9 @@ def test_expected_times_that_were_measured_elsewhere_keep_their_proportions() ->
 
 
 def test_two_jobs_share_the_work_and_end_at_nothing() -> None:
-    progress, clock, said = plan({"a": 10, "b": 10, "c": 10, "d": 10}, dict.fromkeys("abcd", "reward"), jobs=2)
+    progress, clock, said = plan(
+        {"a": 10, "b": 10, "c": 10, "d": 10}, dict.fromkeys("abcd", "reward"), jobs=2
+    )
     for one, other in (("a", "b"), ("c", "d")):
         progress.start(one)
         progress.start(other)

@@ -11,22 +11,21 @@ from typing import Any
 
 import pytest
 
-from rpo_cli import recipe_files
-from rpo_cli.recipe_schema import NOT_BY_RHO
 from rpo_cli.recipes import (
     COMMANDS,
     Loaded,
     RecipeError,
     check_suite,
+    files,
     find,
-    json_schema,
     known,
     load,
     resolved_yaml,
     write_by_rho,
 )
-from rpo_cli.schema import MODELS, PolicyRecipe
-from rpo_cli.yaml_lines import parse
+from rpo_cli.recipes.editor import NOT_BY_RHO, json_schema
+from rpo_cli.recipes.schema import MODELS, PolicyRecipe
+from rpo_cli.recipes.yaml_lines import parse
 
 POLICY = "stage: policy\nobjective: e-dpo\n"
 
@@ -35,7 +34,7 @@ POLICY = "stage: policy\nobjective: e-dpo\n"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test works in an empty directory and knows no packed recipes but its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(recipe_files, "packed", lambda: tmp_path / "packed")
+    monkeypatch.setattr(files, "packed", lambda: tmp_path / "packed")
     return tmp_path
 
 
@@ -59,7 +58,7 @@ def problems(name: str, **kwargs: Any) -> list[str]:
 
 def test_importing_recipes_imports_nothing_heavy() -> None:
     code = "import sys, rpo_cli.recipes; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    root = Path(recipe_files.__file__).parents[1]
+    root = Path(files.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "pydantic" in loaded
@@ -86,7 +85,10 @@ def test_all_mistakes_are_reported_at_once_with_their_lines() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("objective: edpo", "objective: expected dpo, ipo, ipo-norm, d-dpo, p-dpo, dp-dpo, e-dpo, r-dpo, dpo-sft, robust-dpo or simpo"),
+        (
+            "objective: edpo",
+            "objective: expected dpo, ipo, ipo-norm, d-dpo, p-dpo, dp-dpo, e-dpo, r-dpo, dpo-sft, robust-dpo or simpo",
+        ),
         ("beta: 0", "beta: must be greater than 0, got 0"),
         ("beta: .inf", "beta: must be finite, got inf"),
         ("beta: null", "beta: expected a number, got nothing (null)"),
@@ -109,7 +111,10 @@ def test_all_mistakes_are_reported_at_once_with_their_lines() -> None:
     ],
 )
 def test_a_wrong_value_is_named_in_plain_words(line: str, message: str) -> None:
-    write("a.yaml", "stage: policy\n\n" + line + ("" if line.startswith("objective") else "\nobjective: dpo") + "\n")
+    write(
+        "a.yaml",
+        "stage: policy\n\n" + line + ("" if line.startswith("objective") else "\nobjective: dpo") + "\n",
+    )
     found = problems("a.yaml")
     assert len(found) == 1
     assert found[0].startswith(f"a.yaml:3: {message}")
@@ -150,7 +155,10 @@ def test_rules_between_keys_are_checked_beside_unknown_keys_and_for_every_rho() 
         (b"word\n", "a.yaml:1: expected lines of `key: value`, got a single value"),
         (b"stage: policy\nobjective:\n\tdpo\n", "a.yaml:3: a tab: indent with spaces"),
         (b"stage: policy\nobjective: [dpo\nbeta: 1\n", "a.yaml:3: not YAML: "),
-        (b"stage: policy\ntitle: 'never closed\nbeta: 1\n", "a.yaml:2: not YAML: while scanning a quoted scalar"),
+        (
+            b"stage: policy\ntitle: 'never closed\nbeta: 1\n",
+            "a.yaml:2: not YAML: while scanning a quoted scalar",
+        ),
         (b"stage: policy\nbeta 0.1\ntau: 1\n", "a.yaml:2: not YAML: expected `key: value`"),
         (b"stage: policy\ndescription: a: b\n", "a.yaml:2: not YAML: a second `: ` in the line"),
         (b"stage: policy\n# caf\xe9\n", "a.yaml:2: not UTF-8 text (byte 0xe9)"),
@@ -195,7 +203,9 @@ def test_words_dates_and_versions_stay_text(text: str) -> None:
 
 
 def test_whole_floats_count_as_integers_but_stay_floats_in_a_model_config() -> None:
-    write("a.yaml", "stage: sft\nmax_steps: 1e3\nlearning_rate: 4e-3\nmodel_config_kwargs: {rope_theta: 1e4}\n")
+    write(
+        "a.yaml", "stage: sft\nmax_steps: 1e3\nlearning_rate: 4e-3\nmodel_config_kwargs: {rope_theta: 1e4}\n"
+    )
     loaded = load("a.yaml")
     assert get(loaded, "max_steps") == 1000
     assert get(loaded, "learning_rate") == 0.004
@@ -240,7 +250,10 @@ def test_a_mistake_in_by_rho_is_reported_once_whichever_rho_is_loaded() -> None:
 def test_mappings_merge_by_key_and_the_rest_is_replaced() -> None:
     by_rho = "by_rho: {0.2: {beta: 1, tau: 1}, 0.3: {beta: 2}}\n"
     write("base.yaml", "grid: {beta: [1], tau: [2]}\nensemble: [x, y]\n" + by_rho)
-    write("a.yaml", "extends: base.yaml\n" + POLICY + "grid: {tau: [3]}\nensemble: [z]\nby_rho: {0.2: {beta: 7}}\n")
+    write(
+        "a.yaml",
+        "extends: base.yaml\n" + POLICY + "grid: {tau: [3]}\nensemble: [z]\nby_rho: {0.2: {beta: 7}}\n",
+    )
     loaded = load("a.yaml")
     assert get(loaded, "grid") == {"beta": [1], "tau": [3]}
     assert get(loaded, "ensemble") == ["z"]
@@ -295,7 +308,9 @@ def test_the_stage_must_be_known_and_the_one_expected() -> None:
 def test_rho_for_a_recipe_without_rho_is_an_error() -> None:
     write("a.yaml", "stage: data\n")
     assert problems("a.yaml", rho=0.2) == ["--rho: a data recipe has no rho"]
-    assert problems("a.yaml", flags={"learning_rate": 1}) == ["--learning-rate: a data recipe has no learning_rate"]
+    assert problems("a.yaml", flags={"learning_rate": 1}) == [
+        "--learning-rate: a data recipe has no learning_rate"
+    ]
     assert get(load("a.yaml", seed=3), "seed") == 3
 
 
@@ -324,7 +339,9 @@ def test_expected_seconds_follow_the_steps_that_are_asked_for() -> None:
     assert get(load("a.yaml", overrides=["max_steps=1000"]), "expected_seconds") == 40
     assert get(load("a.yaml", overrides=["max_steps=1000", "expected_seconds=7"]), "expected_seconds") == 7
     assert get(load("b.yaml", overrides=["max_steps=1000"]), "expected_seconds") is None
-    assert problems("a.yaml", overrides=["max_steps=many"]) == ["--set max_steps: expected a whole number, got text ('many')"]
+    assert problems("a.yaml", overrides=["max_steps=many"]) == [
+        "--set max_steps: expected a whole number, got text ('many')"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -360,11 +377,20 @@ def test_relative_paths_belong_to_the_file_that_sets_them(here: Path) -> None:
     assert get(loaded, "model_name_or_path") == str(here / "here")
     assert get(load("s/a"), "model_name_or_path") == "org/model"
     write("recipes/s/d.yaml", "stage: data\nfiles: {pairs: data/x.jsonl, warmup: /abs.jsonl}\n")
-    assert get(load("s/d"), "files") == {"pairs": str(here / "recipes/s/data/x.jsonl"), "warmup": "/abs.jsonl"}
+    assert get(load("s/d"), "files") == {
+        "pairs": str(here / "recipes/s/data/x.jsonl"),
+        "warmup": "/abs.jsonl",
+    }
 
 
 def test_names_are_looked_up_from_path_to_packed(here: Path) -> None:
-    order = ["e.yaml", "recipes/e.yaml", "recipes/miniature/e.yaml", "packed/e.yaml", "packed/miniature/e.yaml"]
+    order = [
+        "e.yaml",
+        "recipes/e.yaml",
+        "recipes/miniature/e.yaml",
+        "packed/e.yaml",
+        "packed/miniature/e.yaml",
+    ]
     for name in reversed(order):
         write(name, POLICY)
         assert find("e") == find("e.yaml") == here / name
@@ -390,8 +416,12 @@ def test_an_unknown_name_gets_close_matches() -> None:
     # In a folder that is misspelt, a file of that very name is meant.
     write("recipes/miniature/p-dpo.yaml", POLICY)
     assert problems("nope/e-dpo.yaml") == ["nope/e-dpo.yaml: no such recipe, did you mean e-dpo.yaml?"]
-    assert problems("tldp/dp-dpo.yaml") == ["tldp/dp-dpo.yaml: no such recipe, did you mean tldr/dp-dpo.yaml?"]
-    assert problems("/nope/dp-dpo.yaml") == ["/nope/dp-dpo.yaml: no such recipe, did you mean tldr/dp-dpo.yaml?"]
+    assert problems("tldp/dp-dpo.yaml") == [
+        "tldp/dp-dpo.yaml: no such recipe, did you mean tldr/dp-dpo.yaml?"
+    ]
+    assert problems("/nope/dp-dpo.yaml") == [
+        "/nope/dp-dpo.yaml: no such recipe, did you mean tldr/dp-dpo.yaml?"
+    ]
 
 
 def test_references_are_found_beside_the_recipe_then_beside_what_it_extends(here: Path) -> None:
@@ -501,7 +531,9 @@ def test_writing_by_rho_refuses_an_installed_recipe() -> None:
 def test_the_resolved_recipe_names_its_sources_and_loads_to_itself() -> None:
     write("recipes/s/base.yaml", "tau: 2\nmodel_revision: '1e5'\n")
     by_rho = "by_rho: {0.2: {gamma: 0.5, beta: 9}, 0.3: {beta: 4}}\n"
-    path = write("recipes/s/a.yaml", "extends: base.yaml\n" + POLICY + 'description: "a: b\\nc # d"\n' + by_rho)
+    path = write(
+        "recipes/s/a.yaml", "extends: base.yaml\n" + POLICY + 'description: "a: b\\nc # d"\n' + by_rho
+    )
     loaded = load("s/a", rho=0.2, overrides=["beta=3"])
     text = resolved_yaml(loaded)
     lines = text.splitlines()
@@ -511,7 +543,9 @@ def test_the_resolved_recipe_names_its_sources_and_loads_to_itself() -> None:
     assert "beta: 3.0  # --set" in lines
     assert "rho: 0.2  # --rho" in lines
     assert "max_steps: 1000  # default" in lines
-    assert {line.split(":")[0] for line in lines if not line.startswith(" ")} == set(PolicyRecipe.model_fields)
+    assert {line.split(":")[0] for line in lines if not line.startswith(" ")} == set(
+        PolicyRecipe.model_fields
+    )
     path.write_text(text)
     again = load("s/a").recipe
     assert again.model_dump(exclude={"by_rho"}) == loaded.recipe.model_dump(exclude={"by_rho"})

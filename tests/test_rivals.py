@@ -18,8 +18,8 @@ from test_policy_training import SGD, cut, distance, stock
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from rpo_cli.artifacts import Workspace, job_of
 from rpo_cli.errors import RunFailed
-from rpo_cli.job import job_of
 from rpo_cli.objectives import (
     dpo_losses,
     lcb_margins,
@@ -30,16 +30,22 @@ from rpo_cli.objectives import (
     simpo_losses,
 )
 from rpo_cli.recipes import RecipeError, load
-from rpo_cli.schema import PolicyRecipe, result_fields
-from rpo_cli.training.teachers import calibrated_margins
-from rpo_cli.training.warm import mean_weights
-from rpo_cli.workspace import Workspace
+from rpo_cli.recipes.schema import PolicyRecipe, result_fields
+from rpo_cli.stages.training.teachers import calibrated_margins
+from rpo_cli.stages.warm import mean_weights
 
-RIVALS = {"r-dpo": "length_alpha=0.3", "dpo-sft": "sft_weight=0.7", "robust-dpo": "label_smoothing=0.2", "simpo": "simpo_gamma=0.4"}
+RIVALS = {
+    "r-dpo": "length_alpha=0.3",
+    "dpo-sft": "sft_weight=0.7",
+    "robust-dpo": "label_smoothing=0.2",
+    "simpo": "simpo_gamma=0.4",
+}
 
 
 def doubles(*shape: int, seed: int = 0, grad: bool = False) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_(grad)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).requires_grad_(grad)
 
 
 # ── Losses ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -48,10 +54,16 @@ def doubles(*shape: int, seed: int = 0, grad: bool = False) -> Tensor:
 def test_rivals_have_the_values_computed_by_hand() -> None:
     one = torch.ones(1, dtype=torch.float64)
     softplus = lambda z: math.log1p(math.exp(-z))  # noqa: E731
-    assert r_dpo_losses(2 * one, 5 * one, 8 * one, 0.5, 0.1).item() == pytest.approx(softplus(1 - 0.3), abs=1e-15)
+    assert r_dpo_losses(2 * one, 5 * one, 8 * one, 0.5, 0.1).item() == pytest.approx(
+        softplus(1 - 0.3), abs=1e-15
+    )
     assert nll_losses(-6 * one, 4 * one).item() == 1.5
-    assert robust_dpo_losses(2 * one, 0.5, 0.2).item() == pytest.approx((0.8 * softplus(1) - 0.2 * softplus(-1)) / 0.6, abs=1e-15)
-    assert simpo_losses(-6 * one, -8 * one, 4 * one, 2 * one, 2.0, 0.5).item() == pytest.approx(softplus(5 - 0.5), abs=1e-15)
+    assert robust_dpo_losses(2 * one, 0.5, 0.2).item() == pytest.approx(
+        (0.8 * softplus(1) - 0.2 * softplus(-1)) / 0.6, abs=1e-15
+    )
+    assert simpo_losses(-6 * one, -8 * one, 4 * one, 2 * one, 2.0, 0.5).item() == pytest.approx(
+        softplus(5 - 0.5), abs=1e-15
+    )
 
 
 def test_gradients_of_rivals_equal_finite_differences() -> None:
@@ -75,7 +87,11 @@ def test_rivals_without_their_addition_are_dpo() -> None:
 def test_r_dpo_is_stationary_at_the_policy_of_the_reward_that_charges_length() -> None:
     """With Bradley–Terry labels of r on all pairs: at π_ref e^{(r − α|y|)/β}, so α > 0 charges length and not its opposite."""
     n, beta, alpha = 6, 0.5, 0.3
-    ref, reward, lengths = doubles(n, seed=1), doubles(n, seed=2), torch.tensor([1.0, 4, 2, 7, 3, 5], dtype=torch.float64)
+    ref, reward, lengths = (
+        doubles(n, seed=1),
+        doubles(n, seed=2),
+        torch.tensor([1.0, 4, 2, 7, 3, 5], dtype=torch.float64),
+    )
     i, j = torch.triu_indices(n, n, 1)
     chosen, rejected = torch.cat([i, j]), torch.cat([j, i])
     share = torch.sigmoid(reward[chosen] - reward[rejected])
@@ -106,7 +122,12 @@ def test_simpo_is_trls_own(monkeypatch: pytest.MonkeyPatch) -> None:
     mask[:, 0] = False  # the prompt
     average = CPOTrainer.get_batch_logps(logits, tokens.masked_fill(~mask, -100), average_log_prob=True)
     trainer = SimpleNamespace(
-        alpha=0.0, loss_type="simpo", simpo_gamma=0.4, beta=1.7, label_smoothing=0.0, accelerator=SimpleNamespace(device="cpu")
+        alpha=0.0,
+        loss_type="simpo",
+        simpo_gamma=0.4,
+        beta=1.7,
+        label_smoothing=0.0,
+        accelerator=SimpleNamespace(device="cpu"),
     )
     theirs, _, _ = CPOTrainer.cpo_loss(trainer, average[:4], average[4:])
     picked = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:].unsqueeze(-1)).squeeze(-1)
@@ -115,13 +136,19 @@ def test_simpo_is_trls_own(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # stock TRL's own
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)  # stock TRL's own
 @pytest.mark.parametrize(
     ("objective", "rows", "theirs"),
     [
         ("robust-dpo", 8, {"loss_type": ["robust"], "label_smoothing": 0.2}),
         # One pair at a time, TRL's mean over tokens is the mean over the response's tokens.
-        ("dpo-sft", 1, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7], "gradient_accumulation_steps": 8}),
+        (
+            "dpo-sft",
+            1,
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7], "gradient_accumulation_steps": 8},
+        ),
     ],
 )
 def test_robust_dpo_and_dpo_sft_train_as_trls_own_up_to_rounding(
@@ -160,7 +187,9 @@ def test_simpo_needs_no_reference(tiny: Tiny) -> None:
 def test_the_lower_bound_ignores_each_members_shift_of_a_prompts_rewards() -> None:
     chosen, rejected, shifts = doubles(5, 40), doubles(5, 40, seed=1), 10 * doubles(5, 40, seed=2)
     moved = (chosen + shifts) - (rejected + shifts)
-    torch.testing.assert_close(lcb_margins(moved, 0.7), lcb_margins(chosen - rejected, 0.7), rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        lcb_margins(moved, 0.7), lcb_margins(chosen - rejected, 0.7), rtol=0, atol=1e-13
+    )
 
 
 def test_the_lower_bound_shrinks_the_mean_towards_zero_the_same_for_either_order_of_the_pair() -> None:
@@ -171,7 +200,9 @@ def test_the_lower_bound_shrinks_the_mean_towards_zero_the_same_for_either_order
     assert (bound * mean >= 0).all() and (bound.abs() <= mean.abs()).all()
     unsure = mean.abs() <= 0.7 * margins.std(0, correction=0)
     assert torch.equal(bound == 0, unsure) and 0 < unsure.sum() < 200
-    torch.testing.assert_close(mean.abs() - bound.abs(), torch.where(unsure, mean.abs(), 0.7 * margins.std(0, correction=0)))
+    torch.testing.assert_close(
+        mean.abs() - bound.abs(), torch.where(unsure, mean.abs(), 0.7 * margins.std(0, correction=0))
+    )
 
 
 def test_members_that_agree_and_a_single_member_are_not_shrunk() -> None:
@@ -187,21 +218,31 @@ def spread(tiny: Tiny) -> np.ndarray:
         for name in ("held_out", "train"):
             ids = pq.read_table(folder / f"{name}.parquet")["id"].to_pylist()
             values = scale * rng.normal(0.5, 1, size=len(ids))
-            pq.write_table(pa.table({"id": ids, "chosen": values, "rejected": np.zeros(len(ids))}), folder / f"{name}.parquet")
+            pq.write_table(
+                pa.table({"id": ids, "chosen": values, "rejected": np.zeros(len(ids))}),
+                folder / f"{name}.parquet",
+            )
         margins.append(values)
     return np.stack(margins)
 
 
 @pytest.mark.parametrize("teacher", ["mean", "lcb"])
 @pytest.mark.parametrize("calibration", ["temperature", "none"])
-def test_the_teacher_is_made_of_the_members_that_e_dpo_compares(tiny: Tiny, teacher: str, calibration: str) -> None:
+def test_the_teacher_is_made_of_the_members_that_e_dpo_compares(
+    tiny: Tiny, teacher: str, calibration: str
+) -> None:
     raw = spread(tiny)
     settings = (f"calibration={calibration}", "calibration_mix=data")
-    stages = tiny.stage("e-dpo.yaml", *settings), tiny.stage("d-dpo.yaml", f"teacher={teacher}", "lcb_lambda=0.5", *settings)
+    stages = (
+        tiny.stage("e-dpo.yaml", *settings),
+        tiny.stage("d-dpo.yaml", f"teacher={teacher}", "lcb_lambda=0.5", *settings),
+    )
     assert {n: s.key for n, s in stages[0].inputs.items() if n.startswith("scores")} == {
         n: s.key for n, s in stages[1].inputs.items() if n.startswith("scores")
     }
-    members, one = (calibrated_margins(job_of(stage, Workspace(tiny.root, "tiny"), {}), stage.recipe) for stage in stages)
+    members, one = (
+        calibrated_margins(job_of(stage, Workspace(tiny.root, "tiny"), {}), stage.recipe) for stage in stages
+    )
     stacked = torch.tensor(list(members.margins.values()), dtype=torch.float64).T
     assert (calibration == "none") == np.allclose(stacked, raw)
     expected = mean_margins(stacked) if teacher == "mean" else lcb_margins(stacked, 0.5)
@@ -210,7 +251,9 @@ def test_the_teacher_is_made_of_the_members_that_e_dpo_compares(tiny: Tiny, teac
     directory, manifest = tiny.make("d-dpo.yaml", f"teacher={teacher}", "lcb_lambda=0.5", *settings)
     start = float((expected**2).mean())
     assert column(directory, "loss")[0] < 6 * start and manifest["metrics"]["rows"] == len(expected)
-    assert (f"temperature/{0.2:g}" in manifest["metrics"]) and not any(name.startswith("members/") for name in manifest["metrics"])
+    assert (f"temperature/{0.2:g}" in manifest["metrics"]) and not any(
+        name.startswith("members/") for name in manifest["metrics"]
+    )
 
 
 def test_weight_averaged_members_are_one_reward_model_scored_like_any(tiny: Tiny) -> None:
@@ -220,10 +263,15 @@ def test_weight_averaged_members_are_one_reward_model_scored_like_any(tiny: Tiny
     found = load_file(folder / "model.safetensors")
     assert len(members) == 3 and found.keys() == members[0].keys()
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, torch.stack([member[name] for member in members]).mean(0), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            tensor, torch.stack([member[name] for member in members]).mean(0), rtol=1e-6, atol=1e-7
+        )
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert model.config.num_labels == 1 and model.config.pad_token_id is not None
-    scores = [pq.read_table(tiny.root / RHO / f"scores/rm/{name}/train.parquet")["chosen"] for name in ("warm", "b-0.2", "all")]
+    scores = [
+        pq.read_table(tiny.root / RHO / f"scores/rm/{name}/train.parquet")["chosen"]
+        for name in ("warm", "b-0.2", "all")
+    ]
     assert scores[0] != scores[1] and scores[0] != scores[2]
     assert "up to date" in tiny.run("train-policy", "d-dpo.yaml", "--set", "teacher=warm", "--dry-run").stderr
 
@@ -256,7 +304,11 @@ def test_the_keys_of_the_papers_policies_know_nothing_of_rivals(objective: str) 
 def test_a_rivals_key_holds_its_own_field_and_no_others() -> None:
     for objective, setting in RIVALS.items():
         assert NEW & result_fields(policy(objective=objective)).keys() == {setting.split("=")[0]}
-    for teacher, fields in {"mean": {"teacher"}, "warm": {"teacher"}, "lcb": {"teacher", "lcb_lambda"}}.items():
+    for teacher, fields in {
+        "mean": {"teacher"},
+        "warm": {"teacher"},
+        "lcb": {"teacher", "lcb_lambda"},
+    }.items():
         found = result_fields(policy(objective="dp-dpo", teacher=teacher))
         assert NEW & found.keys() == fields
         assert "ensemble" in found and "reward_model" not in found and "ensemble_min" not in found
@@ -266,13 +318,18 @@ def test_a_rivals_key_holds_its_own_field_and_no_others() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("teacher=warm", "ensemble=[rm.yaml, rm.yaml]"), "teacher: warm averages members of one initialisation"),
+        (
+            ("teacher=warm", "ensemble=[rm.yaml, rm.yaml]"),
+            "teacher: warm averages members of one initialisation",
+        ),
         (("teacher=mean", "ensemble=[rm.yaml, rm.yaml]"), "have no bias b of their own"),
         (("teacher=median",), "teacher"),
         (("teacher=lcb", "ensemble=[]"), "teacher: lcb needs at least one reward model"),
     ],
 )
-def test_teachers_that_cannot_be_made_are_refused_before_anything_is_built(empty: Tiny, settings: tuple[str, ...], message: str) -> None:
+def test_teachers_that_cannot_be_made_are_refused_before_anything_is_built(
+    empty: Tiny, settings: tuple[str, ...], message: str
+) -> None:
     arguments = [word for setting in settings for word in ("--set", setting)]
     found = empty.run("train-policy", "d-dpo.yaml", "--dry-run", *arguments, code=2)
     assert message in found.stderr and "Traceback" not in found.stderr

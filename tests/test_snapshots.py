@@ -54,16 +54,40 @@ class Hub:
             if what == "tree" and "/" in rest:  # a folder of it: transformers looks for more chat templates
                 return 404, {"X-Error-Code": "EntryNotFound"}, b""
             known = {commit for (k, n, _), commit in self.commits.items() if (k, n) == (kind, repository)}
-            commit = self.commits.get((kind, repository, revision)) or (revision if revision in known else None)
+            commit = self.commits.get((kind, repository, revision)) or (
+                revision if revision in known else None
+            )
             if commit is None:
-                return 404, {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"}, b'{"error": "not there"}'
+                return (
+                    404,
+                    {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"},
+                    b'{"error": "not there"}',
+                )
             folder = self.folders[kind, repository]
             files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
             if what == "tree":
-                listing = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": self.oid(folder / f)} for f in files]
+                listing = [
+                    {
+                        "type": "file",
+                        "path": f,
+                        "size": (folder / f).stat().st_size,
+                        "oid": self.oid(folder / f),
+                    }
+                    for f in files
+                ]
                 return 200, {}, json.dumps(listing).encode()
-            return 200, {}, json.dumps({"id": repository, "sha": commit, "siblings": [{"rfilename": f} for f in files]}).encode()
-        kind, path = ("datasets", path.removeprefix("/datasets")) if path.startswith("/datasets/") else ("models", path)
+            return (
+                200,
+                {},
+                json.dumps(
+                    {"id": repository, "sha": commit, "siblings": [{"rfilename": f} for f in files]}
+                ).encode(),
+            )
+        kind, path = (
+            ("datasets", path.removeprefix("/datasets"))
+            if path.startswith("/datasets/")
+            else ("models", path)
+        )
         owner, name, _, commit, file = path.removeprefix("/").split("/", 4)
         content = self.folders[kind, f"{owner}/{name}"] / unquote(file)
         if name == "gated":  # anybody may list it
@@ -80,11 +104,19 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Any]:
     made = Hub()
-    made.add("datasets", "o/comparisons", published.comparisons_parquet(tmp_path / "hub/comparisons"), REFERENCE)
+    made.add(
+        "datasets", "o/comparisons", published.comparisons_parquet(tmp_path / "hub/comparisons"), REFERENCE
+    )
     made.add("datasets", "o/tldr", published.tldr(tmp_path / "hub/tldr"))
     model = tmp_path / "hub/model"
     tokenizer = published.word_tokenizer(model)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
     LlamaForCausalLM(config).save_pretrained(model)
     (model / "pytorch_model.bin").write_bytes(b"a pickle")
     made.add("models", "o/model", model)
@@ -118,17 +150,28 @@ def suite(tmp_path: Path) -> Path:
     folder = tmp_path / "hubsuite"
     folder.mkdir()
     (folder / "data.yaml").write_text(
-        PLAIN + f"stage: data\nsource: tldr-comparisons\ndataset: o/comparisons@{REFERENCE}\ndata_dir: comparisons\nsft_dataset: o/tldr\n"
+        PLAIN
+        + f"stage: data\nsource: tldr-comparisons\ndataset: o/comparisons@{REFERENCE}\ndata_dir: comparisons\nsft_dataset: o/tldr\n"
         "tokenizer: o/model\n"
     )
-    (folder / "sft.yaml").write_text(PLAIN + "stage: sft\nmodel_name_or_path: o/model\nmax_steps: 1\nper_device_train_batch_size: 2\n")
+    (folder / "sft.yaml").write_text(
+        PLAIN + "stage: sft\nmodel_name_or_path: o/model\nmax_steps: 1\nper_device_train_batch_size: 2\n"
+    )
     return folder
 
 
 def run(hub: Any, home: Path, *arguments: object, code: int = 0) -> str:
     """rpo in a process of its own with this hub and this home; what it printed."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
+    }
+    environment |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(ROOT),
+        "NO_COLOR": "1",
+    }
     command = [sys.executable, "-m", "rpo_cli.cli", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stdout + done.stderr
@@ -150,7 +193,13 @@ def test_fetch_records_commits_takes_what_is_needed_and_offline_runs_use_it(
     }
     assert all(commit in said for commits in recorded.values() for commit in commits.values())
     got = {file.name for file in (home / "hub").rglob("*") if file.is_symlink()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "0000.parquet", "test-00000-of-00001.parquet"} <= got
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "0000.parquet",
+        "test-00000-of-00001.parquet",
+    } <= got
     assert "pytorch_model.bin" not in got and not list((home / "hub").rglob("axis"))
     # Somebody pushes; the run goes by what was recorded, and this process is offline.
     hub.move("datasets", "o/tldr", "main", "second")
@@ -172,7 +221,15 @@ def test_fetch_records_commits_takes_what_is_needed_and_offline_runs_use_it(
 
 def test_a_plan_asks_the_hub_nothing(hub: Any, suite: Path, tmp_path: Path) -> None:
     for arguments in (("train-sft", "--dry-run"), ("data", "fetch", "--dry-run")):
-        run(hub, tmp_path / "home", *arguments, "--recipe", suite / "sft.yaml", "--workspace", tmp_path / "runs")
+        run(
+            hub,
+            tmp_path / "home",
+            *arguments,
+            "--recipe",
+            suite / "sft.yaml",
+            "--workspace",
+            tmp_path / "runs",
+        )
     run(hub, tmp_path / "home", "recipe", "check", suite)
     assert hub.asked == []
     assert not (tmp_path / "runs.lock.json").exists()
@@ -180,7 +237,9 @@ def test_a_plan_asks_the_hub_nothing(hub: Any, suite: Path, tmp_path: Path) -> N
 
 def test_the_first_online_run_records_and_downloads(hub: Any, suite: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    said = run(hub, tmp_path / "home", "data", "inspect", "--recipe", suite / "data.yaml", "--workspace", root)
+    said = run(
+        hub, tmp_path / "home", "data", "inspect", "--recipe", suite / "data.yaml", "--workspace", root
+    )
     commit = hub.commits["datasets", "o/tldr", "main"]
     assert f"o/tldr@main is {commit}, recorded in {tmp_path / 'runs.lock.json'}" in said
     assert manifest(root, "seed-0/data")["inputs"]["sft_dataset"] == f"hub:o/tldr@{commit}"
@@ -195,7 +254,9 @@ def test_a_moved_branch_is_not_followed(hub: Any, suite: Path, tmp_path: Path) -
     assert (tmp_path / "runs.lock.json").read_text() == before
 
 
-def test_an_offline_machine_is_told_all_that_is_missing(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offline_machine_is_told_all_that_is_missing(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     said = rpo("train-sft", "--recipe", suite / "sft.yaml", "--workspace", tmp_path / "runs", code=2).output
     for name in (f"dataset o/comparisons@{REFERENCE}", "dataset o/tldr@main", "model o/model@main"):
@@ -207,18 +268,43 @@ def test_an_offline_machine_is_told_all_that_is_missing(suite: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("o/none", "o/none@main: the hub has no model of this name, or it is private: see huggingface.co/o/none"),
+        (
+            "o/none",
+            "o/none@main: the hub has no model of this name, or it is private: see huggingface.co/o/none",
+        ),
         ("o/model@v2", "o/model@v2: the hub has o/model, but no branch, tag or commit 'v2' of it"),
-        ("o/gated", "o/gated@main: is gated: accept its terms at huggingface.co/o/gated, then log in (`hf auth login`, or HF_TOKEN)"),
+        (
+            "o/gated",
+            "o/gated@main: is gated: accept its terms at huggingface.co/o/gated, then log in (`hf auth login`, or HF_TOKEN)",
+        ),
         ("no such", "neither a directory here"),
     ],
 )
-def test_a_name_the_hub_does_not_have_is_one_line(hub: Any, suite: Path, tmp_path: Path, name: str, says: str) -> None:
-    arguments = ("--recipe", suite / "sft.yaml", "--set", f"model_name_or_path={name}", "--workspace", tmp_path / "runs")
+def test_a_name_the_hub_does_not_have_is_one_line(
+    hub: Any, suite: Path, tmp_path: Path, name: str, says: str
+) -> None:
+    arguments = (
+        "--recipe",
+        suite / "sft.yaml",
+        "--set",
+        f"model_name_or_path={name}",
+        "--workspace",
+        tmp_path / "runs",
+    )
     assert says in run(hub, tmp_path / "home", "data", "fetch", *arguments, code=2)
 
 
 def test_a_model_without_safetensors_is_refused(hub: Any, suite: Path, tmp_path: Path) -> None:
     (tmp_path / "hub/model/model.safetensors").unlink()
-    said = run(hub, tmp_path / "home", "data", "fetch", "--recipe", suite / "sft.yaml", "--workspace", tmp_path / "runs", code=2)
+    said = run(
+        hub,
+        tmp_path / "home",
+        "data",
+        "fetch",
+        "--recipe",
+        suite / "sft.yaml",
+        "--workspace",
+        tmp_path / "runs",
+        code=2,
+    )
     assert "o/model@main: has no config.json or safetensors weights" in said

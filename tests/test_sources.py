@@ -12,10 +12,11 @@ import pytest
 from conftest import PLAIN, manifest, rpo
 from published import comparison, post, prompt_of, write_jsonl, write_parquet
 
-from rpo_cli.data.pairs import Row, read_rows
-from rpo_cli.data.sources import tldr
-from rpo_cli.data.sources.hh import dialogues, messages
-from rpo_cli.data.sources.records import split_of
+from rpo_cli.models import Row
+from rpo_cli.stages.data.rows import read_rows
+from rpo_cli.stages.data.sources import tldr
+from rpo_cli.stages.data.sources.hh import dialogues, messages
+from rpo_cli.stages.data.sources.records import split_of
 
 TABLES = ("sft_train", "sft_validation", "pairs", "pairs_validation", "prompts_validation", "prompts_test")
 Made = tuple[dict[str, list[Row]], dict[str, Any]]
@@ -26,11 +27,10 @@ def make(folder: Path, recipe: str, code: int = 0) -> Made:
     suite, root = folder / "suite", folder / "runs"
     suite.mkdir(exist_ok=True)
     (suite / "data.yaml").write_text(PLAIN + "stage: data\n" + recipe)
-    from rpo_cli.job import job_of
-    from rpo_cli.plan import Planner
+    from rpo_cli.artifacts import Workspace, job_of
     from rpo_cli.recipes import load
-    from rpo_cli.stages import run_job
-    from rpo_cli.workspace import Workspace
+    from rpo_cli.runs.planner import Planner
+    from rpo_cli.runs.work import run_job
 
     loaded = load(str(suite / "data.yaml"))
     stage = Planner(0).build(loaded)
@@ -73,9 +73,9 @@ def test_raw_comparisons_are_the_same_from_json_and_from_the_parquet_export(sets
 
 
 def test_the_winner_is_chosen_and_responses_begin_with_one_space(tmp_path: Path) -> None:
-    rows = [comparison(post(n, "train"), (f" first {n}", f"second {n} <|endoftext|>"), n % 2) for n in range(40)] + [
-        comparison(post(99, "valid"), (" a", " b"), 0, "valid1")
-    ]
+    rows = [
+        comparison(post(n, "train"), (f" first {n}", f"second {n} <|endoftext|>"), n % 2) for n in range(40)
+    ] + [comparison(post(99, "valid"), (" a", " b"), 0, "valid1")]
     write_jsonl(tmp_path / "raw/batch3.json", rows)
     tables, _ = make(tmp_path, f"source: tldr-comparisons\ndataset: {tmp_path}/raw\nvalidation_share: 0.2\n")
     by_prompt = {row["prompt"]: row for row in tables["pairs"]}
@@ -107,8 +107,12 @@ def test_no_post_is_in_two_kinds_of_tables(tmp_path: Path) -> None:
     ]
     rows += [comparison(post(n, "train"), (" x", f" y {n}"), 1, "valid1") for n in (2, 3)]
     rows += [comparison(post(n, "other"), (" x", f" y {n}"), 1, "valid1") for n in (2, 3)]
-    write_parquet(tmp_path / "raw/comparisons/train/0000.parquet", [row for row in rows if row["split"] == "train"])
-    write_parquet(tmp_path / "raw/comparisons/validation/0000.parquet", [row for row in rows if row["split"] != "train"])
+    write_parquet(
+        tmp_path / "raw/comparisons/train/0000.parquet", [row for row in rows if row["split"] == "train"]
+    )
+    write_parquet(
+        tmp_path / "raw/comparisons/validation/0000.parquet", [row for row in rows if row["split"] != "train"]
+    )
     for split, chosen in (
         ("train", [post(n, "train") for n in range(8)]),
         ("validation", [post(0, "v")]),
@@ -117,10 +121,14 @@ def test_no_post_is_in_two_kinds_of_tables(tmp_path: Path) -> None:
         write_parquet(tmp_path / f"tldr/data/{split}-00000-of-00001.parquet",
                       [{"prompt": prompt_of(p), "completion": " so"} for p in chosen])  # fmt: skip
     tables, metrics = make(
-        tmp_path, f"source: tldr-comparisons\ndataset: {tmp_path}/raw\ndata_dir: comparisons\nsft_dataset: {tmp_path}/tldr\n"
+        tmp_path,
+        f"source: tldr-comparisons\ndataset: {tmp_path}/raw\ndata_dir: comparisons\nsft_dataset: {tmp_path}/tldr\n",
     )
     names = {table: {tldr._parsed(row["prompt"]).name for row in rows} for table, rows in tables.items()}  # type: ignore[union-attr]
-    training, validation = names["pairs"] | names["sft_train"], names["pairs_validation"] | names["prompts_validation"]
+    training, validation = (
+        names["pairs"] | names["sft_train"],
+        names["pairs_validation"] | names["prompts_validation"],
+    )
     assert not names["prompts_test"] & (training | validation)
     assert not training & validation
     assert len(names["prompts_test"]) == 2 and len(names["pairs"]) == 5
@@ -130,12 +138,24 @@ def test_no_post_is_in_two_kinds_of_tables(tmp_path: Path) -> None:
 def test_duplicates_ties_and_empty_responses_are_left_out_and_counted(tmp_path: Path) -> None:
     a, b = post(1, "train"), post(2, "train")
     rows = [comparison(post(n, "filler"), (" p q", f" r {n}"), 0) for n in range(40)]
-    rows += [comparison(a, (" x y", " z"), 0), comparison(a, (" x y", " z"), 0), comparison(a, (" z", " x y"), 1)]  # twice again
+    rows += [
+        comparison(a, (" x y", " z"), 0),
+        comparison(a, (" x y", " z"), 0),
+        comparison(a, (" z", " x y"), 1),
+    ]  # twice again
     rows += [comparison(a, (" x y", " z"), 1)]  # judged the other way round
-    rows += [comparison(b, (" same", " same "), 0), comparison(b, (" ", " z"), 0), comparison(b, ("<|endoftext|>", " z"), 1)]
+    rows += [
+        comparison(b, (" same", " same "), 0),
+        comparison(b, (" ", " z"), 0),
+        comparison(b, ("<|endoftext|>", " z"), 1),
+    ]
     write_jsonl(tmp_path / "raw/batch3.json", rows)
-    tables, metrics = make(tmp_path, f"source: tldr-comparisons\ndataset: {tmp_path}/raw\nvalidation_share: 0.2\n")
-    counts = {name: metrics.get(f"pairs/{name}") for name in ("read", "duplicates", "conflicts", "ties", "empty")}
+    tables, metrics = make(
+        tmp_path, f"source: tldr-comparisons\ndataset: {tmp_path}/raw\nvalidation_share: 0.2\n"
+    )
+    counts = {
+        name: metrics.get(f"pairs/{name}") for name in ("read", "duplicates", "conflicts", "ties", "empty")
+    }
     assert counts == {"read": 47, "duplicates": 2, "conflicts": 1, "ties": 1, "empty": 2}
     assert sum(len(tables[t]) for t in ("pairs", "pairs_validation")) + len(tables["prompts_test"]) == 41
 
@@ -150,7 +170,9 @@ def test_a_long_post_is_cut_at_its_last_newline_and_counted_once(sets: Path) -> 
     assert writer.prompt(whole) == prompt_of({**info, "post": "\n\n".join(lines[:2])})
     assert writer.prompt(whole) == writer.prompt(whole) and counts["cut_posts"] == 1
     # Without a newline the longest beginning that fits.
-    one_line = tldr.Writer(tokenizer, size - 15, "keep", counts).prompt(tldr.Post("advice", info["title"], " ".join(lines)))
+    one_line = tldr.Writer(tokenizer, size - 15, "keep", counts).prompt(
+        tldr.Post("advice", info["title"], " ".join(lines))
+    )
     assert len(tokenizer(one_line)["input_ids"]) <= size - 15
     assert " ".join(lines).startswith(one_line.split("POST: ")[1].removesuffix("\n\nTL;DR:"))
     assert len(tokenizer(one_line)["input_ids"]) >= size - 18
@@ -207,12 +229,16 @@ def test_reference_summaries_from_openais_filtered_files(tmp_path: Path) -> None
 
 def test_a_post_is_known_by_reddits_id_though_its_text_was_edited(tmp_path: Path) -> None:
     info = post(1, "train")
-    write_jsonl(tmp_path / "raw/batch3.json", [comparison(post(n, "train"), (" a", f" b {n}"), 0) for n in range(40)])
+    write_jsonl(
+        tmp_path / "raw/batch3.json", [comparison(post(n, "train"), (" a", f" b {n}"), 0) for n in range(40)]
+    )
     rows = [{**post(n, "other"), "summary": "s"} for n in range(3)]
     edited = {**info, "title": "another title", "post": "another text", "summary": "s"}
     for split, some in (("train", rows[:1]), ("valid", rows[1:2]), ("test", [rows[2], edited])):
         write_jsonl(tmp_path / f"filtered/{split}.jsonl", some)
-    tables, metrics = make(tmp_path, f"source: tldr-comparisons\ndataset: {tmp_path}/raw\nsft_dataset: {tmp_path}/filtered\n")
+    tables, metrics = make(
+        tmp_path, f"source: tldr-comparisons\ndataset: {tmp_path}/raw\nsft_dataset: {tmp_path}/filtered\n"
+    )
     assert len(tables["prompts_test"]) == 2 and metrics["pairs/of_evaluated_posts"] == 1
     assert prompt_of(info) not in {row["prompt"] for row in tables["pairs"] + tables["pairs_validation"]}
 
@@ -223,8 +249,16 @@ def test_a_post_is_known_by_reddits_id_though_its_text_was_edited(tmp_path: Path
 def test_dialogues_are_split_at_the_last_common_turn_of_the_assistant() -> None:
     start = published.dialogue("hello", "hi there", "who left")
     rows = [
-        ("a", "train", {"chosen": f"{start}\n\nAssistant: she left home", "rejected": f"{start}\n\nAssistant: she left"}),
-        ("b", "train", {"chosen": f"{start}\n\nAssistant: a", "rejected": f"{published.dialogue('hello', 'other')}"}),
+        (
+            "a",
+            "train",
+            {"chosen": f"{start}\n\nAssistant: she left home", "rejected": f"{start}\n\nAssistant: she left"},
+        ),
+        (
+            "b",
+            "train",
+            {"chosen": f"{start}\n\nAssistant: a", "rejected": f"{published.dialogue('hello', 'other')}"},
+        ),
         ("c", "train", {"chosen": "no dialogue", "rejected": "none"}),
         ("d", "test", {"chosen": f"{start}\n\nAssistant:", "rejected": f"{start}\n\nAssistant: b"}),
     ]
@@ -239,10 +273,15 @@ def test_dialogues_are_split_at_the_last_common_turn_of_the_assistant() -> None:
 
 
 def test_hh_reads_its_folder_and_holds_out_validation_by_prompt(sets: Path) -> None:
-    tables, metrics = make(sets, f"source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\n")
+    tables, metrics = make(
+        sets, f"source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\n"
+    )
     assert metrics["pairs/read"] == 34
     assert len(tables["prompts_test"]) == 4
-    assert all(row["prompt"].startswith("\n\nHuman:") and row["prompt"].endswith("\n\nAssistant:") for row in tables["pairs"])
+    assert all(
+        row["prompt"].startswith("\n\nHuman:") and row["prompt"].endswith("\n\nAssistant:")
+        for row in tables["pairs"]
+    )
     assert tables["pairs_validation"] and not posts(tables["pairs"]) & posts(tables["pairs_validation"])
     assert posts(tables["pairs_validation"]) == posts(tables["prompts_validation"])
     assert {(row["prompt"], row["completion"]) for row in tables["sft_train"]} == {
@@ -262,7 +301,9 @@ def test_hh_through_a_chat_template_leaves_the_eos_to_the_tokens(sets: Path) -> 
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
-    return [{"role": "assistant" if i % 2 else "user", "content": content} for i, content in enumerate(contents)]
+    return [
+        {"role": "assistant" if i % 2 else "user", "content": content} for i, content in enumerate(contents)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "conversational", "conversational-implicit"])
@@ -271,20 +312,35 @@ def test_every_preference_format_of_trl(kind: str, sets: Path) -> None:
         plain = {"prompt": f"say {n}:", "chosen": " good one", "rejected": " bad"}
         return {
             "explicit": plain,
-            "implicit": {"chosen": plain["prompt"] + plain["chosen"], "rejected": plain["prompt"] + plain["rejected"]},
-            "conversational": {"prompt": turns(f"say {n}:"), "chosen": turns("", "good one")[1:], "rejected": turns("", "bad")[1:]},
-            "conversational-implicit": {"chosen": turns(f"say {n}:", "good one"), "rejected": turns(f"say {n}:", "bad")},
+            "implicit": {
+                "chosen": plain["prompt"] + plain["chosen"],
+                "rejected": plain["prompt"] + plain["rejected"],
+            },
+            "conversational": {
+                "prompt": turns(f"say {n}:"),
+                "chosen": turns("", "good one")[1:],
+                "rejected": turns("", "bad")[1:],
+            },
+            "conversational-implicit": {
+                "chosen": turns(f"say {n}:", "good one"),
+                "rejected": turns(f"say {n}:", "bad"),
+            },
         }[kind] | {"score_chosen": 4.0}
 
     file = write_jsonl(sets / "mine.jsonl", [row(n) for n in range(60)])
-    tables, metrics = make(sets, f"source: preference\ndataset: {file}\nvalidation_share: 0.2\ntokenizer: {sets}/tokenizer\n")
+    tables, metrics = make(
+        sets, f"source: preference\ndataset: {file}\nvalidation_share: 0.2\ntokenizer: {sets}/tokenizer\n"
+    )
     assert metrics["pairs/read"] == 60 and min(len(rows) for rows in tables.values()) > 0
     row_ = tables["pairs"][0]
     if kind.startswith("conversational"):
         assert row_["prompt"].startswith("<user>say") and row_["prompt"].endswith("</s><assistant>")
         assert (row_["chosen"], row_["rejected"]) == ("good one", "bad")
     else:
-        assert row_["prompt"].startswith("say") and (row_["chosen"], row_["rejected"]) == (" good one", " bad")
+        assert row_["prompt"].startswith("say") and (row_["chosen"], row_["rejected"]) == (
+            " good one",
+            " bad",
+        )
     assert not posts(tables["prompts_test"]) & (posts(tables["pairs"]) | posts(tables["pairs_validation"]))
 
 
@@ -302,8 +358,15 @@ def test_implicit_prompts_that_nothing_marks_are_left_out(sets: Path) -> None:
 
 def test_rows_limits_tables_to_drawn_posts_that_the_rest_avoids(sets: Path) -> None:
     recipe = f"source: tldr-comparisons\ndataset: {sets}/comparisons-parquet\ndata_dir: comparisons\nsft_dataset: {sets}/tldr\n"
-    tables, _ = make(sets, recipe + "rows: {prompts_test: 2, pairs: 5, pairs_validation: 3, prompts_validation: 1}\n")
-    assert [len(tables[t]) for t in ("prompts_test", "pairs", "pairs_validation", "prompts_validation")] == [2, 5, 3, 1]
+    tables, _ = make(
+        sets, recipe + "rows: {prompts_test: 2, pairs: 5, pairs_validation: 3, prompts_validation: 1}\n"
+    )
+    assert [len(tables[t]) for t in ("prompts_test", "pairs", "pairs_validation", "prompts_validation")] == [
+        2,
+        5,
+        3,
+        1,
+    ]
     other, _ = make(sets, recipe + "rows: {prompts_test: 2}\nseed: 1\n")
     again, _ = make(sets, recipe + "rows: {prompts_test: 2}\n")
     assert again["prompts_test"] == tables["prompts_test"]
@@ -339,16 +402,26 @@ def test_row_counts_and_first_record_of_every_loader(sets: Path, name: str) -> N
     tables, metrics = make(sets, LOADERS[name].format(sets=sets))
     assert set(tables) == set(TABLES)
     kept = len(tables["pairs"]) + len(tables["pairs_validation"])
-    counts = {key: value for key, value in metrics.items() if not key.startswith(("rows/", "shared_prompts/"))}
+    counts = {
+        key: value for key, value in metrics.items() if not key.startswith(("rows/", "shared_prompts/"))
+    }
     lost = sum(counts.get(f"pairs/{why}", 0) for why in ("ties", "empty", "duplicates", "conflicts"))
-    evaluated = sum(value for key, value in counts.items() if key.startswith("pairs") and key.endswith("of_evaluated_posts"))
+    evaluated = sum(
+        value
+        for key, value in counts.items()
+        if key.startswith("pairs") and key.endswith("of_evaluated_posts")
+    )
     # Every row that was read is somewhere: in a table, among the test prompts' pairs, or in a count.
     test = 0 if "sft_dataset" in LOADERS[name] else counts["pairs/read"] - kept - lost - evaluated
-    assert kept + lost + evaluated + test == counts["pairs/read"] and (test > 0) == ("sft_dataset" not in LOADERS[name])
+    assert kept + lost + evaluated + test == counts["pairs/read"] and (test > 0) == (
+        "sft_dataset" not in LOADERS[name]
+    )
     first = tables["pairs"][0]
     assert first["chosen"] != first["rejected"] and not first["prompt"].endswith(" ")
     # A judge can compare with the data's own response to every prompt.
-    assert all(row["completion"].strip() for table in ("prompts_validation", "prompts_test") for row in tables[table])
+    assert all(
+        row["completion"].strip() for table in ("prompts_validation", "prompts_test") for row in tables[table]
+    )
     print(f"\n{name}")
     print("  rows:  ", ", ".join(f"{table} {len(rows)}" for table, rows in tables.items()))
     print("  counts:", ", ".join(f"{key} {value}" for key, value in counts.items()))
@@ -373,7 +446,12 @@ def test_row_counts_and_first_record_of_every_loader(sets: Path, name: str) -> N
 )  # fmt: skip
 def test_a_wrong_data_recipe_is_named(recipe: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("stage: data\n" + recipe)
-    assert says in rpo("data", "inspect", "--recipe", tmp_path / "data.yaml", "--workspace", tmp_path / "runs", code=2).output
+    assert (
+        says
+        in rpo(
+            "data", "inspect", "--recipe", tmp_path / "data.yaml", "--workspace", tmp_path / "runs", code=2
+        ).output
+    )
 
 
 @pytest.mark.parametrize(
@@ -384,10 +462,15 @@ def test_a_wrong_data_recipe_is_named(recipe: str, says: str, tmp_path: Path) ->
         ({"prompt": "x"}, "batch3.json:41: no column 'info' (has: prompt)"),
     ],
 )  # fmt: skip
-def test_a_row_of_another_schema_is_named_with_its_line(row: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_a_row_of_another_schema_is_named_with_its_line(
+    row: dict[str, Any], says: str, tmp_path: Path
+) -> None:
     from rpo_cli.errors import BadInput
 
-    write_jsonl(tmp_path / "raw/batch3.json", [*(comparison(post(n, "train"), (" a", f" b {n}"), 0) for n in range(40)), row])
+    write_jsonl(
+        tmp_path / "raw/batch3.json",
+        [*(comparison(post(n, "train"), (" a", f" b {n}"), 0) for n in range(40)), row],
+    )
     with pytest.raises(BadInput) as error:
         make(tmp_path, f"source: tldr-comparisons\ndataset: {tmp_path}/raw\n")
     assert says in str(error.value)
@@ -416,7 +499,7 @@ def test_splits_are_read_from_the_names_the_hub_gives() -> None:
 
 def test_a_data_recipe_of_another_source_keeps_its_key() -> None:
     """The loaders' keys are no part of the miniature's or a file's tables."""
-    from rpo_cli import schema
+    from rpo_cli.recipes import schema
 
     plain = schema.result_fields(schema.DataRecipe(stage="data", source="miniature"))
     assert not {"dataset", "tokenizer", "newlines", "max_prompt_tokens", "validation_share"} & plain.keys()
@@ -428,10 +511,13 @@ def test_the_manifest_of_the_tables_has_the_counts(sets: Path) -> None:
     suite = sets / "tldr-suite"
     suite.mkdir()
     (suite / "data.yaml").write_text(
-        PLAIN + f"stage: data\nsource: tldr-comparisons\ndataset: {sets}/comparisons-json\nsft_dataset: {sets}/tldr\n"
+        PLAIN
+        + f"stage: data\nsource: tldr-comparisons\ndataset: {sets}/comparisons-json\nsft_dataset: {sets}/tldr\n"
         f"tokenizer: {sets}/tokenizer\n"
     )
-    out = rpo("data", "inspect", "--recipe", suite / "data.yaml", "--workspace", sets / "runs", "--json").stdout
+    out = rpo(
+        "data", "inspect", "--recipe", suite / "data.yaml", "--workspace", sets / "runs", "--json"
+    ).stdout
     assert "pairs" in json.loads(out)["seed-0/data"]["tables"]
     metrics = manifest(sets / "runs", "seed-0/data")["metrics"]
     assert metrics["cnndm"] == 1 and metrics["rows/pairs"] == 12

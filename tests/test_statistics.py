@@ -19,7 +19,9 @@ from rpo_cli.statistics import (
 OPTIONS = {"truncated": "score", "resamples": 500, "seed": 0}
 
 
-def made_samples(rewards: Array, tokens: Array | None = None, finished: Array | None = None, kl: float = 0.5) -> pd.DataFrame:
+def made_samples(
+    rewards: Array, tokens: Array | None = None, finished: Array | None = None, kl: float = 0.5
+) -> pd.DataFrame:
     """Samples with the given rewards [prompts, samples per prompt]."""
     prompts, each = rewards.shape
     size = prompts * each

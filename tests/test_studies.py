@@ -15,17 +15,18 @@ from conftest import RHO, Tiny, rpo
 from test_figures import contents
 from transformers import AutoModelForCausalLM
 
-from rpo_cli.batches import make_batch, response_logits
-from rpo_cli.data.pairs import row_id
+from rpo_cli.artifacts import Workspace
 from rpo_cli.errors import BadInput
-from rpo_cli.measure import ESTIMATORS, exact, step_seconds
-from rpo_cli.pipeline import what_to_run
-from rpo_cli.plan import Planner
-from rpo_cli.protocol import Cells, bias_of, gather, read_by
+from rpo_cli.figures.cells import Cells, bias_of, read_by
+from rpo_cli.figures.gather import gather
+from rpo_cli.figures.studies import _curve, claims_of, summary
+from rpo_cli.models import make_batch, response_logits
 from rpo_cli.recipes import RecipeError, check_suite, known, load
-from rpo_cli.schema import MEASURES, Claim, FigureRecipe
-from rpo_cli.studies import _curve, claims_of, summary
-from rpo_cli.workspace import Workspace
+from rpo_cli.recipes.schema import MEASURES, Claim, FigureRecipe
+from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.todo import what_to_run
+from rpo_cli.stages.data.rows import row_id
+from rpo_cli.stages.measure import ESTIMATORS, exact, step_seconds
 
 SEEDS = [0, 1, 2]
 KINDS = ("degeneracy", "gamma", "ensemble", "kl", "unbiased")
@@ -51,7 +52,9 @@ FIGURES = {
 
 
 def write_figure(tiny: Tiny, kind: str) -> None:
-    (tiny.suite / f"{kind}.yaml").write_text(f"stage: figure\nkind: {kind}\nbootstrap_samples: 100\ntitle: A title\n{FIGURES[kind]}")
+    (tiny.suite / f"{kind}.yaml").write_text(
+        f"stage: figure\nkind: {kind}\nbootstrap_samples: 100\ntitle: A title\n{FIGURES[kind]}"
+    )
     few = (tiny.suite / "splits.yaml").read_text().replace("num_pairs: 64", "num_pairs: 16")
     (tiny.suite / "splits-few.yaml").write_text(few)
 
@@ -60,7 +63,9 @@ def write_figure(tiny: Tiny, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(
+    tiny: Tiny, tmp_path: Path, kind: str
+) -> None:
     write_figure(tiny, kind)
     seeds = ("--seeds", "0,1") if kind == "degeneracy" else ()
     plan = tiny.run(f"figure {kind}", f"{kind}.yaml", *seeds, "--dry-run")
@@ -72,9 +77,15 @@ def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(
     kept = {"cells.parquet", "choices.csv", "provenance.json"} | own.get(kind, set())
     assert set(contents(folder)) == made | kept
     result = json.loads((folder / f"{kind}.json").read_text())
-    assert result["claims"] == json.loads(said.stdout)["claims"] and len(result["claims"]) == FIGURES[kind].count("claim:")
+    assert result["claims"] == json.loads(said.stdout)["claims"] and len(result["claims"]) == FIGURES[
+        kind
+    ].count("claim:")
     assert {row["status"] for row in result["claims"]} <= {"passed", "not significant", "contradicted"}
-    assert result["provenance"]["versions"] and result["provenance"]["cells"] and result["provenance"]["kind"] == kind
+    assert (
+        result["provenance"]["versions"]
+        and result["provenance"]["cells"]
+        and result["provenance"]["kind"] == kind
+    )
     for row in result["table"]:
         assert all(row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] for name in MEASURES[kind])
     again = rpo("figure", kind, "--from", folder, "--out", tmp_path / "again")
@@ -84,7 +95,10 @@ def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(
     other = "gamma" if kind != "gamma" else "kl"
     assert f"rpo figure {kind}" in tiny.run(f"figure {other}", f"{kind}.yaml", code=2).stderr
     assert f"rpo figure {kind}" in rpo("figure", other, "--from", folder, code=2).stderr
-    assert "up to date, nothing to build" in tiny.run("status", f"{kind}.yaml", *(() if kind != "degeneracy" else ("--seed", 1))).stdout
+    assert (
+        "up to date, nothing to build"
+        in tiny.run("status", f"{kind}.yaml", *(() if kind != "degeneracy" else ("--seed", 1))).stdout
+    )
     if kind != "unbiased":
         assert f"rpo figure {kind}" in tiny.run("sweep", f"{kind}.yaml", code=2).stderr
 
@@ -95,20 +109,30 @@ def test_unbiased_strengths_are_chosen_on_validation_for_the_figure_alone(tiny: 
     tiny.edit("ipo.yaml", "grid: {tau: [0.05, 0.4, 2]}")
     before = contents(tiny.suite)
     plan = json.loads(tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--dry-run", "--json").stdout)
-    assert (plan["cells"]["validation"], plan["cells"]["test"]) == (6, 2) and not (tiny.root / "figures").exists()
+    assert (plan["cells"]["validation"], plan["cells"]["test"]) == (6, 2) and not (
+        tiny.root / "figures"
+    ).exists()
     said = tiny.run("figure unbiased", "unbiased.yaml", "--tune")
     assert "chosen on validation" in said.stdout and contents(tiny.suite) == before
     rows = pd.read_csv(tiny.root / "figures/unbiased/validation.csv")
     assert len(rows) == 6 and rows["rho"].isna().all()
     best = {str(p): float(r.loc[r["advantage"].idxmax(), "value"]) for p, r in rows.groupby("policy")}
     result = json.loads((tiny.root / "figures/unbiased/unbiased.json").read_text())["provenance"]
-    assert {p: next(iter(result["cells"][p].values()))[s] for p, s in (("dpo", "beta"), ("ipo", "tau"))} == best
+    assert {
+        p: next(iter(result["cells"][p].values()))[s] for p, s in (("dpo", "beta"), ("ipo", "tau"))
+    } == best
     kept = {path.parent.name for path in (tiny.root / "seed-0/unbiased/policies").rglob("model.safetensors")}
     assert kept == {f"beta-{best['dpo']:g}", f"tau-{best['ipo']:g}"}
     # The same command again has nothing to do; a reduced grid says so; without --tune the recipes' own strengths count.
-    plan = json.loads(tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2", "--dry-run", "--json").stdout)
+    plan = json.loads(
+        tiny.run(
+            "figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2", "--dry-run", "--json"
+        ).stdout
+    )
     assert plan["left_out"] == {"grid": {"dpo": [0.4], "ipo": [0.4]}}
-    assert "only with --tune" in tiny.run("figure unbiased", "unbiased.yaml", "--grid-size", "2", code=2).stderr
+    assert (
+        "only with --tune" in tiny.run("figure unbiased", "unbiased.yaml", "--grid-size", "2", code=2).stderr
+    )
     tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2")
     reduced = json.loads((tiny.root / "figures/unbiased/unbiased.json").read_text())["provenance"]
     assert reduced["left_out"]["grid"]["dpo"] == [0.4] and "reduced: 2 of 3 grid values" in reduced["title"]
@@ -125,7 +149,9 @@ def test_the_measure_of_a_policy_is_its_log_ratios_on_its_own_pairs(tiny: Tiny) 
     line = json.loads((tiny.root / RHO / "policies/dpo/beta-0.2/metrics.jsonl").read_text().splitlines()[-1])
     reference = pq.read_table(tiny.root / "seed-0/reference-logps/relabel/logps.parquet").to_pydict()
     assert len(rows) == metrics["rows"] == 64 and set(rows["prompt_id"]) <= {row_id(p) for p in samples(tiny)}
-    assert (rows["kl_full"] > -1e-6).all() and (rows["kl_data"] + (rows["h_chosen"] + rows["h_rejected"]) / 2).abs().max() < 1e-6
+    assert (rows["kl_full"] > -1e-6).all() and (
+        rows["kl_data"] + (rows["h_chosen"] + rows["h_rejected"]) / 2
+    ).abs().max() < 1e-6
     assert rows["kl_sample"].std() > 0 and (rows["kl_sample"] - rows["kl_full"]).abs().max() > 1e-3
     assert all(metrics[f"milliseconds/{name}"] > 0 for name in ESTIMATORS)
     # The last step's batch was measured one step earlier, on 8 of the 64 pairs: the same order of size and sign of the margin.
@@ -134,14 +160,22 @@ def test_the_measure_of_a_policy_is_its_log_ratios_on_its_own_pairs(tiny: Tiny) 
 
 
 def samples(tiny: Tiny) -> list[str]:
-    prompts: list[str] = pq.read_table(tiny.root / "seed-0/reference-samples/relabel/samples.parquet")["prompt"].to_pylist()
+    prompts: list[str] = pq.read_table(tiny.root / "seed-0/reference-samples/relabel/samples.parquet")[
+        "prompt"
+    ].to_pylist()
     return prompts
 
 
 def test_the_exact_kl_is_zero_at_the_reference_and_the_sum_over_the_vocabulary_elsewhere(built: Tiny) -> None:
     reference = AutoModelForCausalLM.from_pretrained(built.root / "seed-0/sft", dtype=torch.float32).eval()
-    policy = AutoModelForCausalLM.from_pretrained(built.root / RHO / "policies/e-dpo/beta-0.2", dtype=torch.float32).eval()
-    prompts, answers, pad = [[5, 6, 7], [8, 9], [10]], [[4, 5], [6, 7, 8], [9]], int(policy.config.pad_token_id)
+    policy = AutoModelForCausalLM.from_pretrained(
+        built.root / RHO / "policies/e-dpo/beta-0.2", dtype=torch.float32
+    ).eval()
+    prompts, answers, pad = (
+        [[5, 6, 7], [8, 9], [10]],
+        [[4, 5], [6, 7, 8], [9]],
+        int(policy.config.pad_token_id),
+    )
     assert np.abs(exact(reference, reference, prompts, answers, pad, 2)).max() == 0
     one_by_one = []
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -160,12 +194,19 @@ def test_ensemble_measures_are_those_of_the_members_that_taught(tiny: Tiny) -> N
     write_figure(tiny, "ensemble")
     tiny.run("figure ensemble", "ensemble.yaml")
     folder = tiny.root / "figures/ensemble"
-    choices, table = pd.read_csv(folder / "choices.csv"), pd.read_csv(folder / "ensemble.csv").set_index("policy")
+    choices, table = (
+        pd.read_csv(folder / "choices.csv"),
+        pd.read_csv(folder / "ensemble.csv").set_index("policy"),
+    )
     for policy, rows in choices.groupby("policy"):
         assert rows["share"].sum() == pytest.approx(1, abs=1e-5)
         assert table.loc[policy, "member"] == pytest.approx((rows["member"] * rows["share"]).sum(), abs=1e-3)
-        assert table.loc[policy, "same_bias"] == pytest.approx(rows.loc[rows["member"] == 0.5, "share"].sum(), abs=1e-3)
-    members = pd.read_csv(folder / "members.csv").merge(choices, on=["policy", "rho", "seed", "member"], suffixes=("", "_too"))
+        assert table.loc[policy, "same_bias"] == pytest.approx(
+            rows.loc[rows["member"] == 0.5, "share"].sum(), abs=1e-3
+        )
+    members = pd.read_csv(folder / "members.csv").merge(
+        choices, on=["policy", "rho", "seed", "member"], suffixes=("", "_too")
+    )
     assert len(members) == len(choices) and np.allclose(members["share"], members["share_too"])
     scores = pq.read_table(tiny.root / RHO / "scores/rm/b-0.2/train.parquet").to_pandas()
     rms = float(np.sqrt(((scores["chosen"] - scores["rejected"]) ** 2).mean()))
@@ -176,11 +217,17 @@ def test_a_figure_does_not_take_another_baseline_for_its_own(tiny: Tiny) -> None
     cells = [Cells(tiny.suite).cell("e-dpo.yaml", 0.5, 0, "test")]
     workspace = Workspace(tiny.root, "tiny")
     first, _, _ = gather(cells, workspace)
-    tiny.run("evaluate", "evaluate.yaml", "--set", "temperature=0.5")  # at the place of the baseline, under another key
+    tiny.run(
+        "evaluate", "evaluate.yaml", "--set", "temperature=0.5"
+    )  # at the place of the baseline, under another key
     assert what_to_run([cells[0].evaluation], workspace) == []  # the cell itself is up to date
-    with pytest.raises(BadInput, match=r"evaluations/sft/test: not what .*e-dpo/beta-0.2/test was compared with"):
+    with pytest.raises(
+        BadInput, match=r"evaluations/sft/test: not what .*e-dpo/beta-0.2/test was compared with"
+    ):
         gather(cells, workspace)
-    assert [item.stage.path for item in what_to_run(read_by(cells), workspace)] == ["seed-0/evaluations/sft/test"]
+    assert [item.stage.path for item in what_to_run(read_by(cells), workspace)] == [
+        "seed-0/evaluations/sft/test"
+    ]
     tiny.run("evaluate", "evaluate.yaml")
     pd.testing.assert_frame_equal(gather(cells, workspace)[0], first)
 
@@ -192,14 +239,18 @@ def test_members_of_a_listed_ensemble_have_no_b() -> None:
 def test_too_few_steps_for_a_curve_are_told_in_a_line(tiny: Tiny) -> None:
     cell = Cells(tiny.suite, ["logging_steps=50"]).cell("dpo.yaml", 0.5, 0, "test", measured=True)
     tiny.make("dpo.yaml", "logging_steps=50")
-    with pytest.raises(BadInput, match=r"dpo/beta-0.2: 6 steps with logging_steps: 50 leave no curve of log-ratios to draw"):
+    with pytest.raises(
+        BadInput, match=r"dpo/beta-0.2: 6 steps with logging_steps: 50 leave no curve of log-ratios to draw"
+    ):
         _curve(cell, Workspace(tiny.root, "tiny"))
 
 
 def test_a_policy_without_an_ensemble_stands_beside_ensembles_and_has_no_members(tiny: Tiny) -> None:
     write_figure(tiny, "ensemble")
     file = tiny.suite / "ensemble.yaml"
-    file.write_text(file.read_text().replace("claims:", "  - {name: dpo, recipe: dpo.yaml, panel: beside}\nclaims:"))
+    file.write_text(
+        file.read_text().replace("claims:", "  - {name: dpo, recipe: dpo.yaml, panel: beside}\nclaims:")
+    )
     tiny.run("figure ensemble", "ensemble.yaml")
     table = pd.read_csv(tiny.root / "figures/ensemble/ensemble.csv").set_index("policy")
     assert table["member"].isna().tolist() == [False, False, True] and table["advantage"].notna().all()
@@ -211,7 +262,10 @@ def test_tuning_chooses_each_variants_strength_on_validation_for_this_figure_alo
     policy.write_text(policy.read_text() + "grid: {beta: [0.05, 5]}\n")
     before = policy.read_bytes()
     plan = json.loads(tiny.run("figure gamma", "gamma.yaml", "--tune", "--dry-run", "--json").stdout)
-    assert sum(stage["path"].endswith("/validation") and "/p-dpo/" in stage["path"] for stage in plan["todo"]) == 4
+    assert (
+        sum(stage["path"].endswith("/validation") and "/p-dpo/" in stage["path"] for stage in plan["todo"])
+        == 4
+    )
     tiny.run("figure gamma", "gamma.yaml", "--tune")
     folder = tiny.root / "figures/gamma"
     tried = pd.read_csv(folder / "validation.csv")
@@ -227,19 +281,27 @@ def test_tuning_chooses_each_variants_strength_on_validation_for_this_figure_alo
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        ("gamma", ("set: {gamma: 0,", "set: {beta: 0.3, gamma: 0,"), "none: sets beta, which --tune is to choose"),
+        (
+            "gamma",
+            ("set: {gamma: 0,", "set: {beta: 0.3, gamma: 0,"),
+            "none: sets beta, which --tune is to choose",
+        ),
         ("unbiased", ("{name: dpo,", "{name: dpo, set: {grid: {beta: [1, 2]}},"), "different sizes"),
         ("kl", ("", ""), "has none"),
     ],
 )
-def test_what_cannot_be_tuned_alike_is_refused(empty: Tiny, kind: str, change: tuple[str, str], message: str) -> None:
+def test_what_cannot_be_tuned_alike_is_refused(
+    empty: Tiny, kind: str, change: tuple[str, str], message: str
+) -> None:
     write_figure(empty, kind)
     file = empty.suite / f"{kind}.yaml"
     file.write_text(file.read_text().replace(*change, 1))
     for name in ("p-dpo", "dpo", "ipo"):
         policy = empty.suite / f"{name}.yaml"
         policy.write_text(policy.read_text() + f"grid: {{{'tau' if name == 'ipo' else 'beta'}: [1, 2, 3]}}\n")
-    assert message in " ".join(empty.run(f"figure {kind}", f"{kind}.yaml", "--tune", "--dry-run", code=2).stderr.split())
+    assert message in " ".join(
+        empty.run(f"figure {kind}", f"{kind}.yaml", "--tune", "--dry-run", code=2).stderr.split()
+    )
 
 
 def test_a_teacher_that_scores_other_pairs_than_its_own_keeps_both_scores(tiny: Tiny) -> None:
@@ -250,7 +312,9 @@ def test_a_teacher_that_scores_other_pairs_than_its_own_keeps_both_scores(tiny: 
     assert own.inputs["scores/rm"].inputs["model"].key == other.inputs["scores/rm"].inputs["model"].key
     loaded = [load(str(tiny.suite / "d-dpo.yaml"), overrides=o) for o in ([], ["data=splits-few.yaml"])]
     planner = Planner(0)
-    assert len({planner.build(each).inputs["scores/rm"].path for each in loaded}) == 2  # one planner, no clash
+    assert (
+        len({planner.build(each).inputs["scores/rm"].path for each in loaded}) == 2
+    )  # one planner, no clash
 
 
 # ── Claims ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -262,14 +326,36 @@ def planted(means: dict[str, float], *, between: float = 0.0, rho: float = 0.5) 
     for seed in SEEDS:
         common = rng.normal(size=60)
         for policy, mean in means.items():
-            value = mean + common - common.mean() + 0.05 * rng.normal(size=60) + between * (seed - 1) * (policy == "a")
-            parts.append(pd.DataFrame({"policy": policy, "rho": rho, "seed": seed, "prompt_id": [f"p{i}" for i in range(60)], "x": value}))
+            value = (
+                mean
+                + common
+                - common.mean()
+                + 0.05 * rng.normal(size=60)
+                + between * (seed - 1) * (policy == "a")
+            )
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "policy": policy,
+                        "rho": rho,
+                        "seed": seed,
+                        "prompt_id": [f"p{i}" for i in range(60)],
+                        "x": value,
+                    }
+                )
+            )
     return pd.concat(parts, ignore_index=True)
 
 
 def judged(cells: pd.DataFrame, **claim: Any) -> dict[str, Any]:
     (row,) = claims_of(
-        cells, [Claim(claim="so it is", measure="x", **claim)], ["a", "b"], [float(cells["rho"].iloc[0])], SEEDS, ["x"], resamples=300
+        cells,
+        [Claim(claim="so it is", measure="x", **claim)],
+        ["a", "b"],
+        [float(cells["rho"].iloc[0])],
+        SEEDS,
+        ["x"],
+        resamples=300,
     )
     assert row["passed"] == (row["status"] == "passed")
     return row
@@ -280,7 +366,9 @@ def test_claims_pass_where_they_are_planted_and_are_contradicted_where_the_oppos
     assert judged(cells, more="a", than="b")["status"] == "passed"
     assert judged(cells, more="b", than="a")["status"] == "contradicted"
     assert judged(cells, more="a", than="b")["difference"] == pytest.approx(0.4, abs=0.03)
-    assert judged(cells, more="a")["status"] == "passed" and judged(cells, than="a")["status"] == "contradicted"
+    assert (
+        judged(cells, more="a")["status"] == "passed" and judged(cells, than="a")["status"] == "contradicted"
+    )
     assert judged(cells, more="a", than="b", within=0.5)["status"] == "passed"
     assert judged(cells, more="b", than="a", within=0.5)["status"] == "passed"
     assert judged(cells, more="b", than="a", within=0.3)["status"] == "contradicted"
@@ -303,13 +391,33 @@ def test_a_claim_says_what_it_compares_and_where() -> None:
     assert judged(cells, more="a", than="b", within=0.1)["detail"] == "x: 0.1 - |a - b|"
     assert judged(cells, more="a", beyond=0.1)["detail"] == "x: |a| - 0.1"
     both = pd.concat([cells, planted({"a": 0.1, "b": 0.6}, rho=0.0)])
-    rows = claims_of(both, [Claim(claim="c", more="a", than="b", measure="x")], ["a", "b"], [0.5, 0.0], SEEDS, ["x"], resamples=50)
+    rows = claims_of(
+        both,
+        [Claim(claim="c", more="a", than="b", measure="x")],
+        ["a", "b"],
+        [0.5, 0.0],
+        SEEDS,
+        ["x"],
+        resamples=50,
+    )
     assert [row["detail"] for row in rows] == ["x: a - b at rho 0.5", "x: a - b without resampling"]
     assert [row["status"] for row in rows] == ["passed", "contradicted"]
-    only = claims_of(both, [Claim(claim="c", more="a", measure="x", rhos=[0.5])], ["a", "b"], [0.5, 0.0], SEEDS, ["x"], resamples=50)
+    only = claims_of(
+        both,
+        [Claim(claim="c", more="a", measure="x", rhos=[0.5])],
+        ["a", "b"],
+        [0.5, 0.0],
+        SEEDS,
+        ["x"],
+        resamples=50,
+    )
     assert len(only) == 1
     table = summary(both, ["a", "b"], [0.5, 0.0], SEEDS, ["x"], resamples=50).set_index(["policy", "rho"])
-    assert table.loc[("a", 0.0), "x"] == pytest.approx(0.1, abs=0.02) and set(table["prompts"]) == {60} and set(table["seeds"]) == {3}
+    assert (
+        table.loc[("a", 0.0), "x"] == pytest.approx(0.1, abs=0.02)
+        and set(table["prompts"]) == {60}
+        and set(table["seeds"]) == {3}
+    )
 
 
 def test_a_claim_about_the_mean_over_rho_is_one_row_of_the_mean(tmp_path: Path) -> None:
@@ -343,17 +451,32 @@ def test_every_kind_has_a_recipe_with_three_seeds_and_claims() -> None:
         ("policies: [dpo.yaml]\nrhos: [null]", "has an axis of rho"),
         ("kind: gamma\npolicies: [dpo.yaml]", "needs variants instead of policies"),
         ("kind: gamme\npolicies: [dpo.yaml]", "kind: expected"),
-        ("kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}, {name: a, recipe: ipo.yaml}]", "two are called a"),
+        (
+            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}, {name: a, recipe: ipo.yaml}]",
+            "two are called a",
+        ),
         ("kind: gamma\nvariants: [{name: a, recipe: dpo.yaml, sets: {}}]", "sets"),
-        ("kind: kl\nvariants: [{name: a, recipe: dpo.yaml}, {name: b, recipe: ipo.yaml}]", "one variant and one rho"),
-        ("kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: b}]", "b is no variant (a)"),
+        (
+            "kind: kl\nvariants: [{name: a, recipe: dpo.yaml}, {name: b, recipe: ipo.yaml}]",
+            "one variant and one rho",
+        ),
+        (
+            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: b}]",
+            "b is no variant (a)",
+        ),
         ("kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x}]", "compares nothing"),
-        ("kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: a, within: 1, beyond: 1}]", "not both"),
+        (
+            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: a, within: 1, beyond: 1}]",
+            "not both",
+        ),
         (
             "kind: gamma\nrhos: [0.5]\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: a, rhos: [0.2]}]",
             "rho 0.2 is none",
         ),
-        ("kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: a, measure: reward}]", "no measure of gamma"),
+        (
+            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: a, measure: reward}]",
+            "no measure of gamma",
+        ),
     ],
 )
 def test_a_wrong_figure_recipe_is_refused_with_its_reason(tmp_path: Path, text: str, message: str) -> None:
@@ -368,6 +491,8 @@ def test_a_variants_mistake_is_found_by_the_check_with_its_name(empty: Tiny) -> 
     write_figure(empty, "gamma")
     file = empty.suite / "gamma.yaml"
     file.write_text(file.read_text().replace("{gamma: 0,", "{gama: 0,"))
-    assert ["gama: unknown key" in problem and "none" in problem for problem in check_suite(empty.suite)] == [True]
+    assert ["gama: unknown key" in problem and "none" in problem for problem in check_suite(empty.suite)] == [
+        True
+    ]
     assert "gama" in empty.run("figure gamma", "gamma.yaml", "--dry-run", code=2).stderr
     assert isinstance(load(str(file)).recipe, FigureRecipe)

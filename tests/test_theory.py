@@ -145,7 +145,10 @@ def test_distillation_on_disjoint_pairs_lets_one_pair_take_the_mass_of_another()
 
 @pytest.mark.parametrize("beta", PAPER_BETAS)
 def test_dpo_is_minimised_while_the_preferred_response_loses_all_its_mass(beta: float):
-    ref, direction = doubles(4, seed=0), torch.tensor([-1.0, -1.0 - 1.39 / beta, 0.0, 0.0], dtype=torch.float64)
+    ref, direction = (
+        doubles(4, seed=0),
+        torch.tensor([-1.0, -1.0 - 1.39 / beta, 0.0, 0.0], dtype=torch.float64),
+    )
     losses, preferred = [], []
     for t in (0.0, 1.0, 10.0, 80.0):
         logps = log_policy(ref + t * direction)
@@ -177,7 +180,9 @@ def test_forward_kl_pins_off_pair_probabilities_and_the_mass_of_every_pair(name:
         return PAIRWISE_LOSSES[name](delta_h).sum() + gamma * forward_kl(ref, theta)
 
     found, start = log_policy(minimise(loss, ref)).exp(), log_policy(ref).exp()
-    tolerance = max(1e-15 / gamma, 1e-14)  # the gradient is γ(π − π_ref) off the pairs: rounding is divided by γ
+    tolerance = max(
+        1e-15 / gamma, 1e-14
+    )  # the gradient is γ(π − π_ref) off the pairs: rounding is divided by γ
     torch.testing.assert_close(found[4:], start[4:], rtol=0, atol=tolerance)
     for pair in map(list, DISJOINT):
         assert found[pair].sum().item() == pytest.approx(start[pair].sum().item(), abs=tolerance)
@@ -228,7 +233,9 @@ def test_best_advantage_of_a_reward_is_beta_times_forward_kl_to_its_policy(beta:
         # The gap to any other policy is β·KL(π ‖ π_r) > 0: so this is the maximum, not merely a stationary value.
         gap = beta * forward_kl(other, optimal)
         assert gap > 0
-        assert (best - advantage(other, ref, reward, beta)).item() == pytest.approx(gap.item(), rel=1e-12, abs=1e-12)
+        assert (best - advantage(other, ref, reward, beta)).item() == pytest.approx(
+            gap.item(), rel=1e-12, abs=1e-12
+        )
 
 
 def least_kl_mixture(ref: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -359,14 +366,18 @@ def test_min_per_example_batch_and_dataset_are_ordered_and_differ_without_bound(
         one_by_one = losses.split(1, dim=1)
         example = ensemble_losses(losses, "example")[0].mean()
         batch_of_one = torch.cat([ensemble_losses(part, "batch")[0] for part in one_by_one]).mean()
-        dataset = torch.cat([ensemble_losses(part, "dataset", choice=dataset_choice)[0] for part in one_by_one]).mean()
+        dataset = torch.cat(
+            [ensemble_losses(part, "dataset", choice=dataset_choice)[0] for part in one_by_one]
+        ).mean()
         assert (example, batch_of_one, dataset) == (0, 0, 2 * scale)
         assert ensemble_losses(losses, "batch")[0].mean() == 2 * scale
     for seed in range(50):
         losses = doubles(3, 12, seed=seed).square()
         dataset_choice = select_member(losses.mean(1))
         example, batch, dataset = (
-            torch.cat([ensemble_losses(part, scope, choice=choice)[0] for part in losses.split(4, dim=1)]).mean()
+            torch.cat(
+                [ensemble_losses(part, scope, choice=choice)[0] for part in losses.split(4, dim=1)]
+            ).mean()
             for scope, choice in (("example", None), ("batch", None), ("dataset", dataset_choice))
         )
         assert example <= batch <= dataset
@@ -409,7 +420,9 @@ def test_full_and_sample_estimators_are_the_exact_kl_on_average_and_so_are_their
             torch.testing.assert_close(mean, torch.func.grad_and_value(exact)(policy), rtol=1e-13, atol=1e-15)
     policy = doubles(4, 3, seed=2)
     full_values, sample_values = full(policy), sample(policy)
-    full_variance, sample_variance = (weights @ (v - weights @ v).square() for v in (full_values, sample_values))
+    full_variance, sample_variance = (
+        weights @ (v - weights @ v).square() for v in (full_values, sample_values)
+    )
     assert full_variance < sample_variance / 2  # Rao–Blackwell: the next token is summed out
 
 
@@ -450,10 +463,14 @@ def test_the_squared_loss_of_reward_aware_preference_optimization_is_distillatio
     for beta in PAPER_BETAS:
         for eta in (0.1, 1.0, 30.0):
             theirs = (beta * (chosen - rejected) - eta * (good - bad)).square()
-            torch.testing.assert_close(distill_losses(chosen - rejected, eta * (good - bad), beta), theirs, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(
+                distill_losses(chosen - rejected, eta * (good - bad), beta), theirs, rtol=1e-12, atol=1e-12
+            )
 
 
-def trl_loss(loss_type: str, logits: Tensor, ref_logits: Tensor, tokens: Tensor, mask: Tensor, beta: float) -> Tensor:
+def trl_loss(
+    loss_type: str, logits: Tensor, ref_logits: Tensor, tokens: Tensor, mask: Tensor, beta: float
+) -> Tensor:
     """The loss of TRL's own DPOTrainer for rows [chosen…, rejected…]; position t's logits predict tokens[:, t]."""
     from trl import DPOTrainer
 
@@ -462,7 +479,9 @@ def trl_loss(loss_type: str, logits: Tensor, ref_logits: Tensor, tokens: Tensor,
 
     def model(**_: object) -> SimpleNamespace:
         unused = torch.zeros_like(mask, dtype=torch.float64)  # logged, not part of the loss
-        return SimpleNamespace(log_probs=log_probs(logits), entropy=unused, mean_logits=unused, is_top1=unused.bool())
+        return SimpleNamespace(
+            log_probs=log_probs(logits), entropy=unused, mean_logits=unused, is_top1=unused.bool()
+        )
 
     ref_chosen, ref_rejected = log_probs(ref_logits).sum(1).chunk(2)
     prompt = torch.zeros(len(tokens), 1, dtype=torch.long)
@@ -500,7 +519,12 @@ def test_trl_sigmoid_is_dpo_and_trl_ipo_is_ipo_norm():
     h = sequence_logps(logits, tokens, mask) - sequence_logps(ref_logits, tokens, mask)
     summed, (chosen, rejected) = h[:batch] - h[batch:], (h / lengths).chunk(2)
     for value in (0.1, 1.0, 5.0):
-        trl = {kind: trl_loss(kind, logits, ref_logits, tokens, mask, value).item() for kind in ("sigmoid", "ipo")}
+        trl = {
+            kind: trl_loss(kind, logits, ref_logits, tokens, mask, value).item()
+            for kind in ("sigmoid", "ipo")
+        }
         assert dpo_losses(summed, value).mean().item() == pytest.approx(trl["sigmoid"], rel=1e-14)
         assert ipo_losses(chosen - rejected, value).mean().item() == pytest.approx(trl["ipo"], rel=1e-14)
-        assert not math.isclose(ipo_losses(summed, value).mean().item(), trl["ipo"], rel_tol=0.1)  # hence two names
+        assert not math.isclose(
+            ipo_losses(summed, value).mean().item(), trl["ipo"], rel_tol=0.1
+        )  # hence two names

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import Tiny
 
-from rpo_cli import devices, schema, xla_probe
+from rpo_cli import devices
+from rpo_cli.devices import xla_probe
+from rpo_cli.recipes import schema
 
 
 @pytest.fixture
@@ -37,7 +39,9 @@ def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None
     monkeypatch.setattr(metadata, "version", versions.__getitem__)
 
 
-def test_without_a_chip_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitting: None) -> None:
+def test_without_a_chip_nothing_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitting: None
+) -> None:
     monkeypatch.setattr(xla_probe, "PCI", tmp_path)
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("a process was started"))
     assert xla_probe.probe_tpu() == xla_probe.Probe(0, 0, "no TPU chip on the PCI bus")
@@ -57,23 +61,36 @@ def test_a_runtime_that_hangs_is_given_up(pci: Path, fitting: None, monkeypatch:
 
 def test_a_runtime_that_fails_is_quoted(pci: Path, fitting: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xla_probe, "SCRIPT", "raise RuntimeError('The TPU is already in use by process 7')")
-    assert xla_probe.probe_tpu().why.endswith("did not start: RuntimeError: The TPU is already in use by process 7")
+    assert xla_probe.probe_tpu().why.endswith(
+        "did not start: RuntimeError: The TPU is already in use by process 7"
+    )
 
 
-def test_devices_of_this_host_and_of_all_are_told_apart(pci: Path, fitting: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xla_probe, "SCRIPT", "import os; print('a banner'); print([8, 32] if os.environ['PJRT_DEVICE'] == 'TPU' else 0)")
+def test_devices_of_this_host_and_of_all_are_told_apart(
+    pci: Path, fitting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        xla_probe,
+        "SCRIPT",
+        "import os; print('a banner'); print([8, 32] if os.environ['PJRT_DEVICE'] == 'TPU' else 0)",
+    )
     assert xla_probe.probe_tpu() == xla_probe.Probe(8, 32, "4 TPU chips on the PCI bus, 8 devices of 32")
 
 
 def test_a_torch_that_torch_xla_would_crash_with_is_named(pci: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, {"torch-xla": "2.9.0", "torch": "2.13.0"})
-    assert xla_probe.torch_xla_problem() == "torch-xla 2.9.0 runs with torch 2.9 only, and torch 2.13.0 is installed (make setup-tpu)"
+    assert (
+        xla_probe.torch_xla_problem()
+        == "torch-xla 2.9.0 runs with torch 2.9 only, and torch 2.13.0 is installed (make setup-tpu)"
+    )
     assert xla_probe.probe_tpu().why.startswith("4 TPU chips on the PCI bus, but torch-xla 2.9.0 runs with")
     installed(monkeypatch, {"torch-xla": "2.9.0", "torch": "2.9.1+cu128"})
     assert xla_probe.torch_xla_problem() is None
 
 
-def test_xla_without_a_tpu_is_refused_in_one_line(tmp_path: Path, fitting: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xla_without_a_tpu_is_refused_in_one_line(
+    tmp_path: Path, fitting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(xla_probe, "PCI", tmp_path)
     monkeypatch.delenv("PJRT_DEVICE", raising=False)
     recipe = schema.Recipe.model_validate({"device": "xla"})

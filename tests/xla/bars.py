@@ -25,10 +25,14 @@ import torch_xla.core.xla_model as xm
 import torch_xla.debug.metrics as met
 from conftest import RHO, Tiny, write_suite
 
-from rpo_cli.data.pairs import read_rows, write_rows
+from rpo_cli.stages.data.rows import read_rows, write_rows
 
 # For a process that is to find no trace of this one's.
-ORDINARY = {name: value for name, value in os.environ.items() if name not in ("USE_TORCH_XLA", "LOCAL_RANK", "XLA_FLAGS")}
+ORDINARY = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("USE_TORCH_XLA", "LOCAL_RANK", "XLA_FLAGS")
+}
 STEPS = 20
 RIVALS = {
     "r-dpo": "length_alpha: 0.05", "dpo-sft": "sft_weight: 0.5", "robust-dpo": "label_smoothing: 0.1", "simpo": "simpo_gamma: 0.5"
@@ -49,7 +53,9 @@ class Table:
         widths = [max((len(row[column]) for row in ROWS), default=0) for column in range(3)]
         terminalreporter.section("measured on XLA:CPU")
         for row in ROWS:
-            terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            terminalreporter.write_line(
+                "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            )
 
 
 @dataclass
@@ -63,7 +69,10 @@ class Counters:
 
     def between(self) -> list[dict[str, int]]:
         """What each step added: its own program runs when the next step asks for its batch."""
-        return [{name: after[name] - before[name] for name in after} for before, after in zip(self.seen, self.seen[1:], strict=False)]
+        return [
+            {name: after[name] - before[name] for name in after}
+            for before, after in zip(self.seen, self.seen[1:], strict=False)
+        ]
 
 
 def counted() -> dict[str, int]:
@@ -75,7 +84,11 @@ def counted() -> dict[str, int]:
         return 0 if found is None else int(found[0])
 
     read = met.counter_value("aten::_local_scalar_dense") or 0
-    return {"compiled": samples("CompileTime"), "run": samples("ExecuteTime"), "read": samples("TransferFromDeviceTime") + int(read)}
+    return {
+        "compiled": samples("CompileTime"),
+        "run": samples("ExecuteTime"),
+        "read": samples("TransferFromDeviceTime") + int(read),
+    }
 
 
 def train_counted(tiny: Tiny, recipe: str, settings: Sequence[str]) -> tuple[int, int, list[dict[str, int]]]:
@@ -92,7 +105,11 @@ def _train_counted(tiny: Tiny, recipe: str, settings: Sequence[str]) -> tuple[in
     tiny.adopt(recipe, *settings)  # of other lengths than the recipes give them
     _, manifest = tiny.make(recipe, *settings, progress=counters)
     steps = manifest["metrics"]["steps"]
-    return manifest["metrics"]["shapes"], counters.seen[steps - 1]["compiled"], counters.between()[: steps - 1]
+    return (
+        manifest["metrics"]["shapes"],
+        counters.seen[steps - 1]["compiled"],
+        counters.between()[: steps - 1],
+    )
 
 
 BUILD = """
@@ -122,7 +139,9 @@ def _plain(home: Path) -> Tiny:
     tiny.edit("rm.yaml", f"max_steps: {STEPS}\nlearning_rate: 3e-3")
     tiny.edit("sft.yaml", f"max_steps: {STEPS}")
     for name, more in RIVALS.items():
-        (tiny.suite / f"{name}.yaml").write_text(f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}\n")
+        (tiny.suite / f"{name}.yaml").write_text(
+            f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}\n"
+        )
     environment = ORDINARY | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     command = [sys.executable, "-c", BUILD, str(tiny.suite), str(tiny.root), *OBJECTIVES]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -149,6 +168,12 @@ def stretch(tiny: Tiny) -> None:
         (tiny.root / "seed-0/data/sft_train.parquet", ("prompt", "completion")),
     ):
         rows = read_rows(file)
-        write_rows([row | {name: " ".join([row[name]] * draw.choice((1,) * 37 + (2, 2, 4))) for name in columns} for row in rows], file)
+        write_rows(
+            [
+                row | {name: " ".join([row[name]] * draw.choice((1,) * 37 + (2, 2, 4))) for name in columns}
+                for row in rows
+            ],
+            file,
+        )
     assert pq.read_table(tiny.root / RHO / "splits/train.parquet").num_rows
     tiny.edit("base.yaml", "max_length: 160")

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from rpo_cli import devices
+from rpo_cli.artifacts import write_json
 from rpo_cli.errors import RunFailed
-from rpo_cli.launch import take_part
-from rpo_cli.workspace import write_json
+from rpo_cli.runs.child import take_part
 
 DEVICES = 4
 
@@ -31,7 +31,9 @@ def main() -> None:
             if str(error) != "killed":
                 raise
             continue
-        write_json(job.directory / "manifest.json", {"metrics": json.loads(json.dumps(metrics)), "device": device})
+        write_json(
+            job.directory / "manifest.json", {"metrics": json.loads(json.dumps(metrics)), "device": device}
+        )
 
 
 if __name__ == "__main__":

@@ -12,13 +12,11 @@ from bars import OBJECTIVES, STEPS, counted, measured, on_xla, plain, stretch, t
 from conftest import RHO, Tiny, column
 
 from rpo_cli import devices
+from rpo_cli.artifacts import Workspace, job_of
 from rpo_cli.errors import RunFailed
-from rpo_cli.generation import sample
-from rpo_cli.job import job_of
-from rpo_cli.models import load_causal, load_tokenizer
-from rpo_cli.schema import ScoringRecipe
-from rpo_cli.stages import run_job
-from rpo_cli.workspace import Workspace
+from rpo_cli.models import load_causal, load_tokenizer, sample
+from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.runs.work import run_job
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
@@ -33,16 +31,24 @@ LOG, WARM, LONG = 5, 30, 130
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_training_on_rows_of_mixed_lengths_compiles_few_programs_and_reads_nothing_back(on_xla: Tiny, name: str) -> None:
+def test_training_on_rows_of_mixed_lengths_compiles_few_programs_and_reads_nothing_back(
+    on_xla: Tiny, name: str
+) -> None:
     """A program for every shape, logged or not, and a few small ones; then one run a step, and no value read but for a log line."""
     stretch(on_xla)
     recipe, *settings = RUNS[name]
-    shapes, compiled, added = train_counted(on_xla, recipe, [*settings, f"max_steps={LONG}", f"logging_steps={LOG}"])
+    shapes, compiled, added = train_counted(
+        on_xla, recipe, [*settings, f"max_steps={LONG}", f"logging_steps={LOG}"]
+    )
     quiet = [step for number, step in enumerate(added[WARM:], WARM + 1) if number % LOG]
     late = sum(step["compiled"] for step in added[WARM - 1 :])
     measured(f"{name}: compilations in all, {shapes} shapes", f"<= {3 * shapes + 6}", compiled)
     measured(f"{name}: new compilations, steps {WARM} to {LONG}", "0", late)
-    measured(f"{name}: programs run in a step without a log line", "1", f"{min(s['run'] for s in quiet)} to {max(s['run'] for s in quiet)}")
+    measured(
+        f"{name}: programs run in a step without a log line",
+        "1",
+        f"{min(s['run'] for s in quiet)} to {max(s['run'] for s in quiet)}",
+    )
     measured(f"{name}: values read in a step without a log line", "0", max(step["read"] for step in quiet))
     assert 2 <= shapes <= 4
     assert compiled <= 3 * shapes + 6
@@ -67,14 +73,21 @@ def test_a_batch_in_pieces_has_the_losses_of_the_whole(on_xla: Tiny, scope: str)
     """Each piece is a program of its own, and the ensemble's min is taken over all of them."""
     settings = (f"ensemble_min={scope}", "max_steps=8", "optim=sgd", "learning_rate=0.1")
     whole = column(on_xla.make("e-dpo.yaml", *settings)[0], "loss")
-    pieces = column(on_xla.make("e-dpo.yaml", *settings, "per_device_train_batch_size=4", "gradient_accumulation_steps=2")[0], "loss")
+    pieces = column(
+        on_xla.make(
+            "e-dpo.yaml", *settings, "per_device_train_batch_size=4", "gradient_accumulation_steps=2"
+        )[0],
+        "loss",
+    )
     assert pieces == pytest.approx(whole, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["dpo", "rm"])
 def test_gradient_checkpointing_changes_no_loss(plain: Tiny, on_xla: Tiny, name: str) -> None:
     directory, _ = on_xla.make(f"{name}.yaml", "gradient_checkpointing=true")
-    assert column(directory, "loss") == pytest.approx(column(plain.root / plain.stage(f"{name}.yaml").path, "loss"), abs=1e-4)
+    assert column(directory, "loss") == pytest.approx(
+        column(plain.root / plain.stage(f"{name}.yaml").path, "loss"), abs=1e-4
+    )
 
 
 def test_bfloat16_is_an_autocast_with_float32_weights_and_losses(plain: Tiny, on_xla: Tiny) -> None:
@@ -104,7 +117,9 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_losses(on_xla: Tiny, tmp_p
     with pytest.raises(KeyboardInterrupt):
         on_xla.make(f"{name}.yaml", *settings, progress=stop)
     steps: list[int] = []
-    again = column(on_xla.make(f"{name}.yaml", *settings, progress=lambda step, of: steps.append(step))[0], "loss")
+    again = column(
+        on_xla.make(f"{name}.yaml", *settings, progress=lambda step, of: steps.append(step))[0], "loss"
+    )
     assert steps[0] == 5
     difference = max(abs(one - two) for one, two in zip(again, whole, strict=True))
     measured(f"{name}: loss of a run resumed from a checkpoint, largest difference", "0", difference)
@@ -119,13 +134,22 @@ def test_sampling_compiles_two_programs_for_all_prompts_of_a_bucket(on_xla: Tiny
     prompts = [[5 + (3 * i + j) % 20 for j in range(length)] for i, length in enumerate(range(7, 17))]
     prompts = [prompt for prompt in prompts for _ in range(3)]
     settings = {"temperature": 1.0, "top_p": 0.9, "max_new_tokens": 24, "batch_size": 10, "seed": 1}
-    wanted = sample(load_causal(source, recipe, devices.Device("cpu", "float32", ""), tokenizer), tokenizer, prompts, **settings)
+    wanted = sample(
+        load_causal(source, recipe, devices.Device("cpu", "float32", ""), tokenizer),
+        tokenizer,
+        prompts,
+        **settings,
+    )
     model = load_causal(source, recipe, devices.choose(recipe), tokenizer)
     before = counted()
     found = sample(model, tokenizer, prompts, **settings)
     compiled = counted()["compiled"] - before["compiled"]
     measured("sampler: compilations for 10 prompt lengths in one bucket", "<= 4", compiled)
-    measured("sampler: samples that differ from the plain CPU's", "0", sum(one != two for one, two in zip(found, wanted, strict=True)))
+    measured(
+        "sampler: samples that differ from the plain CPU's",
+        "0",
+        sum(one != two for one, two in zip(found, wanted, strict=True)),
+    )
     assert compiled <= 4
     assert found == wanted
     assert len({len(answer) for answer in found}) > 3
@@ -153,7 +177,11 @@ def test_the_whole_miniature_runs_on_xla_from_the_command_line(plain: Tiny, tmp_
         "evaluate",
     }
     assert {m["device"].split(",")[0] for m in made} == {"xla"}
-    measured(f"the whole miniature: compilations of its {len(made)} stages", "", counted()["compiled"] - before["compiled"])
+    measured(
+        f"the whole miniature: compilations of its {len(made)} stages",
+        "",
+        counted()["compiled"] - before["compiled"],
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(on_xla: Tiny) -> None:
@@ -166,6 +194,8 @@ def test_held_out_rewards_are_the_plain_cpus(plain: Tiny, on_xla: Tiny) -> None:
     stage = next(s for s in on_xla.stage("e-dpo.yaml").stages() if s.path == scores)
     run_job(job_of(stage, Workspace(on_xla.root, on_xla.suite.name), {}, force=True), lambda step, of: None)
     for table in ("train", "held_out"):
-        one, two = (pq.read_table(tiny.root / scores / f"{table}.parquet").to_pydict() for tiny in (plain, on_xla))
+        one, two = (
+            pq.read_table(tiny.root / scores / f"{table}.parquet").to_pydict() for tiny in (plain, on_xla)
+        )
         for name in ("chosen", "rejected"):
             assert two[name] == pytest.approx(one[name], abs=1e-4)

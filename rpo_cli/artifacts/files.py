@@ -1,0 +1,113 @@
+"""Files that are written whole or not at all, read if they are whole, and named by their content."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SMALL_FILE = 64 * 2**20
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 of a JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def hash_path(path: Path) -> str:
+    """Content hash of a file or a directory; large files (model weights) count by size and modification time."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        stat = file.stat()
+        digest.update(str(file.relative_to(path)).encode())
+        if stat.st_size <= SMALL_FILE:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        else:
+            digest.update(f"{stat.st_size}:{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
+    write_whole(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the whole new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The file's mapping; None when it is absent or was cut short."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CROWDED = 2**20  # bytes free
+
+
+def no_room(error: BaseException, directory: Path) -> str | None:
+    """What the disk of a directory says, if that is behind an error; else None.
+
+    safetensors, tokenizers and Arrow put the system's words into errors of their own; torch's writer says only that it
+    is not where it should be.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        for code in FULL:
+            if getattr(seen, "errno", None) == code or os.strerror(code) in str(seen):
+                return os.strerror(code)
+        if (
+            isinstance(seen, RuntimeError)
+            and "inline_container.cc" in str(seen)
+            and shutil.disk_usage(directory).free < CROWDED
+        ):
+            return os.strerror(errno.ENOSPC)
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def publish(path: Path, content: bytes) -> Path:
+    """Write a file so that nobody ever sees half of it: a temporary name in the same directory, then os.replace."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write rows as CSV, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, file)

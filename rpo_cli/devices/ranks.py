@@ -1,0 +1,68 @@
+"""The processes that train together, and a model that is spread over XLA's devices."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from rpo_cli.devices import xla_probe
+from rpo_cli.errors import BadInput
+
+
+def rank() -> int:
+    """Which of the processes that train together this one is; only the first writes."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def arrangement() -> str:
+    """How this process trains with others, as checkpoints name it."""
+    if spread():
+        import torch_xla.runtime
+
+        return f"{torch_xla.runtime.global_runtime_device_count()} XLA"
+    return f"{processes()}{' FSDP' if os.environ.get('ACCELERATE_USE_FSDP') == 'true' else ''}"
+
+
+def spread() -> bool:
+    """Whether one model and its batches are spread over all XLA devices, which this process sees as one."""
+    return os.environ.get("XLA_USE_SPMD") == "1"
+
+
+def join_spread(devices: int) -> None:
+    """Take this process's place among those that accelerate's TPU launcher started, one for each chip of each host.
+
+    The first process of the first host writes. By the order of hosts, not of XLA's processes, whose order is the runtime's.
+
+    Raises:
+        BadInput: there are not so many devices.
+    """
+    import torch_xla.runtime
+
+    found = torch_xla.runtime.global_runtime_device_count()
+    if found != devices:
+        raise BadInput(f"num_processes: {devices}, but XLA sees {found} devices")
+    local, count = (int(os.environ[f"PJRT_LOCAL_PROCESS_{what}"]) for what in ("RANK", "COUNT"))
+    os.environ["RANK"] = str(xla_probe.host() * count + local)
+
+
+def cut_model(model: Any, optimizer: Any, rows: int) -> None:
+    """Where a model is spread over devices: cut its weights, and what the optimiser knows of them, for batches of so many rows."""
+    if spread():
+        from rpo_cli.devices import spmd
+
+        spmd.shard_model(model, spmd.mesh(rows))
+        spmd.shard_optimizer(optimizer, spmd.mesh(rows))
+
+
+def cut_batch(batch: Any, rows: int) -> Any:
+    """A batch; where a model is spread over devices, cut as one of so many rows."""
+    if spread():
+        from rpo_cli.devices import spmd
+
+        spmd.shard_batch(batch, spmd.mesh(rows))
+    return batch

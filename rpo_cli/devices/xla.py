@@ -1,0 +1,78 @@
+"""What differs on XLA, which compiles a program for every shape and runs it when somebody looks at a result.
+
+There, batches have one of a few shapes (`models.buckets`), a step ends with `step_mark`, and nothing is read in between."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rpo_cli.devices.device import DeviceError
+from rpo_cli.recipes.schema import WITHOUT_MODEL, Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+
+def xla_hardware() -> str:
+    """What XLA compiles for: TPU, or what PJRT_DEVICE names; CPU runs the same programs without one."""
+    return os.environ.get("PJRT_DEVICE", "TPU")
+
+
+def environment(recipes: Sequence[Recipe]) -> dict[str, str]:
+    """Variables that transformers and accelerate read when they are imported: torch-xla, where installed, takes over unless told not to.
+
+    Raises:
+        DeviceError: some of the recipes ask for XLA and others for another device.
+    """
+    with_model = [recipe for recipe in recipes if recipe.stage not in WITHOUT_MODEL]
+    wanted = {recipe.device == "xla" for recipe in with_model or recipes}
+    if len(wanted) > 1:
+        raise DeviceError(
+            "device: some stages of this plan ask for xla and others do not; give --device xla, which all of them follow"
+        )
+    if wanted != {True}:
+        return {"USE_TORCH_XLA": "0"}
+    # accelerate takes a process without a LOCAL_RANK for none of the first.
+    return {
+        "USE_TORCH_XLA": "1",
+        "PJRT_DEVICE": xla_hardware(),
+        "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0"),
+    }
+
+
+def to_host(model: Any) -> Any:
+    """The model where its weights can be looked at and saved: XLA's tensors have no memory to read."""
+    if model.device.type == "xla":
+        model = model.to("cpu")
+        model.tie_weights()
+    return model
+
+
+def fixed_shapes(device: torch.device) -> bool:
+    """Whether every new shape of a batch costs a compilation on this device."""
+    return device.type == "xla"
+
+
+def reading(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """What a model is read under where nothing is learnt; XLA has no inference mode."""
+    import torch
+
+    return torch.no_grad() if device.type == "xla" else torch.inference_mode()
+
+
+def step_mark(device: torch.device) -> None:
+    """End of a step: on XLA, compile what was traced and run it; elsewhere it has run already."""
+    if device.type == "xla":
+        import torch_xla
+
+        torch_xla.sync()
+
+
+def one_chip() -> dict[str, str]:
+    """Variables for a process that uses a TPU alone: one chip of this host, so that it waits for no other host."""
+    if xla_hardware() != "TPU":
+        return {}
+    return {"TPU_VISIBLE_CHIPS": "0", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}

@@ -1,0 +1,1 @@
+"""Experiments: choose on validation, evaluate on test, keep, claim, draw."""

@@ -1,0 +1,156 @@
+"""`rpo status`: a workspace's artifacts, and what a recipe would build among them.
+
+Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rpo_cli.artifacts import MANIFEST, STARTED, Stage, Workspace, walk
+from rpo_cli.figures.cells import Cells
+from rpo_cli.figures.studies import targets_of
+from rpo_cli.recipes import Loaded, schema
+from rpo_cli.runs.session import MANY, Session, planner_for
+from rpo_cli.runs.todo import Todo, what_to_run
+from rpo_cli.text import aligned, clock, percent, size
+
+DAY = 86_400.0
+
+
+def show_status(session: Session) -> None:
+    """Print what the recipe would build and why, then every artifact of its workspace: state, size, seconds, age; and seconds by kind."""
+    loaded = session.load(None)
+    targets = _targets(loaded, session.seed)
+    workspace = session.open(loaded.recipe.suite)
+    workspace.check()
+    exists = (workspace.root / "workspace.json").is_file()
+    todo = what_to_run(targets, workspace)
+    stages = {stage.path: stage for stage in walk(targets)}
+    artifacts = (
+        [_artifact(workspace, path, found, stages) for path, found in workspace.artifacts()] if exists else []
+    )
+    if session.as_json:
+        build = [
+            {
+                "path": item.stage.path,
+                "kind": item.stage.kind,
+                "reason": item.reason,
+                "expected_seconds": item.seconds,
+            }
+            for item in todo
+        ]
+        known_as = {"recipe": str(loaded.path), "workspace": str(workspace.root), "exists": exists}
+        session.print_json({**known_as, "would_build": build, "artifacts": artifacts})
+        return
+    print(f"workspace {workspace.root}" + ("" if exists else ": not there yet"))
+    print(_would_build(loaded.path.name, todo, len(stages)), end="")
+    if artifacts:
+        rows = [
+            (a["path"], size(a["bytes"]), _time(a["seconds"]), _time(a["age_seconds"]), _state(a))
+            for a in artifacts
+        ]
+        print("\n" + aligned([("artifact", "size", "took", "age", "state"), *rows], right=(1, 2, 3)), end="")
+        print(f"{len(artifacts)} artifacts, {size(sum(a['bytes'] for a in artifacts))}")
+        print(_by_kind([a for a in artifacts if a["state"].startswith("up to date")]), end="")
+
+
+def _targets(loaded: Loaded, seed: int | None) -> list[Stage]:
+    """What the recipe's own command makes."""
+    if not isinstance(loaded.recipe, schema.FigureRecipe):
+        return [planner_for(loaded).build(loaded)]
+    recipe = loaded.recipe
+    if recipe.variants:
+        return targets_of(loaded, recipe.seeds if seed is None else [seed])
+    cells = Cells(loaded.path.parent)
+    places = [(rho, each) for each in (recipe.seeds if seed is None else [seed]) for rho in recipe.rhos]
+    return [
+        cells.cell(policy, rho, each, "test").evaluation for rho, each in places for policy in recipe.policies
+    ]
+
+
+def _would_build(name: str, todo: Sequence[Todo], total: int) -> str:
+    """The plan in lines; a long one by kind and reason."""
+    if not todo:
+        return f"{name}: up to date, nothing to build\n"
+    time_needed = clock(sum(item.seconds for item in todo))
+    head = f"{name} would build {len(todo)} of {total} stages, about {time_needed} one after the other:\n"
+    if len(todo) <= MANY:
+        return head + aligned([("  " + item.stage.kind, item.stage.path, item.reason) for item in todo])
+    groups: dict[tuple[str, str], list[Todo]] = {}
+    for item in todo:
+        groups.setdefault((item.stage.kind, item.reason), []).append(item)
+    lines = [(f"  {kind}", f"{len(items)} x", reason) for (kind, reason), items in groups.items()]
+    return head + aligned(lines, right=(1,))
+
+
+def _by_kind(artifacts: Sequence[dict[str, Any]]) -> str:
+    """Where the time went: seconds of the recipe's artifacts by kind of stage, the longest first."""
+    seconds: dict[str, list[float]] = {}
+    for artifact in artifacts:
+        seconds.setdefault(artifact["kind"], []).append(artifact["seconds"])
+    total = sum(map(sum, seconds.values()))
+    rows = [
+        (
+            kind,
+            str(len(each)),
+            clock(sum(each)),
+            percent(sum(each) / total if total else None),
+            f"{sum(each) / len(each):.1f}s",
+        )
+        for kind, each in sorted(seconds.items(), key=lambda item: -sum(item[1]))
+    ]
+    if len(rows) < 2:
+        return ""
+    whole = ("all", str(len(artifacts)), clock(total), "", "")
+    return "\n" + aligned(
+        [("kind of stage", "up to date", "took", "share", "each"), *rows, whole], right=(1, 2, 3, 4)
+    )
+
+
+def _artifact(
+    workspace: Workspace, path: str, found: dict[str, Any] | None, wanted: dict[str, Stage]
+) -> dict[str, Any]:
+    """One artifact's state: up to date, stale, unfinished, or not wanted by the recipe."""
+    directory = workspace.root / path
+    reason = None
+    if found is None:
+        state = "unfinished" if path in wanted else "unfinished, not wanted by this recipe"
+    elif path not in wanted:
+        state = "not wanted by this recipe"
+    else:
+        reason = workspace.why_stale(path, wanted[path].identity)
+        state = "up to date" if reason is None else "stale"
+    if found is not None and found.get("weights") == "dropped":
+        state += ", weights dropped"
+    return {
+        "path": path,
+        "kind": (found or {}).get("kind"),
+        "state": state,
+        "reason": reason,
+        "bytes": sum(_stat(file)[0] for file in directory.rglob("*")),
+        "seconds": (found or {}).get("seconds"),
+        "age_seconds": time.time() - _stat(directory / (STARTED if found is None else MANIFEST))[1],
+    }
+
+
+def _state(artifact: dict[str, Any]) -> str:
+    return ": ".join(filter(None, (artifact["state"], artifact["reason"])))
+
+
+def _stat(file: Path) -> tuple[int, float]:
+    """Bytes and time of a file; of one that a run removes at this moment nothing and now."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, time.time()
+    return (found.st_size if file.is_file() else 0), found.st_mtime
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds / DAY:.0f} days" if seconds >= 2 * DAY else clock(seconds)

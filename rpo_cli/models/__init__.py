@@ -1,0 +1,34 @@
+"""A model and its tokens: load, batch, score, sample."""
+
+from rpo_cli.models.buckets import MOST, STEP, Buckets, Shape, for_batches, for_training, longest
+from rpo_cli.models.draws import occurrences, pick, uniforms
+from rpo_cli.models.layout import (
+    Batch,
+    PairCollator,
+    attention_of,
+    by_length,
+    by_tokens,
+    can_share,
+    groups_of,
+    logps_of,
+    make_batch,
+    predicts,
+    response_lengths,
+    response_logits,
+    response_logps,
+    response_rewards,
+    shape_of,
+)
+from rpo_cli.models.load import (
+    disable_dropout,
+    four_bits,
+    load_causal,
+    load_reward,
+    load_tokenizer,
+    new_causal,
+    require_same_tokens,
+    save,
+)
+from rpo_cli.models.sample import sample
+from rpo_cli.models.score import logps, pair_logps, pair_rewards, rewards
+from rpo_cli.models.tokens import Row, TokenRow, pad_id, tokenise

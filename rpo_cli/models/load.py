@@ -1,0 +1,255 @@
+"""Load and save policies, reward models and their tokenizer, in the plain Hugging Face format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_bitsandbytes_available
+
+from rpo_cli.artifacts import look_for
+from rpo_cli.devices import Device
+from rpo_cli.errors import BadInput
+from rpo_cli.recipes.schema import FourBits, ModelSource
+
+PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
+
+
+def load_tokenizer(
+    source: Path, recipe: ModelSource | None = None, revision: str | None = None, *, need_pad: bool = True
+) -> PreTrainedTokenizerBase:
+    """Tokenizer with an EOS and a padding token of its own, padding on the left as generation needs.
+
+    Raises:
+        BadInput: no tokenizer there, no EOS, no padding token, or padding = EOS (models would never learn to stop and
+            reward models would read the token before the EOS).
+    """
+    if source.is_absolute() and not source.exists():
+        raise BadInput(f"{source}: no such model directory")
+    offline = look_for(source)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(source), revision=revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{source}: no tokenizer can be loaded: {str(error).splitlines()[0]}{offline}"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
+    if recipe is not None and recipe.pad_token is not None:
+        tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
+    if not need_pad:
+        return tokenizer
+    if tokenizer.pad_token_id is None:
+        raise BadInput(f"{source}: the tokenizer has no padding token; {PAD_HINT}")
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise BadInput(f"{source}: the padding token is the EOS ({tokenizer.eos_token}); {PAD_HINT}")
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def require_same_tokens(
+    one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, source: Path, other_source: Path
+) -> None:
+    """Raise BadInput when two models' tokenizers differ: rewards are read over exactly the policy's tokens."""
+    for what, ours, theirs in (
+        ("EOS", one.eos_token_id, other.eos_token_id),
+        ("padding", one.pad_token_id, other.pad_token_id),
+        ("vocabulary", one.get_vocab(), other.get_vocab()),
+    ):
+        if ours != theirs:
+            raise BadInput(
+                f"{source} and {other_source}: their tokenizers differ in {what}; policy and reward models must share one"
+            )
+
+
+def load_causal(
+    source: Path,
+    recipe: ModelSource,
+    device: Device,
+    tokenizer: PreTrainedTokenizerBase,
+    revision: str | None = None,
+    *,
+    training: bool = False,
+    bits: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """Causal language model that agrees with the tokenizer, dropout off, in evaluation mode, with float32 weights.
+
+    Args:
+        bits: its linear layers in 4 bits instead; see `four_bits`.
+
+    Raises:
+        BadInput: it cannot be loaded, or lacks weights that training would not make.
+    """
+    return _load(AutoModelForCausalLM, source, recipe, device, tokenizer, revision, training, bits)
+
+
+def load_reward(
+    source: Path,
+    recipe: ModelSource,
+    device: Device,
+    tokenizer: PreTrainedTokenizerBase,
+    revision: str | None = None,
+    *,
+    training: bool = False,
+    bits: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """Sequence classifier with one label, whose logit is the reward; for training, a causal model gets a new head.
+
+    Args:
+        bits: its linear layers but the head in 4 bits; see `four_bits`.
+
+    Raises:
+        BadInput: it cannot be loaded, or (not for training) has no head of one label: its rewards would be random.
+    """
+    return _load(
+        AutoModelForSequenceClassification,
+        source,
+        recipe,
+        device,
+        tokenizer,
+        revision,
+        training,
+        bits,
+        num_labels=1,
+    )
+
+
+def four_bits(recipe: FourBits, device: Device) -> BitsAndBytesConfig | None:
+    """How bitsandbytes is to hold the linear layers of a frozen base (Dettmers et al., 2023, QLoRA); None: not at all.
+
+    Raises:
+        BadInput: bitsandbytes is not installed, or cannot work on this device.
+    """
+    if not recipe.load_in_4bit:
+        return None
+    if device.name not in ("cpu", "cuda"):
+        raise BadInput(
+            f"load_in_4bit: bitsandbytes has no 4 bits on {device.name}; LoRA without it does (load_in_4bit: false)"
+        )
+    if not is_bitsandbytes_available():
+        raise BadInput("load_in_4bit needs the extra `qlora`: pip install 'rpo-cli[qlora]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=recipe.bnb_4bit_quant_type, bnb_4bit_use_double_quant=recipe.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=getattr(torch, device.dtype_name),
+    )  # fmt: skip
+
+
+def _load(
+    auto: Any,
+    source: Path,
+    recipe: ModelSource,
+    device: Device,
+    tokenizer: PreTrainedTokenizerBase,
+    revision: str | None,
+    training: bool,
+    bits: BitsAndBytesConfig | None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    attention = recipe.attn_implementation or device.attention
+    if attention is not None:
+        kwargs["attn_implementation"] = attention
+    offline = look_for(source)
+    try:
+        # float32 everywhere: where bfloat16 is asked for it comes by autocast, the same in training and in scoring.
+        model, loading = auto.from_pretrained(
+            str(source),
+            dtype=torch.float32,
+            revision=revision or "main",
+            trust_remote_code=False,
+            use_safetensors=True,
+            quantization_config=bits,
+            device_map=None
+            if bits is None
+            else {"": torch.cuda.current_device() if device.name == "cuda" else device.name},
+            output_loading_info=True,
+            **kwargs,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(
+            f"{source}: no model can be loaded: {str(error).strip().splitlines()[0]}{offline}"
+        ) from error
+    lacking = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
+    if lacking and not training:
+        raise BadInput(
+            f"{source}: not a trained model of this kind: it has no weights for {', '.join(lacking[:3])}"
+        )
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings and not training:
+        raise BadInput(
+            f"{source}: the pad_token is new to its vocabulary; name an unused token of the vocabulary, or train from it first"
+        )
+    fit_to_tokenizer(model, tokenizer)
+    disable_dropout(model)
+    for module in model.modules() if bits is not None else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else bitsandbytes scores in bfloat16 on such a CPU, but trains in float32: the reference would be another model.
+            module.support_avx512bf16_for_cpu = False
+    fitted: PreTrainedModel = (model if bits is not None else device.place(model)).eval()
+    return fitted
+
+
+def new_causal(
+    settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, device: Device, seed: int
+) -> PreTrainedModel:
+    """A causal model with random weights from `model_type` and the keys of its config."""
+    keys = dict(settings)
+    try:
+        config = AutoConfig.for_model(
+            keys.pop("model_type"),
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            **keys,
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise BadInput(f"model_config_kwargs: {error}") from error
+    torch.manual_seed(seed)
+    attention = {} if device.attention is None else {"attn_implementation": device.attention}
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention)
+    disable_dropout(model)
+    placed: PreTrainedModel = device.place(model)
+    return placed
+
+
+def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make room for an added padding token, and agree on special tokens."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+
+
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Zero dropout in modules *and* in configs: attention dropout is functional and read from an attribute."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):  # attention_dropout, and OPT's layerdrop
+                setattr(module, name, 0.0)
+    for name, value in model.config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(model.config, name, 0.0)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Save weights (safetensors), config and tokenizer so that the Auto classes load them."""
+    model.config.use_cache = True  # training switched it off
+    tokenizer.padding_side = "left"  # whoever generates in batches needs it
+    model.save_pretrained(directory, safe_serialization=True)
+    tokenizer.save_pretrained(directory)

@@ -1,0 +1,136 @@
+"""The sampler where every shape costs a compilation: a cache of a fixed size, rows that stay, steps that are one program.
+
+The numbers and the way they choose tokens are `generation`'s, so samples equal its own up to the rounding of logits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+
+from rpo_cli import devices
+from rpo_cli.errors import RunFailed
+from rpo_cli.models.buckets import for_batches
+from rpo_cli.models.draws import Tokens, occurrences, pick, uniforms
+from rpo_cli.models.layout import by_length
+
+LOOK = 16  # steps between two looks at whether all rows have ended: each look waits for the device
+
+
+def in_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Tokens],
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    on_batch: Callable[[int], None],
+) -> list[list[int]]:
+    """`generation.sample` in batches of one size and few widths; a last batch too small reads its first prompt again.
+
+    Raises:
+        RunFailed: logits are not finite.
+    """
+    copies = occurrences(prompts)
+    eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+    size = min(batch_size, len(prompts))
+    # The depth is part of the cache's shape, not of what is read: it is the same in all.
+    needed = [(len(prompt), 0) for prompt in prompts]
+    batches = list(by_length([len(prompt) for prompt in prompts], size))
+    buckets = for_batches(needed, batches)
+    logging.getLogger("rpo").info("batches of prompts: %s", buckets)
+    result: list[list[int]] = [[] for _ in prompts]
+    done = 0
+    for rows in batches:
+        filled = [*rows, *[rows[0]] * (size - len(rows))]
+        width, _ = buckets.of((max(len(prompts[i]) for i in rows), 0))
+        table = uniforms([prompts[i] for i in filled], [copies[i] for i in filled], max_new_tokens, seed)
+        tokens = _respond(model, [prompts[i] for i in filled], width, table, temperature, top_p, eos, pad)
+        for i, answer in zip(rows, tokens.tolist(), strict=False):
+            end = answer.index(eos) + 1 if eos in answer else len(answer)
+            result[i] = answer[:end]
+            if -1 in result[i]:
+                raise RunFailed("the model gave logits that are not finite")
+        done += len(rows)
+        on_batch(done)
+    return result
+
+
+def _respond(
+    model: PreTrainedModel,
+    prompts: Sequence[Tokens],
+    width: int,
+    table: Tensor,
+    temperature: float,
+    top_p: float,
+    eos: int,
+    pad: int,
+) -> Tensor:
+    """Tokens [N, steps] that the numbers of `table` choose, on the host; behind an EOS they mean nothing.
+
+    Two programs: one reads the prompts, padded on the left to `width`, the other is a step, whose number is a tensor.
+    """
+    device, (count, room) = model.device, table.shape
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    starts = width - lengths
+    columns = torch.arange(width + room)
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]).to(device)
+    mask = (columns >= starts[:, None]).long().to(device)
+    positions = (columns[:width] - starts[:, None]).clamp(min=0).to(device)
+    state = _State(table.to(device), torch.full((count, room), eos).to(device), lengths.to(device))
+    cache = StaticCache(config=model.config, max_cache_len=width + room)
+    logits = _read(model, ids, positions, mask, cache)
+    devices.step_mark(device)
+    for step in range(1, room + 1):
+        tokens = state.take(logits, temperature, top_p, eos)
+        # The last step reads its tokens for nothing: without that it would be a third program.
+        logits = _read(model, tokens, state.positions, mask, cache)
+        devices.step_mark(device)
+        if step % LOOK == 0 and bool(state.all_ended):
+            break
+    return state.answers.cpu()
+
+
+def _read(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor, cache: StaticCache) -> Tensor:
+    """Logits behind the last tokens: [N, V]."""
+    output = model(
+        input_ids=ids,
+        position_ids=positions,
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits: Tensor = output.logits[:, -1]
+    return logits
+
+
+class _State:
+    """What a step changes besides the cache, all of it on the device.
+
+    table: [N, steps] numbers; answers: [N, steps] tokens; lengths: [N] tokens of each prompt.
+    """
+
+    def __init__(self, table: Tensor, answers: Tensor, lengths: Tensor) -> None:
+        self.table, self.answers = table, answers
+        self.step = torch.zeros(1, dtype=torch.long).to(table.device)
+        self.ended = torch.zeros(len(table), dtype=torch.bool).to(table.device)
+        self.all_ended = self.ended.all()
+        self.positions = (lengths - 1)[:, None]
+
+    def take(self, logits: Tensor, temperature: float, top_p: float, eos: int) -> Tensor:
+        """The next tokens [N, 1], EOS for rows that have ended, written into the answers."""
+        chosen = pick(logits, self.table.index_select(1, self.step)[:, 0], temperature, top_p)
+        tokens = chosen.masked_fill(self.ended, eos)
+        self.answers = self.answers.index_copy(1, self.step, tokens[:, None])
+        self.ended = self.ended | (tokens == eos) | (tokens < 0)
+        self.all_ended = self.ended.all()
+        self.step = self.step + 1
+        self.positions = self.positions + 1
+        return tokens.clamp(min=0)[:, None]

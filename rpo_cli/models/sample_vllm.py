@@ -1,0 +1,103 @@
+"""Sampling responses with vLLM: the same arguments and the same kind of result as `generation.sample`, other random draws.
+
+Written against vLLM's documented offline API and tested with a stand-in; it was never run on a GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rpo_cli.errors import BadInput
+
+CHUNK = (
+    16  # batches at a time: vLLM fills its own batches, more prompts at a time let it; fewer show progress
+)
+
+
+def sample(
+    model: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    on_batch: Callable[[int], None] = lambda done: None,
+    revision: str | None = None,
+    dtype: str = "auto",
+) -> list[list[int]]:
+    """One sample for each prompt: response tokens, ending in EOS unless max_new_tokens came first.
+
+    model: a directory or a hub name; vLLM loads it itself. Every prompt has a seed of its own, by its place in `prompts`,
+    so the cut into chunks changes no sample; whether equal arguments give equal bits is up to vLLM's kernels.
+
+    Raises:
+        BadInput: vLLM is not installed, or cannot load the model, or has no room for a prompt.
+    """
+    try:
+        from vllm import LLM, SamplingParams
+        from vllm.inputs import TokensPrompt
+    except ImportError as error:
+        raise BadInput(
+            f"sampler: vllm: {error}; pip install 'rpo-cli[vllm]', or set sampler: transformers"
+        ) from error
+    longest = max((len(p) for p in prompts), default=0)
+    try:
+        engine: Any = LLM(
+            model=str(model),
+            revision=revision,
+            dtype=dtype,
+            seed=0,
+            max_model_len=longest + max_new_tokens,
+            generation_config="vllm",  # not the model's own defaults: a repetition penalty there would not be pi's sample
+            trust_remote_code=False,
+        )
+    except ValueError as error:
+        raise BadInput(f"{model}: vLLM cannot load it: {str(error).strip().splitlines()[0]}") from error
+    eos = tokenizer.eos_token_id
+    result: list[list[int]] = []
+    step = CHUNK * batch_size
+    try:
+        for start in range(0, len(prompts), step):
+            chunk = prompts[start : start + step]
+            settings = [
+                SamplingParams(
+                    temperature=temperature,
+                    top_p=top_p,
+                    max_tokens=max_new_tokens,
+                    seed=_seed(seed, start + place),
+                    stop_token_ids=[eos],
+                    detokenize=False,
+                )
+                for place in range(len(chunk))
+            ]
+            outputs = engine.generate(
+                [TokensPrompt(prompt_token_ids=list(p)) for p in chunk], settings, use_tqdm=False
+            )
+            result += [_response(output.outputs[0], eos) for output in outputs]
+            on_batch(len(result))
+    finally:
+        # The engine holds most of the GPU; the models that score the samples need it next.
+        del engine
+        gc.collect()
+    return result
+
+
+def _seed(seed: int, index: int) -> int:
+    """Seed of one prompt."""
+    return (seed * 1_000_003 + index * 7_919 + 17) % 2**63
+
+
+def _response(output: Any, eos: int) -> list[int]:
+    """A completion's tokens up to its EOS, which is added where vLLM stopped at it without listing it."""
+    tokens = [int(token) for token in output.token_ids]
+    if eos in tokens:
+        return tokens[: tokens.index(eos) + 1]
+    return [*tokens, eos] if output.finish_reason == "stop" else tokens

@@ -1,0 +1,73 @@
+"""Log-probabilities of responses and of single tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def sequence_logps(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """log π(y|x), summed over the response's tokens.
+
+    `logits` [B, T, V]; `tokens`, `mask` [B, T] → [B], nats, float32 or wider. Position t's logits predict tokens[t]:
+    the caller shifts. Where the mask is false the tokens may be anything (−100, pad).
+    """
+    outside = ~mask.bool()
+    logps = _at_least_float32(logits).log_softmax(-1)
+    picked = logps.gather(-1, tokens.masked_fill(outside, 0).unsqueeze(-1)).squeeze(-1)
+    return picked.masked_fill(outside, 0).sum(-1)
+
+
+def token_logps(logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+    """log π of single tokens: the log-softmax at `positions` of `tokens`.
+
+    `logits` [B, S, V]; `tokens`, `positions` [B, T] int64, positions in [0, S), one position may predict several tokens
+    (responses that share a prompt) → [B, T], nats, float32 or wider. The terms of `sequence_logps`, with no copy of the
+    logits but their gradient; differentiable once.
+    """
+    values: Tensor = _TokenLogps.apply(logits, tokens, positions)  # type: ignore[no-untyped-call]
+    return values
+
+
+class _TokenLogps(torch.autograd.Function):
+    """A log-softmax of which only some entries are wanted, piece by piece: autograd's own keeps it whole, in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+        flat = logits.reshape(-1, logits.shape[-1])
+        totals = torch.cat(
+            [_at_least_float32(piece).logsumexp(-1) for piece in torch.split(flat, _rows_of(flat))]
+        ).view(logits.shape[:2])
+        ctx.save_for_backward(logits, totals, tokens, positions)
+        rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+        return logits[rows, positions, tokens].to(totals.dtype) - totals.gather(1, positions)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        logits, totals, tokens, positions = ctx.saved_tensors
+        wanted = torch.zeros_like(totals).scatter_add_(1, positions, grads[0]).view(-1, 1)
+        result = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        flat, into, totals = (
+            logits.reshape(-1, logits.shape[-1]),
+            result.view(-1, logits.shape[-1]),
+            totals.view(-1, 1),
+        )
+        size = _rows_of(flat)
+        for start in range(0, len(flat), size):
+            part = slice(start, start + size)
+            into[part] = (_at_least_float32(flat[part]) - totals[part]).exp_().mul_(-wanted[part])
+        rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens)
+        result.index_put_((rows, positions, tokens), grads[0].to(result.dtype), accumulate=True)
+        return result, None, None
+
+
+def _rows_of(flat: Tensor) -> int:
+    """Rows of a [n, V] tensor in a piece of some 16 MB of float32."""
+    return max(1, 2**22 // flat.shape[-1])
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    """bfloat16 log-probabilities lose the differences that Δh consists of; float64 stays float64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

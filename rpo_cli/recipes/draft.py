@@ -1,0 +1,169 @@
+"""A recipe's files merged, not yet validated, with the place where each value stands."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rpo_cli.recipes import yaml_lines
+from rpo_cli.recipes.complaints import got
+from rpo_cli.recipes.files import RecipeError, near, shown
+from rpo_cli.recipes.yaml_lines import Keys
+
+Place = tuple[Path, int] | str  # file and line, or the option of the command line
+MERGED = ("files", "rows", "by_rho", "grid", "model_config_kwargs", "judge")
+REFERENCES = (
+    "data", "dataset", "sft_dataset", "model_name_or_path", "tokenizer", "reward_model", "ensemble", "oracle", "baseline", "evaluate",
+    "policies"
+)  # fmt: skip
+
+
+@dataclass
+class Draft:
+    """What files and options say so far. `broken`: a file could not be read, so what is missing may stand there."""
+
+    files: list[Path]
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[Keys, Place] = field(default_factory=dict)
+    problems: list[tuple[Place, str]] = field(default_factory=list)
+    broken: bool = False
+
+    def complain(self, keys: Keys, message: str) -> None:
+        """Note a mistake at the nearest place known for these keys."""
+        for length in range(len(keys), 0, -1):
+            if (place := self.places.get(keys[:length])) is not None:
+                break
+        else:
+            place, length = (self.files[0], 1), 0
+        option_names_it = isinstance(place, str) and length == len(keys)
+        self.problems.append((place, message if option_names_it else _say(keys, message)))
+
+    def put(self, keys: Keys, value: Any, place: Place) -> None:
+        """Set one value, inside a mapping if there are several keys; what stood below it is gone."""
+        inside = self.values
+        for key in keys[:-1]:
+            inside[str(key)] = dict(inside.get(str(key)) or {})
+            inside = inside[str(key)]
+        inside[str(keys[-1])] = value
+        self.forget(keys)
+        self.places[keys] = place
+
+    def forget(self, keys: Keys) -> None:
+        self.places = {at: place for at, place in self.places.items() if at[: len(keys)] != keys}
+
+    def merge(self, over: Draft) -> None:
+        """Lay another draft over this one: key by key, and inside the mappings of MERGED again key by key."""
+        for key, value in over.values.items():
+            mine = self.values.get(key)
+            if key in MERGED and isinstance(mine, dict) and isinstance(value, dict):
+                merged = dict(mine)
+                for name, item in value.items():
+                    for old in [old for old in merged if same(old, name)]:
+                        del merged[old]
+                        self.forget((key, str(old)))
+                    merged[name] = item
+                self.values[key] = merged
+            else:
+                self.values[key] = value
+                self.forget((key,))
+        self.places |= over.places
+        self.problems += over.problems
+        self.files += [file for file in over.files if file not in self.files]
+        self.broken |= over.broken
+
+    def errors(self) -> list[str]:
+        """The problems as lines, each once, in the order of files and lines; the command line last."""
+
+        def order(problem: tuple[Place, str]) -> tuple[int, int]:
+            place, _ = problem
+            return (len(self.files), 0) if isinstance(place, str) else (self.files.index(place[0]), place[1])
+
+        return list(
+            dict.fromkeys(f"{where(place)}: {message}" for place, message in sorted(self.problems, key=order))
+        )
+
+
+def gather(path: Path, below: Sequence[Path] = (), text: str | None = None) -> Draft:
+    """A file merged over the files it extends. `below`: the files that lead here; `text`: instead of the file's own."""
+    draft, own = Draft([path]), Draft([path])
+    document = yaml_lines.read(path) if text is None else yaml_lines.parse(text)
+    own.values = document.values
+    own.places = {keys: (path, line) for keys, line in document.lines.items()}
+    own.problems = [((path, line), _say(keys, message)) for line, keys, message in document.problems]
+    own.broken = any(not keys for _, keys, _ in document.problems)
+    extends = own.values.pop("extends", [])
+    names = [extends] if isinstance(extends, str) else extends
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        own.complain(("extends",), f"expected the name of a recipe or a list of names, got {got(extends)}")
+        own.broken, names = True, []
+    for index, name in enumerate(names):
+        chain, at = [*below, path], ("extends",) if isinstance(extends, str) else ("extends", index)
+        try:
+            base = near(name, [path.parent])
+        except RecipeError as error:
+            own.complain(at, error.problems[0])
+            own.broken = True
+            continue
+        if base in chain:
+            circle = " -> ".join(shown(file) for file in [*chain[chain.index(base) :], base])
+            own.complain(at, f"goes in a circle: {circle}")
+            own.broken = True
+        else:
+            draft.merge(gather(base, chain))
+    own.forget(("extends",))
+    anchor(own.values, path.parent)
+    draft.merge(own)
+    return draft
+
+
+def anchor(values: dict[str, Any], folder: Path) -> None:
+    """Make relative paths absolute: all files, and references that begin with ./ ../ or ~ (others may be hub names)."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(item) for item in value]
+        return (
+            _absolute(value, folder)
+            if isinstance(value, str) and value.startswith(("./", "../", "~"))
+            else value
+        )
+
+    for key in REFERENCES:
+        if key in values:
+            values[key] = absolute(values[key])
+    if isinstance(files := values.get("files"), dict):
+        values["files"] = {
+            table: _absolute(f, folder) if isinstance(f, str) else f for table, f in files.items()
+        }
+    if isinstance(by_rho := values.get("by_rho"), dict):
+        for chosen in by_rho.values():
+            if isinstance(chosen, dict):
+                anchor(chosen, folder)
+
+
+def _absolute(value: str, folder: Path) -> str:
+    return os.path.abspath(folder / os.path.expanduser(value))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two keys are the same, numbers up to rounding."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, abs_tol=1e-9)
+    return bool(one == other)
+
+
+def _say(keys: Keys, message: str) -> str:
+    return f"{dotted(keys)}: {message}" if keys else message
+
+
+def where(place: Place) -> str:
+    return place if isinstance(place, str) else f"{shown(place[0])}:{place[1]}"
+
+
+def dotted(keys: Keys) -> str:
+    """`by_rho.0.2.beta`, `policies[1]`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")

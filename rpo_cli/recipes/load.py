@@ -1,0 +1,201 @@
+"""Recipes: from a name to a validated stage, and every mistake on the way with its file and line.
+
+Schema default < extended file < file < `by_rho` of the rho in force < `--set key=value` < named flag.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from rpo_cli.recipes import yaml_lines
+from rpo_cli.recipes.complaints import got, suggest
+from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, where
+from rpo_cli.recipes.files import RecipeError, find, near, shown
+from rpo_cli.recipes.resolve import asked_for, resolve
+from rpo_cli.recipes.schema import MODELS, FigureRecipe, PolicyRecipe, Recipe, Variant, is_recipe
+from rpo_cli.recipes.yaml_lines import Keys
+
+COMMANDS = {
+    "data": "rpo data inspect",
+    "sft": "rpo train-sft",
+    "reward": "rpo train-rm",
+    "relabel": "rpo relabel",
+    "splits": "rpo make-biased-splits",
+    "policy": "rpo train-policy",
+    "evaluate": "rpo evaluate",
+    "figure": "rpo figure KIND",
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A valid recipe and where it comes from.
+
+    `where`: top-level field -> file and line that set it, for fields that a file set.
+    `overrides`: what the command line set, dotted keys as typed. `files`: the recipe and all it extends, itself first.
+    """
+
+    recipe: Recipe
+    path: Path
+    where: dict[str, tuple[Path, int]]
+    overrides: dict[str, Any]
+    files: tuple[Path, ...]
+    places: dict[Keys, Place] = field(repr=False, compare=False)
+
+    def sibling(self, name: str) -> Path:
+        """The file of a recipe that this one refers to: beside it, beside what it extends, else by `find`.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        return near(name, list(dict.fromkeys(file.parent for file in self.files)))
+
+    def reference(self, name: str) -> Path | None:
+        """The file of the recipe that a field refers to; None if it is empty or names a model directory or hub model.
+
+        Raises:
+            RecipeError: there is no such recipe; with the line that refers to it.
+        """
+        value = getattr(self.recipe, name)
+        if not isinstance(value, str) or not is_recipe(value):
+            return None
+        try:
+            return self.sibling(value)
+        except RecipeError as error:
+            place = self.places.get((name,), (self.path, 1))
+            raise RecipeError([f"{where(place)}: {name}: {problem}" for problem in error.problems]) from None
+
+
+def load(
+    name: str,
+    *,
+    rho: float | Literal["none"] | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    expect: str | None = None,
+    beside: Path | None = None,
+) -> Loaded:
+    """The recipe of this name, validated and resolved.
+
+    `overrides`: `key=value` with a YAML value; `rows.pairs=100` reaches into a mapping. `flags`: fields set by options
+    of their own; None means not given. `rho`: likewise, and "none" means without resampling. `expect`: the stage that the
+    command handles. `beside`: see `find`.
+
+    Raises:
+        RecipeError: with every mistake found.
+    """
+    options = {
+        key: value for key, value in {**(flags or {}), "seed": seed, "rho": rho}.items() if value is not None
+    }
+    if rho == "none":
+        options["rho"] = None
+    return _load(find(name, beside), overrides, options, expect)
+
+
+def _load(
+    path: Path,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    expect: str | None = None,
+    text: str | None = None,
+) -> Loaded:
+    draft = gather(path, text=text)
+    model = _model(draft, expect)
+    if not draft.values.get("suite"):
+        draft.values["suite"] = path.parent.name
+    asked = asked_for(draft, model, overrides, options or {})
+    recipe = resolve(draft, model, asked)
+    if draft.problems or recipe is None:
+        raise RecipeError(draft.errors())
+    tops = {str(keys[0]): place for keys, place in draft.places.items() if len(keys) == 1}
+    in_files = {key: place for key, place in tops.items() if isinstance(place, tuple)}
+    changed = {".".join(map(str, keys)): value for keys, (_, value) in asked.items()}
+    return Loaded(recipe, path, in_files, changed, tuple(draft.files), draft.places)
+
+
+def article(stage: str) -> str:
+    """The stage with its article: `an sft`, `a policy`."""
+    return f"{'an' if stage in ('sft', 'evaluate') else 'a'} {stage}"
+
+
+def _model(draft: Draft, expect: str | None) -> type[Recipe]:
+    """The model of the draft's stage; without one nothing else can be checked."""
+    stage = draft.values.get("stage")
+    if "stage" not in draft.values:
+        if not draft.broken:
+            draft.complain((), f"stage: missing, one of {', '.join(MODELS)}")
+    elif not isinstance(stage, str) or stage not in MODELS:
+        expected = f"expected one of {', '.join(MODELS)}"
+        draft.complain(("stage",), f"{expected}, got {got(stage)}{suggest(str(stage), MODELS)}")
+    elif expect is not None and stage != expect:
+        draft.complain((), f"is {article(stage)} recipe; use {COMMANDS[stage]}")
+    else:
+        return MODELS[stage]
+    raise RecipeError(draft.errors())
+
+
+def check_suite(folder: Path) -> list[str]:
+    """What is wrong with the recipes of a folder: mistakes in them, and references to recipes that are not there.
+
+    A file that another one extends, and that lacks its stage or a required key, is checked as a part of that one.
+    """
+    files = sorted(Path(os.path.abspath(folder)).glob("*.yaml"))
+    if not files:
+        return [f"{shown(Path(os.path.abspath(folder)))}: no recipes"]
+    drafts = {file: gather(file) for file in files}
+    bases = {base for file, draft in drafts.items() for base in draft.files if base != file}
+    problems: list[str] = []
+    for file, draft in drafts.items():
+        fields = (
+            MODELS[draft.values["stage"]].model_fields if str(draft.values.get("stage")) in MODELS else {}
+        )
+        required = {"stage", *(key for key in fields if fields[key].is_required())}
+        if file in bases and not required <= draft.values.keys():
+            continue
+        try:
+            loaded = _load(file)
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        for keys, name in _references(loaded.recipe):
+            place = loaded.places.get(keys) or loaded.places.get(keys[:1]) or (file, 1)
+            if not any((part.parent / name).is_file() for part in loaded.files):
+                problems.append(f"{where(place)}: {keys[0]}: {name}: no such recipe in {shown(file.parent)}")
+            elif keys[0] == "variants":
+                problems += _variant_problems(loaded, int(keys[1]), where(place))
+    return list(dict.fromkeys(problems))
+
+
+def variant_overrides(variant: Variant) -> list[str]:
+    """A variant's changes as --set has them."""
+    return [f"{key}={yaml_lines.one_line(value)}" for key, value in variant.set.items()]
+
+
+def _variant_problems(loaded: Loaded, index: int, place: str) -> list[str]:
+    variant = cast(FigureRecipe, loaded.recipe).variants[index]
+    try:
+        load(variant.recipe, overrides=variant_overrides(variant), expect="policy", beside=loaded.path.parent)
+    except RecipeError as error:
+        return [f"{place}: variants: {variant.name}: {problem}" for problem in error.problems]
+    return []
+
+
+def _references(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    """The recipes that a recipe rests on, with the field; a policy's teachers only if its objective has any."""
+    for index, variant in enumerate(getattr(recipe, "variants", [])):
+        yield ("variants", index), variant.recipe
+    for name in REFERENCES:
+        value = getattr(recipe, name, None)
+        if isinstance(recipe, PolicyRecipe) and (
+            (name == "reward_model" and not recipe.asks_one)
+            or (name == "ensemble" and not recipe.asks_ensemble)
+        ):
+            continue
+        for index, item in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(item, str) and is_recipe(item):
+                yield ((name, index) if isinstance(value, list) else (name,)), item

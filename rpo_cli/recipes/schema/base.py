@@ -1,0 +1,124 @@
+"""What every recipe may say, and how a field is marked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+Table = Literal[
+    "pretrain",
+    "sft_train",
+    "sft_validation",
+    "warmup",
+    "pairs",
+    "pairs_validation",
+    "prompts_validation",
+    "prompts_test",
+]
+TABLES: tuple[str, ...] = get_args(Table)
+Share = Annotated[float, Field(gt=0, lt=1)]
+Purpose = Literal["data", "rm", "policy", "sampling"]
+
+
+def cosmetic(default: Any, description: str, **kwargs: Any) -> Any:
+    """A field that cannot change a result, and so is no part of an artifact's key."""
+    return Field(default, description=description, json_schema_extra={"cosmetic": True}, **kwargs)
+
+
+def added(default: Any, description: str, **kwargs: Any) -> Any:
+    """A field that came after results were published: part of a key only where it is not at its default."""
+    return Field(default, description=description, json_schema_extra={"added": True}, **kwargs)
+
+
+class Recipe(BaseModel):
+    """Keys every stage understands."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    stage: str
+    description: str = cosmetic("", "one line shown by `rpo recipe list`")
+    suite: str = cosmetic(
+        "", "name of the experiment, the first folder in the workspace; default: the recipe's own folder"
+    )
+    seed: int = Field(0, ge=0, description="master seed; the four below default to it")
+    data_seed: int | None = Field(None, ge=0, description="seed of data generation and of the draws of D_rho")
+    rm_seed: int | None = Field(None, ge=0, description="seed of reward model training")
+    policy_seed: int | None = Field(None, ge=0, description="seed of SFT and policy training")
+    sampling_seed: int | None = Field(None, ge=0, description="seed of sampled responses")
+    device: Literal["auto", "cpu", "cuda", "xla"] = cosmetic(
+        "auto", "auto: cuda if there is one, else cpu; xla: a TPU (docs/tpu.md)"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the device has it in hardware, else float32"
+    )
+    threads: PositiveInt | None = Field(
+        None,
+        description="CPU threads of the stage; fixed, because the order of sums, hence the last bit, depends on it",
+    )
+    report_to: Literal["none", "wandb"] = cosmetic(
+        "none", "where to log besides metrics.jsonl, which is always written"
+    )
+    wandb_project: str = cosmetic("rpo", "Weights & Biases project")
+    expected_seconds: PositiveFloat | None = cosmetic(
+        None, "measured wall time on two CPU cores; feeds the first ETA only"
+    )
+
+
+def _default(recipe: BaseModel, name: str) -> Any:
+    return type(recipe).model_fields[name].default
+
+
+class ModelSource(Recipe):
+    """Which model a training stage starts from."""
+
+    model_name_or_path: str | None = Field(
+        None,
+        description="hub name, directory, or a sibling recipe (x.yaml: the checkpoint that recipe makes)",
+    )
+    model_revision: str | None = Field(None, description="revision of a hub model")
+    pad_token: str | None = Field(
+        None,
+        description="padding token, never the EOS; one outside the vocabulary is added; default: the tokenizer's own",
+    )
+    attn_implementation: str | None = Field(None, description="as in transformers; default: the model's own")
+    max_length: PositiveInt = Field(
+        512, description="tokens of prompt plus response; nothing is ever cut silently"
+    )
+    overlong: Literal["error", "drop"] = Field(
+        "error", description="rows longer than max_length: stop and name the first, or drop and count them"
+    )
+
+
+class FourBits(BaseModel):
+    """Keys of TRL's ModelConfig for a base model in 4 bits."""
+
+    load_in_4bit: bool = added(
+        False,
+        "QLoRA: the frozen base in 4 bits (extra `qlora`), with use_peft only; the saved model is whole",
+    )
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = added("nf4", "4-bit data type of load_in_4bit")
+    use_bnb_nested_quant: bool = added(
+        False, "quantise the constants of load_in_4bit as well, 0.4 bits a parameter less"
+    )
+
+
+class SharedPrompts(BaseModel):
+    """Key of the stages that read several responses to one prompt."""
+
+    shared_prompts: bool = Field(
+        True,
+        description="a row holds a prompt once with all its responses (about half the work); false: each response has its own",
+    )
+
+
+def seed_of(recipe: Recipe, purpose: Purpose) -> int:
+    """The seed for one purpose; the master seed unless set on its own."""
+    own = getattr(recipe, f"{purpose}_seed")
+    return recipe.seed if own is None else int(own)
+
+
+def is_recipe(reference: str) -> bool:
+    """Whether a model or data reference names a recipe rather than a directory or a hub name."""
+    return Path(reference).suffix in (".yaml", ".yml")

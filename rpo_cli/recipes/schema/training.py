@@ -1,0 +1,107 @@
+"""Recipes of training: what all share, SFT, reward models."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from rpo_cli.recipes.schema.base import FourBits, ModelSource, Share, SharedPrompts, Table, added, cosmetic
+
+
+class TrainingRecipe(ModelSource, FourBits):
+    """Keys of transformers.TrainingArguments that the recipes use, under their own names."""
+
+    max_steps: PositiveInt = Field(1000, description="optimiser steps")
+    learning_rate: PositiveFloat = Field(1e-6, description="peak learning rate")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    per_device_train_batch_size: PositiveInt = Field(
+        16, description="rows at a time on one device; several processes share them"
+    )
+    gradient_accumulation_steps: PositiveInt = Field(
+        1,
+        description="pieces of this size in the batch of an optimiser step, which stays the same in several processes",
+    )
+    train_sampling_strategy: Literal["random", "group_by_length"] = added(
+        "random",
+        "group_by_length: the rows of an optimiser batch are of about equal length, so that less is padding; such a batch no longer stands "
+        "for the data, which matters where it decides something (ensemble_min: batch) and where the bias is one of length. Of either kind, "
+        "a batch is cut into its pieces from the longest row to the shortest",
+    )
+    per_device_eval_batch_size: PositiveInt = cosmetic(64, "rows at a time where nothing is learnt")
+    optim: str = "adamw_torch"
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    gradient_checkpointing: bool = cosmetic(False, "trade time for memory")
+    logging_steps: PositiveInt = cosmetic(10, "steps between lines of metrics.jsonl")
+    save_steps: PositiveInt | None = cosmetic(
+        None, "steps between checkpoints to resume from; default: none are written"
+    )
+    use_peft: bool = Field(
+        False,
+        description="train a LoRA adapter (extra `lora`); the saved model is merged, the adapter kept beside it",
+    )
+    lora_r: PositiveInt = 16
+    lora_alpha: PositiveInt = 32
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_target_modules: str | list[str] = "all-linear"
+
+    @model_validator(mode="after")
+    def four_bits_are_frozen(self) -> TrainingRecipe:
+        if self.load_in_4bit and not self.use_peft:
+            raise ValueError(
+                "load_in_4bit needs use_peft: true; weights of 4 bits cannot be trained, an adapter beside them can"
+            )
+        if not self.load_in_4bit and (self.use_bnb_nested_quant or self.bnb_4bit_quant_type != "nf4"):
+            raise ValueError("bnb_4bit_quant_type and use_bnb_nested_quant: no effect without load_in_4bit")
+        return self
+
+
+class SFTRecipe(TrainingRecipe):
+    """Supervised fine-tuning on (prompt, completion): makes pi_SFT, the reference policy."""
+
+    stage: Literal["sft"]
+    data: str = Field("data.yaml", description="the data recipe")
+    table: Table = "sft_train"
+    model_config_kwargs: dict[str, Any] | None = Field(
+        None,
+        description="train from scratch: model_type and the keys of its transformers config; the tokenizer is the data's",
+    )
+
+    @model_validator(mode="after")
+    def one_source(self) -> SFTRecipe:
+        if (self.model_name_or_path is None) == (self.model_config_kwargs is None):
+            raise ValueError("give either model_name_or_path or model_config_kwargs")
+        if self.load_in_4bit and self.model_config_kwargs is not None:
+            raise ValueError(
+                "load_in_4bit: a model from scratch has no weights to quantise; name one with model_name_or_path"
+            )
+        return self
+
+
+class RewardRecipe(TrainingRecipe, SharedPrompts):
+    """Bradley-Terry reward model: the oracle, the one RM of D_rho, or the ensemble's members."""
+
+    stage: Literal["reward"]
+    data: str = Field("data.yaml", description="recipe of the pairs: data, relabel or splits")
+    table: Table = Field("pairs", description="which table of a data recipe")
+    rho: Share | None = Field(None, description="train on D_rho of a splits recipe")
+    ensemble: list[Share] = cosmetic(
+        [], "biases b of the ensemble: one member on each D_rho,b"
+    )  # a member's own b is in its key
+    stopping: Literal["steps", "early"] = Field(
+        "steps",
+        description="the last step, or the evaluated step with the lowest held-out loss (paper: unknown)",
+    )
+    eval_steps: PositiveInt | None = Field(
+        None, description="steps between held-out evaluations; needed by stopping: early"
+    )
+
+    @model_validator(mode="after")
+    def early_needs_eval(self) -> RewardRecipe:
+        if self.stopping == "early" and (self.eval_steps is None or self.eval_steps > self.max_steps):
+            raise ValueError("stopping: early needs eval_steps, at most max_steps")
+        return self

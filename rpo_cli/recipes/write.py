@@ -1,0 +1,104 @@
+"""Writing into recipes: what model selection chose, and a recipe resolved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rpo_cli.recipes import yaml_lines
+from rpo_cli.recipes.draft import same, where
+from rpo_cli.recipes.files import RecipeError, shown
+from rpo_cli.recipes.load import Loaded, _load
+from rpo_cli.recipes.yaml_lines import Keys
+
+
+def require_writable(path: Path) -> Path:
+    """The recipe's real path; RecipeError if it is an installed package's, whose files are nobody's to change."""
+    path = Path(path).resolve()
+    if {"site-packages", "dist-packages"} & set(path.parts):
+        raise RecipeError(
+            [
+                f"{shown(path)}: belongs to the installed package; copy the recipe and change the copy (or --no-write)"
+            ]
+        )
+    return path
+
+
+def write_by_rho(path: Path, chosen: Mapping[float, Mapping[str, Any]]) -> None:
+    """Replace the whole `by_rho` block of a recipe, or add one; no other line changes, no reader sees half a file.
+
+    Raises:
+        RecipeError: the result would be no valid recipe, or the file is an installed package's or cannot be written.
+    """
+    path = require_writable(path)
+    one_line = yaml_lines.one_line
+    body = [f"{one_line(round(rho, 9))}: {one_line(dict(values))}" for rho, values in sorted(chosen.items())]
+    try:
+        before = path.read_bytes().decode("utf-8")
+        text = yaml_lines.replace_block(before, "by_rho", body)
+    except (OSError, ValueError, yaml.YAMLError):
+        # The loader says it better, and with the line.
+        _load(path)
+        raise RecipeError([f"{shown(path)}: by_rho needs a file of `key: value` lines, not {{…}}"]) from None
+    _load(path, text=text)
+    if yaml_lines.parse(text).values["by_rho"] != {
+        round(rho, 9): dict(values) for rho, values in chosen.items()
+    }:
+        raise RecipeError([f"{shown(path)}: by_rho would not be read back as written"])
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise RecipeError([f"{shown(path)}: cannot be written: {error.strerror}"]) from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the whole new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(path, name)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def resolved_yaml(loaded: Loaded) -> str:
+    """The recipe with every default written out and the source of each value behind it; loads to the same recipe."""
+    one_line = yaml_lines.one_line
+    values = loaded.recipe.model_dump(mode="python")
+    rho = values.get("rho")
+    if rho is not None and "by_rho" in values:
+        # Already in force; left in, it would undo what the command line changed.
+        values["by_rho"] = {key: chosen for key, chosen in values["by_rho"].items() if not same(key, rho)}
+    lines = []
+    for key in ["stage", *(key for key in values if key != "stage")]:
+        value, place = values[key], source(loaded, (key,))
+        if isinstance(value, dict) and value:
+            lines.append(f"{key}:  # {place}")
+            for name, item in value.items():
+                lines.append(f"  {one_line(name)}: {one_line(item)}  # {source(loaded, (key, str(name)))}")
+        else:
+            lines.append(f"{key}: {one_line(value)}  # {place}")
+    return "\n".join(lines) + "\n"
+
+
+def source(loaded: Loaded, keys: Keys) -> str:
+    """Where a value comes from: file and line, the option of the command line, or `default`."""
+    for length in range(len(keys), 0, -1):
+        if (place := loaded.places.get(keys[:length])) is not None:
+            return place.split()[0] if isinstance(place, str) else where(place)
+    # A mapping of which only parts were set, each of them on the command line.
+    parts = [
+        place for at, place in loaded.places.items() if at[: len(keys)] == keys and isinstance(place, str)
+    ]
+    return parts[0].split()[0] if parts else "default"

@@ -1,0 +1,233 @@
+"""YAML with the line of every key, and problems as plain sentences instead of exceptions.
+
+A recipe is read by PyYAML's safe loader with two of YAML 1.1's traps removed: `1e-6` is a number, and a date is text.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Keys = tuple[str | int, ...]
+TAG = "tag:yaml.org,2002:"
+SCALARS = {TAG + name for name in ("null", "bool", "int", "float", "str")}
+FLOAT = re.compile(
+    r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+    |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN))$""",
+    re.VERBOSE,
+)
+
+
+class Loader(yaml.SafeLoader):
+    """The safe loader, with floats as in YAML 1.2, without dates and without aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            problem = "an alias (*name): repeat the value, or use extends"
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, problem, mark)
+        return super().compose_node(parent, index)
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (TAG + "float", TAG + "timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(TAG + "float", FLOAT, list("-+0123456789."))
+
+
+class Dumper(yaml.SafeDumper):
+    """The safe dumper, which quotes also the text that only our loader takes for a number."""
+
+
+Dumper.add_implicit_resolver(TAG + "float", FLOAT, list("-+0123456789."))
+
+
+@dataclass
+class Document:
+    """What a file says: its values, the line (from 1) of each key and list item, and what is wrong with it."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    lines: dict[Keys, int] = field(default_factory=dict)
+    problems: list[tuple[int, Keys, str]] = field(default_factory=list)
+
+
+def read(path: Path) -> Document:
+    """The YAML mapping in a file; a file that cannot be read gives a document with one problem."""
+    try:
+        data = path.read_bytes()
+        return parse(data.decode("utf-8"))
+    except OSError as error:
+        return Document(problems=[(1, (), f"cannot be read: {error.strerror}")])
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return Document(problems=[(line, (), f"not UTF-8 text (byte 0x{data[error.start]:02x})")])
+
+
+def parse(text: str) -> Document:
+    """The YAML mapping in a text."""
+    return copy.deepcopy(_parsed(text))  # the caller may change it
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Document:
+    # A plan of hundreds of cells reads the same few files again and again.
+    document = Document()
+    try:
+        loader = Loader(text)
+        node = loader.get_single_node()
+    except yaml.YAMLError as error:
+        line, message = _syntax(error, text)
+        document.problems.append((line, (), message))
+        return document
+    if node is None:
+        document.problems.append((1, (), "empty: a recipe has at least a stage"))
+    elif not isinstance(node, yaml.MappingNode):
+        kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+        document.problems.append(
+            (node.start_mark.line + 1, (), f"expected lines of `key: value`, got {kind}")
+        )
+    else:
+        document.values = _value(loader, node, (), document)
+    return document
+
+
+def parse_value(text: str) -> Any:
+    """One value as `--set key=value` writes it.
+
+    Raises:
+        ValueError: it is not YAML; the message says why.
+    """
+    document = parse("value: " + text)
+    if not document.problems and document.values.keys() != {"value"}:
+        raise ValueError("expected a single value")
+    if document.problems:
+        raise ValueError(document.problems[0][2])
+    return document.values["value"]
+
+
+def one_line(value: Any) -> str:
+    """A value as YAML on one line, which `parse` reads back."""
+    text = yaml.dump(
+        value, Dumper=Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
+    )
+    text = text.removesuffix("\n").removesuffix("\n...")
+    return json.dumps(value) if "\n" in text else text
+
+
+def replace_block(text: str, key: str, body: Sequence[str]) -> str:
+    """The YAML text with the block of a top-level key replaced, or added at the end; every other line stays as it is.
+
+    `body`: the lines below `key:`, unindented. A comment on the line of the key stays.
+
+    Raises:
+        ValueError: the text is not a mapping in block style.
+    """
+    node = Loader(text).get_single_node()
+    if not isinstance(node, yaml.MappingNode) or node.flow_style:
+        raise ValueError("expected lines of `key: value`")
+    newline = "\r\n" if "\r\n" in text else "\n"
+    lines = text.splitlines(keepends=True)
+    if not lines[-1].endswith(("\n", "\r")):
+        lines[-1] += newline
+    first, after, comment = len(lines), len(lines), ""
+    for key_node, value in node.value:
+        if key_node.value == key:
+            first, after = key_node.start_mark.line, _last_line(value) + 1
+            header = lines[first].rstrip("\r\n")
+            one_line = value.end_mark.line == first
+            rest = (
+                header[value.end_mark.column :]
+                if one_line
+                else header[key_node.end_mark.column :].lstrip(" :")
+            )
+            comment = rest if rest.lstrip().startswith("#") else ""
+    indent = " " * node.start_mark.column
+    block = [
+        f"{indent}{key}:{'  ' + comment.lstrip() if comment else ''}",
+        *(f"{indent}  {line}" for line in body),
+    ]
+    return "".join([*lines[:first], *(line + newline for line in block), *lines[after:]])
+
+
+def _value(loader: Loader, node: Any, keys: Keys, document: Document) -> Any:
+    """Construct a node, noting lines and problems on the way."""
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
+        made: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            at = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                document.problems.append((at, keys, "a key must be a single word or number"))
+                continue
+            # At the top `on:` is a (misspelt) key, not true; below it 0.2 is a number.
+            key = _value(loader, key_node, keys, document) if keys else key_node.value
+            below = (*keys, str(key))
+            if key in made:
+                document.problems.append((at, below, f"given twice, first in line {document.lines[below]}"))
+            document.lines[below] = at
+            made[key] = _value(loader, value_node, below, document)
+        return made
+    if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
+        for index, item in enumerate(node.value):
+            document.lines[(*keys, index)] = item.start_mark.line + 1
+        return [_value(loader, item, (*keys, index), document) for index, item in enumerate(node.value)]
+    if isinstance(node, yaml.ScalarNode) and node.tag in SCALARS:
+        try:
+            return loader.construct_object(node)
+        except (ValueError, KeyError):
+            document.problems.append(
+                (line, keys, f"{node.value!r} cannot be read as {node.tag.removeprefix(TAG)}")
+            )
+            return None
+    tag = node.tag.replace(TAG, "!!")
+    document.problems.append((line, keys, f"{tag} is not understood; if it is text, put it in quotes"))
+    return None
+
+
+def _syntax(error: yaml.YAMLError, text: str) -> tuple[int, str]:
+    """Line and sentence for an error of PyYAML."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return text.count(
+            "\n", 0, error.position
+        ) + 1, f"not YAML: character {error.character!r} is not allowed"
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return 1, f"not YAML: {error}"
+    problem, context = error.problem or "", error.context or ""
+    # A quote or a key that never ends is noticed far below the line where it starts.
+    mark = (
+        error.context_mark
+        if context.startswith("while scanning") and error.context_mark
+        else error.problem_mark
+    )
+    line = mark.line + 1 if mark else 1
+    if "'\\t'" in problem:
+        return error.problem_mark.line + 1 if error.problem_mark else line, "a tab: indent with spaces"
+    if problem.startswith("mapping values are not allowed"):
+        return line, "not YAML: a second `: ` in the line; put text that holds one in quotes"
+    if problem.startswith("an alias"):
+        return line, problem
+    if problem.startswith("could not find expected ':'"):
+        return line, "not YAML: expected `key: value`"
+    return line, "not YAML: " + ", ".join(filter(None, [context, problem]))
+
+
+def _last_line(node: Any) -> int:
+    """Index of the last line that belongs to a node's content, comments below it not counted."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _last_line(last[1] if isinstance(last, tuple) else last)
+    ends_below = node.end_mark.column == 0 and node.end_mark.line > node.start_mark.line
+    return int(node.end_mark.line) - int(ends_below)

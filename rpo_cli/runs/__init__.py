@@ -1,0 +1,1 @@
+"""Making artifacts: plan, check, run, report."""

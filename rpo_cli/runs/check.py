@@ -1,0 +1,137 @@
+"""`rpo recipe check`: recipes, what they refer to, and whether their whole plan can be made."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rpo_cli.artifacts import Stage
+from rpo_cli.recipes import SETTINGS, Loaded, RecipeError, check_suite, load, schema, shown, variant_overrides
+from rpo_cli.recipes.listing import _load_all
+from rpo_cli.runs.planner import Planner, at_rho
+
+LOCATED = re.compile(r"\S.*?:\d+: ")
+
+
+def check_recipes(recipes: Sequence[str]) -> None:
+    """Check recipes, or folders of them, what they refer to, and that their whole plan can be made.
+
+    A data file that is not there yet is noted; it is no mistake in a recipe.
+
+    Raises:
+        RecipeError: with every problem, as `file:line: field: message`.
+    """
+    problems: list[str] = []
+    absent: set[str] = set()
+    checked: set[Path] = set()
+    for name in recipes:
+        try:
+            files, faults = _files(name)
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        problems += faults
+        made, _ = _load_all(files)
+        for loaded in made.values():
+            # A reference to nothing was reported above with its line; the planner, which has none, would repeat it.
+            problems += [
+                _located(line, loaded.path)
+                for line in _plan(loaded, absent)
+                if LOCATED.match(line) or not faults
+            ]
+        checked |= made.keys()
+    for note in sorted(absent):
+        print(f"note: {note}", file=sys.stderr)
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+    notes = f", {_count(len(absent), 'note')}" if absent else ""
+    print(f"{_count(len(checked), 'recipe')}, no problems{notes}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _files(name: str) -> tuple[list[Path], list[str]]:
+    """The recipe of this name, or a folder's files; and what is wrong with each taken alone."""
+    if not os.path.isdir(name):
+        loaded = load(name)
+        own = tuple(f"{shown(file)}:" for file in loaded.files)
+        return [loaded.path], [fault for fault in check_suite(loaded.path.parent) if fault.startswith(own)]
+    files = [
+        Path(os.path.abspath(file))
+        for file in sorted(Path(name).rglob("*.yaml"))
+        if file.parent.name not in SETTINGS
+    ]
+    if not files:
+        raise RecipeError([f"{name}: no recipes"])
+    folders = list(dict.fromkeys(file.parent for file in files))
+    return files, [fault for folder in folders for fault in check_suite(folder)]
+
+
+class _Rehearsal(Planner):
+    """A planner that goes on where a data file is not there yet."""
+
+    def __init__(self, seed: int, absent: set[str]) -> None:
+        super().__init__(seed)
+        self.absent = absent
+
+    def _data(self, loaded: Loaded) -> Stage:
+        try:
+            return super()._data(loaded)
+        except RecipeError as error:
+            self.absent |= {problem.replace(f"{Path.cwd()}/", "") for problem in error.problems}
+            return super()._data(replace(loaded, recipe=loaded.recipe.model_copy(update={"files": {}})))
+
+
+def _plan(loaded: Loaded, absent: set[str]) -> list[str]:
+    """What stands in the way of a recipe's plan, and of every cell of a figure's."""
+    planner = _Rehearsal(loaded.recipe.seed, absent)
+    recipe = loaded.recipe
+    steps: list[Callable[[], Any]] = [partial(planner.build, loaded)]
+    if isinstance(recipe, schema.FigureRecipe):
+        steps = [
+            partial(_cell, planner, loaded, policy, rho) for policy in recipe.policies for rho in recipe.rhos
+        ]
+        steps += [
+            partial(_variant, planner, loaded, variant, rho)
+            for variant in recipe.variants
+            for rho in recipe.rhos
+        ]
+    elif isinstance(recipe, schema.PolicyRecipe):
+        steps = [partial(planner.evaluation, loaded, "test")]
+    elif isinstance(recipe, schema.RewardRecipe) and recipe.ensemble:
+        steps.append(partial(planner.members, loaded))
+    problems = []
+    for step in steps:
+        try:
+            step()
+        except RecipeError as error:
+            problems += error.problems
+    return problems
+
+
+def _cell(planner: Planner, figure: Loaded, policy: str, rho: float | None) -> Stage:
+    return planner.evaluation(planner.load(figure.sibling(policy), rho=rho, expect="policy"), "test")
+
+
+def _variant(planner: Planner, figure: Loaded, variant: schema.Variant, rho: float | None) -> Stage:
+    at = at_rho(rho)
+    overrides = [*variant_overrides(variant), *at.pop("overrides", [])]
+    return planner.measure(
+        planner.load(figure.sibling(variant.recipe), overrides=overrides, expect="policy", **at)
+    )
+
+
+def _located(problem: str, path: Path) -> str:
+    """The problem with file and line, the file as the user knows it."""
+    text = problem.replace(f"{Path.cwd()}/", "")
+    if LOCATED.match(text):
+        return text
+    return f"{shown(path)}:1: {text.removeprefix(f'{shown(path)}: ')}"

@@ -1,0 +1,185 @@
+"""`rpo doctor`: the machine and the installation, and what of them would stop or slow a run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from rpo_cli import __version__
+from rpo_cli.artifacts import git_revision, wandb_mode
+from rpo_cli.devices import xla_probe
+from rpo_cli.errors import RunFailed
+from rpo_cli.recipes import schema
+from rpo_cli.text import aligned, size
+
+# As in pyproject.toml; private names of TRL change with every minor release.
+TESTED_TRL = ">=1.16,<1.17"
+NEEDED = ("torch", "transformers", "trl", "accelerate", "datasets", "wandb")
+OPTIONAL = ("peft", "bitsandbytes")
+LITTLE = 2e9  # bytes of disk or memory below which the miniature's protocol may not fit
+
+
+@dataclass
+class Findings:
+    """What was found. `problems` stop runs; `warnings` may."""
+
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def show_doctor(as_json: bool) -> None:
+    """Print versions, device and dtype with the reason, threads, disk, memory, W&B and hub state.
+
+    Raises:
+        RunFailed: a problem that would stop every run.
+    """
+    found = examine()
+    if as_json:
+        print(json.dumps({**found.facts, "problems": found.problems, "warnings": found.warnings}, indent=2))
+    else:
+        named = [
+            (f"{group} {name}", value)
+            for group, facts in found.facts.items()
+            for name, value in facts.items()
+        ]
+        print(aligned([(name, _words(value)) for name, value in named]), end="")
+        for kind, lines in (("problem", found.problems), ("warning", found.warnings)):
+            for line in lines:
+                print(f"{kind}: {line}")
+    if found.problems:
+        raise RunFailed(
+            f"rpo doctor: {len(found.problems)} {'problem' if len(found.problems) == 1 else 'problems'}"
+        )
+
+
+def examine() -> Findings:
+    """Look at everything; what is missing or broken is a finding, never an exception."""
+    found = Findings()
+    found.facts["version"] = _versions(found)
+    found.facts["device"] = _device(found)
+    found.facts["tpu"] = _tpu(found)
+    found.facts["machine"] = _machine(found)
+    mode, why = wandb_mode()
+    found.facts["wandb"] = {"mode": mode, "why": why}
+    found.facts["hub"] = _hub(found)
+    return found
+
+
+def _versions(found: Findings) -> dict[str, str]:
+    versions = {
+        "python": platform.python_version(),
+        "rpo": __version__,
+        "git": git_revision() or "no checkout",
+    }
+    for name in (*NEEDED, *OPTIONAL):
+        versions[name] = _version(name) or "not installed"
+        if name in NEEDED and versions[name] == "not installed":
+            found.problems.append(f"{name} is not installed; run `pip install rpo-cli` again")
+    if versions["trl"] != "not installed":
+        tested = SpecifierSet(TESTED_TRL).contains(versions["trl"], prereleases=True)
+        if not tested:
+            found.warnings.append(f"trl {versions['trl']} is outside the tested range {TESTED_TRL}")
+        versions["trl"] += f" (tested: {TESTED_TRL}{'' if tested else ', this one is not'})"
+    return versions
+
+
+def _device(found: Findings) -> dict[str, Any]:
+    try:
+        import torch
+
+        from rpo_cli import devices
+
+        chosen = devices.choose(schema.Recipe.model_validate({"stage": "doctor"}))
+        # What looks installed may still fail to load, as with libraries built for another CUDA.
+        for name in ("transformers", "trl", "wandb"):
+            importlib.import_module(name)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        found.problems.append(f"the libraries cannot be imported: {type(error).__name__}: {first}")
+        return {}
+    threads, cpus = torch.get_num_threads(), _cpus()
+    if threads > cpus:
+        found.warnings.append(
+            f"torch would use {threads} threads on {cpus} CPUs; set OMP_NUM_THREADS or `threads:`"
+        )
+    return {"name": chosen.name, "dtype": chosen.dtype_name, "why": chosen.reason, "torch_threads": threads}
+
+
+def _tpu(found: Findings) -> dict[str, Any]:
+    """What stands between this machine and `--device xla`; a runtime that would hang is given a minute."""
+    xla = _version("torch-xla")
+    problem = xla_probe.torch_xla_problem()
+    probe = xla_probe.probe_tpu()
+    if problem is not None and (xla or xla_probe.chips()):
+        found.warnings.append(f"--device xla: {problem}")
+    return {
+        "torch-xla": xla or "not installed",
+        "devices": probe.devices,
+        "why": probe.why,
+        "torch-tpu": f"{version} (rpo does not use it yet; see docs/tpu.md)"
+        if (version := _version("torch-tpu"))
+        else "not installed",
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpus() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _machine(found: Findings) -> dict[str, Any]:
+    here = os.getcwd()
+    disk = shutil.disk_usage(here).free
+    memory = _free_memory()
+    for what, count in (("disk", disk), ("memory", memory)):
+        if count is not None and count < LITTLE:
+            found.warnings.append(f"only {size(count)} of {what} free")
+    if not os.access(here, os.W_OK):
+        found.problems.append(f"{here}: cannot be written; choose another directory, or a --workspace")
+    return {"cpus": _cpus(), "directory": here, "free_disk_bytes": disk, "free_memory_bytes": memory}
+
+
+def _free_memory() -> int | None:
+    """Bytes that a new process can have; None where nobody knows."""
+    try:
+        import psutil  # type: ignore[import-untyped]
+    except ImportError:
+        return None
+    return int(psutil.virtual_memory().available)
+
+
+def _hub(found: Findings) -> dict[str, Any]:
+    try:
+        from huggingface_hub import constants, get_token
+    except ImportError as error:
+        found.problems.append(f"huggingface_hub cannot be imported: {error}")
+        return {}
+    return {
+        "offline": constants.HF_HUB_OFFLINE,
+        "token": get_token() is not None,
+        "cache": constants.HF_HUB_CACHE,
+    }
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "unknown"
+    return size(value) if isinstance(value, int) and value >= 10_000_000 else str(value)

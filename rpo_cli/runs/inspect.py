@@ -1,0 +1,253 @@
+"""`rpo data inspect`: a stage's tables as the trainers will see them, in tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from rpo_cli.errors import BadInput
+from rpo_cli.models import Row, TokenRow, tokenise
+from rpo_cli.recipes import article, schema
+from rpo_cli.runs.inspect_tokens import find_tokenizer, max_lengths
+from rpo_cli.runs.session import Session, planner_for
+from rpo_cli.runs.work import QUIET_ENVIRONMENT
+from rpo_cli.stages.data.overlap import leaks, shared_prompts
+from rpo_cli.stages.data.rows import read_rows
+from rpo_cli.stages.splits import bias_of, preference_of_length
+from rpo_cli.text import aligned, percent
+
+STAGES = ("data", "relabel", "splits")
+RESPONSES = ("chosen", "rejected", "completion")
+FIRST = ("train", "pairs", "sft_train")  # tables whose rows say most
+BOUNDARY_ROWS = 2000
+LENGTH_MARGIN: float = schema.SplitsRecipe.model_fields["length_margin"].default
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """One table in numbers; lengths in tokens, responses with their EOS, shares of rows.
+
+    `tokens`: text column -> min, median, p95, max. `over`: max_length -> share of rows longer than it.
+    `longer_preferred`: among pairs that are no ties. `boundary_differs`: rows whose prompt and response make other
+    tokens when tokenised together, among `boundary_rows` rows.
+    """
+
+    rows: int
+    duplicate_prompts: int
+    tokens: dict[str, dict[str, float]]
+    over: dict[int, float]
+    longer_preferred: float | None
+    ties: float | None
+    boundary_differs: float | None
+    boundary_rows: int
+
+
+def inspect(session: Session, rows: int, max_length: int | None) -> None:
+    """Build what is missing, then print every table of the recipe, and `rows` rows of each kind of table in tokens.
+
+    Raises:
+        BadInput: a recipe that makes no tables, or no tokenizer to count with.
+    """
+    logging.set_verbosity_error()  # of texts longer than the model's window the report itself speaks
+    stage = session.load(None).recipe.stage
+    if stage not in STAGES:
+        raise BadInput(
+            f"{session.recipe}: is {article(stage)} recipe; data inspect takes a data, relabel or splits recipe"
+        )
+    loads = session.at_rhos(stage)
+    planner = planner_for(loads[0])
+    targets = [planner.build(loaded) for loaded in loads]
+    workspace = session.make(targets, loads[0].recipe.suite)
+    limits = {max_length: ["--max-length"]} if max_length is not None else max_lengths(loads[0])
+    found: dict[str, dict[str, Any]] = {}
+    for loaded, target in zip(loads, targets, strict=True):
+        tokenizer, source = find_tokenizer(loaded, planner, target, workspace)
+        margin = getattr(loaded.recipe, "length_margin", LENGTH_MARGIN)
+        reports: dict[str, TableReport] = {}
+        prompts: dict[str, set[str]] = {}
+        samples: dict[str, list[dict[str, list[str]]]] = {}
+        shown: set[tuple[str, ...]] = set()
+        for file in _tables(workspace.root / target.path):
+            content = read_rows(file)
+            prompts[file.stem] = {row["prompt"] for row in content}
+            columns = tuple(column for column in RESPONSES if column in content[0])
+            tokens = tokenise(content, columns, tokenizer, 2**31, "error", str(file))
+            reports[file.stem] = report_of(content, columns, tokens, tokenizer, list(limits), margin)
+            if columns not in shown:
+                samples[file.stem] = [_pieces(row, columns, tokenizer) for row in tokens[:rows]]
+            shown.add(columns)
+        shared = shared_prompts(prompts)
+        found[target.path] = {
+            "path": str(workspace.root / target.path),
+            "tokenizer": source,
+            "max_length": {str(limit): names for limit, names in limits.items()},
+            "length_margin": margin,
+            "shared_prompts": {f"{one}/{other}": count for (one, other), count in shared.items()},
+            "tables": {name: asdict(report) for name, report in reports.items()},
+            "samples": samples,
+        }
+        if not session.as_json:
+            print(f"{workspace.root / target.path}\ntokenizer: {source}")
+            _print(session, limits, margin, reports)
+            for (one, other), count in shared.items():
+                print(f"prompts of {other} that are in {one} too: {count}")
+        for line in leaks(shared, prompts):
+            session.say(f"warning: {target.path}: {line}")
+        if not session.as_json:
+            _print_samples(session, samples)
+    if session.as_json:
+        session.print_json(found)
+
+
+def _tables(folder: Path) -> list[Path]:
+    """Files of rows with a prompt, the telling ones first."""
+    files = [file for file in sorted(folder.glob("*.parquet")) if "prompt" in pq.read_schema(file).names]
+    return sorted(files, key=lambda file: FIRST.index(file.stem) if file.stem in FIRST else len(FIRST))
+
+
+def report_of(
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    tokens: Sequence[TokenRow],
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Sequence[int],
+    margin: float,
+) -> TableReport:
+    """A table's numbers. `columns`: its responses; `margin`: the share by which the longer one must be longer."""
+    lengths = {"prompt": np.array([len(row.prompt_ids) for row in tokens])}
+    lengths |= {
+        column: np.array([len(row.responses[i]) for row in tokens]) for i, column in enumerate(columns)
+    }
+    # Tables of prompts to answer have no responses.
+    longest = lengths["prompt"] + np.max(
+        [np.zeros(len(rows), dtype=int), *(lengths[c] for c in columns)], axis=0
+    )
+    bias: Mapping[str, float | None] = {}
+    if "chosen" in columns:
+        kinds = preference_of_length(lengths["chosen"], lengths["rejected"], margin)
+        bias = bias_of(kinds, np.arange(len(rows)))
+    step = -(-len(rows) // BOUNDARY_ROWS)
+    differs = _joint_differs(rows[::step], columns, tokens[::step], tokenizer)
+    return TableReport(
+        rows=len(rows),
+        duplicate_prompts=len(rows) - len({row["prompt"] for row in rows}),
+        tokens={name: _statistics(values) for name, values in lengths.items()},
+        over={limit: float((longest > limit).mean()) for limit in limits},
+        longer_preferred=bias.get("longer_share"),
+        ties=bias.get("tie_share"),
+        boundary_differs=float(differs.mean()) if columns else None,
+        boundary_rows=len(differs),
+    )
+
+
+def _statistics(values: np.ndarray) -> dict[str, float]:
+    low, median, high, top = np.quantile(values, [0, 0.5, 0.95, 1]).tolist()
+    return {"min": low, "median": median, "p95": high, "max": top}
+
+
+def _joint_differs(
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    tokens: Sequence[TokenRow],
+    tokenizer: PreTrainedTokenizerBase,
+) -> np.ndarray:
+    """For each row whether a token of `prompt + response` reaches over the boundary, where generation has none: [n]."""
+    differs = np.zeros(len(rows), dtype=bool)
+    for index, column in enumerate(columns):
+        joint = tokenizer([row["prompt"] + row[column] for row in rows])["input_ids"]
+        apart = [one.prompt_ids + one.responses[index][:-1] for one in tokens]
+        differs |= np.array([list(ids) != other for ids, other in zip(joint, apart, strict=True)])
+    return differs
+
+
+def _pieces(
+    row: TokenRow, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[str]]:
+    """Each text of a row as the texts of its tokens."""
+    parts = {"prompt": row.prompt_ids, **dict(zip(columns, row.responses, strict=True))}
+    return {name: [_piece(token, tokenizer) for token in ids] for name, ids in parts.items()}
+
+
+def _piece(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A token's text; where it is only a part of a character, its name in the vocabulary."""
+    text = str(tokenizer.decode([token]))
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    return name if "\ufffd" in text else text.replace("\n", "\\n")
+
+
+def _print(
+    session: Session, limits: Mapping[int, Sequence[str]], margin: float, reports: Mapping[str, TableReport]
+) -> None:
+    """The numbers for people, 80 columns wide."""
+    for limit, names in limits.items():
+        print(
+            f"max_length {limit}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        )
+    if not limits:
+        print("max_length: no recipe beside this one has any; --max-length N counts longer rows")
+    head = [
+        "table",
+        "rows",
+        "same prompt",
+        *(f"over {limit}" for limit in limits),
+        "longer",
+        "ties",
+        "boundary",
+    ]
+    rows = []
+    for name, r in reports.items():
+        shares = [*r.over.values(), r.longer_preferred, r.ties, r.boundary_differs]
+        rows.append([name, str(r.rows), str(r.duplicate_prompts), *map(percent, shares)])
+    print("\n" + aligned([head, *rows], right=range(1, len(head))), end="")
+    print(
+        f"longer: the longer response (by {margin:.0%} or more tokens) is preferred; closer pairs are ties, not counted"
+    )
+    print("boundary: prompt and response make other tokens when tokenised together\n")
+    lengths = [
+        [name if text == "prompt" else "", text, *(f"{values[q]:g}" for q in ("min", "median", "p95", "max"))]
+        for name, r in reports.items()
+        for text, values in r.tokens.items()
+    ]
+    print(
+        aligned([["table", "tokens of", "min", "median", "95 %", "max"], *lengths], right=range(2, 6)), end=""
+    )
+    for name, r in reports.items():
+        if r.boundary_differs:
+            session.say(
+                f"warning: {name}: in {percent(r.boundary_differs)} of {r.boundary_rows} rows a token would reach over "
+                "the boundary of prompt and response; end prompts where a token ends (no trailing space) and begin "
+                "responses with the space"
+            )
+
+
+def _print_samples(session: Session, samples: Mapping[str, Sequence[Mapping[str, Sequence[str]]]]) -> None:
+    """Rows with a thin line between tokens, the prompt dimmed."""
+    for table, rows in samples.items():
+        for number, row in enumerate(rows, 1):
+            print(f"\n{table}, row {number}:")
+            for name, pieces in row.items():
+                text = Text(f"  {name:10} ", style="dim" if name == "prompt" else "")
+                text += Text("|", style="dim cyan").join(Text(piece) for piece in pieces)
+                session.out.print(text, soft_wrap=True, highlight=False)
+
+
+def inspect_data(session: Session, rows: int, max_length: int | None) -> None:
+    """Print what a data, relabel or splits recipe makes; see `data.inspection`."""
+    loaded = session.load(None)
+    if loaded.recipe.stage in ("data", "relabel", "splits"):
+        planner_for(loaded).build(
+            loaded
+        )  # says what is wrong with the recipes before anything heavy is imported
+    os.environ.update(QUIET_ENVIRONMENT)
+    from rpo_cli.runs.inspect import inspect
+
+    inspect(session, rows, max_length)

@@ -1,0 +1,80 @@
+"""Which tokenizer and which max_length belong to a data recipe: it names neither itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from rpo_cli.artifacts import External, Stage, Workspace
+from rpo_cli.errors import BadInput
+from rpo_cli.models import load_tokenizer
+from rpo_cli.recipes import Loaded, RecipeError, load, schema
+from rpo_cli.runs.planner import Planner
+
+
+def max_lengths(loaded: Loaded) -> dict[int, list[str]]:
+    """max_length -> the recipes beside this one that use what it makes, directly or relabelled and resampled."""
+    users: dict[int, list[str]] = {}
+    for file in sorted(loaded.path.parent.glob("*.yaml")):
+        try:
+            user = load(str(file))
+            limit = getattr(user.recipe, "max_length", None)
+            if limit is not None and loaded.path in _data_below(user):
+                users.setdefault(limit, []).append(file.name)
+        except RecipeError:  # a file that others extend, or one that `rpo recipe check` complains of
+            continue
+    return users
+
+
+def _data_below(loaded: Loaded) -> list[Path]:
+    """Recipes on the way from this one down to its data."""
+    below: list[Path] = []
+    while hasattr(loaded.recipe, "data"):
+        path = loaded.reference("data")
+        if path is None or path in below:
+            break
+        below.append(path)
+        loaded = load(str(path))
+    return below
+
+
+def find_tokenizer(
+    loaded: Loaded, planner: Planner, target: Stage, workspace: Workspace
+) -> tuple[PreTrainedTokenizerBase, str]:
+    """The tokenizer to count with, and where it is from: the splits' own, the data's, or that of pi_SFT's base model.
+
+    Raises:
+        BadInput: none of these is there.
+    """
+    own = target.inputs.get("tokenizer")
+    if isinstance(own, Stage):
+        folder = workspace.root / own.path
+        if (folder / "tokenizer_config.json").is_file():
+            return load_tokenizer(folder), f"{folder} (tokenizer: of {loaded.path.name})"
+    elif own is not None:
+        source = f"{own.reference} (tokenizer: of {loaded.path.name})"
+        return load_tokenizer(
+            Path(own.reference), revision=own.commit or own.revision, need_pad=False
+        ), source
+    data = target
+    while isinstance(below := data.inputs.get("data"), Stage):
+        data = below
+    folder = workspace.root / data.path / "tokenizer"
+    if folder.is_dir():
+        return load_tokenizer(folder), f"{folder} (made with the data)"
+    path = next(
+        (file.parent / "sft.yaml" for file in loaded.files if (file.parent / "sft.yaml").is_file()), None
+    )
+    while path is not None:
+        model = planner.load(path)
+        recipe = cast(schema.ModelSource, model.recipe)
+        path = model.reference("model_name_or_path")
+        if path is None and recipe.model_name_or_path is not None:
+            base = External.named(recipe.model_name_or_path, recipe.model_revision)
+            source = f"{base.reference} (base model of {model.path.name})"
+            return load_tokenizer(Path(base.reference), recipe, base.revision), source
+    raise BadInput(
+        f"{loaded.path}: no tokenizer to count with: none made with the data, no sft.yaml beside it with a model"
+    )

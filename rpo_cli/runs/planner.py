@@ -1,0 +1,487 @@
+"""Which stage needs which: from a recipe to the graph of artifacts it rests on.
+
+Nothing is read from the workspace here and nothing heavy is imported; what is up to date is the pipeline's question.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from rpo_cli.artifacts import External, Stage, hash_of, hash_path, rho_folder, walk
+from rpo_cli.recipes import Loaded, RecipeError, dotted, load, schema, shown, where
+from rpo_cli.recipes.yaml_lines import Keys
+
+
+def at_rho(rho: float | None) -> dict[str, Any]:
+    """Arguments that load a recipe at a rho; none: without resampling."""
+    return {"overrides": ["rho=null"]} if rho is None else {"rho": rho}
+
+
+class Planner:
+    """Builds stages, each once, for one master seed and, where the command line names one, on one device."""
+
+    def __init__(self, seed: int | None = None, device: str | None = None) -> None:
+        self.seed, self.device = seed, device
+        self._stages: dict[str, Stage] = {}
+        self._loaded: dict[tuple[str, ...], Loaded] = {}
+        self._resolved: dict[tuple[Any, ...], Stage | External] = {}
+
+    def load(self, path: Path, **kwargs: Any) -> Loaded:
+        """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the same few again and again."""
+        call = (str(path), str(self.seed), repr(sorted(kwargs.items())))
+        if call not in self._loaded:
+            flags = {**kwargs.pop("flags", {}), "device": self.device}
+            self._loaded[call] = load(str(path), seed=self.seed, flags=flags, **kwargs)
+        return self._loaded[call]
+
+    def build(self, loaded: Loaded) -> Stage:
+        """The stage a recipe describes, with everything below it."""
+        if self.seed is None:
+            # Everything below runs under the master seed of the recipe that was asked for.
+            self.seed = loaded.recipe.seed
+        builder = getattr(self, f"_{loaded.recipe.stage}")
+        return cast(Stage, builder(loaded))
+
+    def reference(self, field_name: str, loaded: Loaded) -> Stage | External:
+        """What a recipe's field refers to: the stage of a sibling recipe, or an external model."""
+        value = getattr(loaded.recipe, field_name)
+        if field_name == "data" and not schema.is_recipe(value):
+            raise RecipeError(
+                [f"{self._line(loaded, 'data')}: data: expected a recipe (x.yaml), got {value!r}"]
+            )
+        revision = (
+            getattr(loaded.recipe, "model_revision", None) if field_name == "model_name_or_path" else None
+        )
+        return self._resolve(value, loaded, (field_name,), revision)
+
+    def _resolve(
+        self, reference: str, loaded: Loaded, at: Keys, revision: str | None = None
+    ) -> Stage | External:
+        takes_rho = "rho" in type(loaded.recipe).model_fields
+        rho = getattr(loaded.recipe, "rho", None)
+        call = (reference, loaded.files, takes_rho, rho, revision)
+        if call not in self._resolved:
+            if (
+                not schema.is_recipe(reference)
+                and Path(reference).is_absolute()
+                and not Path(reference).exists()
+            ):
+                raise RecipeError(
+                    [f"{_place(loaded, at)}: no such model directory: {shown(Path(reference))}"]
+                )
+            self._resolved[call] = self._find(reference, loaded, revision, takes_rho, rho)
+        return self._resolved[call]
+
+    def _find(
+        self, reference: str, loaded: Loaded, revision: str | None, takes_rho: bool, rho: float | None
+    ) -> Stage | External:
+        if not schema.is_recipe(reference):
+            return External.named(reference, revision)
+        sibling = self.load(loaded.sibling(reference))
+        if takes_rho and self._is_biased(sibling):
+            # What is below a policy is made for the policy's own rho, whatever its recipe says.
+            sibling = self.load(loaded.sibling(reference), **at_rho(rho))
+        if isinstance(sibling.recipe, schema.RewardRecipe):
+            return self._reward(sibling)
+        return self.build(sibling)
+
+    def _is_biased(self, loaded: Loaded) -> bool:
+        """Whether a recipe makes a D_rho or is trained on one: an oracle or a warm-up knows no rho."""
+        recipe = loaded.recipe
+        if isinstance(recipe, schema.RewardRecipe) and schema.is_recipe(recipe.data):
+            return isinstance(self.load(loaded.sibling(recipe.data)).recipe, schema.SplitsRecipe)
+        return isinstance(recipe, schema.SplitsRecipe)
+
+    def _add(
+        self,
+        kind: str,
+        path: str,
+        loaded: Loaded,
+        inputs: Mapping[str, Stage | External] | None = None,
+        options: Mapping[str, Any] | None = None,
+        recipe: schema.Recipe | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> Stage:
+        place = f"seed-{self.seed}/{path}"
+        stage = Stage(
+            kind, place, recipe or loaded.recipe, loaded.path, inputs or {}, options or {}, files or {}
+        )
+        known = self._stages.setdefault(stage.path, stage)
+        if not known.is_same(stage):
+            raise RecipeError(
+                [
+                    f"{shown(loaded.path)}:1: asks for another {stage.path} than {shown(known.source)}; give one of them a name of its own"
+                ]
+            )
+        return known
+
+    def _data(self, loaded: Loaded) -> Stage:
+        recipe = cast(schema.DataRecipe, loaded.recipe)
+        missing = [
+            f"{_place(loaded, ('files', table))}: no such file: {shown(Path(file))}"
+            for table, file in recipe.files.items()
+            if not Path(file).is_file()
+        ]
+        if missing:
+            raise RecipeError(missing)
+        hashes = {table: hash_path(Path(file)) for table, file in recipe.files.items()}
+        # A file's place is no part of the key, its content is.
+        content = recipe.model_copy(
+            update={
+                "files": {},
+                "dataset": None,
+                "data_dir": recipe.folders,
+                "sft_dataset": None,
+                "tokenizer": None,
+            }
+        )
+        return self._add(
+            "data",
+            loaded.path.stem,
+            loaded,
+            self._sets(loaded),
+            options={"files": hashes},
+            recipe=content,
+            files={str(table): file for table, file in recipe.files.items()},
+        )
+
+    def _sets(self, loaded: Loaded) -> dict[str, Stage | External]:
+        """The data sets and the tokenizer that a data recipe with a loader reads."""
+        recipe = cast(schema.DataRecipe, loaded.recipe)
+        names = {
+            "dataset": recipe.dataset or schema.PUBLISHED.get(recipe.source),
+            "sft_dataset": recipe.sft_dataset,
+            "tokenizer": recipe.tokenizer,
+        }
+        found: dict[str, Stage | External] = {}
+        for name, reference in names.items() if recipe.loaded else ():
+            if reference is not None:
+                if schema.is_recipe(reference):
+                    raise RecipeError(
+                        [
+                            f"{self._line(loaded, name)}: {name}: expected a hub name or a path, got a recipe: {reference}"
+                        ]
+                    )
+                if Path(reference).is_absolute() and not Path(reference).exists():
+                    raise RecipeError(
+                        [
+                            f"{self._line(loaded, name)}: {name}: no such file or directory: {shown(Path(reference))}"
+                        ]
+                    )
+                external = External.named(reference, use="tokenizer" if name == "tokenizer" else "dataset")
+                found[name] = (
+                    replace(external, folders=tuple(recipe.folders)) if name == "dataset" else external
+                )
+        return found
+
+    def _line(self, loaded: Loaded, name: str) -> str:
+        path, line = loaded.where.get(name, (loaded.path, 1))
+        return f"{shown(path)}:{line}"
+
+    def _need_table(self, data: Stage | External, table: str, loaded: Loaded) -> None:
+        """Refuse to plan on a table that a data recipe of files does not list, or that no loader makes."""
+        if (
+            isinstance(data, Stage)
+            and isinstance(data.recipe, schema.DataRecipe)
+            and data.recipe.loaded
+            and table not in schema.LOADED_TABLES
+        ):
+            made = ", ".join(schema.LOADED_TABLES)
+            raise RecipeError(
+                [f"{_place(loaded, ('data',))}: needs the table {table}; {shown(data.source)} makes {made}"]
+            )
+        if isinstance(data, Stage) and data.files and table not in data.files:
+            raise RecipeError(
+                [
+                    f"{_place(loaded, ('data',))}: needs the table {table}, which files: of {shown(data.source)} does not list"
+                ]
+            )
+
+    def _sft(self, loaded: Loaded) -> Stage:
+        recipe = cast(schema.SFTRecipe, loaded.recipe)
+        inputs = {"data": self.reference("data", loaded)}
+        self._need_table(inputs["data"], recipe.table, loaded)
+        if recipe.model_name_or_path is not None:
+            inputs["model"] = self.reference("model_name_or_path", loaded)
+        return self._add("sft", loaded.path.stem, loaded, inputs)
+
+    def _reward(self, loaded: Loaded, member: float | None = None) -> Stage:
+        recipe = cast(schema.RewardRecipe, loaded.recipe)
+        self._need_model(loaded)
+        data = self.reference("data", loaded)
+        self._need_table(data, recipe.table, loaded)
+        inputs = {"data": data, "model": self.reference("model_name_or_path", loaded)}
+        if isinstance(data, Stage) and data.kind == "splits":
+            name = "all" if member is None else f"b-{member:g}"
+            options = {} if member is None else {"member": member}
+            return self._add(
+                "reward", f"{rho_folder(recipe.rho)}/{loaded.path.stem}/{name}", loaded, inputs, options
+            )
+        if member is not None:
+            raise RecipeError(
+                [
+                    f"{self._line(loaded, 'data')}: data: an ensemble needs a splits recipe, which makes the subsets of its members"
+                ]
+            )
+        return self._add("reward", loaded.path.stem, loaded, inputs)
+
+    def members(self, loaded: Loaded) -> list[Stage]:
+        """The ensemble of a reward recipe, in the order of its biases."""
+        recipe = cast(schema.RewardRecipe, loaded.recipe)
+        if not recipe.ensemble:
+            raise RecipeError(
+                [
+                    f"{self._line(loaded, 'ensemble')}: ensemble: lists no biases, so there is no ensemble to train"
+                ]
+            )
+        splits = self.load(loaded.sibling(recipe.data)).recipe if schema.is_recipe(recipe.data) else None
+        if isinstance(splits, schema.SplitsRecipe):
+            unknown = [f"{b:g}" for b in recipe.ensemble if b not in splits.ensemble]
+            if unknown:
+                listed = ", ".join(f"{b:g}" for b in splits.ensemble)
+                raise RecipeError(
+                    [
+                        f"{self._line(loaded, 'ensemble')}: ensemble: {', '.join(unknown)} is no subset of {recipe.data} ({listed})"
+                    ]
+                )
+        return [self._reward(loaded, b) for b in recipe.ensemble]
+
+    def _relabel(self, loaded: Loaded) -> Stage:
+        inputs = {"data": self.reference("data", loaded), "model": self.reference("reward_model", loaded)}
+        return self._add("relabel", loaded.path.stem, loaded, inputs)
+
+    def _splits(self, loaded: Loaded) -> Stage:
+        recipe = cast(schema.SplitsRecipe, loaded.recipe)
+        inputs = {"data": self.reference("data", loaded), "tokenizer": self.reference("tokenizer", loaded)}
+        if isinstance(tokenizer := inputs["tokenizer"], External):
+            tokenizer.use = "tokenizer"
+        return self._add("splits", f"{rho_folder(recipe.rho)}/{loaded.path.stem}", loaded, inputs)
+
+    def _need_model(self, loaded: Loaded) -> None:
+        if getattr(loaded.recipe, "model_name_or_path", None) is None:
+            raise RecipeError([f"{shown(loaded.path)}:1: model_name_or_path: missing"])
+
+    def _policy(self, loaded: Loaded) -> Stage:
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        self._need_model(loaded)
+        splits = self.reference("data", loaded)
+        if not isinstance(splits, Stage) or splits.kind != "splits":
+            raise RecipeError(
+                [f"{self._line(loaded, 'data')}: data: a policy is trained on the pairs of a splits recipe"]
+            )
+        model = self.reference("model_name_or_path", loaded)
+        inputs: dict[str, Stage | External] = {"data": splits, "model": model}
+        pairs = cast(Stage, splits.inputs["data"])
+        of_pairs = pairs.path.split("/", 1)[1]  # differently labelled pairs have log-probs of their own
+        # Delta h is zero at the start only if the reference is what the policy starts from, 4 bits included.
+        kept = {name: getattr(recipe, name) for name in schema.FourBits.model_fields}
+        bits = f"-{recipe.bnb_4bit_quant_type}" if recipe.load_in_4bit else ""
+        scored: dict[str, Stage | External] = {"model": model, "data": pairs}
+        inputs["reference"] = self._scoring(
+            "reference", f"reference-logps{bits}/{of_pairs}", loaded, scored, kept
+        )
+        if recipe.objective in schema.PESSIMISTIC and recipe.kl_estimator != "data":
+            inputs["samples"] = self._scoring(
+                "samples", f"reference-samples{bits}/{of_pairs}", loaded, scored, kept
+            )
+        for name, teacher in self._teachers(loaded):
+            place = (
+                teacher.path.split("/", 1)[1].removeprefix(rho_folder(recipe.rho) + "/")
+                if isinstance(teacher, Stage)
+                else f"external-{hash_of(teacher.key)[:8]}"
+            )
+            if _other_splits(teacher, splits):
+                place = f"{place}/{splits.path.rsplit('/', 1)[1]}"
+            path = f"{rho_folder(recipe.rho)}/scores/{place}"
+            inputs[f"scores/{name}"] = self._scoring(
+                "scores", path, loaded, {"model": teacher, "data": splits, "policy": model}
+            )
+        return self._add(
+            "policy",
+            f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}",
+            loaded,
+            inputs,
+        )
+
+    def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Stage | External]]:
+        """The reward models an objective distils, under the names of the cells' histogram."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        if recipe.asks_one:
+            yield "rm", self.reference("reward_model", loaded)
+        elif recipe.asks_ensemble:
+            if not recipe.compares_members:
+                yield "warm", self._warm(loaded)
+            elif isinstance(recipe.ensemble, list):
+                if recipe.calibration == "temperature" and recipe.calibration_mix == "own":
+                    line = self._line(loaded, "ensemble")
+                    raise RecipeError(
+                        [
+                            f"{line}: ensemble: models in a list have no bias b of their own; set calibration_mix: data or calibration: none"
+                        ]
+                    )
+                for index, reference in enumerate(recipe.ensemble):
+                    yield f"m{index}", self._resolve(reference, loaded, ("ensemble", index))
+            else:
+                for member in self.members(self._ensemble(loaded, recipe.ensemble)):
+                    yield f"{member.options['member']:g}", member
+
+    def _ensemble(self, loaded: Loaded, name: str) -> Loaded:
+        rho = cast(schema.PolicyRecipe, loaded.recipe).rho
+        return self.load(loaded.sibling(name), expect="reward", **at_rho(rho))
+
+    def _warm(self, loaded: Loaded) -> Stage:
+        """One reward model with the mean of the members' weights."""
+        reference = cast(schema.PolicyRecipe, loaded.recipe).ensemble
+        if isinstance(reference, list):
+            line = self._line(loaded, "ensemble")
+            raise RecipeError(
+                [
+                    f"{line}: ensemble: teacher: warm averages members of one initialisation; name a recipe with `ensemble:`"
+                ]
+            )
+        ensemble = self._ensemble(loaded, reference)
+        members = self.members(ensemble)
+        inputs: dict[str, Stage | External] = {
+            f"members/{member.options['member']:g}": member for member in members
+        }
+        recipe = ensemble.recipe.model_copy(update={"expected_seconds": 1.0})
+        place = f"{rho_folder(cast(schema.RewardRecipe, recipe).rho)}/{ensemble.path.stem}/warm"
+        return self._add("warm", place, ensemble, inputs, recipe=recipe)
+
+    def _scoring(
+        self,
+        kind: str,
+        path: str,
+        loaded: Loaded,
+        inputs: Mapping[str, Stage | External],
+        bits: Mapping[str, Any] | None = None,
+    ) -> Stage:
+        policy = cast(schema.PolicyRecipe, loaded.recipe)
+        fields = set(schema.ScoringRecipe.model_fields) - {
+            "stage",
+            "model_name_or_path",
+            "per_device_eval_batch_size",
+            "expected_seconds",
+        }
+        values = {
+            name: copy.deepcopy(getattr(policy, name)) for name in fields - set(schema.FourBits.model_fields)
+        } | dict(bits or {})
+        values |= {name: None for name in ("rm_seed", "policy_seed")}
+        if kind != "samples":
+            values |= {"reference_samples": 1, "max_new_tokens": 1, "sampling_seed": None}
+        if "per_device_eval_batch_size" in policy.model_fields_set:
+            # Memory allows no more.
+            values["per_device_eval_batch_size"] = policy.per_device_eval_batch_size
+        recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
+        return self._add(kind, path, loaded, inputs, recipe=recipe)
+
+    def _evaluate(self, loaded: Loaded) -> Stage:
+        """The baseline's own evaluation: what `rpo evaluate` without a policy means."""
+        recipe = cast(schema.EvaluateRecipe, loaded.recipe)
+        baseline = self.reference("baseline", loaded)
+        name = loaded.path.stem if isinstance(baseline, External) else baseline.path.split("/", 1)[1]
+        inputs = {"policy": baseline, "reference": baseline, **self._judged(loaded)}
+        return self._add("evaluate", f"evaluations/{name}/{recipe.split}", loaded, inputs)
+
+    def _judged(self, loaded: Loaded) -> dict[str, Stage | External]:
+        data = self.reference("data", loaded)
+        self._need_table(data, f"prompts_{cast(schema.EvaluateRecipe, loaded.recipe).split}", loaded)
+        return {"data": data, "oracle": self.reference("oracle", loaded)}
+
+    def evaluation(self, policy: Loaded, split: str) -> Stage:
+        """Evaluation of the policy a recipe describes, against its baseline on the same prompts."""
+        name = cast(schema.PolicyRecipe, policy.recipe).evaluate
+        stage = self.build(policy)
+        loaded = self.load(policy.sibling(name), expect="evaluate", flags={"split": split})
+        baseline = self._evaluate(loaded)
+        place = stage.path.split("/", 1)[1].replace("/policies/", "/evaluations/")
+        inputs = {
+            "policy": stage,
+            "reference": stage.inputs["model"],
+            "baseline": baseline,
+            **self._judged(loaded),
+        }
+        return self._add("evaluate", f"{place}/{split}", loaded, inputs)
+
+    def measure(self, policy: Loaded) -> Stage:
+        """What the policy a recipe describes made of its training pairs, and how far it is from the reference."""
+        stage = self.build(policy)
+        model, pairs = stage.inputs["model"], cast(Stage, cast(Stage, stage.inputs["data"]).inputs["data"])
+        place = f"reference-samples/{pairs.path.split('/', 1)[1]}"
+        samples = self._scoring("samples", place, policy, {"model": model, "data": pairs})
+        inputs = {"policy": stage, "model": model, "data": stage.inputs["data"], "samples": samples}
+        place = stage.path.split("/", 1)[1].replace("/policies/", "/measures/")
+        return self._scoring("measure", place, policy, inputs)
+
+    def judgement(self, policy: Loaded, split: str, overrides: Sequence[str] = ()) -> Stage:
+        """A judge's verdicts on an evaluated policy; `overrides` change the `judge:` section (`judge.model=...`)."""
+        evaluation = self.evaluation(policy, split)
+        loaded = self.load(
+            policy.sibling(cast(schema.PolicyRecipe, policy.recipe).evaluate),
+            expect="evaluate",
+            overrides=overrides,
+        )
+        recipe = cast(schema.EvaluateRecipe, loaded.recipe)
+        if recipe.judge is None:
+            raise RecipeError(
+                [
+                    f"{shown(loaded.path)}:1: judge: missing; add `judge: {{model: ...}}`, or name one with --model"
+                ]
+            )
+        inputs = {"evaluation": evaluation, "baseline": evaluation.inputs["baseline"]}
+        if "reference" in recipe.judge.against:
+            inputs["data"] = evaluation.inputs["data"]
+        same = (
+            "suite",
+            "seed",
+            "sampling_seed",
+            "report_to",
+            "wandb_project",
+            "truncated",
+            "bootstrap_samples",
+        )
+        settings = {name: getattr(recipe.judge, name) for name in schema.JudgeSettings.model_fields}
+        judge = schema.JudgeRecipe(
+            stage="judge", device="cpu", **settings, **{name: getattr(recipe, name) for name in same}
+        )
+        place = evaluation.path.split("/", 1)[1].replace("/evaluations/", "/judged/")
+        return self._add(
+            "judge",
+            f"{place}/{re.sub(r'[^A-Za-z0-9.-]+', '-', recipe.judge.model)}",
+            loaded,
+            inputs,
+            recipe=judge,
+        )
+
+
+def _place(loaded: Loaded, at: Keys) -> str:
+    """Where a recipe's key stands, and its name, as every mistake begins; the option that set it where one did."""
+    place = loaded.places.get(at) or loaded.places.get(at[:1]) or (loaded.path, 1)
+    return place if isinstance(place, str) else f"{where(place)}: {dotted(at)}"
+
+
+def _other_splits(teacher: Stage | External, splits: Stage) -> bool:
+    """Whether a teacher was trained on the pairs of another splits recipe than the one it scores."""
+    below = (
+        [stage for stage in walk([teacher]) if stage.kind == "splits"] if isinstance(teacher, Stage) else []
+    )
+    return bool(below) and splits not in below
+
+
+def cell_name(loaded: Loaded) -> str:
+    """Folder of a policy: its strength, and whatever --set changed that can change the result."""
+    recipe = cast(schema.PolicyRecipe, loaded.recipe)
+    strength = "tau" if recipe.objective.startswith("ipo") else "beta"
+    parts = [f"{strength}-{getattr(recipe, strength):g}"]
+    changed = {key.split(".")[0] for key in loaded.overrides} - {"beta", "tau", "rho", "seed"}
+    if changed:
+        values = schema.result_fields(recipe)
+        own = schema.result_fields(load(str(loaded.path), seed=recipe.seed, **at_rho(recipe.rho)).recipe)
+        names = sorted(name for name in changed if name in values and values[name] != own.get(name))
+        parts += [f"{name}-{values[name]}".replace("/", "_").replace(" ", "") for name in names]
+    return "-".join(parts)

@@ -1,0 +1,308 @@
+"""Training in several processes: what an accelerate configuration asks for, the share of each process, and their launch.
+
+Only the stages that train run there; this process plans, scores, evaluates, holds the artifact's lock and publishes it. On a
+TPU, which one process holds at a time, the other stages run in a process of their own each.
+Imports accelerate, and with it torch, only for a file that could be a configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpo_cli import devices
+from rpo_cli.artifacts import TRAINED, Job, Launch
+from rpo_cli.devices import xla_probe
+from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.recipes import shown, suggest
+from rpo_cli.recipes.schema import TrainingRecipe
+from rpo_cli.recipes.yaml_lines import read
+
+if TYPE_CHECKING:
+    from rpo_cli.artifacts import Stage
+
+
+STRATEGIES = ("NO", "MULTI_GPU", "FSDP", "XLA")
+# What these switch on would change the mathematics behind the recipe's back, or was never tried here.
+FOREIGN = (
+    "deepspeed_config",
+    "megatron_lm_config",
+    "fp8_config",
+    "dynamo_config",
+    "parallelism_config",
+    "mpirun_config",
+)
+
+
+def read_launch(path: Path) -> Launch:
+    """What an accelerate configuration asks for.
+
+    Raises:
+        BadInput: it is missing, accelerate cannot read it, or it asks for what rpo does not do.
+    """
+    if not path.is_file():
+        raise BadInput(f"--accelerate {path}: no such file")
+    document = read(path)
+    if document.problems:
+        line, keys, message = document.problems[0]
+        what = f"{keys[0]}: {message}" if keys else message.split(": a recipe")[0]
+        raise BadInput(f"{shown(path)}:{line}: {what}")
+    values = document.values
+
+    def wrong(key: str, message: str) -> BadInput:
+        return BadInput(f"{shown(path)}:{document.lines.get((key,), 1)}: {key}: {message}")
+
+    strategy = values.get("distributed_type")
+    if strategy == "MULTI_CPU":
+        raise wrong(
+            "distributed_type",
+            "MULTI_CPU needs MPI; write MULTI_GPU with `use_cpu: true`, as recipes/accelerate/cpu-2.yaml does",
+        )
+    if strategy == "TPU":
+        raise wrong(
+            "distributed_type", "accelerate's name for TPUs is XLA, as in recipes/accelerate/tpu-v3-8.yaml"
+        )
+    if strategy not in STRATEGIES:
+        raise wrong("distributed_type", f"expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    processes = values.get("num_processes", 1 if strategy == "NO" else None)
+    least = 1 if strategy in ("NO", "XLA") else 2
+    if type(processes) is not int or processes < least:
+        raise wrong(
+            "num_processes",
+            f"expected a whole number, {'1' if strategy == 'NO' else f'at least {least}'}, got {processes!r}",
+        )
+    if strategy == "NO" and processes > 1:
+        raise wrong("num_processes", "several processes need distributed_type MULTI_GPU or FSDP")
+    for key, only, why in (
+        ("compute_environment", "LOCAL_MACHINE", "rpo starts processes on this machine"),
+        ("num_machines", 1, "rpo starts processes on this machine"),
+        (
+            "mixed_precision",
+            "no",
+            "the recipe's `dtype:` says it, so that it is part of the artifact's key; write 'no', in quotes",
+        ),
+        ("downcast_bf16", "no", "the recipe's `dtype:` says it; write 'no', in quotes"),
+        ("tpu_use_cluster", False, "on a pod run the same command on every host; see docs/tpu.md"),
+    ):
+        if values.get(key, only) not in (only, None):
+            raise wrong(key, f"expected {only}, got {values[key]!r}: {why}")
+    for key in FOREIGN:
+        if values.get(key):
+            raise wrong(key, "rpo does not support it")
+    if strategy == "XLA" and values.get("main_training_function", "main") != "main":
+        raise wrong("main_training_function", f"expected main, got {values['main_training_function']!r}")
+    if strategy == "FSDP" and (values.get("fsdp_config") or {}).get("fsdp_version") != 2:
+        raise wrong("fsdp_config", "fsdp_version: expected 2")
+    _parse(path, values, wrong)
+    return Launch(
+        path.resolve(),
+        processes,
+        strategy,
+        bool(values.get("use_cpu")),
+        values.get("main_process_port") is not None,
+    )
+
+
+def _parse(path: Path, values: dict[str, Any], wrong: Callable[[str, str], BadInput]) -> None:
+    """Have accelerate read the file as `accelerate launch` will."""
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+    known = set(ClusterConfig.__dataclass_fields__)
+    for key in values:
+        if key not in known:
+            raise wrong(key, f"unknown to accelerate{suggest(key, known)}")
+    try:
+        load_config_from_file(str(path))
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{shown(path)}: {str(error).splitlines()[0]}") from error
+
+
+def check(stage: Stage, launch: Launch) -> None:
+    """Raise BadInput when a stage cannot be trained as the configuration asks."""
+    if not isinstance(stage.recipe, TrainingRecipe):
+        return
+    if (stage.recipe.device == "xla") != (launch.strategy == "XLA"):
+        raise BadInput(
+            f"{shown(launch.config)}: distributed_type: {launch.strategy}, but {stage.path} has device: {stage.recipe.device}; "
+            "XLA and --device xla go together"
+        )
+    if launch.strategy == "FSDP" and stage.recipe.use_peft:
+        raise BadInput(
+            f"{shown(launch.config)}: distributed_type: FSDP trains no adapters, but {stage.path} has use_peft; take MULTI_GPU"
+        )
+    if launch.strategy == "XLA":
+        return
+    if launch.use_cpu and (found := devices.choose(stage.recipe)).name != "cpu":
+        raise BadInput(
+            f"{shown(launch.config)}: use_cpu: true, but {stage.path} runs on {found}; give --device cpu"
+        )
+    try:
+        share(stage.recipe, launch.processes)
+    except BadInput as error:
+        raise BadInput(f"{shown(launch.config)}: num_processes: {stage.path}: {error}") from None
+
+
+def share(recipe: TrainingRecipe, processes: int) -> tuple[int, int]:
+    """Rows at a time and accumulated pieces of one process: together the processes see the recipe's batch in a step.
+
+    The batch of an optimiser step, per_device_train_batch_size x gradient_accumulation_steps, belongs to the recipe and
+    to the artifact's key; how many processes share it changes the order of sums only, and is written in the manifest.
+
+    Raises:
+        BadInput: the batch cannot be shared equally.
+    """
+    rows, pieces = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
+    each, rest = divmod(rows * pieces, processes)
+    if rest:
+        raise BadInput(
+            f"{processes} processes cannot share a batch of {rows * pieces} rows ({rows} x {pieces}) equally; "
+            "change per_device_train_batch_size, gradient_accumulation_steps or num_processes"
+        )
+    if pieces % processes == 0:
+        return rows, pieces // processes
+    size = max(size for size in range(1, min(rows, each) + 1) if each % size == 0)
+    return size, each // size
+
+
+def spread(recipe: TrainingRecipe, cores: int) -> tuple[int, int]:
+    """Rows at a time, over all cores of a TPU, and accumulated pieces.
+
+    As many cores as divide the batch have rows of their own, each what a process would have; the others share their work.
+    """
+    slots = math.gcd(recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps, cores)
+    rows, pieces = share(recipe, slots)
+    return rows * slots, pieces
+
+
+def follows(job: Job) -> bool:
+    """Whether this is a further host of a pod and trains the job's artifact with the first; other stages any host makes alone."""
+    return (
+        job.launch is not None
+        and job.launch.strategy == "XLA"
+        and job.kind in TRAINED
+        and xla_probe.host() > 0
+    )
+
+
+def run(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], str, list[str]]:
+    """Run a stage's function in the processes of its `launch`; what `stages.run_here` returns in the first, if it is here.
+
+    Raises:
+        BadInput, RunFailed: of the first process that failed.
+    """
+    launch = job.launch
+    assert launch is not None
+    if job.kind in TRAINED:
+        rows, pieces = (spread if launch.strategy == "XLA" else share)(job.recipe, launch.processes)
+        update: dict[str, Any] = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces}
+        update |= {"device": "cpu"} if launch.use_cpu else {}
+        job = replace(job, recipe=job.recipe.model_copy(update=update))
+        _need_devices(job, launch)
+    command, environment = _command(job, launch)
+    file = job.directory / f"job-{xla_probe.host()}.pickle"  # the hosts of a pod share the directory
+    file.write_bytes(pickle.dumps(job))
+    with (job.directory / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, file],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | environment,
+            start_new_session=True,  # Ctrl-C is for this process, which then stops the others
+        )  # fmt: skip
+        try:
+            return _listen(job, process, progress)
+        finally:
+            _stop(process)
+            file.unlink(missing_ok=True)
+
+
+def _command(job: Job, launch: Launch) -> tuple[list[str], dict[str, str]]:
+    """The module that runs a job, with its arguments, and what its environment needs besides this process's own."""
+    on_xla = devices.environment([job.recipe]) if launch.strategy == "XLA" else {}
+    if job.kind not in TRAINED:
+        return ["rpo_cli.runs.child"], on_xla | devices.one_chip()
+    options = [] if launch.port_given else ["--main_process_port", "0"]
+    if job.recipe.threads is not None:
+        options += ["--num_cpu_threads_per_process", str(job.recipe.threads)]
+    command = [
+        "accelerate.commands.launch",
+        "--config_file",
+        str(launch.config),
+        *options,
+        "-m",
+        "rpo_cli.runs.child",
+    ]
+    return command, on_xla | ({"XLA_USE_SPMD": "1"} if on_xla else {})
+
+
+def _need_devices(job: Job, launch: Launch) -> None:
+    """Refuse what the processes could only fail at; leave them this process's idle GPU memory."""
+    name = devices.choose(job.recipe).name
+    if name == "xla":
+        return  # each process counts for itself: this one may not hold the TPU
+    import torch
+
+    if name == "cpu":
+        if launch.strategy == "FSDP":
+            raise BadInput(
+                f"{shown(launch.config)}: distributed_type: FSDP needs GPUs, and {job.path} runs on the CPU"
+            )
+        return
+    if (count := torch.cuda.device_count()) < launch.processes:
+        raise BadInput(
+            f"{shown(launch.config)}: num_processes: {launch.processes}, but torch sees {count} CUDA devices"
+        )
+    torch.cuda.empty_cache()
+
+
+def _listen(
+    job: Job, process: subprocess.Popen[str], progress: Callable[[int, int], None]
+) -> tuple[dict[str, Any], str, list[str]]:
+    """Follow the processes' lines to the end."""
+    failure: BadInput | RunFailed | None = None
+    done: tuple[dict[str, Any], str, list[str]] | None = None
+    assert process.stdout is not None
+    for line in process.stdout:
+        try:
+            message = json.loads(line)
+        except json.JSONDecodeError:  # the launcher's own talk, or a line that a kill cut short
+            continue
+        if "step" in message:
+            progress(*message["step"])
+        elif "done" in message:
+            metrics, device, warnings = message["done"]
+            done = metrics, device, warnings
+        elif failure is None:  # that others lost their peer is news no more
+            failure = BadInput(message["bad"]) if "bad" in message else RunFailed(message["failed"])
+    code = process.wait()
+    if failure is not None:
+        raise failure
+    if code == 0 and follows(job):
+        return {}, "", []  # the first process is on the first host
+    if code != 0 or done is None:
+        raise RunFailed(
+            f"{job.path}: a process died (exit code {code}; out of memory?) (log: {job.directory / 'log.txt'})"
+        )
+    return done
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End the launcher and its processes: they end themselves when their standard input closes, as after a kill of this one."""
+    assert process.stdin is not None and process.stdout is not None
+    with suppress(OSError):
+        process.stdin.close()
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    process.stdout.close()

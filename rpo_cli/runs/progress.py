@@ -1,0 +1,130 @@
+"""Progress with an ETA: a live bar on a terminal, else a line every few seconds. Always on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from rpo_cli.text import clock
+
+QUIET_SECONDS = 5.0  # between lines
+BAR_SECONDS = 0.1  # between changes of a live bar
+
+
+@dataclass
+class Running:
+    """A stage at work: seconds of the clock at its start, and at its first and latest report of steps."""
+
+    started: float
+    first: tuple[float, int] | None = None
+    latest: tuple[float, int] | None = None
+    of: int = 1
+
+    def remaining(self, now: float) -> float | None:
+        """Seconds to go at its own rate; None before its first report. A resumed stage begins with a later step than one."""
+        if self.first is None or self.latest is None:
+            return None
+        (began, first), (at, step) = self.first, self.latest
+        each = (at - began) / (step - first) if step > first else (at - self.started) / max(1, step)
+        return max(0.0, (self.of - step) * each - (now - at))
+
+
+@dataclass
+class PlanProgress:
+    """How far a plan is, and how long the rest takes: what was measured goes before what was expected.
+
+    A running stage takes as long as its own steps say. One that waits takes what the plan expects of it, corrected by how
+    wrong that was for stages of its kind, or of any kind while none of its own has been seen.
+    """
+
+    console: Console
+    expected: Mapping[str, float]
+    jobs: int
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    now: Callable[[], float] = time.monotonic
+    done: dict[str, float] = field(default_factory=dict)  # path -> seconds it took
+    running: dict[str, Running] = field(default_factory=dict)
+    _spoken: float = -QUIET_SECONDS
+
+    def __post_init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[eta]}"))
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._task = self._bar.add_task("", total=1.0, eta="")
+            self._bar.start()
+
+    def remaining(self) -> dict[str, float]:
+        """Seconds to go of each stage that is not done."""
+        now = self.now()
+        measured = dict(self.done)
+        rest: dict[str, float] = {}
+        for path, stage in self.running.items():
+            if (left := stage.remaining(now)) is not None:
+                rest[path] = left
+                measured[path] = now - stage.started + left
+        took: dict[str | None, float] = {}
+        meant: dict[str | None, float] = {}
+        for path, seconds in measured.items():
+            kind = self.kinds.get(path)
+            took[kind] = took.get(kind, 0.0) + seconds
+            meant[kind] = meant.get(kind, 0.0) + self.expected[path]
+        any_kind = sum(took.values()) / sum(meant.values()) if took else 1.0
+        for path in self.expected.keys() - self.done.keys() - rest.keys():
+            kind = self.kinds.get(path)
+            seconds = self.expected[path] * (took[kind] / meant[kind] if kind in took else any_kind)
+            rest[path] = max(
+                0.0, seconds - (now - self.running[path].started if path in self.running else 0.0)
+            )
+        return rest
+
+    def share(self) -> float:
+        """Share of the work that is done, in seconds of work."""
+        now = self.now()
+        spent = sum(self.done.values()) + sum(now - stage.started for stage in self.running.values())
+        total = spent + sum(self.remaining().values())
+        return spent / total if total else 1.0
+
+    def eta(self) -> float:
+        """Seconds to go: the work that is left over the jobs, at least as long as its longest stage."""
+        rest = self.remaining().values()
+        return max(sum(rest) / max(1, self.jobs), max(rest, default=0.0))
+
+    def start(self, path: str) -> None:
+        self.running[path] = Running(self.now())
+        self._show(f"{path}: started", always=False)
+
+    def step(self, path: str, step: int, of: int) -> None:
+        if (stage := self.running.get(path)) is not None:
+            stage.latest, stage.of = (self.now(), step), of
+            stage.first = stage.first or stage.latest
+        self._show(f"{path}: {step}/{of}", always=False)
+
+    def finish(self, path: str, note: str, warnings: Sequence[str] = ()) -> None:
+        stage = self.running.pop(path, None)
+        self.done[path] = 0.0 if stage is None else self.now() - stage.started
+        self._show(f"{path}: {note}", always=True)
+        for line in warnings:
+            self.console.print(f"warning: {path}: {line}", highlight=False, markup=False, soft_wrap=True)
+
+    def _show(self, line: str, *, always: bool) -> None:
+        now = self.now()
+        if not always and now - self._spoken < (QUIET_SECONDS if self._bar is None else BAR_SECONDS):
+            return
+        self._spoken = now
+        remaining = f"{len(self.done)}/{len(self.expected)} stages, ETA {clock(self.eta())}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self.share(), description=line, eta=remaining)
+            if always:
+                self._bar.console.print(line, highlight=False)
+        else:
+            self.console.print(f"{line}  [{remaining}]", highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,315 @@
+"""One command's run: plan, say what will be built and why, build, report. Nothing heavy is imported for a dry run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, walk
+from rpo_cli.errors import BadInput
+from rpo_cli.recipes import Loaded, load, same, schema, source
+from rpo_cli.runs import processes
+from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.pool import execute
+from rpo_cli.runs.todo import Todo, what_to_run
+from rpo_cli.text import WIDEST, clock
+
+MANY = 25
+
+
+@dataclass
+class Session:
+    """Options every command shares, and the consoles: stdout is data, stderr is talk."""
+
+    recipe: str
+    rho: str | None = None
+    seed: int | None = None
+    overrides: Sequence[str] = ()
+    workspace: Path | None = None
+    dry_run: bool = False
+    force: bool = False
+    as_json: bool = False
+    jobs: int = 1
+    wandb: bool = False
+    accelerate: Path | None = None
+    device: str | None = None
+    err: Console = field(default_factory=lambda: Console(stderr=True))
+    out: Console = field(default_factory=lambda: stdout())
+
+    def load(self, expect: str | None, **flags: Any) -> Loaded:
+        """The recipe that was asked for, under this session's seed and overrides and these flags; rho=None: no resampling."""
+        if "rho" in flags:
+            flags["rho"] = "none" if flags["rho"] is None else flags["rho"]
+        rho = flags.pop("rho", None)
+        return load(
+            self.recipe,
+            seed=self.seed,
+            rho=rho,
+            overrides=self.overrides,
+            flags={**flags, "device": self.device},
+            expect=expect,
+        )
+
+    def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
+        """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the recipe's own."""
+        if self.rho is None:
+            return None
+        if self.rho == "all":
+            return list(default)
+        values: list[float | None] = []
+        for part in self.rho.split(","):
+            try:
+                values.append(None if part.strip() == "none" else float(part))
+            except ValueError:
+                raise BadInput(
+                    f"--rho {self.rho}: expected a number between 0 and 1, several with commas, all, or none"
+                ) from None
+            last = values[-1]
+            if last is not None and not 0 < last < 1:
+                raise BadInput(f"--rho {self.rho}: {last:g} is not between 0 and 1")
+        return values
+
+    def at_rhos(self, expect: str) -> list[Loaded]:
+        """The recipe once for each --rho."""
+        first = self.load(expect)
+        if "rho" not in type(first.recipe).model_fields:
+            if self.rho is not None:
+                raise BadInput(f"--rho: {first.path.name} is a {expect} recipe and knows no rho")
+            return [first]
+        if isinstance(first.recipe, schema.PolicyRecipe):
+            for name in sorted(first.recipe.unused() & set(first.overrides)):
+                self.say(f"note: {name} has no effect with objective {first.recipe.objective}")
+        rhos = self.rhos(suite_rhos(first))
+        loads = [first] if rhos is None else [self.load(expect, rho=rho) for rho in rhos]
+        for loaded in loads:
+            self.note_unchosen(loaded)
+        return loads
+
+    def note_unchosen(self, loaded: Loaded) -> None:
+        """Say what a policy is trained with at a rho for which nothing was chosen, where for others something was."""
+        recipe = loaded.recipe
+        if (
+            not isinstance(recipe, schema.PolicyRecipe)
+            or recipe.rho is None
+            or any(same(recipe.rho, rho) for rho in recipe.by_rho)
+        ):
+            return
+        names = sorted({name for chosen in recipe.by_rho.values() for name in chosen} - set(loaded.overrides))
+        values = [f"{name} {getattr(recipe, name)} from {source(loaded, (name,))}" for name in names]
+        if values:
+            self.say(f"note: {loaded.path.name} chose nothing for rho {recipe.rho:g}; {', '.join(values)}")
+
+    def open(self, suite: str) -> Workspace:
+        """The workspace of a suite: --workspace, or runs/<suite>."""
+        return Workspace(self.workspace or Path("runs") / suite, suite)
+
+    def make(self, targets: Sequence[Stage], suite: str, **kwargs: Any) -> Workspace:
+        """Build what the targets lack; on --dry-run only say it."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise BadInput(
+                "WORLD_SIZE is above 1: start rpo once, without accelerate launch or torchrun, and with --accelerate FILE"
+            )
+        launch = None if self.accelerate is None else processes.read_launch(self.accelerate)
+        if launch is not None and self.jobs > 1:
+            raise BadInput(
+                f"--jobs {self.jobs}: with --accelerate stages run one after another, each in all processes"
+            )
+        workspace = self.open(suite)
+        workspace.check()
+        forced = [target.path for target in targets] if self.force else []
+        if not self.dry_run:
+            snapshots.record(targets, workspace, self.say)
+        todo = what_to_run(targets, workspace, forced)
+        reused = len(walk(targets)) - len(todo)
+        self.announce(todo, reused, workspace)
+        if launch is not None:
+            for item in todo:
+                processes.check(item.stage, launch)
+        if targets and isinstance(recipe := targets[0].recipe, schema.TrainingRecipe):
+            self.say(f"effective batch: {cut_of(recipe, launch)}, {recipe.max_steps} steps")
+        if self.dry_run:
+            if self.as_json:
+                self.print_json(
+                    [
+                        {
+                            "path": t.stage.path,
+                            "kind": t.stage.kind,
+                            "reason": t.reason,
+                            "expected_seconds": t.seconds,
+                        }
+                        for t in todo
+                    ]
+                )
+            return workspace
+        if todo:
+            snapshots.require([item.stage for item in todo], workspace, self.recipe)
+            from rpo_cli import devices
+            from rpo_cli.runs import preflight
+
+            preflight.check(todo, workspace, self.jobs)
+            device = devices.choose(targets[0].recipe)
+            self.say(f"device: {device}; threads: {targets[0].recipe.threads or 'all'}")
+            built = {item.stage.path for item in todo}
+            self.note_devices(
+                [stage for stage in walk(targets) if stage.path not in built], workspace, device.name
+            )
+            inherited = {"report_to": "wandb"} if self.wandb else {}
+            execute(
+                todo,
+                workspace,
+                self.err,
+                jobs=max(1, min(self.jobs, len(todo))),
+                inherited=inherited,
+                launch=launch,
+                **kwargs,
+            )
+        return workspace
+
+    def announce(self, todo: Sequence[Todo], reused: int, workspace: Workspace) -> None:
+        """First lines: where, what is built and why, what is reused, how long it should take."""
+        self.say(
+            f"workspace {workspace.root}: {len(todo)} stages to build, {reused} up to date or not needed"
+        )
+        lines = [f"{item.stage.kind:9} {item.stage.path}  ({item.reason})" for item in todo]
+        if self.dry_run and not self.as_json:
+            # What was asked for, hence whole and on stdout; flushed, to stand where it belongs between lines of stderr.
+            print("".join(f"{line}\n" for line in lines), end="", flush=True)
+        else:
+            for line in lines[:MANY]:
+                self.say(f"  {line}")
+            if len(todo) > MANY:
+                self.say(f"  ... and {len(todo) - MANY} more")
+        if stale := _built_on(todo, workspace):
+            self.say(
+                f"note: replaces finished artifacts on which {stale} others in {workspace.root} were built, which become stale; "
+                "--workspace keeps trials apart"
+            )
+        unmeasured = [
+            t
+            for t in todo
+            if isinstance(t.stage.recipe, schema.TrainingRecipe) and t.stage.recipe.expected_seconds is None
+        ]
+        if unmeasured:
+            self.say(
+                f"expected: unknown, {len(unmeasured)} trainings have no expected_seconds; the ETA follows their steps"
+            )
+        elif todo:
+            total = sum(item.seconds for item in todo)
+            expected = clock(total / max(1, min(self.jobs, len(todo))))
+            self.say(
+                f"expected: {expected} with --jobs {self.jobs} (first estimate, corrected as stages finish)"
+            )
+
+    def note_devices(self, reused: Sequence[Stage], workspace: Workspace, device: str) -> None:
+        """Say which reused artifacts were made on another device: same dtype, hence the same key, but other roundings."""
+        recorded = [
+            workspace.manifest(stage.path) for stage in reused if stage.kind not in schema.WITHOUT_MODEL
+        ]
+        made_on = Counter(
+            str(found["device"]).split(",")[0]
+            for found in recorded
+            if found is not None and "device" in found
+        )
+        for other, count in sorted(made_on.items()):
+            if other != device:
+                self.say(
+                    f"note: reuses {count} artifacts that were made on {other}, in the dtype asked for; this is {device}"
+                )
+
+    def say(self, line: str) -> None:
+        self.err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def print_json(self, value: Any) -> None:
+        print(json.dumps(value, indent=2, sort_keys=True))
+
+    def result(self, workspace: Workspace, targets: Sequence[Stage], next_command: str | None = None) -> None:
+        """Last lines: metrics, paths, the next command."""
+        if self.dry_run:
+            return
+        found = {target.path: workspace.manifest(target.path) or {} for target in targets}
+        if self.as_json:
+            self.print_json(
+                {path: {"path": str(workspace.root / path), **manifest} for path, manifest in found.items()}
+            )
+            return
+        for path, manifest in found.items():
+            self.out.print(str(workspace.root / path), highlight=False, soft_wrap=True)
+            grid = Table(box=None, show_header=False, padding=(0, 2))
+            for name, value in manifest.get("metrics", {}).items():
+                grid.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+            self.out.print(grid)
+        if next_command:
+            given = {"--workspace": self.workspace, "--seed": self.seed, "--device": self.device}
+            options = [
+                f" {name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None
+            ]
+            self.say(f"next: {next_command}{''.join(options)}")
+
+
+def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
+    """How many finished artifacts, besides those of the plan, rest on finished ones that it replaces by others."""
+    planned = {item.stage.path for item in todo}
+    stale = {
+        found["key"]
+        for item in todo
+        if (found := workspace.manifest(item.stage.path)) and found["key"] != item.stage.key
+    }
+    if not stale:
+        return 0
+    others = {
+        path: found for path, found in workspace.artifacts() if found is not None and path not in planned
+    }
+    reached: set[str] = set()
+    while True:
+        further = {
+            path for path, manifest in others.items() if stale & set(manifest["inputs"].values())
+        } - reached
+        if not further:
+            return len(reached)
+        reached |= further
+        stale |= {others[path]["key"] for path in further}
+
+
+def stdout() -> Console:
+    """The console of results: as wide as the terminal; where there is none, so wide that no line is folded or cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDEST)
+
+
+def cut_of(recipe: schema.TrainingRecipe, launch: Launch | None) -> str:
+    """How the batch of an optimiser step is cut, in words."""
+    count = 1 if launch is None else launch.processes
+    if launch is not None and launch.strategy == "XLA":
+        rows, pieces = processes.spread(recipe, count)
+        return f"{rows * pieces} = {rows} rows over {count} cores x {pieces} accumulated"
+    rows, pieces = processes.share(recipe, count)
+    return f"{rows * pieces * count} = {rows} rows x {pieces} accumulated x {count} process{'' if count == 1 else 'es'}"
+
+
+def suite_rhos(loaded: Loaded) -> list[float | None]:
+    """What `--rho all` means: the list in the suite's splits recipe."""
+    recipe = loaded.recipe
+    while not isinstance(recipe, schema.SplitsRecipe):
+        name = getattr(recipe, "data", None)
+        if name is None or not schema.is_recipe(name):
+            break
+        loaded = load(str(loaded.sibling(name)))
+        recipe = loaded.recipe
+    if isinstance(recipe, schema.SplitsRecipe):
+        # Without num_pairs nothing can be resampled: all there is are the pairs as they are.
+        return [None] if recipe.num_pairs is None else list(recipe.rhos)
+    return [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+
+
+def planner_for(loaded: Loaded) -> Planner:
+    """A planner under the seed of the recipe that was asked for, and on the device that the command line named."""
+    return Planner(loaded.recipe.seed, loaded.overrides.get("device"))

@@ -1,0 +1,113 @@
+"""What must run for some targets, why, and in which order workers take it."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rpo_cli.artifacts import Stage, Workspace, snapshots, walk
+
+GUESS_SECONDS = {
+    "data": 5.0,
+    "splits": 1.0,
+    "relabel": 5.0,
+    "reference": 5.0,
+    "samples": 5.0,
+    "scores": 2.0,
+    "evaluate": 4.0,
+    "measure": 8.0,
+    "judge": 300.0,
+}
+
+
+@dataclass(frozen=True)
+class Todo:
+    """One line of a plan."""
+
+    stage: Stage
+    reason: str
+
+    @property
+    def seconds(self) -> float:
+        recipe = self.stage.recipe
+        return recipe.expected_seconds or GUESS_SECONDS.get(self.stage.kind, 10.0)
+
+
+def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[str] = ()) -> list[Todo]:
+    """The stages that must run for the targets, inputs first, each with the reason.
+
+    What is up to date is not looked behind: its inputs may be gone.
+    """
+    snapshots.pin(targets, workspace)
+    forced = set(force)
+    reasons: dict[str, str] = {}
+    settled: set[str] = set()
+
+    def visit(stage: Stage, weights: bool) -> None:
+        # A dropped policy is enough as long as nobody wants to load it.
+        if stage.path in reasons or (stage.path in settled and not weights):
+            return
+        settled.add(stage.path)
+        # What is absent is missing whatever its key: the machine is not asked for it.
+        wanted = stage.identity if workspace.manifest(stage.path) is not None else {}
+        stale = "forced" if stage.path in forced else workspace.why_stale(stage.path, wanted, weights=weights)
+        if stale is None:
+            return
+        for needed in stage.stages():
+            visit(needed, weights=True)
+        reasons[stage.path] = stale
+
+    for target in targets:
+        visit(target, weights=target.kind in ("sft", "reward", "policy"))
+    stages = {stage.path: stage for stage in walk(targets)}
+    return [Todo(stages[path], reason) for path, reason in reasons.items()]
+
+
+class _Line:
+    """Stages in the order in which workers take them: those whose inputs are there, the longest chain first.
+
+    So no worker is left waiting for a long chain at the end.
+    """
+
+    def __init__(self, todo: Sequence[Todo]) -> None:
+        self._urgency = _urgency(todo)
+        self._stages = {item.stage.path: item.stage for item in todo}
+        needs = {
+            path: {needed.path for needed in stage.stages()} & self._stages.keys()
+            for path, stage in self._stages.items()
+        }
+        self._missing = {path: len(found) for path, found in needs.items()}
+        self._followers: dict[str, list[str]] = {}
+        for path, found in needs.items():
+            for needed in found:
+                self._followers.setdefault(needed, []).append(path)
+        self._order = {path: index for index, path in enumerate(self._stages)}
+        self._ready: list[tuple[float, int, str]] = []
+        for path, count in self._missing.items():
+            if count == 0:
+                self._push(path)
+
+    def _push(self, path: str) -> None:
+        heapq.heappush(self._ready, (-self._urgency[path], self._order[path], path))
+
+    def next(self) -> Stage | None:
+        """The most urgent stage that can run; None as long as there is none."""
+        return self._stages[heapq.heappop(self._ready)[2]] if self._ready else None
+
+    def done(self, stage: Stage) -> None:
+        """The stage was made: what waited for it alone can run."""
+        for path in self._followers.get(stage.path, []):
+            self._missing[path] -= 1
+            if self._missing[path] == 0:
+                self._push(path)
+
+
+def _urgency(todo: Sequence[Todo]) -> dict[str, float]:
+    """Seconds of the longest chain that starts at each stage."""
+    chain: dict[str, float] = {}
+    for item in reversed(todo):
+        chain[item.stage.path] = chain.get(item.stage.path, 0.0) + item.seconds
+        for needed in item.stage.stages():
+            chain[needed.path] = max(chain.get(needed.path, 0.0), chain[item.stage.path])
+    return chain

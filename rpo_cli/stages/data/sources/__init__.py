@@ -1,0 +1,1 @@
+"""Published sets as pairs and written responses."""

@@ -1,0 +1,85 @@
+"""Published preference sets, each read from exactly its own schema, as the pipeline's tables.
+
+A loader turns records into `Pair`s and `Written`s; `assemble` splits by post and counts; nothing else knows a schema.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from rpo_cli.errors import BadInput
+
+Counts = Counter[str]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison. `split`: train, validation or test as published; `posts`: names of its post, any of which identifies it."""
+
+    split: str
+    posts: tuple[str, ...]
+    prompt: str
+    chosen: str
+    rejected: str
+    scores: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """One written response; `split` and `posts` as in `Pair`."""
+
+    split: str
+    posts: tuple[str, ...]
+    prompt: str
+    completion: str
+
+
+def column(place: str, row: dict[str, Any], *names: str) -> Any:
+    """The first of these columns that the row has.
+
+    Raises:
+        BadInput: it has none, with what it has instead.
+    """
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    listed = " or ".join(repr(name) for name in names)
+    raise BadInput(
+        f"{place}: no column {listed} (has: {', '.join(sorted(k for k, v in row.items() if v is not None))})"
+    )
+
+
+def text(place: str, row: dict[str, Any], *names: str) -> str:
+    """`column`, which must be text."""
+    value = column(place, row, *names)
+    if not isinstance(value, str):
+        raise BadInput(f"{place}: {names[0]}: expected text, got {named(value)}")
+    return value
+
+
+def named(value: Any) -> str:
+    """What a value of a row is, in the words of JSON."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    names: dict[type, str] = {
+        type(None): "null",
+        str: "text",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
+    return (
+        names.get(type(value)) or f"a value of type {type(value).__name__}"
+    )  # dates and bytes of a Parquet file
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages with role and content."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in value)
+    )

@@ -1,0 +1,47 @@
+"""Anthropic's hh-rlhf: two whole dialogues that differ in their last answer."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rpo_cli.stages.data.sources.base import Counts, text
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+TURN = re.compile(r"\n\n(Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def dialogues(
+    records: Iterable[tuple[str, str | None, dict[str, Any]]], counts: Counts
+) -> Iterator[tuple[str, str, str, str]]:
+    """(split, prompt, chosen, rejected): the prompt ends in `\\n\\nAssistant:`, responses begin with a space.
+
+    Left out and counted: dialogues without an answer of the assistant, and those that part before the last answer, of
+    which the rest of the dialogue would become the response.
+    """
+    for place, split, row in records:
+        chosen, rejected = text(place, row, "chosen"), text(place, row, "rejected")
+        # Cut back to the last turn of the assistant that both begin.
+        end = os.path.commonprefix([chosen, rejected]).rfind(ASSISTANT)  # noqa: RUF071 - of texts
+        if end < 0 or not chosen.startswith(HUMAN):
+            counts["pairs/no_dialogue"] += 1
+            continue
+        end += len(ASSISTANT)
+        answers = [dialogue[end:] for dialogue in (chosen, rejected)]
+        if any(TURN.search(answer) for answer in answers):
+            counts["pairs/part_early"] += 1
+            continue
+        first, second = (f" {answer.strip()}" if answer.strip() else "" for answer in answers)
+        yield split or "train", chosen[:end], first, second
+
+
+def messages(prompt: str) -> list[dict[str, str]]:
+    """The turns of a prompt that ends in `\\n\\nAssistant:`, as chat templates want them."""
+    parts = TURN.split(prompt.removesuffix(ASSISTANT))
+    return [
+        {"role": ROLES[role], "content": content.strip()}
+        for role, content in zip(parts[1::2], parts[2::2], strict=True)
+    ]

@@ -1,0 +1,185 @@
+"""Reddit TL;DR: OpenAI's raw comparisons, the Parquet derivatives, and the reference summaries.
+
+One prompt for all of them (Stiennon et al., 2020, as in their tasks.py): `SUBREDDIT: r/...`, `TITLE: ...`, `POST: ...`,
+`TL;DR:`, at most max_prompt_tokens long because the post is cut at its last newline. One response for all of them: a
+space, the summary, and no literal end-of-text mark, because the EOS token is added where rows are tokenised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from rpo_cli.errors import BadInput
+from rpo_cli.stages.data.sources.base import Counts, Pair, Written, column, text
+
+Records = Iterable[tuple[str, str | None, dict[str, Any]]]
+# Batches of CNN/DailyMail articles among the validation comparisons.
+CNNDM = ("batch0_cnndm", "cnndm0", "cnndm2")
+PROMPT = re.compile(
+    r"SUBREDDIT: r/(?P<subreddit>.*?)\n\nTITLE: (?P<title>.*?)\n\nPOST: (?P<post>.*)\n\nTL;DR:\s*", re.S
+)
+END_OF_TEXT = "<|endoftext|>"
+# A derivative whose posts were cut already must still meet the whole post: its beginning names it.
+NAMING = 200
+
+
+@dataclass(frozen=True)
+class Post:
+    """A Reddit post."""
+
+    subreddit: str
+    title: str
+    body: str
+
+    @property
+    def prompt(self) -> str:
+        return f"SUBREDDIT: r/{self.subreddit}\n\nTITLE: {self.title}\n\nPOST: {self.body}\n\nTL;DR:"
+
+    @property
+    def name(self) -> str:
+        """The post by content, however its white space and its end were treated."""
+        parts = (" ".join(part.split()) for part in (self.subreddit.lower(), self.title, self.body))
+        return hashlib.sha256("\x1f".join(part[:NAMING] for part in parts).encode()).hexdigest()[:16]
+
+
+@dataclass
+class Writer:
+    """Makes prompts of posts: white space one way, and short enough.
+
+    `tokenizer`: counts; None only with `limit` None.
+    """
+
+    tokenizer: Any
+    limit: int | None
+    newlines: Literal["keep", "flatten"]
+    counts: Counts
+    known: dict[Post, str] = field(default_factory=dict)
+
+    def prompt(self, post: Post) -> str:
+        """The post's prompt; a cut one is counted once for each post.
+
+        Raises:
+            BadInput: even without its body the prompt is too long.
+        """
+        if post not in self.known:
+            body = post.body.replace("\r\n", "\n").strip()
+            if self.newlines == "flatten":
+                body = re.sub(r"\n\s*\n", "\n", body)
+            self.known[post] = self._fitted(Post(post.subreddit.strip(), " ".join(post.title.split()), body))
+        return self.known[post]
+
+    def _fitted(self, post: Post) -> str:
+        if self.limit is None or self._fits(post):
+            return post.prompt
+        self.counts["cut_posts"] += 1
+        body = post.body
+        while "\n" in body:
+            body = body[: body.rindex("\n")].rstrip()
+            if self._fits(replace(post, body=body)):
+                return replace(post, body=body).prompt
+        # One line alone is too long: the longest beginning that fits, as OpenAI's loop over single characters finds it.
+        low, high = 0, len(body)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._fits(replace(post, body=body[:middle])) else (low, middle - 1)
+        if low == 0 and not self._fits(replace(post, body="")):
+            raise BadInput(
+                f"max_prompt_tokens {self.limit}: too few for the title of a post in r/{post.subreddit}: {post.title[:60]!r}"
+            )
+        return replace(post, body=body[:low].rstrip()).prompt
+
+    def _fits(self, post: Post) -> bool:
+        return self.limit is None or len(self.tokenizer(post.prompt)["input_ids"]) <= self.limit
+
+
+def response(summary: str) -> str:
+    """A summary as the response is to begin and end: one space before it, nothing after it; empty if there is no text."""
+    bare = summary.strip()
+    while bare.endswith(END_OF_TEXT):
+        bare = bare.removesuffix(END_OF_TEXT).strip()
+    return f" {bare}" if bare else ""
+
+
+def comparisons(records: Records, writer: Writer, counts: Counts) -> Iterator[Pair]:
+    """OpenAI's raw comparisons, JSON lines or the hub's Parquet export; CNN/DailyMail rows are left out and counted."""
+    for place, split, row in records:
+        info = column(place, row, "info")
+        if row.get("batch") in CNNDM or (not info.get("post") and info.get("article")):
+            counts["cnndm"] += 1
+            continue
+        post = Post(text(place, info, "subreddit"), str(info.get("title") or ""), text(place, info, "post"))
+        summaries = column(place, row, "summaries")
+        if isinstance(summaries, dict):  # Parquet made by older versions of datasets: a struct of lists
+            summaries = [{"text": summary} for summary in column(place, summaries, "text")]
+        choice = column(place, row, "choice")
+        if len(summaries) != 2 or choice not in (0, 1):
+            raise BadInput(
+                f"{place}: expected two summaries and choice 0 or 1, got {len(summaries)} and {choice!r}"
+            )
+        chosen, rejected = (str(summaries[i].get("text") or "") for i in (choice, 1 - choice))
+        # The published splits are train, valid1 and valid2; the hub joins the latter two.
+        where = "train" if (split or text(place, row, "split")) == "train" else "validation"
+        yield Pair(where, _names(post, info), writer.prompt(post), response(chosen), response(rejected))
+
+
+def preference(records: Records, writer: Writer, counts: Counts) -> Iterator[Pair]:
+    """Pairs with the prompt written out: trl-lib/tldr-preference, vwxyzjn's set (`query`), mnoukhov's relabelled one (with scores)."""
+    for place, split, row in records:
+        post = _parsed(text(place, row, "prompt", "query"))
+        if post is None or (split or "").endswith("cnndm"):
+            counts["cnndm"] += 1
+            continue
+        scores = (row.get("chosen_score"), row.get("rejected_score"))
+        yield Pair(
+            split or "train", _names(post, row.get("info") or {}), writer.prompt(post),
+            response(text(place, row, "chosen")), response(text(place, row, "rejected")),
+            (float(scores[0]), float(scores[1])) if scores[0] is not None and scores[1] is not None else None,
+        )  # fmt: skip
+
+
+def written(records: Records, writer: Writer, counts: Counts) -> Iterator[Written]:
+    """Reference summaries: trl-lib/tldr (prompt, completion), vwxyzjn's, or OpenAI's filtered set (subreddit, title, post, summary)."""
+    for place, split, row in records:
+        if row.get("post") is not None:
+            post: Post | None = Post(
+                text(place, row, "subreddit"), str(row.get("title") or ""), text(place, row, "post")
+            )
+        else:
+            post = _parsed(text(place, row, "prompt", "query"))
+        if post is None:
+            raise BadInput(f"{place}: prompt: is no TL;DR prompt (SUBREDDIT, TITLE, POST, TL;DR:)")
+        answer = response(text(place, row, "completion", "summary", "reference_response"))
+        if not answer:
+            counts["sft/empty"] += 1
+            continue
+        yield Written(split or "train", _names(post, row), writer.prompt(post), answer)
+
+
+def _names(post: Post, row: dict[str, Any]) -> tuple[str, ...]:
+    """What identifies a post: its content, and Reddit's own id (t3_...) where the row has it."""
+    own = str(row.get("id") or "")
+    return (post.name, own) if own.startswith("t3_") else (post.name,)
+
+
+def _parsed(prompt: str) -> Post | None:
+    """The post in a written-out prompt; None for another kind of prompt (CNN/DailyMail)."""
+    found = PROMPT.fullmatch(prompt.strip())
+    return None if found is None else Post(found["subreddit"], found["title"], found["post"])
+
+
+def require_one_normalisation(pairs: Iterable[Pair], others: Iterable[Written]) -> None:
+    """Raise BadInput when only one of two sets has lost the blank lines of its posts: policies would meet another kind of prompt."""
+
+    def blank(prompts: Iterable[str]) -> tuple[bool, bool]:
+        bodies = [prompt.split("POST: ", 1)[1].removesuffix("\n\nTL;DR:") for prompt in prompts]
+        return any("\n\n" in body for body in bodies), any("\n" in body for body in bodies)
+
+    (one, lines), (other, _) = blank(pair.prompt for pair in pairs), blank(row.prompt for row in others)
+    if other and lines and not one:
+        raise BadInput(
+            "the pairs' posts have no blank lines but those of sft_dataset have: set newlines: flatten, one prompt for both"
+        )

@@ -1,0 +1,114 @@
+"""Sample for test prompts, score with the oracle, compare with pi_SFT on the same prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rpo_cli import devices
+from rpo_cli.artifacts import Job, Report, write_json
+from rpo_cli.models import (
+    TokenRow,
+    load_causal,
+    load_reward,
+    load_tokenizer,
+    logps,
+    pad_id,
+    require_same_tokens,
+    rewards,
+    sample,
+    sample_vllm,
+    tokenise,
+)
+from rpo_cli.recipes.schema import EvaluateRecipe, seed_of
+from rpo_cli.stages.data.rows import row_id, table_of
+from rpo_cli.statistics import summarise
+
+SAMPLES = "samples.parquet"
+SHOWN = 50
+
+
+def run(job: Job, report: Report) -> dict[str, Any]:
+    """Write samples.parquet (text, reward, log-probs) and metrics.json; pi_SFT itself is its own baseline."""
+    recipe: EvaluateRecipe = job.recipe
+    texts = table_of(job, f"prompts_{recipe.split}")[: recipe.num_prompts]
+    # Named by content: seeds whose prompts differ must not look as if they shared them.
+    listed = len(texts)
+    texts = list(
+        {row["prompt"]: {"id": row_id(row["prompt"]), "prompt": row["prompt"]} for row in texts}.values()
+    )
+    tokenizer = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
+    oracle_tokenizer = load_tokenizer(job.inputs["oracle"], recipe, job.revisions.get("oracle"))
+    require_same_tokens(tokenizer, oracle_tokenizer, job.inputs["policy"], job.inputs["oracle"])
+    rows = tokenise(
+        texts, (), tokenizer, recipe.max_length, recipe.overlong, f"{job.path}: prompts_{recipe.split}"
+    )
+    samples = draw(job, recipe, tokenizer, rows, report)
+    samples["prompt"] = samples["prompt_id"].map({row["id"]: row["prompt"] for row in texts})
+    samples.to_parquet(job.directory / SAMPLES, index=False)
+    report.table("samples", samples.head(SHOWN)[["prompt", "response", "tokens", "finished", "reward"]])
+    baseline = pd.read_parquet(job.inputs["baseline"] / SAMPLES) if "baseline" in job.inputs else samples
+    metrics = summarise(
+        samples,
+        baseline,
+        truncated=recipe.truncated,
+        resamples=recipe.bootstrap_samples,
+        seed=seed_of(recipe, "sampling"),
+    )
+    metrics |= {"duplicate_prompts": listed - len(texts), "overlong_prompts": len(texts) - len(rows)}
+    write_json(job.directory / "metrics.json", metrics)
+    return metrics
+
+
+def draw(
+    job: Job, recipe: EvaluateRecipe, tokenizer: Any, rows: list[TokenRow], report: Report
+) -> pd.DataFrame:
+    """num_samples samples for each prompt with oracle reward, log pi_theta and log pi_ref."""
+    device = devices.choose(recipe)
+    prompts = [row.prompt_ids for row in rows for _ in range(recipe.num_samples)]
+    total, size = 3 * len(prompts), recipe.per_device_eval_batch_size
+    settings: dict[str, Any] = {
+        "temperature": recipe.temperature, "top_p": recipe.top_p, "max_new_tokens": recipe.max_new_tokens, "batch_size": size,
+        "seed": seed_of(recipe, "sampling"), "on_batch": lambda n: report(n, total),
+    }  # fmt: skip
+    if recipe.sampler == "vllm":
+        # First and alone: vLLM takes the GPU for itself.
+        revision = job.revisions.get("policy")
+        answers = sample_vllm.sample(
+            job.inputs["policy"], tokenizer, prompts, revision=revision, dtype=device.dtype_name, **settings
+        )
+    policy = load_causal(job.inputs["policy"], recipe, device, tokenizer, job.revisions.get("policy"))
+    if recipe.sampler == "transformers":
+        answers = sample(policy, tokenizer, prompts, **settings)
+    pad = pad_id(tokenizer)
+    logp = logps(policy, prompts, answers, pad, size, lambda n: report(len(prompts) + n, total))
+    ref_logp = logp
+    if job.inputs["reference"] != job.inputs["policy"]:
+        del policy
+        reference = load_causal(
+            job.inputs["reference"], recipe, device, tokenizer, job.revisions.get("reference")
+        )
+        ref_logp = logps(reference, prompts, answers, pad, size)
+        del reference
+    oracle = load_reward(job.inputs["oracle"], recipe, device, tokenizer, job.revisions.get("oracle"))
+    scores = rewards(
+        oracle,
+        [p + a for p, a in zip(prompts, answers, strict=True)],
+        pad,
+        size,
+        lambda n: report(2 * len(prompts) + n, total),
+    )
+    return pd.DataFrame(
+        {
+            "prompt_id": [row.id for row in rows for _ in range(recipe.num_samples)],
+            "sample": list(range(recipe.num_samples)) * len(rows),
+            "response": tokenizer.batch_decode(answers, skip_special_tokens=True),
+            "tokens": np.array([len(a) for a in answers], dtype=np.int32),
+            "finished": [a[-1] == tokenizer.eos_token_id for a in answers],
+            "reward": scores.astype(np.float64),
+            "logp": logp.astype(np.float64),
+            "ref_logp": ref_logp.astype(np.float64),
+        }
+    )

@@ -1,0 +1,1 @@
+"""Verdicts of a judge on evaluated samples, and win rates."""

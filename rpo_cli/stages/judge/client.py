@@ -1,0 +1,258 @@
+"""A judge behind an OpenAI-compatible endpoint: one question at a time, until it has answered.
+
+Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import httpx2
+
+from rpo_cli.artifacts import hash_of
+from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.recipes.schema import JudgeSettings
+
+Verdict = Literal["A", "B", "tie"]
+BACKOFF_SECONDS = 1.0  # before the first retry; doubles, with jitter
+LONGEST_BACKOFF = 60.0
+LONGEST_WAIT = 600.0  # a Retry-After beyond this ends the run, which can be resumed
+LARGEST_ANSWER = 4 * 2**20
+ASKED_AGAIN = 1  # times that an answer without a verdict is asked for again
+# To the end of the line: "Verdict: a close call" is none.
+VERDICT = re.compile(r"\bverdict\W*(?:response\s+)?(A|B|tie)\W*$", re.IGNORECASE | re.MULTILINE)
+BARE = re.compile(r"\W*(A|B|tie)\W*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a judge said; `verdict` None: its text held none. Tokens as the endpoint counted them, None if it did not."""
+
+    verdict: Verdict | None
+    text: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class Stopped(Exception):
+    """The run is ending: no further requests."""
+
+
+class _Again(Exception):
+    """A request failed in a way that may pass; `after`: seconds the server asked to wait."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+def api_key(settings: JudgeSettings, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The key from the environment; None for an endpoint that needs none.
+
+    Raises:
+        BadInput: the variable is not set, or holds what no header can carry. Never shows the value.
+    """
+    if settings.api_key_env is None:
+        return None
+    key = environment.get(settings.api_key_env, "").strip()
+    if not key:
+        raise BadInput(
+            f"judge: {settings.api_key_env} is not set; export the endpoint's key, or set api_key_env: null if it needs none"
+        )
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise BadInput(f"judge: {settings.api_key_env} holds characters that a key cannot have")
+    return key
+
+
+def render(template: str, prompt: str, response_a: str, response_b: str) -> str:
+    """The question; what a text itself holds in braces stays as it is."""
+    texts = {"prompt": prompt, "response_a": response_a, "response_b": response_b}
+    return re.sub(r"\{(prompt|response_a|response_b)\}", lambda place: texts[place[1]], template)
+
+
+def request_body(settings: JudgeSettings, question: str) -> dict[str, Any]:
+    """The body of the request for one question."""
+    body: dict[str, Any] = {
+        "model": settings.model,
+        "messages": [{"role": "user", "content": question}],
+        **settings.extra_body,
+    }
+    body |= {
+        name: value
+        for name in ("max_tokens", "temperature")
+        if (value := getattr(settings, name)) is not None
+    }
+    return body
+
+
+def question_key(settings: JudgeSettings, question: str) -> str:
+    """Name of a question by content: endpoint and everything that is sent but the API key."""
+    return hash_of({"base_url": settings.base_url, "body": request_body(settings, question)})
+
+
+def verdict_of(text: str) -> Verdict | None:
+    """The last `Verdict: A`, `B` or `tie` of a text, or a text that is nothing but one; else None."""
+    found = VERDICT.findall(text) or ([bare[1]] if (bare := BARE.fullmatch(text)) else [])
+    if not found:
+        return None
+    words: dict[str, Verdict] = {"a": "A", "b": "B", "tie": "tie"}
+    return words[found[-1].lower()]
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds of a Retry-After header, which is a number or a date; None without a usable one."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(0.0, seconds) if seconds == seconds else None
+
+
+class Judge:
+    """Asks one endpoint; safe to use from several threads. `stop` ends waits and keeps further requests from being sent."""
+
+    def __init__(self, settings: JudgeSettings, key: str | None, stop: threading.Event) -> None:
+        self.settings = settings
+        self.stop = stop
+        self._key = key
+        self._host = urlsplit(settings.base_url).netloc
+        self._jitter = random.Random()
+        headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+        limits = httpx2.Limits(max_connections=settings.concurrency)
+        self._client = httpx2.Client(
+            headers=headers, timeout=settings.timeout, limits=limits, follow_redirects=False
+        )
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def ask(self, question: str) -> Answer:
+        """The judge's answer, after as many tries as it takes; the tokens are those of all the answers it gave.
+
+        Raises:
+            RunFailed: it refuses, or `retries` further tries failed too; names the last reason, never the key.
+            Stopped: the run is ending.
+        """
+        body = request_body(self.settings, question)
+        tokens: dict[str, int | None] = {"prompt_tokens": None, "completion_tokens": None}
+        failures = unread = 0
+        while True:
+            if self.stop.is_set():
+                raise Stopped
+            try:
+                text, usage = self._once(body)
+            except _Again as failure:
+                failures += 1
+                if failures > self.settings.retries:
+                    raise RunFailed(
+                        f"judge {self._host}: {failure} ({failures} tries); the same command goes on from here"
+                    ) from None
+                self._wait(failures, failure.after)
+                continue
+            for name, count in usage.items():
+                if count is not None:
+                    tokens[name] = (tokens[name] or 0) + count
+            verdict = verdict_of(text)
+            if verdict is None and unread < ASKED_AGAIN:
+                unread += 1
+                continue
+            return Answer(verdict, text, tokens["prompt_tokens"], tokens["completion_tokens"])
+
+    def _wait(self, failures: int, after: float | None) -> None:
+        """Exponential back-off with jitter, at least as long as the server asked for."""
+        if after is not None and after > LONGEST_WAIT:
+            raise RunFailed(
+                f"judge {self._host}: asks to wait {after:.0f} s; run the same command again then"
+            )
+        backoff = min(LONGEST_BACKOFF, BACKOFF_SECONDS * 2 ** (failures - 1))
+        seconds = backoff * self._jitter.uniform(0.5, 1.0) + (after or 0.0)
+        if self.stop.wait(seconds):
+            raise Stopped
+
+    def _once(self, body: dict[str, Any]) -> tuple[str, dict[str, int | None]]:
+        """One request: the answer's text and the tokens it took."""
+        deadline = time.monotonic() + self.settings.timeout
+        content = bytearray()
+        try:
+            with self._client.stream(
+                "POST", f"{self.settings.base_url}/chat/completions", json=body
+            ) as response:
+                for part in response.iter_bytes():
+                    content += part
+                    # The client's own timeout is for each read: a server that drips would never run into it.
+                    if time.monotonic() > deadline:
+                        raise _Again(f"no whole answer within {self.settings.timeout:g} s")
+                    if len(content) > LARGEST_ANSWER:
+                        raise _Again("an answer of more than 4 MB")
+                status, headers = response.status_code, response.headers
+        except httpx2.TimeoutException as error:
+            raise _Again(
+                f"no whole answer within {self.settings.timeout:g} s ({type(error).__name__})"
+            ) from None
+        except httpx2.RequestError as error:
+            raise _Again(self._safe(f"{type(error).__name__}: {error}")) from None
+        if status in (408, 409, 425, 429) or status >= 500:
+            raise _Again(f"HTTP {status}", retry_after(headers.get("Retry-After")))
+        if status != 200:
+            # What a refused login says may quote the key, whole or in part.
+            said = "" if status in (401, 403) else f": {self._safe(_message(bytes(content)))}"
+            hint = (
+                f" (is {self.settings.api_key_env} the key of this endpoint?)" if status in (401, 403) else ""
+            )
+            raise RunFailed(f"judge {self._host}: HTTP {status}{said}{hint}")
+        return _read(bytes(content))
+
+    def _safe(self, text: str) -> str:
+        """A text without the key, on one short line."""
+        line = " ".join(text.split())
+        return (line if self._key is None else line.replace(self._key, "***"))[:200]
+
+
+def _message(content: bytes) -> str:
+    """What an error's body says."""
+    try:
+        found = json.loads(content)
+        return str(found["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return content.decode("utf-8", "replace")
+
+
+def _read(content: bytes) -> tuple[str, dict[str, int | None]]:
+    """Text and usage of a chat completion; _Again if it is none."""
+    try:
+        found = json.loads(content)
+        text = found["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise _Again("HTTP 200, but no chat completion") from None
+    usage = found.get("usage")
+    counts = {
+        name: usage.get(name) if isinstance(usage, dict) else None
+        for name in ("prompt_tokens", "completion_tokens")
+    }
+    whole = {
+        name: count if isinstance(count, int) and not isinstance(count, bool) else None
+        for name, count in counts.items()
+    }
+    # A refusal, or all of max_tokens spent on thinking: an answer without a verdict.
+    return text if isinstance(text, str) else "", whole

@@ -1,0 +1,158 @@
+"""What a trained policy made of its pairs, and its distance from the reference by three estimators: rows for figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedModel
+
+from rpo_cli import devices
+from rpo_cli.artifacts import Job, Report
+from rpo_cli.models import (
+    Batch,
+    by_length,
+    load_causal,
+    load_tokenizer,
+    logps,
+    logps_of,
+    make_batch,
+    pad_id,
+    predicts,
+    response_logits,
+    response_logps,
+    tokenise,
+)
+from rpo_cli.objectives import dpo_losses, kl_full, kl_sample
+from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.stages.data.rows import read_rows, row_id
+
+ESTIMATORS = ("full", "sample", "data")
+TIMED_ROWS, REPEATS = 16, 15
+Tokens = list[list[int]]
+
+
+def run(job: Job, report: Report) -> dict[str, Any]:
+    """Write pairs.parquet, one row for each training pair, in nats summed over tokens.
+
+    h_chosen, h_rejected: log pi_theta - log pi_ref. kl_full, kl_sample: estimates of KL(pi_ref || pi_theta) along one
+    sample of pi_ref for the pair's prompt; kl_data: the estimate on the pair itself. Metrics: their means, and the
+    milliseconds (of CPU, where that is the device) that loss and gradient of DPO with each estimator take on 16 pairs.
+    """
+    recipe: ScoringRecipe = job.recipe
+    device = devices.choose(recipe)
+    tokenizer = load_tokenizer(job.inputs["policy"], recipe)
+    texts = read_rows(job.inputs["data"] / "train.parquet")
+    rows = tokenise(texts, ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
+    prompt_of = {str(row["id"]): row["prompt"] for row in texts}
+    table = pq.read_table(job.inputs["samples"] / "samples.parquet").to_pydict()
+    drawn = dict(
+        zip(reversed(table["prompt"]), reversed(table["sample_ids"]), strict=True)
+    )  # the first of each prompt
+    prompts = [row.prompt_ids for row in rows]
+    groups = {
+        "chosen": [row.responses[0] for row in rows],
+        "rejected": [row.responses[1] for row in rows],
+        "sample": [drawn[prompt_of[row.id]] for row in rows],
+    }
+    policy = load_causal(job.inputs["policy"], recipe, device, tokenizer)
+    reference = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"))
+    pad, size, total = pad_id(tokenizer), recipe.per_device_eval_batch_size, 8 * len(rows)
+    h: dict[str, np.ndarray] = {}
+
+    def told(readings: int) -> Callable[[int], None]:
+        return lambda done: report(readings * len(rows) + done, total)
+
+    for number, (name, answers) in enumerate(groups.items()):
+        ours = logps(policy, prompts, answers, pad, size, told(2 * number))
+        theirs = logps(reference, prompts, answers, pad, size, told(2 * number + 1))
+        h[name] = ours.astype(np.float64) - theirs
+    full = exact(policy, reference, prompts, groups["sample"], pad, size)
+    data = -(h["chosen"] + h["rejected"]) / 2
+    columns = {
+        "prompt_id": [row_id(prompt_of[row.id]) for row in rows], "h_chosen": h["chosen"], "h_rejected": h["rejected"],
+        "kl_full": full, "kl_sample": -h["sample"], "kl_data": data,
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), job.directory / "pairs.parquet")
+    costs = {
+        f"milliseconds/{name}": 1000 * seconds
+        for name, seconds in step_seconds(policy, reference, prompts, groups, pad).items()
+    }
+    report(total, total)
+    return {"rows": len(rows), **{name: float(np.mean(columns[name])) for name in list(columns)[1:]}, **costs}
+
+
+@torch.inference_mode()
+def exact(
+    policy: PreTrainedModel, reference: PreTrainedModel, prompts: Tokens, samples: Tokens, pad: int, size: int
+) -> np.ndarray:
+    """kl_full along each sample: float64 [n], nats."""
+    result = np.empty(len(samples))
+    for rows in by_length([len(p) + len(s) for p, s in zip(prompts, samples, strict=True)], size):
+        batch = make_batch([prompts[i] for i in rows], [[samples[i]] for i in rows], pad, shared=False)
+        batch = {name: tensor.to(policy.device) for name, tensor in batch.items()}
+        result[rows] = (
+            kl_full(response_logits(policy, batch), response_logits(reference, batch), predicts(batch, 1))
+            .cpu()
+            .numpy()
+        )
+    return result
+
+
+def step_seconds(
+    policy: PreTrainedModel, reference: PreTrainedModel, prompts: Tokens, groups: dict[str, Tokens], pad: int
+) -> dict[str, float]:
+    """Median seconds of the loss and gradient of DPO + KL by each estimator, on the same 16 pairs, taking turns."""
+    size = min(TIMED_ROWS, len(prompts))
+
+    def rows(*names: str) -> Batch:
+        answers = [[groups[name][i] for name in names] for i in range(size)]
+        return {
+            name: tensor.to(policy.device)
+            for name, tensor in make_batch(prompts[:size], answers, pad, shared=True).items()
+        }
+
+    def step(estimator: str) -> None:
+        batch = pairs if estimator == "data" else with_samples
+        logits = response_logits(policy, batch)
+        values = logps_of(logits, batch)
+        h = values[: 2 * size] - reference_logps[: 2 * size]
+        if estimator == "full":
+            with torch.no_grad():
+                theirs = response_logits(reference, batch)
+            kl = kl_full(logits, theirs, predicts(batch, 3))
+        else:
+            of = slice(2 * size) if estimator == "data" else slice(2 * size, None)
+            kl = kl_sample(values[of], reference_logps[of])
+        policy.zero_grad()
+        torch.autograd.backward(dpo_losses(h[:size] - h[size:], 0.1).mean() + kl.mean())
+
+    with torch.enable_grad():
+        pairs, with_samples = rows("chosen", "rejected"), rows("chosen", "rejected", "sample")
+        with torch.no_grad():
+            reference_logps = response_logps(reference, with_samples)
+        times: dict[str, list[float]] = {name: [] for name in ESTIMATORS}
+        for repeat in range(REPEATS + 2):
+            for name in ESTIMATORS:
+                seconds = timed(partial(step, name), policy.device)
+                if repeat > 1:  # the first ones allocate
+                    times[name].append(seconds)
+    policy.zero_grad()
+    return {name: median(values) for name, values in times.items()}
+
+
+def timed(work: Callable[[], None], device: torch.device) -> float:
+    """Seconds that some work takes: of CPU, which other processes do not lengthen; on a GPU of the clock, until it is done."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    started = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - started

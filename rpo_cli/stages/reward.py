@@ -1,0 +1,196 @@
+"""Bradley-Terry reward models through TRL's RewardTrainer: the oracle, the RM of D_rho, the ensemble's members."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import TrainerControl
+from trl import RewardConfig, RewardTrainer
+
+from rpo_cli import devices
+from rpo_cli.artifacts import Job, Report
+from rpo_cli.errors import BadInput
+from rpo_cli.models import (
+    PairCollator,
+    TokenRow,
+    can_share,
+    four_bits,
+    load_reward,
+    load_tokenizer,
+    pad_id,
+    pair_rewards,
+    response_rewards,
+    tokenise,
+)
+from rpo_cli.recipes.schema import RewardRecipe, seed_of
+from rpo_cli.stages.data.rows import read_rows, table_of
+from rpo_cli.stages.training.loop import train
+from rpo_cli.stages.training.publish import publish_model
+from rpo_cli.stages.training.trl import WholeBatches, arguments, collator_of, lora_of, need_rows, one_gpu
+
+
+class LeanRewardTrainer(WholeBatches, RewardTrainer):
+    """RewardTrainer with its loss on rows that share their prompt, and metrics on logging steps only (TRL: 8 syncs a step)."""
+
+    held_out: Sequence[TokenRow] = ()
+    control: TrainerControl
+    data_collator: PairCollator
+
+    # The private names of TRL 1.16 that are replaced: rows come tokenised.
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _send_telemetry(self) -> None:
+        """None."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The mean loss over the held-out pairs; in several processes every one of them reads all pairs.
+
+        Shared by accelerate, a last batch would be filled up with rows that were counted already; a bulk scorer also has
+        buckets of its own.
+        """
+        if devices.processes() == 1 and self.data_collator.buckets is None:
+            return dict(super().evaluate(*args, **kwargs))
+        self.model.eval()
+        with self.compute_loss_context_manager():
+            size, shared = self.args.per_device_eval_batch_size, self.data_collator.shared
+            scores = pair_rewards(
+                self.model, self.held_out, pad_id(self.processing_class), size, shared=shared
+            )
+        loss = np.logaddexp(0, -(scores[:, 0] - scores[:, 1]).astype(np.float64)).mean()
+        mean = self.batch_mean(torch.tensor(loss, dtype=torch.float32, device=self.args.device))
+        metrics = {"eval_loss": mean.item()}  # the same in every process, hence the same best step
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """-log sigmoid(r(chosen) - r(rejected)), mean over pairs."""
+        chosen, rejected = response_rewards(model, inputs).chunk(2)
+        margins = chosen - rejected
+        loss = -torch.nn.functional.logsigmoid(margins).mean()
+        if self.model.training and self.is_logged():
+            self._metrics["train"]["accuracy"].append((margins.detach() > 0).float().mean())
+            self._metrics["train"]["margin"].append(margins.detach().mean())
+        return (loss, {"margins": margins}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Read the metrics that were kept on the device, in one transfer; RewardTrainer averages them."""
+        kept = self._metrics["train"]
+        if kept:
+            found = self.batch_mean(torch.stack([torch.stack(values) for values in kept.values()])).tolist()
+            kept |= dict(zip(kept, found, strict=True))
+        super().log(logs, start_time)
+
+
+def table_of_pairs(rows: list[TokenRow]) -> list[dict[str, Any]]:
+    """The collator's columns."""
+    return [
+        {"prompt_ids": r.prompt_ids, "chosen_ids": r.responses[0], "rejected_ids": r.responses[1]}
+        for r in rows
+    ]
+
+
+def training_rows(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows to train on, and rows held out (none for a data recipe without pairs_validation)."""
+    recipe: RewardRecipe = job.recipe
+    folder = job.inputs["data"]
+    if (folder / "held_out.parquet").is_file():
+        member = job.options.get("member")
+        name = "train" if member is None else f"b-{member:g}"
+        return read_rows(folder / f"{name}.parquet"), read_rows(folder / "held_out.parquet")
+    held_out = folder / "pairs_validation.parquet"
+    return table_of(job, recipe.table), read_rows(held_out) if held_out.is_file() else []
+
+
+def utility_accuracy(
+    margins: np.ndarray, rows: list[TokenRow], texts: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Accuracy against the latent utility where the world tells it (the miniature does); equal utilities do not count."""
+    gaps = {str(t["id"]): t["chosen_utility"] - t["rejected_utility"] for t in texts if "chosen_utility" in t}
+    judged = [
+        (margin, gaps[row.id]) for margin, row in zip(margins.tolist(), rows, strict=True) if gaps.get(row.id)
+    ]
+    return (
+        {"held_out_utility_accuracy": float(np.mean([(m > 0) == (g > 0) for m, g in judged]))}
+        if judged
+        else {}
+    )
+
+
+def run(job: Job, report: Report) -> dict[str, Any]:
+    """Train, keep the last or the best evaluated step, and measure the held-out loss and accuracy."""
+    recipe: RewardRecipe = job.recipe
+    device = devices.choose(recipe)
+    seed = seed_of(recipe, "rm")
+    tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
+    texts, held_out_texts = training_rows(job)
+
+    def tokens_of(rows: list[dict[str, Any]]) -> list[TokenRow]:
+        return (
+            tokenise(rows, ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
+            if rows
+            else []
+        )
+
+    rows, held_out = tokens_of(texts), tokens_of(held_out_texts)
+    need_rows(len(rows), recipe, job.path)
+    # The head is new when the model was a language model: its weights are drawn under the RM's seed.
+    torch.manual_seed(seed)
+    load = partial(
+        load_reward,
+        job.inputs["model"],
+        recipe,
+        tokenizer=tokenizer,
+        revision=job.revisions.get("model"),
+        training=True,
+    )
+    model = load(device=device, bits=four_bits(recipe, device))
+    settings = arguments(recipe, job.directory, device, seed)
+    if recipe.stopping == "early":
+        if not held_out:
+            raise BadInput(f"{job.path}: stopping: early needs held-out pairs (pairs_validation)")
+        settings |= {
+            "eval_strategy": "steps", "eval_steps": recipe.eval_steps, "save_strategy": "best", "metric_for_best_model": "eval_loss",
+            "greater_is_better": False, "load_best_model_at_end": True,
+        }  # fmt: skip
+    config = one_gpu(RewardConfig(**settings, max_length=None))
+    prompts, answers = [row.prompt_ids for row in rows], [row.responses for row in rows]
+    shared = recipe.shared_prompts and can_share(model, response_rewards, prompts, answers, pad_id(tokenizer))
+    table = table_of_pairs(rows)
+    collator, shapes = collator_of(table, recipe, device, pad_id(tokenizer), shared)
+    trainer = LeanRewardTrainer(
+        model, config, train_dataset=Dataset.from_list(table),
+        eval_dataset=Dataset.from_list(table_of_pairs(held_out)) if recipe.stopping == "early" else None,
+        data_collator=collator, processing_class=tokenizer, peft_config=lora_of(recipe, "SEQ_CLS"),
+    )  # fmt: skip
+    trainer.held_out, trainer.device = held_out, device
+    metrics: dict[str, Any] = train(trainer, report)
+    trained = publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU))
+    if held_out and devices.rank() == 0:
+        scores = pair_rewards(
+            device.place(trained),
+            held_out,
+            pad_id(tokenizer),
+            recipe.per_device_eval_batch_size,
+            shared=shared,
+        )
+        margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
+        metrics |= {
+            "held_out_accuracy": float((margins > 0).mean()),
+            "held_out_loss": float(np.logaddexp(0, -margins).mean()),
+        }
+        metrics |= utility_accuracy(margins, held_out, held_out_texts)
+    counts = {"rows": len(rows), "dropped": len(texts) - len(rows), "steps": trainer.state.global_step}
+    return {**metrics, **counts, **shapes, "shared_prompts": shared}

@@ -1,0 +1,140 @@
+"""Supervised fine-tuning through TRL's SFTTrainer: makes pi_SFT, from scratch or from a checkpoint."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import Trainer
+from trl import SFTConfig, SFTTrainer
+
+from rpo_cli import devices
+from rpo_cli.artifacts import Job, Report
+from rpo_cli.models import (
+    four_bits,
+    load_causal,
+    load_tokenizer,
+    new_causal,
+    pad_id,
+    response_logps,
+    tokenise,
+)
+from rpo_cli.recipes.schema import SFTRecipe, seed_of
+from rpo_cli.stages.data.rows import columns_of, table_of
+from rpo_cli.stages.training.loop import train
+from rpo_cli.stages.training.publish import publish_model
+from rpo_cli.stages.training.trl import WholeBatches, arguments, collator_of, lora_of, need_rows, one_gpu
+
+
+class WholeBatchSFTTrainer(WholeBatches, SFTTrainer):
+    """SFTTrainer on whole batches, whose count of tokens survives a checkpoint."""
+
+    def _send_telemetry(self) -> None:
+        """None."""
+
+    def counted(self) -> dict[str, Any]:
+        return {"num_tokens": self._total_train_tokens}
+
+    def count_from(self, state: dict[str, Any]) -> None:
+        self._total_train_tokens = state["num_tokens"]
+
+
+class FixedShapeSFTTrainer(WholeBatchSFTTrainer):
+    """The same loss over batches of a few shapes, with nothing read back in a step: no entropy, accuracy or count of tokens."""
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt_ids", "completion_ids"]
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
+    ) -> torch.Tensor:
+        """Tokens of all completions of an optimiser step, in all processes."""
+        tokens: list[torch.Tensor] = [batch["tokens"] for batch in batch_samples]
+        return self.batch_sum(torch.stack(tokens).sum())
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        """Negative log-likelihood of the completions' tokens, EOS included; mean over those of the optimiser step."""
+        loss: torch.Tensor = (
+            -response_logps(model, inputs).sum() / num_items_in_batch * self.accelerator.num_processes
+        )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Without TRL's metrics, which are not collected here."""
+        Trainer.log(self, logs, start_time)
+
+
+def run(job: Job, report: Report) -> dict[str, Any]:
+    """Minimise the mean NLL of the completion's tokens, EOS included."""
+    recipe: SFTRecipe = job.recipe
+    device = devices.choose(recipe)
+    seed = seed_of(recipe, "policy")
+    rows = table_of(job, recipe.table)
+    whole_base = None
+    if recipe.model_config_kwargs is not None:
+        tokenizer = load_tokenizer(job.inputs["data"] / "tokenizer", recipe)
+        model = new_causal(recipe.model_config_kwargs, tokenizer, device, seed)
+    else:
+        tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
+        load = partial(
+            load_causal,
+            job.inputs["model"],
+            recipe,
+            tokenizer=tokenizer,
+            revision=job.revisions.get("model"),
+            training=True,
+        )
+        torch.manual_seed(seed)  # embeddings of new tokens are drawn
+        model = load(device=device, bits=four_bits(recipe, device))
+        whole_base = partial(load, device=devices.CPU)
+    tokens = tokenise(
+        rows,
+        columns_of(recipe.table)[1:],
+        tokenizer,
+        recipe.max_length,
+        recipe.overlong,
+        f"{job.path}: {recipe.table}",
+    )
+    need_rows(len(tokens), recipe, job.path)
+    config = one_gpu(
+        SFTConfig(
+            **arguments(recipe, job.directory, device, seed),
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
+    )
+    table = [
+        {"prompt_ids": r.prompt_ids, "completion_ids": r.responses[0]}
+        if device.fixed_shapes
+        else {
+            "input_ids": r.prompt_ids + r.responses[0],
+            "labels": [-100] * len(r.prompt_ids) + r.responses[0],
+        }
+        for r in tokens
+    ]
+    collator, shapes = (
+        collator_of(table, recipe, device, pad_id(tokenizer), True) if device.fixed_shapes else (None, {})
+    )
+    kind = FixedShapeSFTTrainer if device.fixed_shapes else WholeBatchSFTTrainer
+    trainer = kind(
+        model, config, data_collator=collator, train_dataset=Dataset.from_list(table), processing_class=tokenizer,
+        peft_config=lora_of(recipe, "CAUSAL_LM"),
+    )  # fmt: skip
+    trainer.device = device
+    metrics = train(trainer, report, state=trainer.counted, restore=trainer.count_from)
+    publish_model(trainer, tokenizer, job.directory, whole_base)
+    return {
+        **metrics,
+        "rows": len(tokens),
+        "dropped": len(rows) - len(tokens),
+        "steps": trainer.state.global_step,
+        **shapes,
+    }

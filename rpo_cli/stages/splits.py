@@ -1,0 +1,224 @@
+"""Length-biased splits: D_rho, and its subsets D_rho,b.
+
+The longer response of a pair has at least `length_margin` more tokens than the other; closer pairs are ties. D_rho has
+the longer response preferred in a share rho of its pairs, drawn without replacement (Fisch et al., section 5.1). Held-out
+pairs share no prompt with the training pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rpo_cli.artifacts import Job, Report
+from rpo_cli.errors import BadInput
+from rpo_cli.models import load_tokenizer, tokenise
+from rpo_cli.recipes.schema import SplitsRecipe, seed_of
+from rpo_cli.stages.data.rows import pairs_file, read_rows, write_rows
+
+LONGER, SHORTER, TIE = 1, -1, 0
+APART = "share no prompt with the {} held-out pairs; lower num_pairs or held_out"
+
+
+def preference_of_length(chosen: np.ndarray, rejected: np.ndarray, margin: float) -> np.ndarray:
+    """For each pair whether the LONGER or the SHORTER response is preferred, or their lengths TIE: int8 [n].
+
+    Longer means at least `margin` (a share) more tokens than the other, and always more.
+    """
+    result = np.zeros(len(chosen), dtype=np.int8)
+    factor = (1 + margin) * (1 - 1e-12)  # 20 * 1.1 is 22.000000000000004, but 22 tokens are 10 % more than 20
+    result[(chosen > rejected) & (chosen >= rejected * factor)] = LONGER
+    result[(rejected > chosen) & (rejected >= chosen * factor)] = SHORTER
+    return result
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row indices of D_rho's training pairs, of held-out pairs of the same bias, and of each D_rho,b."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+    subsets: dict[float, np.ndarray]
+
+
+def counts_for(size: int, share: float) -> tuple[int, int]:
+    """How many longer-preferred and shorter-preferred pairs make a set of this size and bias."""
+    longer = round(size * share)
+    return longer, size - longer
+
+
+def draw(kinds: np.ndarray, recipe: SplitsRecipe, seed: int, prompts: Sequence[str] | None = None) -> Split:
+    """Draw D_rho, held-out pairs and subsets without replacement; order is shuffled.
+
+    Args:
+        kinds: [n] of LONGER, SHORTER, TIE.
+        prompts: [n]; a prompt is trained on or held out, never both. None: each pair has one of its own.
+
+    Raises:
+        BadInput: not enough pairs of a kind; says how many exist and are needed.
+    """
+    names = (
+        np.arange(len(kinds))
+        if prompts is None
+        else np.unique(np.asarray(prompts, dtype=object), return_inverse=True)[1]
+    )
+    rng = np.random.default_rng([seed, 30, 0 if recipe.rho is None else round(recipe.rho * 10_000)])
+    pools = {kind: rng.permutation(np.flatnonzero(kinds == kind)) for kind in (LONGER, SHORTER, TIE)}
+    if recipe.rho is None:
+        everything = rng.permutation(len(kinds))
+        size = len(kinds) - recipe.held_out if recipe.num_pairs is None else recipe.num_pairs
+        if size < 1 or size + recipe.held_out > len(kinds):
+            raise BadInput(
+                f"splits: {max(size, 1)} training and {recipe.held_out} held-out pairs are needed, {len(kinds)} exist"
+            )
+        (held_out,) = hold_out([(everything, size, recipe.held_out)], names)
+        train = everything[~np.isin(names[everything], names[held_out])]
+        if recipe.num_pairs is not None and len(train) < size:
+            raise BadInput(
+                f"splits: num_pairs {size} cannot be filled: {len(train)} pairs {APART.format(recipe.held_out)}"
+            )
+        train = train[:size]
+    else:
+        assert recipe.num_pairs is not None
+        train, held_out = _biased(pools, recipe, names)
+        train, held_out = rng.permutation(train), rng.permutation(held_out)
+    subsets = {b: rng.permutation(rows) for b, rows in _subsets(train, kinds, recipe).items()}
+    return Split(train, held_out, subsets)
+
+
+def hold_out(wanted: Sequence[tuple[np.ndarray, int, int]], names: np.ndarray) -> list[np.ndarray]:
+    """Rows to hold out of each pool, of as few prompts as it takes, so that few training pairs are lost.
+
+    Args:
+        wanted: pools in random order, each with the number of its rows to train on and to hold out.
+        names: [n], equal for pairs of one prompt. If all differ, the held-out rows are those after the training rows.
+    """
+    held: set[int] = set()
+    result = []
+    for pool, trained, count in wanted:
+        order = np.concatenate([pool[trained:], pool[:trained]])
+        together: dict[int, list[int]] = {}
+        for row in order.tolist():
+            together.setdefault(int(names[row]), []).append(row)
+        # Prompts that another pool holds out already come first.
+        chosen = [
+            row for name in sorted(together, key=lambda name: name not in held) for row in together[name]
+        ][:count]
+        held |= {int(names[row]) for row in chosen}
+        result.append(np.array(chosen, dtype=pool.dtype))
+    return result
+
+
+def _biased(
+    pools: dict[int, np.ndarray], recipe: SplitsRecipe, names: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of D_rho and held-out rows. `names`: [n], equal for pairs of one prompt."""
+    assert recipe.rho is not None and recipe.num_pairs is not None
+    tie_share = len(pools[TIE]) / len(names) if recipe.ties == "include" else 0.0
+    counts = []
+    for size in (recipe.num_pairs, recipe.held_out):
+        ties = round(size * tie_share)
+        counts.append((*counts_for(size - ties, recipe.rho), ties))
+    of = f"splits: rho {recipe.rho:g} with num_pairs {recipe.num_pairs} and held_out {recipe.held_out} needs"
+    kinds = {LONGER: "longer", SHORTER: "shorter", TIE: "equally long"}
+    wanted = []
+    for kind, train, held_out in zip(kinds, *counts, strict=True):
+        need = train + held_out
+        if need > len(pools[kind]):
+            raise BadInput(
+                f"{of} {need} pairs whose {kinds[kind]} response is preferred, {len(pools[kind])} exist"
+            )
+        wanted.append((pools[kind], train, held_out))
+    held = hold_out(wanted, names)
+    apart = names[np.concatenate(held)]
+    parts = []
+    for kind, (pool, need, _) in zip(kinds, wanted, strict=True):
+        free = pool[~np.isin(names[pool], apart)]
+        if need > len(free):
+            raise BadInput(
+                f"{of} {need} training pairs whose {kinds[kind]} response is preferred, {len(free)} {APART.format(len(apart))}"
+            )
+        parts.append(free[:need])
+    return np.concatenate(parts), np.concatenate(held)
+
+
+def subset_sizes(longer: int, shorter: int, recipe: SplitsRecipe) -> dict[float, int]:
+    """Size of each D_rho,b that can be drawn without replacement from a D_rho with these counts.
+
+    Raises:
+        BadInput: a subset of the size that was asked for cannot be filled.
+    """
+    largest = {b: int(min(longer / b, shorter / (1 - b)) + 1e-9) for b in recipe.ensemble}
+    if recipe.subset_size == "largest" or not largest:
+        return largest
+    equal = min(largest.values())
+    size = equal if recipe.subset_size == "equal" else recipe.subset_size
+    if size > equal:
+        b = min(largest, key=lambda b: largest[b])
+        raise BadInput(
+            f"splits: subset_size {size} cannot be filled for b {b:g}: {largest[b]} pairs at most, "
+            f"from {longer} longer and {shorter} shorter"
+        )
+    return dict.fromkeys(recipe.ensemble, size)
+
+
+def _subsets(train: np.ndarray, kinds: np.ndarray, recipe: SplitsRecipe) -> dict[float, np.ndarray]:
+    longer, shorter = train[kinds[train] == LONGER], train[kinds[train] == SHORTER]
+    result = {}
+    for b, size in subset_sizes(len(longer), len(shorter), recipe).items():
+        many, few = counts_for(size, b)
+        # Rounding may ask for one pair more than there is of a kind.
+        many = min(many, len(longer))
+        few = min(few, len(shorter))
+        if many + few == 0:
+            raise BadInput(
+                f"splits: the subset for b {b:g} would be empty: D_rho has {len(longer)} longer and {len(shorter)} shorter pairs"
+            )
+        result[b] = np.concatenate([longer[:many], shorter[:few]])
+    return result
+
+
+def bias_of(kinds: np.ndarray, rows: Sequence[int] | np.ndarray) -> dict[str, float | None]:
+    """Realised size, share of longer-preferred among pairs that are no ties, and share of ties."""
+    chosen = kinds[np.asarray(rows, dtype=int)]
+    counted = int((chosen != TIE).sum())
+    return {
+        "size": len(chosen),
+        "longer_share": float((chosen == LONGER).sum() / counted) if counted else None,
+        "tie_share": float((chosen == TIE).mean()) if len(chosen) else None,
+    }
+
+
+def run(job: Job, report: Report) -> dict[str, Any]:
+    """Write train, held_out and b-*.parquet, with token counts and the kind of each pair."""
+    recipe: SplitsRecipe = job.recipe
+    rows = read_rows(pairs_file(job))
+    tokenizer = load_tokenizer(
+        job.inputs["tokenizer"], revision=job.revisions.get("tokenizer"), need_pad=False
+    )
+    tokens = tokenise(rows, ("chosen", "rejected"), tokenizer, 2**31, "error", job.path)
+    chosen = np.array([len(t.responses[0]) for t in tokens])
+    rejected = np.array([len(t.responses[1]) for t in tokens])
+    kinds = preference_of_length(chosen, rejected, recipe.length_margin)
+    for row, c, r, kind in zip(rows, chosen.tolist(), rejected.tolist(), kinds.tolist(), strict=True):
+        row |= {"chosen_tokens": c, "rejected_tokens": r, "longer_preferred": kind}
+    split = draw(kinds, recipe, seed_of(recipe, "data"), [row["prompt"] for row in rows])
+    parts = {
+        "train": split.train,
+        "held_out": split.held_out,
+        **{f"b-{b:g}": s for b, s in split.subsets.items()},
+    }
+    metrics: dict[str, Any] = {
+        f"all/{name}": value for name, value in bias_of(kinds, np.arange(len(rows))).items()
+    }
+    held_prompts = {rows[i]["prompt"] for i in split.held_out.tolist()}
+    # Neither held out nor to be trained on, because another pair of their prompt is held out.
+    metrics["barred_by_prompt"] = sum(row["prompt"] in held_prompts for row in rows) - len(split.held_out)
+    for index, (name, chosen_rows) in enumerate(parts.items()):
+        write_rows([rows[i] for i in chosen_rows.tolist()], job.directory / f"{name}.parquet")
+        metrics |= {f"{name}/{key}": value for key, value in bias_of(kinds, chosen_rows).items()}
+        report(index + 1, len(parts))
+    return metrics

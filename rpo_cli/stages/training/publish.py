@@ -1,0 +1,70 @@
+"""From a trained model to the artifact: unwrapped, merged, checked, saved beside its tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import DistributedType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from rpo_cli.devices import rank, spread, to_host
+from rpo_cli.errors import RunFailed
+from rpo_cli.models import save
+from rpo_cli.stages.training.loop import STATE
+
+
+def whole_model(trainer: Trainer) -> Any:
+    """The trained model without wrappers; of one that is sharded over processes, a copy whose weights the first process holds."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.accelerator.distributed_type != DistributedType.FSDP:
+        return model
+    weights = trainer.accelerator.get_state_dict(trainer.model)
+    whole = type(model)(model.config)
+    if rank() == 0:
+        whole.load_state_dict(weights)
+    return whole.to(trainer.args.device).eval()
+
+
+def publish_model(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    whole_base: Callable[[], PreTrainedModel] | None = None,
+) -> PreTrainedModel:
+    """Save the trained model beside its tokenizer, drop the checkpoints; an adapter is kept apart and merged.
+
+    Every process calls it, the first one writes. Returns the model, on the host where the device has no memory to save from.
+    `whole_base`: loads what the adapter was trained on, in full precision on the CPU, where it was trained in 4 bits: merged
+    into those it would be rounded to them.
+    """
+    trainer.accelerator.wait_for_everyone()  # another process may still read a checkpoint
+    model = to_host(whole_model(trainer))
+    if rank() != 0:
+        if spread():
+            shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+        return model
+    if hasattr(model, "merge_and_unload"):
+        from peft import PeftModel
+
+        for config in model.peft_config.values():
+            base = Path(config.base_model_name_or_path or "")
+            if base.is_dir():  # peft looks from wherever it is called
+                config.base_model_name_or_path = str(base.resolve())
+        model.save_pretrained(directory / "adapter")
+        if getattr(model, "is_loaded_in_4bit", False):
+            assert whole_base is not None
+            adapted = PeftModel.from_pretrained(whole_base(), directory / "adapter")
+            model = adapted.merge_and_unload().to(trainer.args.device).eval()
+        else:
+            model = model.merge_and_unload()
+    if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
+        raise RunFailed(f"{directory}: the trained weights are not finite; try a smaller learning_rate")
+    # TRL patches the forward of the instance; what is saved is the class's own.
+    save(model, tokenizer, directory)
+    for state in (directory / "checkpoints").glob(f"*/{STATE}"):
+        state.unlink()  # first: a kill in the middle must not leave half a checkpoint to resume from
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    return model

@@ -1,0 +1,163 @@
+"""What a policy learns from: pairs, reference log-probs and samples, and the teachers' calibrated margins, joined by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rpo_cli.artifacts import Job
+from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.models import Row, TokenRow, tokenise
+from rpo_cli.objectives import fit_temperature, lcb_margins, mean_margins, mix_weights
+from rpo_cli.recipes.schema import PESSIMISTIC, PolicyRecipe
+from rpo_cli.stages.data.rows import read_rows
+from rpo_cli.stages.splits import LONGER, SHORTER
+
+# The last ones read in this process, by the keys of the artifacts they come from.
+_PAIRS: dict[tuple[Any, ...], tuple[list[Row], list[TokenRow]]] = {}
+_SAMPLES: dict[str, dict[str, list[tuple[list[int], float]]]] = {}
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Margins r(chosen) - r(rejected) by row id, divided by the members' temperatures (1 when uncalibrated).
+
+    margins: [k] each for e-dpo; [1] for d-dpo and dp-dpo, whatever their teacher.
+    """
+
+    margins: dict[str, list[float]]
+    temperatures: dict[str, float]
+
+
+def calibrated_margins(job: Job, recipe: PolicyRecipe) -> Teachers:
+    """Read every teacher's scores and calibrate them on held-out pairs where the recipe says so.
+
+    Raises:
+        RunFailed: a member's temperature cannot be fitted.
+    """
+    names = [name.removeprefix("scores/") for name in job.inputs if name.startswith("scores/")]
+    columns, temperatures = [], {}
+    ids: list[str] = []
+    for name in names:
+        folder = job.inputs[f"scores/{name}"]
+        scores = pq.read_table(folder / "train.parquet").to_pydict()
+        temperature = 1.0
+        if recipe.calibration == "temperature" and recipe.compares_members:
+            try:
+                temperature = _temperature(job, recipe, name)
+            except ValueError as error:
+                raise RunFailed(
+                    f"{job.path}: the temperature of ensemble member {name} cannot be fitted: {error}"
+                ) from error
+        if ids and scores["id"] != ids:
+            raise RunFailed(f"{folder}: scores other rows than the ensemble's first member")
+        ids = scores["id"]
+        columns.append((np.array(scores["chosen"]) - np.array(scores["rejected"])) / temperature)
+        temperatures[name] = temperature
+    stacked = _as_one(np.stack(columns), recipe).T.tolist() if columns else []
+    return Teachers(dict(zip(ids, stacked, strict=True)), temperatures)
+
+
+def _as_one(margins: np.ndarray, recipe: PolicyRecipe) -> np.ndarray:
+    """The members' margins [k, n] as the one teacher [1, n] that d-dpo distils; e-dpo keeps them all."""
+    if recipe.objective == "e-dpo" or recipe.teacher in ("one", "warm"):
+        return margins
+    tensor = torch.from_numpy(margins)
+    one = mean_margins(tensor) if recipe.teacher == "mean" else lcb_margins(tensor, recipe.lcb_lambda)
+    return one.unsqueeze(0).numpy()
+
+
+def _temperature(job: Job, recipe: PolicyRecipe, name: str) -> float:
+    held_out = pq.read_table(job.inputs[f"scores/{name}"] / "held_out.parquet").to_pydict()
+    margins = torch.tensor(held_out["chosen"], dtype=torch.float64) - torch.tensor(
+        held_out["rejected"], dtype=torch.float64
+    )
+    if recipe.calibration_mix == "data":
+        return fit_temperature(margins)
+    try:
+        mix = float(name)
+    except ValueError:
+        raise ValueError(
+            "calibration_mix: own needs an ensemble recipe, whose members know their b; use calibration_mix: data"
+        ) from None
+    kinds = {
+        str(row["id"]): row["longer_preferred"] for row in read_rows(job.inputs["data"] / "held_out.parquet")
+    }
+    kind = torch.tensor([kinds[row] for row in held_out["id"]])
+    return fit_temperature(margins, mix_weights(kind == LONGER, kind == SHORTER, mix))
+
+
+def policy_rows(
+    job: Job, recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase, teachers: Teachers
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows for the collator, and how many pairs were dropped for their length."""
+    texts, tokens = pairs_of(job, recipe, tokenizer)
+    logps = pq.read_table(job.inputs["reference"] / "logps.parquet").to_pydict()
+    reference = {
+        row: (c, r)
+        for row, c, r in zip(logps["id"], logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)
+    }
+    samples = (
+        _reference_samples(job) if recipe.objective in PESSIMISTIC and recipe.kl_estimator != "data" else {}
+    )
+    prompts = {str(row["id"]): row["prompt"] for row in texts}
+    result = []
+    for index, row in enumerate(tokens):
+        if row.id not in reference:
+            raise BadInput(f"{job.inputs['reference']}: no reference log-probs for row {row.id}")
+        entry: dict[str, Any] = {
+            "prompt_ids": row.prompt_ids, "chosen_ids": row.responses[0], "rejected_ids": row.responses[1],
+            "ref_chosen_logps": reference[row.id][0], "ref_rejected_logps": reference[row.id][1],
+        }  # fmt: skip
+        if samples:
+            # Pairs that share a prompt take turns with its samples.
+            drawn = samples[prompts[row.id]]
+            entry["sample_ids"], entry["ref_sample_logps"] = drawn[index % len(drawn)]
+        if teachers.margins:
+            entry["margins"] = teachers.margins[row.id]
+        result.append(entry)
+    return result, len(texts) - len(tokens)
+
+
+def pairs_of(
+    job: Job, recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Row], list[TokenRow]]:
+    """D_rho's rows and tokens; a worker that trains one policy of a rho after another reads and tokenises them once."""
+    key = (
+        job.identity["inputs"]["data"],
+        job.identity["inputs"]["model"],
+        recipe.max_length,
+        recipe.overlong,
+        recipe.pad_token,
+    )
+    if key not in _PAIRS:
+        texts = read_rows(job.inputs["data"] / "train.parquet")
+        tokens = tokenise(
+            texts, ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path
+        )
+        _PAIRS.clear()
+        _PAIRS[key] = texts, tokens
+    return _PAIRS[key]
+
+
+def _reference_samples(job: Job) -> dict[str, list[tuple[list[int], float]]]:
+    key = job.identity["inputs"]["samples"]
+    if key not in _SAMPLES:
+        _SAMPLES.clear()
+        _SAMPLES[key] = _read_samples(job)
+    return _SAMPLES[key]
+
+
+def _read_samples(job: Job) -> dict[str, list[tuple[list[int], float]]]:
+    table = pq.read_table(job.inputs["samples"] / "samples.parquet").to_pydict()
+    result: dict[str, list[tuple[list[int], float]]] = {}
+    for prompt, ids, logp in zip(
+        table["prompt"], table["sample_ids"], table["ref_sample_logps"], strict=True
+    ):
+        result.setdefault(prompt, []).append((ids, logp))
+    return result

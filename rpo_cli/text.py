@@ -1,0 +1,42 @@
+"""Text for a terminal: aligned columns, sizes, shares, times."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+WIDEST = 10_000  # columns of an output that is no terminal: wide enough to fold nothing
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Rows as lines with columns padded to their widest entry; `right`: columns aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip() + "\n")
+    return "".join(lines)
+
+
+def size(count: float) -> str:
+    """Bytes as `812 B`, `3.1 MB`; powers of 1000, as `df -H` counts."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def percent(share: float | None) -> str:
+    """A share as `12.3 %`; nothing where there was nothing to count."""
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `1h02m`, `3m05s` or `12s`."""
+    whole = max(0, round(seconds))
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
