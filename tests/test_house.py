@@ -1,4 +1,4 @@
-"""The house as README and CONTRIBUTING draw it: a dozen rooms, imports that run one way, a purpose in every first line."""
+"""The house: a dozen rooms, imports that run one way, a purpose in every first line."""
 
 from __future__ import annotations
 
