@@ -31,7 +31,8 @@ from rpo_cli.objectives import MemberChoice, distill_losses, dpo_losses
 from rpo_cli.recipes.schema import PolicyRecipe, RewardRecipe, TrainingRecipe
 from rpo_cli.stages.policy import EndOfStep, PolicyTrainer
 from rpo_cli.stages.reward import LeanRewardTrainer
-from rpo_cli.stages.training import loop
+from rpo_cli.stages.training.arguments import arguments
+from rpo_cli.stages.training.loop import train
 
 # How a step runs: with deterministic algorithms, as every stage of rpo; as stock TRL, transformers and torch do; and TRL on a CPU as
 # on a GPU, where its LM head reads the responses' tokens only (without Triton it reads every token, padding too, to keep shapes).
@@ -124,7 +125,7 @@ class _NaivePolicy(_StockPolicy):
 
     def prepare(self, reward_models: Sequence[PreTrainedModel], members: MemberChoice, beta: float) -> None:
         self.reward_models, self.members, self.strength = reward_models, members, beta
-        self.add_callback(EndOfStep(self))
+        self.add_callback(EndOfStep(self, members))
 
     def batch_mean(self, values: torch.Tensor) -> torch.Tensor:
         return values
@@ -251,7 +252,7 @@ class Maker:
         )
 
     def _settings(self, recipe: TrainingRecipe) -> dict[str, Any]:
-        return loop.arguments(recipe, Path(tempfile.mkdtemp(dir=self.folder)), self.device, 0)
+        return arguments(recipe, Path(tempfile.mkdtemp(dir=self.folder)), self.device, 0)
 
     def _recipe(self, kind: Any, **fields: Any) -> Any:
         common = {
@@ -282,7 +283,7 @@ class Maker:
             members = self._members(rows, recipe)
         ids: list[list[int]] = []
         config = DPOConfig(
-            **self._settings(recipe), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True
+            **self._settings(recipe), beta=recipe.beta, precompute_ref_log_probs=True
         )
         trainer = (_AsDrawn if as_drawn else _OurPolicy)(
             recipe, members, None, model=model, args=config, data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
@@ -297,7 +298,7 @@ class Maker:
     def _ours(self, name: str, kind: str, trainer: Any, ids: list[list[int]]) -> Training:
         report = self._report()
         contestant = Training(name, kind, trainer, lambda: None, ids, "rpo")
-        contestant._run = lambda: loop.train(trainer, report)
+        contestant._run = lambda: train(trainer, report)
         return contestant
 
     def _stock(self, name: str, kind: str, trainer: Any, setting: Setting = "stock") -> Training:
@@ -319,7 +320,6 @@ class Maker:
         config = DPOConfig(
             **self._settings(recipe),
             beta=recipe.beta,
-            max_length=None,
             precompute_ref_log_probs=reference is None,
         )
         online = {"ref_chosen_logps", "ref_rejected_logps"} if reference is not None else set()
@@ -337,7 +337,7 @@ class Maker:
     ) -> Training:  # fmt: skip
         """e-DPO with everything in the loop; `like` is the contestant whose loss it computes."""
         recipe = self._recipe(PolicyRecipe, stage="policy", objective="e-dpo", beta=0.1)
-        config = DPOConfig(**self._settings(recipe), beta=recipe.beta, max_length=None)
+        config = DPOConfig(**self._settings(recipe), beta=recipe.beta)
         trainer = _NaivePolicy(
             model=model,
             ref_model=reference,
@@ -353,7 +353,7 @@ class Maker:
         recipe = self._recipe(RewardRecipe, stage="reward")
         ids: list[list[int]] = []
         trainer = _OurReward(
-            model, RewardConfig(**self._settings(recipe), max_length=None), train_dataset=Dataset.from_list(rows),
+            model, RewardConfig(**self._settings(recipe)), train_dataset=Dataset.from_list(rows),
             data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids), processing_class=self.tokenizer,
         )  # fmt: skip
         return self._ours(name, "reward", trainer, ids)
@@ -365,7 +365,7 @@ class Maker:
             {"id": row["id"], **{c: row["prompt_ids"] + row[c] for c in ("chosen_ids", "rejected_ids")}}
             for row in rows
         ]
-        config = RewardConfig(**self._settings(recipe), max_length=None)
+        config = RewardConfig(**self._settings(recipe))
         trainer = _StockReward(
             model, config, train_dataset=Dataset.from_list(whole), processing_class=self.tokenizer
         )

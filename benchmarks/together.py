@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from transformers import PreTrainedModel
 
-from rpo_cli.models import PADDING, Batch, attention_of, response_rewards
+from rpo_cli.models import Batch, response_rewards
+from rpo_cli.models.layout import PADDING, attention_of
 
 Step = Callable[[Sequence[Batch]], Tensor]
 

@@ -157,7 +157,7 @@ def test_the_command_line_trains_on_four_devices_and_does_the_rest_on_one(
 def test_weights_and_what_the_optimiser_knows_of_them_are_cut() -> None:
     script = """
 import json, torch, torch_xla
-from rpo_cli import spmd
+from rpo_cli.devices import spmd
 mesh = spmd.mesh(8)
 model = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.Linear(12, 6)).to('xla')
 optimizer = torch.optim.AdamW(model.parameters())
