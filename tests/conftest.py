@@ -37,15 +37,24 @@ BASE = (
 )
 RECIPES = {
     "base.yaml": BASE,
-    "data.yaml": PLAIN
-    + "stage: data\nsource: miniature\nrows: {pretrain: 8, sft_train: 200, sft_validation: 8, warmup: 8, pairs: 360, pairs_validation: 40, "
+    "data.yaml": PLAIN + "stage: data\nsource: miniature\n"
+    "rows: {pretrain: 8, sft_train: 200, sft_validation: 8, warmup: 8, pairs: 360, pairs_validation: 40, "
     "prompts_validation: 16, prompts_test: 24}\n",
     "sft.yaml": "extends: base.yaml\nstage: sft\nmax_steps: 5\nlearning_rate: 1e-2\n"
-    "model_config_kwargs: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2, "
-    "num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true, attention_dropout: 0.3}\n",
-    "oracle.yaml": "extends: base.yaml\nstage: reward\ntable: pairs\nmodel_name_or_path: sft.yaml\nmax_steps: 6\nlearning_rate: 3e-3\n",
+    "model_config_kwargs: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, "
+    "num_attention_heads: 2, "
+    "num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true, attention_dropout: "
+    "0.3}\n",
+    "oracle.yaml": (
+        "extends: base.yaml\nstage: reward\ntable: pairs\nmodel_name_or_path: sft.yaml\n"
+        "max_steps: 6\nlearning_rate: 3e-3\n"
+    ),
     "relabel.yaml": PLAIN + "stage: relabel\nmax_length: 48\n",
-    "splits.yaml": PLAIN + "stage: splits\nrho: 0.5\nnum_pairs: 64\nheld_out: 24\nensemble: [0.2, 0.5, 0.8]\nsubset_size: equal\n",
+    "splits.yaml": PLAIN
+    + (
+        "stage: splits\nrho: 0.5\nnum_pairs: 64\nheld_out: 24\nensemble: [0.2, 0.5, 0.8]\n"
+        "subset_size: equal\n"
+    ),
     "rm.yaml": "extends: base.yaml\nstage: reward\ndata: splits.yaml\nmodel_name_or_path: sft.yaml\nrho: 0.5\n"
     "ensemble: [0.2, 0.5, 0.8]\nmax_steps: 6\nlearning_rate: 1e-2\n",
     "policy.yaml": "extends: base.yaml\nstage: policy\nmodel_name_or_path: sft.yaml\nrho: 0.5\nmax_steps: 6\nlearning_rate: 3e-3\n"
@@ -55,11 +64,16 @@ RECIPES = {
     **{
         f"{name}.yaml": f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}"
         for name, more in {
-            "dpo": "", "ipo": "tau: 0.1\n", "ipo-norm": "tau: 0.1\n", "d-dpo": "", "p-dpo": "", "dp-dpo": "",
+            "dpo": "",
+            "ipo": "tau: 0.1\n",
+            "ipo-norm": "tau: 0.1\n",
+            "d-dpo": "",
+            "p-dpo": "",
+            "dp-dpo": "",
             "e-dpo": "ensemble: rm.yaml\nensemble_min: example\ncalibration: none\n",
         }.items()
     },
-}  # fmt: skip
+}
 
 
 def rpo(*arguments: object, code: int = 0) -> Any:
@@ -139,7 +153,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     tiny = Tiny(write_suite(home / "tiny"), home / "runs")
     tiny.run("evaluate", "e-dpo.yaml")
     tiny.run("train-policy", "dp-dpo.yaml")
-    # Trainers collect garbage; that takes a third of a second among all the objects of torch, unless these are set aside.
+    # Trainers collect garbage; that takes a third of a second among all the objects of torch, unless these
+    # are set aside.
     gc.collect()
     gc.freeze()
     return tiny

@@ -35,7 +35,8 @@ def responses(body: dict[str, Any]) -> tuple[str, str]:
 
 
 class FakeJudge:
-    """`script(number, body)` says what the request gets: text, (status, headers, bytes), "reset", or seconds to drip for.
+    """`script(number, body)` says what the request gets: text, (status, headers, bytes), "reset", or seconds
+    to drip for.
 
     `seen`: the bodies of all requests; `keys`: their Authorization headers.
     """

@@ -1,4 +1,5 @@
-"""As ranks.py, with weights sharded by FSDP2: accelerate does that on accelerators only, so these processes pass for some.
+"""As ranks.py, with weights sharded by FSDP2: accelerate does that on accelerators only, so these processes
+pass for some.
 
 Usage: a pickle of (job, step to be interrupted at or None).
 """

@@ -22,28 +22,38 @@ EOS = TOKENIZER.eos_token_id
 LIMIT = 14
 # Large weights: a shifted position, a padding token seen or a state of another row would show.
 SIZES = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
     "initializer_range": 0.5,
-}  # fmt: skip
+}
 GROUPED = {**SIZES, "num_key_value_heads": 1, "head_dim": 8}
 SETTINGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", **SIZES},
     "qwen2": {"model_type": "qwen2", **SIZES, "num_key_value_heads": 1},
     "qwen3": {"model_type": "qwen3", **GROUPED},
     "gpt_neox": {"model_type": "gpt_neox", **SIZES},
-    "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5},
+    "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64,
+    "initializer_range": 0.5},
     # Windows shorter than the prompts.
     "gemma2": {"model_type": "gemma2", **GROUPED, "sliding_window": 6},
-    "gemma3": {"model_type": "gemma3_text", **GROUPED, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    "gemma3": {"model_type": "gemma3_text", **GROUPED, "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 6},
     "mistral": {"model_type": "mistral", **GROUPED, "sliding_window": 6},
-    "mamba": {"model_type": "mamba", "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "initializer_range": 0.5},
+    "mamba": {"model_type": "mamba", "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2,
+    "initializer_range": 0.5},
     "falcon_h1": {
-        "model_type": "falcon_h1", **GROUPED, "mamba_d_ssm": 16, "mamba_n_heads": 4, "mamba_d_head": 4, "mamba_d_state": 4,
+        "model_type": "falcon_h1", **GROUPED, "mamba_d_ssm": 16, "mamba_n_heads": 4, "mamba_d_head": 4,
+        "mamba_d_state": 4,
         "mamba_n_groups": 1, "mamba_chunk_size": 8,
     },
-    "openai-gpt": {"model_type": "openai-gpt", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5},
+    "openai-gpt": {"model_type": "openai-gpt", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64,
+    "initializer_range": 0.5},
     "rwkv": {
-        "model_type": "rwkv", "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "model_type": "rwkv", "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 2,
         "context_length": 64,
     },
 }  # fmt: skip
@@ -166,7 +176,7 @@ def test_rows_leave_when_enough_of_them_have_ended(llama: Any) -> None:
     )
 
 
-# ── The choice of a token ───────────────────────────────────────────────────────────────────────────────────────────
+# ── The choice of a token ───────────────────────────────────────────────────────────────────────────────────
 
 
 def shares(logits: torch.Tensor, temperature: float, top_p: float) -> np.ndarray:
@@ -233,7 +243,7 @@ def test_logits_that_are_not_finite_stop_the_run(llama: Any, value: float) -> No
         handle.remove()
 
 
-# ── The numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The numbers ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_numbers_are_uniform_and_those_of_no_other_row() -> None:

@@ -1,4 +1,6 @@
-"""Properties of training: equal to TRL where it should be, the same however the batch is cut, repeatable, resumable."""
+"""Properties of training: equal to TRL where it should be, the same however the batch is cut, repeatable,
+resumable.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ from rpo_cli.stages.reward import LeanRewardTrainer
 from rpo_cli.stages.training.loop import STATE
 
 CUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
-# Adam divides by the root of the squared gradient and so blows up rounding where a gradient is almost nothing; where
-# two computations are to agree to rounding, plain gradient descent shows it.
+# Adam divides by the root of the squared gradient and so blows up rounding where a gradient is almost
+# nothing; where two computations are to agree to rounding, plain gradient descent shows it.
 SGD = ("optim=sgd", "learning_rate=0.1")
 
 
@@ -54,7 +56,7 @@ def teach(tiny: Tiny) -> None:
             )
 
 
-# ── Against TRL ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Against TRL ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def stock(
@@ -67,8 +69,10 @@ def stock(
         for row in read_rows(built.root / RHO / "splits/train.parquet")
     ]
     config = DPOConfig(
-        output_dir=str(home), max_steps=6, lr_scheduler_type="constant", per_device_train_batch_size=rows, logging_steps=1, seed=0,
-        data_seed=0, bf16=False, use_cpu=True, activation_checkpointing=False, max_length=None, report_to="none", save_strategy="no",
+        output_dir=str(home), max_steps=6, lr_scheduler_type="constant", per_device_train_batch_size=rows,
+        logging_steps=1, seed=0,
+        data_seed=0, bf16=False, use_cpu=True, activation_checkpointing=False, max_length=None,
+        report_to="none", save_strategy="no",
         disable_tqdm=True, dataloader_drop_last=True, dataloader_pin_memory=False, **settings,
     )  # fmt: skip
     model, reference = (AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32) for _ in range(2))
@@ -112,7 +116,7 @@ def test_dpo_and_ipo_norm_are_trls_own_up_to_rounding(
     assert distance(directory, built.root / "seed-0/sft") > 1e-3
 
 
-# ── However the batch is cut ────────────────────────────────────────────────────────────────────────────────────────
+# ── However the batch is cut ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("scope", ["batch", "dataset", "example"])
@@ -154,7 +158,9 @@ def test_one_pair_eight_times_is_eight_pairs_once(tiny: Tiny, objective: str) ->
 def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(
     tiny: Tiny, tmp_path: Path, recipe: str
 ) -> None:
-    """64 pairs make five batches of 12 and a rest; the rest is left out of the epoch, however the batch is cut."""
+    """64 pairs make five batches of 12 and a rest; the rest is left out of the epoch, however the batch is
+    cut.
+    """
     if recipe == "sft.yaml":
         tiny.edit("data.yaml", "rows: {sft_train: 64, pairs: 360, pairs_validation: 40}")
         tiny.make("data.yaml")
@@ -167,7 +173,7 @@ def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(
     assert distance(*runs) < 1e-6
 
 
-# ── The forward KL ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The forward KL ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_exact_kl_has_no_gradient_at_the_reference(tiny: Tiny) -> None:
@@ -208,7 +214,7 @@ def test_gamma_beta_is_gamma_times_beta(tiny: Tiny) -> None:
     assert column(scaled, "gamma") == pytest.approx([5 * value for value in column(plain, "gamma")])
 
 
-# ── Repeatable and resumable ────────────────────────────────────────────────────────────────────────────────────────
+# ── Repeatable and resumable ────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(built: Tiny, tiny: Tiny) -> None:
@@ -344,7 +350,7 @@ def test_a_changed_recipe_does_not_resume_the_old_ones_checkpoint(tiny: Tiny) ->
     assert column(directory, "learning_rate") == [1e-3] * 6
 
 
-# ── What stops a run ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What stops a run ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, trainer: type, at: int) -> None:
@@ -382,7 +388,7 @@ def test_a_loss_that_is_no_number_is_seen_though_its_step_is_not_logged(
     assert not (tiny.root / tiny.stage("dpo.yaml").path / "manifest.json").exists()
 
 
-# ── What is in memory, and dropout ──────────────────────────────────────────────────────────────────────────────────
+# ── What is in memory, and dropout ──────────────────────────────────────────────────────────────────────────
 
 
 def models_while(train: Callable[[Callable[[int, int], None]], object]) -> tuple[int, int]:

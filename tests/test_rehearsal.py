@@ -1,4 +1,6 @@
-"""The paper's suites from their data to their figures, through the shipped recipes with only places and sizes changed."""
+"""The paper's suites from their data to their figures, through the shipped recipes with only places and sizes
+changed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ SIZES = {
     "oracle.yaml": BATCH + "max_steps: 60\nlearning_rate: 1e-2\nwarmup_steps: 0\nsave_steps: null",
     "rm.yaml": BATCH + "max_steps: 4\nlearning_rate: 2e-3\nwarmup_steps: 0\nsave_steps: null",
     "policy.yaml": BATCH
-    + "max_steps: 4\nlearning_rate: 1e-2\nwarmup_steps: 0\nlogging_steps: 1\nsave_steps: null\nmax_new_tokens: 8",
+    + "max_steps: 4\nlearning_rate: 1e-2\nwarmup_steps: 0\nlogging_steps: 1\nsave_steps: null\n"
+    "max_new_tokens: 8",
     "evaluate.yaml": "max_new_tokens: 8\nbootstrap_samples: 100",
     "figure2.yaml": "device: cpu\nrhos: [0.2, 0.8]\nbootstrap_samples: 100",
 }

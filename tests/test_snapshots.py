@@ -1,4 +1,5 @@
-"""What comes from the hub: recorded once, used again, fetched ahead, and named in full when an offline machine lacks it.
+"""What comes from the hub: recorded once, used again, fetched ahead, and named in full when an offline
+machine lacks it.
 
 The hub is a server of this machine with tiny repositories; rpo runs as users run it, in a process of its own.
 """
@@ -150,8 +151,8 @@ def suite(tmp_path: Path) -> Path:
     folder = tmp_path / "hubsuite"
     folder.mkdir()
     (folder / "data.yaml").write_text(
-        PLAIN
-        + f"stage: data\nsource: tldr-comparisons\ndataset: o/comparisons@{REFERENCE}\ndata_dir: comparisons\nsft_dataset: o/tldr\n"
+        PLAIN + f"stage: data\nsource: tldr-comparisons\ndataset: o/comparisons@{REFERENCE}\n"
+        "data_dir: comparisons\nsft_dataset: o/tldr\n"
         "tokenizer: o/model\n"
     )
     (folder / "sft.yaml").write_text(
@@ -275,7 +276,8 @@ def test_an_offline_machine_is_told_all_that_is_missing(
         ("o/model@v2", "o/model@v2: the hub has o/model, but no branch, tag or commit 'v2' of it"),
         (
             "o/gated",
-            "o/gated@main: is gated: accept its terms at huggingface.co/o/gated, then log in (`hf auth login`, or HF_TOKEN)",
+            "o/gated@main: is gated: accept its terms at huggingface.co/o/gated, then log in (`hf auth "
+            "login`, or HF_TOKEN)",
         ),
         ("no such", "neither a directory here"),
     ],
