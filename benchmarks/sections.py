@@ -477,7 +477,7 @@ def _count_down(eos: int) -> Callable[..., None]:
 
 
 def sampling(bench: Bench) -> Iterator[Comparison]:
-    """Sampling beside `generate` on batches in the order of the data: responses of one length, and of many."""
+    """Sampling beside `generate` on batches in the data's order: responses of one length, and of many."""
     scale = bench.scale
     count, new = scale.sampled
     yield _sampled(bench, [new] * count, new, f"{new} new tokens each")

@@ -1,4 +1,4 @@
-"""A suite of tiny recipes, and one workspace in which the real command line has built the whole chain once."""
+"""A suite of tiny recipes, and one workspace in which the real command line has built the chain once."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ PLAIN = "device: cpu\ndtype: float32\nthreads: 1\n"
 BASE = (
     PLAIN + "max_length: 48\nlogging_steps: 1\nper_device_train_batch_size: 8\nlr_scheduler_type: constant\n"
 )
+OBJECTIVES = {
+    "dpo": "",
+    "ipo": "tau: 0.1\n",
+    "ipo-norm": "tau: 0.1\n",
+    "d-dpo": "",
+    "p-dpo": "",
+    "dp-dpo": "",
+}
+OBJECTIVES["e-dpo"] = "ensemble: rm.yaml\nensemble_min: example\ncalibration: none\n"
 RECIPES = {
     "base.yaml": BASE,
     "data.yaml": PLAIN + "stage: data\nsource: miniature\n"
@@ -42,37 +51,22 @@ RECIPES = {
     "prompts_validation: 16, prompts_test: 24}\n",
     "sft.yaml": "extends: base.yaml\nstage: sft\nmax_steps: 5\nlearning_rate: 1e-2\n"
     "model_config_kwargs: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, "
-    "num_attention_heads: 2, "
-    "num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true, attention_dropout: "
-    "0.3}\n",
-    "oracle.yaml": (
-        "extends: base.yaml\nstage: reward\ntable: pairs\nmodel_name_or_path: sft.yaml\n"
-        "max_steps: 6\nlearning_rate: 3e-3\n"
-    ),
+    "num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true, "
+    "attention_dropout: 0.3}\n",
+    "oracle.yaml": "extends: base.yaml\nstage: reward\ntable: pairs\nmodel_name_or_path: sft.yaml\n"
+    "max_steps: 6\nlearning_rate: 3e-3\n",
     "relabel.yaml": PLAIN + "stage: relabel\nmax_length: 48\n",
-    "splits.yaml": PLAIN
-    + (
-        "stage: splits\nrho: 0.5\nnum_pairs: 64\nheld_out: 24\nensemble: [0.2, 0.5, 0.8]\n"
-        "subset_size: equal\n"
-    ),
-    "rm.yaml": "extends: base.yaml\nstage: reward\ndata: splits.yaml\nmodel_name_or_path: sft.yaml\nrho: 0.5\n"
-    "ensemble: [0.2, 0.5, 0.8]\nmax_steps: 6\nlearning_rate: 1e-2\n",
-    "policy.yaml": "extends: base.yaml\nstage: policy\nmodel_name_or_path: sft.yaml\nrho: 0.5\nmax_steps: 6\nlearning_rate: 3e-3\n"
-    "beta: 0.2\nmax_new_tokens: 8\ngamma: 0.1\ngamma_end: 0.5\n",
+    "splits.yaml": PLAIN + "stage: splits\nrho: 0.5\nnum_pairs: 64\nheld_out: 24\n"
+    "ensemble: [0.2, 0.5, 0.8]\nsubset_size: equal\n",
+    "rm.yaml": "extends: base.yaml\nstage: reward\ndata: splits.yaml\nmodel_name_or_path: sft.yaml\n"
+    "rho: 0.5\nensemble: [0.2, 0.5, 0.8]\nmax_steps: 6\nlearning_rate: 1e-2\n",
+    "policy.yaml": "extends: base.yaml\nstage: policy\nmodel_name_or_path: sft.yaml\nrho: 0.5\n"
+    "max_steps: 6\nlearning_rate: 3e-3\nbeta: 0.2\nmax_new_tokens: 8\ngamma: 0.1\ngamma_end: 0.5\n",
     "evaluate.yaml": PLAIN + "stage: evaluate\nmax_length: 48\nnum_samples: 2\nmax_new_tokens: 8\n"
     "bootstrap_samples: 200\nper_device_eval_batch_size: 16\n",
-    **{
-        f"{name}.yaml": f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}"
-        for name, more in {
-            "dpo": "",
-            "ipo": "tau: 0.1\n",
-            "ipo-norm": "tau: 0.1\n",
-            "d-dpo": "",
-            "p-dpo": "",
-            "dp-dpo": "",
-            "e-dpo": "ensemble: rm.yaml\nensemble_min: example\ncalibration: none\n",
-        }.items()
-    },
+} | {
+    f"{name}.yaml": f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}"
+    for name, more in OBJECTIVES.items()
 }
 
 

@@ -1,4 +1,4 @@
-"""A row that holds a prompt once with all its responses gives the numbers that a row for each response gives."""
+"""A row that holds a prompt once with all its responses gives the numbers of a row for each response."""
 
 from __future__ import annotations
 

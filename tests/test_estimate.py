@@ -101,7 +101,7 @@ def test_what_is_there_is_reused_and_what_lies_behind_it_not_needed(tiny: Tiny) 
 
 
 def test_a_tuned_value_that_is_in_the_grid_costs_no_other_policy(tiny: Tiny) -> None:
-    """The recipes' own beta 0.2 is in the grid; one outside would be a policy more than the sweep can choose."""
+    """The recipes' own beta 0.2 is in the grid; one outside would be a policy more than the sweep chooses."""
     arguments = (
         "figure figure2",
         "figure.yaml",

@@ -1,4 +1,4 @@
-"""A sample is a function of model, prompt, seed and copy: not of the batch, its order, or what has left it."""
+"""A sample is a function of model, prompt, seed and copy: not of the batch, its order, or what left it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,9 @@ import json
 import math
 import shutil
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,10 +40,24 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def ask(script: Script, **settings: Any) -> tuple[Answer, FakeJudge]:
-    with FakeJudge(script) as fake:
+class Patience(threading.Event):
+    """A signal to stop that notes how long somebody would have waited for it, and is never given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        return False
+
+
+def ask(script: Script, stop: threading.Event | None = None, **settings: Any) -> tuple[Answer, FakeJudge]:
+    """One question, on the endpoint's clock: how long this machine takes for an answer decides nothing."""
+    with FakeJudge(script) as fake, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "time", SimpleNamespace(monotonic=lambda: fake.clock, time=time.time))
         given = JudgeSettings(model="fake", base_url=fake.url, **settings)
-        with Judge(given, api_key(given), threading.Event()) as judge:
+        with Judge(given, api_key(given), stop or Patience()) as judge:
             return judge.ask("A or B?"), fake
 
 
@@ -59,28 +75,29 @@ def test_an_answer_comes_through_every_passing_failure() -> None:
         (200, {}, b"{not json"),
         (200, {}, b'{"choices": []}'),
         "reset",
-        2.0,
+        90.0,
         (503, {}, b""),
         "Verdict: B",
     ]
-    answer, fake = ask(lambda n, body: said[n], timeout=0.3, retries=7)
+    answer, fake = ask(lambda n, body: said[n], timeout=60, retries=7)
     assert answer.verdict == "B"
     assert len(fake.seen) == len(said)
 
 
-@pytest.mark.parametrize("fault", [(500, {}, b""), "reset", 2.0, (200, {}, b"[]"), (429, {}, b"")])
+@pytest.mark.parametrize("fault", [(500, {}, b""), "reset", 90.0, (200, {}, b"[]"), (429, {}, b"")])
 def test_a_failure_that_does_not_pass_ends_the_run_in_one_line(fault: Any) -> None:
     with pytest.raises(
         RunFailed, match=r"^judge 127.0.0.1:\d+: .* \(3 tries\); the same command goes on from here$"
     ) as error:
-        ask(lambda n, body: fault, timeout=0.2, retries=2)
+        ask(lambda n, body: fault, timeout=60, retries=2)
     assert KEY not in str(error.value)
 
 
 def test_retry_after_is_waited_for() -> None:
-    answer, fake = ask(lambda n, body: "tie" if n else (429, {"Retry-After": "0.4"}, b""))
+    patience = Patience()
+    answer, _ = ask(lambda n, body: "tie" if n else (429, {"Retry-After": "40"}, b""), patience)
     assert answer.verdict == "tie"
-    assert fake.at[1] - fake.at[0] >= 0.4
+    assert [round(seconds) for seconds in patience.waits] == [40]
 
 
 def test_retry_after_is_seconds_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:

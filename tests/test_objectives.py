@@ -1,4 +1,4 @@
-"""Properties of the functions in rpo_cli.objectives, one by one; what follows from them is in test_theory.py."""
+"""Properties of the functions in rpo_cli.objectives, one by one; what follows is in test_theory.py."""
 
 import math
 

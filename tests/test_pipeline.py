@@ -291,9 +291,8 @@ def test_after_kill_9_the_same_command_ends_where_the_undisturbed_one_did(tiny: 
         cwd=Path(__file__).parents[1],
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
         while not (tiny.root / cell / "checkpoints/checkpoint-20" / STATE).exists():
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.poll() is None
             time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)

@@ -29,7 +29,7 @@ REFERENCE = "refs/convert/parquet"
 
 
 class Hub:
-    """Repositories as folders; `commits` of (kind, name, revision); `asked`: every path that was requested."""
+    """Repositories as folders; `commits` of (kind, name, revision); `asked`: every path requested."""
 
     def __init__(self) -> None:
         self.folders: dict[tuple[str, str], Path] = {}

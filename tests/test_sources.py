@@ -410,20 +410,23 @@ def test_rows_limits_tables_to_drawn_posts_that_the_rest_avoids(sets: Path) -> N
 
 # ── All of them, to look at: pytest -s -k first_record ──────────────────────────────────────────────────────
 
+TLDR = "source: tldr-{}\ndataset: {{sets}}/{}\nsft_dataset: {{sets}}/{}\n".format
+HH = "source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\n"
+TOKENIZER = "tokenizer: {sets}/tokenizer\n"
+OAI = "vwxyzjn/summarize_from_feedback_oai_preprocessing_1706381144"
 LOADERS = {
-    "openai/summarize_from_feedback, Parquet export": "source: tldr-comparisons\ndataset: {sets}/comparisons-parquet\n"
-    "data_dir: comparisons\nsft_dataset: {sets}/tldr\n",
-    "openai/summarize_from_feedback, batch*.json": "source: tldr-comparisons\ndataset: {sets}/comparisons-json\nsft_dataset: {sets}/tldr\n",
-    "trl-lib/tldr-preference with trl-lib/tldr": "source: tldr-preference\ndataset: {sets}/tldr-preference\nsft_dataset: {sets}/tldr\n"
-    "newlines: flatten\n",
-    "vwxyzjn/summarize_from_feedback_oai_preprocessing_1706381144 with its tldr_3_filtered": "source: tldr-preference\n"
-    "dataset: {sets}/oai\nsft_dataset: {sets}/filtered\n",
-    "mnoukhov/..._relabel_pythia6.9b with trl-lib/tldr": "source: tldr-preference\ndataset: {sets}/relabelled\nsft_dataset: {sets}/tldr\n",
-    "Anthropic/hh-rlhf, raw": "source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\n",
-    "Anthropic/hh-rlhf, chat": "source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\nprompt_format: chat\n"
-    "tokenizer: {sets}/tokenizer\n",
-    "a preference set of TRL's format, conversational, implicit prompt": "source: preference\ndataset: {sets}/conversations\n"
-    "validation_share: 0.2\ntokenizer: {sets}/tokenizer\n",
+    "openai/summarize_from_feedback, Parquet export": TLDR("comparisons", "comparisons-parquet", "tldr")
+    + "data_dir: comparisons\n",
+    "openai/summarize_from_feedback, batch*.json": TLDR("comparisons", "comparisons-json", "tldr"),
+    "trl-lib/tldr-preference with trl-lib/tldr": TLDR("preference", "tldr-preference", "tldr")
+    + "newlines: flatten\n",
+    f"{OAI} with its tldr_3_filtered": TLDR("preference", "oai", "filtered"),
+    "mnoukhov/..._relabel_pythia6.9b with trl-lib/tldr": TLDR("preference", "relabelled", "tldr"),
+    "Anthropic/hh-rlhf, raw": HH,
+    "Anthropic/hh-rlhf, chat": HH + "prompt_format: chat\n" + TOKENIZER,
+    "a preference set of TRL's format, conversational, implicit prompt": (
+        "source: preference\ndataset: {sets}/conversations\nvalidation_share: 0.2\n" + TOKENIZER
+    ),
 }
 
 
@@ -549,9 +552,8 @@ def test_the_manifest_of_the_tables_has_the_counts(sets: Path) -> None:
     suite = sets / "tldr-suite"
     suite.mkdir()
     (suite / "data.yaml").write_text(
-        PLAIN
-        + f"stage: data\nsource: tldr-comparisons\ndataset: {sets}/comparisons-json\nsft_dataset: {sets}/tldr\n"
-        f"tokenizer: {sets}/tokenizer\n"
+        PLAIN + f"stage: data\nsource: tldr-comparisons\ndataset: {sets}/comparisons-json\n"
+        f"sft_dataset: {sets}/tldr\ntokenizer: {sets}/tokenizer\n"
     )
     out = rpo(
         "data", "inspect", "--recipe", suite / "data.yaml", "--workspace", sets / "runs", "--json"

@@ -307,7 +307,7 @@ ALL_PAIRS = list(itertools.combinations(range(5), 2))
 
 
 def ensemble_optimum(ref: Tensor, rewards: Tensor, beta: float, gamma: float) -> tuple[int, float, Tensor]:
-    """(member, value, logits) of the global minimum of min_i L_distill(r_i) + γ·KL(π_ref ‖ π) on all pairs."""
+    """(member, value, logits) of the least min_i L_distill(r_i) + γ·KL(π_ref ‖ π) on all pairs."""
     delta_r, optima = differences(rewards, ALL_PAIRS), []
 
     def loss(theta: Tensor, member: int) -> Tensor:
@@ -345,7 +345,7 @@ def test_ensemble_distillation_selects_the_least_forward_kl_member_as_gamma_vani
 
 
 def test_ensemble_distillation_started_at_the_reference_can_stay_with_another_member():
-    """At Δh = 0 the min is a contest of margin scale E[Δr²], not of forward KL, and descent keeps the winner."""
+    """At Δh = 0 the min is a contest of margin scale E[Δr²], not of KL, and descent keeps the winner."""
     beta, gamma = 0.5, 1e-4
     ref = torch.log(torch.tensor([0.9, 0.025, 0.025, 0.025, 0.025], dtype=torch.float64))
     # Member 0 moves a lot of unlikely mass about; member 1 has smaller margins but takes mass from the likely
@@ -470,7 +470,7 @@ def test_rebel_is_distillation_with_eta_one_over_beta():
 
 
 def test_the_squared_loss_of_reward_aware_preference_optimization_is_distillation_with_scaled_rewards():
-    """NeMo's (Sun et al. 2025): squared difference of β(h_w − h_l) and η(r_w − r_l); ours at Δr scaled by η."""
+    """NeMo's (Sun et al. 2025): squared difference of β(h_w − h_l) and η(r_w − r_l); ours at Δr·η."""
     chosen, rejected, good, bad = (doubles(8, seed=seed) for seed in range(4))
     for beta in PAPER_BETAS:
         for eta in (0.1, 1.0, 30.0):

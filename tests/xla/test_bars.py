@@ -1,4 +1,4 @@
-"""The bars of the TPU path, on XLA's CPU backend, which compiles and runs the same traces: see docs/tpu.md."""
+"""The bars of the TPU path, on XLA's CPU backend, which runs the same traces: see docs/tpu.md."""
 
 from __future__ import annotations
 

@@ -172,9 +172,11 @@ model(batch['x']).sum().backward()
 optimizer.step()
 torch_xla.sync()
 cut = torch_xla._XLAC._get_xla_sharding_spec
-print(json.dumps({'weights': [cut(weight) for weight in model.parameters()], 'batch': [cut(batch['x']), cut(batch['odd'])],
+spec = lambda *shape: spmd.spec_of(torch.Size(shape), mesh)
+print(json.dumps({'weights': [cut(weight) for weight in model.parameters()],
+    'batch': [cut(batch['x']), cut(batch['odd'])],
     'state': [cut(optimizer.state[weight]['exp_avg']) for weight in model.parameters()],
-    'few': [spmd.mesh(2).shape(), spmd.spec_of(torch.Size([3, 8]), mesh), spmd.spec_of(torch.Size([3, 5]), mesh)]}))
+    'few': [spmd.mesh(2).shape(), spec(3, 8), spec(3, 5)]}))
 """
     found = json.loads(run([sys.executable, "-c", script], XLA_USE_SPMD="1").splitlines()[-1])
     rows, columns, all_of_a_vector = (
