@@ -48,8 +48,8 @@ test-xla: $(TPU_READY) ## prove the TPU path on XLA's CPU backend: losses, compi
 	PJRT_DEVICE=CPU $(TPU_VENV)/bin/python -m pytest tests/xla
 
 lint: $(READY) ## style and types
-	$(BIN)/ruff check rpo_cli tests benchmarks
-	$(BIN)/ruff format --check rpo_cli tests benchmarks
+	$(BIN)/ruff check rpo_cli tests benchmarks tools
+	$(BIN)/ruff format --check rpo_cli tests benchmarks tools
 	$(BIN)/mypy
 
 bench: $(READY) ## measure this code beside its baselines, under an hour; BENCH="--device cuda"

@@ -1,7 +1,11 @@
-"""Every command line that README, recipes and --help name is one that works."""
+"""Every command line that README, docs, recipes and --help name is one that works; every link leads somewhere.
+
+Only files that git tracks are looked at: a copy of recipes/own-data beside it is its owner's business.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -14,39 +18,66 @@ import pytest
 from typer.testing import CliRunner
 
 from rpo_cli.cli import app
-from rpo_cli.recipes import check_suite, known, load
+from rpo_cli.recipes import check_suite, load
 from rpo_cli.recipes.editor import json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [
-    ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "recipes").rglob("*.md")),
-]
-PAPER_SCALE = ROOT / "docs" / "paper-scale.md"
-CLI_SOURCE = ROOT / "rpo_cli" / "cli.py"
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAPER_SCALE = DOCS / "paper-scale.md"
+LONGEST_README = 1_500  # words
 # These read and print; everything else is only planned.
 NO_DRY_RUN = (("recipe",), ("data",), ("status",), ("doctor",))
 
 
+@functools.cache
+def tracked(*places: str) -> tuple[Path, ...]:
+    """The files below some places of the repository that git tracks and that are there."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--", *places], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return tuple(
+        ROOT / name for name in sorted(listed.stdout.split("\0")) if name and (ROOT / name).is_file()
+    )
+
+
+def documents() -> list[Path]:
+    """Every page for people: README, CONTRIBUTING, docs, and what stands beside recipes and benchmarks."""
+    return [
+        path
+        for path in tracked("README.md", "CONTRIBUTING.md", "docs", "recipes", "benchmarks")
+        if path.suffix == ".md"
+    ]
+
+
+def copy_recipes(to: Path) -> None:
+    """The shipped recipes, without what else may lie among them."""
+    for path in tracked("recipes"):
+        copy = to / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
 def command_lines() -> list[tuple[str, str]]:
-    """(place, command line) of every `rpo ...` in console blocks, recipes' comments and --help's examples."""
-    found = []
-    for document in DOCUMENTS:
+    """(place, command line) of every `rpo ...` in console blocks and recipes' comments, each once.
+
+    The examples of --help stand in docs/reference/commands.md, which is written from them.
+    """
+    found: dict[str, str] = {}
+    for document in documents():
         for block in re.findall(r"```(?:console|bash)\n(.*?)```", document.read_text(), flags=re.S):
-            lines = re.findall(r"^(?:\$ )?((?:\.venv/bin/)?rpo .*)$", block, flags=re.M)
-            found += [(str(document.relative_to(ROOT)), line) for line in lines]
-    for recipe in sorted((ROOT / "recipes").rglob("*.yaml")):
-        found += [
-            (recipe.name, line) for line in re.findall(r"^#\s+(rpo .*)$", recipe.read_text(), flags=re.M)
-        ]
-    for examples in re.findall(r'epilog="Examples?: (.*?)"', CLI_SOURCE.read_text()):
-        found += [("--help", line) for line in examples.split(" | ")]
-    return found
+            for line in re.findall(r"^(?:\$ )?((?:\.venv/bin/)?rpo .*)$", block, flags=re.M):
+                found.setdefault(line, str(document.relative_to(ROOT)))
+    for recipe in tracked("recipes"):
+        if recipe.suffix == ".yaml":
+            for line in re.findall(r"^#\s+(rpo .*)$", recipe.read_text(), flags=re.M):
+                found.setdefault(line, recipe.name)
+    return [(place, line) for line, place in found.items()]
 
 
-def test_there_are_command_lines_to_check() -> None:
-    assert len(command_lines()) >= 25
+def test_there_are_documents_and_command_lines_to_check() -> None:
+    assert len(documents()) >= 15
+    assert len(command_lines()) >= 60
 
 
 @pytest.mark.parametrize(("place", "line"), command_lines())
@@ -54,8 +85,10 @@ def test_documented_command_line_is_understood(
     place: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    shutil.copytree(ROOT / "recipes" / "own-data", tmp_path / "recipes" / "mine")  # as its README tells to
+    copy_recipes(tmp_path)
+    shutil.copytree(
+        tmp_path / "recipes" / "own-data", tmp_path / "recipes" / "mine"
+    )  # as its README tells to
     (tmp_path / "results").symlink_to(ROOT / "results")
     words = shlex.split(line, comments=True)[1:]
     if words[:2] == ["recipe", "schema"]:
@@ -80,7 +113,7 @@ def sed(line: str, folder: Path) -> None:
 @pytest.mark.parametrize("suite", ["tldr", "helpfulness"])
 @pytest.mark.parametrize("preset", ["gpu-80gb", "gpu-24gb", "gpus-8", "tpu-8"])
 def test_every_machine_makes_the_same_batches(suite: str, preset: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    copy_recipes(tmp_path)
     line = next(
         line
         for line in PAPER_SCALE.read_text().splitlines()
@@ -100,7 +133,7 @@ def test_ready_made_models_take_the_place_of_sft_and_oracle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    copy_recipes(tmp_path)
     lines = [
         line for line in PAPER_SCALE.read_text().splitlines() if line.startswith("sed") and "trl-lib" in line
     ]
@@ -122,7 +155,7 @@ def test_ready_made_models_take_the_place_of_sft_and_oracle(
 
 
 def test_another_base_model_is_one_line(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    copy_recipes(tmp_path)
     (line,) = (
         line for line in PAPER_SCALE.read_text().splitlines() if "Qwen" in line and line.startswith("sed")
     )
@@ -141,7 +174,7 @@ def test_relabelled_pairs_need_neither_relabel_nor_oracle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    copy_recipes(tmp_path)
     lines = re.findall(
         r"^#\s+(sed .*)$", (ROOT / "recipes/tldr/data-relabelled.yaml").read_text(), flags=re.M
     )
@@ -209,18 +242,55 @@ def test_the_papers_experiments_are_planned_whole(
     )  # half of the objectives have the KL term
 
 
-def test_readme_names_every_command() -> None:
-    readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r'@\w*app\.command\("([a-z0-9-]+)"', CLI_SOURCE.read_text())
-    assert len(commands) >= 13
-    assert [name for name in commands if name not in readme] == []
+def test_every_command_is_shown_on_a_page_that_somebody_wrote() -> None:
+    reference = (DOCS / "reference" / "commands.md").read_text()
+    commands = re.findall(r"^## rpo (.+)$", reference, flags=re.M)
+    assert len(commands) >= 22
+    written = "\n".join(path.read_text() for path in documents() if path.parent != DOCS / "reference")
+    assert [name for name in commands if f"rpo {name}" not in written] == []
 
 
-def test_readme_is_filled_in_and_its_picture_is_there() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert re.findall(r"@[A-Z]+@", readme) == []
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme)
+def test_readme_is_short_filled_in_and_its_picture_is_there() -> None:
+    text = README.read_text()
+    assert len(text.split()) <= LONGEST_README
+    assert re.findall(r"@[A-Z]+@", text) == []
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
+def links(document: Path) -> list[tuple[str, str]]:
+    """(path, anchor) of every relative link of a page, either of them empty where it is not given."""
+    prose = re.sub(r"```.*?```", "", document.read_text(), flags=re.S)
+    found = [target.partition("#") for target in re.findall(r"\]\(([^)\s]+)\)", prose)]
+    return [(path, anchor) for path, _, anchor in found if not re.match(r"[a-z]+:", path)]
+
+
+@functools.cache
+def anchors(document: Path) -> frozenset[str]:
+    """The anchors that GitHub gives a page's headings."""
+    prose = re.sub(r"```.*?```", "", document.read_text(), flags=re.S)
+    headings = re.findall(r"^#+ (.+)$", prose, flags=re.M)
+    return frozenset(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)
+
+
+def test_every_relative_link_leads_somewhere() -> None:
+    broken, count = [], 0
+    for document in documents():
+        for path, anchor in links(document):
+            target = (document.parent / path).resolve() if path else document
+            there = target.exists() and (not anchor or (target.suffix == ".md" and anchor in anchors(target)))
+            broken += [] if there else [f"{document.relative_to(ROOT)}: {path}{'#' * bool(anchor)}{anchor}"]
+            count += 1
+    assert count >= 60
+    assert broken == []
+
+
+def test_the_index_of_the_docs_lists_every_page() -> None:
+    index = DOCS / "README.md"
+    listed = {(DOCS / path).resolve() for path, _ in links(index) if path}
+    pages = {path for path in documents() if path.is_relative_to(DOCS)} - {index}
+    assert len(pages) >= 12
+    assert sorted(str(page.relative_to(ROOT)) for page in pages - listed) == []
 
 
 def test_committed_schema_is_the_schema() -> None:
@@ -228,7 +298,10 @@ def test_committed_schema_is_the_schema() -> None:
 
 
 def test_every_recipe_points_its_editor_at_the_schema() -> None:
-    recipes = [path for path in known() if path.is_relative_to(ROOT / "recipes")]
+    others = ("accelerate", "hardware")  # settings of another program, and parts that recipes extend
+    recipes = [
+        path for path in tracked("recipes") if path.suffix == ".yaml" and path.parent.name not in others
+    ]
     assert len(recipes) >= 20
     for recipe in recipes:
         first = recipe.read_text().splitlines()[0]

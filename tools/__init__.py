@@ -1,0 +1,1 @@
+"""What a maintainer runs from a checkout; no part of the package."""
