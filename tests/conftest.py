@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ os.environ |= {
 }
 
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from rpo_cli.artifacts import Stage, Workspace, job_of, walk
@@ -140,18 +142,34 @@ def write_suite(folder: Path) -> Path:
     return folder
 
 
+def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """A folder that the first process of pytest-xdist's builds, and all read."""
+    base = factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(home.with_suffix(".lock")):
+        if not (done := home.with_suffix(".done")).exists():
+            shutil.rmtree(home, ignore_errors=True)
+            build(home)
+            done.touch()
+    return home
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """The chain at rho 0.5, built once: read it, never write to it."""
-    home = tmp_path_factory.mktemp("built")
-    tiny = Tiny(write_suite(home / "tiny"), home / "runs")
-    tiny.run("evaluate", "e-dpo.yaml")
-    tiny.run("train-policy", "dp-dpo.yaml")
+
+    def build(home: Path) -> None:
+        tiny = Tiny(write_suite(home / "tiny"), home / "runs")
+        tiny.run("evaluate", "e-dpo.yaml")
+        tiny.run("train-policy", "dp-dpo.yaml")
+
+    home = once(tmp_path_factory, "built", build)
+    import_module("rpo_cli.stages.policy")
     # Trainers collect garbage; that takes a third of a second among all the objects of torch, unless these
     # are set aside.
     gc.collect()
     gc.freeze()
-    return tiny
+    return Tiny(home / "tiny", home / "runs")
 
 
 @pytest.fixture

@@ -352,6 +352,7 @@ def test_what_is_left_out_is_listed() -> None:
         select(whole, None, None, Budget(objectives="simpo"))
 
 
+@pytest.mark.slow
 def test_a_reduced_figure_says_so_in_its_json_and_title_and_leaves_recipes_alone(
     tiny: Tiny, tmp_path: Path
 ) -> None:

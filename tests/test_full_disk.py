@@ -153,6 +153,7 @@ def command_line(tiny: Tiny, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "rpo_cli.cli", *arguments, "--workspace", str(tiny.root)]
 
 
+@pytest.mark.slow
 def test_a_file_that_outgrows_what_the_system_allows_is_one_line(built: Tiny, tiny: Tiny) -> None:
     """The libraries' own writers, and the system's own refusal: here a limit to a file's size."""
     resource = pytest.importorskip("resource")
@@ -177,6 +178,7 @@ def test_a_file_that_outgrows_what_the_system_allows_is_one_line(built: Tiny, ti
     same_artifact(tiny.root / POLICY, built.root / POLICY)
 
 
+@pytest.mark.slow
 def test_a_file_system_that_is_full_is_one_line_at_whatever_stage(tiny: Tiny, tmp_path: Path) -> None:
     """A real one of a few hundred kilobytes, where the system lets a test make it."""
     if (

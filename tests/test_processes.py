@@ -156,6 +156,7 @@ def compared(line: dict[str, Any]) -> set[str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_learn_what_one_does(
     shared: Tiny, twins: Callable[[str], tuple[Path, Path]], name: str
@@ -179,6 +180,7 @@ def test_two_processes_learn_what_one_does(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("e-dpo")])
 def test_members_teach_the_same_pairs_in_two_processes(
     twins: Callable[[str], tuple[Path, Path]], name: str
@@ -208,6 +210,7 @@ SHARDED = {
 RESUMED = ("e-dpo.yaml", "ensemble_min=dataset", "ema_decay=0.5", "save_steps=2", "logging_steps=1")
 
 
+@pytest.mark.slow
 def test_sharded_weights_learn_what_whole_ones_do_and_go_on_after_an_interruption(
     shared: Tiny, tmp_path: Path
 ) -> None:
@@ -264,6 +267,7 @@ def test_sharded_weights_learn_what_whole_ones_do_and_go_on_after_an_interruptio
 # ── Through the command line ────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_killed_with_its_processes_the_same_command_ends_where_the_undisturbed_run_did(
     shared: Tiny, twins: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:
@@ -304,6 +308,7 @@ def test_killed_with_its_processes_the_same_command_ends_where_the_undisturbed_r
     assert json.loads(rpo(*command, "--dry-run", "--json").stdout) == []
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_process_is_one_line_and_exit_code_2(shared: Tiny, tmp_path: Path) -> None:
     tiny = Tiny(shared.suite, Path(shutil.copytree(shared.root, tmp_path / "runs")))
     file = tmp_path / "one.yaml"

@@ -179,6 +179,7 @@ def run(hub: Any, home: Path, *arguments: object, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_fetch_records_commits_takes_what_is_needed_and_offline_runs_use_it(
     hub: Any, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +237,7 @@ def test_a_plan_asks_the_hub_nothing(hub: Any, suite: Path, tmp_path: Path) -> N
     assert not (tmp_path / "runs.lock.json").exists()
 
 
+@pytest.mark.slow
 def test_the_first_online_run_records_and_downloads(hub: Any, suite: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     said = run(
