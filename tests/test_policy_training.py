@@ -31,6 +31,7 @@ CUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
 # Adam divides by the root of the squared gradient and so blows up rounding where a gradient is almost
 # nothing; where two computations are to agree to rounding, plain gradient descent shows it.
 SGD = ("optim=sgd", "learning_rate=0.1")
+SLOW = pytest.mark.slow
 
 
 def cut(size: int, steps: int) -> tuple[str, str]:
@@ -112,14 +113,14 @@ def test_dpo_and_ipo_norm_are_trls_own_up_to_rounding(
         f"{objective}.yaml", f"{strength}=0.3", f"optim={optim}", f"learning_rate={rate}"
     )
     assert column(directory, "loss") == pytest.approx(losses, rel=1e-5)
-    assert distance(directory, final) < 1e-5
+    assert distance(directory, final) < (1e-5 if optim == "sgd" else 3e-5)
     assert distance(directory, built.root / "seed-0/sft") > 1e-3
 
 
 # ── However the batch is cut ────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("scope", ["batch", "dataset", "example"])
+@pytest.mark.parametrize("scope", ["batch", *(pytest.param(s, marks=SLOW) for s in ("dataset", "example"))])
 def test_the_ensembles_min_does_not_depend_on_how_the_batch_is_cut(tiny: Tiny, scope: str) -> None:
     teach(tiny)
     runs = [
@@ -280,6 +281,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_bytes(tiny: 
     assert resumed["metrics"] == undisturbed["metrics"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize("save_steps", [2, 4])
 def test_a_run_that_ended_before_it_was_published_ends_the_same(

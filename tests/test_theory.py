@@ -268,6 +268,7 @@ def least_kl_mixture(ref: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor,
     return weights, torch.tensor(kl, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_max_min_policy_over_a_convex_reward_set_belongs_to_its_least_kl_member():
     beta, inside = 0.7, 0
     for seed in range(12):
@@ -285,6 +286,7 @@ def test_max_min_policy_over_a_convex_reward_set_belongs_to_its_least_kl_member(
     assert inside > 6  # the mixtures tested are not all single members
 
 
+@pytest.mark.slow
 def test_least_kl_member_of_a_finite_ensemble_is_rarely_the_max_min_policy():
     """Max–min over a finite set is max–min over its hull, and the hull's least KL seldom sits at a member."""
     beta, optimal = 0.7, 0
@@ -324,6 +326,7 @@ def ensemble_optimum(ref: Tensor, rewards: Tensor, beta: float, gamma: float) ->
     return int(ensemble_losses(losses, "batch")[1][0]), value, theta
 
 
+@pytest.mark.slow
 def test_ensemble_distillation_selects_the_least_forward_kl_member_as_gamma_vanishes():
     beta, seen = 0.5, set()
     for seed in range(10):
