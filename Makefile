@@ -5,12 +5,14 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process of tests for each core, four at most: each has torch in it. Whoever is done takes tests from another.
+SPREAD := --numprocesses logical --maxprocesses 4 --dist worksteal
 # torch-xla runs with one version of torch: an environment of its own.
 TPU_VENV := .venv-tpu
 TPU_READY := $(TPU_VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tpu figure2 protocol test test-xla lint bench clean
+.PHONY: help setup setup-tpu figure2 protocol test test-all test-xla lint bench clean
 
 help: ## say what there is
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,8 +43,11 @@ figure2: $(READY) ## train the length-bias experiment on the embedded miniature 
 protocol: $(READY) ## the full protocol behind results/miniature: tuning on validation, five seeds, about two hours of CPU
 	$(BIN)/rpo figure figure2 --recipe miniature/protocol.yaml --tune --jobs $(JOBS) --out results/miniature
 
-test: $(READY) ## prove the code, offline
-	$(BIN)/python -m pytest
+test: $(READY) ## prove the code, offline: all but the slow tests, three minutes on two cores
+	$(BIN)/python -m pytest $(SPREAD) -m 'not slow'
+
+test-all: $(READY) ## all tests, as the gate runs them
+	$(BIN)/python -m pytest $(SPREAD)
 
 test-xla: $(TPU_READY) ## prove the TPU path on XLA's CPU backend: losses, compilations, transfers
 	PJRT_DEVICE=CPU $(TPU_VENV)/bin/python -m pytest tests/xla

@@ -1,7 +1,8 @@
 """What takes turns: this package's trainers and the baselines, one optimiser step at a time, in one process.
 
-A trainer runs in a thread of its own and stops after each step until it is its turn again, so that everything a step costs
-(data loading, callbacks, logging) is measured, set-up is not, and both sides of a ratio see the same state of the machine.
+A trainer runs in a thread of its own and stops after each step until it is its turn again, so that everything
+a step costs (data loading, callbacks, logging) is measured, set-up is not, and both sides of a ratio see the
+same state of the machine.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from rpo_cli.objectives import MemberChoice, distill_losses, dpo_losses
 from rpo_cli.recipes.schema import PolicyRecipe, RewardRecipe, TrainingRecipe
 from rpo_cli.stages.policy import EndOfStep, PolicyTrainer
 from rpo_cli.stages.reward import LeanRewardTrainer
-from rpo_cli.stages.training import loop
+from rpo_cli.stages.training.arguments import arguments
+from rpo_cli.stages.training.loop import train
 
-# How a step runs: with deterministic algorithms, as every stage of rpo; as stock TRL, transformers and torch do; and TRL on a CPU as
-# on a GPU, where its LM head reads the responses' tokens only (without Triton it reads every token, padding too, to keep shapes).
+# How a step runs: with deterministic algorithms, as every stage of rpo; as stock TRL, transformers and torch
+# do; and TRL on a CPU as on a GPU, where its LM head reads the responses' tokens only (without Triton it
+# reads every token, padding too, to keep shapes).
 Setting = Literal["rpo", "stock", "compact"]
 NEVER = 10**6  # steps: whoever measures says when to stop
 
@@ -47,7 +50,9 @@ class UnequalWork(RuntimeError):
 
 
 class Contestant(Protocol):
-    """Somebody who takes steps, each over `pieces` batches; `ids` of all batches and `losses` of all steps tell what work that was."""
+    """Somebody who takes steps, each over `pieces` batches; `ids` of all batches and `losses` of all steps
+    tell what work that was.
+    """
 
     name: str
     kind: str
@@ -110,7 +115,9 @@ class _StockReward(_Witness, RewardTrainer):
 
 
 class _StockPolicy(_Witness, DPOTrainer):
-    """TRL's trainer with its own loss, batches and metrics; only tokenisation and the reference pass are skipped, as for ours."""
+    """TRL's trainer with its own loss, batches and metrics; only tokenisation and the reference pass are
+    skipped, as for ours.
+    """
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -120,11 +127,13 @@ class _StockPolicy(_Witness, DPOTrainer):
 
 
 class _NaivePolicy(_StockPolicy):
-    """e-DPO as one would first write it: TRL's batches and fused head, reference and reward models in the loop."""
+    """e-DPO as one would first write it: TRL's batches and fused head, reference and reward models in the
+    loop.
+    """
 
     def prepare(self, reward_models: Sequence[PreTrainedModel], members: MemberChoice, beta: float) -> None:
         self.reward_models, self.members, self.strength = reward_models, members, beta
-        self.add_callback(EndOfStep(self))
+        self.add_callback(EndOfStep(self, members))
 
     def batch_mean(self, values: torch.Tensor) -> torch.Tensor:
         return values
@@ -237,7 +246,9 @@ class _Recording:
 
 
 class Maker:
-    """Makes contestants that share a device, a tokenizer, training settings and an optimiser batch of `pieces` times `batch` rows."""
+    """Makes contestants that share a device, a tokenizer, training settings and an optimiser batch of
+    `pieces` times `batch` rows.
+    """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, device: Device, batch: int, folder: Path, pieces: int = 1
@@ -251,7 +262,7 @@ class Maker:
         )
 
     def _settings(self, recipe: TrainingRecipe) -> dict[str, Any]:
-        return loop.arguments(recipe, Path(tempfile.mkdtemp(dir=self.folder)), self.device, 0)
+        return arguments(recipe, Path(tempfile.mkdtemp(dir=self.folder)), self.device, 0)
 
     def _recipe(self, kind: Any, **fields: Any) -> Any:
         common = {
@@ -281,13 +292,17 @@ class Maker:
         if objective == "e-dpo":
             members = self._members(rows, recipe)
         ids: list[list[int]] = []
-        config = DPOConfig(
-            **self._settings(recipe), beta=recipe.beta, max_length=None, precompute_ref_log_probs=True
-        )
+        config = DPOConfig(**self._settings(recipe), beta=recipe.beta, precompute_ref_log_probs=True)
         trainer = (_AsDrawn if as_drawn else _OurPolicy)(
-            recipe, members, None, model=model, args=config, data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
-            train_dataset=Dataset.from_list(rows), processing_class=self.tokenizer,
-        )  # fmt: skip
+            recipe,
+            members,
+            None,
+            model=model,
+            args=config,
+            data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=self.tokenizer,
+        )
         return self._ours(name, f"{objective} {sorted(fields.items())}", trainer, ids)
 
     def _members(self, rows: list[Row], recipe: PolicyRecipe) -> MemberChoice:
@@ -297,7 +312,7 @@ class Maker:
     def _ours(self, name: str, kind: str, trainer: Any, ids: list[list[int]]) -> Training:
         report = self._report()
         contestant = Training(name, kind, trainer, lambda: None, ids, "rpo")
-        contestant._run = lambda: loop.train(trainer, report)
+        contestant._run = lambda: train(trainer, report)
         return contestant
 
     def _stock(self, name: str, kind: str, trainer: Any, setting: Setting = "stock") -> Training:
@@ -319,7 +334,6 @@ class Maker:
         config = DPOConfig(
             **self._settings(recipe),
             beta=recipe.beta,
-            max_length=None,
             precompute_ref_log_probs=reference is None,
         )
         online = {"ref_chosen_logps", "ref_rejected_logps"} if reference is not None else set()
@@ -332,12 +346,18 @@ class Maker:
         return self._stock(name, "dpo []", trainer, setting)
 
     def naive(
-        self, name: str, like: Training, model: PreTrainedModel, rows: list[Row], reference: PreTrainedModel,
-        rms: Sequence[PreTrainedModel], setting: Setting,
-    ) -> Training:  # fmt: skip
+        self,
+        name: str,
+        like: Training,
+        model: PreTrainedModel,
+        rows: list[Row],
+        reference: PreTrainedModel,
+        rms: Sequence[PreTrainedModel],
+        setting: Setting,
+    ) -> Training:
         """e-DPO with everything in the loop; `like` is the contestant whose loss it computes."""
         recipe = self._recipe(PolicyRecipe, stage="policy", objective="e-dpo", beta=0.1)
-        config = DPOConfig(**self._settings(recipe), beta=recipe.beta, max_length=None)
+        config = DPOConfig(**self._settings(recipe), beta=recipe.beta)
         trainer = _NaivePolicy(
             model=model,
             ref_model=reference,
@@ -353,9 +373,12 @@ class Maker:
         recipe = self._recipe(RewardRecipe, stage="reward")
         ids: list[list[int]] = []
         trainer = _OurReward(
-            model, RewardConfig(**self._settings(recipe), max_length=None), train_dataset=Dataset.from_list(rows),
-            data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids), processing_class=self.tokenizer,
-        )  # fmt: skip
+            model,
+            RewardConfig(**self._settings(recipe)),
+            train_dataset=Dataset.from_list(rows),
+            data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
+            processing_class=self.tokenizer,
+        )
         return self._ours(name, "reward", trainer, ids)
 
     def trl_reward(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
@@ -365,14 +388,16 @@ class Maker:
             {"id": row["id"], **{c: row["prompt_ids"] + row[c] for c in ("chosen_ids", "rejected_ids")}}
             for row in rows
         ]
-        config = RewardConfig(**self._settings(recipe), max_length=None)
+        config = RewardConfig(**self._settings(recipe))
         trainer = _StockReward(
             model, config, train_dataset=Dataset.from_list(whole), processing_class=self.tokenizer
         )
         return self._stock(name, "reward", trainer)
 
     def bare(self, name: str, like: Training, model: PreTrainedModel, rows: list[Row], steps: int) -> Loop:
-        """Forward, loss, backward, clip, AdamW on ready-made batches of the shared layout, in the order `like` will take them."""
+        """Forward, loss, backward, clip, AdamW on ready-made batches of the shared layout, in the order
+        `like` will take them.
+        """
         list(zip(range(steps * self.pieces), like.trainer.get_train_dataloader(), strict=False))
         order = like.ids[: steps * self.pieces]
         like.ids.clear()
@@ -408,7 +433,8 @@ class Maker:
 
 
 def same_work(contestants: Sequence[Contestant], tolerance: float) -> None:
-    """Whether all saw the same rows in every optimiser batch, and those of one objective had the same losses, over all steps so far.
+    """Whether all saw the same rows in every optimiser batch, and those of one objective had the same losses,
+    over all steps so far.
 
     Raises:
         UnequalWork: they did not.
@@ -441,7 +467,9 @@ def synchronise(device: str) -> None:
 
 
 class Spent(NamedTuple):
-    """Seconds on the clock, and of this process on its processors: on a quiet machine with one thread they are the same."""
+    """Seconds on the clock, and of this process on its processors: on a quiet machine with one thread they
+    are the same.
+    """
 
     wall: float
     cpu: float
@@ -481,7 +509,8 @@ def steps_of(one: Contestant, count: int) -> None:
 def race(
     contestants: Sequence[Contestant], rounds: int, steps: int, device: Device
 ) -> dict[str, list[Spent]]:
-    """Time per step of each, one value a round; in each round everybody takes `steps` steps, in alternating order.
+    """Time per step of each, one value a round; in each round everybody takes `steps` steps, in alternating
+    order.
 
     The first step of each is not timed; its loss, and all later ones, must agree.
 

@@ -98,7 +98,8 @@ def _members(bench: Bench) -> Measured:
     rows = miniature_pairs((1 + scale.rounds * scale.miniature_steps) * batch, maker.tokenizer)
     policy = causal(miniature_model(maker.tokenizer), maker.tokenizer, 0, bench.device.name)
     data = {k: [row | {"margins": [0.1 * i for i in range(k)]} for row in rows] for k in counts}
-    # Margins grow with the member's number: at first the first is always the least, so that all have the same loss.
+    # Margins grow with the member's number: at first the first is always the least, so that all have the same
+    # loss.
     contestants = [
         maker.ours(
             str(k), copy.deepcopy(policy), data[k], "e-dpo", kl_estimator="data", gamma=0.0, gamma_end=None
@@ -117,22 +118,24 @@ def _members(bench: Bench) -> Measured:
 OBJECTIVES = ("dpo", "ipo", "ipo-norm")
 PLAIN = "device: cpu\ndtype: float32\nthreads: 1\n"
 BASE = (
-    PLAIN
-    + "max_length: 48\nper_device_train_batch_size: 16\nlr_scheduler_type: constant\noptim: adamw_torch_fused\n"
+    PLAIN + "max_length: 48\nper_device_train_batch_size: 16\nlr_scheduler_type: constant\n"
+    "optim: adamw_torch_fused\n"
 )
 SUITE = {
     "base.yaml": BASE,
-    "data.yaml": PLAIN
-    + "stage: data\nsource: miniature\nrows: {pretrain: 8, sft_train: 200, sft_validation: 8, warmup: 8, pairs: 800, "
+    "data.yaml": PLAIN + "stage: data\nsource: miniature\n"
+    "rows: {pretrain: 8, sft_train: 200, sft_validation: 8, warmup: 8, pairs: 800, "
     "pairs_validation: 40, prompts_validation: 16, prompts_test: 64}\n",
-    "sft.yaml": "extends: base.yaml\nstage: sft\nmax_steps: 5\nlearning_rate: 1e-2\nmodel_config_kwargs: {model_type: llama, "
-    "hidden_size: 64, intermediate_size: 128, num_hidden_layers: 3, num_attention_heads: 4, max_position_embeddings: 64, "
-    "tie_word_embeddings: true}\n",
-    "oracle.yaml": "extends: base.yaml\nstage: reward\ntable: pairs\nmodel_name_or_path: sft.yaml\nmax_steps: 6\nlearning_rate: 3e-3\n",
+    "sft.yaml": "extends: base.yaml\nstage: sft\nmax_steps: 5\nlearning_rate: 1e-2\n"
+    "model_config_kwargs: {model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 3, "
+    "num_attention_heads: 4, max_position_embeddings: 64, tie_word_embeddings: true}\n",
+    "oracle.yaml": "extends: base.yaml\nstage: reward\ntable: pairs\nmodel_name_or_path: sft.yaml\n"
+    "max_steps: 6\nlearning_rate: 3e-3\n",
     "relabel.yaml": PLAIN + "stage: relabel\nmax_length: 48\n",
-    "splits.yaml": PLAIN
-    + "stage: splits\nrho: 0.5\nnum_pairs: 128\nheld_out: 24\nensemble: [0.2, 0.5, 0.8]\nsubset_size: equal\n",
-    "policy.yaml": "extends: base.yaml\nstage: policy\nmodel_name_or_path: sft.yaml\nrho: 0.5\nmax_steps: STEPS\nlearning_rate: 1e-3\n",
+    "splits.yaml": PLAIN + "stage: splits\nrho: 0.5\nnum_pairs: 128\nheld_out: 24\n"
+    "ensemble: [0.2, 0.5, 0.8]\nsubset_size: equal\n",
+    "policy.yaml": "extends: base.yaml\nstage: policy\nmodel_name_or_path: sft.yaml\nrho: 0.5\n"
+    "max_steps: STEPS\nlearning_rate: 1e-3\n",
     "evaluate.yaml": PLAIN + "stage: evaluate\nmax_length: 48\nmax_new_tokens: 16\nbootstrap_samples: 200\n",
     **{f"{name}.yaml": f"extends: policy.yaml\nstage: policy\nobjective: {name}\n" for name in OBJECTIVES},
 }

@@ -1,4 +1,6 @@
-"""Peak memory of one policy step: `python -m benchmarks.memory rpo|stock|compact DEVICE DTYPE` prints it as JSON."""
+"""Peak memory of one policy step: `python -m benchmarks.memory rpo|stock|compact DEVICE DTYPE` prints it as
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
     from rpo_cli.devices import Device
 
 HOW = (
-    "CPU: VmHWM, reset through /proc/self/clear_refs, minus the resident memory before the second step (weights and AdamW state are "
-    "there already), a process for each, malloc returning freed blocks at once; GPU: torch.cuda.max_memory_allocated likewise"
+    "CPU: VmHWM, reset through /proc/self/clear_refs, minus the resident memory before the second step "
+    "(weights and AdamW state are "
+    "there already), a process for each, malloc returning freed blocks at once; GPU: "
+    "torch.cuda.max_memory_allocated likewise"
 )
 # Freed blocks above 64 KiB go back at once, so that what is resident is what is in use.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}

@@ -56,7 +56,9 @@ NAIVE, NAIVE_COMPACT = (
 
 @dataclass
 class Comparison:
-    """One row of the table. `ratio` is how many times the baseline's speed (or its share of the baseline's memory) ours is."""
+    """One row of the table. `ratio` is how many times the baseline's speed (or its share of the baseline's
+    memory) ours is.
+    """
 
     what: str
     workload: str
@@ -88,7 +90,9 @@ class Bench:
 
     @property
     def clock(self) -> str:
-        """What is counted: with one thread on a CPU its seconds, which other processes disturb less, else those on the clock."""
+        """What is counted: with one thread on a CPU its seconds, which other processes disturb less, else
+        those on the clock.
+        """
         return "cpu" if self.device.name == "cpu" and torch.get_num_threads() == 1 else "wall"
 
     def seconds(self, spent: Spent) -> float:
@@ -96,9 +100,16 @@ class Bench:
         return float(getattr(spent, self.clock))
 
     def compare(
-        self, what: str, workload: str, spent: dict[str, list[Spent]], ours: str, baseline: str, at_least: float | None,
-        unit: str = "steps/s", work: float = 1.0,
-    ) -> Comparison:  # fmt: skip
+        self,
+        what: str,
+        workload: str,
+        spent: dict[str, list[Spent]],
+        ours: str,
+        baseline: str,
+        at_least: float | None,
+        unit: str = "steps/s",
+        work: float = 1.0,
+    ) -> Comparison:
         """Speed of `ours` over that of `baseline`, round by round."""
         rounds = list(zip(spent[ours], spent[baseline], strict=True))
         ratios = [self.seconds(b) / self.seconds(a) for a, b in rounds]
@@ -125,7 +136,9 @@ class Bench:
         return self.maker(size, pieces), size * pieces, f"{size * pieces} pairs, {size} at a time"
 
     def reference_logps(self, settings: dict[str, Any], rows: list[Row], maker: Maker) -> PreTrainedModel:
-        """A reference of other weights than the policy's (equal weights have a loss of log 2 whatever is wrong); fills the rows."""
+        """A reference of other weights than the policy's (equal weights have a loss of log 2 whatever is
+        wrong); fills the rows.
+        """
         model = causal(settings, maker.tokenizer, 1, self.device.name)
         with self.device.autocast():
             both = pair_logps(model, token_rows(rows), maker.tokenizer.pad_token_id, 2 * self.scale.batch)
@@ -154,7 +167,10 @@ def _described(
     settings: dict[str, Any], model: PreTrainedModel, shape: Shape, rows: list[Row], batch: str
 ) -> str:
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    return f"{shape.name}: {settings['model_type']} {size:.1f}M, vocabulary {settings['vocab_size']}, {batch}, {described(rows)}"
+    return (
+        f"{shape.name}: {settings['model_type']} {size:.1f}M, vocabulary {settings['vocab_size']}, "
+        f"{batch}, {described(rows)}"
+    )
 
 
 def policy_tldr(bench: Bench) -> Iterator[Comparison]:
@@ -300,7 +316,10 @@ def policy_miniature(bench: Bench) -> Iterator[Comparison]:
         ),
     ]
     spent = race(contestants, rounds, steps, bench.device)
-    workload = f"miniature: {sum(p.numel() for p in policy.parameters()) / 1e6:.2f}M, {batch} pairs, {described(rows)}"
+    workload = (
+        f"miniature: {sum(p.numel() for p in policy.parameters()) / 1e6:.2f}M, {batch} pairs, "
+        f"{described(rows)}"
+    )
     yield bench.compare("dpo step", workload, spent, "rpo dpo", TRL, None)
     yield bench.compare("dpo step", workload, spent, "rpo dpo", COMPACT, None)
     yield bench.compare("dpo step", workload, spent, "rpo dpo", "TRL, reference in the loop", None)
@@ -328,7 +347,9 @@ def reward_training(bench: Bench) -> Iterator[Comparison]:
 
 @torch.inference_mode()
 def plain_scores(model: Any, rows: list[Row], tokenizer: Any, batch: int, device: str) -> np.ndarray:
-    """Rewards [n, 2] as one would first write it: `model(**batch)`, `batch` pairs in the order of the data, padded by the tokenizer."""
+    """Rewards [n, 2] as one would first write it: `model(**batch)`, `batch` pairs in the order of the data,
+    padded by the tokenizer.
+    """
     result = []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
@@ -339,7 +360,9 @@ def plain_scores(model: Any, rows: list[Row], tokenizer: Any, batch: int, device
 
 
 def scoring(bench: Bench) -> Iterator[Comparison]:
-    """Scoring pairs with a reward model beside a plain loop; ours includes the check that both layouts give the same rewards."""
+    """Scoring pairs with a reward model beside a plain loop; ours includes the check that both layouts give
+    the same rewards.
+    """
     scale, settings = bench.scale, bench.scale.llama
     maker = bench.maker(scale.batch)
     rows = pairs(scale.tldr, scale.scored, settings["vocab_size"], maker.tokenizer)
@@ -367,7 +390,9 @@ def scoring(bench: Bench) -> Iterator[Comparison]:
 
 
 def grouping(bench: Bench) -> Iterator[Comparison]:
-    """An epoch of dpo on batches of rows of like length beside random batches: the same pairs, in other company."""
+    """An epoch of dpo on batches of rows of like length beside random batches: the same pairs, in other
+    company.
+    """
     scale, settings = bench.scale, bench.scale.small
     rows = pairs(scale.tldr, scale.pairs[-1], settings["vocab_size"], bench.maker(scale.batch).tokenizer)
     steps = len(rows) // scale.batch
@@ -391,7 +416,9 @@ def grouping(bench: Bench) -> Iterator[Comparison]:
 
 
 def ensemble_together(bench: Bench) -> Iterator[Comparison]:
-    """A step of each member of a tiny ensemble, one after another as `rpo` trains them, beside all at once over stacked weights."""
+    """A step of each member of a tiny ensemble, one after another as `rpo` trains them, beside all at once
+    over stacked weights.
+    """
     scale, steps = bench.scale, bench.scale.miniature_steps
     for batch in (4 * scale.batch, scale.batch):
         maker = bench.maker(batch)
@@ -437,7 +464,9 @@ def ensemble_together(bench: Bench) -> Iterator[Comparison]:
 
 
 def _count_down(eos: int) -> Callable[..., None]:
-    """A forward hook: whatever the model computed, behind token FIRST_TOKEN + k come k - 1 more tokens and then EOS."""
+    """A forward hook: whatever the model computed, behind token FIRST_TOKEN + k come k - 1 more tokens and
+    then EOS.
+    """
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         last = kwargs["input_ids"][:, -1:]
@@ -448,7 +477,7 @@ def _count_down(eos: int) -> Callable[..., None]:
 
 
 def sampling(bench: Bench) -> Iterator[Comparison]:
-    """Sampling beside `generate` on batches in the order of the data: responses of one length, and of many."""
+    """Sampling beside `generate` on batches in the data's order: responses of one length, and of many."""
     scale = bench.scale
     count, new = scale.sampled
     yield _sampled(bench, [new] * count, new, f"{new} new tokens each")
@@ -478,8 +507,15 @@ def _sampled(bench: Bench, wanted: list[int], limit: int, what: str) -> Comparis
 
     def ours() -> None:
         answers = sample(
-            model, tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=limit, batch_size=scale.batch, seed=0
-        )  # fmt: skip
+            model,
+            tokenizer,
+            prompts,
+            temperature=1.0,
+            top_p=1.0,
+            max_new_tokens=limit,
+            batch_size=scale.batch,
+            seed=0,
+        )
         lengths["rpo"] = [len(answer) for answer in answers]
 
     @torch.inference_mode()
@@ -554,9 +590,16 @@ def peak_memory(bench: Bench) -> Iterator[Comparison]:
     for name in (TRL, COMPACT):
         ratios = [a / b for a, b in zip(peaks["rpo dpo"], peaks[name], strict=True) if b]
         yield Comparison(
-            "peak memory of a dpo step, share of the baseline's", workload, middle["rpo dpo"], middle[name], ratios, "≤ 0.6",
-            statistics.median(ratios) <= 0.6 if ratios else None, raw={n: peaks[n] for n in ("rpo dpo", name)}, note=memory.HOW,
-        )  # fmt: skip
+            "peak memory of a dpo step, share of the baseline's",
+            workload,
+            middle["rpo dpo"],
+            middle[name],
+            ratios,
+            "≤ 0.6",
+            statistics.median(ratios) <= 0.6 if ratios else None,
+            raw={n: peaks[n] for n in ("rpo dpo", name)},
+            note=memory.HOW,
+        )
 
 
 def growth_of_work(bench: Bench) -> Iterator[Comparison]:
@@ -566,6 +609,7 @@ def growth_of_work(bench: Bench) -> Iterator[Comparison]:
 
 
 SECTIONS: Sequence[Callable[[Bench], Iterator[Comparison]]] = (
-    policy_miniature, policy_tldr, policy_naive, policy_neox, policy_naive_neox, policy_chat, reward_training, scoring, grouping,
+    policy_miniature, policy_tldr, policy_naive, policy_neox, policy_naive_neox, policy_chat, reward_training,
+    scoring, grouping,
     ensemble_together, sampling, peak_memory, growth_of_work,
 )  # fmt: skip

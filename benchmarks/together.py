@@ -1,4 +1,5 @@
-"""Members of an ensemble of tiny reward models trained together: their weights stacked, one forward pass mapped over them.
+"""Members of an ensemble of tiny reward models trained together: their weights stacked, one forward pass
+mapped over them.
 
 Measured here and built nowhere: it is not faster where it counts (README.md).
 """
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from transformers import PreTrainedModel
 
-from rpo_cli.models import PADDING, Batch, attention_of, response_rewards
+from rpo_cli.models import Batch, response_rewards
+from rpo_cli.models.layout import PADDING, attention_of
 
 Step = Callable[[Sequence[Batch]], Tensor]
 
@@ -48,7 +50,9 @@ def one_after_another(models: Sequence[PreTrainedModel]) -> Step:
 
 
 class _Values(torch.nn.Module):
-    """A reward model as the values of all columns [n, T]; its pooling reads lengths back, which cannot be mapped."""
+    """A reward model as the values of all columns [n, T]; its pooling reads lengths back, which cannot be
+    mapped.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -63,7 +67,9 @@ class _Values(torch.nn.Module):
 
 
 def together(models: Sequence[PreTrainedModel], pad: int) -> Step:
-    """The same step of all members at once, each with its own batch, gradient norm and AdamW state: losses [k]."""
+    """The same step of all members at once, each with its own batch, gradient norm and AdamW state: losses
+    [k].
+    """
     members = [_Values(copy.deepcopy(model).train()) for model in models]
     for member in members:
         member.model.set_attn_implementation(

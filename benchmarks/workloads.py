@@ -27,7 +27,9 @@ FIRST_TOKEN = 16
 
 @dataclass(frozen=True)
 class Shape:
-    """Log-normal lengths: mean and spread (of the logarithm) of prompts and responses, both clipped at `longest` tokens."""
+    """Log-normal lengths: mean and spread (of the logarithm) of prompts and responses, both clipped at
+    `longest` tokens.
+    """
 
     name: str
     prompt: int
@@ -62,29 +64,54 @@ class Scale:
 
 def llama(vocab: int, hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, Any]:
     return {
-        "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": intermediate,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 2048, "tie_word_embeddings": False,
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    }
 
 
 def neox(vocab: int, hidden: int, layers: int, heads: int) -> dict[str, Any]:
     return {
-        "model_type": "gpt_neox", "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "max_position_embeddings": 2048, "tie_word_embeddings": False,
-    }  # fmt: skip
+        "model_type": "gpt_neox",
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    }
 
 
 # The clip takes the mean of these prompts from 375 to about 350.
 TLDR, CHAT = Shape("TL;DR", 375, 40), Shape("chat", 100, 200)
 FULL = Scale(
-    llama=llama(16384, 384, 6, 6, 1024), neox=neox(50304, 256, 6, 8), small=llama(1024, 128, 3, 4, 256), tldr=TLDR, chat=CHAT,
-    batch=8, step=(4, 4),  # the paper's optimiser batch
-    rounds=3, members=5, scored=160, sampled=(24, 40), sampled_lengths=(10, 128), miniature_steps=40, pairs=(32, 64, 96, 128),
+    llama=llama(16384, 384, 6, 6, 1024),
+    neox=neox(50304, 256, 6, 8),
+    small=llama(1024, 128, 3, 4, 256),
+    tldr=TLDR,
+    chat=CHAT,
+    batch=8,
+    step=(4, 4),  # the paper's optimiser batch
+    rounds=3,
+    members=5,
+    scored=160,
+    sampled=(24, 40),
+    sampled_lengths=(10, 128),
+    miniature_steps=40,
+    pairs=(32, 64, 96, 128),
     grids=((1, 1), (1, 2), (2, 1), (2, 2), (3, 2), (2, 3)),
-)  # fmt: skip
+)
 TOY = replace(
-    FULL, llama=llama(64, 16, 1, 2, 16), neox=neox(64, 16, 1, 2), small=llama(64, 16, 1, 2, 16), tldr=replace(TLDR, prompt=12, response=4),
-    chat=replace(CHAT, prompt=4, response=8), batch=2, step=(1, 2), rounds=1, members=2, scored=4, sampled=(2, 3), sampled_lengths=(1, 8),
+    FULL, llama=llama(64, 16, 1, 2, 16), neox=neox(64, 16, 1, 2), small=llama(64, 16, 1, 2, 16),
+    tldr=replace(TLDR, prompt=12, response=4),
+    chat=replace(CHAT, prompt=4, response=8), batch=2, step=(1, 2), rounds=1, members=2, scored=4, sampled=(2,
+    3), sampled_lengths=(1, 8),
     miniature_steps=1, pairs=(2, 4, 6), grids=((1, 1), (1, 2)), memory_runs=1,
 )  # fmt: skip
 
@@ -126,7 +153,8 @@ def reward(
 def pairs(
     shape: Shape, count: int, vocabulary: int, tokenizer: PreTrainedTokenizerBase, *, samples: bool = False
 ) -> list[Row]:
-    """Pairs of random tokens of the shape's lengths, the same ones for the same arguments; responses end in EOS.
+    """Pairs of random tokens of the shape's lengths, the same ones for the same arguments; responses end in
+    EOS.
 
     Reference log-probs are 0 until something computes them.
     """
@@ -159,19 +187,31 @@ def miniature_pairs(count: int, tokenizer: PreTrainedTokenizerBase) -> list[Row]
     texts = miniature.generate(0, miniature.Sizes(pairs=count))["pairs"]
     return [
         {
-            "id": index, "prompt_ids": r.prompt_ids, "chosen_ids": r.responses[0], "rejected_ids": r.responses[1],
-            "ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0,
+            "id": index,
+            "prompt_ids": r.prompt_ids,
+            "chosen_ids": r.responses[0],
+            "rejected_ids": r.responses[1],
+            "ref_chosen_logps": 0.0,
+            "ref_rejected_logps": 0.0,
         }
-        for index, r in enumerate(tokenise(texts, ("chosen", "rejected"), tokenizer, 48, "error", "benchmark"))
-    ]  # fmt: skip
+        for index, r in enumerate(
+            tokenise(texts, ("chosen", "rejected"), tokenizer, 48, "error", "benchmark")
+        )
+    ]
 
 
 def miniature_model(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Settings of the miniature's policy."""
     return {
-        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": True,
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+    }
 
 
 def token_rows(rows: list[Row]) -> list[TokenRow]:
@@ -187,4 +227,7 @@ def described(rows: list[Row]) -> str:
         [len(r["prompt_ids"]) for r in rows],
         [len(r[c]) for r in rows for c in ("chosen_ids", "rejected_ids")],
     )
-    return f"prompts {np.mean(prompts):.0f} tokens (longest {max(prompts)}), responses {np.mean(answers):.0f} (longest {max(answers)})"
+    return (
+        f"prompts {np.mean(prompts):.0f} tokens (longest {max(prompts)}), responses "
+        f"{np.mean(answers):.0f} (longest {max(answers)})"
+    )

@@ -1,4 +1,4 @@
-"""A suite of tiny recipes, and one workspace in which the real command line has built the whole chain once."""
+"""A suite of tiny recipes, and one workspace in which the real command line has built the chain once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ os.environ |= {
 }
 
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from rpo_cli.artifacts import Stage, Workspace, job_of, walk
@@ -35,31 +37,39 @@ PLAIN = "device: cpu\ndtype: float32\nthreads: 1\n"
 BASE = (
     PLAIN + "max_length: 48\nlogging_steps: 1\nper_device_train_batch_size: 8\nlr_scheduler_type: constant\n"
 )
+OBJECTIVES = {
+    "dpo": "",
+    "ipo": "tau: 0.1\n",
+    "ipo-norm": "tau: 0.1\n",
+    "d-dpo": "",
+    "p-dpo": "",
+    "dp-dpo": "",
+}
+OBJECTIVES["e-dpo"] = "ensemble: rm.yaml\nensemble_min: example\ncalibration: none\n"
 RECIPES = {
     "base.yaml": BASE,
-    "data.yaml": PLAIN
-    + "stage: data\nsource: miniature\nrows: {pretrain: 8, sft_train: 200, sft_validation: 8, warmup: 8, pairs: 360, pairs_validation: 40, "
+    "data.yaml": PLAIN + "stage: data\nsource: miniature\n"
+    "rows: {pretrain: 8, sft_train: 200, sft_validation: 8, warmup: 8, pairs: 360, pairs_validation: 40, "
     "prompts_validation: 16, prompts_test: 24}\n",
     "sft.yaml": "extends: base.yaml\nstage: sft\nmax_steps: 5\nlearning_rate: 1e-2\n"
-    "model_config_kwargs: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2, "
-    "num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true, attention_dropout: 0.3}\n",
-    "oracle.yaml": "extends: base.yaml\nstage: reward\ntable: pairs\nmodel_name_or_path: sft.yaml\nmax_steps: 6\nlearning_rate: 3e-3\n",
+    "model_config_kwargs: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, "
+    "num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true, "
+    "attention_dropout: 0.3}\n",
+    "oracle.yaml": "extends: base.yaml\nstage: reward\ntable: pairs\nmodel_name_or_path: sft.yaml\n"
+    "max_steps: 6\nlearning_rate: 3e-3\n",
     "relabel.yaml": PLAIN + "stage: relabel\nmax_length: 48\n",
-    "splits.yaml": PLAIN + "stage: splits\nrho: 0.5\nnum_pairs: 64\nheld_out: 24\nensemble: [0.2, 0.5, 0.8]\nsubset_size: equal\n",
-    "rm.yaml": "extends: base.yaml\nstage: reward\ndata: splits.yaml\nmodel_name_or_path: sft.yaml\nrho: 0.5\n"
-    "ensemble: [0.2, 0.5, 0.8]\nmax_steps: 6\nlearning_rate: 1e-2\n",
-    "policy.yaml": "extends: base.yaml\nstage: policy\nmodel_name_or_path: sft.yaml\nrho: 0.5\nmax_steps: 6\nlearning_rate: 3e-3\n"
-    "beta: 0.2\nmax_new_tokens: 8\ngamma: 0.1\ngamma_end: 0.5\n",
+    "splits.yaml": PLAIN + "stage: splits\nrho: 0.5\nnum_pairs: 64\nheld_out: 24\n"
+    "ensemble: [0.2, 0.5, 0.8]\nsubset_size: equal\n",
+    "rm.yaml": "extends: base.yaml\nstage: reward\ndata: splits.yaml\nmodel_name_or_path: sft.yaml\n"
+    "rho: 0.5\nensemble: [0.2, 0.5, 0.8]\nmax_steps: 6\nlearning_rate: 1e-2\n",
+    "policy.yaml": "extends: base.yaml\nstage: policy\nmodel_name_or_path: sft.yaml\nrho: 0.5\n"
+    "max_steps: 6\nlearning_rate: 3e-3\nbeta: 0.2\nmax_new_tokens: 8\ngamma: 0.1\ngamma_end: 0.5\n",
     "evaluate.yaml": PLAIN + "stage: evaluate\nmax_length: 48\nnum_samples: 2\nmax_new_tokens: 8\n"
     "bootstrap_samples: 200\nper_device_eval_batch_size: 16\n",
-    **{
-        f"{name}.yaml": f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}"
-        for name, more in {
-            "dpo": "", "ipo": "tau: 0.1\n", "ipo-norm": "tau: 0.1\n", "d-dpo": "", "p-dpo": "", "dp-dpo": "",
-            "e-dpo": "ensemble: rm.yaml\nensemble_min: example\ncalibration: none\n",
-        }.items()
-    },
-}  # fmt: skip
+} | {
+    f"{name}.yaml": f"extends: policy.yaml\nstage: policy\nobjective: {name}\n{more}"
+    for name, more in OBJECTIVES.items()
+}
 
 
 def rpo(*arguments: object, code: int = 0) -> Any:
@@ -132,17 +142,34 @@ def write_suite(folder: Path) -> Path:
     return folder
 
 
+def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """A folder that the first process of pytest-xdist's builds, and all read."""
+    base = factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(home.with_suffix(".lock")):
+        if not (done := home.with_suffix(".done")).exists():
+            shutil.rmtree(home, ignore_errors=True)
+            build(home)
+            done.touch()
+    return home
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """The chain at rho 0.5, built once: read it, never write to it."""
-    home = tmp_path_factory.mktemp("built")
-    tiny = Tiny(write_suite(home / "tiny"), home / "runs")
-    tiny.run("evaluate", "e-dpo.yaml")
-    tiny.run("train-policy", "dp-dpo.yaml")
-    # Trainers collect garbage; that takes a third of a second among all the objects of torch, unless these are set aside.
+
+    def build(home: Path) -> None:
+        tiny = Tiny(write_suite(home / "tiny"), home / "runs")
+        tiny.run("evaluate", "e-dpo.yaml")
+        tiny.run("train-policy", "dp-dpo.yaml")
+
+    home = once(tmp_path_factory, "built", build)
+    import_module("rpo_cli.stages.policy")
+    # Trainers collect garbage; that takes a third of a second among all the objects of torch, unless these
+    # are set aside.
     gc.collect()
     gc.freeze()
-    return tiny
+    return Tiny(home / "tiny", home / "runs")
 
 
 @pytest.fixture

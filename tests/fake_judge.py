@@ -7,7 +7,6 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -35,15 +34,16 @@ def responses(body: dict[str, Any]) -> tuple[str, str]:
 
 
 class FakeJudge:
-    """`script(number, body)` says what the request gets: text, (status, headers, bytes), "reset", or seconds to drip for.
+    """`script(number, body)` says what a request gets: text, (status, headers, bytes), "reset", or seconds.
 
-    `seen`: the bodies of all requests; `keys`: their Authorization headers.
+    So long an answer takes, on `clock`, for which nobody waits. `seen`: all requests' bodies; `keys`: their
+    Authorization headers.
     """
 
     def __init__(self, script: Script) -> None:
         self.seen: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self.at: list[float] = []
+        self.clock = 0.0
         lock = threading.Lock()
         fake = self
 
@@ -56,16 +56,16 @@ class FakeJudge:
                     number = len(fake.seen)
                     fake.seen.append(body)
                     fake.keys.append(self.headers.get("Authorization"))
-                    fake.at.append(time.monotonic())
                 assert self.path == "/v1/chat/completions"
                 said = script(number, body)
                 if said == "reset":
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     self.connection.close()
                     self.close_connection = True
-                elif isinstance(said, float):
-                    self._drip(said)
                 else:
+                    if isinstance(said, float):
+                        fake.clock += said
+                        said = "Verdict: A"
                     status, headers, content = (
                         said if isinstance(said, tuple) else (200, {}, completion(said))
                     )
@@ -75,29 +75,14 @@ class FakeJudge:
                     self.end_headers()
                     self.wfile.write(content)
 
-            def _drip(self, seconds: float) -> None:
-                content = completion("Verdict: A")
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                try:
-                    for byte in content:
-                        self.wfile.write(bytes([byte]))
-                        self.wfile.flush()
-                        time.sleep(seconds / len(content))
-                except OSError:
-                    self.close_connection = True
-
             def log_message(self, *arguments: Any) -> None:
                 pass
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
 
-            def handle_error(
-                self, *arguments: Any
-            ) -> None:  # a connection that the client left, or that the script reset
-                pass
+            def handle_error(self, *arguments: Any) -> None:
+                """A connection that the client left, or that the script reset, is no news."""
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"

@@ -14,9 +14,15 @@ import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-SPOKEN = "my dog ate the red car and then we went home because it was late but nobody knew why she left him there again"
+SPOKEN = (
+    "my dog ate the red car and then we went home because it was late but nobody knew why she left him "
+    "there again"
+)
 WORDS = SPOKEN.split()
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt "
+    "%}<assistant>{% endif %}"
+)
 
 
 def words(rng: random.Random, count: int) -> str:
@@ -45,9 +51,14 @@ def comparison(
     ]
     full = {"id": None, "post": None, "title": None, "subreddit": None, "site": None, "article": None, **info}
     return {
-        "info": full, "summaries": summaries, "choice": choice, "worker": "w1", "batch": batch, "split": split,
+        "info": full,
+        "summaries": summaries,
+        "choice": choice,
+        "worker": "w1",
+        "batch": batch,
+        "split": split,
         "extra": {"confidence": 7},
-    }  # fmt: skip
+    }
 
 
 def cnndm() -> dict[str, Any]:
@@ -67,9 +78,11 @@ def summaries(rng: random.Random) -> tuple[str, str]:
 
 
 def raw_comparisons(train: int, validation: int) -> list[dict[str, Any]]:
-    """Two rows of each post; the validation posts are of valid1 or valid2, and one CNN/DailyMail row is among them.
+    """Two rows of each post; the validation posts are of valid1 or valid2, and one CNN/DailyMail row is among
+    them.
 
-    The preferred summary ends in `car`, the other in `red`, whatever their lengths: something that a reward model can learn.
+    The preferred summary ends in `car`, the other in `red`, whatever their lengths: something that a reward
+    model can learn.
     """
     rng = random.Random(0)
 
@@ -100,7 +113,9 @@ def write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def comparisons_parquet(folder: Path, train: int = 6, validation: int = 4) -> Path:
-    """The hub's Parquet export of openai/summarize_from_feedback: comparisons/<split>/0000.parquet, axis/ beside it."""
+    """The hub's Parquet export of openai/summarize_from_feedback: comparisons/<split>/0000.parquet, axis/
+    beside it.
+    """
     rows = raw_comparisons(train, validation)
     write_parquet(folder / "comparisons/train/0000.parquet", [row for row in rows if row["split"] == "train"])
     write_parquet(
@@ -132,7 +147,9 @@ def tldr(folder: Path, train: int = 8, validation: int = 4, test: int = 4) -> Pa
 
 
 def tldr_preference(folder: Path, train: int = 6, validation: int = 4) -> Path:
-    """trl-lib/tldr-preference: prompt, chosen, rejected; no blank lines in posts, CNN/DailyMail mixed into the validation split."""
+    """trl-lib/tldr-preference: prompt, chosen, rejected; no blank lines in posts, CNN/DailyMail mixed into
+    the validation split.
+    """
 
     def rows(count: int, name: str) -> list[dict[str, str]]:
         infos = [post(n, name) for n in range(count)]
@@ -152,7 +169,9 @@ def tldr_preference(folder: Path, train: int = 6, validation: int = 4) -> Path:
 
 
 def oai_preprocessing(folder: Path, train: int = 6, validation: int = 4) -> Path:
-    """vwxyzjn/summarize_from_feedback_oai_preprocessing_*: the raw columns, and query, responses and their tokens beside them."""
+    """vwxyzjn/summarize_from_feedback_oai_preprocessing_*: the raw columns, and query, responses and their
+    tokens beside them.
+    """
 
     def row(raw: dict[str, Any], query: str) -> dict[str, Any]:
         texts = [f"{summary['text']}<|endoftext|>" for summary in raw["summaries"]]
@@ -189,7 +208,9 @@ def oai_preprocessing(folder: Path, train: int = 6, validation: int = 4) -> Path
 
 
 def oai_filtered(folder: Path, train: int = 8, validation: int = 4, test: int = 4) -> Path:
-    """vwxyzjn/summarize_from_feedback_tldr_3_filtered_*: a post's columns, its summary, and both as queries and responses."""
+    """vwxyzjn/summarize_from_feedback_tldr_3_filtered_*: a post's columns, its summary, and both as queries
+    and responses.
+    """
     rng = random.Random(1)
     for split, name, count in (
         ("train", "train", train),
@@ -213,7 +234,9 @@ def oai_filtered(folder: Path, train: int = 8, validation: int = 4, test: int = 
 
 
 def relabelled(folder: Path, train: int = 6, validation: int = 4) -> Path:
-    """mnoukhov/*_relabel_pythia6.9b: prompt, responses with the end mark, and the scores of the reward model that ordered them."""
+    """mnoukhov/*_relabel_pythia6.9b: prompt, responses with the end mark, and the scores of the reward model
+    that ordered them.
+    """
     rng = random.Random(2)
     for split, name, count in (("train", "train", train), ("validation", "valid", validation)):
         rows = []
@@ -230,7 +253,9 @@ def relabelled(folder: Path, train: int = 6, validation: int = 4) -> Path:
 
 
 def conversations(folder: Path, rows: int = 40) -> Path:
-    """A set in TRL's preference format, conversational with an implicit prompt, and what else such sets carry."""
+    """A set in TRL's preference format, conversational with an implicit prompt, and what else such sets
+    carry.
+    """
 
     def turns(*contents: str) -> list[dict[str, str]]:
         return [
@@ -239,10 +264,14 @@ def conversations(folder: Path, rows: int = 40) -> Path:
         ]
 
     made = [
-        {"chosen": turns(f"who left {n}", "she", "why", "it was late"), "rejected": turns(f"who left {n}", "she", "why", "nobody knew"),
-         "score_chosen": 4.0, "source": "x"}
+        {
+            "chosen": turns(f"who left {n}", "she", "why", "it was late"),
+            "rejected": turns(f"who left {n}", "she", "why", "nobody knew"),
+            "score_chosen": 4.0,
+            "source": "x",
+        }
         for n in range(rows)
-    ]  # fmt: skip
+    ]
     write_parquet(folder / "data/train-00000-of-00001.parquet", made)
     return folder
 
@@ -252,7 +281,9 @@ def dialogue(*turns: str) -> str:
 
 
 def hh(folder: Path, train: int = 30, test: int = 4) -> Path:
-    """Anthropic/hh-rlhf: helpful-base/{train,test}.jsonl.gz, and another folder with another schema beside it."""
+    """Anthropic/hh-rlhf: helpful-base/{train,test}.jsonl.gz, and another folder with another schema beside
+    it.
+    """
     for split, count in (("train", train), ("test", test)):
         rng = random.Random(split)
         rows = []

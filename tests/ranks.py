@@ -1,4 +1,4 @@
-"""Started by accelerate: run several pickled jobs, one after another, in each process; imports are paid once."""
+"""Started by accelerate: run pickled jobs one after another in each process; imports are paid once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""As ranks.py, with weights sharded by FSDP2: accelerate does that on accelerators only, so these processes pass for some.
+"""As ranks.py, with weights sharded by FSDP2: accelerate does that on accelerators only, so these processes
+pass for some.
 
 Usage: a pickle of (job, step to be interrupted at or None).
 """
@@ -15,9 +16,9 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from rpo_cli.runs.child import take_part
-from rpo_cli.stages.training import loop
+from rpo_cli.stages.training import publish
 
-begin, whole = PartialState.__init__, loop.whole_model
+begin, whole = PartialState.__init__, publish.whole_model
 
 
 def pass_for_gpus(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -42,7 +43,7 @@ def interrupt(at: int | None, step: int) -> None:
 
 
 PartialState.__init__ = pass_for_gpus
-loop.whole_model = whole_of_shards
+publish.whole_model = whole_of_shards
 for job, stop in pickle.loads(Path(sys.argv[1]).read_bytes()):
     with contextlib.suppress(KeyboardInterrupt):
         take_part(job, lambda step, of, stop=stop: interrupt(stop, step))

@@ -45,6 +45,7 @@ def delta(folder: Path, module: str = LINEAR) -> torch.Tensor:
     return 2 * weights[name.replace("lora_A", "lora_B")] @ weights[name]
 
 
+@pytest.mark.slow
 def test_a_policy_on_4_bits_starts_at_its_own_reference_and_is_merged_into_the_whole_base(tiny: Tiny) -> None:
     folder = trained(tiny, "train-policy", "dpo.yaml", "learning_rate=1e-5")
     # -log sigmoid(0): the reference log-probs are those of the 4-bit base. The whole base's would differ.
@@ -57,7 +58,8 @@ def test_a_policy_on_4_bits_starts_at_its_own_reference_and_is_merged_into_the_w
         max(abs(a["ref_chosen_logps"] - b["ref_chosen_logps"]) for a, b in zip(own, whole, strict=True))
         > 1e-3
     )
-    # Saved: the base's own weights, not what 4 bits made of them, plus the adapter, which was trained in float32.
+    # Saved: the base's own weights, not what 4 bits made of them, plus the adapter, which was trained in
+    # float32.
     base, merged = (load_file(place / "model.safetensors") for place in (tiny.root / "seed-0/sft", folder))
     change = delta(folder)
     assert torch.equal(merged["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
@@ -115,6 +117,7 @@ def test_a_reward_model_on_4_bits_keeps_its_trained_head(tiny: Tiny) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_on_4_bits_ends_where_the_undisturbed_one_did(tiny: Tiny) -> None:
     overrides = (*FOUR, "save_steps=2")
     tiny.run("train-policy", "dpo.yaml", *settings("save_steps=2"))

@@ -1,4 +1,6 @@
-"""Whatever is wrong with what a user gives: one clear line, exit code 2 (1 where a run fails), and nothing that counts as a result."""
+"""Whatever is wrong with what a user gives: one clear line, exit code 2 (1 where a run fails), and nothing
+that counts as a result.
+"""
 
 from __future__ import annotations
 
@@ -105,19 +107,23 @@ def not_a_number(tiny: Tiny) -> None:
 INSPECT = ("data inspect", "data.yaml")
 OUT = f"{SEED}/data"
 CASES = {
-    "an unknown key": Case("{suite}/e-dpo.yaml:7: bta: unknown key, did you mean beta?", recipe("e-dpo.yaml", "bta: 1")),
+    "an unknown key": Case("{suite}/e-dpo.yaml:7: bta: unknown key, did you mean beta?", recipe("e-dpo.yaml",
+    "bta: 1")),
     "a list for a number": Case(
-        "{suite}/e-dpo.yaml:7: beta: expected a number, got a list ([0.1, 0.2])", recipe("e-dpo.yaml", "beta: [0.1, 0.2]")
+        "{suite}/e-dpo.yaml:7: beta: expected a number, got a list ([0.1, 0.2])", recipe("e-dpo.yaml",
+        "beta: [0.1, 0.2]")
     ),
     "text for a number": Case(
-        "{suite}/e-dpo.yaml:7: max_steps: expected a whole number, got text ('many')", recipe("e-dpo.yaml", "max_steps: many")
+        "{suite}/e-dpo.yaml:7: max_steps: expected a whole number, got text ('many')", recipe("e-dpo.yaml",
+        "max_steps: many")
     ),
     "a file that is not there": Case(
         "{suite}/data.yaml:5: files.pairs: no such file: {suite}/pairs.jsonl",
         lambda tiny: (tiny.suite / "data.yaml").write_text(DATA), ("data inspect", "data.yaml"),
     ),
     "a table that no file is listed for": Case(
-        "{suite}/sft.yaml:1: data: needs the table sft_train, which files: of {suite}/data.yaml does not list",
+        "{suite}/sft.yaml:1: data: needs the table sft_train, which files: of {suite}/data.yaml does not "
+        "list",
         pairs(lines(PAIR)), ("train-sft", "sft.yaml")
     ),
     "a column that is not there": Case(
@@ -129,8 +135,10 @@ CASES = {
         "{suite}/pairs.jsonl:1: chosen and rejected are the same text, so there is no preference to learn",
         pairs(lines(PAIR | {"rejected": "c"})), INSPECT, makes=OUT,
     ),
-    "a line that is no JSON": Case("{suite}/pairs.jsonl:2: not JSON: ", pairs(lines(PAIR) + b'{"prompt": \n'), INSPECT, makes=OUT),
-    "a line that is no UTF-8": Case("{suite}/pairs.jsonl:2: not UTF-8: ", pairs(lines(PAIR) + b'{"prompt": "\xff"}\n'), INSPECT, makes=OUT),
+    "a line that is no JSON": Case("{suite}/pairs.jsonl:2: not JSON: ", pairs(lines(PAIR) + b'{"prompt": \n'),
+    INSPECT, makes=OUT),
+    "a line that is no UTF-8": Case("{suite}/pairs.jsonl:2: not UTF-8: ",
+    pairs(lines(PAIR) + b'{"prompt": "\xff"}\n'), INSPECT, makes=OUT),
     "a JSON array": Case(
         "{suite}/pairs.json:1: a JSON array; expected JSON Lines, an object on each line: "
         "jq -c '.[]' {suite}/pairs.json > {suite}/pairs.jsonl, then name pairs.jsonl in files:",
@@ -153,7 +161,8 @@ CASES = {
         pairs(lines(PAIR | {"id": "x"}, PAIR | {"id": "x", "prompt": "b"})), INSPECT, makes=OUT,
     ),
     "a rho that cannot be filled": Case(
-        "splits: rho 0.5 with num_pairs 400 and held_out 24 needs 212 pairs whose longer response is preferred, 156 exist",
+        "splits: rho 0.5 with num_pairs 400 and held_out 24 needs 212 pairs whose longer response is "
+        "preferred, 156 exist",
         command=("make-biased-splits", "splits.yaml"), more=("num_pairs=400",), makes=f"{RHO}/splits",
     ),
     "a prompt longer than max_length": Case(
@@ -169,14 +178,16 @@ CASES = {
         lambda tiny: without_special(tiny, "eos_token"), ("train-rm", "rm.yaml"), makes=f"{RHO}/rm/all",
     ),
     "a teacher with another vocabulary": Case(
-        "their tokenizers differ in vocabulary; policy and reward models must share one", other_vocabulary, makes=f"{RHO}/scores/rm/b-0.2"
+        "their tokenizers differ in vocabulary; policy and reward models must share one", other_vocabulary,
+        makes=f"{RHO}/scores/rm/b-0.2"
     ),
     "a reward that is no number": Case(
         "the reward model gave a reward that is not finite for 720 of 720 responses",
         not_a_number, ("relabel", "relabel.yaml"), makes=f"{SEED}/relabel", code=1,
     ),
     "a loss that is no number": Case(
-        " is nan at step 2; try a smaller learning_rate", command=("train-policy", "dpo.yaml"), more=("learning_rate=1e30", "max_steps=3"),
+        " is nan at step 2; try a smaller learning_rate", command=("train-policy", "dpo.yaml"),
+        more=("learning_rate=1e30", "max_steps=3"),
         makes=f"{RHO}/policies/dpo/beta-0.2-learning_rate-1e+30-max_steps-3", code=1,
     ),
     "a workspace of another suite": Case(

@@ -1,4 +1,4 @@
-"""A row that holds a prompt once with all its responses gives the numbers that a row for each response gives."""
+"""A row that holds a prompt once with all its responses gives the numbers of a row for each response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from conftest import RHO, Tiny, column
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rpo_cli.models import (
-    PROMPT,
     by_tokens,
     can_share,
     disable_dropout,
@@ -22,6 +21,7 @@ from rpo_cli.models import (
     response_logps,
     response_rewards,
 )
+from rpo_cli.models.layout import PROMPT
 from rpo_cli.objectives import kl_full, sequence_logps, token_logps
 
 SMALL = {
@@ -140,8 +140,9 @@ def test_a_window_that_one_response_exceeds_is_found_out_whichever_row_it_is_in(
         [[5] * 20 + [1], [6, 1], [1]],
     )  # not the longest row, but the longest response
     alone, total = (
-        [len(prompt) + of(map(len, group)) for prompt, group in zip(prompts, groups, strict=True)] for of in (max, sum)
-    )  # fmt: skip
+        [len(prompt) + of(map(len, group)) for prompt, group in zip(prompts, groups, strict=True)]
+        for of in (max, sum)
+    )
     assert alone.index(max(alone)) == 2 != total.index(max(total)) and sorted(alone)[-2] < 23
     found = []
     for window in (23, 25):

@@ -17,6 +17,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # The baselines are what TRL and transformers make of them, warnings included.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_benchmark_does_equal_work_for_one_step_at_toy_size(tmp_path: Path) -> None:
     from benchmarks.__main__ import BEGIN, END, machine, measure, put_into, table

@@ -1,4 +1,6 @@
-"""An optimiser's batches: whole, random, or of rows of about equal length; the same however shared and wherever resumed."""
+"""An optimiser's batches: whole, random, or of rows of about equal length; the same however shared and
+wherever resumed.
+"""
 
 from __future__ import annotations
 
@@ -106,6 +108,7 @@ def test_a_loader_that_goes_on_in_a_later_epoch_takes_its_rows(processes: int, g
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["e-dpo.yaml", "rm.yaml", "sft.yaml"])
 def test_grouped_training_does_not_depend_on_how_the_batch_is_cut(
     tiny: Tiny, tmp_path: Path, recipe: str

@@ -1,4 +1,6 @@
-"""Properties of rows: which are drawn into which split, who is chosen, and that a bad row is named by file and line."""
+"""Properties of rows: which are drawn into which split, who is chosen, and that a bad row is named by file
+and line.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ def everything(split: Split) -> list[int]:
     return [*split.train.tolist(), *split.held_out.tolist()]
 
 
-# ── Length and bias ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Length and bias ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_longer_means_a_share_more_tokens_and_always_more() -> None:
@@ -137,10 +139,13 @@ def test_draws_repeat_under_their_seed_and_differ_under_another() -> None:
     ("values", "message"),
     [
         ({"rho": 0.8, "num_pairs": 900},
-         "splits: rho 0.8 with num_pairs 900 and held_out 50 needs 760 pairs whose longer response is preferred, 600 exist"),
+         "splits: rho 0.8 with num_pairs 900 and held_out 50 needs 760 pairs whose longer response is "
+         "preferred, 600 exist"),
         ({"rho": 0.2, "num_pairs": 600}, "needs 520 pairs whose shorter response is preferred, 500 exist"),
-        ({"rho": None, "num_pairs": 1300}, "splits: 1300 training and 50 held-out pairs are needed, 1300 exist"),
-        ({"subset_size": 100}, r"splits: subset_size 100 cannot be filled for b 0.8: 75 pairs at most, from 60 longer and 140 shorter"),
+        ({"rho": None, "num_pairs": 1300},
+        "splits: 1300 training and 50 held-out pairs are needed, 1300 exist"),
+        ({"subset_size": 100}, (r"splits: subset_size 100 cannot be filled for b 0.8: 75 pairs at most, from "
+            r"60 longer and 140 shorter")),
         ({"rho": 0.01, "num_pairs": 20, "subset_size": "largest"},
          "splits: the subset for b 0.2 would be empty: D_rho has 0 longer and 20 shorter"),
     ],
@@ -178,7 +183,7 @@ def test_the_splits_stage_writes_what_it_drew(built: Tiny) -> None:
     assert all(ids[name] <= ids["train"] for name in ids if name.startswith("b-"))
 
 
-# ── Relabelling ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Relabelling ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_relabelling_puts_the_higher_score_first_and_marks_what_it_turned(built: Tiny) -> None:
@@ -207,7 +212,7 @@ def test_sampled_labels_follow_the_scores_and_repeat(tiny: Tiny) -> None:
     assert read_rows(first / "pairs.parquet") == rows
 
 
-# ── Reading files ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Reading files ───────────────────────────────────────────────────────────────────────────────────────────
 
 GOOD = {"prompt": "a b", "chosen": "c", "rejected": "d"}
 
@@ -221,18 +226,30 @@ def lines(*rows: Any) -> bytes:
     [
         (lines(GOOD, {"prompt": "a", "chosen": "c"}), ":2: no column 'rejected' (has: chosen, prompt)"),
         (lines(GOOD, GOOD | {"prompt": "x", "chosen": " \n"}), ":2: chosen: empty"),
-        (lines(GOOD, GOOD | {"chosen": "d"}), ":2: chosen and rejected are the same text, so there is no preference to learn"),
+        (
+            lines(GOOD, GOOD | {"chosen": "d"}),
+            ":2: chosen and rejected are the same text, so there is no preference to learn",
+        ),
         (lines(GOOD, GOOD | {"chosen": 3}), ":2: chosen: expected text, got a number"),
         (lines(GOOD, GOOD | {"chosen": None}), ":2: chosen: expected text, got null"),
-        (lines(GOOD, GOOD | {"chosen": "half \ud83d"}), ":2: chosen: holds half of a surrogate pair, which is no text"),
+        (
+            lines(GOOD, GOOD | {"chosen": "half \ud83d"}),
+            ":2: chosen: holds half of a surrogate pair, which is no text",
+        ),
         (lines(GOOD, ["a", "b"]), ":2: expected an object with columns, got a list"),
         (lines(GOOD) + b"\n" + b'{"prompt": "a", \n', ":3: not JSON: "),
-        (lines(GOOD) + b'{"prompt": "a", "chosen": "caf\xe9", "rejected": "b"}\n', ":2: not UTF-8: invalid continuation byte"),
-        (lines(GOOD | {"id": "x"}, GOOD | {"id": "y"}, GOOD | {"id": "x", "chosen": "e"}), ":3: id 'x' belongs to another row as well"),
+        (
+            lines(GOOD) + b'{"prompt": "a", "chosen": "caf\xe9", "rejected": "b"}\n',
+            ":2: not UTF-8: invalid continuation byte",
+        ),
+        (
+            lines(GOOD | {"id": "x"}, GOOD | {"id": "y"}, GOOD | {"id": "x", "chosen": "e"}),
+            ":3: id 'x' belongs to another row as well",
+        ),
         (b"", ": no rows"),
         (b"\n \n", ": no rows"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_row_is_one_line_that_names_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_bytes(content)
@@ -309,7 +326,7 @@ def test_a_changed_file_makes_what_rests_on_it_stale_and_a_moved_one_does_not(em
     assert empty.stage("data.yaml").key != key
 
 
-# ── Length ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Length ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_rows_that_are_too_long_are_an_error_or_dropped_and_never_cut(built: Tiny) -> None:
@@ -358,7 +375,7 @@ def test_prompt_and_response_are_tokenised_apart_and_end_in_eos(built: Tiny) -> 
             assert answer.count(tokenizer.eos_token_id) == 1
 
 
-# ── Prompts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Prompts ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def prompts_of(kinds: np.ndarray, each: int) -> list[str]:
@@ -401,7 +418,10 @@ def test_where_every_prompt_is_unique_prompts_change_nothing(values: dict[str, A
 
 
 def test_a_split_that_prompts_leave_too_few_pairs_for_says_how_many_there_are() -> None:
-    message = r"num_pairs 600 and held_out 50 needs 420 training pairs whose shorter response is preferred, \d+ share no prompt with the 50 held"
+    message = (
+        r"num_pairs 600 and held_out 50 needs 420 training pairs whose shorter response is preferred, "
+        r"\d+ share no prompt with the 50 held"
+    )
     with pytest.raises(BadInput, match=message):
         draw(
             KINDS,

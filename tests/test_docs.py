@@ -1,4 +1,4 @@
-"""Every command line that README, docs, recipes and --help name is one that works; every link leads somewhere.
+"""Every command line that README, docs, recipes and --help name is one that works; every link leads on.
 
 Only files that git tracks are looked at: a copy of recipes/own-data beside it is its owner's business.
 """
@@ -15,30 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT, copy_tracked, tracked
 from typer.testing import CliRunner
 
 from rpo_cli.cli import app
 from rpo_cli.recipes import check_suite, load
 from rpo_cli.recipes.editor import json_schema
 
-ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAPER_SCALE = DOCS / "paper-scale.md"
 LONGEST_README = 1_500  # words
 # These read and print; everything else is only planned.
 NO_DRY_RUN = (("recipe",), ("data",), ("status",), ("doctor",))
-
-
-@functools.cache
-def tracked(*places: str) -> tuple[Path, ...]:
-    """The files below some places of the repository that git tracks and that are there."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--", *places], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    return tuple(
-        ROOT / name for name in sorted(listed.stdout.split("\0")) if name and (ROOT / name).is_file()
-    )
 
 
 def documents() -> list[Path]:
@@ -48,14 +37,6 @@ def documents() -> list[Path]:
         for path in tracked("README.md", "CONTRIBUTING.md", "docs", "recipes", "benchmarks")
         if path.suffix == ".md"
     ]
-
-
-def copy_recipes(to: Path) -> None:
-    """The shipped recipes, without what else may lie among them."""
-    for path in tracked("recipes"):
-        copy = to / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
 
 
 def command_lines() -> list[tuple[str, str]]:
@@ -85,7 +66,7 @@ def test_documented_command_line_is_understood(
     place: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    copy_recipes(tmp_path)
+    copy_tracked("recipes", tmp_path)
     shutil.copytree(
         tmp_path / "recipes" / "own-data", tmp_path / "recipes" / "mine"
     )  # as its README tells to
@@ -113,7 +94,7 @@ def sed(line: str, folder: Path) -> None:
 @pytest.mark.parametrize("suite", ["tldr", "helpfulness"])
 @pytest.mark.parametrize("preset", ["gpu-80gb", "gpu-24gb", "gpus-8", "tpu-8"])
 def test_every_machine_makes_the_same_batches(suite: str, preset: str, tmp_path: Path) -> None:
-    copy_recipes(tmp_path)
+    copy_tracked("recipes", tmp_path)
     line = next(
         line
         for line in PAPER_SCALE.read_text().splitlines()
@@ -133,7 +114,7 @@ def test_ready_made_models_take_the_place_of_sft_and_oracle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    copy_recipes(tmp_path)
+    copy_tracked("recipes", tmp_path)
     lines = [
         line for line in PAPER_SCALE.read_text().splitlines() if line.startswith("sed") and "trl-lib" in line
     ]
@@ -155,7 +136,7 @@ def test_ready_made_models_take_the_place_of_sft_and_oracle(
 
 
 def test_another_base_model_is_one_line(tmp_path: Path) -> None:
-    copy_recipes(tmp_path)
+    copy_tracked("recipes", tmp_path)
     (line,) = (
         line for line in PAPER_SCALE.read_text().splitlines() if "Qwen" in line and line.startswith("sed")
     )
@@ -174,7 +155,7 @@ def test_relabelled_pairs_need_neither_relabel_nor_oracle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    copy_recipes(tmp_path)
+    copy_tracked("recipes", tmp_path)
     lines = re.findall(
         r"^#\s+(sed .*)$", (ROOT / "recipes/tldr/data-relabelled.yaml").read_text(), flags=re.M
     )

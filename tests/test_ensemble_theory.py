@@ -1,7 +1,8 @@
-"""What e-DPO's min over members of different length bias selects at the reference, and what calibration changes: docs/ensemble.md.
+"""What e-DPO's min over members of different length bias selects at the reference, and what calibration
+changes: docs/ensemble.md.
 
-A world of finitely many kinds of pairs, counted exactly: what a Bayes-optimal reward model of a biased subset says, and what
-the objectives' own functions make of it.
+A world of finitely many kinds of pairs, counted exactly: what a Bayes-optimal reward model of a biased subset
+says, and what the objectives' own functions make of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from rpo_cli.objectives import MemberEma, distill_losses, ensemble_losses, fit_t
 
 BIASES = (0.2, 0.4, 0.5, 0.6, 0.8)
 RHOS = (0.2, 0.3, 0.4, 0.6, 0.7, 0.8)
-# Kinds of pairs: how often the longer response wins and loses, of whole numbers of pairs. Half of all are won by the longer one.
+# Kinds of pairs: how often the longer response wins and loses, of whole numbers of pairs. Half of all are won
+# by the longer one.
 WINS = torch.tensor([95, 80, 60, 40, 20, 5])
 LOSSES = 100 - WINS
 
@@ -30,7 +32,9 @@ def evidence() -> torch.Tensor:
 
 
 def pairs(kinds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every pair of the world: the number of its kind, spread over winners, and whether the longer response wins."""
+    """Every pair of the world: the number of its kind, spread over winners, and whether the longer response
+    wins.
+    """
     longer = torch.cat(
         [torch.ones(int(WINS.sum()), dtype=torch.bool), torch.zeros(int(LOSSES.sum()), dtype=torch.bool)]
     )
@@ -82,7 +86,8 @@ def test_calibrated_on_the_datas_mix_the_most_opposed_member_is_shrunk_and_taken
         float(in_data((member(bias) / t) ** 2, rho)) for bias, t in zip(BIASES, temperatures, strict=True)
     ]
     assert losses.index(min(losses)) == opposed
-    # Without any temperature these members, whose margins are right in their own worlds, leave the choice to another.
+    # Without any temperature these members, whose margins are right in their own worlds, leave the choice to
+    # another.
     raw = [float(in_data(member(bias) ** 2, rho)) for bias in BIASES]
     assert raw.index(min(raw)) != opposed and losses[opposed] < raw[opposed] / 4
 

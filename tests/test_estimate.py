@@ -1,4 +1,6 @@
-"""A plan's numbers are arithmetic that can be checked; a smaller figure says what it leaves out; weights go when told to."""
+"""A plan's numbers are arithmetic that can be checked; a smaller figure says what it leaves out; weights go
+when told to.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ from rpo_cli.models import load_tokenizer, tokenise
 from rpo_cli.runs.question import DEVICES
 from rpo_cli.stages.data.rows import read_rows
 
-FIGURE = "stage: figure\npolicies: [dpo.yaml, d-dpo.yaml, e-dpo.yaml]\nrhos: [0.4, 0.5, 0.6]\nseeds: [0, 1]\nbootstrap_samples: 50\n"
+FIGURE = (
+    "stage: figure\npolicies: [dpo.yaml, d-dpo.yaml, e-dpo.yaml]\nrhos: [0.4, 0.5, 0.6]\nseeds: [0, 1]\n"
+    "bootstrap_samples: 50\n"
+)
 GRID = "grid: {beta: [0.1, 0.2, 0.4]}"
 
 
@@ -44,15 +49,26 @@ def kinds(found: dict[str, Any], name: str) -> dict[str, int]:
     return {group["kind"]: group[name] for group in found["stages"]}
 
 
-# ── The plan ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The plan ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_dry_run_counts_every_stage_by_kind(empty: Tiny) -> None:
     found = plan(with_figure(empty), "figure figure2", "figure.yaml", "--tune")
     assert found["cells"]["validation"] == 3 * 3 * 2 * 3 and found["cells"]["test"] == 3 * 3 * 2
-    # For each seed: an oracle, and for each rho one reward model and three members; one validation and one test baseline.
-    per_seed = {"data": 1, "sft": 1, "reward": 1 + 3 * 4, "relabel": 1, "splits": 3, "reference": 1, "samples": 1, "scores": 3 * 4,
-                "policy": 27, "evaluate": 27 + 9 + 2}  # fmt: skip
+    # For each seed: an oracle, and for each rho one reward model and three members; one validation and one
+    # test baseline.
+    per_seed = {
+        "data": 1,
+        "sft": 1,
+        "reward": 1 + 3 * 4,
+        "relabel": 1,
+        "splits": 3,
+        "reference": 1,
+        "samples": 1,
+        "scores": 3 * 4,
+        "policy": 27,
+        "evaluate": 27 + 9 + 2,
+    }
     assert (
         kinds(found, "total")
         == kinds(found, "build")
@@ -85,7 +101,7 @@ def test_what_is_there_is_reused_and_what_lies_behind_it_not_needed(tiny: Tiny) 
 
 
 def test_a_tuned_value_that_is_in_the_grid_costs_no_other_policy(tiny: Tiny) -> None:
-    """The recipes' own beta 0.2 is in the grid; one outside would be a policy more than the sweep can choose."""
+    """The recipes' own beta 0.2 is in the grid; one outside would be a policy more than the sweep chooses."""
     arguments = (
         "figure figure2",
         "figure.yaml",
@@ -124,7 +140,7 @@ def test_a_plan_imports_no_library_of_models(empty: Tiny) -> None:
     assert "54 cells on validation, 18 cells on test" in ended.stdout
 
 
-# ── The estimate ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The estimate ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def by_kind(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -300,7 +316,7 @@ def test_every_listed_device_has_its_numbers_and_no_price() -> None:
         )
 
 
-# ── Less of it ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Less of it ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_part_of_a_grid_keeps_its_ends() -> None:
@@ -336,6 +352,7 @@ def test_what_is_left_out_is_listed() -> None:
         select(whole, None, None, Budget(objectives="simpo"))
 
 
+@pytest.mark.slow
 def test_a_reduced_figure_says_so_in_its_json_and_title_and_leaves_recipes_alone(
     tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -358,8 +375,11 @@ def test_a_reduced_figure_says_so_in_its_json_and_title_and_leaves_recipes_alone
     tiny.run("figure figure2", "figure.yaml", "--tune", *budget, "--out", out)
     provenance = json.loads((out / "figure2.json").read_text())["provenance"]
     assert provenance["left_out"] == {
-        "policies": ["d-dpo", "e-dpo"], "rhos": [0.4, 0.6], "seeds": [1], "grid": {"dpo": [0.1, 0.4]}
-    }  # fmt: skip
+        "policies": ["d-dpo", "e-dpo"],
+        "rhos": [0.4, 0.6],
+        "seeds": [1],
+        "grid": {"dpo": [0.1, 0.4]},
+    }
     assert provenance["title"].endswith(
         "[reduced: 1 of 3 objectives, 1 of 3 ρ, 1 of 2 seeds, 1 of 3 grid values]"
     )
@@ -374,13 +394,15 @@ def test_a_reduced_figure_says_so_in_its_json_and_title_and_leaves_recipes_alone
     assert (tiny.root / "seed-0/sft/model.safetensors").is_file()
 
 
-# ── What stays on disk ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── What stays on disk ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def cells_in(
     root: Path, advantages: dict[str, float]
 ) -> tuple[Workspace, list[Cell], dict[str, dict[str, Any]]]:
-    """Cells of one policy, rho and seed whose weights are there, and the manifests their evaluations are about to get."""
+    """Cells of one policy, rho and seed whose weights are there, and the manifests their evaluations are
+    about to get.
+    """
     workspace = Workspace(root, "tiny")
     cells, found = [], {}
     for name, advantage in advantages.items():

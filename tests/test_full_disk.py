@@ -1,4 +1,6 @@
-"""A full disk ends a stage in one line; nothing half-written counts, and the same command ends where an undisturbed one did."""
+"""A full disk ends a stage in one line; nothing half-written counts, and the same command ends where an
+undisturbed one did.
+"""
 
 from __future__ import annotations
 
@@ -100,8 +102,10 @@ def table(patch: pytest.MonkeyPatch) -> None:
 ROOT: list[Path] = []
 POINTS: dict[str, tuple[str, tuple[str, ...], str, Callable[[pytest.MonkeyPatch], None]]] = {
     "a table": ("make-biased-splits", (), SPLITS, table),
-    "a table's manifest": ("make-biased-splits", (), SPLITS, lambda patch: whole_files(patch, "manifest.json")),
-    "the mark that a stage has begun": ("make-biased-splits", (), SPLITS, lambda patch: whole_files(patch, "started.json")),
+    "a table's manifest": ("make-biased-splits", (), SPLITS, lambda patch: whole_files(patch,
+    "manifest.json")),
+    "the mark that a stage has begun": ("make-biased-splits", (), SPLITS, lambda patch: whole_files(patch,
+    "started.json")),
     "the trained weights": ("train-policy", SAVING, POLICY, weights),
     "the tokenizer": (
         "train-policy", (), POLICY,
@@ -113,7 +117,8 @@ POINTS: dict[str, tuple[str, tuple[str, ...], str, Callable[[pytest.MonkeyPatch]
     "the optimiser's state": ("train-policy", SAVING, POLICY, optimiser),
     "a checkpoint's last file": ("train-policy", SAVING, POLICY, lambda patch: whole_files(patch, STATE)),
     "a line of metrics": ("train-policy", SAVING, POLICY, journal_line),
-    "the policy's manifest": ("train-policy", SAVING, POLICY, lambda patch: whole_files(patch, "manifest.json")),
+    "the policy's manifest": ("train-policy", SAVING, POLICY, lambda patch: whole_files(patch,
+    "manifest.json")),
 }  # fmt: skip
 
 
@@ -129,9 +134,9 @@ def test_a_full_disk_is_one_line_and_the_same_command_finishes_later(
         fill(patch)
         result = tiny.run(command, recipe, *settings, code=1)
     last = result.stderr.splitlines()[-1]
-    assert (
-        last
-        == f"{path}: No space left on device: {tiny.root / path}; make room, then the same command goes on from here"
+    assert last == (
+        f"{path}: No space left on device: {tiny.root / path}; make room, then the same command goes on "
+        "from here"
     )
     assert (
         result.stderr.count("No space left") == 1
@@ -148,6 +153,7 @@ def command_line(tiny: Tiny, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "rpo_cli.cli", *arguments, "--workspace", str(tiny.root)]
 
 
+@pytest.mark.slow
 def test_a_file_that_outgrows_what_the_system_allows_is_one_line(built: Tiny, tiny: Tiny) -> None:
     """The libraries' own writers, and the system's own refusal: here a limit to a file's size."""
     resource = pytest.importorskip("resource")
@@ -155,9 +161,13 @@ def test_a_file_that_outgrows_what_the_system_allows_is_one_line(built: Tiny, ti
     largest = (built.root / POLICY / "model.safetensors").stat().st_size // 2
     command = command_line(tiny, "train-policy", "--recipe", str(tiny.suite / "e-dpo.yaml"))
     ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
-    )  # fmt: skip
+    )
     assert ended.returncode == 1, ended.stderr
     line = (
         f"{POLICY}: File too large: {tiny.root / POLICY}; make room, then the same command goes on from here"
@@ -168,6 +178,7 @@ def test_a_file_that_outgrows_what_the_system_allows_is_one_line(built: Tiny, ti
     same_artifact(tiny.root / POLICY, built.root / POLICY)
 
 
+@pytest.mark.slow
 def test_a_file_system_that_is_full_is_one_line_at_whatever_stage(tiny: Tiny, tmp_path: Path) -> None:
     """A real one of a few hundred kilobytes, where the system lets a test make it."""
     if (
@@ -184,7 +195,8 @@ def test_a_file_system_that_is_full_is_one_line_at_whatever_stage(tiny: Tiny, tm
         f"mount -t tmpfs -o size={used + 120_000} tmpfs {small} || exit 99\n"
         f"{command}; echo code $? >&2\n"
         f"ls {small}/runs/seed-0/*/manifest.json >&2\n"
-        f"mount -o remount,size=50m {small}\n{command} > /dev/null 2>&1 || exit 3\ncp -r {small}/runs {kept}\n"
+        f"mount -o remount,size=50m {small}\n{command} > /dev/null 2>&1 || exit 3\ncp -r {small}/runs "
+        f"{kept}\n"
     )
     ended = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script],
@@ -197,9 +209,9 @@ def test_a_file_system_that_is_full_is_one_line_at_whatever_stage(tiny: Tiny, tm
         pytest.skip(f"no file system can be mounted: {ended.stderr}")
     assert ended.returncode == 0, ended.stderr
     *_, line, code, made = ended.stderr.splitlines()
-    assert (
-        line
-        == f"seed-0/sft: No space left on device: {on_it.root}/seed-0/sft; make room, then the same command goes on from here"
+    assert line == (
+        f"seed-0/sft: No space left on device: {on_it.root}/seed-0/sft; make room, then the same command "
+        "goes on from here"
     )
     assert (
         code == "code 1"

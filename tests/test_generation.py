@@ -1,10 +1,11 @@
-"""A sample is a function of model, prompt, seed and copy: not of the batch, its order, or what has left it."""
+"""A sample is a function of model, prompt, seed and copy: not of the batch, its order, or what left it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,37 +18,49 @@ from rpo_cli.errors import RunFailed
 from rpo_cli.models import new_causal, occurrences, pick, sample, uniforms
 from rpo_cli.stages.data import miniature
 
+SAMPLING = import_module("rpo_cli.models.sample")  # the file: in its package the name is the function's
 TOKENIZER = miniature.build_tokenizer()
 EOS = TOKENIZER.eos_token_id
 LIMIT = 14
 # Large weights: a shifted position, a padding token seen or a state of another row would show.
 SIZES = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
     "initializer_range": 0.5,
-}  # fmt: skip
+}
 GROUPED = {**SIZES, "num_key_value_heads": 1, "head_dim": 8}
 SETTINGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", **SIZES},
     "qwen2": {"model_type": "qwen2", **SIZES, "num_key_value_heads": 1},
     "qwen3": {"model_type": "qwen3", **GROUPED},
     "gpt_neox": {"model_type": "gpt_neox", **SIZES},
-    "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5},
+    "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64,
+    "initializer_range": 0.5},
     # Windows shorter than the prompts.
     "gemma2": {"model_type": "gemma2", **GROUPED, "sliding_window": 6},
-    "gemma3": {"model_type": "gemma3_text", **GROUPED, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    "gemma3": {"model_type": "gemma3_text", **GROUPED, "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 6},
     "mistral": {"model_type": "mistral", **GROUPED, "sliding_window": 6},
-    "mamba": {"model_type": "mamba", "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "initializer_range": 0.5},
+    "mamba": {"model_type": "mamba", "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2,
+    "initializer_range": 0.5},
     "falcon_h1": {
-        "model_type": "falcon_h1", **GROUPED, "mamba_d_ssm": 16, "mamba_n_heads": 4, "mamba_d_head": 4, "mamba_d_state": 4,
+        "model_type": "falcon_h1", **GROUPED, "mamba_d_ssm": 16, "mamba_n_heads": 4, "mamba_d_head": 4,
+        "mamba_d_state": 4,
         "mamba_n_groups": 1, "mamba_chunk_size": 8,
     },
-    "openai-gpt": {"model_type": "openai-gpt", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5},
+    "openai-gpt": {"model_type": "openai-gpt", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64,
+    "initializer_range": 0.5},
     "rwkv": {
-        "model_type": "rwkv", "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "model_type": "rwkv", "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 2,
         "context_length": 64,
     },
 }  # fmt: skip
 UNCACHED = ("openai-gpt", "rwkv")
+QUICK = ("llama", "mistral", "openai-gpt")  # one of each kind of cache
 # Lengths 3 to 12; others of equal length, and copies that lie apart.
 PROMPTS = [
     list(range(first, first + length))
@@ -96,7 +109,9 @@ def forwarded(model: Any) -> Iterator[list[tuple[int, int]]]:
         handle.remove()
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
+)
 def test_samples_are_those_of_each_row_alone_without_a_cache_in_batches_of_any_size(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -106,7 +121,7 @@ def test_samples_are_those_of_each_row_alone_without_a_cache_in_batches_of_any_s
         assert len({len(answer) for answer in expected}) > 2
         for size in (1, 5, 100):
             assert draw(model, PROMPTS, size) == expected
-        monkeypatch.setattr("rpo_cli.models.sample.RETIRE", 2.0)
+        monkeypatch.setattr(SAMPLING, "RETIRE", 2.0)
         assert draw(model, PROMPTS, 100) == expected
     assert ("has no cache this sampler knows" in caplog.text) == (name in UNCACHED)
 
@@ -141,7 +156,7 @@ def test_ended_rows_are_read_no_further_and_copies_read_their_prompt_once(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(name)
-    monkeypatch.setattr("rpo_cli.models.sample.RETIRE", 1e-9)
+    monkeypatch.setattr(SAMPLING, "RETIRE", 1e-9)
     with forwarded(model) as seen:
         answers = draw(model, PROMPTS, len(PROMPTS))
     steps = [rows for rows, _ in seen[2:]]  # behind the question for a cache and the prompts
@@ -162,11 +177,11 @@ def test_rows_leave_when_enough_of_them_have_ended(llama: Any) -> None:
     steps = [rows for rows, _ in seen[2:]]
     assert len(steps) == len(open_rows)
     assert all(
-        going <= rows < going / (1 - sample.RETIRE) for rows, going in zip(steps, open_rows, strict=True)
+        going <= rows < going / (1 - SAMPLING.RETIRE) for rows, going in zip(steps, open_rows, strict=True)
     )
 
 
-# ── The choice of a token ───────────────────────────────────────────────────────────────────────────────────────────
+# ── The choice of a token ───────────────────────────────────────────────────────────────────────────────────
 
 
 def shares(logits: torch.Tensor, temperature: float, top_p: float) -> np.ndarray:
@@ -233,7 +248,7 @@ def test_logits_that_are_not_finite_stop_the_run(llama: Any, value: float) -> No
         handle.remove()
 
 
-# ── The numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The numbers ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_numbers_are_uniform_and_those_of_no_other_row() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,14 +36,12 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_one_attempt_then_only_the_cache(attempts: list[str]) -> None:
-    started = time.monotonic()
     for name in ("some/model", "some/other"):
         with pytest.raises(
             BadInput,
             match=f"{name}: no tokenizer can be loaded: .*cannot be reached: .*Name or service not known",
         ):
             load_tokenizer(Path(name))
-    assert time.monotonic() - started < 10
     assert attempts == [constants.ENDPOINT] and constants.HF_HUB_OFFLINE is True
 
 

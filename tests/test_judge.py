@@ -1,4 +1,6 @@
-"""A judge that misbehaves costs time, never a verdict; one that is biased is found out; what was paid for is kept."""
+"""A judge that misbehaves costs time, never a verdict; one that is biased is found out; what was paid for is
+kept.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import json
 import math
 import shutil
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,10 +40,24 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def ask(script: Script, **settings: Any) -> tuple[Answer, FakeJudge]:
-    with FakeJudge(script) as fake:
+class Patience(threading.Event):
+    """A signal to stop that notes how long somebody would have waited for it, and is never given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        return False
+
+
+def ask(script: Script, stop: threading.Event | None = None, **settings: Any) -> tuple[Answer, FakeJudge]:
+    """One question, on the endpoint's clock: how long this machine takes for an answer decides nothing."""
+    with FakeJudge(script) as fake, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "time", SimpleNamespace(monotonic=lambda: fake.clock, time=time.time))
         given = JudgeSettings(model="fake", base_url=fake.url, **settings)
-        with Judge(given, api_key(given), threading.Event()) as judge:
+        with Judge(given, api_key(given), stop or Patience()) as judge:
             return judge.ask("A or B?"), fake
 
 
@@ -47,32 +65,39 @@ def judge_of(tiny: Tiny, fake: FakeJudge, *arguments: object, code: int = 0) -> 
     return tiny.run("judge", "e-dpo.yaml", "--model", "fake", "--base-url", fake.url, *arguments, code=code)
 
 
-# ── One question ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── One question ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_answer_comes_through_every_passing_failure() -> None:
     said: list[Any] = [
-        (500, {}, b"oops"), (429, {"Retry-After": "0"}, b""), (200, {}, b"{not json"), (200, {}, b'{"choices": []}'), "reset", 2.0,
-        (503, {}, b""), "Verdict: B",
-    ]  # fmt: skip
-    answer, fake = ask(lambda n, body: said[n], timeout=0.3, retries=7)
+        (500, {}, b"oops"),
+        (429, {"Retry-After": "0"}, b""),
+        (200, {}, b"{not json"),
+        (200, {}, b'{"choices": []}'),
+        "reset",
+        90.0,
+        (503, {}, b""),
+        "Verdict: B",
+    ]
+    answer, fake = ask(lambda n, body: said[n], timeout=60, retries=7)
     assert answer.verdict == "B"
     assert len(fake.seen) == len(said)
 
 
-@pytest.mark.parametrize("fault", [(500, {}, b""), "reset", 2.0, (200, {}, b"[]"), (429, {}, b"")])
+@pytest.mark.parametrize("fault", [(500, {}, b""), "reset", 90.0, (200, {}, b"[]"), (429, {}, b"")])
 def test_a_failure_that_does_not_pass_ends_the_run_in_one_line(fault: Any) -> None:
     with pytest.raises(
         RunFailed, match=r"^judge 127.0.0.1:\d+: .* \(3 tries\); the same command goes on from here$"
     ) as error:
-        ask(lambda n, body: fault, timeout=0.2, retries=2)
+        ask(lambda n, body: fault, timeout=60, retries=2)
     assert KEY not in str(error.value)
 
 
 def test_retry_after_is_waited_for() -> None:
-    answer, fake = ask(lambda n, body: "tie" if n else (429, {"Retry-After": "0.4"}, b""))
+    patience = Patience()
+    answer, _ = ask(lambda n, body: "tie" if n else (429, {"Retry-After": "40"}, b""), patience)
     assert answer.verdict == "tie"
-    assert fake.at[1] - fake.at[0] >= 0.4
+    assert [round(seconds) for seconds in patience.waits] == [40]
 
 
 def test_retry_after_is_seconds_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,11 +138,21 @@ def test_an_answer_without_a_verdict_is_asked_for_once_more_and_both_are_billed(
 @pytest.mark.parametrize(
     ("text", "verdict"),
     [
-        ("Verdict: A", "A"), ("**Verdict:** B.", "B"), ("verdict: TIE\n", "tie"), ("Verdict: A\nOn reflection\nVerdict: B", "B"),
-        ("[[A]]", "A"), (" b ", "B"), ("Verdict: Response B", "B"), ("Verdict:\nA", "A"),
-        ("A is better", None), ("Verdict: a close call", None), ("Verdict: A tie", None), ("", None), ("Verdict: C", None),
+        ("Verdict: A", "A"),
+        ("**Verdict:** B.", "B"),
+        ("verdict: TIE\n", "tie"),
+        ("Verdict: A\nOn reflection\nVerdict: B", "B"),
+        ("[[A]]", "A"),
+        (" b ", "B"),
+        ("Verdict: Response B", "B"),
+        ("Verdict:\nA", "A"),
+        ("A is better", None),
+        ("Verdict: a close call", None),
+        ("Verdict: A tie", None),
+        ("", None),
+        ("Verdict: C", None),
     ],
-)  # fmt: skip
+)
 def test_a_verdict_is_read_only_where_there_is_one(text: str, verdict: str | None) -> None:
     assert verdict_of(text) == verdict
 
@@ -160,14 +195,17 @@ def test_verdicts_are_kept_by_all_that_is_sent_but_the_key() -> None:
         )
     ]
     other = [
-        JudgeSettings(model="n"), JudgeSettings(model="m", temperature=1.0), JudgeSettings(model="m", base_url="http://x/v1"),
-        JudgeSettings(model="m", max_tokens=1), JudgeSettings(model="m", extra_body={"seed": 1}),
-    ]  # fmt: skip
+        JudgeSettings(model="n"),
+        JudgeSettings(model="m", temperature=1.0),
+        JudgeSettings(model="m", base_url="http://x/v1"),
+        JudgeSettings(model="m", max_tokens=1),
+        JudgeSettings(model="m", extra_body={"seed": 1}),
+    ]
     assert {question_key(s, "?") for s in same} == {question_key(plain, "?")}
     assert len({question_key(s, "?") for s in (plain, *other)} | {question_key(plain, "!")}) == len(other) + 2
 
 
-# ── What is kept ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is kept ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_line_cut_short_by_a_kill_is_no_answer_and_spoils_none(tmp_path: Path) -> None:
@@ -212,7 +250,7 @@ def test_of_two_processes_that_asked_the_same_both_take_the_answer_that_is_kept(
     assert len(one.file.read_bytes().splitlines()) == 1
 
 
-# ── What verdicts say ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── What verdicts say ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def table_of(first: list[str | None], second: list[str | None], **columns: Any) -> pd.DataFrame:
@@ -271,7 +309,9 @@ def test_samples_of_one_prompt_count_as_one() -> None:
 
 
 def test_a_judge_of_length_alone_is_even_at_equal_length() -> None:
-    """Wins follow sigmoid(theta + phi tanh(d / sd)): theta is found again whatever the lengths do to the plain rate."""
+    """Wins follow sigmoid(theta + phi tanh(d / sd)): theta is found again whatever the lengths do to the
+    plain rate.
+    """
     rng = np.random.default_rng(1)
     lengths = rng.normal(loc=60, scale=40, size=4000)
     for theta in (0.0, 0.7):
@@ -311,7 +351,7 @@ def test_kappa_is_agreement_beyond_chance() -> None:
     assert kappa([1, 1], [1, 1]) is None
 
 
-# ── The command ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The command ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def everything(root: Path) -> bytes:
@@ -370,8 +410,11 @@ def test_a_judge_that_agrees_with_the_oracle_is_found_to(tiny: Tiny) -> None:
 
 
 def test_references_of_the_data_are_an_opponent_too(tiny: Tiny) -> None:
-    tiny.edit("evaluate.yaml", "judge: {model: fake, against: [reference, baseline], price_per_million_input_tokens: 2, "
-              "price_per_million_output_tokens: 10, num_prompts: 3}")  # fmt: skip
+    tiny.edit(
+        "evaluate.yaml",
+        "judge: {model: fake, against: [reference, baseline], price_per_million_input_tokens: 2, "
+        "price_per_million_output_tokens: 10, num_prompts: 3}",
+    )
     with FakeJudge(
         lambda n, body: "Verdict: " + ("A" if len(responses(body)[0]) > len(responses(body)[1]) else "B")
     ) as fake:
@@ -407,7 +450,8 @@ def test_an_interrupted_run_asks_only_what_is_missing_and_ends_the_same(
         found, count = manifest(tiny.root, JUDGED), len(fake.seen)
         assert found["metrics"]["requests"] == len(answered) + len(later)
 
-        # Without an interruption: the same, to the bit. And nothing is asked twice, not even by --force without a key.
+        # Without an interruption: the same, to the bit. And nothing is asked twice, not even by --force
+        # without a key.
         other = Tiny(tiny.suite, tmp_path / "other")
         shutil.copytree(built.root, other.root)
         judge_of(other, fake)

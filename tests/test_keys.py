@@ -1,4 +1,6 @@
-"""Properties of keys: they hold what changes a result and nothing else, and asking for them costs no torch where a recipe says it."""
+"""Properties of keys: they hold what changes a result and nothing else, and asking for them costs no torch
+where a recipe says it.
+"""
 
 from __future__ import annotations
 
@@ -122,9 +124,13 @@ def test_reused_artifacts_of_another_device_are_mentioned(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["train-sft", "--recipe", "sft.yaml", "--dry-run"], 0), (["train-sft", "--recipe", "sft.yaml", "--set", "max_step=1"], 2),
-     (["train-policy", "--recipe", "e-dpo.yaml", "--set", "data=oracle.yaml"], 2), (["recipe", "check", "."], 0)],
-)  # fmt: skip
+    [
+        (["train-sft", "--recipe", "sft.yaml", "--dry-run"], 0),
+        (["train-sft", "--recipe", "sft.yaml", "--set", "max_step=1"], 2),
+        (["train-policy", "--recipe", "e-dpo.yaml", "--set", "data=oracle.yaml"], 2),
+        (["recipe", "check", "."], 0),
+    ],
+)
 def test_planning_in_an_empty_workspace_needs_no_torch_though_the_machine_decides(
     empty: Tiny, arguments: list[str], code: int
 ) -> None:
@@ -141,7 +147,7 @@ def test_planning_in_an_empty_workspace_needs_no_torch_though_the_machine_decide
     assert ended.stdout.endswith("TORCH False\n"), ended.stdout + ended.stderr
 
 
-# ── Seeds ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Seeds ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def seeds(fields: dict[str, object]) -> dict[str, object]:
@@ -211,7 +217,7 @@ def test_a_policy_under_another_seed_than_its_master_has_a_folder_of_its_own(bui
     assert plain == "seed-3/rho-0.5/policies/dpo/beta-0.2" and own == f"{plain}-policy_seed-0"
 
 
-# ── Members ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Members ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_member_is_not_trained_again_because_another_joins_or_leaves(tiny: Tiny) -> None:

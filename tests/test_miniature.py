@@ -34,7 +34,10 @@ def facts(text):
 
 
 def test_a_seed_gives_the_same_tables_in_another_process(tables):
-    code = "import json; from rpo_cli.data.miniature import *;print(json.dumps(generate(0, Sizes(50, 50, 20, 200, 2_000, 50, 20, 20))))"
+    code = (
+        "import json; from rpo_cli.stages.data.miniature import *; "
+        "print(json.dumps(generate(0, Sizes(50, 50, 20, 200, 2_000, 50, 20, 20))))"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(other.stdout) == tables
 

@@ -1,4 +1,6 @@
-"""Saved models are plain Hugging Face models, and every number read off them is the one a naive loop computes."""
+"""Saved models are plain Hugging Face models, and every number read off them is the one a naive loop
+computes.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ GPT2 = {
 
 @pytest.fixture(scope="module")
 def absolute(tokenizer: Any) -> Any:
-    """A model with learnt absolute positions and large weights: a shifted position or a padding token seen would show."""
+    """A model with learnt absolute positions and large weights: a shifted position or a padding token seen
+    would show.
+    """
     return new_causal(GPT2, tokenizer, CPU, 0).eval()
 
 
@@ -95,7 +99,7 @@ def rows(built: Tiny, tokenizer: Any) -> list[TokenRow]:
     return found
 
 
-# ── Plain Hugging Face ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── Plain Hugging Face ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_saved_policy_is_a_plain_causal_model(
@@ -151,11 +155,14 @@ def test_a_saved_reward_model_is_a_plain_classifier_of_one_label(
 @pytest.mark.parametrize("dropout", [
     {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64,
      "resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5},
-    {"model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+    {"model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 64,
      "word_embed_proj_dim": 16, "dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5},
-    {"model_type": "gpt_neox", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    {"model_type": "gpt_neox", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2,
      "max_position_embeddings": 64, "attention_dropout": 0.5, "hidden_dropout": 0.5},
-    {"model_type": "qwen3", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
+    {"model_type": "qwen3", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "head_dim": 8,
      "num_key_value_heads": 1, "max_position_embeddings": 64, "attention_dropout": 0.5},
 ], ids=lambda settings: settings["model_type"])  # fmt: skip
 def test_no_kind_of_dropout_survives_in_training_mode(
@@ -181,7 +188,7 @@ def test_no_kind_of_dropout_survives_in_training_mode(
         assert all(torch.equal(model(ids).logits, quiet) for _ in range(3))
 
 
-# ── Rewards and log-probabilities ───────────────────────────────────────────────────────────────────────────────────
+# ── Rewards and log-probabilities ───────────────────────────────────────────────────────────────────────────
 
 
 def test_rewards_do_not_depend_on_the_batch(reward: Any, rows: list[TokenRow], tokenizer: Any) -> None:
@@ -373,7 +380,7 @@ def test_a_reward_that_is_no_number_stops_the_run(built: Tiny, rows: list[TokenR
         rewards(model, [row.prompt_ids for row in rows[:3]], tokenizer.pad_token_id, 2)
 
 
-# ── Sampling ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Sampling ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def draw(policy: Any, tokenizer: Any, prompts: list[list[int]], seed: int, limit: int = 8) -> list[list[int]]:
@@ -399,7 +406,9 @@ def test_samples_repeat_under_their_seed_and_end_in_eos_or_at_the_limit(
 def test_samples_follow_the_models_own_distribution(
     absolute: Any, tokenizer: Any, rows: list[TokenRow]
 ) -> None:
-    """First tokens of 4000 samples of one prompt, in a batch where it is padded, against the model's probabilities."""
+    """First tokens of 4000 samples of one prompt, in a batch where it is padded, against the model's
+    probabilities.
+    """
     short, long = rows[0].prompt_ids[:5], rows[0].prompt_ids
     answers = sample(
         absolute,
@@ -444,7 +453,7 @@ def test_evaluation_scores_its_samples_by_the_oracle(built: Tiny, tokenizer: Any
     assert checked > 10
 
 
-# ── Tokenizers that would train something else than was asked for ───────────────────────────────────────────────────
+# ── Tokenizers that would train something else than was asked for ───────────────────────────────────────────
 
 
 def words(folder: Path, **special: str) -> Path:

@@ -1,4 +1,4 @@
-"""Properties of the functions in rpo_cli.objectives, one by one; what follows from them is in test_theory.py."""
+"""Properties of the functions in rpo_cli.objectives, one by one; what follows is in test_theory.py."""
 
 import math
 
@@ -28,7 +28,7 @@ def doubles(*shape: int, seed: int = 0, grad: bool = False) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_(grad)
 
 
-# ── Losses of a pair ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Losses of a pair ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_pair_losses_have_the_values_computed_by_hand():
@@ -63,12 +63,14 @@ def test_gradient_of_dpo_is_the_closed_form():
 def test_distillation_sees_only_the_residual_in_reward_units():
     delta_h, delta_r = doubles(5), doubles(3, 5, seed=1)
     losses = distill_losses(delta_h, delta_r, 0.7)
-    # A shift of y_w's reward is undone by the policy's answer to it, pair by pair: no batch statistics take part.
+    # A shift of y_w's reward is undone by the policy's answer to it, pair by pair: no batch statistics take
+    # part.
     shift = doubles(5, seed=2)
     torch.testing.assert_close(
         distill_losses(delta_h + shift / 0.7, delta_r + shift, 0.7), losses, rtol=0, atol=1e-13
     )
-    # Rewards and β in other units only change the unit of the loss: raw logits are neither normalised nor divided by β.
+    # Rewards and β in other units only change the unit of the loss: raw logits are neither normalised nor
+    # divided by β.
     torch.testing.assert_close(distill_losses(delta_h, 3 * delta_r, 3 * 0.7), 9 * losses, rtol=1e-13, atol=0)
 
 
@@ -111,7 +113,7 @@ def test_distillation_refuses_rewards_of_other_pairs(shape: tuple[int, ...]):
         distill_losses(doubles(5, 1), doubles(3, 5), 0.7)
 
 
-# ── min_i over the ensemble ─────────────────────────────────────────────────────────────────────────────────────────
+# ── min_i over the ensemble ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_two_by_two_example_costs_nothing_per_example_and_two_per_batch():
@@ -244,7 +246,7 @@ def test_ema_refuses_what_it_could_not_forget_and_other_ensembles():
         MemberEma.from_rewards(doubles(4), 0.9)
 
 
-# ── γ·KL ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── γ·KL ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_gamma_is_exact_at_both_ends_linear_between_and_stays():
@@ -330,7 +332,7 @@ def test_extreme_logits_keep_log_probabilities_and_kl_finite_in_float32():
         assert abs(value.item()) == pytest.approx(2e4) and gradient.isfinite().all()
 
 
-# ── Calibration ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Calibration ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def weighted_nll(delta_r: Tensor, weights: Tensor, temperature: float) -> float:

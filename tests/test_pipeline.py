@@ -280,6 +280,7 @@ def test_the_next_command_is_about_what_this_one_made(tiny: Tiny) -> None:
     )
 
 
+@pytest.mark.slow
 def test_after_kill_9_the_same_command_ends_where_the_undisturbed_one_did(tiny: Tiny, tmp_path: Path) -> None:
     settings = ("--set", "max_steps=120", "--set", "save_steps=20")
     cell = f"{RHO}/policies/e-dpo/beta-0.2-max_steps-120"
@@ -291,9 +292,8 @@ def test_after_kill_9_the_same_command_ends_where_the_undisturbed_one_did(tiny: 
         cwd=Path(__file__).parents[1],
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
         while not (tiny.root / cell / "checkpoints/checkpoint-20" / STATE).exists():
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.poll() is None
             time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -307,6 +307,7 @@ def test_after_kill_9_the_same_command_ends_where_the_undisturbed_one_did(tiny: 
     same_artifact(tiny.root / cell, undisturbed.root / cell)
 
 
+@pytest.mark.slow
 def test_two_jobs_give_the_same_bytes_as_one_and_their_libraries_say_nothing(
     built: Tiny, tiny: Tiny, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,6 @@
-"""Properties of training: equal to TRL where it should be, the same however the batch is cut, repeatable, resumable."""
+"""Properties of training: equal to TRL where it should be, the same however the batch is cut, repeatable,
+resumable.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,10 @@ from rpo_cli.stages.reward import LeanRewardTrainer
 from rpo_cli.stages.training.loop import STATE
 
 CUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
-# Adam divides by the root of the squared gradient and so blows up rounding where a gradient is almost nothing; where
-# two computations are to agree to rounding, plain gradient descent shows it.
+# Adam divides by the root of the squared gradient and so blows up rounding where a gradient is almost
+# nothing; where two computations are to agree to rounding, plain gradient descent shows it.
 SGD = ("optim=sgd", "learning_rate=0.1")
+SLOW = pytest.mark.slow
 
 
 def cut(size: int, steps: int) -> tuple[str, str]:
@@ -54,7 +57,7 @@ def teach(tiny: Tiny) -> None:
             )
 
 
-# ── Against TRL ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Against TRL ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def stock(
@@ -67,8 +70,10 @@ def stock(
         for row in read_rows(built.root / RHO / "splits/train.parquet")
     ]
     config = DPOConfig(
-        output_dir=str(home), max_steps=6, lr_scheduler_type="constant", per_device_train_batch_size=rows, logging_steps=1, seed=0,
-        data_seed=0, bf16=False, use_cpu=True, activation_checkpointing=False, max_length=None, report_to="none", save_strategy="no",
+        output_dir=str(home), max_steps=6, lr_scheduler_type="constant", per_device_train_batch_size=rows,
+        logging_steps=1, seed=0,
+        data_seed=0, bf16=False, use_cpu=True, activation_checkpointing=False, max_length=None,
+        report_to="none", save_strategy="no",
         disable_tqdm=True, dataloader_drop_last=True, dataloader_pin_memory=False, **settings,
     )  # fmt: skip
     model, reference = (AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32) for _ in range(2))
@@ -108,14 +113,14 @@ def test_dpo_and_ipo_norm_are_trls_own_up_to_rounding(
         f"{objective}.yaml", f"{strength}=0.3", f"optim={optim}", f"learning_rate={rate}"
     )
     assert column(directory, "loss") == pytest.approx(losses, rel=1e-5)
-    assert distance(directory, final) < 1e-5
+    assert distance(directory, final) < (1e-5 if optim == "sgd" else 3e-5)
     assert distance(directory, built.root / "seed-0/sft") > 1e-3
 
 
-# ── However the batch is cut ────────────────────────────────────────────────────────────────────────────────────────
+# ── However the batch is cut ────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("scope", ["batch", "dataset", "example"])
+@pytest.mark.parametrize("scope", ["batch", *(pytest.param(s, marks=SLOW) for s in ("dataset", "example"))])
 def test_the_ensembles_min_does_not_depend_on_how_the_batch_is_cut(tiny: Tiny, scope: str) -> None:
     teach(tiny)
     runs = [
@@ -154,7 +159,9 @@ def test_one_pair_eight_times_is_eight_pairs_once(tiny: Tiny, objective: str) ->
 def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(
     tiny: Tiny, tmp_path: Path, recipe: str
 ) -> None:
-    """64 pairs make five batches of 12 and a rest; the rest is left out of the epoch, however the batch is cut."""
+    """64 pairs make five batches of 12 and a rest; the rest is left out of the epoch, however the batch is
+    cut.
+    """
     if recipe == "sft.yaml":
         tiny.edit("data.yaml", "rows: {sft_train: 64, pairs: 360, pairs_validation: 40}")
         tiny.make("data.yaml")
@@ -167,7 +174,7 @@ def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(
     assert distance(*runs) < 1e-6
 
 
-# ── The forward KL ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The forward KL ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_exact_kl_has_no_gradient_at_the_reference(tiny: Tiny) -> None:
@@ -208,7 +215,7 @@ def test_gamma_beta_is_gamma_times_beta(tiny: Tiny) -> None:
     assert column(scaled, "gamma") == pytest.approx([5 * value for value in column(plain, "gamma")])
 
 
-# ── Repeatable and resumable ────────────────────────────────────────────────────────────────────────────────────────
+# ── Repeatable and resumable ────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(built: Tiny, tiny: Tiny) -> None:
@@ -274,6 +281,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_bytes(tiny: 
     assert resumed["metrics"] == undisturbed["metrics"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize("save_steps", [2, 4])
 def test_a_run_that_ended_before_it_was_published_ends_the_same(
@@ -344,7 +352,7 @@ def test_a_changed_recipe_does_not_resume_the_old_ones_checkpoint(tiny: Tiny) ->
     assert column(directory, "learning_rate") == [1e-3] * 6
 
 
-# ── What stops a run ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What stops a run ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, trainer: type, at: int) -> None:
@@ -382,7 +390,7 @@ def test_a_loss_that_is_no_number_is_seen_though_its_step_is_not_logged(
     assert not (tiny.root / tiny.stage("dpo.yaml").path / "manifest.json").exists()
 
 
-# ── What is in memory, and dropout ──────────────────────────────────────────────────────────────────────────────────
+# ── What is in memory, and dropout ──────────────────────────────────────────────────────────────────────────
 
 
 def models_while(train: Callable[[Callable[[int, int], None]], object]) -> tuple[int, int]:

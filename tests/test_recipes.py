@@ -87,7 +87,8 @@ def test_all_mistakes_are_reported_at_once_with_their_lines() -> None:
     [
         (
             "objective: edpo",
-            "objective: expected dpo, ipo, ipo-norm, d-dpo, p-dpo, dp-dpo, e-dpo, r-dpo, dpo-sft, robust-dpo or simpo",
+            "objective: expected dpo, ipo, ipo-norm, d-dpo, p-dpo, dp-dpo, e-dpo, r-dpo, dpo-sft, robust-dpo "
+            "or simpo",
         ),
         ("beta: 0", "beta: must be greater than 0, got 0"),
         ("beta: .inf", "beta: must be finite, got inf"),
@@ -134,7 +135,8 @@ def test_a_union_complains_once() -> None:
     assert problems("a.yaml") == ["a.yaml:2: subset_size: must be greater than 0, got -5"]
     write("a.yaml", "stage: splits\nsubset_size: eqal\n")
     assert problems("a.yaml") == [
-        "a.yaml:2: subset_size: expected equal, largest or a whole number, got text ('eqal'), did you mean equal?"
+        "a.yaml:2: subset_size: expected equal, largest or a whole number, got text ('eqal'), did you mean "
+        "equal?"
     ]
 
 
@@ -327,8 +329,11 @@ def test_set_reaches_into_mappings_and_is_remembered() -> None:
     assert get(loaded, "rows") == {"pairs": 100, "warmup": 6}
     assert get(loaded, "files") == {"pairs": str(Path("x.jsonl").absolute())}
     assert loaded.overrides == {
-        "rows.pairs": 100, "files.pairs": str(Path("x.jsonl").absolute()), "data_seed": 4, "seed": 2
-    }  # fmt: skip
+        "rows.pairs": 100,
+        "files.pairs": str(Path("x.jsonl").absolute()),
+        "data_seed": 4,
+        "seed": 2,
+    }
     assert "seed" not in loaded.where
 
 

@@ -1,21 +1,22 @@
-"""The paper's suites from their data to their figures, through the shipped recipes with only places and sizes changed."""
+"""The paper's suites from their data to their figures, through the shipped recipes with only places and sizes
+changed.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import published
 import pytest
 from conftest import Tiny, manifest
+from repository import copy_tracked
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rpo_cli.recipes import load
 
-ROOT = Path(__file__).resolve().parent.parent
 POLICIES = ("dpo", "ipo", "p-dpo", "d-dpo", "dp-dpo", "e-dpo")
 ENSEMBLE = (0.2, 0.4, 0.5, 0.6, 0.8)
 BATCH = "per_device_train_batch_size: 8\ngradient_accumulation_steps: 1\ngradient_checkpointing: false\n"
@@ -26,7 +27,8 @@ SIZES = {
     "oracle.yaml": BATCH + "max_steps: 60\nlearning_rate: 1e-2\nwarmup_steps: 0\nsave_steps: null",
     "rm.yaml": BATCH + "max_steps: 4\nlearning_rate: 2e-3\nwarmup_steps: 0\nsave_steps: null",
     "policy.yaml": BATCH
-    + "max_steps: 4\nlearning_rate: 1e-2\nwarmup_steps: 0\nlogging_steps: 1\nsave_steps: null\nmax_new_tokens: 8",
+    + "max_steps: 4\nlearning_rate: 1e-2\nwarmup_steps: 0\nlogging_steps: 1\nsave_steps: null\n"
+    "max_new_tokens: 8",
     "evaluate.yaml": "max_new_tokens: 8\nbootstrap_samples: 100",
     "figure2.yaml": "device: cpu\nrhos: [0.2, 0.8]\nbootstrap_samples: 100",
 }
@@ -34,8 +36,8 @@ SIZES = {
 
 def small(name: str, home: Path, sizes: dict[str, str]) -> Tiny:
     """A suite as shipped but for its sizes, and a random model of 1 layer."""
-    shutil.copytree(ROOT / "recipes" / name, home / "recipes" / name)
-    shutil.copytree(ROOT / "recipes" / "hardware", home / "recipes" / "hardware")
+    copy_tracked(f"recipes/{name}", home)
+    copy_tracked("recipes/hardware", home)
     model = home / "model"
     tokenizer = published.word_tokenizer(model)
     config = LlamaConfig(
@@ -72,6 +74,7 @@ def tldr(tmp_path: Path) -> Tiny:
     return suite
 
 
+@pytest.mark.slow
 def test_every_stage_of_the_tldr_suite_through_figure2(tldr: Tiny) -> None:
     out = tldr.root.parent / "figure"
     tldr.run("figure figure2", "figure2.yaml", "--tune", "--out", out)
@@ -97,6 +100,7 @@ def test_every_stage_of_the_tldr_suite_through_figure2(tldr: Tiny) -> None:
     assert "0 stages to build" in tldr.run("figure figure2", "figure2.yaml", "--dry-run").output
 
 
+@pytest.mark.slow
 def test_every_stage_of_the_helpfulness_suite_through_its_figure(tmp_path: Path) -> None:
     sizes = {recipe: text for recipe, text in SIZES.items() if recipe != "figure2.yaml"}
     sizes |= {

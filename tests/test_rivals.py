@@ -48,7 +48,7 @@ def doubles(*shape: int, seed: int = 0, grad: bool = False) -> Tensor:
     ).requires_grad_(grad)
 
 
-# ── Losses ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Losses ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_rivals_have_the_values_computed_by_hand() -> None:
@@ -85,7 +85,9 @@ def test_rivals_without_their_addition_are_dpo() -> None:
 
 
 def test_r_dpo_is_stationary_at_the_policy_of_the_reward_that_charges_length() -> None:
-    """With Bradley–Terry labels of r on all pairs: at π_ref e^{(r − α|y|)/β}, so α > 0 charges length and not its opposite."""
+    """With Bradley–Terry labels of r on all pairs: at π_ref e^{(r − α|y|)/β}, so α > 0 charges length and not
+    its opposite.
+    """
     n, beta, alpha = 6, 0.5, 0.3
     ref, reward, lengths = (
         doubles(n, seed=1),
@@ -181,7 +183,7 @@ def test_simpo_needs_no_reference(tiny: Tiny) -> None:
     assert weights(tiny.make("dpo.yaml", *settings)[0]) == before
 
 
-# ── Teachers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Teachers ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_lower_bound_ignores_each_members_shift_of_a_prompts_rewards() -> None:
@@ -212,7 +214,9 @@ def test_members_that_agree_and_a_single_member_are_not_shrunk() -> None:
 
 
 def spread(tiny: Tiny) -> np.ndarray:
-    """Give the ensemble's members margins of different scales that can be calibrated; [k, n] of the training pairs."""
+    """Give the ensemble's members margins of different scales that can be calibrated; [k, n] of the training
+    pairs.
+    """
     rng, margins = np.random.default_rng(0), []
     for scale, folder in enumerate(sorted((tiny.root / RHO / "scores/rm").glob("b-*")), start=1):
         for name in ("held_out", "train"):
@@ -287,7 +291,7 @@ def test_the_mean_of_equal_weights_is_those_weights_and_other_models_are_refused
         mean_weights([tmp_path / "0", tmp_path / "2"])
 
 
-# ── Recipes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Recipes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 NEW = {"teacher", "lcb_lambda", "length_alpha", "sft_weight", "label_smoothing", "simpo_gamma"}
 

@@ -1,4 +1,5 @@
-"""What comes from the hub: recorded once, used again, fetched ahead, and named in full when an offline machine lacks it.
+"""What comes from the hub: recorded once, used again, fetched ahead, and named in full when an offline
+machine lacks it.
 
 The hub is a server of this machine with tiny repositories; rpo runs as users run it, in a process of its own.
 """
@@ -28,7 +29,7 @@ REFERENCE = "refs/convert/parquet"
 
 
 class Hub:
-    """Repositories as folders; `commits` of (kind, name, revision); `asked`: every path that was requested."""
+    """Repositories as folders; `commits` of (kind, name, revision); `asked`: every path requested."""
 
     def __init__(self) -> None:
         self.folders: dict[tuple[str, str], Path] = {}
@@ -150,8 +151,8 @@ def suite(tmp_path: Path) -> Path:
     folder = tmp_path / "hubsuite"
     folder.mkdir()
     (folder / "data.yaml").write_text(
-        PLAIN
-        + f"stage: data\nsource: tldr-comparisons\ndataset: o/comparisons@{REFERENCE}\ndata_dir: comparisons\nsft_dataset: o/tldr\n"
+        PLAIN + f"stage: data\nsource: tldr-comparisons\ndataset: o/comparisons@{REFERENCE}\n"
+        "data_dir: comparisons\nsft_dataset: o/tldr\n"
         "tokenizer: o/model\n"
     )
     (folder / "sft.yaml").write_text(
@@ -178,6 +179,7 @@ def run(hub: Any, home: Path, *arguments: object, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_fetch_records_commits_takes_what_is_needed_and_offline_runs_use_it(
     hub: Any, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +237,7 @@ def test_a_plan_asks_the_hub_nothing(hub: Any, suite: Path, tmp_path: Path) -> N
     assert not (tmp_path / "runs.lock.json").exists()
 
 
+@pytest.mark.slow
 def test_the_first_online_run_records_and_downloads(hub: Any, suite: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     said = run(
@@ -275,7 +278,8 @@ def test_an_offline_machine_is_told_all_that_is_missing(
         ("o/model@v2", "o/model@v2: the hub has o/model, but no branch, tag or commit 'v2' of it"),
         (
             "o/gated",
-            "o/gated@main: is gated: accept its terms at huggingface.co/o/gated, then log in (`hf auth login`, or HF_TOKEN)",
+            "o/gated@main: is gated: accept its terms at huggingface.co/o/gated, then log in (`hf auth "
+            "login`, or HF_TOKEN)",
         ),
         ("no such", "neither a directory here"),
     ],

@@ -1,4 +1,6 @@
-"""Published sets become the pipeline's tables: each from its own schema, split by post, everything left out counted."""
+"""Published sets become the pipeline's tables: each from its own schema, split by post, everything left out
+counted.
+"""
 
 from __future__ import annotations
 
@@ -55,14 +57,20 @@ def sets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# ── TL;DR ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── TL;DR ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_raw_comparisons_are_the_same_from_json_and_from_the_parquet_export(sets: Path) -> None:
     made = [
-        make(sets, f"source: tldr-comparisons\ndataset: {sets}/comparisons-{kind}\ndata_dir: comparisons\nsft_dataset: {sets}/tldr\n")
+        make(
+            sets,
+            (
+                f"source: tldr-comparisons\ndataset: {sets}/comparisons-{kind}\ndata_dir: comparisons\n"
+                f"sft_dataset: {sets}/tldr\n"
+            ),
+        )
         for kind in ("parquet", "json")
-    ]  # fmt: skip
+    ]
     for table in TABLES:
         key = lambda row: row["id"]  # noqa: E731
         assert sorted(made[0][0][table], key=key) == sorted(made[1][0][table], key=key)
@@ -92,13 +100,19 @@ def test_the_winner_is_chosen_and_responses_begin_with_one_space(tmp_path: Path)
 
 def test_older_parquet_keeps_summaries_as_a_struct_of_lists(tmp_path: Path) -> None:
     row = comparison(post(0, "train"), (" a b", " c"), 1)
-    pairs = list(tldr.comparisons([("here", None, {**row, "summaries": {"text": [" a b", " c"], "policy": ["x", "y"]}})],
-                                  tldr.Writer(None, None, "keep", Counter()), Counter()))  # fmt: skip
+    pairs = list(
+        tldr.comparisons(
+            [("here", None, {**row, "summaries": {"text": [" a b", " c"], "policy": ["x", "y"]}})],
+            tldr.Writer(None, None, "keep", Counter()),
+            Counter(),
+        )
+    )
     assert (pairs[0].chosen, pairs[0].rejected) == (" c", " a b")
 
 
 def test_no_post_is_in_two_kinds_of_tables(tmp_path: Path) -> None:
-    # The same post among training pairs, validation pairs and test prompts, with other white space and cut in one of them.
+    # The same post among training pairs, validation pairs and test prompts, with other white space and cut in
+    # one of them.
     long = post(1, "train", (150, 150))
     rows = [comparison(post(n, "train"), (" a b", f" c {n}"), 0) for n in range(8)]
     rows += [
@@ -118,11 +132,14 @@ def test_no_post_is_in_two_kinds_of_tables(tmp_path: Path) -> None:
         ("validation", [post(0, "v")]),
         ("test", [long, post(0, "train")]),
     ):
-        write_parquet(tmp_path / f"tldr/data/{split}-00000-of-00001.parquet",
-                      [{"prompt": prompt_of(p), "completion": " so"} for p in chosen])  # fmt: skip
+        write_parquet(
+            tmp_path / f"tldr/data/{split}-00000-of-00001.parquet",
+            [{"prompt": prompt_of(p), "completion": " so"} for p in chosen],
+        )
     tables, metrics = make(
         tmp_path,
-        f"source: tldr-comparisons\ndataset: {tmp_path}/raw\ndata_dir: comparisons\nsft_dataset: {tmp_path}/tldr\n",
+        f"source: tldr-comparisons\ndataset: {tmp_path}/raw\ndata_dir: comparisons\nsft_dataset: "
+        f"{tmp_path}/tldr\n",
     )
     names = {table: {tldr._parsed(row["prompt"]).name for row in rows} for table, rows in tables.items()}  # type: ignore[union-attr]
     training, validation = (
@@ -179,7 +196,10 @@ def test_a_long_post_is_cut_at_its_last_newline_and_counted_once(sets: Path) -> 
 
 
 def test_prompts_of_every_table_fit(sets: Path) -> None:
-    recipe = f"source: tldr-comparisons\ndataset: {sets}/comparisons-parquet\ndata_dir: comparisons\nsft_dataset: {sets}/tldr\n"
+    recipe = (
+        f"source: tldr-comparisons\ndataset: {sets}/comparisons-parquet\ndata_dir: comparisons\n"
+        f"sft_dataset: {sets}/tldr\n"
+    )
     tables, metrics = make(sets, recipe + f"tokenizer: {sets}/tokenizer\nmax_prompt_tokens: 25\n")
     tokenizer = published.word_tokenizer(sets / "counting")
     assert max(len(tokenizer(row["prompt"])["input_ids"]) for rows in tables.values() for row in rows) <= 25
@@ -201,13 +221,20 @@ def test_tldr_preference_leaves_out_articles_and_needs_one_normalisation(sets: P
 
 
 def test_derivatives_with_queries_end_marks_and_scores(tmp_path: Path) -> None:
-    """vwxyzjn's sets (query, chosen with <|endoftext|>, validation_cnndm) and mnoukhov's relabelled one (prompt, scores)."""
+    """vwxyzjn's sets (query, chosen with <|endoftext|>, validation_cnndm) and mnoukhov's relabelled one
+    (prompt, scores).
+    """
     published.comparisons_parquet(tmp_path / "raw", 40, 4)
     published.oai_preprocessing(tmp_path / "v", 40, 4)
     published.oai_filtered(tmp_path / "f", 40, 4, 4)
     published.tldr(tmp_path / "tldr", 40, 4, 4)
-    sets = {"raw": f"tldr-comparisons\ndata_dir: comparisons\ndataset: {tmp_path}/raw\nsft_dataset: {tmp_path}/tldr\n",
-            "derived": f"tldr-preference\ndataset: {tmp_path}/v\nsft_dataset: {tmp_path}/f\n"}  # fmt: skip
+    sets = {
+        "raw": (
+            f"tldr-comparisons\ndata_dir: comparisons\ndataset: {tmp_path}/raw\n"
+            f"sft_dataset: {tmp_path}/tldr\n"
+        ),
+        "derived": f"tldr-preference\ndataset: {tmp_path}/v\nsft_dataset: {tmp_path}/f\n",
+    }
     made = {name: make(tmp_path, f"source: {recipe}") for name, recipe in sets.items()}
     assert made["derived"][1]["cnndm"] == 1 and made["derived"][1]["pairs/read"] == 88
     for table in TABLES:  # the derivatives are made of the raw set, and nothing of them differs once read
@@ -243,7 +270,7 @@ def test_a_post_is_known_by_reddits_id_though_its_text_was_edited(tmp_path: Path
     assert prompt_of(info) not in {row["prompt"] for row in tables["pairs"] + tables["pairs_validation"]}
 
 
-# ── Dialogues ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Dialogues ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_dialogues_are_split_at_the_last_common_turn_of_the_assistant() -> None:
@@ -268,8 +295,10 @@ def test_dialogues_are_split_at_the_last_common_turn_of_the_assistant() -> None:
     assert found[1] == ("test", f"{start}\n\nAssistant:", "", " b")
     assert counts == {"pairs/part_early": 1, "pairs/no_dialogue": 1}
     assert messages(f"{start}\n\nAssistant:") == [
-        {"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi there"}, {"role": "user", "content": "who left"},
-    ]  # fmt: skip
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "hi there"},
+        {"role": "user", "content": "who left"},
+    ]
 
 
 def test_hh_reads_its_folder_and_holds_out_validation_by_prompt(sets: Path) -> None:
@@ -290,14 +319,17 @@ def test_hh_reads_its_folder_and_holds_out_validation_by_prompt(sets: Path) -> N
 
 
 def test_hh_through_a_chat_template_leaves_the_eos_to_the_tokens(sets: Path) -> None:
-    recipe = f"source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\nprompt_format: chat\n"
+    recipe = (
+        f"source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\n"
+        "prompt_format: chat\n"
+    )
     tables, _ = make(sets, recipe + f"tokenizer: {sets}/tokenizer\n")
     for row in tables["pairs"]:
         assert row["prompt"].startswith("<user>") and row["prompt"].endswith("</s><assistant>")
         assert "</s>" not in row["chosen"] and not row["chosen"].startswith((" ", "<"))
 
 
-# ── TRL's formats ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── TRL's formats ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -357,7 +389,10 @@ def test_implicit_prompts_that_nothing_marks_are_left_out(sets: Path) -> None:
 
 
 def test_rows_limits_tables_to_drawn_posts_that_the_rest_avoids(sets: Path) -> None:
-    recipe = f"source: tldr-comparisons\ndataset: {sets}/comparisons-parquet\ndata_dir: comparisons\nsft_dataset: {sets}/tldr\n"
+    recipe = (
+        f"source: tldr-comparisons\ndataset: {sets}/comparisons-parquet\ndata_dir: comparisons\n"
+        f"sft_dataset: {sets}/tldr\n"
+    )
     tables, _ = make(
         sets, recipe + "rows: {prompts_test: 2, pairs: 5, pairs_validation: 3, prompts_validation: 1}\n"
     )
@@ -373,22 +408,25 @@ def test_rows_limits_tables_to_drawn_posts_that_the_rest_avoids(sets: Path) -> N
     assert len(other["prompts_test"]) == 2
 
 
-# ── All of them, to look at: pytest -s -k first_record ──────────────────────────────────────────────────────────────
+# ── All of them, to look at: pytest -s -k first_record ──────────────────────────────────────────────────────
 
+TLDR = "source: tldr-{}\ndataset: {{sets}}/{}\nsft_dataset: {{sets}}/{}\n".format
+HH = "source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\n"
+TOKENIZER = "tokenizer: {sets}/tokenizer\n"
+OAI = "vwxyzjn/summarize_from_feedback_oai_preprocessing_1706381144"
 LOADERS = {
-    "openai/summarize_from_feedback, Parquet export": "source: tldr-comparisons\ndataset: {sets}/comparisons-parquet\n"
-    "data_dir: comparisons\nsft_dataset: {sets}/tldr\n",
-    "openai/summarize_from_feedback, batch*.json": "source: tldr-comparisons\ndataset: {sets}/comparisons-json\nsft_dataset: {sets}/tldr\n",
-    "trl-lib/tldr-preference with trl-lib/tldr": "source: tldr-preference\ndataset: {sets}/tldr-preference\nsft_dataset: {sets}/tldr\n"
-    "newlines: flatten\n",
-    "vwxyzjn/summarize_from_feedback_oai_preprocessing_1706381144 with its tldr_3_filtered": "source: tldr-preference\n"
-    "dataset: {sets}/oai\nsft_dataset: {sets}/filtered\n",
-    "mnoukhov/..._relabel_pythia6.9b with trl-lib/tldr": "source: tldr-preference\ndataset: {sets}/relabelled\nsft_dataset: {sets}/tldr\n",
-    "Anthropic/hh-rlhf, raw": "source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\n",
-    "Anthropic/hh-rlhf, chat": "source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\nprompt_format: chat\n"
-    "tokenizer: {sets}/tokenizer\n",
-    "a preference set of TRL's format, conversational, implicit prompt": "source: preference\ndataset: {sets}/conversations\n"
-    "validation_share: 0.2\ntokenizer: {sets}/tokenizer\n",
+    "openai/summarize_from_feedback, Parquet export": TLDR("comparisons", "comparisons-parquet", "tldr")
+    + "data_dir: comparisons\n",
+    "openai/summarize_from_feedback, batch*.json": TLDR("comparisons", "comparisons-json", "tldr"),
+    "trl-lib/tldr-preference with trl-lib/tldr": TLDR("preference", "tldr-preference", "tldr")
+    + "newlines: flatten\n",
+    f"{OAI} with its tldr_3_filtered": TLDR("preference", "oai", "filtered"),
+    "mnoukhov/..._relabel_pythia6.9b with trl-lib/tldr": TLDR("preference", "relabelled", "tldr"),
+    "Anthropic/hh-rlhf, raw": HH,
+    "Anthropic/hh-rlhf, chat": HH + "prompt_format: chat\n" + TOKENIZER,
+    "a preference set of TRL's format, conversational, implicit prompt": (
+        "source: preference\ndataset: {sets}/conversations\nvalidation_share: 0.2\n" + TOKENIZER
+    ),
 }
 
 
@@ -429,7 +467,7 @@ def test_row_counts_and_first_record_of_every_loader(sets: Path, name: str) -> N
         print(f"  {key:8}", json.dumps(value))
 
 
-# ── Mistakes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Mistakes ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -443,7 +481,7 @@ def test_row_counts_and_first_record_of_every_loader(sets: Path, name: str) -> N
         ("source: preference\ndataset: ./none.jsonl\n", "data.yaml:3: dataset: no such file or directory"),
         ("source: preference\ndataset: sft.yaml\n", "expected a hub name or a path, got a recipe"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_data_recipe_is_named(recipe: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("stage: data\n" + recipe)
     assert (
@@ -458,10 +496,13 @@ def test_a_wrong_data_recipe_is_named(recipe: str, says: str, tmp_path: Path) ->
     ("row", "says"),
     [
         ({"info": post(0, "train")}, "batch3.json:41: no column 'summaries'"),
-        (comparison(post(0, "train"), (" a", " b"), 2), "batch3.json:41: expected two summaries and choice 0 or 1, got 2 and 2"),
+        (
+            comparison(post(0, "train"), (" a", " b"), 2),
+            "batch3.json:41: expected two summaries and choice 0 or 1, got 2 and 2",
+        ),
         ({"prompt": "x"}, "batch3.json:41: no column 'info' (has: prompt)"),
     ],
-)  # fmt: skip
+)
 def test_a_row_of_another_schema_is_named_with_its_line(
     row: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
@@ -511,9 +552,8 @@ def test_the_manifest_of_the_tables_has_the_counts(sets: Path) -> None:
     suite = sets / "tldr-suite"
     suite.mkdir()
     (suite / "data.yaml").write_text(
-        PLAIN
-        + f"stage: data\nsource: tldr-comparisons\ndataset: {sets}/comparisons-json\nsft_dataset: {sets}/tldr\n"
-        f"tokenizer: {sets}/tokenizer\n"
+        PLAIN + f"stage: data\nsource: tldr-comparisons\ndataset: {sets}/comparisons-json\n"
+        f"sft_dataset: {sets}/tldr\ntokenizer: {sets}/tokenizer\n"
     )
     out = rpo(
         "data", "inspect", "--recipe", suite / "data.yaml", "--workspace", sets / "runs", "--json"

@@ -56,6 +56,7 @@ def test_interval_over_prompts_covers_the_mean_at_its_nominal_rate() -> None:
     assert 0.91 <= coverage(1, 0.0) <= 0.985
 
 
+@pytest.mark.slow
 def test_three_unlike_seeds_are_coarse_as_documented_and_ten_are_better() -> None:
     three, ten = coverage(3, 1.0), coverage(10, 1.0)
     assert 0.65 <= three <= 0.85

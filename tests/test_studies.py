@@ -62,6 +62,7 @@ def write_figure(tiny: Tiny, kind: str) -> None:
 # ── From one command to the files ───────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(
     tiny: Tiny, tmp_path: Path, kind: str
@@ -103,6 +104,7 @@ def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(
         assert f"rpo figure {kind}" in tiny.run("sweep", f"{kind}.yaml", code=2).stderr
 
 
+@pytest.mark.slow
 def test_unbiased_strengths_are_chosen_on_validation_for_the_figure_alone(tiny: Tiny) -> None:
     write_figure(tiny, "unbiased")
     tiny.edit("dpo.yaml", "grid: {beta: [0.05, 0.4, 2]}")
@@ -256,6 +258,7 @@ def test_a_policy_without_an_ensemble_stands_beside_ensembles_and_has_no_members
     assert table["member"].isna().tolist() == [False, False, True] and table["advantage"].notna().all()
 
 
+@pytest.mark.slow
 def test_tuning_chooses_each_variants_strength_on_validation_for_this_figure_alone(tiny: Tiny) -> None:
     write_figure(tiny, "gamma")
     policy = tiny.suite / "p-dpo.yaml"

@@ -1,8 +1,9 @@
 """The theory of Fisch et al. 2025 as executable statements, through the functions that training runs.
 
-One prompt, a handful of responses, a tabular soft-max policy in float64. Tolerances are what rounding leaves, so a loss
-that is only nearly right fails. Two statements need care: the least-KL member of a finite ensemble is hardly ever its
-max–min policy, and descent on the min of e-DPO from π_ref may end with another member than the least-KL one.
+One prompt, a handful of responses, a tabular soft-max policy in float64. Tolerances are what rounding leaves,
+so a loss that is only nearly right fails. Two statements need care: the least-KL member of a finite ensemble
+is hardly ever its max–min policy, and descent on the min of e-DPO from π_ref may end with another member than
+the least-KL one.
 """
 
 import itertools
@@ -66,7 +67,9 @@ def margins(theta: Tensor, ref: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
 
 
 def minimise(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """Newton with backtracking, to the floor of float64; flat directions (a shift of all logits) are left alone."""
+    """Newton with backtracking, to the floor of float64; flat directions (a shift of all logits) are left
+    alone.
+    """
     gradient_of, hessian_of = torch.func.grad(loss), torch.func.jacrev(torch.func.grad(loss))
     theta = start.clone()
     for _ in range(100):
@@ -87,7 +90,7 @@ def minimise(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     raise AssertionError("Newton did not converge")
 
 
-# ── 1. Theorem 1 ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── 1. Theorem 1 ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("beta", PAPER_BETAS)
@@ -113,7 +116,7 @@ def test_distillation_on_a_spanning_tree_of_pairs_is_enough_for_one_prompt():
     torch.testing.assert_close(log_policy(found), log_policy(ref + reward / 0.5), rtol=0, atol=1e-13)
 
 
-# ── 2. and 3. What pairs alone leave open ───────────────────────────────────────────────────────────────────────────
+# ── 2. and 3. What pairs alone leave open ───────────────────────────────────────────────────────────────────
 
 DISJOINT = [(0, 1), (2, 3)]  # of six responses: 4 and 5 are in no pair
 
@@ -160,7 +163,7 @@ def test_dpo_is_minimised_while_the_preferred_response_loses_all_its_mass(beta: 
     assert 0 < losses[-1] < 1e-48 and 0 < preferred[-1] < 1e-34
 
 
-# ── 4. What γ·KL(π_ref ‖ π) restores ────────────────────────────────────────────────────────────────────────────────
+# ── 4. What γ·KL(π_ref ‖ π) restores ────────────────────────────────────────────────────────────────────────
 
 DELTA_R = torch.tensor([1.3, -0.4], dtype=torch.float64)
 PAIRWISE_LOSSES = {
@@ -213,11 +216,13 @@ def test_reverse_kl_would_not_pin_the_mass_of_a_pair():
     assert (log_policy(found).exp()[4:] - log_policy(ref).exp()[4:]).abs().max() > 1e-3
 
 
-# ── 5. Theorem 2: pessimism ─────────────────────────────────────────────────────────────────────────────────────────
+# ── 5. Theorem 2: pessimism ─────────────────────────────────────────────────────────────────────────────────
 
 
 def advantage(theta: Tensor, ref: Tensor, reward: Tensor, beta: float) -> Tensor:
-    """J(π, r) = E_π[r] − E_ref[r] − β·KL(π ‖ π_ref); without the baseline E_ref[r] the identity below is false."""
+    """J(π, r) = E_π[r] − E_ref[r] − β·KL(π ‖ π_ref); without the baseline E_ref[r] the identity below is
+    false.
+    """
     policy, base = log_policy(theta).exp(), log_policy(ref).exp()
     return (policy - base) @ reward - beta * forward_kl(theta, ref)
 
@@ -230,7 +235,8 @@ def test_best_advantage_of_a_reward_is_beta_times_forward_kl_to_its_policy(beta:
     assert best.item() == pytest.approx((beta * forward_kl(ref, optimal)).item(), rel=1e-13, abs=1e-14)
     for seed in range(100):
         other = ref + 2 * doubles(6, seed=100 + seed)
-        # The gap to any other policy is β·KL(π ‖ π_r) > 0: so this is the maximum, not merely a stationary value.
+        # The gap to any other policy is β·KL(π ‖ π_r) > 0: so this is the maximum, not merely a stationary
+        # value.
         gap = beta * forward_kl(other, optimal)
         assert gap > 0
         assert (best - advantage(other, ref, reward, beta)).item() == pytest.approx(
@@ -239,7 +245,9 @@ def test_best_advantage_of_a_reward_is_beta_times_forward_kl_to_its_policy(beta:
 
 
 def least_kl_mixture(ref: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """(weights [k], KL) of the reward in the members' convex hull with least KL(π_ref ‖ π_r): Newton on every face."""
+    """(weights [k], KL) of the reward in the members' convex hull with least KL(π_ref ‖ π_r): Newton on every
+    face.
+    """
     k, candidates = len(rewards), []
     for size in range(1, k + 1):
         for face in map(list, itertools.combinations(range(k), size)):
@@ -260,13 +268,15 @@ def least_kl_mixture(ref: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor,
     return weights, torch.tensor(kl, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_max_min_policy_over_a_convex_reward_set_belongs_to_its_least_kl_member():
     beta, inside = 0.7, 0
     for seed in range(12):
         ref, rewards = doubles(6, seed=seed), doubles(3, 6, seed=100 + seed)
         weights, kl = least_kl_mixture(ref, rewards, beta)
         pessimistic = ref + weights @ rewards / beta
-        # J is affine in r, so its min over the hull is the min over the members. Both sides of the saddle point:
+        # J is affine in r, so its min over the hull is the min over the members. Both sides of the saddle
+        # point:
         worst = min(advantage(pessimistic, ref, reward, beta).item() for reward in rewards)
         assert worst == pytest.approx((beta * kl).item(), rel=0, abs=1e-13)
         for other in doubles(40, 6, seed=200 + seed):
@@ -276,6 +286,7 @@ def test_max_min_policy_over_a_convex_reward_set_belongs_to_its_least_kl_member(
     assert inside > 6  # the mixtures tested are not all single members
 
 
+@pytest.mark.slow
 def test_least_kl_member_of_a_finite_ensemble_is_rarely_the_max_min_policy():
     """Max–min over a finite set is max–min over its hull, and the hull's least KL seldom sits at a member."""
     beta, optimal = 0.7, 0
@@ -292,13 +303,13 @@ def test_least_kl_member_of_a_finite_ensemble_is_rarely_the_max_min_policy():
     assert 0 < optimal < 20
 
 
-# ── 6. and 7. e-DPO's min ───────────────────────────────────────────────────────────────────────────────────────────
+# ── 6. and 7. e-DPO's min ───────────────────────────────────────────────────────────────────────────────────
 
 ALL_PAIRS = list(itertools.combinations(range(5), 2))
 
 
 def ensemble_optimum(ref: Tensor, rewards: Tensor, beta: float, gamma: float) -> tuple[int, float, Tensor]:
-    """(member, value, logits) of the global minimum of min_i L_distill(r_i) + γ·KL(π_ref ‖ π) on all pairs."""
+    """(member, value, logits) of the least min_i L_distill(r_i) + γ·KL(π_ref ‖ π) on all pairs."""
     delta_r, optima = differences(rewards, ALL_PAIRS), []
 
     def loss(theta: Tensor, member: int) -> Tensor:
@@ -315,6 +326,7 @@ def ensemble_optimum(ref: Tensor, rewards: Tensor, beta: float, gamma: float) ->
     return int(ensemble_losses(losses, "batch")[1][0]), value, theta
 
 
+@pytest.mark.slow
 def test_ensemble_distillation_selects_the_least_forward_kl_member_as_gamma_vanishes():
     beta, seen = 0.5, set()
     for seed in range(10):
@@ -336,10 +348,11 @@ def test_ensemble_distillation_selects_the_least_forward_kl_member_as_gamma_vani
 
 
 def test_ensemble_distillation_started_at_the_reference_can_stay_with_another_member():
-    """At Δh = 0 the min is a contest of margin scale E[Δr²], not of forward KL, and descent keeps the winner."""
+    """At Δh = 0 the min is a contest of margin scale E[Δr²], not of KL, and descent keeps the winner."""
     beta, gamma = 0.5, 1e-4
     ref = torch.log(torch.tensor([0.9, 0.025, 0.025, 0.025, 0.025], dtype=torch.float64))
-    # Member 0 moves a lot of unlikely mass about; member 1 has smaller margins but takes mass from the likely response.
+    # Member 0 moves a lot of unlikely mass about; member 1 has smaller margins but takes mass from the likely
+    # response.
     rewards = torch.tensor([[0.0, 1.0, -1.0, 1.0, -1.0], [-0.8, 0.8, 0.8, 0.8, 0.8]], dtype=torch.float64)
     delta_r = differences(rewards, ALL_PAIRS)
     kls = [forward_kl(ref, ref + reward / beta).item() for reward in rewards]
@@ -383,7 +396,7 @@ def test_min_per_example_batch_and_dataset_are_ordered_and_differ_without_bound(
         assert example <= batch <= dataset
 
 
-# ── 8. Estimators of the forward KL ─────────────────────────────────────────────────────────────────────────────────
+# ── 8. Estimators of the forward KL ─────────────────────────────────────────────────────────────────────────
 
 # Vocabulary {EOS, a, b}; at most two tokens: every sequence of a two-token autoregressive model.
 SEQUENCES = [[0, 0], *([first, second] for first in (1, 2) for second in (0, 1, 2))]
@@ -391,7 +404,9 @@ TOKENS, MASK = torch.tensor(SEQUENCES), torch.tensor([[1, 0]] + [[1, 1]] * 6)
 
 
 def two_token_logits(parameters: Tensor) -> Tensor:
-    """`parameters` [4, 3]: logits of the first token, then of the second given each first → [sequences, 2, 3]."""
+    """`parameters` [4, 3]: logits of the first token, then of the second given each first → [sequences, 2,
+    3].
+    """
     return torch.stack([parameters[0].expand(len(TOKENS), 3), parameters[1:][TOKENS[:, 0]]], 1)
 
 
@@ -444,7 +459,7 @@ def test_data_estimator_is_biased_and_pushes_the_policy_away_from_the_reference(
     torch.testing.assert_close(two_token_logps(lower).exp(), data, rtol=0, atol=1e-14)
 
 
-# ── Equivalences with other losses ──────────────────────────────────────────────────────────────────────────────────
+# ── Equivalences with other losses ──────────────────────────────────────────────────────────────────────────
 
 
 def test_rebel_is_distillation_with_eta_one_over_beta():
@@ -458,7 +473,7 @@ def test_rebel_is_distillation_with_eta_one_over_beta():
 
 
 def test_the_squared_loss_of_reward_aware_preference_optimization_is_distillation_with_scaled_rewards():
-    """NeMo's (Sun et al. 2025): squared difference of β(h_w − h_l) and η(r_w − r_l); ours at Δr scaled by η."""
+    """NeMo's (Sun et al. 2025): squared difference of β(h_w − h_l) and η(r_w − r_l); ours at Δr·η."""
     chosen, rejected, good, bad = (doubles(8, seed=seed) for seed in range(4))
     for beta in PAPER_BETAS:
         for eta in (0.1, 1.0, 30.0):
@@ -471,7 +486,9 @@ def test_the_squared_loss_of_reward_aware_preference_optimization_is_distillatio
 def trl_loss(
     loss_type: str, logits: Tensor, ref_logits: Tensor, tokens: Tensor, mask: Tensor, beta: float
 ) -> Tensor:
-    """The loss of TRL's own DPOTrainer for rows [chosen…, rejected…]; position t's logits predict tokens[:, t]."""
+    """The loss of TRL's own DPOTrainer for rows [chosen…, rejected…]; position t's logits predict tokens[:,
+    t].
+    """
     from trl import DPOTrainer
 
     def log_probs(of: Tensor) -> Tensor:

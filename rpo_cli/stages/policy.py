@@ -1,7 +1,7 @@
 """Policies through one thin subclass of TRL's DPOTrainer: dpo, ipo, d-dpo, p-dpo, dp-dpo, e-dpo and rivals.
 
-Neither the reference model nor a reward model is in memory while a policy trains: log-probs and rewards come as columns
-(kl_estimator: full is the exception and says so).
+Neither the reference model nor a reward model is in memory while a policy trains: log-probs and rewards come
+as columns (kl_estimator: full is the exception and says so).
 """
 
 from __future__ import annotations
@@ -12,15 +12,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from trl import DPOConfig, DPOTrainer
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import DPOConfig
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
@@ -53,14 +46,15 @@ from rpo_cli.objectives import (
     simpo_losses,
 )
 from rpo_cli.recipes.schema import DISTILLED, PESSIMISTIC, PolicyRecipe, seed_of
+from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
 from rpo_cli.stages.training.teachers import calibrated_margins, policy_rows
-from rpo_cli.stages.training.trl import WholeBatches, arguments, collator_of, lora_of, need_rows, one_gpu
+from rpo_cli.stages.training.trl import PairTrainer, config_of
 
 
-class PolicyTrainer(WholeBatches, DPOTrainer):
-    """DPOTrainer with the objectives of Fisch et al. (2025) over precomputed log-probs and teacher margins."""
+class PolicyTrainer(PairTrainer):
+    """DPOTrainer with the objectives of Fisch et al. (2025) on precomputed log-probs and teacher margins."""
 
     def __init__(
         self,
@@ -69,23 +63,10 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
         kl_reference: PreTrainedModel | None,
         **kwargs: Any,
     ) -> None:
-        self.recipe = recipe
-        self.members = members
-        self.kl_reference = kl_reference
-        self._recent: dict[str, list[torch.Tensor]] = {}
+        self.recipe, self.members, self.kl_reference = recipe, members, kl_reference
         super().__init__(**kwargs)
         if members is not None:
-            self.add_callback(EndOfStep(self))
-
-    # The private names of TRL 1.16 that are replaced: rows come tokenised, with reference log-probs.
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-    def _send_telemetry(self) -> None:
-        """None."""
+            self.add_callback(EndOfStep(self, members))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -103,7 +84,7 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
         means = []
         self.model.eval()  # dropout (LoRA's) would make the choice random and use up random numbers
         for batch in batches:
-            inputs = self._prepare_inputs(batch)
+            inputs = self.placed(batch)
             with self.compute_loss_context_manager():
                 delta_h = self._delta_h(response_logps(self.model_wrapped, inputs), inputs)
             means.append(distill_losses(delta_h, inputs["margins"].T, self.recipe.beta).mean(1))
@@ -146,8 +127,8 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
             kl = self._forward_kl(logits, logps, inputs)
             gamma = gamma_at(self.state.global_step, self.args.max_steps, recipe.gamma, recipe.gamma_end)
             loss = preference + kl_weight(gamma, recipe.beta, recipe.kl_coefficient) * kl
-            self._note("kl_to_reference", kl)
-        self._note("losses/preference", preference)
+            self.note("kl_to_reference", kl)
+        self.note("losses/preference", preference)
         if self.is_logged():
             self._note_rewards(logps, inputs)
         return (loss, {"logps": logps}) if return_outputs else loss
@@ -165,7 +146,7 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
         assert self.kl_reference is not None
         with torch.no_grad():
             reference = response_logits(self.kl_reference, inputs)
-        # Where every response has a row of its own, the samples' rows come last; else they are each row's third response.
+        # Where every response has a row of its own, the samples' come last; else each row's third response.
         start, number = (2 * size, 1) if len(logits) > size else (0, 3)
         return kl_full(logits[start:], reference[start:], predicts(inputs, number)[start:]).mean()
 
@@ -174,40 +155,28 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
         chosen, rejected = logps[:size].detach(), logps[size : 2 * size].detach()
         h_chosen, h_rejected = chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"]
         strength = 1.0 if self.recipe.objective.startswith("ipo") else self.recipe.beta
-        self._note("rewards/chosen", strength * h_chosen.mean())
-        self._note("rewards/rejected", strength * h_rejected.mean())
-        self._note("rewards/margins", strength * (h_chosen - h_rejected).mean())
-        self._note("rewards/accuracies", (h_chosen > h_rejected).float().mean())
-        self._note("logps/chosen", chosen.mean())
-        self._note("logps/rejected", rejected.mean())
+        self.note("rewards/chosen", strength * h_chosen.mean())
+        self.note("rewards/rejected", strength * h_rejected.mean())
+        self.note("rewards/margins", strength * (h_chosen - h_rejected).mean())
+        self.note("rewards/accuracies", (h_chosen > h_rejected).float().mean())
+        self.note("logps/chosen", chosen.mean())
+        self.note("logps/rejected", rejected.mean())
 
-    def _note(self, name: str, value: torch.Tensor) -> None:
-        # Kept on the device and only for steps that are logged: no transfer in between.
-        if self.is_logged():
-            self._recent.setdefault(name, []).append(value.detach())
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add this trainer's metrics, gathered in one transfer."""
-        if self._recent:
-            values = self.batch_mean(
-                torch.stack([torch.stack(v).mean() for v in self._recent.values()])
-            ).tolist()
-            logs |= dict(zip(self._recent, values, strict=True))
-            self._recent.clear()
-            if self.recipe.objective in PESSIMISTIC:
-                logs["gamma"] = gamma_at(
-                    self.state.global_step - 1, self.args.max_steps, self.recipe.gamma, self.recipe.gamma_end
-                )
-            if self.members is not None:
-                logs |= self.members.shares()
-        # DPOTrainer.log averages TRL's own metrics, which are not collected here.
-        Trainer.log(self, logs, start_time)
+    def noted(self) -> dict[str, float]:
+        """The metrics since the last line, with the step's gamma and the ensemble members' shares."""
+        found = super().noted()
+        if found and self.recipe.objective in PESSIMISTIC:
+            step = self.state.global_step - 1
+            found["gamma"] = gamma_at(step, self.args.max_steps, self.recipe.gamma, self.recipe.gamma_end)
+        if found and self.members is not None:
+            found |= self.members.shares()
+        return found
 
 
 def rival_losses(
     recipe: PolicyRecipe, delta_h: torch.Tensor, logps: torch.Tensor, lengths: torch.Tensor
 ) -> torch.Tensor:
-    """Losses [B] of r-dpo, dpo-sft, robust-dpo, simpo: `delta_h` [B]; `logps`, `lengths` [2B or more], chosen first."""
+    """Losses [B] of the rivals: `delta_h` [B]; `logps`, `lengths` [2B or more], chosen first."""
     size = len(delta_h)
     chosen, rejected = slice(size), slice(size, 2 * size)
     if recipe.objective == "r-dpo":
@@ -226,14 +195,13 @@ def rival_losses(
 class EndOfStep(TrainerCallback):
     """Closes an optimiser step of the ensemble's min, before a checkpoint is written."""
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: PolicyTrainer, members: MemberChoice) -> None:
+        self.trainer, self.members = trainer, members
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self.trainer.members is not None
-        self.trainer.members.end_step(self.trainer.batch_mean, self.trainer.batch_sum)
+        self.members.end_step(self.trainer.batch_mean, self.trainer.batch_sum)
 
 
 def run(job: Job, report: Report) -> dict[str, Any]:
@@ -257,21 +225,21 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     model = load(device=device, training=True, bits=bits)
     with_reference = recipe.objective in PESSIMISTIC and recipe.kl_estimator == "full"
     kl_reference = load(device=device, bits=bits) if with_reference else None
-    config = one_gpu(
-        DPOConfig(
-            **arguments(recipe, job.directory, device, seed),
-            beta=recipe.beta,
-            max_length=None,
-            precompute_ref_log_probs=True,
-        )
-    )
+    config = config_of(DPOConfig, job, device, seed, beta=recipe.beta, precompute_ref_log_probs=True)
     shared = recipe.shared_prompts and _shares(model, rows, pad_id(tokenizer))
     collator, shapes = collator_of(rows, recipe, device, pad_id(tokenizer), shared)
     trainer = PolicyTrainer(
-        recipe, members, kl_reference, model=model, args=config, data_collator=collator,
-        train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora_of(recipe, "CAUSAL_LM"),
-    )  # fmt: skip
-    trainer.device = device
+        recipe,
+        members,
+        kl_reference,
+        model=model,
+        args=config,
+        device=device,
+        data_collator=collator,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora_of(recipe, "CAUSAL_LM"),
+    )
     if members is None:
         metrics: dict[str, Any] = train(trainer, report)
     else:

@@ -1,4 +1,4 @@
-"""Bradley-Terry reward models through TRL's RewardTrainer: the oracle, the RM of D_rho, the ensemble's members."""
+"""Bradley-Terry reward models through TRL's RewardTrainer: oracle, RM of D_rho, members of the ensemble."""
 
 from __future__ import annotations
 
@@ -29,30 +29,24 @@ from rpo_cli.models import (
 )
 from rpo_cli.recipes.schema import RewardRecipe, seed_of
 from rpo_cli.stages.data.rows import read_rows, table_of
+from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
-from rpo_cli.stages.training.trl import WholeBatches, arguments, collator_of, lora_of, need_rows, one_gpu
+from rpo_cli.stages.training.trl import LeanTrainer, config_of
 
 
-class LeanRewardTrainer(WholeBatches, RewardTrainer):
-    """RewardTrainer with its loss on rows that share their prompt, and metrics on logging steps only (TRL: 8 syncs a step)."""
+class LeanRewardTrainer(LeanTrainer, RewardTrainer):
+    """RewardTrainer with its loss on rows that share their prompt."""
 
     held_out: Sequence[TokenRow] = ()
     control: TrainerControl
     data_collator: PairCollator
 
-    # The private names of TRL 1.16 that are replaced: rows come tokenised.
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-    def _send_telemetry(self) -> None:
-        """None."""
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The mean loss over the held-out pairs; in several processes every one of them reads all pairs.
 
-        Shared by accelerate, a last batch would be filled up with rows that were counted already; a bulk scorer also has
-        buckets of its own.
+        Shared by accelerate, a last batch would be filled up with rows that were counted already; a bulk
+        scorer also has buckets of its own.
         """
         if devices.processes() == 1 and self.data_collator.buckets is None:
             return dict(super().evaluate(*args, **kwargs))
@@ -81,17 +75,9 @@ class LeanRewardTrainer(WholeBatches, RewardTrainer):
         margins = chosen - rejected
         loss = -torch.nn.functional.logsigmoid(margins).mean()
         if self.model.training and self.is_logged():
-            self._metrics["train"]["accuracy"].append((margins.detach() > 0).float().mean())
-            self._metrics["train"]["margin"].append(margins.detach().mean())
+            self.note("accuracy", (margins > 0).float().mean())
+            self.note("margin", margins.mean())
         return (loss, {"margins": margins}) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Read the metrics that were kept on the device, in one transfer; RewardTrainer averages them."""
-        kept = self._metrics["train"]
-        if kept:
-            found = self.batch_mean(torch.stack([torch.stack(values) for values in kept.values()])).tolist()
-            kept |= dict(zip(kept, found, strict=True))
-        super().log(logs, start_time)
 
 
 def table_of_pairs(rows: list[TokenRow]) -> list[dict[str, Any]]:
@@ -117,7 +103,7 @@ def training_rows(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
 def utility_accuracy(
     margins: np.ndarray, rows: list[TokenRow], texts: list[dict[str, Any]]
 ) -> dict[str, float]:
-    """Accuracy against the latent utility where the world tells it (the miniature does); equal utilities do not count."""
+    """Accuracy against the latent utility where the world tells it (the miniature); ties do not count."""
     gaps = {str(t["id"]): t["chosen_utility"] - t["rejected_utility"] for t in texts if "chosen_utility" in t}
     judged = [
         (margin, gaps[row.id]) for margin, row in zip(margins.tolist(), rows, strict=True) if gaps.get(row.id)
@@ -157,25 +143,34 @@ def run(job: Job, report: Report) -> dict[str, Any]:
         training=True,
     )
     model = load(device=device, bits=four_bits(recipe, device))
-    settings = arguments(recipe, job.directory, device, seed)
+    early: dict[str, Any] = {}
     if recipe.stopping == "early":
         if not held_out:
             raise BadInput(f"{job.path}: stopping: early needs held-out pairs (pairs_validation)")
-        settings |= {
-            "eval_strategy": "steps", "eval_steps": recipe.eval_steps, "save_strategy": "best", "metric_for_best_model": "eval_loss",
-            "greater_is_better": False, "load_best_model_at_end": True,
-        }  # fmt: skip
-    config = one_gpu(RewardConfig(**settings, max_length=None))
+        early = {
+            "eval_strategy": "steps",
+            "eval_steps": recipe.eval_steps,
+            "save_strategy": "best",
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+            "load_best_model_at_end": True,
+        }
+    config = config_of(RewardConfig, job, device, seed, **early)
     prompts, answers = [row.prompt_ids for row in rows], [row.responses for row in rows]
     shared = recipe.shared_prompts and can_share(model, response_rewards, prompts, answers, pad_id(tokenizer))
     table = table_of_pairs(rows)
     collator, shapes = collator_of(table, recipe, device, pad_id(tokenizer), shared)
     trainer = LeanRewardTrainer(
-        model, config, train_dataset=Dataset.from_list(table),
-        eval_dataset=Dataset.from_list(table_of_pairs(held_out)) if recipe.stopping == "early" else None,
-        data_collator=collator, processing_class=tokenizer, peft_config=lora_of(recipe, "SEQ_CLS"),
-    )  # fmt: skip
-    trainer.held_out, trainer.device = held_out, device
+        model,
+        config,
+        device=device,
+        data_collator=collator,
+        train_dataset=Dataset.from_list(table),
+        eval_dataset=Dataset.from_list(table_of_pairs(held_out)) if early else None,
+        processing_class=tokenizer,
+        peft_config=lora_of(recipe, "SEQ_CLS"),
+    )
+    trainer.held_out = held_out
     metrics: dict[str, Any] = train(trainer, report)
     trained = publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU))
     if held_out and devices.rank() == 0:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import Trainer
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
@@ -23,53 +23,34 @@ from rpo_cli.models import (
 )
 from rpo_cli.recipes.schema import SFTRecipe, seed_of
 from rpo_cli.stages.data.rows import columns_of, table_of
+from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
-from rpo_cli.stages.training.trl import WholeBatches, arguments, collator_of, lora_of, need_rows, one_gpu
+from rpo_cli.stages.training.trl import LeanTrainer, TokenTrainer, config_of
 
 
-class WholeBatchSFTTrainer(WholeBatches, SFTTrainer):
-    """SFTTrainer on whole batches, whose count of tokens survives a checkpoint."""
+class FixedShapeSFTTrainer(LeanTrainer, TokenTrainer):
+    """The same loss over batches of a few shapes, with nothing read back in a step."""
 
-    def _send_telemetry(self) -> None:
-        """None."""
-
-    def counted(self) -> dict[str, Any]:
-        return {"num_tokens": self._total_train_tokens}
-
-    def count_from(self, state: dict[str, Any]) -> None:
-        self._total_train_tokens = state["num_tokens"]
-
-
-class FixedShapeSFTTrainer(WholeBatchSFTTrainer):
-    """The same loss over batches of a few shapes, with nothing read back in a step: no entropy, accuracy or count of tokens."""
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["prompt_ids", "completion_ids"]
-
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
-    ) -> torch.Tensor:
-        """Tokens of all completions of an optimiser step, in all processes."""
-        tokens: list[torch.Tensor] = [batch["tokens"] for batch in batch_samples]
-        return self.batch_sum(torch.stack(tokens).sum())
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None]:
+        """An optimiser step's batches, and how many tokens all completions have, in all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = [batch["tokens"] for batch in batches]
+        return batches, self.batch_sum(torch.stack(tokens).sum()) if tokens else None
 
     def compute_loss(
         self,
-        model: Any,
+        model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """Negative log-likelihood of the completions' tokens, EOS included; mean over those of the optimiser step."""
-        loss: torch.Tensor = (
-            -response_logps(model, inputs).sum() / num_items_in_batch * self.accelerator.num_processes
-        )
+        """NLL of the completions' tokens, EOS included; mean over those of the optimiser step."""
+        nll = -response_logps(model, inputs).sum() / num_items_in_batch
+        loss: torch.Tensor = nll * self.accelerator.num_processes
         return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Without TRL's metrics, which are not collected here."""
-        Trainer.log(self, logs, start_time)
 
 
 def run(job: Job, report: Report) -> dict[str, Any]:
@@ -104,13 +85,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
         f"{job.path}: {recipe.table}",
     )
     need_rows(len(tokens), recipe, job.path)
-    config = one_gpu(
-        SFTConfig(
-            **arguments(recipe, job.directory, device, seed),
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        )
-    )
+    config = config_of(SFTConfig, job, device, seed, dataset_kwargs={"skip_prepare_dataset": True})
     table = [
         {"prompt_ids": r.prompt_ids, "completion_ids": r.responses[0]}
         if device.fixed_shapes
@@ -123,18 +98,16 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     collator, shapes = (
         collator_of(table, recipe, device, pad_id(tokenizer), True) if device.fixed_shapes else (None, {})
     )
-    kind = FixedShapeSFTTrainer if device.fixed_shapes else WholeBatchSFTTrainer
-    trainer = kind(
-        model, config, data_collator=collator, train_dataset=Dataset.from_list(table), processing_class=tokenizer,
+    trainer = (FixedShapeSFTTrainer if device.fixed_shapes else TokenTrainer)(
+        model,
+        config,
+        device=device,
+        data_collator=collator,
+        train_dataset=Dataset.from_list(table),
+        processing_class=tokenizer,
         peft_config=lora_of(recipe, "CAUSAL_LM"),
-    )  # fmt: skip
-    trainer.device = device
+    )
     metrics = train(trainer, report, state=trainer.counted, restore=trainer.count_from)
     publish_model(trainer, tokenizer, job.directory, whole_base)
-    return {
-        **metrics,
-        "rows": len(tokens),
-        "dropped": len(rows) - len(tokens),
-        "steps": trainer.state.global_step,
-        **shapes,
-    }
+    counts = {"rows": len(tokens), "dropped": len(rows) - len(tokens), "steps": trainer.state.global_step}
+    return {**metrics, **counts, **shapes}

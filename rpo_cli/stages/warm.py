@@ -25,13 +25,16 @@ def mean_weights(models: list[Path]) -> dict[str, torch.Tensor]:
     total = {name: tensor.double() for name, tensor in first.items()}
     for model in models[1:]:
         weights = read_weights(model)
-        if {n: (t.shape, t.dtype) for n, t in weights.items()} != {
-            n: (t.shape, t.dtype) for n, t in first.items()
-        }:
+        if layout_of(weights) != layout_of(first):
             raise RunFailed(f"{model}: its weights differ in name, shape or type from those of {models[0]}")
         for name, tensor in weights.items():
             total[name] += tensor.double()
     return {name: (tensor / len(models)).to(first[name].dtype) for name, tensor in total.items()}
+
+
+def layout_of(weights: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and type of every tensor."""
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
 
 
 def read_weights(model: Path) -> dict[str, torch.Tensor]:
@@ -44,7 +47,7 @@ def read_weights(model: Path) -> dict[str, torch.Tensor]:
 
 
 def run(job: Job, report: Report) -> dict[str, Any]:
-    """Average the members' weights; they start from one initialisation, without which the mean would mean nothing."""
+    """Average the members' weights: from one initialisation, without which the mean would mean nothing."""
     recipe: RewardRecipe = job.recipe
     members = [folder for name, folder in job.inputs.items() if name.startswith("members/")]
     weights = mean_weights(members)

@@ -1,4 +1,6 @@
-"""What the tests of XLA share: a suite built on the plain CPU, counters of XLA's, and a table of what was measured."""
+"""What the tests of XLA share: a suite built on the plain CPU, counters of XLA's, and a table of what was
+measured.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-# Read when transformers, accelerate and XLA's compiler are imported; little optimisation makes small programs compile faster.
+# Read when transformers, accelerate and XLA's compiler are imported; little optimisation makes small programs
+# compile faster.
 os.environ |= {"USE_TORCH_XLA": "1", "LOCAL_RANK": "0"}
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
@@ -35,8 +38,11 @@ ORDINARY = {
 }
 STEPS = 20
 RIVALS = {
-    "r-dpo": "length_alpha: 0.05", "dpo-sft": "sft_weight: 0.5", "robust-dpo": "label_smoothing: 0.1", "simpo": "simpo_gamma: 0.5"
-}  # fmt: skip
+    "r-dpo": "length_alpha: 0.05",
+    "dpo-sft": "sft_weight: 0.5",
+    "robust-dpo": "label_smoothing: 0.1",
+    "simpo": "simpo_gamma: 0.5",
+}
 OBJECTIVES = ("dpo", "ipo", "ipo-norm", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", *RIVALS)
 ROWS: list[tuple[str, str, str]] = []
 
@@ -94,7 +100,8 @@ def counted() -> dict[str, int]:
 def train_counted(tiny: Tiny, recipe: str, settings: Sequence[str]) -> tuple[int, int, list[dict[str, int]]]:
     """Train in a new process, in which nothing is compiled yet.
 
-    Returns the number of shapes, of programs compiled until the last step, and what each step added to the counters.
+    Returns the number of shapes, of programs compiled until the last step, and what each step added to the
+    counters.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_train_counted, tiny, recipe, settings).result()
@@ -126,7 +133,9 @@ tiny.run("train-rm", "rm.yaml")
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Tiny:
-    """The suite with all its policies, trained for STEPS steps on the plain CPU; to pytest one for each module that imports it."""
+    """The suite with all its policies, trained for STEPS steps on the plain CPU; to pytest one for each
+    module that imports it.
+    """
     if not pytestconfig.pluginmanager.has_plugin("bars"):
         pytestconfig.pluginmanager.register(Table(), "bars")
     return _plain(tmp_path_factory.getbasetemp() / "plain")
@@ -161,7 +170,9 @@ def on_xla(plain: Tiny, tmp_path: Path) -> Iterator[Tiny]:
 
 
 def stretch(tiny: Tiny) -> None:
-    """Give the training rows texts of very different lengths: a few prompts and responses said twice or four times."""
+    """Give the training rows texts of very different lengths: a few prompts and responses said twice or four
+    times.
+    """
     draw = random.Random(0)
     for file, columns in (
         (tiny.root / RHO / "splits/train.parquet", ("prompt", "chosen", "rejected")),

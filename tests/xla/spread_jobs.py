@@ -1,4 +1,6 @@
-"""Several pickled jobs, one after another: spread over all devices where accelerate's TPU launcher starts it, else on one."""
+"""Several pickled jobs, one after another: spread over all devices where accelerate's TPU launcher starts it,
+else on one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What `make setup-tpu` made: torch and torch-xla that fit, and a torch-xla that nobody asked for stays out of the way."""
+"""What `make setup-tpu` made: torch and torch-xla that fit, and a torch-xla that nobody asked for stays out
+of the way.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def test_an_installed_torch_xla_is_not_used_unless_asked_for(tmp_path: Path) -> 
     environment = {
         name: value for name, value in ORDINARY.items() if name not in ("USE_TORCH_XLA", "PJRT_DEVICE")
     }
-    script = "import sys\nfrom rpo_cli.cli import app\ntry:\n    app()\nfinally:\n    print('torch_xla' in sys.modules, file=sys.stderr)\n"
+    script = (
+        "import sys\nfrom rpo_cli.cli import app\ntry:\n    app()\nfinally:\n"
+        "    print('torch_xla' in sys.modules, file=sys.stderr)\n"
+    )
     command = [sys.executable, "-c", script, "train-sft", "--recipe", str(suite / "sft.yaml")]
     for place, options in (
         ("one", []),

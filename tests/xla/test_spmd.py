@@ -1,4 +1,6 @@
-"""Properties of a model spread over four devices: it learns what one device does, its weights are cut, and it resumes."""
+"""Properties of a model spread over four devices: it learns what one device does, its weights are cut, and it
+resumes.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def run(command: list[object], **more: str) -> str:
 
 @pytest.fixture(scope="module")
 def twins(plain: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, Path]]:
-    """Artifacts of each of RUNS: on the CPU without XLA, spread over four devices, and spread with a break in the middle."""
+    """Artifacts of each of RUNS: on the CPU without XLA, spread over four devices, and spread with a break in
+    the middle.
+    """
     home = tmp_path_factory.mktemp("spread")
     alone, spread = [], []
     for name, (recipe, *settings) in RUNS.items():
@@ -157,7 +161,7 @@ def test_the_command_line_trains_on_four_devices_and_does_the_rest_on_one(
 def test_weights_and_what_the_optimiser_knows_of_them_are_cut() -> None:
     script = """
 import json, torch, torch_xla
-from rpo_cli import spmd
+from rpo_cli.devices import spmd
 mesh = spmd.mesh(8)
 model = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.Linear(12, 6)).to('xla')
 optimizer = torch.optim.AdamW(model.parameters())
@@ -168,9 +172,11 @@ model(batch['x']).sum().backward()
 optimizer.step()
 torch_xla.sync()
 cut = torch_xla._XLAC._get_xla_sharding_spec
-print(json.dumps({'weights': [cut(weight) for weight in model.parameters()], 'batch': [cut(batch['x']), cut(batch['odd'])],
+spec = lambda *shape: spmd.spec_of(torch.Size(shape), mesh)
+print(json.dumps({'weights': [cut(weight) for weight in model.parameters()],
+    'batch': [cut(batch['x']), cut(batch['odd'])],
     'state': [cut(optimizer.state[weight]['exp_avg']) for weight in model.parameters()],
-    'few': [spmd.mesh(2).shape(), spmd.spec_of(torch.Size([3, 8]), mesh), spmd.spec_of(torch.Size([3, 5]), mesh)]}))
+    'few': [spmd.mesh(2).shape(), spec(3, 8), spec(3, 5)]}))
 """
     found = json.loads(run([sys.executable, "-c", script], XLA_USE_SPMD="1").splitlines()[-1])
     rows, columns, all_of_a_vector = (

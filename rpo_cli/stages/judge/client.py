@@ -29,6 +29,7 @@ BACKOFF_SECONDS = 1.0  # before the first retry; doubles, with jitter
 LONGEST_BACKOFF = 60.0
 LONGEST_WAIT = 600.0  # a Retry-After beyond this ends the run, which can be resumed
 LARGEST_ANSWER = 4 * 2**20
+TOKENS = ("prompt_tokens", "completion_tokens")
 ASKED_AGAIN = 1  # times that an answer without a verdict is asked for again
 # To the end of the line: "Verdict: a close call" is none.
 VERDICT = re.compile(r"\bverdict\W*(?:response\s+)?(A|B|tie)\W*$", re.IGNORECASE | re.MULTILINE)
@@ -37,7 +38,7 @@ BARE = re.compile(r"\W*(A|B|tie)\W*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Answer:
-    """What a judge said; `verdict` None: its text held none. Tokens as the endpoint counted them, None if it did not."""
+    """What a judge said; `verdict` None: its text held none. Tokens as the endpoint counted them, or None."""
 
     verdict: Verdict | None
     text: str
@@ -68,7 +69,8 @@ def api_key(settings: JudgeSettings, environment: Mapping[str, str] = os.environ
     key = environment.get(settings.api_key_env, "").strip()
     if not key:
         raise BadInput(
-            f"judge: {settings.api_key_env} is not set; export the endpoint's key, or set api_key_env: null if it needs none"
+            f"judge: {settings.api_key_env} is not set; export the endpoint's key, "
+            "or set api_key_env: null if it needs none"
         )
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise BadInput(f"judge: {settings.api_key_env} holds characters that a key cannot have")
@@ -83,17 +85,10 @@ def render(template: str, prompt: str, response_a: str, response_b: str) -> str:
 
 def request_body(settings: JudgeSettings, question: str) -> dict[str, Any]:
     """The body of the request for one question."""
-    body: dict[str, Any] = {
-        "model": settings.model,
-        "messages": [{"role": "user", "content": question}],
-        **settings.extra_body,
-    }
-    body |= {
-        name: value
-        for name in ("max_tokens", "temperature")
-        if (value := getattr(settings, name)) is not None
-    }
-    return body
+    messages = [{"role": "user", "content": question}]
+    limits = {"max_tokens": settings.max_tokens, "temperature": settings.temperature}
+    given = {name: value for name, value in limits.items() if value is not None}
+    return {"model": settings.model, "messages": messages, **settings.extra_body, **given}
 
 
 def question_key(settings: JudgeSettings, question: str) -> str:
@@ -125,7 +120,9 @@ def retry_after(header: str | None) -> float | None:
 
 
 class Judge:
-    """Asks one endpoint; safe to use from several threads. `stop` ends waits and keeps further requests from being sent."""
+    """Asks one endpoint; safe to use from several threads. `stop` ends waits and keeps requests from being
+    sent.
+    """
 
     def __init__(self, settings: JudgeSettings, key: str | None, stop: threading.Event) -> None:
         self.settings = settings
@@ -148,14 +145,14 @@ class Judge:
         self._client.close()
 
     def ask(self, question: str) -> Answer:
-        """The judge's answer, after as many tries as it takes; the tokens are those of all the answers it gave.
+        """The judge's answer, after as many tries as it takes, with the tokens of all the answers it gave.
 
         Raises:
-            RunFailed: it refuses, or `retries` further tries failed too; names the last reason, never the key.
+            RunFailed: it refuses, or `retries` further tries failed; names the last reason, never the key.
             Stopped: the run is ending.
         """
         body = request_body(self.settings, question)
-        tokens: dict[str, int | None] = {"prompt_tokens": None, "completion_tokens": None}
+        tokens: dict[str, int | None] = dict.fromkeys(TOKENS)
         failures = unread = 0
         while True:
             if self.stop.is_set():
@@ -165,9 +162,8 @@ class Judge:
             except _Again as failure:
                 failures += 1
                 if failures > self.settings.retries:
-                    raise RunFailed(
-                        f"judge {self._host}: {failure} ({failures} tries); the same command goes on from here"
-                    ) from None
+                    said = f"{failure} ({failures} tries); the same command goes on from here"
+                    raise RunFailed(f"judge {self._host}: {said}") from None
                 self._wait(failures, failure.after)
                 continue
             for name, count in usage.items():
@@ -177,7 +173,7 @@ class Judge:
             if verdict is None and unread < ASKED_AGAIN:
                 unread += 1
                 continue
-            return Answer(verdict, text, tokens["prompt_tokens"], tokens["completion_tokens"])
+            return Answer(verdict, text, **tokens)
 
     def _wait(self, failures: int, after: float | None) -> None:
         """Exponential back-off with jitter, at least as long as the server asked for."""
@@ -193,6 +189,7 @@ class Judge:
     def _once(self, body: dict[str, Any]) -> tuple[str, dict[str, int | None]]:
         """One request: the answer's text and the tokens it took."""
         deadline = time.monotonic() + self.settings.timeout
+        late = f"no whole answer within {self.settings.timeout:g} s"
         content = bytearray()
         try:
             with self._client.stream(
@@ -202,14 +199,12 @@ class Judge:
                     content += part
                     # The client's own timeout is for each read: a server that drips would never run into it.
                     if time.monotonic() > deadline:
-                        raise _Again(f"no whole answer within {self.settings.timeout:g} s")
+                        raise _Again(late)
                     if len(content) > LARGEST_ANSWER:
                         raise _Again("an answer of more than 4 MB")
                 status, headers = response.status_code, response.headers
         except httpx2.TimeoutException as error:
-            raise _Again(
-                f"no whole answer within {self.settings.timeout:g} s ({type(error).__name__})"
-            ) from None
+            raise _Again(f"{late} ({type(error).__name__})") from None
         except httpx2.RequestError as error:
             raise _Again(self._safe(f"{type(error).__name__}: {error}")) from None
         if status in (408, 409, 425, 429) or status >= 500:
@@ -246,13 +241,7 @@ def _read(content: bytes) -> tuple[str, dict[str, int | None]]:
     except (ValueError, KeyError, TypeError, IndexError):
         raise _Again("HTTP 200, but no chat completion") from None
     usage = found.get("usage")
-    counts = {
-        name: usage.get(name) if isinstance(usage, dict) else None
-        for name in ("prompt_tokens", "completion_tokens")
-    }
-    whole = {
-        name: count if isinstance(count, int) and not isinstance(count, bool) else None
-        for name, count in counts.items()
-    }
+    counts = {name: usage.get(name) if isinstance(usage, dict) else None for name in TOKENS}
     # A refusal, or all of max_tokens spent on thinking: an answer without a verdict.
-    return text if isinstance(text, str) else "", whole
+    text = text if isinstance(text, str) else ""
+    return text, {name: count if type(count) is int else None for name, count in counts.items()}

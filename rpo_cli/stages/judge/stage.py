@@ -1,4 +1,4 @@
-"""Verdicts of a judge on evaluated samples: against pi_SFT's and against the data's own responses, each pair in both orders."""
+"""Verdicts of a judge on samples, against pi_SFT's and the data's own responses, each pair in both orders."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from rpo_cli.artifacts import Job, Report, write_json
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes.schema import JudgeRecipe, JudgeSettings, seed_of
 from rpo_cli.stages.evaluate import SAMPLES, SHOWN
-from rpo_cli.stages.judge.client import Answer, Judge, api_key, question_key, render
+from rpo_cli.stages.judge.client import TOKENS, Answer, Judge, api_key, question_key, render
 from rpo_cli.stages.judge.verdicts import VERDICTS, Verdicts
 from rpo_cli.stages.judge.winrates import judged
 
 log = logging.getLogger("rpo")
+COMPARISON = ["against", "prompt_id", "sample", "prompt", "response", "other", "identical"]
+COMPARISON += ["length_difference", "oracle"]
 
 
 def run(job: Job, report: Report) -> dict[str, Any]:
@@ -28,10 +30,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     recipe: JudgeRecipe = job.recipe
     table = pd.concat([comparisons(job, recipe, against) for against in recipe.against], ignore_index=True)
     questions = [
-        {
-            name: render(recipe.prompt, *texts)
-            for name, texts in (("first", (p, ours, theirs)), ("second", (p, theirs, ours)))
-        }
+        {"first": render(recipe.prompt, p, ours, theirs), "second": render(recipe.prompt, p, theirs, ours)}
         for p, ours, theirs in zip(table["prompt"], table["response"], table["other"], strict=True)
     ]
     keys = [{name: question_key(recipe, question) for name, question in both.items()} for both in questions]
@@ -58,9 +57,8 @@ def run(job: Job, report: Report) -> dict[str, Any]:
         try:
             found = judged(rows, recipe.bootstrap_samples, seed_of(recipe, "sampling"))
         except ValueError as error:
-            raise RunFailed(
-                f"{job.path}: {against}: {error}; look at verdicts.parquet, and at what `judge.prompt` asks for"
-            ) from error
+            look = "look at verdicts.parquet, and at what `judge.prompt` asks for"
+            raise RunFailed(f"{job.path}: {against}: {error}; {look}") from error
         metrics |= {f"{against}/{name}": value for name, value in found.items()}
     metrics |= bill([verdicts[key] for key in wanted], recipe)
     write_json(job.directory / "metrics.json", metrics)
@@ -68,9 +66,10 @@ def run(job: Job, report: Report) -> dict[str, Any]:
 
 
 def comparisons(job: Job, recipe: JudgeRecipe, against: str) -> pd.DataFrame:
-    """Pairs of a policy's response and another one: prompt, response, other, identical, length_difference, oracle.
+    """Pairs of a policy's response and another one: the columns of COMPARISON.
 
-    Sample i meets the baseline's sample i. Lengths are characters, as in AlpacaEval 2: a reference has no tokens here.
+    Sample i meets the baseline's sample i. Lengths are characters, as in AlpacaEval 2: a reference has no
+    tokens here.
     """
     policy = pd.read_parquet(job.inputs["evaluation"] / SAMPLES)
     if against == "baseline":
@@ -97,19 +96,7 @@ def comparisons(job: Job, recipe: JudgeRecipe, against: str) -> pd.DataFrame:
         against=against,
         identical=pairs["response"] == pairs["other"],
         length_difference=(pairs["response"].str.len() - pairs["other"].str.len()).astype(float),
-    )[
-        [
-            "against",
-            "prompt_id",
-            "sample",
-            "prompt",
-            "response",
-            "other",
-            "identical",
-            "length_difference",
-            "oracle",
-        ]
-    ]
+    )[COMPARISON]
 
 
 def references_of(job: Job) -> dict[str, str]:
@@ -118,8 +105,8 @@ def references_of(job: Job) -> dict[str, str]:
     file = job.inputs["data"] / f"prompts_{split}.parquet"
     if "completion" not in pq.read_schema(file).names:
         raise BadInput(
-            f"{file}: no column `completion`, so there is no reference to judge against; add it to the file and build the data "
-            "again, or set against: [baseline]"
+            f"{file}: no column `completion`, so there is no reference to judge against; add it to the file "
+            "and build the data again, or set against: [baseline]"
         )
     table = pd.read_parquet(file).drop_duplicates("prompt")
     return dict(zip(table["prompt"], table["completion"], strict=True))
@@ -133,7 +120,7 @@ def ask(
 ) -> None:
     """Ask every question, `concurrency` at a time; each answer is kept at once.
 
-    After a failure or an interruption nothing new is asked, and what is under way is still kept: it is paid for.
+    After a failure or an interruption nothing new is asked; what is under way is still kept: it is paid for.
 
     Raises:
         BadInput, RunFailed: the first failure.
@@ -158,25 +145,18 @@ def ask(
 
 
 def bill(answers: list[Answer], recipe: JudgeRecipe) -> dict[str, Any]:
-    """Tokens and cost of all the answers behind the metrics, whichever run paid for them; cost None without both prices.
+    """Tokens and cost of all the answers behind the metrics, whichever run paid; cost None without both
+    prices.
 
     `uncounted` answers came without a usage field: the true numbers are higher.
     """
-    counts = [(a.prompt_tokens, a.completion_tokens) for a in answers]
-    prompt, completion = (
-        (sum(count or 0 for count in column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-    )
-    prices = recipe.price_per_million_input_tokens, recipe.price_per_million_output_tokens
-    cost = (
-        None
-        if prices[0] is None or prices[1] is None
-        else (prompt * prices[0] + completion * prices[1]) / 1e6
-    )
-    uncounted = sum(None in pair for pair in counts)
+    prompt, completion = (sum(getattr(answer, name) or 0 for answer in answers) for name in TOKENS)
+    reading, writing = recipe.price_per_million_input_tokens, recipe.price_per_million_output_tokens
+    cost = None if reading is None or writing is None else (prompt * reading + completion * writing) / 1e6
     return {
         "requests": len(answers),
         "prompt_tokens": prompt,
         "completion_tokens": completion,
-        "uncounted": uncounted,
+        "uncounted": sum(None in (answer.prompt_tokens, answer.completion_tokens) for answer in answers),
         "cost": cost,
     }

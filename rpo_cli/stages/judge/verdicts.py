@@ -16,7 +16,7 @@ VERDICTS = "judge/verdicts.jsonl"  # in the workspace: every policy, seed and ru
 
 
 class Verdicts:
-    """The answers known so far. Several threads and processes may add; a line that a kill cut short is no answer."""
+    """The answers known so far. Threads and processes may add; a line that a kill cut short is no answer."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -30,7 +30,7 @@ class Verdicts:
                 self._catch_up(kept)
 
     def _catch_up(self, file: BinaryIO) -> None:
-        """Take in the lines that were added since the last time. The first of two answers to one question stays."""
+        """Take in the lines added since the last time. The first of two answers to one question stays."""
         file.seek(self._read)
         for line in file.read().splitlines():
             try:
@@ -47,7 +47,7 @@ class Verdicts:
         return self._known[key]
 
     def add(self, key: str, answer: Answer) -> None:
-        """Keep an answer, on disk before this returns; where another process was told one meanwhile, that one."""
+        """Keep an answer, on disk before this returns; or the one that another process was told meanwhile."""
         line = json.dumps({"key": key, **asdict(answer)}, ensure_ascii=True).encode() + b"\n"
         with self._lock, self._file_lock, self.file.open("a+b") as file:
             self._catch_up(file)

@@ -1,4 +1,4 @@
-"""What a judge's verdicts say: win rate, win rate at equal length, position bias, agreement with the oracle; numpy only."""
+"""What a judge's verdicts say: win rate, also at equal length, position bias, agreement with the oracle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pandas as pd
 
 from rpo_cli.statistics import Array, interval, prompt_weights, weighted_means
 
-RIDGE = 0.01  # on theta and phi, on the scale of the summed log-likelihood: a Gaussian prior of standard deviation 10
+# On theta and phi, on the scale of the summed log-likelihood: a Gaussian prior of standard deviation 10.
+RIDGE = 0.01
 STEPS = 60
 LONGEST_STEP = 2.0
 CLASSES = (-1, 0, 1)  # loss, tie, win
@@ -25,11 +26,13 @@ def length_feature(differences: Array) -> Array:
 def fit_win_rate(feature: Array, wins: Array, weights: Array) -> Array:
     """theta and phi [m, 2] of P(win) = sigmoid(theta + phi * feature), each under its own weights [m, n].
 
-    feature, wins: [n], a win in [0, 1]. Maximises sum of weight * log-likelihood - RIDGE / 2 * (theta^2 + phi^2) by
-    Newton's method; the ridge keeps the maximum finite where one side always wins. ArithmeticError if it is not found.
+    feature, wins: [n], a win in [0, 1]. Maximises sum of weight * log-likelihood - RIDGE / 2 * (theta^2 +
+    phi^2) by Newton's method; the ridge keeps the maximum finite where one side always wins. ArithmeticError
+    if it is not found.
 
-    This is AlpacaEval 2's regression (Dubois et al., 2024, arXiv 2404.04475, equation 1) for one pair of models. Its term
-    for the difficulty of an instruction, which needs the verdicts of many models, is left out.
+    This is AlpacaEval 2's regression (Dubois et al., 2024, arXiv 2404.04475, equation 1) for one pair of
+    models. Its term for the difficulty of an instruction, which needs the verdicts of many models, is left
+    out.
     """
     x = np.column_stack([np.ones_like(feature), feature])
     parameters = np.zeros((len(weights), 2))
@@ -76,9 +79,10 @@ def value(verdict: str | None, position: str) -> float:
 def judged(comparisons: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
     """Metrics of one opponent's comparisons; shares in [0, 1], intervals over prompts.
 
-    comparisons: prompt_id, first, second (verdicts with the policy as A and as B), identical, length_difference
-    (characters, policy minus opponent), and oracle (sign of the reward difference, or NaN). A comparison's score is the
-    mean of both orders; one that lacks a verdict in either order is left out and counted. ValueError: none is left.
+    comparisons: prompt_id, first, second (verdicts with the policy as A and as B), identical,
+    length_difference (characters, policy minus opponent), and oracle (sign of the reward difference, or NaN).
+    A comparison's score is the mean of both orders; one that lacks a verdict in either order is left out and
+    counted. ValueError: none is left.
     """
     table = comparisons.copy()
     table["score"] = [
@@ -122,7 +126,7 @@ def judged(comparisons: pd.DataFrame, resamples: int, seed: int) -> dict[str, An
         "prompts": len(wins),
     }
 
-    # Position: a judge that ignores it names A and B equally often over both orders, and swapping never changes the winner.
+    # A judge that ignores the position names A and B equally often, and swapping never changes the winner.
     verdicts = pd.concat([asked["first"], asked["second"]])
     decided = verdicts[verdicts != "tie"]
     out["first_position_share"] = float((decided == "A").mean()) if len(decided) else None

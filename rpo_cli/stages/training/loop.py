@@ -40,17 +40,16 @@ class Journal(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        step_mark(
-            args.device
-        )  # each piece of a batch by itself: all in one program would take as much longer to compile
+        # Each piece of a batch by itself: all in one program would take as much longer to compile.
+        step_mark(args.device)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.report(state.global_step, state.max_steps)
         if control.should_save or control.should_evaluate or state.global_step >= state.max_steps:
-            # The losses since the last line are in no checkpoint: a run that resumes there starts a new line too. Nor is
-            # there a later line for those of the last steps.
+            # No checkpoint holds the losses since the last line, so a run that resumes there starts a new
+            # one too; and no later line holds those of the last steps.
             control.should_log = True
 
     def on_log(
@@ -64,39 +63,34 @@ class Journal(TrainerCallback):
         values = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         for name in ("loss", "grad_norm", "eval_loss", "train_loss"):
             if name in values and not math.isfinite(values[name]):
-                raise RunFailed(
-                    f"{self.report.job.path}: {name} is {values[name]} at step {state.global_step}; try a smaller learning_rate"
-                )
+                found = f"{name} is {values[name]} at step {state.global_step}"
+                raise RunFailed(f"{self.report.job.path}: {found}; try a smaller learning_rate")
         if "train_runtime" not in values and state.is_world_process_zero:
             self.report.log(values, state.global_step)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Written last, when every process has written its part: a checkpoint without this file was cut short by a kill.
+        # Last, when every process has written its part: a checkpoint without it was cut short by a kill.
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            write_json(
-                Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE,
-                {**self.state(), "processes": arrangement()},
-            )
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(checkpoint / STATE, {**self.state(), "processes": arrangement()})
 
 
 def last_checkpoint(directory: Path, max_steps: int) -> Path | None:
-    """The newest complete checkpoint of an unfinished run that leaves a step to do: after the last Trainer would do one more.
+    """The newest complete checkpoint of an unfinished run, written by processes arranged as now.
 
-    In as many processes as now: among fewer or more its last bits would differ.
+    Among fewer or more processes its last bits would differ. It leaves a step to do: after the last one
+    Trainer would do one more.
     """
-
-    def step(checkpoint: Path) -> int:
-        return int(checkpoint.name.split("-")[1])
-
+    found = {int(folder.name.split("-")[1]): folder for folder in directory.glob("checkpoint-*")}
     complete = [
-        p
-        for p in directory.glob("checkpoint-*")
-        if (read_json(p / STATE) or {}).get("processes") == arrangement()
+        step
+        for step, folder in found.items()
+        if step < max_steps and (read_json(folder / STATE) or {}).get("processes") == arrangement()
     ]
-    return max((p for p in complete if step(p) < max_steps), key=step, default=None)
+    return found[max(complete)] if complete else None
 
 
 def train(
@@ -106,13 +100,12 @@ def train(
     state: Callable[[], dict[str, Any]] = dict,
     restore: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> dict[str, float]:
-    """Train to the end, from the last complete checkpoint if there is one; returns the final training metrics."""
+    """Train to the end, from the last complete checkpoint if any; returns the first and last logged loss."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Journal(report, state))
     for weights in trainer.model.parameters():
-        if (
-            weights.requires_grad
-        ):  # TRL rounds an adapter on a base of 4 bits to bfloat16, where steps of 1e-5 would be lost
+        if weights.requires_grad:
+            # TRL rounds an adapter on a base of 4 bits to bfloat16, where steps of 1e-5 would be lost.
             weights.data = weights.data.float()
     checkpoint = last_checkpoint(report.job.directory / "checkpoints", trainer.args.max_steps)
     if checkpoint is not None:
@@ -120,16 +113,12 @@ def train(
         _relocate(checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if not losses:
-        return {}
-    return {"first_loss": losses[0], "last_loss": losses[-1]}
+    return {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
 
 
 def _relocate(checkpoint: Path) -> None:
-    """Name the best checkpoint so far as it is reached from here: Trainer forgets one that it does not find, and keeps the last step."""
-    state = read_json(checkpoint / "trainer_state.json") or {}
+    """Name the best checkpoint as it is reached from here: Trainer forgets one that it does not find."""
+    file = checkpoint / "trainer_state.json"
+    state = read_json(file) or {}
     if (best := state.get("best_model_checkpoint")) is not None:
-        write_json(
-            checkpoint / "trainer_state.json",
-            state | {"best_model_checkpoint": str(checkpoint.parent / Path(best).name)},
-        )
+        write_json(file, state | {"best_model_checkpoint": str(checkpoint.parent / Path(best).name)})

@@ -9,12 +9,13 @@ from torch.utils.data import Sampler
 
 
 class OptimizerBatches(Sampler[int]):
-    """Rows in whole optimiser batches, each from its longest row to its shortest, so that the micro-batches it is cut into pad little.
+    """Rows in whole optimiser batches, each from long to short so that its micro-batches pad little.
 
-    A batch is drawn at random and stands for the data; `grouped`: its rows are of about equal length, as transformers'
-    group_by_length has them. As there, rows are shuffled, and sorted within pieces of up to 50 batches. What differs: the
-    rows that an epoch leaves out are drawn from all, not the shortest of the last piece; and batches are shuffled, not taken
-    from long to short. The batch meant is the optimiser's, whatever number of micro-batches and processes share it.
+    A batch is drawn at random and stands for the data; `grouped`: its rows are of about equal length, as
+    transformers' group_by_length has them. As there, rows are shuffled, and sorted within pieces of up to 50
+    batches. What differs: the rows that an epoch leaves out are drawn from all, not the shortest of the last
+    piece; and batches are shuffled, not taken from long to short. The batch meant is the optimiser's,
+    whatever number of micro-batches and processes share it.
     """
 
     def __init__(
@@ -32,9 +33,8 @@ class OptimizerBatches(Sampler[int]):
         if not self.grouped:
             yield from self._from_long_to_short(rows, self.batch)
             return
-        size = (
-            max(1, min(len(rows) // (4 * self.batch), 50)) * self.batch
-        )  # at least four pieces, which differ from epoch to epoch
+        # At least four pieces, which differ from epoch to epoch.
+        size = max(1, min(len(rows) // (4 * self.batch), 50)) * self.batch
         ordered = self._from_long_to_short(rows, size)
         for batch in torch.randperm(len(rows) // self.batch, generator=draw).tolist():
             yield from ordered[batch * self.batch : (batch + 1) * self.batch]

@@ -17,7 +17,7 @@ from rpo_cli.stages.training.loop import STATE
 
 
 def whole_model(trainer: Trainer) -> Any:
-    """The trained model without wrappers; of one that is sharded over processes, a copy whose weights the first process holds."""
+    """The trained model without wrappers; of a sharded one a copy, whose weights the first process holds."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.accelerator.distributed_type != DistributedType.FSDP:
         return model
@@ -36,9 +36,9 @@ def publish_model(
 ) -> PreTrainedModel:
     """Save the trained model beside its tokenizer, drop the checkpoints; an adapter is kept apart and merged.
 
-    Every process calls it, the first one writes. Returns the model, on the host where the device has no memory to save from.
-    `whole_base`: loads what the adapter was trained on, in full precision on the CPU, where it was trained in 4 bits: merged
-    into those it would be rounded to them.
+    Every process calls it, the first one writes. Returns the model, on the host where the device has no
+    memory to save from. `whole_base`: loads what the adapter was trained on, in full precision on the CPU,
+    where it was trained in 4 bits: merged into those it would be rounded to them.
     """
     trainer.accelerator.wait_for_everyone()  # another process may still read a checkpoint
     model = to_host(whole_model(trainer))

@@ -1,4 +1,4 @@
-"""What a policy learns from: pairs, reference log-probs and samples, and the teachers' calibrated margins, joined by row."""
+"""What a policy learns from, joined by row: pairs, reference log-probs and samples, calibrated margins."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def _temperature(job: Job, recipe: PolicyRecipe, name: str) -> float:
         mix = float(name)
     except ValueError:
         raise ValueError(
-            "calibration_mix: own needs an ensemble recipe, whose members know their b; use calibration_mix: data"
+            "calibration_mix: own needs an ensemble recipe, whose members know their b; "
+            "use calibration_mix: data"
         ) from None
     kinds = {
         str(row["id"]): row["longer_preferred"] for row in read_rows(job.inputs["data"] / "held_out.parquet")

@@ -1,104 +1,76 @@
-"""TRL's and transformers' trainers as they are used here: arguments, whole optimiser batches, LoRA."""
+"""The trainers of TRL and transformers as they are used here, and every private name of theirs that is
+touched.
+"""
 
 from __future__ import annotations
 
-import logging
-import tempfile
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import transformers.modeling_utils
+import transformers.trainer
+from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
+from trl import DPOTrainer, SFTTrainer
 
-from rpo_cli.devices import CPU, Device, cut_batch, processes, rank, spread
-from rpo_cli.errors import BadInput
-from rpo_cli.models import PairCollator, for_training, groups_of, shape_of
+from rpo_cli.artifacts import Job
+from rpo_cli.devices import CPU, Device, cut_batch
 from rpo_cli.recipes.schema import TrainingRecipe
+from rpo_cli.stages.training.arguments import arguments
 from rpo_cli.stages.training.order import OptimizerBatches
 
+# Where (module, or module:class), what, why. A release may rename any: tests/test_trl_contract.py looks.
+PRIVATE = (
+    ("trl:DPOTrainer", "_prepare_dataset", "rows come tokenised"),
+    ("trl:RewardTrainer", "_prepare_dataset", "rows come tokenised"),
+    ("trl:DPOTrainer", "_precompute_ref_logps", "reference log-probs come as columns"),
+    ("trl:DPOTrainer", "_send_telemetry", "no telemetry"),
+    ("trl:RewardTrainer", "_send_telemetry", "no telemetry"),
+    ("trl:SFTTrainer", "_send_telemetry", "no telemetry"),
+    ("trl:SFTTrainer", "_total_train_tokens", "a count that no checkpoint of TRL's holds"),
+    ("transformers:Trainer", "_get_train_sampler", "whole optimiser batches"),
+    ("transformers:Trainer", "_prepare_inputs", "batches are cut where a model is spread over devices"),
+    ("transformers:TrainingArguments", "_n_gpu", "one process uses one GPU"),
+    ("transformers.modeling_utils", "checkpoint", "torch's own asks for a module torch.xla: there is none"),
+    ("transformers.trainer", "nested_gather", "on XLA a meeting of a process with itself, in four programs"),
+)  # fmt: skip
 
-def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int) -> dict[str, Any]:
-    """Keyword arguments for SFTConfig, RewardConfig and DPOConfig; TRL's own defaults that are wrong here are set."""
-    return {
-        "output_dir": checkpoints_of(directory),
-        "max_steps": recipe.max_steps,
-        "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": recipe.lr_scheduler_type,
-        "warmup_steps": recipe.warmup_steps,
-        "per_device_train_batch_size": recipe.per_device_train_batch_size,
-        "train_sampling_strategy": recipe.train_sampling_strategy,
-        "per_device_eval_batch_size": recipe.per_device_eval_batch_size,
-        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
-        "optim": device.optimizer(recipe.optim),
-        "adam_beta1": recipe.adam_beta1,
-        "adam_beta2": recipe.adam_beta2,
-        "weight_decay": recipe.weight_decay,
-        "max_grad_norm": recipe.max_grad_norm,
-        "activation_checkpointing": recipe.gradient_checkpointing,  # the name of gradient_checkpointing from transformers 6 on
-        "activation_checkpointing_kwargs": device.checkpointing,
-        "logging_steps": recipe.logging_steps,
-        "logging_nan_inf_filter": False,  # a NaN must be seen, not averaged away
-        "save_strategy": "no" if recipe.save_steps is None else "steps",
-        "save_steps": recipe.save_steps or 500,
-        "save_total_limit": 2,
-        "report_to": "none",
-        "seed": seed,
-        "data_seed": seed,
-        "bf16": device.trains_in_autocast,  # the weights stay float32
-        "use_cpu": device.name == "cpu",
-        "disable_tqdm": True,
-        "dataloader_drop_last": False,  # of training rows `WholeBatches` leaves none over; of held-out rows none may be left out
-        "dataloader_pin_memory": device.name == "cuda",
-        "remove_unused_columns": False,
-        "ddp_find_unused_parameters": False,  # every weight takes part in every loss
-    }
+Config = TypeVar("Config", bound=TrainingArguments)
 
 
-def checkpoints_of(directory: Path) -> str:
-    """Where this process writes checkpoints: under an artifact, but for those of a spread model's processes that write for nobody.
-
-    Each takes part in bringing the weights together, and to accelerate each is the first.
-    """
-    return tempfile.mkdtemp(prefix="rpo-") if spread() and rank() != 0 else str(directory / "checkpoints")
-
-
-def one_gpu(config: Any) -> Any:
-    """The arguments, for one GPU: with several visible, Trainer would split batches over them behind the recipe's back."""
+def config_of(kind: type[Config], job: Job, device: Device, seed: int, **own: Any) -> Config:
+    """A stage's training arguments; for one GPU, as over several Trainer would split batches unasked."""
+    recipe: TrainingRecipe = job.recipe
+    config: Config = kind(**arguments(recipe, job.directory, device, seed) | own)
     if config.n_gpu > 1:
         config._n_gpu = 1
     return config
 
 
-def need_rows(count: int, recipe: TrainingRecipe, what: str) -> None:
-    """Raise BadInput when a data set does not fill one optimiser step."""
-    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * processes()
-    if count < batch:
-        raise BadInput(f"{what}: {count} rows do not fill one batch of {batch}")
+def mend_for_xla() -> None:
+    """Replace what transformers does on XLA that fails, or compiles and reads more than it must."""
+    import torch_xla.runtime
+    import torch_xla.utils.checkpoint
 
-
-def collator_of(
-    rows: list[dict[str, Any]], recipe: TrainingRecipe, device: Device, pad: int, shared: bool
-) -> tuple[PairCollator, dict[str, float]]:
-    """The collator of a stage's rows, and for its metrics what shapes its batches have where each must be compiled."""
-    if not device.fixed_shapes:
-        return PairCollator(pad, shared), {}
-    needed = [shape_of(row["prompt_ids"], groups_of(row), shared=shared) for row in rows]
-    found = for_training(
-        needed, recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps * processes()
-    )
-    logging.getLogger("rpo").info("training batches: %s", found)
-    return PairCollator(pad, shared, found), {"shapes": len(found.shapes), "padding_share": found.padding}
+    transformers.modeling_utils.checkpoint = torch_xla.utils.checkpoint.checkpoint
+    if torch_xla.runtime.world_size() == 1:
+        transformers.trainer.nested_gather = lambda tensors, *args, **kwargs: tensors.cpu()
 
 
 class WholeBatches(Trainer):
-    """A Trainer whose every optimiser step sees a whole batch: an epoch's last rows are left out, however batches are cut.
+    """A Trainer on tokenised rows whose every optimiser step sees a whole batch, however it is cut in pieces.
 
-    `device`: where its forward passes bring an autocast of their own, if Trainer brings none.
+    An epoch's last rows are left out. `device`: its forward passes bring an autocast if Trainer brings none.
     """
 
-    device: Device = CPU
+    def __init__(self, *args: Any, device: Device = CPU, **kwargs: Any) -> None:
+        if device.name == "xla":
+            mend_for_xla()
+        self.device = device
+        super().__init__(*args, **kwargs)
 
     def autocast_smart_context_manager(
         self, cache_enabled: bool | None = True
@@ -112,23 +84,35 @@ class WholeBatches(Trainer):
         return bool(step % self.args.logging_steps == 0 or step == self.args.max_steps)
 
     def batch_mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean of a tensor over processes; one alone has nothing to wait for."""
-        mean: torch.Tensor = (
-            self.accelerator.reduce(values, "mean") if self.accelerator.num_processes > 1 else values
-        )
-        return mean
+        """Mean of a tensor over processes."""
+        return self._over_processes(values, "mean")
 
     def batch_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over processes."""
-        total: torch.Tensor = (
-            self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
-        )
-        return total
+        return self._over_processes(values, "sum")
 
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        return cut_batch(super()._prepare_inputs(inputs), self.args.train_batch_size)
+    def _over_processes(self, values: torch.Tensor, how: str) -> torch.Tensor:
+        if self.accelerator.num_processes == 1:
+            return values  # one alone has nothing to wait for
+        reduced: torch.Tensor = self.accelerator.reduce(values, how)
+        return reduced
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def placed(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch on the device, as a step's loss gets it."""
+        return self._prepare_inputs(batch)
+
+    def _prepare_inputs(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        placed: dict[str, torch.Tensor] = super()._prepare_inputs(inputs)
+        cut_batch(placed, self.args.train_batch_size)
+        return placed
+
+    def _prepare_dataset(self, dataset: Dataset, *args: object, **kwargs: object) -> Dataset:
+        return dataset
+
+    def _send_telemetry(self) -> None:
+        """None."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         rows = self.train_dataset if train_dataset is None else train_dataset
         micro, grouped = self.args.train_batch_size, self.args.train_sampling_strategy == "group_by_length"
         batch = micro * self.args.gradient_accumulation_steps * self.args.world_size
@@ -143,16 +127,47 @@ class WholeBatches(Trainer):
         )
 
 
-def lora_of(recipe: TrainingRecipe, task: str) -> Any:
-    """peft's LoraConfig for a recipe that asks for one, else None."""
-    if not recipe.use_peft:
-        return None
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise BadInput("use_peft needs the extra `lora`: pip install 'rpo-cli[lora]'") from error
-    modules_to_save = ["score"] if task == "SEQ_CLS" else None
-    return LoraConfig(
-        r=recipe.lora_r, lora_alpha=recipe.lora_alpha, lora_dropout=recipe.lora_dropout, target_modules=recipe.lora_target_modules,
-        task_type=task, modules_to_save=modules_to_save,
-    )  # fmt: skip
+class LeanTrainer(WholeBatches):
+    """A trainer that logs what it notes, read in one transfer, and nothing of TRL's (8 to 15 syncs each)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.notes: dict[str, list[torch.Tensor]] = {}
+        super().__init__(*args, **kwargs)
+
+    def note(self, name: str, value: torch.Tensor) -> None:
+        """Keep a metric of a piece of a batch on the device, if its step is logged."""
+        if self.is_logged():
+            self.notes.setdefault(name, []).append(value.detach())
+
+    def noted(self) -> dict[str, float]:
+        """What was noted since the last time, mean over pieces and processes."""
+        if not self.notes:
+            return {}
+        means = torch.stack([torch.stack(values).mean() for values in self.notes.values()])
+        found = dict(zip(self.notes, self.batch_mean(means).tolist(), strict=True))
+        self.notes.clear()
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A line of metrics with what was noted."""
+        logs |= self.noted()
+        Trainer.log(self, logs, start_time)
+
+
+class PairTrainer(LeanTrainer, DPOTrainer):
+    """DPOTrainer on tokenised pairs whose reference log-probs are columns."""
+
+    def _precompute_ref_logps(self, dataset: Dataset, *args: object, **kwargs: object) -> Dataset:
+        return dataset
+
+
+class TokenTrainer(WholeBatches, SFTTrainer):
+    """SFTTrainer on tokenised rows, whose count of tokens survives a checkpoint."""
+
+    def counted(self) -> dict[str, int]:
+        """The count, for a checkpoint."""
+        return {"num_tokens": self._total_train_tokens}
+
+    def count_from(self, state: Mapping[str, int]) -> None:
+        """Go on from a checkpoint's count."""
+        self._total_train_tokens = state["num_tokens"]

@@ -1,0 +1,105 @@
+"""What a trainer is given, as a recipe and a device say: arguments, enough rows, a collator, LoRA."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpo_cli.devices import Device, processes, rank, spread
+from rpo_cli.errors import BadInput
+from rpo_cli.models import PairCollator, for_training, groups_of, shape_of
+from rpo_cli.recipes.schema import TrainingRecipe
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+# Keys of a recipe that mean in TrainingArguments what they mean here.
+SAME = (
+    "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "train_sampling_strategy",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "logging_steps",
+)  # fmt: skip
+
+
+def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int) -> dict[str, Any]:
+    """Keyword arguments for SFTConfig, RewardConfig and DPOConfig; TRL's own defaults that are wrong here are
+    set.
+    """
+    return {name: getattr(recipe, name) for name in SAME} | {
+        "output_dir": checkpoints_of(directory),
+        "max_length": None,  # rows come cut
+        "optim": device.optimizer(recipe.optim),
+        # The name of gradient_checkpointing from transformers 6 on.
+        "activation_checkpointing": recipe.gradient_checkpointing,
+        "activation_checkpointing_kwargs": device.checkpointing,
+        "logging_nan_inf_filter": False,  # a NaN must be seen, not averaged away
+        "save_strategy": "no" if recipe.save_steps is None else "steps",
+        "save_steps": recipe.save_steps or 500,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": device.trains_in_autocast,  # the weights stay float32
+        "use_cpu": device.name == "cpu",
+        "disable_tqdm": True,
+        # Of training rows `WholeBatches` leaves none over; of held-out rows none may be left out.
+        "dataloader_drop_last": False,
+        "dataloader_pin_memory": device.name == "cuda",
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,  # every weight takes part in every loss
+    }
+
+
+def checkpoints_of(directory: Path) -> str:
+    """Where this process writes checkpoints: under an artifact, unless it writes for nobody.
+
+    All processes of a spread model take part in bringing the weights together, and to accelerate each is the
+    first.
+    """
+    return tempfile.mkdtemp(prefix="rpo-") if spread() and rank() != 0 else str(directory / "checkpoints")
+
+
+def need_rows(count: int, recipe: TrainingRecipe, what: str) -> None:
+    """Raise BadInput when a data set does not fill one optimiser step."""
+    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * processes()
+    if count < batch:
+        raise BadInput(f"{what}: {count} rows do not fill one batch of {batch}")
+
+
+def collator_of(
+    rows: list[dict[str, Any]], recipe: TrainingRecipe, device: Device, pad: int, shared: bool
+) -> tuple[PairCollator, dict[str, float]]:
+    """The collator of a stage's rows, and for its metrics what shapes its batches have where each must be
+    compiled.
+    """
+    if not device.fixed_shapes:
+        return PairCollator(pad, shared), {}
+    needed = [shape_of(row["prompt_ids"], groups_of(row), shared=shared) for row in rows]
+    pieces = recipe.gradient_accumulation_steps * processes()
+    found = for_training(needed, recipe.per_device_train_batch_size, pieces)
+    logging.getLogger("rpo").info("training batches: %s", found)
+    return PairCollator(pad, shared, found), {"shapes": len(found.shapes), "padding_share": found.padding}
+
+
+def lora_of(recipe: TrainingRecipe, task: str) -> LoraConfig | None:
+    """peft's LoraConfig for a recipe that asks for one, else None.
+
+    Raises:
+        BadInput: peft is not installed.
+    """
+    if not recipe.use_peft:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise BadInput("use_peft needs the extra `lora`: pip install 'rpo-cli[lora]'") from error
+    return LoraConfig(
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=recipe.lora_target_modules,
+        task_type=task,
+        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+    )

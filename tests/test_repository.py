@@ -1,0 +1,96 @@
+"""What the tests look at, and what a wheel of it holds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from repository import ROOT, copy_tracked, tracked
+
+OWN = "recipes/own-data"
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The tracked files in a repository of their own, and a user's recipes beside them."""
+    folder = tmp_path / "clone"
+    copy_tracked(".", folder)
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    return folder
+
+
+def test_only_tracked_files_that_are_there_are_looked_at(clone: Path) -> None:
+    before = tracked("recipes", root=clone)
+    assert clone / OWN / "base.yaml" in before and clone / "README.md" not in before
+    shutil.copytree(clone / OWN, clone / "recipes/mine")
+    (clone / OWN / "dpo.yaml").unlink()
+    tracked.cache_clear()
+    assert set(before) - set(tracked("recipes", root=clone)) == {clone / OWN / "dpo.yaml"}
+    assert len(before) > len(tracked("recipes/accelerate", "recipes/hardware", root=clone)) >= 15
+
+
+def test_without_git_all_files_are_looked_at(clone: Path) -> None:
+    before = tracked("recipes", "README.md", root=clone)
+    shutil.rmtree(clone / ".git")
+    tracked.cache_clear()
+    assert tracked("recipes", "README.md", root=clone) == before
+
+
+def collected(folder: Path) -> list[str]:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", "tests"]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+@pytest.mark.slow
+def test_a_users_own_recipes_change_nothing_about_which_tests_there_are(clone: Path) -> None:
+    before = collected(clone)
+    shutil.copytree(clone / OWN, clone / "recipes/mine")
+    assert len(before) > 100 and collected(clone) == before
+
+
+@pytest.mark.slow
+def test_a_wheel_alone_has_the_commands_and_the_recipes(clone: Path, tmp_path: Path) -> None:
+    """Installed beside the libraries, without the repository, in an empty folder: what is missing shows."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(clone)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+
+    def rpo(*arguments: str) -> str:
+        """Standard output of the installed command."""
+        program = f"import rpo_cli, sys; assert rpo_cli.__file__.startswith({str(site)!r}); "
+        program += "from rpo_cli.cli import entry; sys.argv[0] = 'rpo'; entry()"
+        environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+        command = [sys.executable, "-c", program, *arguments]
+        done = subprocess.run(
+            command, cwd=empty, env=environment, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "train-policy" in rpo("--help")
+    assert "tldr/e-dpo.yaml" in rpo("recipe", "list")
+    assert "no problems" in rpo("recipe", "check", str(site / "rpo_cli/_recipes/tldr"))
+    assert "policy" in rpo("train-policy", "--recipe", "e-dpo.yaml", "--dry-run")
+    assert list(empty.iterdir()) == []
+    held = set(zipfile.ZipFile(wheel).namelist())
+    packed = {f"rpo_cli/_{path.relative_to(ROOT)}" for path in tracked("recipes")}
+    assert packed | {str(path.relative_to(ROOT)) for path in tracked("rpo_cli")} <= held
+    assert not [name for name in held if name.startswith(("tests", "benchmarks", "results"))]
