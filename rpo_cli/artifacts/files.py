@@ -22,7 +22,9 @@ def hash_of(value: Any) -> str:
 
 
 def hash_path(path: Path) -> str:
-    """Content hash of a file or a directory; large files (model weights) count by size and modification time."""
+    """Content hash of a file or a directory; large files (model weights) count by size and modification
+    time.
+    """
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         stat = file.stat()
@@ -69,8 +71,8 @@ CROWDED = 2**20  # bytes free
 def no_room(error: BaseException, directory: Path) -> str | None:
     """What the disk of a directory says, if that is behind an error; else None.
 
-    safetensors, tokenizers and Arrow put the system's words into errors of their own; torch's writer says only that it
-    is not where it should be.
+    safetensors, tokenizers and Arrow put the system's words into errors of their own; torch's writer says
+    only that it is not where it should be.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -88,7 +90,9 @@ def no_room(error: BaseException, directory: Path) -> str | None:
 
 
 def publish(path: Path, content: bytes) -> Path:
-    """Write a file so that nobody ever sees half of it: a temporary name in the same directory, then os.replace."""
+    """Write a file so that nobody ever sees half of it: a temporary name in the same directory, then
+    os.replace.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -21,7 +21,8 @@ def prepare(threads: int | None) -> None:
         )  # what `cuda` without a number means from here on
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling every new tensor would make a small model's step five times slower; nothing here reads unwritten memory.
+    # Filling every new tensor would make a small model's step five times slower; nothing here reads unwritten
+    # memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if os.environ.get("USE_TORCH_XLA") == "1":
         _mend_transformers()
@@ -50,7 +51,9 @@ def _mend_transformers() -> None:
 
 
 def quiet() -> None:
-    """Keep the libraries' own bars and load reports off the terminal; their warnings go to the stage's log."""
+    """Keep the libraries' own bars and load reports off the terminal; their warnings go to the stage's
+    log.
+    """
     from datasets.utils.logging import disable_progress_bar as no_datasets_bar
     from transformers.utils import logging
 

@@ -1,6 +1,7 @@
 """Which stage needs which: from a recipe to the graph of artifacts it rests on.
 
-Nothing is read from the workspace here and nothing heavy is imported; what is up to date is the pipeline's question.
+Nothing is read from the workspace here and nothing heavy is imported; what is up to date is the pipeline's
+question.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Planner:
         self._resolved: dict[tuple[Any, ...], Stage | External] = {}
 
     def load(self, path: Path, **kwargs: Any) -> Loaded:
-        """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the same few again and again."""
+        """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the
+        same few again and again.
+        """
         call = (str(path), str(self.seed), repr(sorted(kwargs.items())))
         if call not in self._loaded:
             flags = {**kwargs.pop("flags", {}), "device": self.device}
@@ -130,23 +133,12 @@ class Planner:
         if missing:
             raise RecipeError(missing)
         hashes = {table: hash_path(Path(file)) for table, file in recipe.files.items()}
-        # A file's place is no part of the key, its content is.
-        content = recipe.model_copy(
-            update={
-                "files": {},
-                "dataset": None,
-                "data_dir": recipe.folders,
-                "sft_dataset": None,
-                "tokenizer": None,
-            }
-        )
         return self._add(
             "data",
             loaded.path.stem,
             loaded,
             self._sets(loaded),
             options={"files": hashes},
-            recipe=content,
             files={str(table): file for table, file in recipe.files.items()},
         )
 
@@ -409,7 +401,9 @@ class Planner:
         return self._add("evaluate", f"{place}/{split}", loaded, inputs)
 
     def measure(self, policy: Loaded) -> Stage:
-        """What the policy a recipe describes made of its training pairs, and how far it is from the reference."""
+        """What the policy a recipe describes made of its training pairs, and how far it is from the
+        reference.
+        """
         stage = self.build(policy)
         model, pairs = stage.inputs["model"], cast(Stage, cast(Stage, stage.inputs["data"]).inputs["data"])
         place = f"reference-samples/{pairs.path.split('/', 1)[1]}"
@@ -419,7 +413,9 @@ class Planner:
         return self._scoring("measure", place, policy, inputs)
 
     def judgement(self, policy: Loaded, split: str, overrides: Sequence[str] = ()) -> Stage:
-        """A judge's verdicts on an evaluated policy; `overrides` change the `judge:` section (`judge.model=...`)."""
+        """A judge's verdicts on an evaluated policy; `overrides` change the `judge:` section
+        (`judge.model=...`).
+        """
         evaluation = self.evaluation(policy, split)
         loaded = self.load(
             policy.sibling(cast(schema.PolicyRecipe, policy.recipe).evaluate),
@@ -460,7 +456,9 @@ class Planner:
 
 
 def _place(loaded: Loaded, at: Keys) -> str:
-    """Where a recipe's key stands, and its name, as every mistake begins; the option that set it where one did."""
+    """Where a recipe's key stands, and its name, as every mistake begins; the option that set it where one
+    did.
+    """
     place = loaded.places.get(at) or loaded.places.get(at[:1]) or (loaded.path, 1)
     return place if isinstance(place, str) else f"{where(place)}: {dotted(at)}"
 

@@ -72,7 +72,7 @@ class FixedShapeSFTTrainer(WholeBatchSFTTrainer):
         Trainer.log(self, logs, start_time)
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[SFTRecipe], report: Report) -> dict[str, Any]:
     """Minimise the mean NLL of the completion's tokens, EOS included."""
     recipe: SFTRecipe = job.recipe
     device = devices.choose(recipe)

@@ -23,7 +23,7 @@ from rpo_cli.stages.judge.winrates import judged
 log = logging.getLogger("rpo")
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[JudgeRecipe], report: Report) -> dict[str, Any]:
     """Write verdicts.parquet and metrics.json; asks only what no run in this workspace has asked before."""
     recipe: JudgeRecipe = job.recipe
     table = pd.concat([comparisons(job, recipe, against) for against in recipe.against], ignore_index=True)
@@ -67,7 +67,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     return metrics
 
 
-def comparisons(job: Job, recipe: JudgeRecipe, against: str) -> pd.DataFrame:
+def comparisons(job: Job[JudgeRecipe], recipe: JudgeRecipe, against: str) -> pd.DataFrame:
     """Pairs of a policy's response and another one: prompt, response, other, identical, length_difference, oracle.
 
     Sample i meets the baseline's sample i. Lengths are characters, as in AlpacaEval 2: a reference has no tokens here.
@@ -112,7 +112,7 @@ def comparisons(job: Job, recipe: JudgeRecipe, against: str) -> pd.DataFrame:
     ]
 
 
-def references_of(job: Job) -> dict[str, str]:
+def references_of(job: Job[JudgeRecipe]) -> dict[str, str]:
     """Prompt -> the data's own response: the `completion` column of the prompts that were evaluated."""
     split = job.path.split("/")[-2]
     file = job.inputs["data"] / f"prompts_{split}.parquet"
