@@ -1,17 +1,19 @@
-"""Files that are written whole or not at all, read if they are whole, and named by their content."""
+"""Files read if they are whole, written whole or not at all, and named by their content; a disk that is full."""
 
 from __future__ import annotations
 
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rpo_cli.recipes.whole import write_whole
 
 SMALL_FILE = 64 * 2**20
 
@@ -39,20 +41,6 @@ def hash_path(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, never a part."""
     write_whole(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -90,28 +78,16 @@ def no_room(error: BaseException, directory: Path) -> str | None:
 
 
 def publish(path: Path, content: bytes) -> Path:
-    """Write a file so that nobody ever sees half of it: a temporary name in the same directory, then
-    os.replace.
-    """
+    """Write a file whole, in a folder that need not be there; the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, content)
     return path
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write rows as CSV, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, file)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    publish(file, text.getvalue().encode())

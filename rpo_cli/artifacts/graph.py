@@ -97,10 +97,11 @@ class Stage:
         """Whether both describe one artifact, as recipes say it: a plan is made before the machine is asked
         anything.
         """
-        one, two = (
-            (s.kind, schema.result_fields(s.recipe), dict(s.options), dict(s.inputs)) for s in (self, other)
+        rest, others = ((stage.kind, dict(stage.options), dict(stage.inputs)) for stage in (self, other))
+        return rest == others and (
+            self.recipe == other.recipe
+            or schema.result_fields(self.recipe) == schema.result_fields(other.recipe)
         )
-        return one == two
 
     def stages(self) -> Iterator[Stage]:
         """This stage's inputs that are stages themselves."""

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
-
-from pydantic import TypeAdapter
 
 from rpo_cli.artifacts.graph import External, Stage
 from rpo_cli.artifacts.manifest import Identity
@@ -69,7 +66,9 @@ class Job(Generic[R]):
 
     def to_json(self) -> str:
         """The job as another process reads it with `job_from`."""
-        return _adapter(self.kind).dump_json(self).decode()
+        recipe = self.recipe.model_dump(mode="json", exclude_unset=True)
+        launch = None if self.launch is None else vars(self.launch)
+        return json.dumps({**vars(self), "recipe": recipe, "launch": launch}, default=str)  # paths are text
 
 
 class Outcome(NamedTuple):
@@ -82,18 +81,24 @@ class Outcome(NamedTuple):
     warnings: list[str]
 
 
-@cache
-def _adapter(kind: str) -> TypeAdapter[Job[Any]]:
-    return TypeAdapter(Job[KINDS[kind].recipe])  # type: ignore[misc,arg-type]
-
-
 def job_from(text: str) -> Job[Recipe]:
     """The job of a JSON text, its recipe validated as one of its kind.
 
     Raises:
-        pydantic.ValidationError, KeyError: it is none.
+        pydantic.ValidationError: it is none.
     """
-    return _adapter(json.loads(text)["kind"]).validate_json(text)
+    found = json.loads(text)
+    launch, recipe = found["launch"], KINDS[found["kind"]].recipe
+    return Job(
+        **found
+        | {
+            "recipe": recipe.model_validate_json(json.dumps(found["recipe"])),
+            "inputs": {name: Path(place) for name, place in found["inputs"].items()},
+            "artifacts": tuple(found["artifacts"]),
+            "root": Path(found["root"]),
+            "launch": launch and Launch(**launch | {"config": Path(launch["config"])}),
+        }
+    )
 
 
 def job_of(

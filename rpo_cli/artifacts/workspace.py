@@ -121,9 +121,10 @@ class Workspace:
 
     def why_absent(self, path: str) -> str | None:
         """Why there is no finished artifact, whatever its key; None where there is one."""
-        if (self.root / path / MANIFEST).is_file():
+        directory = os.path.join(self.root, path)
+        if os.path.isfile(os.path.join(directory, MANIFEST)):
             return None
-        return "unfinished" if (self.root / path / STARTED).is_file() else "missing"
+        return "unfinished" if os.path.isfile(os.path.join(directory, STARTED)) else "missing"
 
     def why_stale(self, path: str, wanted: Identity, *, weights: bool = False) -> str | None:
         """Why the artifact must be built; None when it is up to date. `weights`: a dropped model will not

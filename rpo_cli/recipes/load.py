@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -94,7 +94,7 @@ def _load(
     expect: str | None = None,
     text: str | None = None,
 ) -> Loaded:
-    draft = gather(path, text=text)
+    draft = _gathered(path) if text is None else gather(path, text=text)
     model = _model(draft, expect)
     if not draft.values.get("suite"):
         draft.values["suite"] = path.parent.name
@@ -106,6 +106,28 @@ def _load(
     in_files = {key: place for key, place in tops.items() if isinstance(place, tuple)}
     changed = {".".join(map(str, keys)): value for keys, (_, value) in asked.items()}
     return Loaded(recipe, path, in_files, changed, tuple(draft.files), draft.places)
+
+
+_drafts: dict[tuple[Path, str], tuple[dict[Path, bytes], Draft]] = {}
+
+
+def _gathered(path: Path) -> Draft:
+    """`gather`, remembered while its files stay as they are: hundreds of cells of a plan read the same few."""
+    call = (path, os.getcwd())
+    files, draft = _drafts.get(call, ({}, None))
+    if draft is None or any(_content(file) != content for file, content in files.items()):
+        draft = gather(path)
+        if draft.problems:
+            return draft
+        _drafts[call] = {file: _content(file) for file in draft.files}, draft
+    return replace(draft, files=[*draft.files], values={**draft.values}, places={**draft.places}, problems=[])
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""  # which no recipe has
 
 
 def article(stage: str) -> str:

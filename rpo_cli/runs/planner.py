@@ -6,16 +6,23 @@ question.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from rpo_cli.artifacts import External, Stage, hash_of, hash_path, rho_folder, walk
 from rpo_cli.recipes import Loaded, RecipeError, dotted, load, schema, shown, where
 from rpo_cli.recipes.yaml_lines import Keys
+
+# What a scoring recipe takes over from its policy; of 4 bits and the batch size `_scoring` decides.
+SCORED = (
+    schema.ScoringRecipe.model_fields.keys()
+    - schema.FourBits.model_fields.keys()
+    - {*("stage", "model_name_or_path", "per_device_eval_batch_size", "expected_seconds")}
+)
 
 
 def at_rho(rho: float | None) -> dict[str, Any]:
@@ -115,7 +122,7 @@ class Planner:
             kind, place, recipe or loaded.recipe, loaded.path, inputs or {}, options or {}, files or {}
         )
         known = self._stages.setdefault(stage.path, stage)
-        if not known.is_same(stage):
+        if known is not stage and not known.is_same(stage):
             raise RecipeError(
                 [
                     f"{shown(loaded.path)}:1: asks for another {stage.path} than {shown(known.source)}; give one of them a name of its own"
@@ -354,15 +361,7 @@ class Planner:
         bits: Mapping[str, Any] | None = None,
     ) -> Stage:
         policy = cast(schema.PolicyRecipe, loaded.recipe)
-        fields = set(schema.ScoringRecipe.model_fields) - {
-            "stage",
-            "model_name_or_path",
-            "per_device_eval_batch_size",
-            "expected_seconds",
-        }
-        values = {
-            name: copy.deepcopy(getattr(policy, name)) for name in fields - set(schema.FourBits.model_fields)
-        } | dict(bits or {})
+        values = {name: getattr(policy, name) for name in SCORED} | dict(bits or {})
         values |= {name: None for name in ("rm_seed", "policy_seed")}
         if kind != "samples":
             values |= {"reference_samples": 1, "max_new_tokens": 1, "sampling_seed": None}
@@ -465,10 +464,13 @@ def _place(loaded: Loaded, at: Keys) -> str:
 
 def _other_splits(teacher: Stage | External, splits: Stage) -> bool:
     """Whether a teacher was trained on the pairs of another splits recipe than the one it scores."""
-    below = (
-        [stage for stage in walk([teacher]) if stage.kind == "splits"] if isinstance(teacher, Stage) else []
-    )
+    below = _splits_below(teacher) if isinstance(teacher, Stage) else []
     return bool(below) and splits not in below
+
+
+@cache
+def _splits_below(stage: Stage) -> list[Stage]:
+    return [needed for needed in walk([stage]) if needed.kind == "splits"]
 
 
 def cell_name(loaded: Loaded) -> str:
