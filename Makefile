@@ -1,7 +1,8 @@
 # Every target makes and uses .venv itself; nothing needs to be activated.
 PYTHON ?= python3
 # Each job is a process with torch in it, about half a gigabyte: four are enough for the miniature.
-JOBS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1); [ $$n -lt 4 ] && echo $$n || echo 4)
+# nproc alone would take OMP_NUM_THREADS, the threads of one process, for the number of cores.
+JOBS ?= $(shell n=$$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -lt 4 ] && echo $$n || echo 4)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

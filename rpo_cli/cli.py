@@ -1,162 +1,58 @@
 """The command line: parse, call one function, print. Nothing heavy is imported at module level."""
 
-from __future__ import annotations
-
 import os
-import shlex
+import signal
 import sys
-import traceback
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import fields
-from functools import wraps
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
+from typer import Option
 
 from rpo_cli import __version__
-from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.errors import BadInput
+from rpo_cli.runs.command import add_command
+from rpo_cli.runs.options import Costs, Options
 
-app = typer.Typer(
-    name="rpo", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
-    help="Robust preference optimisation: distil reward models into policies, pessimistically.",
-    epilog="Start: [bold]rpo train-policy --recipe e-dpo.yaml[/bold] builds everything it needs; [bold]--dry-run[/bold] says what that is.",
-)  # fmt: skip
-recipe_app = typer.Typer(no_args_is_help=True, help="List, show and check recipes.")
-data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
-figure_app = typer.Typer(no_args_is_help=True, help="Evaluate what a figure needs, and draw it.")
-app.add_typer(recipe_app, name="recipe")
-app.add_typer(data_app, name="data")
-app.add_typer(figure_app, name="figure")
-
-Recipe = Annotated[
-    str,
-    typer.Option(
-        "--recipe", "-r", help="Recipe: a path, or a name looked up in ./recipes and among the packed ones."
-    ),
-]
-Rho = Annotated[
-    str | None,
-    typer.Option(
-        "--rho",
-        help="Length bias: a number, several with commas, [bold]all[/bold], or [bold]none[/bold] (no resampling).",
-    ),
-]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Master seed.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a key of the recipe: key=value. May be repeated.")
-]
-WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", "-w", help="Where artifacts live. Default: runs/SUITE.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be built and why; build nothing.")]
-Force = Annotated[bool, typer.Option("--force", help="Build the target again even if it is up to date.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Worker processes for independent stages.")]
-Wandb = Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases (offline without a login).")]
-Accelerate = Annotated[
-    Path | None,
-    typer.Option(
-        "--accelerate",
-        help="Train in the processes of this accelerate configuration, such as recipes/accelerate/multi-gpu.yaml.",
-    ),
-]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda", "xla"] | None,
-    typer.Option(
-        "--device",
-        help="Where to compute, whatever the recipes say; [bold]xla[/bold]: a TPU. Default: the recipes' `device:`.",
-    ),
-]
-KeepWeights = Annotated[
-    Literal["best", "none", "all"],
-    typer.Option("--keep-weights", help="Policies that stay on disk: the best of each objective, rho and seed; none after the last "
-                 "evaluation; all."),
-]  # fmt: skip
-BudgetOption = Annotated[
-    Literal["small"] | None,
-    typer.Option("--budget", help="small: dpo and e-dpo, three rho, three grid values, one seed."),
-]
-Objectives = Annotated[
-    str | None, typer.Option("--objectives", help="Only these of the figure's policies, with commas.")
-]
-GridSize = Annotated[
-    int | None, typer.Option("--grid-size", min=1, help="Try this many values of each grid, evenly spread.")
-]
-Estimate = Annotated[
-    bool,
-    typer.Option(
-        "--estimate", help="With --dry-run: tokens, parameters, FLOPs, memory, disk; imports torch."
-    ),
-]
-DeviceName = Annotated[
-    str | None, typer.Option("--device-name", help="Estimate hours on this device: a100-80g, h100-80g, ...")
-]
-Tflops = Annotated[
-    float | None,
-    typer.Option("--tflops", min=0.001, help="Peak TFLOP/s of one device, instead of its name's."),
-]
-Mfu = Annotated[
-    float | None,
-    typer.Option("--mfu", min=0.001, max=1, help="Share of the peak that is reached. Assumed: 0.35."),
-]
-Price = Annotated[
-    float | None,
-    typer.Option("--price-per-hour", min=0, help="Dollars per device and hour; none is assumed."),
-]
-Params = Annotated[
-    float | None,
-    typer.Option("--params", min=1, help="Parameters of every model whose config cannot be read."),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-
-
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn the known failures into one line on stderr and an exit code: 2 bad input, 1 failed run, 130 interrupted."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        from rpo_cli.recipes import RecipeError
-
-        try:
-            command(*args, **kwargs)
-        except (typer.Exit, BrokenPipeError):  # whoever reads stdout has seen enough
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            if kwargs.get("debug"):
-                traceback.print_exc()
-            if isinstance(error, KeyboardInterrupt):
-                lines, code = ["interrupted; the same command goes on from here"], 130
-            elif isinstance(error, RecipeError):
-                lines, code = error.problems, 2
-            elif isinstance(error, BadInput | RunFailed):
-                lines, code = [str(error)], 1 if isinstance(error, RunFailed) else 2
-            elif isinstance(error, OSError):
-                lines, code = [f"{error.filename or 'disk'}: {error.strerror or error}"], 1
-            else:
-                lines, code = (
-                    [f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"],
-                    1,
-                )
-            console = Console(stderr=True)
-            for line in lines:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-            raise typer.Exit(code) from None
-
-    return run
-
-
-def _session(**options: Any) -> Any:
-    """The session of a command: of its options, given as `locals()`, those that every session has."""
+if TYPE_CHECKING:
     from rpo_cli.runs.session import Session
 
-    known = {field.name for field in fields(Session)} - {
-        "err",
-        "out",
-    }  # its consoles; a command's --out is a folder
-    return Session(**{name: value for name, value in options.items() if name in known and value is not None})
+app = typer.Typer(
+    name="rpo",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Robust preference optimisation: distil reward models into policies, pessimistically.",
+    epilog="Start: [bold]rpo train-policy --recipe e-dpo.yaml[/bold] builds everything it needs; "
+    "[bold]--dry-run[/bold] says what that is.",
+)
+recipe_app = typer.Typer(name="recipe", no_args_is_help=True, help="List, show and check recipes.")
+data_app = typer.Typer(name="data", no_args_is_help=True, help="Look at data before training on it.")
+figure_app = typer.Typer(
+    name="figure", no_args_is_help=True, help="Evaluate what a figure needs, and draw it."
+)
+for group in (recipe_app, data_app, figure_app):
+    app.add_typer(group)
+command = partial(add_command, app)
+
+# Options that commands share: all of them, those of a command for one artifact, those of one for a figure.
+EVERY = frozenset(field.name for field in fields(Options))
+ONE, FIGURE = EVERY - {"rho", "jobs"}, EVERY - {"seed", "force"}
+
+Split = Literal["validation", "test"]
+KEEP = (
+    "Policies that stay on disk: the best of each objective, rho and seed; "
+    "none after the last evaluation; all."
+)
+SMALL = "small: dpo and e-dpo, three rho, three grid values, one seed."
+KeepWeights = Annotated[Literal["best", "none", "all"], Option(help=KEEP)]
+BudgetOption = Annotated[Literal["small"] | None, Option(help=SMALL)]
+Objectives = Annotated[str | None, Option(help="Only these of the figure's policies, with commas.")]
+GridSize = Annotated[int | None, Option(min=1, help="Try this many values of each grid, evenly spread.")]
+Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
 
 
 def _version(value: bool) -> None:
@@ -173,186 +69,94 @@ def main(
 ) -> None:
     """Robust preference optimisation: distil reward models into policies, pessimistically."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Where torch-xla is installed, accelerate and transformers take it unless told not to; torch-tpu loads itself with torch.
+    # accelerate and transformers take torch-xla where it is installed; torch-tpu loads itself with torch.
     os.environ.update({"USE_TORCH_XLA": "0", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
 
 
-@app.command("train-sft", epilog="Example: rpo train-sft --recipe miniature/sft.yaml")
-@guarded
-def train_sft(
-    recipe: Recipe = "sft.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None,
-    dry_run: DryRun = False,
-    force: Force = False, as_json: AsJson = False, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
-) -> None:  # fmt: skip
+@command("train-sft", "--recipe miniature/sft.yaml", takes=ONE, recipe="sft.yaml")
+def train_sft(session: "Session") -> None:
     """Fine-tune on written responses: makes pi_SFT, the reference policy."""
-    session = _session(**locals())
-    _one(session, "sft", ("rpo train-rm", "oracle.yaml"))
+    from rpo_cli.runs.make import build
+
+    build(session, "sft", ("rpo train-rm", "oracle.yaml", ""))
 
 
-@app.command(
-    "train-rm",
-    epilog="Examples: rpo train-rm --recipe oracle.yaml | rpo train-rm --recipe rm.yaml --rho 0.2 --ensemble --jobs 2",
-)
-@guarded
+MEMBERS = "Train the ensemble's members, one on each subset D_rho,b."
+RHO_02 = "--recipe rm.yaml --rho 0.2 --ensemble --jobs 2"
+
+
+@command("train-rm", "--recipe oracle.yaml", RHO_02, takes=EVERY, recipe="rm.yaml")
 def train_rm(
-    recipe: Recipe = "rm.yaml", rho: Rho = None,
-    ensemble: Annotated[bool, typer.Option("--ensemble", help="Train the ensemble's members, one on each subset D_rho,b.")] = False,
-    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False,
-    force: Force = False,
-    as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
-) -> None:  # fmt: skip
+    session: "Session", ensemble: Annotated[bool, Option("--ensemble", help=MEMBERS)] = False
+) -> None:
     """Train a Bradley-Terry reward model: the oracle, the one of D_rho, or an ensemble."""
-    from rpo_cli.runs.session import planner_for
+    from rpo_cli.runs.make import build
 
-    session = _session(**locals())
-    loads = session.at_rhos("reward")
-    planner = planner_for(loads[0])
-    targets = [
-        stage
-        for loaded in loads
-        for stage in (planner.members(loaded) if ensemble else [planner.build(loaded)])
-    ]
-    session.result(
-        session.make(targets, loads[0].recipe.suite),
-        targets,
-        _next(loads[0], "rpo train-policy", "e-dpo.yaml", _at(rho)),
-    )
+    build(session, "reward", ("rpo train-policy", "e-dpo.yaml", session.at), members=ensemble)
 
 
-@app.command("relabel", epilog="Example: rpo relabel --recipe relabel.yaml")
-@guarded
-def relabel(
-    recipe: Recipe = "relabel.yaml", seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None,
-    dry_run: DryRun = False,
-    force: Force = False, as_json: AsJson = False, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
-) -> None:  # fmt: skip
+@command("relabel", "--recipe relabel.yaml", takes=ONE, recipe="relabel.yaml")
+def relabel(session: "Session") -> None:
     """Replace human labels by the oracle's preference, with both scores kept."""
-    session = _session(**locals())
-    _one(session, "relabel", ("rpo make-biased-splits", "splits.yaml", " --rho all"))
+    from rpo_cli.runs.make import build
+
+    build(session, "relabel", ("rpo make-biased-splits", "splits.yaml", " --rho all"))
 
 
-@app.command("make-biased-splits", epilog="Example: rpo make-biased-splits --recipe splits.yaml --rho all")
-@guarded
-def make_biased_splits(
-    recipe: Recipe = "splits.yaml", rho: Rho = None, seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None,
-    device: Device = None,
-    dry_run: DryRun = False, force: Force = False, as_json: AsJson = False, jobs: Jobs = 1, accelerate: Accelerate = None,
-    debug: Debug = False,
-) -> None:  # fmt: skip
-    """Draw D_rho, in which the longer response is preferred in a share rho of the pairs, and the ensemble's subsets."""
-    session = _session(**locals())
-    _many(session, "splits", ("rpo train-rm", "rm.yaml", f"{_at(rho)} --ensemble"))
+@command(
+    "make-biased-splits", "--recipe splits.yaml --rho all", takes=EVERY - {"wandb"}, recipe="splits.yaml"
+)
+def make_biased_splits(session: "Session") -> None:
+    """Draw D_rho, in which the longer response is preferred in a share rho of the pairs, and the ensemble's
+    subsets.
+    """
+    from rpo_cli.runs.make import build
+
+    build(session, "splits", ("rpo train-rm", "rm.yaml", f"{session.at} --ensemble"))
 
 
-@app.command("train-policy", epilog="Example: rpo train-policy --recipe e-dpo.yaml --rho 0.2")
-@guarded
-def train_policy(
-    recipe: Recipe, rho: Rho = None, seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None,
-    dry_run: DryRun = False,
-    force: Force = False, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None,
-    debug: Debug = False,
-) -> None:  # fmt: skip
+@command("train-policy", "--recipe e-dpo.yaml --rho 0.2", takes=EVERY)
+def train_policy(session: "Session") -> None:
     """Train a policy, building every input that is missing.
 
-    Objectives: dpo, ipo, ipo-norm, p-dpo, d-dpo, dp-dpo, e-dpo; other papers': r-dpo, dpo-sft, robust-dpo, simpo.
+    Objectives: dpo, ipo, ipo-norm, p-dpo, d-dpo, dp-dpo, e-dpo; other papers': r-dpo, dpo-sft, robust-dpo,
+    simpo.
     """
-    session = _session(**locals())
-    changed = "".join(f" --set {shlex.quote(change)}" for change in overrides or ())
-    _many(session, "policy", ("rpo evaluate", Path(recipe).name, _at(rho) + changed))
+    from rpo_cli.runs import make
+
+    make.train_policy(session)
 
 
-@app.command("evaluate", epilog="Example: rpo evaluate --recipe e-dpo.yaml --rho 0.2 --split test")
-@guarded
+@command("evaluate", "--recipe e-dpo.yaml --rho 0.2 --split test", takes=EVERY)
 def evaluate(
-    recipe: Recipe, rho: Rho = None,
-    split: Annotated[Literal["validation", "test"], typer.Option("--split", help="Prompts: validation chooses, test reports.")] = "test",
-    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False,
-    force: Force = False,
-    as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
-) -> None:  # fmt: skip
-    """Sample from a policy and score with the oracle: advantage over pi_SFT, length, KL, length-controlled advantage.
+    session: "Session",
+    split: Annotated[Split, Option(help="Prompts: validation chooses, test reports.")] = "test",
+) -> None:
+    """Sample from a policy and score with the oracle: advantage over pi_SFT, length, KL, length-controlled
+    advantage.
 
     The recipe is a policy's; an evaluation recipe evaluates its baseline, pi_SFT.
     """
-    from rpo_cli.runs.session import planner_for
+    from rpo_cli.runs import make
 
-    session = _session(**locals())
-    first = session.load(None)
-    planner = planner_for(first)
-    if first.recipe.stage == "evaluate":
-        targets = [planner.build(session.load("evaluate", split=split))]
-    else:
-        targets = [planner.evaluation(loaded, split) for loaded in session.at_rhos("policy")]
-    session.result(
-        session.make(targets, first.recipe.suite), targets, _next(first, "rpo figure figure2", "figure2.yaml")
-    )
+    make.evaluate(session, split)
 
 
-@app.command("judge", epilog="Example: rpo judge --recipe own-data/dpo.yaml --model gpt-4.1-mini")
-@guarded
+@command("judge", "--recipe own-data/dpo.yaml --model gpt-4.1-mini", takes=EVERY - {"accelerate"})
 def judge(
-    recipe: Recipe, rho: Rho = None,
-    split: Annotated[Literal["validation", "test"], typer.Option("--split", help="Whose samples.")] = "test",
-    model: Annotated[str | None, typer.Option("--model", help="The judge. Default: `judge:` of the evaluate recipe.")] = None,
-    base_url: Annotated[str | None, typer.Option("--base-url", help="Its endpoint, such as http://localhost:8000/v1.")] = None,
-    seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False,
-    force: Force = False,
-    as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, debug: Debug = False,
-) -> None:  # fmt: skip
-    """Win rate of a policy by a judge model, each pair asked in both orders; with length control and agreement with the oracle.
+    session: "Session",
+    split: Annotated[Split, Option(help="Whose samples.")] = "test",
+    model: Annotated[str | None, Option(help="The judge. Default: `judge:` of the evaluate recipe.")] = None,
+    base_url: Annotated[str | None, Option(help="Its endpoint, such as http://localhost:8000/v1.")] = None,
+) -> None:
+    """Win rate of a policy by a judge model, each pair asked in both orders; with length control and
+    agreement with the oracle.
 
     Settings stand in `judge:` of the evaluate recipe; the key comes from the environment (OPENAI_API_KEY).
     """
-    from rpo_cli.recipes.yaml_lines import one_line
-    from rpo_cli.runs.session import planner_for
+    from rpo_cli.runs import make
 
-    session = _session(
-        recipe=recipe, rho=rho, seed=seed, overrides=overrides, workspace=workspace, dry_run=dry_run, force=force, as_json=as_json,
-        jobs=jobs, wandb=wandb, device=device,
-    )  # fmt: skip
-    loads = session.at_rhos("policy")
-    planner = planner_for(loads[0])
-    asked = {"judge.model": model, "judge.base_url": base_url}
-    targets = [
-        planner.judgement(loaded, split, [f"{k}={one_line(v)}" for k, v in asked.items() if v is not None])
-        for loaded in loads
-    ]
-    session.result(session.make(targets, loads[0].recipe.suite), targets)
-
-
-def _at(rho: str | None) -> str:
-    return "" if rho is None else f" --rho {rho}"
-
-
-def _next(loaded: Any, command: str, name: str, rest: str = "") -> str | None:
-    """The next command, with the recipe of this name in the same suite; None where the suite has none."""
-    from rpo_cli.recipes import RecipeError, find, shown
-
-    beside = loaded.path.with_name(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
-    if not beside.is_file():
-        return None
-    for typed in (beside.name, f"{beside.parent.name}/{beside.name}"):
-        with suppress(RecipeError):
-            if find(typed) == beside:
-                return f"{command} --recipe {typed}{rest}"
-    return f"{command} --recipe {shown(beside)}{rest}"
-
-
-def _one(session: Any, stage: str, following: tuple[str, ...]) -> None:
-    from rpo_cli.runs.session import planner_for
-
-    loaded = session.load(stage)
-    target = planner_for(loaded).build(loaded)
-    session.result(session.make([target], loaded.recipe.suite), [target], _next(loaded, *following))
-
-
-def _many(session: Any, stage: str, following: tuple[str, ...]) -> None:
-    from rpo_cli.runs.session import planner_for
-
-    loads = session.at_rhos(stage)
-    planner = planner_for(loads[0])
-    targets = [planner.build(loaded) for loaded in loads]
-    session.result(session.make(targets, loads[0].recipe.suite), targets, _next(loads[0], *following))
+    make.judge(session, split, model, base_url)
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -364,58 +168,70 @@ def _numbers(text: str | None) -> list[int] | None:
         raise BadInput(f"--seeds {text}: expected whole numbers with commas, such as 0,1,2") from None
 
 
-@app.command("sweep", epilog="Example: rpo sweep --recipe figure2.yaml --rho all --seeds 0,1,2 --jobs 2")
-@guarded
+@command("sweep", "--recipe figure2.yaml --rho all --seeds 0,1,2 --jobs 2", takes=FIGURE, rho="all")
 def sweep(
-    recipe: Recipe, rho: Rho = "all",
-    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds to average over, with commas. Default: the recipe's.")] = None,
-    write: Annotated[bool, typer.Option("--write/--no-write", help="Write the chosen values into the recipes' by_rho.")] = True,
-    keep_weights: KeepWeights = "best", budget: BudgetOption = None, objectives: Objectives = None, grid_size: GridSize = None,
-    overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False, estimate: Estimate = False,
-    device_name: DeviceName = None, tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None,
-    as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
-) -> None:  # fmt: skip
-    """Try the grid over beta or tau, for one policy recipe or all of a figure's; choose on validation prompts."""
+    session: "Session",
+    costs: Costs,
+    seeds: Annotated[
+        str | None, Option(help="Seeds to average over, with commas. Default: the recipe's.")
+    ] = None,
+    write: Annotated[
+        bool, Option("--write/--no-write", help="Write the chosen values into the recipes' by_rho.")
+    ] = True,
+    keep_weights: KeepWeights = "best",
+    budget: BudgetOption = None,
+    objectives: Objectives = None,
+    grid_size: GridSize = None,
+) -> None:
+    """Try the grid over beta or tau, for one policy recipe or all of a figure's; choose on validation
+    prompts.
+    """
     from rpo_cli.figures.selection import Budget
     from rpo_cli.figures.sweep import run_sweep
     from rpo_cli.runs.question import asked
 
-    session = _session(**locals())
-    question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
-    run_sweep(
-        session,
-        _numbers(seeds),
-        write,
-        keep_weights,
-        Budget(budget == "small", objectives, grid_size),
-        question,
-    )
+    question = asked(session.dry_run, costs)
+    reduced = Budget(budget == "small", objectives, grid_size)
+    run_sweep(session, _numbers(seeds), write, keep_weights, reduced, question)
 
 
-@figure_app.command(
+@add_command(
+    figure_app,
     "figure2",
-    epilog="Examples: rpo figure figure2 --recipe miniature/figure2.yaml --jobs 2 | rpo figure figure2 --from results/miniature",
+    "--recipe miniature/figure2.yaml --jobs 2",
+    "--from results/miniature",
+    takes=FIGURE,
+    recipe="figure2.yaml",
 )
-@guarded
 def figure2(
-    recipe: Recipe = "figure2.yaml", rho: Rho = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, with commas. Default: the recipe's.")] = None,
-    from_results: Annotated[Path | None, typer.Option("--from", help="Redraw committed results; train nothing.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for pictures and results. Default: figures/ in the workspace.")] = None,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Train nothing; draw what there is and mark the gaps.")] = False,
-    tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation (the full protocol).")] = False,
-    keep_weights: KeepWeights = "best", budget: BudgetOption = None, objectives: Objectives = None, grid_size: GridSize = None,
-    overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False, estimate: Estimate = False,
-    device_name: DeviceName = None, tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None,
-    as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
-) -> None:  # fmt: skip
-    """Figure 2: advantage over pi_SFT and response length against the length bias rho, with the paper's orderings."""
+    session: "Session",
+    costs: Costs,
+    seeds: Seeds = None,
+    from_results: Annotated[
+        Path | None, Option("--from", help="Redraw committed results; train nothing.")
+    ] = None,
+    out: Annotated[
+        Path | None, Option(help="Folder for pictures and results. Default: figures/ in the workspace.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, Option("--allow-missing", help="Train nothing; draw what there is and mark the gaps.")
+    ] = False,
+    tune: Annotated[
+        bool, Option("--tune", help="First choose beta and tau on validation (the full protocol).")
+    ] = False,
+    keep_weights: KeepWeights = "best",
+    budget: BudgetOption = None,
+    objectives: Objectives = None,
+    grid_size: GridSize = None,
+) -> None:
+    """Figure 2: advantage over pi_SFT and response length against the length bias rho, with the paper's
+    orderings.
+    """
     from rpo_cli.figures.selection import Budget
     from rpo_cli.figures.sweep import run_figure2
     from rpo_cli.runs.question import asked
 
-    session = _session(**locals())
-    question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
+    question = asked(session.dry_run, costs)
     reduced = Budget(budget == "small", objectives, grid_size)
     run_figure2(
         session, _numbers(seeds), from_results, out, allow_missing, tune, keep_weights, reduced, question
@@ -425,31 +241,39 @@ def figure2(
 def _theory(kind: str, text: str) -> None:
     """Add `rpo figure KIND`."""
 
-    @figure_app.command(
-        kind, help=text, epilog=f"Example: rpo figure {kind} --recipe miniature/figure-{kind}.yaml --jobs 2"
+    @add_command(
+        figure_app,
+        kind,
+        f"--recipe miniature/figure-{kind}.yaml --jobs 2",
+        takes=FIGURE,
+        text=text,
+        recipe=f"figure-{kind}.yaml",
     )
-    @guarded
     def run(
-        recipe: Recipe = f"figure-{kind}.yaml", rho: Rho = None,
-        seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, with commas. Default: the recipe's.")] = None,
-        from_results: Annotated[Path | None, typer.Option("--from", help="Redraw kept results; train nothing.")] = None,
-        out: Annotated[Path | None, typer.Option("--out", help="Folder for the files. Default: figures/ in the workspace.")] = None,
-        tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation, for this figure.")] = False,
-        keep_weights: KeepWeights = "best", grid_size: GridSize = None, overrides: Set = None, workspace: WorkspaceOption = None,
-        device: Device = None, dry_run: DryRun = False, estimate: Estimate = False, device_name: DeviceName = None,
-        tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None, as_json: AsJson = False,
-        jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
-    ) -> None:  # fmt: skip
+        session: "Session",
+        costs: Costs,
+        seeds: Seeds = None,
+        from_results: Annotated[
+            Path | None, Option("--from", help="Redraw kept results; train nothing.")
+        ] = None,
+        out: Annotated[
+            Path | None, Option(help="Folder for the files. Default: figures/ in the workspace.")
+        ] = None,
+        tune: Annotated[
+            bool, Option("--tune", help="First choose beta and tau on validation, for this figure.")
+        ] = False,
+        keep_weights: KeepWeights = "best",
+        grid_size: GridSize = None,
+    ) -> None:
         from rpo_cli.figures.studies import run_study
         from rpo_cli.figures.study_tuning import Tuning
         from rpo_cli.runs.question import asked
 
-        session = _session(**locals())
-        question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
+        question = asked(session.dry_run, costs)
         if not tune and (grid_size is not None or keep_weights != "best"):
             raise BadInput("--grid-size and --keep-weights: only with --tune, which is what tries a grid")
         tuning = Tuning(grid_size, keep_weights) if tune else None
-        rhos = None if rho == "all" else session.rhos([])
+        rhos = None if session.rho == "all" else session.rhos([])
         run_study(session, kind, rhos, _numbers(seeds), from_results, out, tuning, question)
 
 
@@ -460,40 +284,31 @@ _theory("kl", "Estimators of the forward KL: bias, variance, cost.")
 _theory("unbiased", "All objectives on the pairs as they are, without resampling.")
 
 
-@recipe_app.command("list", epilog="Example: rpo recipe list")
-@guarded
-def recipe_list(as_json: AsJson = False, debug: Debug = False) -> None:
+@add_command(recipe_app, "list", takes={"as_json"})
+def recipe_list(session: "Session") -> None:
     """All recipes that a name can mean."""
     from rpo_cli.recipes.listing import list_recipes
 
-    list_recipes(as_json)
+    list_recipes(session.as_json)
 
 
-@recipe_app.command("show", epilog="Example: rpo recipe show e-dpo.yaml --rho 0.2")
-@guarded
+@add_command(recipe_app, "show", "e-dpo.yaml --rho 0.2", takes={"rho", "seed", "overrides"})
 def recipe_show(
-    recipe: Annotated[str, typer.Argument(help="Recipe: a path or a name.")],
-    rho: Rho = None,
-    seed: Seed = None,
-    overrides: Set = None,
-    debug: Debug = False,
+    session: "Session", recipe: Annotated[str, typer.Argument(help="Recipe: a path or a name.")]
 ) -> None:
     """The resolved recipe, with the file and line that each value comes from."""
     from rpo_cli.recipes import resolved_yaml
 
-    session = _session(**locals())
     rhos = session.rhos([])
     if rhos is not None and len(rhos) != 1:
-        raise BadInput(f"--rho {rho}: a recipe is shown at one rho: a number, or none")
+        raise BadInput(f"--rho {session.rho}: a recipe is shown at one rho: a number, or none")
     loaded = session.load(None) if rhos is None else session.load(None, rho=rhos[0])
     print(resolved_yaml(loaded), end="")
 
 
-@recipe_app.command("check", epilog="Example: rpo recipe check recipes/miniature")
-@guarded
+@add_command(recipe_app, "check", "recipes/miniature")
 def recipe_check(
     recipes: Annotated[list[str], typer.Argument(help="Recipes, or folders of recipes.")],
-    debug: Debug = False,
 ) -> None:
     """Check recipes and what they refer to; every problem is named with its file and line."""
     from rpo_cli.runs.check import check_recipes
@@ -501,73 +316,73 @@ def recipe_check(
     check_recipes(recipes)
 
 
-@recipe_app.command("schema", epilog="Example: rpo recipe schema --out recipes/schema.json")
-@guarded
-def recipe_schema(
-    out: Annotated[Path | None, typer.Option("--out", help="File to write; default: stdout.")] = None,
-    debug: Debug = False,
-) -> None:
+@add_command(recipe_app, "schema", "--out recipes/schema.json")
+def recipe_schema(out: Annotated[Path | None, Option(help="File to write; default: stdout.")] = None) -> None:
     """The JSON Schema of recipes, for editor completion."""
     from rpo_cli.recipes.editor import write_schema
 
     write_schema(out)
 
 
-@data_app.command("inspect", epilog="Example: rpo data inspect --recipe splits.yaml --rho 0.2")
-@guarded
+@add_command(
+    data_app,
+    "inspect",
+    "--recipe splits.yaml --rho 0.2",
+    takes=EVERY - {"device", "dry_run", "force", "jobs", "wandb", "accelerate"},
+    recipe="data.yaml",
+)
 def data_inspect(
-    recipe: Recipe = "data.yaml", rho: Rho = None, seed: Seed = None,
-    rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to show with their token boundaries.")] = 2,
-    max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="Report the share of rows that are longer.")] = None,
-    overrides: Set = None, workspace: WorkspaceOption = None, as_json: AsJson = False, debug: Debug = False,
-) -> None:  # fmt: skip
+    session: "Session",
+    rows: Annotated[int, Option(min=0, help="Rows to show with their token boundaries.")] = 2,
+    max_length: Annotated[int | None, Option(min=1, help="Report the share of rows that are longer.")] = None,
+) -> None:
     """Rows, token boundaries, length statistics, share over max_length, longer-preferred rate."""
-    from rpo_cli.runs.inspect import inspect_data
+    from rpo_cli.runs.make import inspect_data
 
-    session = _session(**locals())
     inspect_data(session, rows, max_length)
 
 
-@data_app.command("fetch", epilog="Example: rpo data fetch --recipe tldr/figure2.yaml")
-@guarded
-def data_fetch(
-    recipe: Recipe, overrides: Set = None, workspace: WorkspaceOption = None, dry_run: DryRun = False, as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:  # fmt: skip
-    """Download the models and data sets that a recipe rests on, and record their commits: for machines without a network."""
+@add_command(
+    data_app,
+    "fetch",
+    "--recipe tldr/figure2.yaml",
+    takes={"recipe", "overrides", "workspace", "dry_run", "as_json"},
+)
+def data_fetch(session: "Session") -> None:
+    """Download the models and data sets that a recipe rests on, and record their commits: for machines
+    without a network.
+    """
     from rpo_cli.runs.fetch import fetch_data
 
-    fetch_data(
-        _session(recipe=recipe, overrides=overrides, workspace=workspace, dry_run=dry_run, as_json=as_json)
-    )
+    fetch_data(session)
 
 
-@app.command("status", epilog="Example: rpo status --recipe figure2.yaml")
-@guarded
-def status(
-    recipe: Recipe = "figure2.yaml",
-    seed: Seed = None,
-    workspace: WorkspaceOption = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
+@command(
+    "status", "--recipe figure2.yaml", takes={"recipe", "seed", "workspace", "as_json"}, recipe="figure2.yaml"
+)
+def status(session: "Session") -> None:
     """What is in the workspace, what a recipe would rebuild, and why."""
     from rpo_cli.figures.status import show_status
 
-    show_status(_session(**locals()))
+    show_status(session)
 
 
-@app.command("doctor", epilog="Example: rpo doctor")
-@guarded
-def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+@command("doctor", takes={"as_json"})
+def doctor(session: "Session") -> None:
     """Versions, device, dtype and why, threads, disk, W&B and hub state."""
     from rpo_cli.runs.doctor import show_doctor
 
-    show_doctor(as_json)
+    show_doctor(session.as_json)
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """End a run as Ctrl-C ends it."""
+    raise KeyboardInterrupt
 
 
 def entry() -> None:
     """Console script `rpo`."""
+    signal.signal(signal.SIGTERM, interrupt)  # what a cluster sends before it takes its machine back
     try:
         app()
     except BrokenPipeError:

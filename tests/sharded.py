@@ -1,13 +1,13 @@
 """As ranks.py, with weights sharded by FSDP2: accelerate does that on accelerators only, so these processes
 pass for some.
 
-Usage: a pickle of (job, step to be interrupted at or None).
+Usage: a file of JSON lines [job, step to be interrupted at or null], the job a text of JSON itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import pickle
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
+from rpo_cli.artifacts import job_from
 from rpo_cli.runs.child import take_part
 from rpo_cli.stages.training import publish
 
@@ -44,6 +45,8 @@ def interrupt(at: int | None, step: int) -> None:
 
 PartialState.__init__ = pass_for_gpus
 publish.whole_model = whole_of_shards
-for job, stop in pickle.loads(Path(sys.argv[1]).read_bytes()):
+for line in Path(sys.argv[1]).read_text().splitlines():
+    text, stop = json.loads(line)
+    job = job_from(text)
     with contextlib.suppress(KeyboardInterrupt):
         take_part(job, lambda step, of, stop=stop: interrupt(stop, step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ from typer.testing import CliRunner, Result
 from rpo_cli.artifacts import STARTED, Workspace, difference, walk, write_json
 from rpo_cli.cli import app
 from rpo_cli.recipes import find, load
-from rpo_cli.recipes.schema import Objective
+from rpo_cli.recipes.schema import KINDS, Objective
 from rpo_cli.runs import doctor
 from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.work import stage_function
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "trl", "pandas", "datasets", "wandb", "matplotlib")
@@ -596,3 +598,34 @@ def test_a_listed_ensemble_has_no_bias_of_its_own_to_calibrate_for() -> None:
     assert refused.exit_code == 2
     assert "calibration_mix: data or calibration: none" in refused.stderr
     assert rpo(*arguments, "--set", "calibration=none").exit_code == 0
+
+
+def test_every_kind_of_stage_has_a_function_and_every_kind_of_recipe_a_command() -> None:
+    typed = {" ".join(("rpo", *words)) for words in commands()}
+    for name, kind in KINDS.items():
+        assert (kind.run is None) == (name == "figure")
+        assert kind.run is None or callable(stage_function(name))
+        assert "stage" not in kind.recipe.model_fields or name in (*get_args(stage_of(kind.recipe)), "warm")
+        if kind.command is not None and name != "figure":
+            assert kind.command in typed
+    assert [name for name, kind in KINDS.items() if kind.trains] == ["sft", "reward", "policy"]
+
+
+def stage_of(recipe: type[Any]) -> Any:
+    return recipe.model_fields["stage"].annotation
+
+
+def test_make_starts_a_job_for_each_core_whatever_openmp_is_told() -> None:
+    def jobs(threads: str) -> str:
+        environment = os.environ | {"OMP_NUM_THREADS": threads}
+        said = subprocess.run(
+            ["make", "-n", "figure2"],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        return said.split("figure2.yaml --jobs ")[1].split()[0]
+
+    assert jobs("1") == jobs("64") == str(min(4, len(os.sched_getaffinity(0))))

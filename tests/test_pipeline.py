@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import RHO, Tiny, journal, manifest, rpo, weights
 
-from rpo_cli.artifacts import Workspace, job_of, versions, write_json
+from rpo_cli.artifacts import Workspace, job_from, job_of, versions, walk, write_json
 from rpo_cli.errors import RunFailed
 from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.work import run_job
@@ -305,6 +306,67 @@ def test_after_kill_9_the_same_command_ends_where_the_undisturbed_one_did(tiny: 
     same_artifact(tiny.root / cell, undisturbed.root / cell)
     cell = cell.replace("policies", "evaluations") + "/test"
     same_artifact(tiny.root / cell, undisturbed.root / cell)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_after_sigterm_the_same_command_ends_where_the_undisturbed_one_did(
+    tiny: Tiny, tmp_path: Path, jobs: int
+) -> None:
+    """As after Ctrl-C; with workers the whole group gets the signal, as a cluster sends it."""
+    settings = ("--set", "max_steps=60", "--set", "save_steps=20", "--rho", "0.5,0.2")
+    cell = f"{RHO}/policies/dpo/beta-0.2-max_steps-60"
+    command = ["train-policy", "--recipe", tiny.suite / "dpo.yaml", *settings, "--jobs", jobs]
+    interrupted = [*command, "--workspace", tiny.root]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rpo_cli.cli", *map(str, interrupted)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (tiny.root / cell / "checkpoints/checkpoint-20" / STATE).exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+    assert len(children) >= (2 if jobs > 1 else 0)
+    assert not (tiny.root / cell / "manifest.json").exists()
+    rpo(*interrupted)
+    undisturbed = Tiny(tiny.suite, Path(shutil.copytree(tiny.root, tmp_path / "undisturbed")))
+    shutil.rmtree(undisturbed.root / cell)
+    rpo(*command, "--workspace", undisturbed.root)
+    same_artifact(tiny.root / cell, undisturbed.root / cell)
+
+
+@pytest.mark.parametrize("recipe", ["data", "sft", "oracle", "relabel", "splits", "rm", "e-dpo", "evaluate"])
+def test_a_job_is_the_same_after_its_way_to_another_process(tiny: Tiny, recipe: str) -> None:
+    tiny.edit("e-dpo.yaml", "by_rho: {0.2: {beta: 0.1}}")
+    target = tiny.stage(f"{recipe}.yaml")
+    for stage in walk([target]):
+        job = job_of(stage, Workspace(tiny.root, "tiny"), {"report_to": "none"}, force=True)
+        read = job_from(job.to_json())
+        assert read == job and type(read.recipe) is type(job.recipe)
+        assert read.recipe.model_fields_set == job.recipe.model_fields_set
+        assert json.loads(read.to_json()) == json.loads(job.to_json())
+
+
+def test_a_job_whose_recipe_is_none_of_its_kind_is_refused(tiny: Tiny) -> None:
+    job = job_of(tiny.stage("dpo.yaml"), Workspace(tiny.root, "tiny"), {})
+    for change in ({"objective": "dop"}, {"btea": 1.0}, {"max_steps": 0}):
+        values = json.loads(job.to_json())
+        values["recipe"] |= change
+        with pytest.raises(ValueError, match=next(iter(change))):
+            job_from(json.dumps(values))
 
 
 @pytest.mark.slow

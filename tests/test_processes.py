@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -122,7 +121,7 @@ def twins(
         twos.append(replace(one, recipe=half, path=f"two, {name}"))
     for job in ones + twos:
         job.directory.mkdir()
-    (home / "jobs").write_bytes(pickle.dumps(twos))
+    (home / "jobs").write_text("".join(job.to_json() + "\n" for job in twos))
     launcher = [
         "-m",
         "accelerate.commands.launch",
@@ -218,7 +217,7 @@ def test_sharded_weights_learn_what_whole_ones_do_and_go_on_after_an_interruptio
     preset = yaml.safe_load((PRESETS / "fsdp2.yaml").read_text()) | {"use_cpu": True, "num_processes": 2}
     (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(preset))
 
-    def job(name: str, recipe: str, *settings: str) -> Job:
+    def job(name: str, recipe: str, *settings: str) -> Job[Any]:
         made = replace(
             job_of(shared.stage(recipe, *settings), Workspace(shared.root, "tiny"), {}),
             root=tmp_path,
@@ -227,7 +226,7 @@ def test_sharded_weights_learn_what_whole_ones_do_and_go_on_after_an_interruptio
         made.directory.mkdir()
         return made
 
-    def half(whole: Job) -> Job:
+    def half(whole: Job[Any]) -> Job[Any]:
         rows, pieces = processes.share(whole.recipe, 2)
         return replace(
             whole,
@@ -239,11 +238,9 @@ def test_sharded_weights_learn_what_whole_ones_do_and_go_on_after_an_interruptio
     ones = {name: job(f"one, {name}", *settings) for name, settings in SHARDED.items()}
     twos = {name: half(job(f"two, {name}", *settings)) for name, settings in SHARDED.items()}
     undisturbed, disturbed = half(job("undisturbed", *RESUMED)), half(job("disturbed", *RESUMED))
-    (tmp_path / "jobs").write_bytes(
-        pickle.dumps(
-            [*((two, None) for two in twos.values()), (undisturbed, None), (disturbed, 5), (disturbed, None)]
-        )
-    )
+    runs = [*((two, None) for two in twos.values()), (undisturbed, None), (disturbed, 5), (disturbed, None)]
+    lines = [json.dumps([job.to_json(), stop]) for job, stop in runs]
+    (tmp_path / "jobs").write_text("\n".join(lines))
     launcher = [
         "-m",
         "accelerate.commands.launch",
@@ -298,7 +295,7 @@ def test_killed_with_its_processes_the_same_command_ends_where_the_undisturbed_r
     assert "effective batch: 8 = 4 rows x 1 accumulated x 2 processes, 60 steps" in rpo(*in_two).stderr
     assert weights(folder) == weights(undisturbed)
     assert journal(folder) == journal(undisturbed)
-    assert not (folder / "checkpoints").exists() and not list(folder.glob("job*.pickle"))
+    assert not (folder / "checkpoints").exists() and not list(folder.glob("job*.json"))
     found = manifest(tiny.root, planned["path"])
     assert (
         found["metrics"] == json.loads((undisturbed / "manifest.json").read_text())["metrics"]
@@ -318,7 +315,7 @@ def test_bad_input_in_a_process_is_one_line_and_exit_code_2(shared: Tiny, tmp_pa
     )
     assert result.stderr.splitlines()[-1].endswith("64 rows do not fill one batch of 100")
     (folder,) = (tiny.root / RHO / "policies/dpo").iterdir()
-    assert not (folder / "manifest.json").exists() and not list(folder.glob("job*.pickle"))
+    assert not (folder / "manifest.json").exists() and not list(folder.glob("job*.json"))
 
 
 def listen(shared: Tiny, script: str) -> Any:

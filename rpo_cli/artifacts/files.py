@@ -1,17 +1,19 @@
-"""Files that are written whole or not at all, read if they are whole, and named by their content."""
+"""Files read if they are whole, written whole or not at all, and named by their content; a disk that is full."""
 
 from __future__ import annotations
 
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rpo_cli.recipes.whole import write_whole
 
 SMALL_FILE = 64 * 2**20
 
@@ -22,7 +24,9 @@ def hash_of(value: Any) -> str:
 
 
 def hash_path(path: Path) -> str:
-    """Content hash of a file or a directory; large files (model weights) count by size and modification time."""
+    """Content hash of a file or a directory; large files (model weights) count by size and modification
+    time.
+    """
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         stat = file.stat()
@@ -37,20 +41,6 @@ def hash_path(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, never a part."""
     write_whole(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -69,8 +59,8 @@ CROWDED = 2**20  # bytes free
 def no_room(error: BaseException, directory: Path) -> str | None:
     """What the disk of a directory says, if that is behind an error; else None.
 
-    safetensors, tokenizers and Arrow put the system's words into errors of their own; torch's writer says only that it
-    is not where it should be.
+    safetensors, tokenizers and Arrow put the system's words into errors of their own; torch's writer says
+    only that it is not where it should be.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -88,26 +78,16 @@ def no_room(error: BaseException, directory: Path) -> str | None:
 
 
 def publish(path: Path, content: bytes) -> Path:
-    """Write a file so that nobody ever sees half of it: a temporary name in the same directory, then os.replace."""
+    """Write a file whole, in a folder that need not be there; the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, content)
     return path
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write rows as CSV, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, file)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    publish(file, text.getvalue().encode())

@@ -7,25 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from rpo_cli import devices
 from rpo_cli.artifacts.files import hash_of, hash_path
+from rpo_cli.artifacts.manifest import Identity
 from rpo_cli.recipes import schema
 
 AT_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@(\S+)")
-# Raised when a stage starts to compute something else for the same recipe: older artifacts then count as stale.
-FORMATS = {
-    "data": 1, "sft": 1, "reward": 1, "warm": 1, "relabel": 1, "splits": 2, "reference": 1, "samples": 1, "scores": 1, "policy": 1,
-    "evaluate": 1, "measure": 1, "judge": 1,
-}  # fmt: skip
 
 
 @dataclass
 class External:
     """A model, tokenizer or data set that no stage makes: a directory or file, or a hub name.
 
-    `use`: what of it is needed; `folders`: of a data set, which. `commit`: what the lock file pins a hub name to, see `snapshots.pin`.
+    `use`: what of it is needed; `folders`: of a data set, which. `commit`: what the lock file pins a hub name
+    to, see `snapshots.pin`.
     """
 
     reference: str
@@ -73,7 +70,7 @@ class Stage:
     files: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """What the artifact depends on; its `key` is the hash of the rest.
 
         With `dtype: auto` this is a question to the machine, and imports torch.
@@ -81,25 +78,30 @@ class Stage:
         fields = schema.result_fields(self.recipe)
         if "dtype" in fields:
             fields["dtype"] = devices.dtype_in_force(self.recipe)
-        content = {
-            "kind": self.kind,
-            "format": FORMATS[self.kind],
-            "recipe": fields,
-            "options": dict(self.options),
-            "inputs": {name: stage.key for name, stage in self.inputs.items()},
-        }
-        return {**content, "key": hash_of(content)}
+        identity = Identity(
+            kind=self.kind,
+            format=schema.KINDS[self.kind].format,
+            recipe=fields,
+            options=dict(self.options),
+            inputs={name: needed.key for name, needed in self.inputs.items()},
+            key="",
+        )
+        identity["key"] = hash_of({name: value for name, value in identity.items() if name != "key"})
+        return identity
 
     @property
     def key(self) -> str:
-        return cast(str, self.identity["key"])
+        return self.identity["key"]
 
     def is_same(self, other: Stage) -> bool:
-        """Whether both describe one artifact, as recipes say it: a plan is made before the machine is asked anything."""
-        one, two = (
-            (s.kind, schema.result_fields(s.recipe), dict(s.options), dict(s.inputs)) for s in (self, other)
+        """Whether both describe one artifact, as recipes say it: a plan is made before the machine is asked
+        anything.
+        """
+        rest, others = ((stage.kind, dict(stage.options), dict(stage.inputs)) for stage in (self, other))
+        return rest == others and (
+            self.recipe == other.recipe
+            or schema.result_fields(self.recipe) == schema.result_fields(other.recipe)
         )
-        return one == two
 
     def stages(self) -> Iterator[Stage]:
         """This stage's inputs that are stages themselves."""

@@ -1,4 +1,6 @@
-"""Whether the Hugging Face hub can be reached: asked once, before its client would try for half a minute for each file."""
+"""Whether the Hugging Face hub can be reached: asked once, before its client would try for half a minute for
+each file.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ SECONDS = 5.0
 
 @cache
 def unreachable() -> str | None:
-    """Why the hub cannot be reached, in one attempt; None if it answers. Without it, only its cache is looked at from here on."""
+    """Why the hub cannot be reached, in one attempt; None if it answers. Without it, only its cache is looked
+    at from here on.
+    """
     from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():
@@ -26,6 +30,8 @@ def unreachable() -> str | None:
 
 
 def look_for(source: Path | str) -> str:
-    """What to add to an error about a model: nothing for a directory, for a hub name why the hub was not asked."""
+    """What to add to an error about a model: nothing for a directory, for a hub name why the hub was not
+    asked.
+    """
     why = None if Path(source).exists() else unreachable()
     return "" if why is None else f" ({why}; only what an earlier run has loaded can be used)"

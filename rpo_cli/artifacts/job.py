@@ -2,48 +2,61 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from rpo_cli.artifacts.graph import External, Stage
+from rpo_cli.artifacts.manifest import Identity
 from rpo_cli.artifacts.workspace import Workspace
+from rpo_cli.recipes.schema import KINDS, Recipe
 
-TRAINED = ("sft", "reward", "policy")
+R = TypeVar("R", bound=Recipe, covariant=True)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How training stages are started."""
+    """How training stages are started.
+
+    `processes`: of XLA the TPU's cores, on all hosts, over which a model and its batches are spread;
+    `strategy`: accelerate's distributed_type.
+    """
 
     config: Path
-    processes: int  # of XLA: the TPU's cores, on all hosts, over which a model and its batches are spread
-    strategy: str  # accelerate's distributed_type
+    processes: int
+    strategy: str
     use_cpu: bool
     port_given: bool
 
-
-def leaves(kind: str, launch: Launch | None) -> bool:
-    """Whether a stage runs in other processes than this one: on a TPU every stage, which it holds until its process ends."""
-    return launch is not None and (kind in TRAINED or launch.strategy == "XLA")
+    def takes(self, kind: str) -> bool:
+        """Whether a stage runs in other processes than this: on a TPU every one, which holds it until its
+        process ends.
+        """
+        return KINDS[kind].trains or self.strategy == "XLA"
 
 
 @dataclass(frozen=True)
-class Job:
-    """A stage ready to run: everything a worker process needs, by value."""
+class Job(Generic[R]):
+    """A stage ready to run: everything a worker process needs, by value.
+
+    `artifacts`: the inputs that are artifacts of this workspace. `revisions`: of the others. `inherited`:
+    settings of the tracker that the command line gives.
+    """
 
     kind: str
     path: str
-    recipe: Any
-    identity: dict[str, Any]
+    recipe: R
+    identity: Identity
     inputs: dict[str, Path]
-    artifacts: tuple[str, ...]  # the inputs that are artifacts of this workspace
+    artifacts: tuple[str, ...]
     revisions: dict[str, str | None]
     options: dict[str, Any]
     files: dict[str, str]
     root: Path
     suite: str
-    inherited: dict[str, Any]
+    inherited: dict[str, str]
     force: bool = False
     launch: Launch | None = None
 
@@ -51,26 +64,69 @@ class Job:
     def directory(self) -> Path:
         return self.root / self.path
 
+    def to_json(self) -> str:
+        """The job as another process reads it with `job_from`."""
+        recipe = self.recipe.model_dump(mode="json", exclude_unset=True)
+        launch = None if self.launch is None else vars(self.launch)
+        return json.dumps({**vars(self), "recipe": recipe, "launch": launch}, default=str)  # paths are text
+
+
+class Outcome(NamedTuple):
+    """What a stage's function leaves besides its files: its metrics, the device it ran on, what it warned
+    of.
+    """
+
+    metrics: dict[str, Any]
+    device: str
+    warnings: list[str]
+
+
+def job_from(text: str) -> Job[Recipe]:
+    """The job of a JSON text, its recipe validated as one of its kind.
+
+    Raises:
+        pydantic.ValidationError: it is none.
+    """
+    found = json.loads(text)
+    launch, recipe = found["launch"], KINDS[found["kind"]].recipe
+    return Job(
+        **found
+        | {
+            "recipe": recipe.model_validate_json(json.dumps(found["recipe"])),
+            "inputs": {name: Path(place) for name, place in found["inputs"].items()},
+            "artifacts": tuple(found["artifacts"]),
+            "root": Path(found["root"]),
+            "launch": launch and Launch(**launch | {"config": Path(launch["config"])}),
+        }
+    )
+
 
 def job_of(
     stage: Stage,
     workspace: Workspace,
-    inherited: dict[str, Any],
+    inherited: Mapping[str, str],
     *,
     force: bool = False,
     launch: Launch | None = None,
-) -> Job:
-    """The picklable form of a stage."""
-    inputs = {}
-    revisions: dict[str, str | None] = {}
-    for name, needed in stage.inputs.items():
-        if isinstance(needed, External):
-            inputs[name] = Path(needed.reference)
-            revisions[name] = needed.commit or needed.revision
-        else:
-            inputs[name] = workspace.root / needed.path
+) -> Job[Recipe]:
+    """A stage's job in a workspace."""
+    external = {name: needed for name, needed in stage.inputs.items() if isinstance(needed, External)}
     return Job(
-        stage.kind, stage.path, stage.recipe, stage.identity, inputs, tuple(sorted(set(inputs) - set(revisions))), revisions,
-        dict(stage.options), dict(stage.files), workspace.root, workspace.suite, inherited, force,
-        launch if leaves(stage.kind, launch) else None,
-    )  # fmt: skip
+        kind=stage.kind,
+        path=stage.path,
+        recipe=stage.recipe,
+        identity=stage.identity,
+        inputs={
+            name: Path(needed.reference) if isinstance(needed, External) else workspace.root / needed.path
+            for name, needed in stage.inputs.items()
+        },
+        artifacts=tuple(sorted(stage.inputs.keys() - external.keys())),
+        revisions={name: needed.commit or needed.revision for name, needed in external.items()},
+        options=dict(stage.options),
+        files=dict(stage.files),
+        root=workspace.root,
+        suite=workspace.suite,
+        inherited=dict(inherited),
+        force=force,
+        launch=launch if launch is not None and launch.takes(stage.kind) else None,
+    )

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rpo_cli.artifacts.job import Job
+    from rpo_cli.recipes.schema import Recipe
 
 
 METRICS = "metrics.jsonl"
 log = logging.getLogger("rpo")
+Progress = Callable[[int, int], None]  # told so many of so many steps
 
 
 def wandb_mode() -> tuple[Any, str]:
@@ -68,7 +70,7 @@ def start_wandb(
 class Report:
     """A stage's voice. As a context manager it opens and closes the W&B run."""
 
-    def __init__(self, job: Job, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, job: Job[Recipe], progress: Progress) -> None:
         self.job = job
         self.progress = progress
         self.file = job.directory / METRICS
@@ -100,7 +102,9 @@ class Report:
             self.run.finish(exit_code=0 if kind is None else 1)
 
     def warn(self, line: str) -> None:
-        """Something the user must know though the stage goes on: said when it ends, kept in its log and its manifest."""
+        """Something the user must know though the stage goes on: said when it ends, kept in its log and its
+        manifest.
+        """
         log.warning(line)
         self.warnings.append(line)
 
@@ -138,7 +142,9 @@ class Report:
 
 
 class Silence(Report):
-    """The voice of a process that is not the first of those that train together: it says and writes nothing."""
+    """The voice of a process that is not the first of those that train together: it says and writes
+    nothing.
+    """
 
     def __enter__(self) -> Report:
         return self

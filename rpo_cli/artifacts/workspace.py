@@ -1,8 +1,8 @@
 """Where artifacts live, and what is up to date.
 
-An artifact is a directory with a `manifest.json`, written last. It is up to date when the manifest's key, a hash of the
-resolved recipe and of the inputs' keys, is the one the plan wants. A directory without a manifest is unfinished; what
-it holds may be resumed only under the key in its `started.json`.
+An artifact is a directory with a `manifest.json`, written last. It is up to date when the manifest's key, a
+hash of the resolved recipe and of the inputs' keys, is the one the plan wants. A directory without a manifest
+is unfinished; what it holds may be resumed only under the key in its `started.json`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,19 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock
 
 from rpo_cli.artifacts.files import no_room, read_json, write_json
+from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Identity, Manifest
 from rpo_cli.errors import BadInput, RunFailed
 
-MANIFEST = "manifest.json"
-STARTED = "started.json"
 REPLACED = ".replaced"
+HASH = re.compile("[0-9a-f]{64}")
 PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "peft",
-    "bitsandbytes",
-    "numpy",
-    "wandb",
+    *("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers"),
+    *("peft", "bitsandbytes", "numpy", "wandb"),
 )
 
 
@@ -66,10 +58,8 @@ def git_revision() -> str | None:
             check=True,
         )
         command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
-        return (
-            subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-            or None
-        )
+        said = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        return said.stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -113,19 +103,36 @@ class Workspace:
             failed = WorkspaceError if no_room(error, Path()) is None else RunFailed
             raise failed(f"{self.root}: cannot be written: {error.strerror}") from error
 
-    def manifest(self, path: str) -> dict[str, Any] | None:
+    def manifest(self, path: str) -> Manifest | None:
         """Manifest of a finished artifact, None of an absent or unfinished one."""
-        return read_json(self.root / path / MANIFEST)
+        return cast(Manifest | None, read_json(self.root / path / MANIFEST))
 
-    def why_stale(self, path: str, wanted: Mapping[str, Any], *, weights: bool = False) -> str | None:
-        """Why the artifact must be built; None when it is up to date.
+    def finished(self, path: str) -> Manifest:
+        """Manifest of an artifact that was finished.
 
-        `wanted` is the plan's `identity` (kind, recipe, inputs, options, key). `weights`: a dropped model will not do.
+        Raises:
+            RunFailed: it is not there any more.
+        """
+        if (found := self.manifest(path)) is None:
+            raise RunFailed(
+                f"{self.root / path}: another command removed it meanwhile; run the same command again"
+            )
+        return found
+
+    def why_absent(self, path: str) -> str | None:
+        """Why there is no finished artifact, whatever its key; None where there is one."""
+        directory = os.path.join(self.root, path)
+        if os.path.isfile(os.path.join(directory, MANIFEST)):
+            return None
+        return "unfinished" if os.path.isfile(os.path.join(directory, STARTED)) else "missing"
+
+    def why_stale(self, path: str, wanted: Identity, *, weights: bool = False) -> str | None:
+        """Why the artifact must be built; None when it is up to date. `weights`: a dropped model will not
+        do.
         """
         found = self.manifest(path)
         if found is None:
-            started = read_json(self.root / path / STARTED)
-            return "missing" if started is None else "unfinished"
+            return self.why_absent(path) or "missing"  # a manifest that cannot be read is none
         if found["key"] != wanted["key"]:
             return difference(found, wanted)
         if weights and found.get("weights") == "dropped":
@@ -133,13 +140,13 @@ class Workspace:
         return None
 
     @contextlib.contextmanager
-    def building(
-        self, path: str, identity: Mapping[str, Any], *, force: bool = False
-    ) -> Iterator[Path | None]:
-        """Hold the artifact's directory while it is built; keep an unfinished one only if it was started for this key.
+    def building(self, path: str, identity: Identity, *, force: bool = False) -> Iterator[Path | None]:
+        """Hold the artifact's directory while it is built; keep an unfinished one only if it was started for
+        this key.
 
-        A finished artifact of another key is set aside until the new one is published: bad input brings it back, and so does
-        asking for it again. Yields None when another command finished it in the meantime, and there is nothing left to do.
+        A finished artifact of another key is set aside until the new one is published: bad input brings it
+        back, and so does asking for it again. Yields None when another command finished it in the meantime,
+        and there is nothing left to do.
         """
         directory, aside = self.root / path, self.root / REPLACED / path
         locks = self.root / ".locks"
@@ -159,7 +166,7 @@ class Workspace:
                     _move(directory, aside)
                 shutil.rmtree(directory, ignore_errors=True)
                 directory.mkdir(parents=True, exist_ok=True)
-                write_json(directory / STARTED, dict(identity))
+                write_json(directory / STARTED, identity)
             try:
                 yield directory
             except BadInput:
@@ -167,17 +174,15 @@ class Workspace:
                     _move(aside, directory)
                 raise
 
-    def is_building(self, path: str, identity: Mapping[str, Any]) -> bool:
+    def is_building(self, path: str, identity: Identity) -> bool:
         """Whether the artifact's directory was made ready for this key, and is not finished."""
-        return (
-            not (self.root / path / MANIFEST).exists()
-            and (read_json(self.root / path / STARTED) or {}).get("key") == identity["key"]
-        )
+        started = read_json(self.root / path / STARTED) or {}
+        return started.get("key") == identity["key"] and not (self.root / path / MANIFEST).exists()
 
-    def publish(self, path: str, manifest: Mapping[str, Any]) -> None:
+    def publish(self, path: str, manifest: Manifest) -> None:
         """Declare the artifact finished."""
         directory = self.root / path
-        write_json(directory / MANIFEST, dict(manifest))
+        write_json(directory / MANIFEST, manifest)
         (directory / STARTED).unlink(missing_ok=True)
         _remove(self.root / REPLACED / path)
 
@@ -190,15 +195,13 @@ class Workspace:
         for file in (self.root / path).glob("**/*.safetensors"):
             file.unlink()
 
-    def artifacts(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    def artifacts(self) -> Iterator[tuple[str, Manifest | None]]:
         """Every artifact, finished (with its manifest) or not (None), by path."""
         for file in sorted(self.root.rglob("*.json")):
             path = str(file.parent.relative_to(self.root))
-            finished = file.name == MANIFEST
-            if (
-                finished or (file.name == STARTED and not (file.parent / MANIFEST).exists())
-            ) and not path.startswith(REPLACED):
-                yield path, read_json(file) if finished else None
+            unfinished = file.name == STARTED and not (file.parent / MANIFEST).exists()
+            if (file.name == MANIFEST or unfinished) and not path.startswith(REPLACED):
+                yield path, None if unfinished else self.manifest(path)
 
 
 def _remove(directory: Path) -> None:
@@ -214,11 +217,10 @@ def _move(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def difference(found: Identity, wanted: Identity) -> str:
     """First differences between two identities, as a user would name them: `beta 0.1 -> 0.2`."""
-    reasons: list[str] = []
-    for group in ("recipe", "options"):
-        reasons += _changes("", found.get(group, {}), wanted.get(group, {}))
+    reasons = _changes("", found.get("recipe", {}), wanted.get("recipe", {}))
+    reasons += _changes("", found.get("options", {}), wanted.get("options", {}))
     old, new = found.get("inputs", {}), wanted.get("inputs", {})
     reasons += [f"input {name} changed" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     shown = "; ".join(reasons[:3]) or "built by another version of rpo"
@@ -236,11 +238,9 @@ def _changes(name: str, old: Any, new: Any) -> list[str]:
             for key in sorted({*old, *new}, key=str)
             for change in _changes(f"{inside}{key}", old.get(key), new.get(key))
         ]
-    hashes = [
-        isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None for value in (old, new)
-    ]
-    if any(hashes):
-        return [f"{name} {'changed' if all(hashes) else 'added' if hashes[1] else 'removed'}"]
+    was_hash, is_hash = (isinstance(value, str) and HASH.fullmatch(value) is not None for value in (old, new))
+    if was_hash or is_hash:
+        return [f"{name} {'changed' if was_hash and is_hash else 'added' if is_hash else 'removed'}"]
     return [f"{name} {brief(old)} -> {brief(new)}"]
 
 

@@ -71,7 +71,8 @@ def _need_torch_xla() -> None:
 
 
 def check(recipes: Sequence[Recipe], jobs: int) -> None:
-    """Refuse a plan that its device could not run; a TPU is started once for that, in a process that may be ended.
+    """Refuse a plan that its device could not run; a TPU is started once for that, in a process that may be
+    ended.
 
     Raises:
         DeviceError: recipes of several devices; several jobs on XLA; no torch-xla; a TPU that does not start.
@@ -86,7 +87,9 @@ def check(recipes: Sequence[Recipe], jobs: int) -> None:
 
 
 def dtype_in_force(recipe: Recipe) -> str:
-    """The dtype that a recipe means on this machine; torch is asked only if the recipe leaves device and dtype open."""
+    """The dtype that a recipe means on this machine; torch is asked only if the recipe leaves device and
+    dtype open.
+    """
     if recipe.dtype != "auto":
         return recipe.dtype
     try:

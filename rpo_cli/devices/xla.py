@@ -1,6 +1,7 @@
 """What differs on XLA, which compiles a program for every shape and runs it when somebody looks at a result.
 
-There, batches have one of a few shapes (`models.buckets`), a step ends with `step_mark`, and nothing is read in between."""
+There, batches have one of a few shapes (`models.buckets`), a step ends with `step_mark`, and nothing is read
+in between."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rpo_cli.devices.device import DeviceError
-from rpo_cli.recipes.schema import WITHOUT_MODEL, Recipe
+from rpo_cli.recipes.schema import KINDS, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -22,12 +23,13 @@ def xla_hardware() -> str:
 
 
 def environment(recipes: Sequence[Recipe]) -> dict[str, str]:
-    """Variables that transformers and accelerate read when they are imported: torch-xla, where installed, takes over unless told not to.
+    """Variables that transformers and accelerate read when they are imported: torch-xla, where installed,
+    takes over unless told not to.
 
     Raises:
         DeviceError: some of the recipes ask for XLA and others for another device.
     """
-    with_model = [recipe for recipe in recipes if recipe.stage not in WITHOUT_MODEL]
+    with_model = [recipe for recipe in recipes if KINDS[recipe.stage].needs_model]
     wanted = {recipe.device == "xla" for recipe in with_model or recipes}
     if len(wanted) > 1:
         raise DeviceError(
@@ -72,7 +74,9 @@ def step_mark(device: torch.device) -> None:
 
 
 def one_chip() -> dict[str, str]:
-    """Variables for a process that uses a TPU alone: one chip of this host, so that it waits for no other host."""
+    """Variables for a process that uses a TPU alone: one chip of this host, so that it waits for no other
+    host.
+    """
     if xla_hardware() != "TPU":
         return {}
     return {"TPU_VISIBLE_CHIPS": "0", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}

@@ -1,4 +1,6 @@
-"""Whether this machine has a TPU and a torch-xla that can use it, found out without ever hanging. Imports nothing heavy."""
+"""Whether this machine has a TPU and a torch-xla that can use it, found out without ever hanging. Imports
+nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ print(json.dumps([torch_xla.runtime.addressable_device_count(), torch_xla.runtim
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe found: devices of this host and of all hosts, 0 if there is no TPU to use, and why that is said."""
+    """What a probe found: devices of this host and of all hosts, 0 if there is no TPU to use, and why that is
+    said.
+    """
 
     devices: int
     everywhere: int
@@ -60,7 +64,9 @@ def chips() -> int:
 
 
 def probe_tpu(seconds: float = PATIENCE) -> Probe:
-    """Look for a TPU: its chips first, then, in a process of its own and for so many seconds at most, whether torch-xla can start it."""
+    """Look for a TPU: its chips first, then, in a process of its own and for so many seconds at most, whether
+    torch-xla can start it.
+    """
     count = chips()
     if not count:
         return Probe(0, 0, "no TPU chip on the PCI bus")
@@ -107,7 +113,9 @@ def host() -> int:
 
 
 def torch_xla_problem() -> str | None:
-    """Why torch-xla cannot be used here, or None: it crashes at import with any torch but that of its own release."""
+    """Why torch-xla cannot be used here, or None: it crashes at import with any torch but that of its own
+    release.
+    """
     if importlib.util.find_spec("torch_xla") is None:
         return "torch-xla is not installed (the extra `tpu`; see docs/tpu.md)"
     ours, theirs = metadata.version("torch-xla"), metadata.version("torch")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from rpo_cli.artifacts import Stage, Workspace, rho_folder, snapshots
+from rpo_cli.artifacts import Manifest, Stage, Workspace, rho_folder, snapshots
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cell, bias_of
 from rpo_cli.recipes import schema
@@ -23,7 +23,7 @@ def gather(cells: Sequence[Cell], workspace: Workspace) -> tuple[pd.DataFrame, p
     frames, choices = [], []
     settings: dict[str, Any] = {}
     baselines: dict[str, pd.DataFrame] = {}
-    first: dict[str, Any] | None = None
+    first: Manifest | None = None
     revisions: set[str] = set()
     snapshots.pin([cell.evaluation for cell in cells], workspace)
     for cell in cells:
@@ -35,7 +35,8 @@ def gather(cells: Sequence[Cell], workspace: Workspace) -> tuple[pd.DataFrame, p
         baseline = cast(Stage, cell.evaluation.inputs["baseline"])
         baseline_path = baseline.path
         if baseline_path not in baselines:
-            if (workspace.manifest(baseline_path) or {}).get("key") != baseline.key:
+            found = workspace.manifest(baseline_path)
+            if found is None or found["key"] != baseline.key:
                 raise BadInput(
                     f"{workspace.root / baseline_path}: not what {cell.evaluation.path} was compared with, but gone, or made with other "
                     "settings; rpo figure without --allow-missing makes it again"
@@ -65,11 +66,11 @@ def gather(cells: Sequence[Cell], workspace: Workspace) -> tuple[pd.DataFrame, p
             name: value,
             "key": cell.evaluation.key,
         }
-        policy_manifest = workspace.manifest(cell.policy_path) or {"metrics": {}}
-        revisions |= {str(found.get("git")) for found in (manifest, policy_manifest)}
+        trained = workspace.manifest(cell.policy_path)
+        revisions |= {str(found.get("git")) if found else "None" for found in (manifest, trained)}
         choices += [
             {"policy": cell.policy, "rho": cell.table_rho, "seed": cell.seed, "member": bias, "share": share}
-            for key, share in policy_manifest["metrics"].items()
+            for key, share in (trained["metrics"] if trained else {}).items()
             if key.startswith("members/") and (bias := bias_of(key.removeprefix("members/"))) is not None
         ]
     if not frames:

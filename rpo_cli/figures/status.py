@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rpo_cli.artifacts import MANIFEST, STARTED, Stage, Workspace, walk
+from rpo_cli.artifacts import MANIFEST, STARTED, Manifest, Stage, Workspace, walk
 from rpo_cli.figures.cells import Cells
 from rpo_cli.figures.studies import targets_of
 from rpo_cli.recipes import Loaded, schema
@@ -112,7 +112,7 @@ def _by_kind(artifacts: Sequence[dict[str, Any]]) -> str:
 
 
 def _artifact(
-    workspace: Workspace, path: str, found: dict[str, Any] | None, wanted: dict[str, Stage]
+    workspace: Workspace, path: str, found: Manifest | None, wanted: dict[str, Stage]
 ) -> dict[str, Any]:
     """One artifact's state: up to date, stale, unfinished, or not wanted by the recipe."""
     directory = workspace.root / path
@@ -128,11 +128,11 @@ def _artifact(
         state += ", weights dropped"
     return {
         "path": path,
-        "kind": (found or {}).get("kind"),
+        "kind": found.get("kind") if found else None,
         "state": state,
         "reason": reason,
         "bytes": sum(_stat(file)[0] for file in directory.rglob("*")),
-        "seconds": (found or {}).get("seconds"),
+        "seconds": found.get("seconds") if found else None,
         "age_seconds": time.time() - _stat(directory / (STARTED if found is None else MANIFEST))[1],
     }
 

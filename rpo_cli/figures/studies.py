@@ -226,10 +226,9 @@ def gather_study(
     provenance = {"cells": settings, "suite": workspace.suite} | {
         name: manifest[name] for name in ("versions", "rpo", "device")
     }
-    manifests = [
-        workspace.manifest(path) or {} for cell in cells for path in (cell.evaluation.path, cell.policy_path)
-    ]
-    provenance["git"] = sorted({str(found.get("git")) for found in manifests})
+    paths = [path for cell in cells for path in (cell.evaluation.path, cell.policy_path)]
+    manifests = [workspace.manifest(path) for path in paths]
+    provenance["git"] = sorted({str(found.get("git") if found else None) for found in manifests})
     empty = pd.DataFrame(columns=["policy", "rho", "seed", "member", "share"])
     return (
         pd.concat(frames, ignore_index=True),
@@ -276,7 +275,7 @@ def member_table(cells: Sequence[Cell], workspace: Workspace) -> pd.DataFrame:
         for name, scores in policy.inputs.items():
             member = name.removeprefix("scores/")
             if f"members/{member}" in metrics and (bias := bias_of(member)) is not None:
-                scored = (workspace.manifest(cast(Stage, scores).path) or {})["metrics"]
+                scored = workspace.finished(cast(Stage, scores).path)["metrics"]
                 row = {"policy": cell.policy, "rho": cell.table_rho, "seed": cell.seed, "member": bias}
                 row |= {
                     "share": metrics[f"members/{member}"],

@@ -13,7 +13,7 @@ def validation_table(cells: Sequence[Cell], workspace: Workspace) -> list[dict[s
     """One row for each evaluated cell: what the sweep saw."""
     rows = []
     for cell in cells:
-        metrics = (workspace.manifest(cell.evaluation.path) or {})["metrics"]
+        metrics = workspace.finished(cell.evaluation.path)["metrics"]
         name, value = cell.strength
         rows.append(
             {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "parameter": name, "value": value,
@@ -73,7 +73,7 @@ class WeightKeeper:
         self.best: dict[tuple[str, float | None], tuple[float, float]] = {}
         for cell in cells if keep == "best" else ():
             if workspace.why_stale(cell.evaluation.path, cell.evaluation.identity) is None:
-                self(cell.evaluation, workspace.manifest(cell.evaluation.path) or {})
+                self(cell.evaluation, workspace.finished(cell.evaluation.path))
 
     def __call__(self, stage: Stage, manifest: Mapping[str, Any]) -> None:
         cell = self.cells.get(stage.path)

@@ -3,5 +3,5 @@
 from rpo_cli.recipes.complaints import suggest
 from rpo_cli.recipes.draft import dotted, same, where
 from rpo_cli.recipes.files import SETTINGS, RecipeError, find, known, shown
-from rpo_cli.recipes.load import COMMANDS, Loaded, article, check_suite, load, variant_overrides
+from rpo_cli.recipes.load import Loaded, article, check_suite, load, variant_overrides
 from rpo_cli.recipes.write import require_writable, resolved_yaml, source, write_by_rho

@@ -35,18 +35,24 @@ def find(name: str, beside: Path | None = None) -> Path:
 def near(name: str, folders: Sequence[Path]) -> Path:
     """`find`, looking into these folders first."""
     written = os.path.expanduser(name)
-    here = Path.cwd()
-    if os.path.isabs(written) or written.startswith(("./", "../")):
-        places = [*(folders or [here])]
-    else:
-        places = [*folders, here, *(place for root in _roots() for place in (root, root / "miniature"))]
     names = [written] if written.endswith((".yaml", ".yml")) else [f"{written}.yaml", written]
-    for place in places:
+    for place in _places(folders, os.path.isabs(written) or written.startswith(("./", "../"))):
         for candidate in names:
-            if (place / candidate).is_file():
-                return Path(os.path.abspath(place / candidate))
+            file = os.path.join(place, candidate)
+            if os.path.isfile(file):
+                return Path(os.path.abspath(file))
     hint = _alike(names[0], folders) or "; `rpo recipe list` shows what there is"
     raise RecipeError([f"{name}: no such recipe{hint}"])
+
+
+def _places(folders: Sequence[Path], alone: bool) -> Iterator[Path]:
+    """Where a recipe is looked for, in order; `alone`: nowhere but in these folders, or here without any."""
+    yield from folders
+    if not (alone and folders):
+        yield Path.cwd()
+    if not alone:
+        for root in _roots():
+            yield from (root, root / "miniature")
 
 
 def known() -> list[Path]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,27 +16,16 @@ from rpo_cli.recipes.complaints import got, suggest
 from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, where
 from rpo_cli.recipes.files import RecipeError, find, near, shown
 from rpo_cli.recipes.resolve import asked_for, resolve
-from rpo_cli.recipes.schema import MODELS, FigureRecipe, PolicyRecipe, Recipe, Variant, is_recipe
+from rpo_cli.recipes.schema import KINDS, MODELS, FigureRecipe, PolicyRecipe, Recipe, Variant, is_recipe
 from rpo_cli.recipes.yaml_lines import Keys
-
-COMMANDS = {
-    "data": "rpo data inspect",
-    "sft": "rpo train-sft",
-    "reward": "rpo train-rm",
-    "relabel": "rpo relabel",
-    "splits": "rpo make-biased-splits",
-    "policy": "rpo train-policy",
-    "evaluate": "rpo evaluate",
-    "figure": "rpo figure KIND",
-}
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A valid recipe and where it comes from.
 
-    `where`: top-level field -> file and line that set it, for fields that a file set.
-    `overrides`: what the command line set, dotted keys as typed. `files`: the recipe and all it extends, itself first.
+    `where`: top-level field -> file and line that set it, for fields that a file set. `overrides`: what the
+    command line set, dotted keys as typed. `files`: the recipe and all it extends, itself first.
     """
 
     recipe: Recipe
@@ -55,7 +44,8 @@ class Loaded:
         return near(name, list(dict.fromkeys(file.parent for file in self.files)))
 
     def reference(self, name: str) -> Path | None:
-        """The file of the recipe that a field refers to; None if it is empty or names a model directory or hub model.
+        """The file of the recipe that a field refers to; None if it is empty or names a model directory or
+        hub model.
 
         Raises:
             RecipeError: there is no such recipe; with the line that refers to it.
@@ -82,9 +72,9 @@ def load(
 ) -> Loaded:
     """The recipe of this name, validated and resolved.
 
-    `overrides`: `key=value` with a YAML value; `rows.pairs=100` reaches into a mapping. `flags`: fields set by options
-    of their own; None means not given. `rho`: likewise, and "none" means without resampling. `expect`: the stage that the
-    command handles. `beside`: see `find`.
+    `overrides`: `key=value` with a YAML value; `rows.pairs=100` reaches into a mapping. `flags`: fields set
+    by options of their own; None means not given. `rho`: likewise, and "none" means without resampling.
+    `expect`: the stage that the command handles. `beside`: see `find`.
 
     Raises:
         RecipeError: with every mistake found.
@@ -104,7 +94,7 @@ def _load(
     expect: str | None = None,
     text: str | None = None,
 ) -> Loaded:
-    draft = gather(path, text=text)
+    draft = _gathered(path) if text is None else gather(path, text=text)
     model = _model(draft, expect)
     if not draft.values.get("suite"):
         draft.values["suite"] = path.parent.name
@@ -116,6 +106,28 @@ def _load(
     in_files = {key: place for key, place in tops.items() if isinstance(place, tuple)}
     changed = {".".join(map(str, keys)): value for keys, (_, value) in asked.items()}
     return Loaded(recipe, path, in_files, changed, tuple(draft.files), draft.places)
+
+
+_drafts: dict[tuple[Path, str], tuple[dict[Path, bytes], Draft]] = {}
+
+
+def _gathered(path: Path) -> Draft:
+    """`gather`, remembered while its files stay as they are: hundreds of cells of a plan read the same few."""
+    call = (path, os.getcwd())
+    files, draft = _drafts.get(call, ({}, None))
+    if draft is None or any(_content(file) != content for file, content in files.items()):
+        draft = gather(path)
+        if draft.problems:
+            return draft
+        _drafts[call] = {file: _content(file) for file in draft.files}, draft
+    return replace(draft, files=[*draft.files], values={**draft.values}, places={**draft.places}, problems=[])
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""  # which no recipe has
 
 
 def article(stage: str) -> str:
@@ -133,16 +145,18 @@ def _model(draft: Draft, expect: str | None) -> type[Recipe]:
         expected = f"expected one of {', '.join(MODELS)}"
         draft.complain(("stage",), f"{expected}, got {got(stage)}{suggest(str(stage), MODELS)}")
     elif expect is not None and stage != expect:
-        draft.complain((), f"is {article(stage)} recipe; use {COMMANDS[stage]}")
+        draft.complain((), f"is {article(stage)} recipe; use {KINDS[stage].command}")
     else:
         return MODELS[stage]
     raise RecipeError(draft.errors())
 
 
 def check_suite(folder: Path) -> list[str]:
-    """What is wrong with the recipes of a folder: mistakes in them, and references to recipes that are not there.
+    """What is wrong with the recipes of a folder: mistakes in them, and references to recipes that are not
+    there.
 
-    A file that another one extends, and that lacks its stage or a required key, is checked as a part of that one.
+    A file that another one extends, and that lacks its stage or a required key, is checked as a part of that
+    one.
     """
     files = sorted(Path(os.path.abspath(folder)).glob("*.yaml"))
     if not files:
@@ -186,7 +200,9 @@ def _variant_problems(loaded: Loaded, index: int, place: str) -> list[str]:
 
 
 def _references(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
-    """The recipes that a recipe rests on, with the field; a policy's teachers only if its objective has any."""
+    """The recipes that a recipe rests on, with the field; a policy's teachers only if its objective has
+    any.
+    """
     for index, variant in enumerate(getattr(recipe, "variants", [])):
         yield ("variants", index), variant.recipe
     for name in REFERENCES:

@@ -10,7 +10,7 @@ from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.complaints import check, got, suggest
 from rpo_cli.recipes.draft import MERGED, Draft, Place, anchor, same
 from rpo_cli.recipes.editor import NOT_BY_RHO
-from rpo_cli.recipes.schema import MODELS, SEEDS, Recipe
+from rpo_cli.recipes.schema import KINDS, MODELS, Recipe
 from rpo_cli.recipes.yaml_lines import Keys
 
 
@@ -34,8 +34,8 @@ def asked_for(
         elif keys[0] not in model.model_fields:
             close = suggest(str(keys[0]), model.model_fields)
             draft.problems.append((place, "unknown key" + (close or f" in a {stage} recipe")))
-        elif key.endswith("_seed") and key.removesuffix("_seed") not in SEEDS[stage]:
-            takers = [name for name in MODELS if key.removesuffix("_seed") in SEEDS[name]]
+        elif key.endswith("_seed") and key.removesuffix("_seed") not in KINDS[stage].seeds:
+            takers = [name for name in MODELS if key.removesuffix("_seed") in KINDS[name].seeds]
             draft.problems.append(
                 (place, f"has no effect in a {stage} recipe; set it in a {' or '.join(takers)} recipe")
             )

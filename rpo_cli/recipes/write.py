@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.draft import same, where
 from rpo_cli.recipes.files import RecipeError, shown
 from rpo_cli.recipes.load import Loaded, _load
+from rpo_cli.recipes.whole import write_whole
 from rpo_cli.recipes.yaml_lines import Keys
 
 
@@ -52,24 +50,9 @@ def write_by_rho(path: Path, chosen: Mapping[float, Mapping[str, Any]]) -> None:
     }:
         raise RecipeError([f"{shown(path)}: by_rho would not be read back as written"])
     try:
-        _replace(path, text)
+        write_whole(path, text)
     except OSError as error:
         raise RecipeError([f"{shown(path)}: cannot be written: {error.strerror}"]) from None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(path, name)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def resolved_yaml(loaded: Loaded) -> str:

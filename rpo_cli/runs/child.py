@@ -1,44 +1,42 @@
 """What `accelerate launch` starts: one process of several that train one artifact together.
 
-Usage: python -m rpo_cli.runs.child JOB, a job pickled by `processes.run`. By itself it runs a stage that trains nothing, where a
-preset for a TPU gives that a process too. Standard output carries JSON lines to the process
-that launched: steps and the result from the first process, a failure from any. Standard input carries nothing; that it
-closes means that the other end is gone, and that nobody wants the result. Accelerate's TPU launcher imports this module
-and calls `main` in processes without a standard input: those watch the processes that they come from.
+Usage: python -m rpo_cli.runs.child JOB, a job written by `processes.run`. By itself it runs a stage that
+trains nothing, where a preset for a TPU gives that a process too. Standard output carries JSON lines to the
+process that launched: steps and the result from the first process, a failure from any. Standard input carries
+nothing; that it closes means that the other end is gone, and that nobody wants the result. Accelerate's TPU
+launcher imports this module and calls `main` in processes without a standard input: those watch the processes
+that they come from.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
 from rpo_cli import devices
-from rpo_cli.artifacts import Job
+from rpo_cli.artifacts import Job, Outcome, Progress, job_from
 from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.recipes.schema import Recipe
 from rpo_cli.runs.work import logged, run_here, told_in_a_line
 
 
 def main() -> None:
     """Run the job's stage in this process, with the others."""
-    job: Job = pickle.loads(Path(sys.argv[1]).read_bytes())
+    job = job_from(Path(sys.argv[1]).read_text())
     voice = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to the log
     spread = devices.spread()
-    threading.Thread(
-        target=_end_with_those_before if spread else _end_with_the_launching, daemon=True
-    ).start()
+    watch = _end_with_those_before if spread else _end_with_the_launching
+    threading.Thread(target=watch, daemon=True).start()
 
-    def say(**message: Any) -> None:
+    def say(**message: object) -> None:
         voice.write(json.dumps(message) + "\n")
         voice.flush()
 
@@ -46,18 +44,16 @@ def main() -> None:
         if spread and job.launch is not None:
             devices.join_spread(job.launch.processes)
         first = devices.rank() == 0
-        metrics, device, warnings = take_part(
-            job, (lambda step, of: say(step=[step, of])) if first else (lambda step, of: None)
-        )
+        outcome = take_part(job, lambda step, of: say(step=[step, of]) if first else None)
     except (BadInput, RunFailed) as error:
         say(**{"bad" if isinstance(error, BadInput) else "failed": str(error)})
         os._exit(1)  # at once: the others wait for this process in vain, and it would wait for them
     if first:
-        say(done=[metrics, device, warnings])
+        say(done=outcome)
     _leave()
 
 
-def take_part(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], str, list[str]]:
+def take_part(job: Job[Recipe], progress: Progress) -> Outcome:
     """Run the stage's function in this process, with the others; of theirs, only errors reach the log."""
     with logged(job.directory / "log.txt", quietly=devices.rank() != 0), told_in_a_line(job):
         return run_here(job, progress)

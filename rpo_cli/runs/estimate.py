@@ -1,4 +1,5 @@
-"""What a plan costs before it is run: tokens, parameters, FLOPs, memory, disk, and with a device hours and dollars.
+"""What a plan costs before it is run: tokens, parameters, FLOPs, memory, disk, and with a device hours and
+dollars.
 
 Every number is arithmetic on the plan; ASSUMPTIONS and the notes of `estimate` say which. Imports torch.
 """
@@ -45,7 +46,9 @@ ASSUMPTIONS = (
 
 
 class Lengths(NamedTuple):
-    """A table's rows (None: not known), mean tokens of prompt and response (with EOS), the longest response; and whence."""
+    """A table's rows (None: not known), mean tokens of prompt and response (with EOS), the longest response;
+    and whence.
+    """
 
     rows: int | None
     prompt: float
@@ -56,7 +59,9 @@ class Lengths(NamedTuple):
 
 @dataclass
 class Work:
-    """What one kind of stage does: FLOPs and tokens by way of working, and bytes of weights that decoding reads."""
+    """What one kind of stage does: FLOPs and tokens by way of working, and bytes of weights that decoding
+    reads.
+    """
 
     train: float = 0.0
     score: float = 0.0
@@ -100,7 +105,8 @@ class Estimator:
     _models: dict[tuple[str, bool], Model] = field(default_factory=dict)
     _lengths: dict[tuple[str, str], Lengths] = field(default_factory=dict)
 
-    # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Models
+    # ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def model(self, node: Stage | External, *, reward: bool = False) -> Model:
         """Parameters of what a stage makes or loads, counted on the meta device from its config.
@@ -115,7 +121,9 @@ class Estimator:
         return self._models[key]
 
     def _source(self, node: Stage | External) -> tuple[str, dict[str, Any] | None, Stage | None]:
-        """The directory or hub name whose config a model has, or the settings of one that is made from scratch."""
+        """The directory or hub name whose config a model has, or the settings of one that is made from
+        scratch.
+        """
         while isinstance(node, Stage):
             built = self.workspace.root / node.path
             if (built / "config.json").is_file():
@@ -186,12 +194,15 @@ class Estimator:
         except BadInput:
             return None
 
-    # ── Tables ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Tables
+    # ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def lengths(
         self, node: Stage | External, table: str, max_length: int, user: Stage | External | None
     ) -> Lengths:
-        """Rows and lengths of a table of the data below this stage: measured where the texts are there, else bounded."""
+        """Rows and lengths of a table of the data below this stage: measured where the texts are there, else
+        bounded.
+        """
         while isinstance(node, Stage) and node.kind != "data":
             node = node.inputs["data"]
         assert isinstance(node, Stage)
@@ -243,7 +254,8 @@ class Estimator:
             return rows[: cast(schema.DataRecipe, data.recipe).rows.get(table)], data.files[table]  # type: ignore[call-overload]
         return None, ""
 
-    # ── Stages ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Stages
+    # ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def work(self, stage: Stage) -> Work:
         """What a stage computes; Unknown where a table's rows are."""
@@ -402,7 +414,9 @@ def _trained(recipe: schema.TrainingRecipe, model: Model) -> float:
 
 
 def _weights(recipe: schema.TrainingRecipe, model: Model) -> float:
-    """Bytes of the weights: float32; with load_in_4bit the linear layers but the head have 4 bits and a constant for each 64."""
+    """Bytes of the weights: float32; with load_in_4bit the linear layers but the head have 4 bits and a
+    constant for each 64.
+    """
     if not recipe.load_in_4bit:
         return 4 * model.parameters
     # Nested: a constant has 8 bits, and 256 of them share one of 32 (Dettmers et al., 2023, section 3).
@@ -429,7 +443,9 @@ def _scoring(model: Model, tokens: float) -> Work:
 
 
 def _decoding(model: Model, prompts: int, prompt: float, new: int, batch: int) -> Work:
-    """Prompts are read at once; then each batch reads all weights (float32) for every new token, up to the longest."""
+    """Prompts are read at once; then each batch reads all weights (float32) for every new token, up to the
+    longest.
+    """
     tokens = prompts * new
     read = math.ceil(prompts / batch) * new * 4 * model.parameters
     flops = 2 * model.parameters
@@ -458,7 +474,7 @@ def estimate(
     peaks: dict[str, tuple[dict[str, float], str]] = {}
     for item in todo:
         stage = item.stage
-        if stage.kind in ("data", "splits"):
+        if not schema.KINDS[stage.kind].needs_model:
             continue
         try:
             work = estimator.work(stage)
@@ -467,7 +483,7 @@ def estimate(
             continue
         by_kind.setdefault(stage.kind, Work()).__iadd__(work)
         counted[stage.kind] = counted.get(stage.kind, 0) + 1
-        if stage.kind in ("sft", "reward", "policy"):
+        if schema.KINDS[stage.kind].trains:
             parts = estimator.memory(stage)
             if stage.kind not in peaks or sum(parts.values()) > sum(peaks[stage.kind][0].values()):
                 peaks[stage.kind] = parts, stage.path
@@ -510,7 +526,9 @@ def estimate(
 
 
 def _time(work: Work, question: Question) -> dict[str, float | None]:
-    """Device-hours and dollars: FLOPs at the reached share of the peak; decoding at the slower of that and reading weights."""
+    """Device-hours and dollars: FLOPs at the reached share of the peak; decoding at the slower of that and
+    reading weights.
+    """
     if question.device is None:
         return {"hours": None, "dollars": None}
     rate = question.device.tflops * 1e12 * question.mfu
@@ -558,9 +576,12 @@ def _peak(kind: str, parts: Mapping[str, float], path: str, question: Question) 
 def disk(
     todo: Sequence[Todo], stages: Sequence[Stage], estimator: Estimator, keep: str, places: int
 ) -> dict[str, float]:
-    """Bytes of float32 weights at the end: of policies under this --keep-weights, of policies under each, of all other models."""
-    policies = [item.stage for item in todo if item.stage.kind == "policy"]
-    others = [item.stage for item in todo if item.stage.kind in ("sft", "reward")]
+    """Bytes of float32 weights at the end: of policies under this --keep-weights, of policies under each, of
+    all other models.
+    """
+    trained = [item.stage for item in todo if schema.KINDS[item.stage.kind].trains]
+    policies = [stage for stage in trained if stage.kind == "policy"]
+    others = [stage for stage in trained if stage.kind != "policy"]
     each = 4 * max((estimator.model(stage).parameters for stage in policies), default=0.0)
     counts = {"all": len(policies), "best": min(len(policies), places), "none": 0}
     rest = sum(4 * estimator.model(stage, reward=stage.kind == "reward").parameters for stage in others)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,18 +13,17 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from rpo_cli.errors import BadInput
+from rpo_cli.artifacts import Stage
 from rpo_cli.models import Row, TokenRow, tokenise
-from rpo_cli.recipes import article, schema
+from rpo_cli.recipes import Loaded, schema
 from rpo_cli.runs.inspect_tokens import find_tokenizer, max_lengths
-from rpo_cli.runs.session import Session, planner_for
-from rpo_cli.runs.work import QUIET_ENVIRONMENT
+from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.session import Session
 from rpo_cli.stages.data.overlap import leaks, shared_prompts
 from rpo_cli.stages.data.rows import read_rows
 from rpo_cli.stages.splits import bias_of, preference_of_length
 from rpo_cli.text import aligned, percent
 
-STAGES = ("data", "relabel", "splits")
 RESPONSES = ("chosen", "rejected", "completion")
 FIRST = ("train", "pairs", "sft_train")  # tables whose rows say most
 BOUNDARY_ROWS = 2000
@@ -37,8 +35,8 @@ class TableReport:
     """One table in numbers; lengths in tokens, responses with their EOS, shares of rows.
 
     `tokens`: text column -> min, median, p95, max. `over`: max_length -> share of rows longer than it.
-    `longer_preferred`: among pairs that are no ties. `boundary_differs`: rows whose prompt and response make other
-    tokens when tokenised together, among `boundary_rows` rows.
+    `longer_preferred`: among pairs that are no ties. `boundary_differs`: rows whose prompt and response make
+    other tokens when tokenised together, among `boundary_rows` rows.
     """
 
     rows: int
@@ -51,21 +49,21 @@ class TableReport:
     boundary_rows: int
 
 
-def inspect(session: Session, rows: int, max_length: int | None) -> None:
-    """Build what is missing, then print every table of the recipe, and `rows` rows of each kind of table in tokens.
+def inspect(
+    session: Session,
+    planner: Planner,
+    loads: Sequence[Loaded],
+    targets: Sequence[Stage],
+    rows: int,
+    max_length: int | None,
+) -> None:
+    """Build what is missing, then print every table of the targets, and `rows` rows of each kind of table in
+    tokens.
 
     Raises:
-        BadInput: a recipe that makes no tables, or no tokenizer to count with.
+        BadInput: no tokenizer to count with.
     """
     logging.set_verbosity_error()  # of texts longer than the model's window the report itself speaks
-    stage = session.load(None).recipe.stage
-    if stage not in STAGES:
-        raise BadInput(
-            f"{session.recipe}: is {article(stage)} recipe; data inspect takes a data, relabel or splits recipe"
-        )
-    loads = session.at_rhos(stage)
-    planner = planner_for(loads[0])
-    targets = [planner.build(loaded) for loaded in loads]
     workspace = session.make(targets, loads[0].recipe.suite)
     limits = {max_length: ["--max-length"]} if max_length is not None else max_lengths(loads[0])
     found: dict[str, dict[str, Any]] = {}
@@ -122,7 +120,9 @@ def report_of(
     limits: Sequence[int],
     margin: float,
 ) -> TableReport:
-    """A table's numbers. `columns`: its responses; `margin`: the share by which the longer one must be longer."""
+    """A table's numbers. `columns`: its responses; `margin`: the share by which the longer one must be
+    longer.
+    """
     lengths = {"prompt": np.array([len(row.prompt_ids) for row in tokens])}
     lengths |= {
         column: np.array([len(row.responses[i]) for row in tokens]) for i, column in enumerate(columns)
@@ -160,7 +160,9 @@ def _joint_differs(
     tokens: Sequence[TokenRow],
     tokenizer: PreTrainedTokenizerBase,
 ) -> np.ndarray:
-    """For each row whether a token of `prompt + response` reaches over the boundary, where generation has none: [n]."""
+    """For each row whether a token of `prompt + response` reaches over the boundary, where generation has
+    none: [n].
+    """
     differs = np.zeros(len(rows), dtype=bool)
     for index, column in enumerate(columns):
         joint = tokenizer([row["prompt"] + row[column] for row in rows])["input_ids"]
@@ -238,16 +240,3 @@ def _print_samples(session: Session, samples: Mapping[str, Sequence[Mapping[str,
                 text = Text(f"  {name:10} ", style="dim" if name == "prompt" else "")
                 text += Text("|", style="dim cyan").join(Text(piece) for piece in pieces)
                 session.out.print(text, soft_wrap=True, highlight=False)
-
-
-def inspect_data(session: Session, rows: int, max_length: int | None) -> None:
-    """Print what a data, relabel or splits recipe makes; see `data.inspection`."""
-    loaded = session.load(None)
-    if loaded.recipe.stage in ("data", "relabel", "splits"):
-        planner_for(loaded).build(
-            loaded
-        )  # says what is wrong with the recipes before anything heavy is imported
-    os.environ.update(QUIET_ENVIRONMENT)
-    from rpo_cli.runs.inspect import inspect
-
-    inspect(session, rows, max_length)

@@ -1,20 +1,28 @@
 """Which stage needs which: from a recipe to the graph of artifacts it rests on.
 
-Nothing is read from the workspace here and nothing heavy is imported; what is up to date is the pipeline's question.
+Nothing is read from the workspace here and nothing heavy is imported; what is up to date is the pipeline's
+question.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from rpo_cli.artifacts import External, Stage, hash_of, hash_path, rho_folder, walk
 from rpo_cli.recipes import Loaded, RecipeError, dotted, load, schema, shown, where
 from rpo_cli.recipes.yaml_lines import Keys
+
+# What a scoring recipe takes over from its policy; of 4 bits and the batch size `_scoring` decides.
+SCORED = (
+    schema.ScoringRecipe.model_fields.keys()
+    - schema.FourBits.model_fields.keys()
+    - {*("stage", "model_name_or_path", "per_device_eval_batch_size", "expected_seconds")}
+)
 
 
 def at_rho(rho: float | None) -> dict[str, Any]:
@@ -32,7 +40,9 @@ class Planner:
         self._resolved: dict[tuple[Any, ...], Stage | External] = {}
 
     def load(self, path: Path, **kwargs: Any) -> Loaded:
-        """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the same few again and again."""
+        """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the
+        same few again and again.
+        """
         call = (str(path), str(self.seed), repr(sorted(kwargs.items())))
         if call not in self._loaded:
             flags = {**kwargs.pop("flags", {}), "device": self.device}
@@ -112,7 +122,7 @@ class Planner:
             kind, place, recipe or loaded.recipe, loaded.path, inputs or {}, options or {}, files or {}
         )
         known = self._stages.setdefault(stage.path, stage)
-        if not known.is_same(stage):
+        if known is not stage and not known.is_same(stage):
             raise RecipeError(
                 [
                     f"{shown(loaded.path)}:1: asks for another {stage.path} than {shown(known.source)}; give one of them a name of its own"
@@ -130,23 +140,12 @@ class Planner:
         if missing:
             raise RecipeError(missing)
         hashes = {table: hash_path(Path(file)) for table, file in recipe.files.items()}
-        # A file's place is no part of the key, its content is.
-        content = recipe.model_copy(
-            update={
-                "files": {},
-                "dataset": None,
-                "data_dir": recipe.folders,
-                "sft_dataset": None,
-                "tokenizer": None,
-            }
-        )
         return self._add(
             "data",
             loaded.path.stem,
             loaded,
             self._sets(loaded),
             options={"files": hashes},
-            recipe=content,
             files={str(table): file for table, file in recipe.files.items()},
         )
 
@@ -362,15 +361,7 @@ class Planner:
         bits: Mapping[str, Any] | None = None,
     ) -> Stage:
         policy = cast(schema.PolicyRecipe, loaded.recipe)
-        fields = set(schema.ScoringRecipe.model_fields) - {
-            "stage",
-            "model_name_or_path",
-            "per_device_eval_batch_size",
-            "expected_seconds",
-        }
-        values = {
-            name: copy.deepcopy(getattr(policy, name)) for name in fields - set(schema.FourBits.model_fields)
-        } | dict(bits or {})
+        values = {name: getattr(policy, name) for name in SCORED} | dict(bits or {})
         values |= {name: None for name in ("rm_seed", "policy_seed")}
         if kind != "samples":
             values |= {"reference_samples": 1, "max_new_tokens": 1, "sampling_seed": None}
@@ -409,7 +400,9 @@ class Planner:
         return self._add("evaluate", f"{place}/{split}", loaded, inputs)
 
     def measure(self, policy: Loaded) -> Stage:
-        """What the policy a recipe describes made of its training pairs, and how far it is from the reference."""
+        """What the policy a recipe describes made of its training pairs, and how far it is from the
+        reference.
+        """
         stage = self.build(policy)
         model, pairs = stage.inputs["model"], cast(Stage, cast(Stage, stage.inputs["data"]).inputs["data"])
         place = f"reference-samples/{pairs.path.split('/', 1)[1]}"
@@ -419,7 +412,9 @@ class Planner:
         return self._scoring("measure", place, policy, inputs)
 
     def judgement(self, policy: Loaded, split: str, overrides: Sequence[str] = ()) -> Stage:
-        """A judge's verdicts on an evaluated policy; `overrides` change the `judge:` section (`judge.model=...`)."""
+        """A judge's verdicts on an evaluated policy; `overrides` change the `judge:` section
+        (`judge.model=...`).
+        """
         evaluation = self.evaluation(policy, split)
         loaded = self.load(
             policy.sibling(cast(schema.PolicyRecipe, policy.recipe).evaluate),
@@ -460,17 +455,22 @@ class Planner:
 
 
 def _place(loaded: Loaded, at: Keys) -> str:
-    """Where a recipe's key stands, and its name, as every mistake begins; the option that set it where one did."""
+    """Where a recipe's key stands, and its name, as every mistake begins; the option that set it where one
+    did.
+    """
     place = loaded.places.get(at) or loaded.places.get(at[:1]) or (loaded.path, 1)
     return place if isinstance(place, str) else f"{where(place)}: {dotted(at)}"
 
 
 def _other_splits(teacher: Stage | External, splits: Stage) -> bool:
     """Whether a teacher was trained on the pairs of another splits recipe than the one it scores."""
-    below = (
-        [stage for stage in walk([teacher]) if stage.kind == "splits"] if isinstance(teacher, Stage) else []
-    )
+    below = _splits_below(teacher) if isinstance(teacher, Stage) else []
     return bool(below) and splits not in below
+
+
+@cache
+def _splits_below(stage: Stage) -> list[Stage]:
+    return [needed for needed in walk([stage]) if needed.kind == "splits"]
 
 
 def cell_name(loaded: Loaded) -> str:

@@ -1,8 +1,9 @@
-"""Training in several processes: what an accelerate configuration asks for, the share of each process, and their launch.
+"""Training in several processes: what an accelerate configuration asks for, the share of each process, their
+launch.
 
-Only the stages that train run there; this process plans, scores, evaluates, holds the artifact's lock and publishes it. On a
-TPU, which one process holds at a time, the other stages run in a process of their own each.
-Imports accelerate, and with it torch, only for a file that could be a configuration.
+Only the stages that train run there; this process plans, scores, evaluates, holds the artifact's lock and
+publishes it. On a TPU, which one process holds at a time, the other stages run in a process of their own
+each. Imports accelerate, and with it torch, only for a file that could be a configuration.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpo_cli import devices
-from rpo_cli.artifacts import TRAINED, Job, Launch
+from rpo_cli.artifacts import Job, Launch, Outcome, Progress
 from rpo_cli.devices import xla_probe
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import shown, suggest
-from rpo_cli.recipes.schema import TrainingRecipe
+from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe
 from rpo_cli.recipes.yaml_lines import read
 
 if TYPE_CHECKING:
@@ -32,14 +32,24 @@ if TYPE_CHECKING:
 
 
 STRATEGIES = ("NO", "MULTI_GPU", "FSDP", "XLA")
+# Names that accelerate once had, or has for what rpo starts otherwise.
+MISTAKEN = {
+    "MULTI_CPU": "MULTI_CPU needs MPI; write MULTI_GPU with `use_cpu: true`, as recipes/accelerate/cpu-2.yaml does",
+    "TPU": "accelerate's name for TPUs is XLA, as in recipes/accelerate/tpu-v3-8.yaml",
+}
+DTYPE = "the recipe's `dtype:` says it"
+# key, the one value it may have, why.
+FIXED = (
+    ("compute_environment", "LOCAL_MACHINE", "rpo starts processes on this machine"),
+    ("num_machines", 1, "rpo starts processes on this machine"),
+    ("mixed_precision", "no", f"{DTYPE}, so that it is part of the artifact's key; write 'no', in quotes"),
+    ("downcast_bf16", "no", f"{DTYPE}; write 'no', in quotes"),
+    ("tpu_use_cluster", False, "on a pod run the same command on every host; see docs/tpu.md"),
+)
 # What these switch on would change the mathematics behind the recipe's back, or was never tried here.
 FOREIGN = (
-    "deepspeed_config",
-    "megatron_lm_config",
-    "fp8_config",
-    "dynamo_config",
-    "parallelism_config",
-    "mpirun_config",
+    *("deepspeed_config", "megatron_lm_config", "fp8_config"),
+    *("dynamo_config", "parallelism_config", "mpirun_config"),
 )
 
 
@@ -62,37 +72,18 @@ def read_launch(path: Path) -> Launch:
         return BadInput(f"{shown(path)}:{document.lines.get((key,), 1)}: {key}: {message}")
 
     strategy = values.get("distributed_type")
-    if strategy == "MULTI_CPU":
-        raise wrong(
-            "distributed_type",
-            "MULTI_CPU needs MPI; write MULTI_GPU with `use_cpu: true`, as recipes/accelerate/cpu-2.yaml does",
-        )
-    if strategy == "TPU":
-        raise wrong(
-            "distributed_type", "accelerate's name for TPUs is XLA, as in recipes/accelerate/tpu-v3-8.yaml"
-        )
+    if strategy in MISTAKEN:
+        raise wrong("distributed_type", MISTAKEN[strategy])
     if strategy not in STRATEGIES:
         raise wrong("distributed_type", f"expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
     processes = values.get("num_processes", 1 if strategy == "NO" else None)
     least = 1 if strategy in ("NO", "XLA") else 2
     if type(processes) is not int or processes < least:
-        raise wrong(
-            "num_processes",
-            f"expected a whole number, {'1' if strategy == 'NO' else f'at least {least}'}, got {processes!r}",
-        )
+        expected = "1" if strategy == "NO" else f"at least {least}"
+        raise wrong("num_processes", f"expected a whole number, {expected}, got {processes!r}")
     if strategy == "NO" and processes > 1:
         raise wrong("num_processes", "several processes need distributed_type MULTI_GPU or FSDP")
-    for key, only, why in (
-        ("compute_environment", "LOCAL_MACHINE", "rpo starts processes on this machine"),
-        ("num_machines", 1, "rpo starts processes on this machine"),
-        (
-            "mixed_precision",
-            "no",
-            "the recipe's `dtype:` says it, so that it is part of the artifact's key; write 'no', in quotes",
-        ),
-        ("downcast_bf16", "no", "the recipe's `dtype:` says it; write 'no', in quotes"),
-        ("tpu_use_cluster", False, "on a pod run the same command on every host; see docs/tpu.md"),
-    ):
+    for key, only, why in FIXED:
         if values.get(key, only) not in (only, None):
             raise wrong(key, f"expected {only}, got {values[key]!r}: {why}")
     for key in FOREIGN:
@@ -103,13 +94,8 @@ def read_launch(path: Path) -> Launch:
     if strategy == "FSDP" and (values.get("fsdp_config") or {}).get("fsdp_version") != 2:
         raise wrong("fsdp_config", "fsdp_version: expected 2")
     _parse(path, values, wrong)
-    return Launch(
-        path.resolve(),
-        processes,
-        strategy,
-        bool(values.get("use_cpu")),
-        values.get("main_process_port") is not None,
-    )
+    port_given = values.get("main_process_port") is not None
+    return Launch(path.resolve(), processes, strategy, bool(values.get("use_cpu")), port_given)
 
 
 def _parse(path: Path, values: dict[str, Any], wrong: Callable[[str, str], BadInput]) -> None:
@@ -128,34 +114,34 @@ def _parse(path: Path, values: dict[str, Any], wrong: Callable[[str, str], BadIn
 
 def check(stage: Stage, launch: Launch) -> None:
     """Raise BadInput when a stage cannot be trained as the configuration asks."""
-    if not isinstance(stage.recipe, TrainingRecipe):
+    recipe, file = stage.recipe, shown(launch.config)
+    if not isinstance(recipe, TrainingRecipe):
         return
-    if (stage.recipe.device == "xla") != (launch.strategy == "XLA"):
+    if (recipe.device == "xla") != (launch.strategy == "XLA"):
         raise BadInput(
-            f"{shown(launch.config)}: distributed_type: {launch.strategy}, but {stage.path} has device: {stage.recipe.device}; "
+            f"{file}: distributed_type: {launch.strategy}, but {stage.path} has device: {recipe.device}; "
             "XLA and --device xla go together"
         )
-    if launch.strategy == "FSDP" and stage.recipe.use_peft:
-        raise BadInput(
-            f"{shown(launch.config)}: distributed_type: FSDP trains no adapters, but {stage.path} has use_peft; take MULTI_GPU"
-        )
+    if launch.strategy == "FSDP" and recipe.use_peft:
+        what = f"FSDP trains no adapters, but {stage.path} has use_peft; take MULTI_GPU"
+        raise BadInput(f"{file}: distributed_type: {what}")
     if launch.strategy == "XLA":
         return
-    if launch.use_cpu and (found := devices.choose(stage.recipe)).name != "cpu":
-        raise BadInput(
-            f"{shown(launch.config)}: use_cpu: true, but {stage.path} runs on {found}; give --device cpu"
-        )
+    if launch.use_cpu and (found := devices.choose(recipe)).name != "cpu":
+        raise BadInput(f"{file}: use_cpu: true, but {stage.path} runs on {found}; give --device cpu")
     try:
-        share(stage.recipe, launch.processes)
+        share(recipe, launch.processes)
     except BadInput as error:
-        raise BadInput(f"{shown(launch.config)}: num_processes: {stage.path}: {error}") from None
+        raise BadInput(f"{file}: num_processes: {stage.path}: {error}") from None
 
 
 def share(recipe: TrainingRecipe, processes: int) -> tuple[int, int]:
-    """Rows at a time and accumulated pieces of one process: together the processes see the recipe's batch in a step.
+    """Rows at a time and accumulated pieces of one process: together the processes see the recipe's batch in
+    a step.
 
-    The batch of an optimiser step, per_device_train_batch_size x gradient_accumulation_steps, belongs to the recipe and
-    to the artifact's key; how many processes share it changes the order of sums only, and is written in the manifest.
+    The batch of an optimiser step, per_device_train_batch_size x gradient_accumulation_steps, belongs to the
+    recipe and to the artifact's key; how many processes share it changes the order of sums only, and is
+    written in the manifest.
 
     Raises:
         BadInput: the batch cannot be shared equally.
@@ -176,46 +162,54 @@ def share(recipe: TrainingRecipe, processes: int) -> tuple[int, int]:
 def spread(recipe: TrainingRecipe, cores: int) -> tuple[int, int]:
     """Rows at a time, over all cores of a TPU, and accumulated pieces.
 
-    As many cores as divide the batch have rows of their own, each what a process would have; the others share their work.
+    As many cores as divide the batch have rows of their own, each what a process would have; the others share
+    their work.
     """
     slots = math.gcd(recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps, cores)
     rows, pieces = share(recipe, slots)
     return rows * slots, pieces
 
 
-def follows(job: Job) -> bool:
-    """Whether this is a further host of a pod and trains the job's artifact with the first; other stages any host makes alone."""
-    return (
-        job.launch is not None
-        and job.launch.strategy == "XLA"
-        and job.kind in TRAINED
-        and xla_probe.host() > 0
-    )
+def follows(job: Job[Recipe]) -> bool:
+    """Whether this is a further host of a pod and trains the job's artifact with the first; others any host
+    makes alone.
+    """
+    on_xla = job.launch is not None and job.launch.strategy == "XLA"
+    return on_xla and KINDS[job.kind].trains and xla_probe.host() > 0
 
 
-def run(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], str, list[str]]:
-    """Run a stage's function in the processes of its `launch`; what `stages.run_here` returns in the first, if it is here.
+def run(job: Job[Recipe], progress: Progress) -> Outcome:
+    """Run a stage's function in the processes of its `launch`; what `work.run_here` returns in the first, if
+    it is here.
 
     Raises:
         BadInput, RunFailed: of the first process that failed.
     """
     launch = job.launch
     assert launch is not None
-    if job.kind in TRAINED:
+    if isinstance(job.recipe, TrainingRecipe) and KINDS[job.kind].trains:
         rows, pieces = (spread if launch.strategy == "XLA" else share)(job.recipe, launch.processes)
-        update: dict[str, Any] = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces}
-        update |= {"device": "cpu"} if launch.use_cpu else {}
+        update: dict[str, object] = {
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": pieces,
+        }
+        if launch.use_cpu:
+            update["device"] = "cpu"
         job = replace(job, recipe=job.recipe.model_copy(update=update))
         _need_devices(job, launch)
     command, environment = _command(job, launch)
-    file = job.directory / f"job-{xla_probe.host()}.pickle"  # the hosts of a pod share the directory
-    file.write_bytes(pickle.dumps(job))
+    file = job.directory / f"job-{xla_probe.host()}.json"  # the hosts of a pod share the directory
+    file.write_text(job.to_json())
     with (job.directory / "log.txt").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *command, file],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=os.environ | environment,
             start_new_session=True,  # Ctrl-C is for this process, which then stops the others
-        )  # fmt: skip
+        )
         try:
             return _listen(job, process, progress)
         finally:
@@ -223,51 +217,44 @@ def run(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any],
             file.unlink(missing_ok=True)
 
 
-def _command(job: Job, launch: Launch) -> tuple[list[str], dict[str, str]]:
-    """The module that runs a job, with its arguments, and what its environment needs besides this process's own."""
+def _command(job: Job[Recipe], launch: Launch) -> tuple[list[str], dict[str, str]]:
+    """The module that runs a job, with its arguments, and what its environment needs besides this process's
+    own.
+    """
     on_xla = devices.environment([job.recipe]) if launch.strategy == "XLA" else {}
-    if job.kind not in TRAINED:
-        return ["rpo_cli.runs.child"], on_xla | devices.one_chip()
-    options = [] if launch.port_given else ["--main_process_port", "0"]
+    child = "rpo_cli.runs.child"
+    if not KINDS[job.kind].trains:
+        return [child], on_xla | devices.one_chip()
+    options = ["--config_file", str(launch.config)]
+    if not launch.port_given:
+        options += ["--main_process_port", "0"]
     if job.recipe.threads is not None:
         options += ["--num_cpu_threads_per_process", str(job.recipe.threads)]
-    command = [
-        "accelerate.commands.launch",
-        "--config_file",
-        str(launch.config),
-        *options,
-        "-m",
-        "rpo_cli.runs.child",
-    ]
+    command = ["accelerate.commands.launch", *options, "-m", child]
     return command, on_xla | ({"XLA_USE_SPMD": "1"} if on_xla else {})
 
 
-def _need_devices(job: Job, launch: Launch) -> None:
+def _need_devices(job: Job[Recipe], launch: Launch) -> None:
     """Refuse what the processes could only fail at; leave them this process's idle GPU memory."""
     name = devices.choose(job.recipe).name
     if name == "xla":
         return  # each process counts for itself: this one may not hold the TPU
     import torch
 
+    file = shown(launch.config)
     if name == "cpu":
         if launch.strategy == "FSDP":
-            raise BadInput(
-                f"{shown(launch.config)}: distributed_type: FSDP needs GPUs, and {job.path} runs on the CPU"
-            )
+            raise BadInput(f"{file}: distributed_type: FSDP needs GPUs, and {job.path} runs on the CPU")
         return
     if (count := torch.cuda.device_count()) < launch.processes:
-        raise BadInput(
-            f"{shown(launch.config)}: num_processes: {launch.processes}, but torch sees {count} CUDA devices"
-        )
+        raise BadInput(f"{file}: num_processes: {launch.processes}, but torch sees {count} CUDA devices")
     torch.cuda.empty_cache()
 
 
-def _listen(
-    job: Job, process: subprocess.Popen[str], progress: Callable[[int, int], None]
-) -> tuple[dict[str, Any], str, list[str]]:
+def _listen(job: Job[Recipe], process: subprocess.Popen[str], progress: Progress) -> Outcome:
     """Follow the processes' lines to the end."""
     failure: BadInput | RunFailed | None = None
-    done: tuple[dict[str, Any], str, list[str]] | None = None
+    done: Outcome | None = None
     assert process.stdout is not None
     for line in process.stdout:
         try:
@@ -277,24 +264,24 @@ def _listen(
         if "step" in message:
             progress(*message["step"])
         elif "done" in message:
-            metrics, device, warnings = message["done"]
-            done = metrics, device, warnings
+            done = Outcome(*message["done"])
         elif failure is None:  # that others lost their peer is news no more
             failure = BadInput(message["bad"]) if "bad" in message else RunFailed(message["failed"])
     code = process.wait()
     if failure is not None:
         raise failure
     if code == 0 and follows(job):
-        return {}, "", []  # the first process is on the first host
+        return Outcome({}, "", [])  # the first process is on the first host
     if code != 0 or done is None:
-        raise RunFailed(
-            f"{job.path}: a process died (exit code {code}; out of memory?) (log: {job.directory / 'log.txt'})"
-        )
+        what = f"a process died (exit code {code}; out of memory?) (log: {job.directory / 'log.txt'})"
+        raise RunFailed(f"{job.path}: {what}")
     return done
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End the launcher and its processes: they end themselves when their standard input closes, as after a kill of this one."""
+    """End the launcher and its processes: they end when their standard input closes, as after a kill of this
+    one.
+    """
     assert process.stdin is not None and process.stdout is not None
     with suppress(OSError):
         process.stdin.close()

@@ -25,7 +25,9 @@ class Running:
     of: int = 1
 
     def remaining(self, now: float) -> float | None:
-        """Seconds to go at its own rate; None before its first report. A resumed stage begins with a later step than one."""
+        """Seconds to go at its own rate; None before its first report. A resumed stage begins with a later
+        step than one.
+        """
         if self.first is None or self.latest is None:
             return None
         (began, first), (at, step) = self.first, self.latest
@@ -37,8 +39,9 @@ class Running:
 class PlanProgress:
     """How far a plan is, and how long the rest takes: what was measured goes before what was expected.
 
-    A running stage takes as long as its own steps say. One that waits takes what the plan expects of it, corrected by how
-    wrong that was for stages of its kind, or of any kind while none of its own has been seen.
+    A running stage takes as long as its own steps say. One that waits takes what the plan expects of it,
+    corrected by how wrong that was for stages of its kind, or of any kind while none of its own has been
+    seen.
     """
 
     console: Console

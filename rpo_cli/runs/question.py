@@ -1,4 +1,6 @@
-"""What an estimate is asked for: the accelerator, the share of its peak that is reached, the price of an hour."""
+"""What an estimate is asked for: the accelerator, the share of its peak that is reached, the price of an
+hour.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from rpo_cli.errors import BadInput
+from rpo_cli.runs.options import Costs
 
 MFU = 0.35
 DEVICES = Path(__file__).with_name("accelerators.yaml")
@@ -33,36 +36,25 @@ class Question:
     params: float | None
 
 
-def asked(
-    dry_run: bool,
-    estimate: bool,
-    device_name: str | None,
-    tflops: float | None,
-    mfu: float | None,
-    price_per_hour: float | None,
-    params: float | None,
-) -> Question | None:
+def asked(dry_run: bool, costs: Costs) -> Question | None:
     """The question that the command line asks; None without any of these options.
 
     Raises:
         BadInput: not a dry run, an unknown device, a price without a device.
     """
-    if not estimate and all(option is None for option in (device_name, tflops, mfu, price_per_hour, params)):
+    if costs == Costs():
         return None
     if not dry_run:
         raise BadInput("--estimate and its options go with --dry-run: an estimate builds nothing")
+    name, tflops = costs.device_name, costs.tflops
     device = None
-    if device_name is not None:
+    if name is not None:
         known = yaml.safe_load(DEVICES.read_text())
-        if device_name not in known:
-            raise BadInput(
-                f"--device-name {device_name}: not among {', '.join(known)}; give --tflops for another"
-            )
-        device = Device(
-            device_name, **{**known[device_name], **({} if tflops is None else {"tflops": tflops})}
-        )
+        if name not in known:
+            raise BadInput(f"--device-name {name}: not among {', '.join(known)}; give --tflops for another")
+        device = Device(name, **{**known[name], **({} if tflops is None else {"tflops": tflops})})
     elif tflops is not None:
         device = Device(f"a device of {tflops:g} TFLOP/s", tflops)
-    if device is None and (mfu is not None or price_per_hour is not None):
+    if device is None and (costs.mfu is not None or costs.price_per_hour is not None):
         raise BadInput("--mfu and --price-per-hour need a device: --device-name or --tflops")
-    return Question(device, MFU if mfu is None else mfu, price_per_hour, params)
+    return Question(device, MFU if costs.mfu is None else costs.mfu, costs.price_per_hour, costs.params)

@@ -1,4 +1,6 @@
-"""One command's run: plan, say what will be built and why, build, report. Nothing heavy is imported for a dry run."""
+"""One command's run: plan, say what will be built and why, build, report. Nothing heavy is imported for a dry
+run.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, walk
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import Loaded, load, same, schema, source
 from rpo_cli.runs import processes
+from rpo_cli.runs.options import Options
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.pool import execute
 from rpo_cli.runs.todo import Todo, what_to_run
@@ -26,27 +29,22 @@ from rpo_cli.text import WIDEST, clock
 MANY = 25
 
 
-@dataclass
-class Session:
-    """Options every command shares, and the consoles: stdout is data, stderr is talk."""
+@dataclass(frozen=True)
+class Session(Options):
+    """The options every command shares, and the consoles: stdout is data, stderr is talk."""
 
-    recipe: str
-    rho: str | None = None
-    seed: int | None = None
-    overrides: Sequence[str] = ()
-    workspace: Path | None = None
-    dry_run: bool = False
-    force: bool = False
-    as_json: bool = False
-    jobs: int = 1
-    wandb: bool = False
-    accelerate: Path | None = None
-    device: str | None = None
     err: Console = field(default_factory=lambda: Console(stderr=True))
     out: Console = field(default_factory=lambda: stdout())
 
+    @property
+    def at(self) -> str:
+        """The --rho of this command, to type behind another."""
+        return "" if self.rho is None else f" --rho {self.rho}"
+
     def load(self, expect: str | None, **flags: Any) -> Loaded:
-        """The recipe that was asked for, under this session's seed and overrides and these flags; rho=None: no resampling."""
+        """The recipe that was asked for, under this session's seed and overrides and these flags; rho=None:
+        no resampling.
+        """
         if "rho" in flags:
             flags["rho"] = "none" if flags["rho"] is None else flags["rho"]
         rho = flags.pop("rho", None)
@@ -60,7 +58,9 @@ class Session:
         )
 
     def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
-        """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the recipe's own."""
+        """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the
+        recipe's own.
+        """
         if self.rho is None:
             return None
         if self.rho == "all":
@@ -95,7 +95,9 @@ class Session:
         return loads
 
     def note_unchosen(self, loaded: Loaded) -> None:
-        """Say what a policy is trained with at a rho for which nothing was chosen, where for others something was."""
+        """Say what a policy is trained with at a rho for which nothing was chosen, where for others something
+        was.
+        """
         recipe = loaded.recipe
         if (
             not isinstance(recipe, schema.PolicyRecipe)
@@ -181,7 +183,8 @@ class Session:
         )
         lines = [f"{item.stage.kind:9} {item.stage.path}  ({item.reason})" for item in todo]
         if self.dry_run and not self.as_json:
-            # What was asked for, hence whole and on stdout; flushed, to stand where it belongs between lines of stderr.
+            # What was asked for, hence whole and on stdout; flushed, to stand where it belongs between lines
+            # of stderr.
             print("".join(f"{line}\n" for line in lines), end="", flush=True)
         else:
             for line in lines[:MANY]:
@@ -210,9 +213,11 @@ class Session:
             )
 
     def note_devices(self, reused: Sequence[Stage], workspace: Workspace, device: str) -> None:
-        """Say which reused artifacts were made on another device: same dtype, hence the same key, but other roundings."""
+        """Say which reused artifacts were made on another device: same dtype, hence the same key, but other
+        roundings.
+        """
         recorded = [
-            workspace.manifest(stage.path) for stage in reused if stage.kind not in schema.WITHOUT_MODEL
+            workspace.manifest(stage.path) for stage in reused if schema.KINDS[stage.kind].needs_model
         ]
         made_on = Counter(
             str(found["device"]).split(",")[0]
@@ -235,7 +240,7 @@ class Session:
         """Last lines: metrics, paths, the next command."""
         if self.dry_run:
             return
-        found = {target.path: workspace.manifest(target.path) or {} for target in targets}
+        found = {target.path: workspace.finished(target.path) for target in targets}
         if self.as_json:
             self.print_json(
                 {path: {"path": str(workspace.root / path), **manifest} for path, manifest in found.items()}
@@ -244,7 +249,7 @@ class Session:
         for path, manifest in found.items():
             self.out.print(str(workspace.root / path), highlight=False, soft_wrap=True)
             grid = Table(box=None, show_header=False, padding=(0, 2))
-            for name, value in manifest.get("metrics", {}).items():
+            for name, value in manifest["metrics"].items():
                 grid.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
             self.out.print(grid)
         if next_command:
@@ -256,7 +261,9 @@ class Session:
 
 
 def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
-    """How many finished artifacts, besides those of the plan, rest on finished ones that it replaces by others."""
+    """How many finished artifacts, besides those of the plan, rest on finished ones that it replaces by
+    others.
+    """
     planned = {item.stage.path for item in todo}
     stale = {
         found["key"]
@@ -280,7 +287,9 @@ def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
 
 
 def stdout() -> Console:
-    """The console of results: as wide as the terminal; where there is none, so wide that no line is folded or cut."""
+    """The console of results: as wide as the terminal; where there is none, so wide that no line is folded or
+    cut.
+    """
     console = Console()
     return console if console.is_terminal else Console(width=WIDEST)
 
@@ -311,5 +320,7 @@ def suite_rhos(loaded: Loaded) -> list[float | None]:
 
 
 def planner_for(loaded: Loaded) -> Planner:
-    """A planner under the seed of the recipe that was asked for, and on the device that the command line named."""
+    """A planner under the seed of the recipe that was asked for, and on the device that the command line
+    named.
+    """
     return Planner(loaded.recipe.seed, loaded.overrides.get("device"))

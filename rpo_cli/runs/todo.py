@@ -7,18 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rpo_cli.artifacts import Stage, Workspace, snapshots, walk
-
-GUESS_SECONDS = {
-    "data": 5.0,
-    "splits": 1.0,
-    "relabel": 5.0,
-    "reference": 5.0,
-    "samples": 5.0,
-    "scores": 2.0,
-    "evaluate": 4.0,
-    "measure": 8.0,
-    "judge": 300.0,
-}
+from rpo_cli.recipes.schema import KINDS
 
 
 @dataclass(frozen=True)
@@ -30,8 +19,8 @@ class Todo:
 
     @property
     def seconds(self) -> float:
-        recipe = self.stage.recipe
-        return recipe.expected_seconds or GUESS_SECONDS.get(self.stage.kind, 10.0)
+        """Wall time to expect: as its recipe says, else as its kind does."""
+        return self.stage.recipe.expected_seconds or KINDS[self.stage.kind].guess_seconds
 
 
 def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[str] = ()) -> list[Todo]:
@@ -50,8 +39,8 @@ def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[
             return
         settled.add(stage.path)
         # What is absent is missing whatever its key: the machine is not asked for it.
-        wanted = stage.identity if workspace.manifest(stage.path) is not None else {}
-        stale = "forced" if stage.path in forced else workspace.why_stale(stage.path, wanted, weights=weights)
+        stale = "forced" if stage.path in forced else workspace.why_absent(stage.path)
+        stale = stale or workspace.why_stale(stage.path, stage.identity, weights=weights)
         if stale is None:
             return
         for needed in stage.stages():
@@ -59,7 +48,7 @@ def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[
         reasons[stage.path] = stale
 
     for target in targets:
-        visit(target, weights=target.kind in ("sft", "reward", "policy"))
+        visit(target, weights=KINDS[target.kind].trains)
     stages = {stage.path: stage for stage in walk(targets)}
     return [Todo(stages[path], reason) for path, reason in reasons.items()]
 

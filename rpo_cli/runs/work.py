@@ -1,21 +1,26 @@
-"""Making one artifact: the function of its kind of stage, its log, its failures in a line, its publication."""
+"""Making one artifact: the function of its kind of stage, its log, its failures in a line, its
+publication.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rpo_cli import __version__, devices
 from rpo_cli.artifacts import (
     MANIFEST,
-    TRAINED,
     Job,
+    Manifest,
+    Outcome,
+    Progress,
     Report,
     Silence,
     Workspace,
@@ -25,7 +30,7 @@ from rpo_cli.artifacts import (
     versions,
 )
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.recipes import schema
+from rpo_cli.recipes.schema import KINDS, Recipe, seed_of
 from rpo_cli.runs import processes
 
 QUIET_ENVIRONMENT = {
@@ -35,42 +40,16 @@ QUIET_ENVIRONMENT = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "WANDB_SILENT": "true",
 }
+Run = Callable[[Job[Any], Report], dict[str, Any]]  # makes an artifact's files; its metrics
 
 
-def stage_function(kind: str) -> Callable[[Job, Report], dict[str, Any]]:
+def stage_function(kind: str) -> Run:
     """The function that makes an artifact of this kind; imports the heavy libraries."""
-    if kind == "data":
-        from rpo_cli.stages.data.build import run
-    elif kind == "warm":
-        from rpo_cli.stages.warm import run
-    elif kind == "relabel":
-        from rpo_cli.stages.relabel import run
-    elif kind == "splits":
-        from rpo_cli.stages.splits import run
-    elif kind == "sft":
-        from rpo_cli.stages.sft import run
-    elif kind == "reward":
-        from rpo_cli.stages.reward import run
-    elif kind == "policy":
-        from rpo_cli.stages.policy import run
-    elif kind == "evaluate":
-        from rpo_cli.stages.evaluate import run
-    elif kind == "judge":
-        from rpo_cli.stages.judge.stage import run
-    elif kind == "reference":
-        from rpo_cli.stages.reference import run_reference as run
-    elif kind == "samples":
-        from rpo_cli.stages.samples import run_samples as run
-    elif kind == "scores":
-        from rpo_cli.stages.scores import run_scores as run
-    elif kind == "measure":
-        from rpo_cli.stages.measure import run
-    else:
-        raise ValueError(f"no stage of kind {kind!r}")
-    return run
+    module, _, name = str(KINDS[kind].run).partition(":")
+    return cast(Run, getattr(importlib.import_module(module), name))
 
 
-def run_job(job: Job, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def run_job(job: Job[Recipe], progress: Progress) -> Manifest:
     """Make one artifact and publish it; returns its manifest.
 
     Raises:
@@ -82,80 +61,75 @@ def run_job(job: Job, progress: Callable[[int, int], None]) -> dict[str, Any]:
     try:
         with workspace.building(job.path, job.identity, force=job.force) as directory:
             if directory is None:
-                return workspace.manifest(job.path) or {}
+                return workspace.finished(job.path)
             return _build(job, workspace, directory, progress)
     except OSError as error:
         raise failed(job, error) from error
 
 
-def _follow(job: Job, workspace: Workspace, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def _follow(job: Job[Recipe], workspace: Workspace, progress: Progress) -> Manifest:
     """Train an artifact together with a pod's first host, which holds its lock and publishes it."""
     while not workspace.is_building(job.path, job.identity):
         if not job.force and workspace.why_stale(job.path, job.identity, weights=True) is None:
-            return workspace.manifest(job.path) or {}
+            return workspace.finished(job.path)
         time.sleep(1)
     processes.run(job, progress)
     with workspace.building(job.path, job.identity) as directory:  # when the first host lets go of it
         if directory is not None:
-            raise RunFailed(
-                f"{job.path}: the first host has not finished it; its log says why: {job.directory / 'log.txt'}"
-            )
-    return workspace.manifest(job.path) or {}
+            log = job.directory / "log.txt"
+            raise RunFailed(f"{job.path}: the first host has not finished it; its log says why: {log}")
+    return workspace.finished(job.path)
 
 
-def failed(job: Job, error: Exception) -> RunFailed:
+def failed(job: Job[Recipe], error: Exception) -> RunFailed:
     """A stage's unexpected end in one line."""
     full = no_room(error, job.root)
     if full is not None:
-        return RunFailed(
-            f"{job.path}: {full}: {job.directory}; make room, then the same command goes on from here"
-        )
-    if isinstance(error, OSError):
-        return RunFailed(f"{job.path}: {error.strerror or error}: {error.filename or job.directory}")
-    line = str(error).strip().splitlines()
-    return RunFailed(
-        f"{job.path}: {type(error).__name__}: {line[0] if line else ''} (log: {job.directory / 'log.txt'})"
-    )
+        what = f"{full}: {job.directory}; make room, then the same command goes on from here"
+    elif isinstance(error, OSError):
+        what = f"{error.strerror or error}: {error.filename or job.directory}"
+    else:
+        line = next(iter(str(error).strip().splitlines()), "")
+        what = f"{type(error).__name__}: {line} (log: {job.directory / 'log.txt'})"
+    return RunFailed(f"{job.path}: {what}")
 
 
-def _build(
-    job: Job, workspace: Workspace, directory: Path, progress: Callable[[int, int], None]
-) -> dict[str, Any]:
+def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Progress) -> Manifest:
     """Run the stage in the directory that is held for it, and publish."""
     with logged(directory / "log.txt"):
         started = time.monotonic()
         _check_inputs(job)
         with told_in_a_line(job):
-            metrics, device, warnings = (
-                run_here(job, progress) if job.launch is None else processes.run(job, progress)
-            )
-        manifest = {
-            **job.identity,
+            run = run_here if job.launch is None else processes.run
+            metrics, device, warnings = run(job, progress)
+        manifest: Manifest = {
+            **job.identity,  # type: ignore[typeddict-item]  # that has nothing of what need not be there
             "suite": job.suite,
             "rpo": __version__,
-            "seeds": {
-                name: schema.seed_of(job.recipe, name) for name in ("data", "rm", "policy", "sampling")
-            },
-            "device": device,
-            "processes": 1 if job.launch is None or job.kind not in TRAINED else job.launch.processes,
-            "threads": job.recipe.threads,
-            "versions": versions(),
             "git": git_revision(),
+            "versions": versions(),
+            "device": device,
+            "processes": 1 if job.launch is None or not KINDS[job.kind].trains else job.launch.processes,
+            "threads": job.recipe.threads,
+            "seeds": {name: seed_of(job.recipe, name) for name in ("data", "rm", "policy", "sampling")},
             "seconds": round(time.monotonic() - started, 2),
             "metrics": metrics,
-        } | ({"warnings": warnings} if warnings else {})
+        }
+        if warnings:
+            manifest["warnings"] = warnings
         _check_inputs(job)
         workspace.publish(job.path, manifest)
     return manifest
 
 
-def _check_inputs(job: Job) -> None:
-    """Raise RunFailed when an input is no longer the one that this artifact's key names: another command made it anew meanwhile."""
+def _check_inputs(job: Job[Recipe]) -> None:
+    """Raise RunFailed when an input is no longer the one that this artifact's key names: another command made
+    it anew.
+    """
     for name in job.artifacts:
         if (read_json(job.inputs[name] / MANIFEST) or {}).get("key") != job.identity["inputs"][name]:
-            raise RunFailed(
-                f"{job.path}: {job.inputs[name]} was changed by another command meanwhile; run the same command again"
-            )
+            what = f"{job.inputs[name]} was changed by another command meanwhile; run the same command again"
+            raise RunFailed(f"{job.path}: {what}")
 
 
 class _LogFile(logging.FileHandler):
@@ -170,22 +144,22 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def run_here(job: Job, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], str, list[str]]:
-    """Run the stage's function in this process: its metrics, the device it ran on, and what it warned of."""
+def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
+    """Run the stage's function in this process."""
     device = devices.choose(job.recipe)
     devices.prepare(job.recipe.threads)
     devices.quiet()
     with (Report if devices.rank() == 0 else Silence)(job, progress) as report:
         run = stage_function(job.kind)
         # Trainers bring their own autocast.
-        with contextlib.nullcontext() if job.kind in TRAINED else device.autocast():
+        with contextlib.nullcontext() if KINDS[job.kind].trains else device.autocast():
             metrics = run(job, report)
         report.summary(metrics)
-    return metrics, str(device), report.warnings
+    return Outcome(metrics, str(device), report.warnings)
 
 
 @contextlib.contextmanager
-def told_in_a_line(job: Job) -> Iterator[None]:
+def told_in_a_line(job: Job[Recipe]) -> Iterator[None]:
     """Turn whatever goes wrong in a stage into BadInput or RunFailed; the traceback goes to the log."""
     try:
         yield

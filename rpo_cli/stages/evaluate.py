@@ -30,7 +30,7 @@ SAMPLES = "samples.parquet"
 SHOWN = 50
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
     """Write samples.parquet (text, reward, log-probs) and metrics.json; pi_SFT itself is its own baseline."""
     recipe: EvaluateRecipe = job.recipe
     texts = table_of(job, f"prompts_{recipe.split}")[: recipe.num_prompts]
@@ -63,7 +63,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
 
 
 def draw(
-    job: Job, recipe: EvaluateRecipe, tokenizer: Any, rows: list[TokenRow], report: Report
+    job: Job[EvaluateRecipe], recipe: EvaluateRecipe, tokenizer: Any, rows: list[TokenRow], report: Report
 ) -> pd.DataFrame:
     """num_samples samples for each prompt with oracle reward, log pi_theta and log pi_ref."""
     device = devices.choose(recipe)

@@ -39,7 +39,7 @@ TIMED_ROWS, REPEATS = 16, 15
 Tokens = list[list[int]]
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     """Write pairs.parquet, one row for each training pair, in nats summed over tokens.
 
     h_chosen, h_rejected: log pi_theta - log pi_ref. kl_full, kl_sample: estimates of KL(pi_ref || pi_theta) along one

@@ -204,7 +204,7 @@ class EndOfStep(TrainerCallback):
         self.members.end_step(self.trainer.batch_mean, self.trainer.batch_sum)
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
     """Train one policy and save it; metrics hold the ensemble's temperatures and chosen members."""
     recipe: PolicyRecipe = job.recipe
     device = devices.choose(recipe)

@@ -11,7 +11,7 @@ from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import pairs_file, read_rows, write_columns
 
 
-def run_reference(job: Job, report: Report) -> dict[str, Any]:
+def run_reference(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     """log pi_ref of every pair's two responses."""
     recipe: ScoringRecipe = job.recipe
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))

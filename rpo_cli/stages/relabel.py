@@ -13,7 +13,7 @@ from rpo_cli.recipes.schema import RelabelRecipe, seed_of
 from rpo_cli.stages.data.rows import pairs_file, read_rows, write_rows
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[RelabelRecipe], report: Report) -> dict[str, Any]:
     """Write pairs.parquet with the oracle's order, both scores, and whether it turned the human label round."""
     recipe: RelabelRecipe = job.recipe
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))

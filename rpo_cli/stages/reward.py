@@ -88,7 +88,7 @@ def table_of_pairs(rows: list[TokenRow]) -> list[dict[str, Any]]:
     ]
 
 
-def training_rows(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def training_rows(job: Job[RewardRecipe]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows to train on, and rows held out (none for a data recipe without pairs_validation)."""
     recipe: RewardRecipe = job.recipe
     folder = job.inputs["data"]
@@ -115,7 +115,7 @@ def utility_accuracy(
     )
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
     """Train, keep the last or the best evaluated step, and measure the held-out loss and accuracy."""
     recipe: RewardRecipe = job.recipe
     device = devices.choose(recipe)

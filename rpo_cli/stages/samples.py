@@ -13,7 +13,7 @@ from rpo_cli.recipes.schema import ScoringRecipe, seed_of
 from rpo_cli.stages.data.rows import pairs_file, read_rows, write_columns
 
 
-def run_samples(job: Job, report: Report) -> dict[str, Any]:
+def run_samples(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     """Samples of pi_ref for every training prompt, drawn once, with their log-probs: for the forward KL."""
     recipe: ScoringRecipe = job.recipe
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))

@@ -21,7 +21,7 @@ from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import read_rows, write_columns
 
 
-def run_scores(job: Job, report: Report) -> dict[str, Any]:
+def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     """One reward model's rewards for the pairs of a D_rho, trained on and held out, over exactly the policy's tokens."""
     recipe: ScoringRecipe = job.recipe
     tokenizer = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))

@@ -53,7 +53,7 @@ class FixedShapeSFTTrainer(LeanTrainer, TokenTrainer):
         return loss
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[SFTRecipe], report: Report) -> dict[str, Any]:
     """Minimise the mean NLL of the completion's tokens, EOS included."""
     recipe: SFTRecipe = job.recipe
     device = devices.choose(recipe)

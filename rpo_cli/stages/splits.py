@@ -192,7 +192,7 @@ def bias_of(kinds: np.ndarray, rows: Sequence[int] | np.ndarray) -> dict[str, fl
     }
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
     """Write train, held_out and b-*.parquet, with token counts and the kind of each pair."""
     recipe: SplitsRecipe = job.recipe
     rows = read_rows(pairs_file(job))

@@ -46,7 +46,7 @@ def read_weights(model: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
     """Average the members' weights: from one initialisation, without which the mean would mean nothing."""
     recipe: RewardRecipe = job.recipe
     members = [folder for name, folder in job.inputs.items() if name.startswith("members/")]

@@ -1,71 +1,120 @@
-"""Every kind of stage, and which fields of its recipe can change its result."""
+"""Every kind of stage in one table, and which fields of its recipe can change its result."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from rpo_cli.recipes.schema.base import Purpose, Recipe, seed_of
 from rpo_cli.recipes.schema.data import DataRecipe, RelabelRecipe, SplitsRecipe
-from rpo_cli.recipes.schema.evaluate import EvaluateRecipe
+from rpo_cli.recipes.schema.evaluate import EvaluateRecipe, JudgeRecipe
 from rpo_cli.recipes.schema.figure import FigureRecipe
-from rpo_cli.recipes.schema.policy import PolicyRecipe
+from rpo_cli.recipes.schema.policy import PolicyRecipe, ScoringRecipe
 from rpo_cli.recipes.schema.training import RewardRecipe, SFTRecipe
 
-# Under which seeds a stage may draw; all others have no effect on it.
-SEEDS: dict[str, tuple[Purpose, ...]] = {
-    "data": ("data",), "sft": ("policy",), "reward": ("rm",), "relabel": ("data",), "splits": ("data",), "policy": ("policy", "sampling"),
-    "evaluate": ("sampling",), "figure": (), "reference": (), "samples": ("sampling",), "scores": (), "measure": (),
-    "judge": ("sampling",),
+
+@dataclass(frozen=True)
+class Kind:
+    """What there is to know of a kind of stage; the planner's method, which finds its inputs, is named after
+    it.
+
+    `recipe`: what its recipe may say. `run`: "module:function" that makes its artifact; None: it makes none.
+    `command`: what handles its recipes; None: no file holds one, the planner derives it from others.
+    `format`: raised when the stage starts to compute something else for the same recipe; older artifacts are
+    then stale. `seeds`: purposes it may draw for; no other seed has an effect on it. `needs_model`: it
+    computes with one, hence in a dtype and on a device. `trains`: it makes a model, with a trainer.
+    `guess_seconds`: expected where the recipe says nothing. `heavy`: workers import its module before their
+    first job. `points_at_input`: what it makes is read beside its inputs' own tables.
+    """
+
+    recipe: type[Recipe]
+    run: str | None
+    command: str | None = None
+    format: int = 1
+    seeds: tuple[Purpose, ...] = ()
+    needs_model: bool = True
+    trains: bool = False
+    guess_seconds: float = 10.0
+    heavy: bool = False
+    points_at_input: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "data": Kind(
+        DataRecipe, "rpo_cli.stages.data.build:run", "rpo data inspect",
+        seeds=("data",), needs_model=False, guess_seconds=5.0,
+    ),
+    "sft": Kind(SFTRecipe, "rpo_cli.stages.sft:run", "rpo train-sft", seeds=("policy",), trains=True, heavy=True),
+    "reward": Kind(RewardRecipe, "rpo_cli.stages.reward:run", "rpo train-rm", seeds=("rm",), trains=True, heavy=True),
+    "relabel": Kind(
+        RelabelRecipe, "rpo_cli.stages.relabel:run", "rpo relabel", seeds=("data",), guess_seconds=5.0,
+    ),
+    "splits": Kind(
+        SplitsRecipe, "rpo_cli.stages.splits:run", "rpo make-biased-splits",
+        format=2, seeds=("data",), needs_model=False, guess_seconds=1.0,
+    ),
+    "policy": Kind(
+        PolicyRecipe, "rpo_cli.stages.policy:run", "rpo train-policy",
+        seeds=("policy", "sampling"), trains=True, heavy=True,
+    ),
+    "evaluate": Kind(
+        EvaluateRecipe, "rpo_cli.stages.evaluate:run", "rpo evaluate",
+        seeds=("sampling",), guess_seconds=4.0, heavy=True,
+    ),
+    "figure": Kind(FigureRecipe, None, "rpo figure KIND"),
+    "warm": Kind(RewardRecipe, "rpo_cli.stages.warm:run", seeds=("rm",)),
+    "reference": Kind(ScoringRecipe, "rpo_cli.stages.reference:run_reference", guess_seconds=5.0),
+    "samples": Kind(ScoringRecipe, "rpo_cli.stages.samples:run_samples", seeds=("sampling",), guess_seconds=5.0),
+    "scores": Kind(ScoringRecipe, "rpo_cli.stages.scores:run_scores", guess_seconds=2.0),
+    "measure": Kind(ScoringRecipe, "rpo_cli.stages.measure:run", guess_seconds=8.0),
+    "judge": Kind(
+        JudgeRecipe, "rpo_cli.stages.judge.stage:run", seeds=("sampling",), needs_model=False, guess_seconds=300.0,
+    ),
 }  # fmt: skip
-WITHOUT_MODEL = ("data", "splits", "judge")
+# The kinds of which there are recipes in files.
+MODELS: dict[str, type[Recipe]] = {name: kind.recipe for name, kind in KINDS.items() if kind.command}
 
 
-StageRecipe = (
-    DataRecipe
-    | SFTRecipe
-    | RewardRecipe
-    | RelabelRecipe
-    | SplitsRecipe
-    | PolicyRecipe
-    | EvaluateRecipe
-    | FigureRecipe
-)
-MODELS: dict[str, type[Recipe]] = {
-    "data": DataRecipe,
-    "sft": SFTRecipe,
-    "reward": RewardRecipe,
-    "relabel": RelabelRecipe,
-    "splits": SplitsRecipe,
-    "policy": PolicyRecipe,
-    "evaluate": EvaluateRecipe,
-    "figure": FigureRecipe,
-}
+@cache
+def _left_out(model: type[Recipe]) -> tuple[frozenset[str], dict[str, Any]]:
+    """Fields that are in no key as they stand, and the defaults of those that are in none at their
+    default.
+    """
+    fields = model.model_fields
+    marks = {
+        name: mark for name, field in fields.items() if isinstance(mark := field.json_schema_extra, dict)
+    }
+    seeds = {"seed", *(name for name in fields if name.endswith("_seed"))}
+    never = seeds | {name for name, mark in marks.items() if mark.get("cosmetic")}
+    return frozenset(never), {name: fields[name].default for name, mark in marks.items() if mark.get("added")}
 
 
 def result_fields(recipe: Recipe) -> dict[str, Any]:
-    """The fields that can change a result: what an artifact's key is made of; of the seeds those in force that it draws under."""
-    fields = type(recipe).model_fields
-    stage: str = recipe.stage
-    extras = {
-        name: extra for name, field in fields.items() if isinstance(extra := field.json_schema_extra, dict)
-    }
-    hidden = {name for name, extra in extras.items() if extra.get("cosmetic")}
-    hidden |= {
-        name
-        for name, extra in extras.items()
-        if extra.get("added") and getattr(recipe, name) == fields[name].default
-    }
-    hidden |= {"seed", *(name for name in fields if name.endswith("_seed"))}
-    unused: set[str] = recipe.unused() if isinstance(recipe, PolicyRecipe | DataRecipe) else set()
+    """The fields that can change a result: what an artifact's key is made of.
+
+    Of the seeds those in force that it draws under; of the files and data sets that it reads not their place,
+    which the content that stands among the inputs replaces.
+    """
+    kind = KINDS[recipe.stage]
+    never, added = _left_out(type(recipe))
+    left_out = never | {name for name, default in added.items() if getattr(recipe, name) == default}
+    unused = recipe.unused() if isinstance(recipe, PolicyRecipe | DataRecipe) else set[str]()
     if (isinstance(recipe, DataRecipe) and recipe.source == "files") or (
         isinstance(recipe, RelabelRecipe) and recipe.labels == "argmax"
     ):
         unused |= {"data_seed"}
-    if stage in WITHOUT_MODEL:
+    if not kind.needs_model:
         unused |= {"dtype"}
-    seeds = {
-        f"{purpose}_seed": seed_of(recipe, purpose)
-        for purpose in SEEDS[stage]
-        if f"{purpose}_seed" not in unused
-    }
-    return recipe.model_dump(mode="json", exclude=hidden | unused) | seeds
+    values = recipe.model_dump(mode="json", exclude={*left_out, *unused})
+    if isinstance(recipe, DataRecipe):
+        places: dict[str, Any] = {
+            "files": {},
+            "dataset": None,
+            "data_dir": recipe.folders,
+            "sft_dataset": None,
+            "tokenizer": None,
+        }
+        values |= {name: value for name, value in places.items() if name in values}
+    seeds = {f"{purpose}_seed": seed_of(recipe, purpose) for purpose in kind.seeds}
+    return values | {name: seed for name, seed in seeds.items() if name not in unused}

@@ -21,7 +21,7 @@ from rpo_cli.stages.data.sources.base import is_conversation, named
 MOST_PROBLEMS = 10  # of a file: they tend to be alike
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
     """Write every table as Parquet (and the miniature's tokenizer); metrics are counts of rows and of prompts that tables share."""
     recipe: DataRecipe = job.recipe
     duplicates: dict[str, int] = {}

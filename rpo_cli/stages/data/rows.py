@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from rpo_cli.artifacts import Job
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
+from rpo_cli.recipes.schema import Recipe
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 COMPLETION_COLUMNS = ("prompt", "completion")
@@ -46,7 +47,7 @@ def read_rows(file: Path) -> list[Row]:
     return rows
 
 
-def pairs_file(job: Job) -> Path:
+def pairs_file(job: Job[Recipe]) -> Path:
     """The labelled pairs: what the relabel stage wrote, or the data stage."""
     file = job.inputs["data"] / "pairs.parquet"
     if not file.is_file():
@@ -54,7 +55,7 @@ def pairs_file(job: Job) -> Path:
     return file
 
 
-def table_of(job: Job, table: str) -> list[dict[str, Any]]:
+def table_of(job: Job[Recipe], table: str) -> list[dict[str, Any]]:
     """Rows of a table that the data stage wrote."""
     file = job.inputs["data"] / f"{table}.parquet"
     if not file.is_file():

@@ -25,7 +25,7 @@ COMPARISON = ["against", "prompt_id", "sample", "prompt", "response", "other", "
 COMPARISON += ["length_difference", "oracle"]
 
 
-def run(job: Job, report: Report) -> dict[str, Any]:
+def run(job: Job[JudgeRecipe], report: Report) -> dict[str, Any]:
     """Write verdicts.parquet and metrics.json; asks only what no run in this workspace has asked before."""
     recipe: JudgeRecipe = job.recipe
     table = pd.concat([comparisons(job, recipe, against) for against in recipe.against], ignore_index=True)
@@ -65,7 +65,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     return metrics
 
 
-def comparisons(job: Job, recipe: JudgeRecipe, against: str) -> pd.DataFrame:
+def comparisons(job: Job[JudgeRecipe], recipe: JudgeRecipe, against: str) -> pd.DataFrame:
     """Pairs of a policy's response and another one: the columns of COMPARISON.
 
     Sample i meets the baseline's sample i. Lengths are characters, as in AlpacaEval 2: a reference has no
@@ -99,7 +99,7 @@ def comparisons(job: Job, recipe: JudgeRecipe, against: str) -> pd.DataFrame:
     )[COMPARISON]
 
 
-def references_of(job: Job) -> dict[str, str]:
+def references_of(job: Job[JudgeRecipe]) -> dict[str, str]:
     """Prompt -> the data's own response: the `completion` column of the prompts that were evaluated."""
     split = job.path.split("/")[-2]
     file = job.inputs["data"] / f"prompts_{split}.parquet"

@@ -34,7 +34,7 @@ class Teachers:
     temperatures: dict[str, float]
 
 
-def calibrated_margins(job: Job, recipe: PolicyRecipe) -> Teachers:
+def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers:
     """Read every teacher's scores and calibrate them on held-out pairs where the recipe says so.
 
     Raises:
@@ -72,7 +72,7 @@ def _as_one(margins: np.ndarray, recipe: PolicyRecipe) -> np.ndarray:
     return one.unsqueeze(0).numpy()
 
 
-def _temperature(job: Job, recipe: PolicyRecipe, name: str) -> float:
+def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> float:
     held_out = pq.read_table(job.inputs[f"scores/{name}"] / "held_out.parquet").to_pydict()
     margins = torch.tensor(held_out["chosen"], dtype=torch.float64) - torch.tensor(
         held_out["rejected"], dtype=torch.float64
@@ -94,7 +94,7 @@ def _temperature(job: Job, recipe: PolicyRecipe, name: str) -> float:
 
 
 def policy_rows(
-    job: Job, recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase, teachers: Teachers
+    job: Job[PolicyRecipe], recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase, teachers: Teachers
 ) -> tuple[list[dict[str, Any]], int]:
     """Rows for the collator, and how many pairs were dropped for their length."""
     texts, tokens = pairs_of(job, recipe, tokenizer)
@@ -126,7 +126,7 @@ def policy_rows(
 
 
 def pairs_of(
-    job: Job, recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase
+    job: Job[PolicyRecipe], recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Row], list[TokenRow]]:
     """D_rho's rows and tokens; a worker that trains one policy of a rho after another reads and tokenises them once."""
     key = (
@@ -146,7 +146,7 @@ def pairs_of(
     return _PAIRS[key]
 
 
-def _reference_samples(job: Job) -> dict[str, list[tuple[list[int], float]]]:
+def _reference_samples(job: Job[PolicyRecipe]) -> dict[str, list[tuple[list[int], float]]]:
     key = job.identity["inputs"]["samples"]
     if key not in _SAMPLES:
         _SAMPLES.clear()
@@ -154,7 +154,7 @@ def _reference_samples(job: Job) -> dict[str, list[tuple[list[int], float]]]:
     return _SAMPLES[key]
 
 
-def _read_samples(job: Job) -> dict[str, list[tuple[list[int], float]]]:
+def _read_samples(job: Job[PolicyRecipe]) -> dict[str, list[tuple[list[int], float]]]:
     table = pq.read_table(job.inputs["samples"] / "samples.parquet").to_pydict()
     result: dict[str, list[tuple[list[int], float]]] = {}
     for prompt, ids, logp in zip(

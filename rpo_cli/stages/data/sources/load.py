@@ -18,7 +18,7 @@ from rpo_cli.stages.data.sources.records import records
 NEEDED = ("sft_train", "pairs", "prompts_validation", "prompts_test")
 
 
-def load(job: Job, report: Report) -> tuple[dict[str, list[Row]], dict[str, int]]:
+def load(job: Job[DataRecipe], report: Report) -> tuple[dict[str, list[Row]], dict[str, int]]:
     """Every table, and what was left out of which and why.
 
     Raises:
@@ -53,7 +53,7 @@ def load(job: Job, report: Report) -> tuple[dict[str, list[Row]], dict[str, int]
     }
 
 
-def _tldr(job: Job, tokenizer: Any, counts: Counts, report: Report) -> tuple[list[Pair], list[Written]]:
+def _tldr(job: Job[DataRecipe], tokenizer: Any, counts: Counts, report: Report) -> tuple[list[Pair], list[Written]]:
     recipe: DataRecipe = job.recipe
     writer = tldr.Writer(tokenizer, recipe.max_prompt_tokens, recipe.newlines, counts)
     read = tldr.comparisons if recipe.source == "tldr-comparisons" else tldr.preference
@@ -67,7 +67,7 @@ def _tldr(job: Job, tokenizer: Any, counts: Counts, report: Report) -> tuple[lis
     return pairs, written
 
 
-def _others(job: Job, tokenizer: Any, counts: Counts, report: Report) -> tuple[list[Pair], list[Written]]:
+def _others(job: Job[DataRecipe], tokenizer: Any, counts: Counts, report: Report) -> tuple[list[Pair], list[Written]]:
     recipe: DataRecipe = job.recipe
     templated = preference.Templated(tokenizer, recipe.max_prompt_tokens)
     rows = _records(job, "dataset", report)
@@ -83,7 +83,7 @@ def _others(job: Job, tokenizer: Any, counts: Counts, report: Report) -> tuple[l
     return pairs, written
 
 
-def _records(job: Job, name: str, report: Report) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
+def _records(job: Job[DataRecipe], name: str, report: Report) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
     """Records of one of the job's data sets, from disk or the hub's cache."""
     recipe: DataRecipe = job.recipe
     folders = recipe.folders if name == "dataset" else []

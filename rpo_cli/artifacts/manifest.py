@@ -1,0 +1,42 @@
+"""What is written down about an artifact: what it depends on, and once it is finished, how it was made."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+MANIFEST = "manifest.json"  # of a finished artifact: its `Manifest`, written last
+STARTED = "started.json"  # of one that is being made: its `Identity`
+
+
+class Identity(TypedDict):
+    """All that can change an artifact, and `key`, the hash of the rest.
+
+    `format`, `recipe`: of `KINDS` and `result_fields`; `options`: what the plan says beyond the recipe;
+    `inputs`: keys.
+    """
+
+    kind: str
+    format: int
+    recipe: dict[str, Any]
+    options: dict[str, Any]
+    inputs: dict[str, str]
+    key: str
+
+
+class Manifest(Identity):
+    """A finished artifact. `metrics`: what its stage measured; `warnings`: what it warned of; `git`: of this
+    package.
+    """
+
+    suite: str
+    rpo: str
+    git: str | None
+    versions: dict[str, str]
+    device: str
+    processes: int
+    threads: int | None
+    seeds: dict[str, int]
+    seconds: float
+    metrics: dict[str, Any]
+    warnings: NotRequired[list[str]]
+    weights: NotRequired[Literal["dropped"]]

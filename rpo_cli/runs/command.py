@@ -1,0 +1,137 @@
+"""How a command is added to the command line: the options it shares with others, and how its failures end."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from functools import wraps
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from rich.console import Console
+from typer import Exit, Option, Typer
+
+from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.runs.options import Costs, Options
+
+T = TypeVar("T", Options, Costs)
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
+DEBUG = inspect.Parameter(
+    "debug", KEYWORD, default=False, annotation=Annotated[bool, Option("--debug", help="Show tracebacks.")]
+)
+
+
+def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
+    """What was given of these options; the others are at their defaults."""
+    return kind(
+        **({"recipe": ""} if kind is Options else {})
+        | {each.name: given[each.name] for each in fields(kind) if each.name in given}
+    )
+
+
+def parameters_of(
+    kind: type[Options] | type[Costs],
+    takes: Collection[str] | None = None,
+    defaults: Mapping[str, object] = MappingProxyType({}),
+) -> list[inspect.Parameter]:
+    """These options, or those of them that a command takes, as a function's parameters; `defaults`: for this
+    command.
+    """
+    types = get_type_hints(kind, include_extras=True)
+    found = []
+    for each in fields(kind):
+        if takes is None or each.name in takes:
+            default = [] if each.name == "overrides" else defaults.get(each.name, each.default)
+            default = inspect.Parameter.empty if default is MISSING else default
+            found.append(inspect.Parameter(each.name, KEYWORD, default=default, annotation=types[each.name]))
+    return found
+
+
+def sign(function: Callable[..., None], listed: Sequence[inspect.Parameter]) -> None:
+    """Give a function, which takes any keywords, the parameters that Typer is to read off it."""
+    parameters = [each.replace(kind=KEYWORD) for each in listed]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in parameters}
+
+
+@contextmanager
+def guarded(debug: bool) -> Iterator[None]:
+    """Turn the known failures into a line on stderr and an exit code: 2 bad input, 1 failed run, 130
+    interrupted.
+
+    Interrupted is what Ctrl-C does, and SIGTERM, with which clusters take a machine back.
+    """
+    try:
+        yield
+    except (Exit, BrokenPipeError):  # whoever reads stdout has seen enough
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        from rpo_cli.recipes import RecipeError
+
+        if debug:
+            traceback.print_exc()
+        code = 1
+        if isinstance(error, KeyboardInterrupt):
+            lines, code = ["interrupted; the same command goes on from here"], 130
+        elif isinstance(error, RecipeError):
+            lines, code = error.problems, 2
+        elif isinstance(error, BadInput | RunFailed):
+            lines, code = [str(error)], 1 if isinstance(error, RunFailed) else 2
+        elif isinstance(error, OSError):
+            lines = [f"{error.filename or 'disk'}: {error.strerror or error}"]
+        else:
+            lines = [f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"]
+        console = Console(stderr=True)
+        for line in lines:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        raise Exit(code) from None
+
+
+def add_command(
+    app: Typer,
+    name: str,
+    *examples: str,
+    takes: Collection[str] = (),
+    text: str | None = None,
+    **defaults: object,
+) -> Callable[[Callable[..., None]], None]:
+    """Add a command: the function's own parameters behind --recipe and --rho, then the shared options that it
+    takes.
+
+    Its parameter `session` is a `Session` of those, `costs` stands for the options of `Costs`. `examples`:
+    arguments, for the help; `text`: the help itself, where it is not the docstring. `defaults`: of shared
+    options; without one --recipe must be given.
+    """
+    typed = f"rpo {name}" if app.info.name == "rpo" else f"rpo {app.info.name} {name}"
+    lines = [f"{typed} {each}".rstrip() for each in examples or [""]]
+
+    def add(function: Callable[..., None]) -> None:
+        wanted = inspect.signature(function).parameters
+        own = [name for name in wanted if name not in ("session", "costs")]
+
+        @wraps(function)
+        def run(*, debug: bool, **given: Any) -> None:
+            with guarded(debug):
+                mine = {name: given[name] for name in own}
+                if "costs" in wanted:
+                    mine["costs"] = made_of(Costs, given)
+                if "session" in wanted:
+                    from rpo_cli.runs.session import Session
+
+                    mine["session"] = Session(**vars(made_of(Options, given)))
+                function(**mine)
+
+        shared = parameters_of(Options, takes, defaults)
+        first = [each for each in shared if each.name in ("recipe", "rho")]
+        costs = parameters_of(Costs) if "costs" in wanted else []
+        listed = [*first, *(wanted[name] for name in own), *costs, *shared[len(first) :], DEBUG]
+        sign(run, listed)
+        words = "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(function) or "").split("\n\n"))
+        app.command(name, epilog=f"Example{'s' * (len(lines) > 1)}: {' | '.join(lines)}", help=text or words)(
+            run
+        )
+
+    return add

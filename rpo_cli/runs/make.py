@@ -1,0 +1,93 @@
+"""What the commands do that make a stage's artifact: plan it at every --rho, make it, say what comes next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rpo_cli.artifacts import Stage
+from rpo_cli.errors import BadInput
+from rpo_cli.recipes import Loaded, RecipeError, article, find, shown
+from rpo_cli.recipes.yaml_lines import one_line
+from rpo_cli.runs.session import Session, planner_for
+from rpo_cli.runs.work import QUIET_ENVIRONMENT
+
+TABLES = ("data", "relabel", "splits")  # the kinds that make tables of texts
+Next = tuple[
+    str, str, str
+]  # a command, a recipe's name, further options: what one would type after this command
+
+
+def build(session: Session, stage: str, following: Next, *, members: bool = False) -> None:
+    """Make what the recipe, one of this stage, describes at every --rho; `members`: its ensemble instead."""
+    loads = session.at_rhos(stage)
+    planner = planner_for(loads[0])
+    made = [planner.members(loaded) if members else [planner.build(loaded)] for loaded in loads]
+    _make(session, loads[0], [target for targets in made for target in targets], following)
+
+
+def train_policy(session: Session) -> None:
+    """Train the policy of a recipe; the command after it evaluates the same, what --set changed included."""
+    changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
+    build(session, "policy", ("rpo evaluate", Path(session.recipe).name, session.at + changed))
+
+
+def evaluate(session: Session, split: str) -> None:
+    """Evaluate the policy of a recipe at every --rho, or the baseline of an evaluation recipe."""
+    first = session.load(None)
+    planner = planner_for(first)
+    if first.recipe.stage == "evaluate":
+        targets = [planner.build(session.load("evaluate", split=split))]
+    else:
+        targets = [planner.evaluation(loaded, split) for loaded in session.at_rhos("policy")]
+    _make(session, first, targets, ("rpo figure figure2", "figure2.yaml", ""))
+
+
+def judge(session: Session, split: str, model: str | None, base_url: str | None) -> None:
+    """Have a judge compare the samples of the policy of a recipe at every --rho."""
+    loads = session.at_rhos("policy")
+    planner = planner_for(loads[0])
+    asked = {"judge.model": model, "judge.base_url": base_url}
+    overrides = [f"{key}={one_line(value)}" for key, value in asked.items() if value is not None]
+    _make(session, loads[0], [planner.judgement(loaded, split, overrides) for loaded in loads])
+
+
+def inspect_data(session: Session, rows: int, max_length: int | None) -> None:
+    """Print what a recipe of TABLES makes, and `rows` rows of each of its kinds of table.
+
+    Raises:
+        BadInput: another recipe, or no tokenizer to count with.
+    """
+    stage = session.load(None).recipe.stage
+    if stage not in TABLES:
+        what = "data inspect takes a data, relabel or splits recipe"
+        raise BadInput(f"{session.recipe}: is {article(stage)} recipe; {what}")
+    loads = session.at_rhos(stage)
+    planner = planner_for(loads[0])
+    targets = [
+        planner.build(loaded) for loaded in loads
+    ]  # says what is wrong before anything heavy is imported
+    os.environ.update(QUIET_ENVIRONMENT)
+    from rpo_cli.runs.inspect import inspect
+
+    inspect(session, planner, loads, targets, rows, max_length)
+
+
+def _make(session: Session, loaded: Loaded, targets: Sequence[Stage], following: Next | None = None) -> None:
+    workspace = session.make(targets, loaded.recipe.suite)
+    session.result(workspace, targets, None if following is None else _as_typed(loaded, *following))
+
+
+def _as_typed(loaded: Loaded, command: str, name: str, rest: str) -> str | None:
+    """A command on the recipe of this name in the suite of another; None where the suite has none."""
+    beside = loaded.path.with_name(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    if not beside.is_file():
+        return None
+    for typed in (beside.name, f"{beside.parent.name}/{beside.name}"):
+        with suppress(RecipeError):
+            if find(typed) == beside:
+                return f"{command} --recipe {typed}{rest}"
+    return f"{command} --recipe {shown(beside)}{rest}"

@@ -1,0 +1,65 @@
+"""The options that commands share: what each is called, what it says in `--help`, and its value in a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Option
+
+RECIPE = "Recipe: a path, or a name looked up in ./recipes and among the packed ones."
+RHO = "Length bias: a number, several with commas, [bold]all[/bold], or [bold]none[/bold] (no resampling)."
+DEVICE = (
+    "Where to compute, whatever the recipes say; [bold]xla[/bold]: a TPU. Default: the recipes' `device:`."
+)
+LAUNCH = "Train in the processes of this accelerate configuration, such as recipes/accelerate/multi-gpu.yaml."
+ESTIMATE = "With --dry-run: tokens, parameters, FLOPs, memory, disk; imports torch."
+MFU = "Share of the peak that is reached. Assumed: 0.35."
+Devices = Literal["auto", "cpu", "cuda", "xla"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command was told. Each command takes some of these; the others stay at their defaults."""
+
+    recipe: Annotated[str, Option("--recipe", "-r", help=RECIPE)]
+    rho: Annotated[str | None, Option(help=RHO)] = None
+    seed: Annotated[int | None, Option(min=0, help="Master seed.")] = None
+    overrides: Annotated[
+        list[str], Option("--set", help="Override a key of the recipe: key=value. May be repeated.")
+    ] = field(default_factory=list)
+    workspace: Annotated[
+        Path | None, Option("--workspace", "-w", help="Where artifacts live. Default: runs/SUITE.")
+    ] = None
+    device: Annotated[Devices | None, Option(help=DEVICE)] = None
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print what would be built and why; build nothing.")
+    ] = False
+    force: Annotated[bool, Option("--force", help="Build the target again even if it is up to date.")] = False
+    as_json: Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")] = False
+    jobs: Annotated[int, Option("--jobs", "-j", min=1, help="Worker processes for independent stages.")] = 1
+    wandb: Annotated[bool, Option("--wandb", help="Log to Weights & Biases (offline without a login).")] = (
+        False
+    )
+    accelerate: Annotated[Path | None, Option(help=LAUNCH)] = None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What an estimate of a plan is asked for on the command line."""
+
+    estimate: Annotated[bool, Option("--estimate", help=ESTIMATE)] = False
+    device_name: Annotated[
+        str | None, Option(help="Estimate hours on this device: a100-80g, h100-80g, ...")
+    ] = None
+    tflops: Annotated[
+        float | None, Option(min=0.001, help="Peak TFLOP/s of one device, instead of its name's.")
+    ] = None
+    mfu: Annotated[float | None, Option(min=0.001, max=1, help=MFU)] = None
+    price_per_hour: Annotated[
+        float | None, Option(min=0, help="Dollars per device and hour; none is assumed.")
+    ] = None
+    params: Annotated[
+        float | None, Option(min=1, help="Parameters of every model whose config cannot be read.")
+    ] = None
