@@ -1,7 +1,7 @@
 """What is on disk: artifacts in a workspace, the graph that they form, and how they are written."""
 
 from rpo_cli.artifacts.files import hash_of, hash_path, no_room, publish, read_json, write_csv, write_json
-from rpo_cli.artifacts.graph import External, Stage, rho_folder, walk
+from rpo_cli.artifacts.graph import POINTING, External, Stage, rho_folder, walk
 from rpo_cli.artifacts.hub import look_for, unreachable
 from rpo_cli.artifacts.job import TRAINED, Job, Launch, job_of
 from rpo_cli.artifacts.report import Report, Silence, log_images, wandb_mode

@@ -19,6 +19,8 @@ FORMATS = {
     "data": 1, "sft": 1, "reward": 1, "warm": 1, "relabel": 1, "splits": 2, "reference": 1, "samples": 1, "scores": 1, "policy": 1,
     "evaluate": 1, "measure": 1, "judge": 1,
 }  # fmt: skip
+# Kinds that name rows of their input `data`, in which the texts are; their manifests say so (rows_of: data).
+POINTING = ("relabel", "splits", "samples")
 
 
 @dataclass
@@ -104,6 +106,17 @@ class Stage:
     def stages(self) -> Iterator[Stage]:
         """This stage's inputs that are stages themselves."""
         return (stage for stage in self.inputs.values() if isinstance(stage, Stage))
+
+    def tables(self) -> Iterator[Stage]:
+        """The artifacts in which the rows of this one's data may be, from its input on down to the texts."""
+        below = self.inputs.get("data")
+        while isinstance(below, Stage):
+            yield below
+            below = below.inputs.get("data") if below.kind in POINTING else None
+
+    def needed(self) -> dict[str, Stage]:
+        """What must be there before this stage can run, by path."""
+        return {stage.path: stage for stage in (*self.stages(), *self.tables())}
 
 
 def rho_folder(rho: float | None) -> str:

@@ -38,6 +38,7 @@ class Job:
     identity: dict[str, Any]
     inputs: dict[str, Path]
     artifacts: tuple[str, ...]  # the inputs that are artifacts of this workspace
+    tables: dict[Path, str]  # those below on the edge `data`, with their keys: where the rows' texts are
     revisions: dict[str, str | None]
     options: dict[str, Any]
     files: dict[str, str]
@@ -69,8 +70,9 @@ def job_of(
             revisions[name] = needed.commit or needed.revision
         else:
             inputs[name] = workspace.root / needed.path
+    tables = {workspace.root / table.path: table.key for table in stage.tables()}
     return Job(
-        stage.kind, stage.path, stage.recipe, stage.identity, inputs, tuple(sorted(set(inputs) - set(revisions))), revisions,
-        dict(stage.options), dict(stage.files), workspace.root, workspace.suite, inherited, force,
+        stage.kind, stage.path, stage.recipe, stage.identity, inputs, tuple(sorted(set(inputs) - set(revisions))),
+        tables, revisions, dict(stage.options), dict(stage.files), workspace.root, workspace.suite, inherited, force,
         launch if leaves(stage.kind, launch) else None,
     )  # fmt: skip

@@ -37,26 +37,30 @@ class Todo:
 def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[str] = ()) -> list[Todo]:
     """The stages that must run for the targets, inputs first, each with the reason.
 
-    What is up to date is not looked behind: its inputs may be gone.
+    What is up to date is not looked behind, its inputs may be gone; unless it only names rows of one of them.
     """
     snapshots.pin(targets, workspace)
     forced = set(force)
     reasons: dict[str, str] = {}
     settled: set[str] = set()
 
-    def visit(stage: Stage, weights: bool) -> None:
+    def visit(stage: Stage, weights: bool, why: str = "") -> None:
         # A dropped policy is enough as long as nobody wants to load it.
         if stage.path in reasons or (stage.path in settled and not weights):
             return
         settled.add(stage.path)
         # What is absent is missing whatever its key: the machine is not asked for it.
-        wanted = stage.identity if workspace.manifest(stage.path) is not None else {}
+        manifest = workspace.manifest(stage.path)
+        wanted = stage.identity if manifest is not None else {}
         stale = "forced" if stage.path in forced else workspace.why_stale(stage.path, wanted, weights=weights)
         if stale is None:
+            rows = stage.inputs.get((manifest or {}).get("rows_of", ""))
+            if isinstance(rows, Stage):
+                visit(rows, weights=False, why=f"; {stage.path} names rows of it")
             return
         for needed in stage.stages():
             visit(needed, weights=True)
-        reasons[stage.path] = stale
+        reasons[stage.path] = stale + why
 
     for target in targets:
         visit(target, weights=target.kind in ("sft", "reward", "policy"))
@@ -73,10 +77,7 @@ class _Line:
     def __init__(self, todo: Sequence[Todo]) -> None:
         self._urgency = _urgency(todo)
         self._stages = {item.stage.path: item.stage for item in todo}
-        needs = {
-            path: {needed.path for needed in stage.stages()} & self._stages.keys()
-            for path, stage in self._stages.items()
-        }
+        needs = {path: stage.needed().keys() & self._stages.keys() for path, stage in self._stages.items()}
         self._missing = {path: len(found) for path, found in needs.items()}
         self._followers: dict[str, list[str]] = {}
         for path, found in needs.items():
@@ -108,6 +109,6 @@ def _urgency(todo: Sequence[Todo]) -> dict[str, float]:
     chain: dict[str, float] = {}
     for item in reversed(todo):
         chain[item.stage.path] = chain.get(item.stage.path, 0.0) + item.seconds
-        for needed in item.stage.stages():
-            chain[needed.path] = max(chain.get(needed.path, 0.0), chain[item.stage.path])
+        for needed in item.stage.needed():
+            chain[needed] = max(chain.get(needed, 0.0), chain[item.stage.path])
     return chain

@@ -14,6 +14,7 @@ from typing import Any
 from rpo_cli import __version__, devices
 from rpo_cli.artifacts import (
     MANIFEST,
+    POINTING,
     TRAINED,
     Job,
     Report,
@@ -143,18 +144,28 @@ def _build(
             "git": git_revision(),
             "seconds": round(time.monotonic() - started, 2),
             "metrics": metrics,
-        } | ({"warnings": warnings} if warnings else {})
+        }
+        manifest |= {"warnings": warnings} if warnings else {}
+        manifest |= {"rows_of": "data"} if job.kind in POINTING else {}
         _check_inputs(job)
         workspace.publish(job.path, manifest)
     return manifest
 
 
 def _check_inputs(job: Job) -> None:
-    """Raise RunFailed when an input is no longer the one that this artifact's key names: another command made it anew meanwhile."""
-    for name in job.artifacts:
-        if (read_json(job.inputs[name] / MANIFEST) or {}).get("key") != job.identity["inputs"][name]:
+    """Raise RunFailed when what is read is no longer what this artifact's key names: another command made it anew meanwhile.
+
+    That is its inputs, and the tables in which the rows' texts are: where an input only names rows, the one that it names.
+    """
+    wanted = {job.inputs[name]: job.identity["inputs"][name] for name in job.artifacts}
+    for directory, key in job.tables.items():
+        wanted[directory] = key
+        if "rows_of" not in (read_json(directory / MANIFEST) or {}):
+            break
+    for directory, key in wanted.items():
+        if (read_json(directory / MANIFEST) or {}).get("key") != key:
             raise RunFailed(
-                f"{job.path}: {job.inputs[name]} was changed by another command meanwhile; run the same command again"
+                f"{job.path}: {directory} was changed by another command meanwhile; run the same command again"
             )
 
 
