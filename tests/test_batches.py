@@ -11,7 +11,6 @@ from conftest import RHO, Tiny, column
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rpo_cli.models import (
-    PROMPT,
     by_tokens,
     can_share,
     disable_dropout,
@@ -22,6 +21,7 @@ from rpo_cli.models import (
     response_logps,
     response_rewards,
 )
+from rpo_cli.models.layout import PROMPT
 from rpo_cli.objectives import kl_full, sequence_logps, token_logps
 
 SMALL = {
