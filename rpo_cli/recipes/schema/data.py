@@ -38,6 +38,7 @@ SOURCES = {
                               "trl-lib/tldr-preference", uses=("newlines",)),
     "hh-rlhf": Source("Anthropic's dialogues", "preference:read_dialogues",
                       "Anthropic/hh-rlhf", "helpful-base", ("prompt_format",)),
+    "shp": Source("answers on Reddit by their votes", "shp:read", "stanfordnlp/SHP", uses=("prompt_format",)),
     "preference": Source("any set in TRL's preference formats", "preference:read"),
 }  # fmt: skip
 OF_EVERY_SET = {"dataset", "data_dir", "sft_dataset", "tokenizer", "max_prompt_tokens", "validation_share"}
