@@ -186,6 +186,18 @@ def empty(tmp_path: Path) -> Tiny:
     return Tiny(write_suite(tmp_path / "tiny"), tmp_path / "runs")
 
 
+CHAIN = (f"{RHO}/splits", f"{SEED}/relabel", f"{SEED}/data")
+
+
+def pairs_of(root: Path, path: str, table: str = "pairs") -> list[dict[str, Any]]:
+    """Pairs of an artifact with their texts, wherever these are."""
+    from rpo_cli.stages.data.rows import find_rows
+    from rpo_cli.stages.data.token_cache import TokenCache
+
+    folders = [root / place for place in CHAIN[CHAIN.index(path) :]]
+    return find_rows(folders, table, TokenCache(root)).to_list()
+
+
 def weights(directory: Path) -> bytes:
     """The saved weights of an artifact, to the byte."""
     return (directory / "model.safetensors").read_bytes()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import RHO, Tiny, manifest
+from conftest import RHO, SEED, Tiny, manifest, pairs_of
 from transformers import AutoTokenizer
 
 from rpo_cli.errors import BadInput
@@ -161,13 +161,17 @@ def test_the_splits_stage_writes_what_it_drew(built: Tiny) -> None:
     """Token counts with EOS, kinds and shares, recounted from the text."""
     tokenizer = AutoTokenizer.from_pretrained(built.root / "seed-0/sft")
     folder = built.root / RHO / "splits"
-    pairs = {row["id"]: row for row in read_rows(built.root / "seed-0/relabel/pairs.parquet")}
+    pairs = {row["id"]: row for row in pairs_of(built.root, f"{SEED}/relabel")}
     tables = {
-        name: read_rows(folder / f"{name}.parquet")
+        name: pairs_of(built.root, f"{RHO}/splits", name)
         for name in ("train", "held_out", "b-0.2", "b-0.5", "b-0.8")
     }
     metrics = manifest(built.root, f"{RHO}/splits")["metrics"]
+    counts_of = {
+        row["id"]: row for name in ("train", "held_out") for row in read_rows(folder / f"{name}.parquet")
+    }
     for name, rows in tables.items():
+        rows = [row | counts_of[row["id"]] for row in rows]
         assert len({row["id"] for row in rows}) == len(rows) == metrics[f"{name}/size"]
         for row in rows:
             assert all(row[key] == value for key, value in pairs[row["id"]].items())
@@ -188,7 +192,7 @@ def test_the_splits_stage_writes_what_it_drew(built: Tiny) -> None:
 
 def test_relabelling_puts_the_higher_score_first_and_marks_what_it_turned(built: Tiny) -> None:
     human = {row["id"]: row for row in read_rows(built.root / "seed-0/data/pairs.parquet")}
-    rows = read_rows(built.root / "seed-0/relabel/pairs.parquet")
+    rows = pairs_of(built.root, f"{SEED}/relabel")
     assert [row["id"] for row in rows] == list(human)
     for row in rows:
         assert row["chosen_score"] >= row["rejected_score"]
@@ -354,7 +358,7 @@ def test_dropped_rows_are_counted_and_left_out_of_every_table_of_a_policy(tiny: 
         tiny.edit(recipe, "max_length: 20\noverlong: drop\nper_device_train_batch_size: 2")
     result = tiny.run("train-policy", "d-dpo.yaml", "--json")
     (found,) = json.loads(result.stdout).values()
-    train = read_rows(tiny.root / RHO / "splits/train.parquet")
+    train = pairs_of(tiny.root, f"{RHO}/splits", "train")
     assert found["metrics"]["rows"] + found["metrics"]["dropped"] == len(train)
     assert 0 < found["metrics"]["dropped"] < len(train)
     assert len(read_rows(tiny.root / RHO / "scores/rm/all/train.parquet")) == found["metrics"]["rows"]

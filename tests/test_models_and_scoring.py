@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RHO, Tiny, column, manifest, weights
+from conftest import RHO, Tiny, column, manifest, pairs_of, weights
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -88,7 +88,7 @@ def tokenizer(built: Tiny) -> Any:
 def rows(built: Tiny, tokenizer: Any) -> list[TokenRow]:
     """Held-out pairs, of many lengths."""
     found = tokenise(
-        read_rows(built.root / RHO / "splits/held_out.parquet"),
+        pairs_of(built.root, f"{RHO}/splits", "held_out"),
         ("chosen", "rejected"),
         tokenizer,
         48,
@@ -143,7 +143,7 @@ def test_a_saved_reward_model_is_a_plain_classifier_of_one_label(
     assert plain.config.num_labels == 1
     texts = [
         text["prompt"] + text["chosen"] + words.eos_token
-        for text in read_rows(built.root / RHO / "splits/held_out.parquet")
+        for text in pairs_of(built.root, f"{RHO}/splits", "held_out")
     ]
     with torch.no_grad():
         scores = [plain(**words(text, return_tensors="pt")).logits.item() for text in texts]
@@ -266,7 +266,7 @@ def test_padding_changes_no_logp_whatever_is_in_it(
 
 def test_the_precomputed_tables_hold_what_the_models_say(built: Tiny, tokenizer: Any) -> None:
     """Reference log-probs and teachers' scores, found by the row's id."""
-    texts = {str(row["id"]): row for row in read_rows(built.root / "seed-0/relabel/pairs.parquet")}
+    texts = {str(row["id"]): row for row in pairs_of(built.root, "seed-0/relabel")}
     table = pq.read_table(built.root / "seed-0/reference-logps/relabel/logps.parquet").to_pylist()
     reference = load_causal(built.root / "seed-0/sft", RECIPE, CPU, load_tokenizer(built.root / "seed-0/sft"))
     assert len(table) == len(texts)
@@ -322,10 +322,10 @@ def test_embeddings_of_new_tokens_are_drawn_under_the_recipes_seed(tiny: Tiny, t
 
 def turn_labels_round(tiny: Tiny) -> None:
     """Held-out pairs on which the loss grows as the model learns: the last step is not the best one."""
-    held_out = tiny.root / RHO / "splits/held_out.parquet"
+    rows = pairs_of(tiny.root, f"{RHO}/splits", "held_out")
     write_rows(
-        [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in read_rows(held_out)],
-        held_out,
+        [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows],
+        tiny.root / RHO / "splits/held_out.parquet",
     )
 
 

@@ -15,14 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RHO, Tiny, column, journal, weights
+from conftest import RHO, Tiny, column, journal, pairs_of, weights
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
 from trl import DPOConfig, DPOTrainer
 
 from rpo_cli.errors import RunFailed
-from rpo_cli.stages.data.rows import read_rows
 from rpo_cli.stages.policy import PolicyTrainer
 from rpo_cli.stages.reward import LeanRewardTrainer
 from rpo_cli.stages.training.loop import STATE
@@ -67,7 +66,7 @@ def stock(
     source = built.root / "seed-0/sft"
     pairs = [
         {name: row[name] for name in ("prompt", "chosen", "rejected")}
-        for row in read_rows(built.root / RHO / "splits/train.parquet")
+        for row in pairs_of(built.root, f"{RHO}/splits", "train")
     ]
     config = DPOConfig(
         output_dir=str(home), max_steps=6, lr_scheduler_type="constant", per_device_train_batch_size=rows,

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RHO, Tiny, rpo
+from conftest import RHO, Tiny, pairs_of, rpo
 from test_figures import contents
 from transformers import AutoModelForCausalLM
 
@@ -162,10 +162,9 @@ def test_the_measure_of_a_policy_is_its_log_ratios_on_its_own_pairs(tiny: Tiny) 
 
 
 def samples(tiny: Tiny) -> list[str]:
-    prompts: list[str] = pq.read_table(tiny.root / "seed-0/reference-samples/relabel/samples.parquet")[
-        "prompt"
-    ].to_pylist()
-    return prompts
+    prompt_of = {row["id"]: row["prompt"] for row in pairs_of(tiny.root, "seed-0/relabel")}
+    drawn = pq.read_table(tiny.root / "seed-0/reference-samples/relabel/samples.parquet")
+    return [prompt_of[name] for name in drawn["id"].to_pylist()]
 
 
 def test_the_exact_kl_is_zero_at_the_reference_and_the_sum_over_the_vocabulary_elsewhere(built: Tiny) -> None:

@@ -107,6 +107,17 @@ class Stage:
         """This stage's inputs that are stages themselves."""
         return (stage for stage in self.inputs.values() if isinstance(stage, Stage))
 
+    def tables(self) -> Iterator[Stage]:
+        """The artifacts in which the rows of this one's data may be, from its input on down to the texts."""
+        below = self.inputs.get("data")
+        while isinstance(below, Stage):
+            yield below
+            below = below.inputs.get("data") if schema.KINDS[below.kind].points_at_input else None
+
+    def needed(self) -> dict[str, Stage]:
+        """What must be there before this stage can run, by path."""
+        return {stage.path: stage for stage in (*self.stages(), *self.tables())}
+
 
 def rho_folder(rho: float | None) -> str:
     return "unbiased" if rho is None else f"rho-{rho:g}"

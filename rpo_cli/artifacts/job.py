@@ -41,7 +41,8 @@ class Launch:
 class Job(Generic[R]):
     """A stage ready to run: everything a worker process needs, by value.
 
-    `artifacts`: the inputs that are artifacts of this workspace. `revisions`: of the others. `inherited`:
+    `artifacts`: the inputs that are artifacts of this workspace; `revisions`: of the others. `tables`: the
+    artifacts below on the edge `data`, with their keys: where the rows' texts are. `inherited`:
     settings of the tracker that the command line gives.
     """
 
@@ -51,6 +52,7 @@ class Job(Generic[R]):
     identity: Identity
     inputs: dict[str, Path]
     artifacts: tuple[str, ...]
+    tables: dict[Path, str]
     revisions: dict[str, str | None]
     options: dict[str, Any]
     files: dict[str, str]
@@ -68,7 +70,9 @@ class Job(Generic[R]):
         """The job as another process reads it with `job_from`."""
         recipe = self.recipe.model_dump(mode="json", exclude_unset=True)
         launch = None if self.launch is None else vars(self.launch)
-        return json.dumps({**vars(self), "recipe": recipe, "launch": launch}, default=str)  # paths are text
+        tables = {str(place): key for place, key in self.tables.items()}
+        changed = {"recipe": recipe, "launch": launch, "tables": tables}
+        return json.dumps({**vars(self), **changed}, default=str)  # paths are text
 
 
 class Outcome(NamedTuple):
@@ -95,6 +99,7 @@ def job_from(text: str) -> Job[Recipe]:
             "recipe": recipe.model_validate_json(json.dumps(found["recipe"])),
             "inputs": {name: Path(place) for name, place in found["inputs"].items()},
             "artifacts": tuple(found["artifacts"]),
+            "tables": {Path(place): key for place, key in found["tables"].items()},
             "root": Path(found["root"]),
             "launch": launch and Launch(**launch | {"config": Path(launch["config"])}),
         }
@@ -121,6 +126,7 @@ def job_of(
             for name, needed in stage.inputs.items()
         },
         artifacts=tuple(sorted(stage.inputs.keys() - external.keys())),
+        tables={workspace.root / table.path: table.key for table in stage.tables()},
         revisions={name: needed.commit or needed.revision for name, needed in external.items()},
         options=dict(stage.options),
         files=dict(stage.files),

@@ -25,7 +25,7 @@ class Identity(TypedDict):
 
 class Manifest(Identity):
     """A finished artifact. `metrics`: what its stage measured; `warnings`: what it warned of; `git`: of this
-    package.
+    package; `rows_of`: the input whose rows it only names.
     """
 
     suite: str
@@ -39,4 +39,5 @@ class Manifest(Identity):
     seconds: float
     metrics: dict[str, Any]
     warnings: NotRequired[list[str]]
+    rows_of: NotRequired[Literal["data"]]
     weights: NotRequired[Literal["dropped"]]

@@ -31,4 +31,14 @@ from rpo_cli.models.load import (
 )
 from rpo_cli.models.sample import sample
 from rpo_cli.models.score import logps, pair_logps, pair_rewards, rewards
-from rpo_cli.models.tokens import Row, TokenRow, pad_id, tokenise
+from rpo_cli.models.tokens import (
+    Row,
+    TokenRow,
+    Tokens,
+    encode,
+    fingerprint,
+    fitting,
+    pad_id,
+    tokenise,
+    views,
+)

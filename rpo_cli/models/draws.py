@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Tokens = Sequence[int]
+from rpo_cli.models.tokens import Tokens
+
 # Probabilities are integers, in units of 2^-40 of the likeliest token's: their sums are exact, in any order and on any
 # device, and fit 63 bits for vocabularies up to 2^23.
 UNIT = 2.0**40
@@ -18,12 +19,17 @@ UNIT = 2.0**40
 
 def occurrences(prompts: Sequence[Tokens]) -> list[int]:
     """How often each prompt came before, in the order of the prompts."""
-    seen: Counter[tuple[int, ...]] = Counter()
+    seen: Counter[bytes] = Counter()
     result = []
-    for prompt in map(tuple, prompts):
-        result.append(seen[prompt])
-        seen[prompt] += 1
+    for prompt in prompts:
+        content = _bytes(prompt)
+        result.append(seen[content])
+        seen[content] += 1
     return result
+
+
+def _bytes(prompt: Tokens) -> bytes:
+    return np.asarray(prompt, dtype="<i8").tobytes()
 
 
 def uniforms(prompts: Sequence[Tokens], copies: Sequence[int], count: int, seed: int) -> Tensor:
@@ -34,7 +40,7 @@ def uniforms(prompts: Sequence[Tokens], copies: Sequence[int], count: int, seed:
     """
     table = np.empty((len(prompts), count))
     for row, (prompt, copy) in enumerate(zip(prompts, copies, strict=True)):
-        content = f"{seed},{copy};".encode() + np.array(prompt, dtype="<i8").tobytes()
+        content = f"{seed},{copy};".encode() + _bytes(prompt)
         bits = np.frombuffer(hashlib.shake_128(content).digest(8 * count), dtype="<u8")
         table[row] = (bits >> np.uint64(11)) * 2.0**-53
     return torch.from_numpy(table)

@@ -26,11 +26,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rpo_cli.models.buckets import Buckets, Shape, longest
+from rpo_cli.models.tokens import Tokens
 from rpo_cli.objectives import token_logps
 
 PADDING, PROMPT = -1, 0
 Batch = dict[str, Tensor]
-Tokens = Sequence[int]
 
 
 def shape_of(prompt: Tokens, group: Sequence[Tokens], *, shared: bool) -> Shape:

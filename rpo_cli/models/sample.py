@@ -18,8 +18,9 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.models.draws import Tokens, occurrences, pick, uniforms
+from rpo_cli.models.draws import occurrences, pick, uniforms
 from rpo_cli.models.layout import by_length
+from rpo_cli.models.tokens import Tokens
 
 # Finished rows leave the batch when they are this share of it: leaving copies what the others have in the cache.
 RETIRE = 1 / 8
@@ -77,10 +78,10 @@ def _in_batches(
 ) -> list[list[int]]:
     copies = occurrences(prompts)
     result: list[list[int]] = [[] for _ in prompts]
-    decoder = _decoder(model, prompts[0][0], int(tokenizer.pad_token_id))
+    decoder = _decoder(model, int(prompts[0][0]), int(tokenizer.pad_token_id))
     done = 0
     for rows in by_length([len(p) for p in prompts], batch_size):
-        texts = [prompts[i] for i in rows]
+        texts = [list(map(int, prompts[i])) for i in rows]
         table = uniforms(texts, [copies[i] for i in rows], max_new_tokens, seed).to(model.device)
         for i, answer in zip(
             rows,

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 from rpo_cli import devices
 from rpo_cli.errors import RunFailed
 from rpo_cli.models.buckets import for_batches
-from rpo_cli.models.draws import Tokens, occurrences, pick, uniforms
+from rpo_cli.models.draws import occurrences, pick, uniforms
 from rpo_cli.models.layout import by_length
+from rpo_cli.models.tokens import Tokens
 
 LOOK = 16  # steps between two looks at whether all rows have ended: each look waits for the device
 
@@ -80,7 +81,9 @@ def _respond(
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     starts = width - lengths
     columns = torch.arange(width + room)
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]).to(device)
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(map(int, prompt)) for prompt in prompts]).to(
+        device
+    )
     mask = (columns >= starts[:, None]).long().to(device)
     positions = (columns[:width] - starts[:, None]).clamp(min=0).to(device)
     state = _State(table.to(device), torch.full((count, room), eos).to(device), lengths.to(device))

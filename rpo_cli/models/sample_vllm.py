@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.errors import BadInput
+from rpo_cli.models.tokens import Tokens
 
 CHUNK = (
     16  # batches at a time: vLLM fills its own batches, more prompts at a time let it; fewer show progress
@@ -22,7 +23,7 @@ CHUNK = (
 def sample(
     model: Path,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Tokens],
     *,
     temperature: float,
     top_p: float,
@@ -79,7 +80,7 @@ def sample(
                 for place in range(len(chunk))
             ]
             outputs = engine.generate(
-                [TokensPrompt(prompt_token_ids=list(p)) for p in chunk], settings, use_tqdm=False
+                [TokensPrompt(prompt_token_ids=list(map(int, p))) for p in chunk], settings, use_tqdm=False
             )
             result += [_response(output.outputs[0], eos) for output in outputs]
             on_batch(len(result))

@@ -23,7 +23,7 @@ from rpo_cli.models.layout import (
     response_rewards,
     shape_of,
 )
-from rpo_cli.models.tokens import TokenRow
+from rpo_cli.models.tokens import TokenRow, Tokens
 
 
 def silent(done: int) -> None:
@@ -32,7 +32,7 @@ def silent(done: int) -> None:
 
 def rewards(
     model: PreTrainedModel,
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequence[Tokens],
     pad: int,
     batch_size: int,
     on_batch: Callable[[int], None] = silent,
@@ -49,12 +49,12 @@ def rewards(
         [len(s) for s in sequences], [(len(s), 0) for s in sequences], batch_size, model.device
     ):
         width = shape[0] if shape else max(len(sequences[i]) for i in rows)
-        ids = torch.tensor([list(sequences[i]) + [pad] * (width - len(sequences[i])) for i in rows])
-        mask = torch.tensor([[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in rows])
+        table, mask = np.full((len(rows), width), pad), np.zeros((len(rows), width), dtype=np.int64)
+        for row, i in enumerate(rows):
+            table[row, : len(sequences[i])], mask[row, : len(sequences[i])] = sequences[i], 1
         with devices.reading(model.device):
-            logits = model(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-            ).logits
+            ids, seen = (torch.from_numpy(array).to(model.device) for array in (table, mask))
+            logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits
             result[rows] = logits.squeeze(-1).float().cpu().numpy()
         done = min(done + len(rows), len(sequences))
         on_batch(done)
@@ -90,8 +90,8 @@ def _finite_rewards(result: np.ndarray) -> np.ndarray:
 
 def logps(
     model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
+    prompts: Sequence[Tokens],
+    responses: Sequence[Tokens],
     pad: int,
     batch_size: int,
     on_batch: Callable[[int], None] = silent,
@@ -140,11 +140,11 @@ def pair_rewards(
     """
     if shared and can_share(model, response_rewards, *_prompts_and_groups(rows), pad):
         return _finite_rewards(_read_pairs(model, response_rewards, rows, pad, batch_size, on_batch, True))
-    sequences = [row.prompt_ids + answer for row in rows for answer in row.responses]
+    sequences = [np.concatenate([row.prompt_ids, answer]) for row in rows for answer in row.responses]
     return rewards(model, sequences, pad, batch_size, on_batch).reshape(len(rows), -1)
 
 
-def _prompts_and_groups(rows: Sequence[TokenRow]) -> tuple[list[list[int]], list[list[list[int]]]]:
+def _prompts_and_groups(rows: Sequence[TokenRow]) -> tuple[list[Tokens], list[Sequence[Tokens]]]:
     return [row.prompt_ids for row in rows], [row.responses for row in rows]
 
 
@@ -167,8 +167,8 @@ def _read_pairs(
 def _read(
     model: PreTrainedModel,
     read: Callable[[Any, Batch], torch.Tensor],
-    prompts: Sequence[Sequence[int]],
-    groups: Sequence[Sequence[Sequence[int]]],
+    prompts: Sequence[Tokens],
+    groups: Sequence[Sequence[Tokens]],
     pad: int,
     size: int,
     on_batch: Callable[[int], None],

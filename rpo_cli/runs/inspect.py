@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from rpo_cli.artifacts import Stage
-from rpo_cli.models import Row, TokenRow, tokenise
+from rpo_cli.models import Row, TokenRow
 from rpo_cli.recipes import Loaded, schema
 from rpo_cli.runs.inspect_tokens import find_tokenizer, max_lengths
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session
 from rpo_cli.stages.data.overlap import leaks, shared_prompts
-from rpo_cli.stages.data.rows import read_rows
+from rpo_cli.stages.data.rows import find_rows
+from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.splits import bias_of, preference_of_length
 from rpo_cli.text import aligned, percent
 
@@ -74,11 +74,13 @@ def inspect(
         prompts: dict[str, set[str]] = {}
         samples: dict[str, list[dict[str, list[str]]]] = {}
         shown: set[tuple[str, ...]] = set()
-        for file in _tables(workspace.root / target.path):
-            content = read_rows(file)
+        folders = [workspace.root / stage.path for stage in (target, *target.tables())]
+        for file in _tables(folders[0]):
+            found_rows = find_rows(folders, file.stem, TokenCache(workspace.root))
+            content = found_rows.to_list()
             prompts[file.stem] = {row["prompt"] for row in content}
-            columns = tuple(column for column in RESPONSES if column in content[0])
-            tokens = tokenise(content, columns, tokenizer, 2**31, "error", str(file))
+            columns = tuple(column for column in RESPONSES if column in found_rows.columns)
+            tokens = found_rows.tokens(columns, tokenizer, str(file))
             reports[file.stem] = report_of(content, columns, tokens, tokenizer, list(limits), margin)
             if columns not in shown:
                 samples[file.stem] = [_pieces(row, columns, tokenizer) for row in tokens[:rows]]
@@ -107,9 +109,11 @@ def inspect(
 
 
 def _tables(folder: Path) -> list[Path]:
-    """Files of rows with a prompt, the telling ones first."""
-    files = [file for file in sorted(folder.glob("*.parquet")) if "prompt" in pq.read_schema(file).names]
-    return sorted(files, key=lambda file: FIRST.index(file.stem) if file.stem in FIRST else len(FIRST))
+    """Files of rows, the telling ones first."""
+    return sorted(
+        sorted(folder.glob("*.parquet")),
+        key=lambda file: FIRST.index(file.stem) if file.stem in FIRST else len(FIRST),
+    )
 
 
 def report_of(
@@ -166,7 +170,7 @@ def _joint_differs(
     differs = np.zeros(len(rows), dtype=bool)
     for index, column in enumerate(columns):
         joint = tokenizer([row["prompt"] + row[column] for row in rows])["input_ids"]
-        apart = [one.prompt_ids + one.responses[index][:-1] for one in tokens]
+        apart = [[*one.prompt_ids, *one.responses[index][:-1]] for one in tokens]
         differs |= np.array([list(ids) != other for ids, other in zip(joint, apart, strict=True)])
     return differs
 
@@ -176,7 +180,7 @@ def _pieces(
 ) -> dict[str, list[str]]:
     """Each text of a row as the texts of its tokens."""
     parts = {"prompt": row.prompt_ids, **dict(zip(columns, row.responses, strict=True))}
-    return {name: [_piece(token, tokenizer) for token in ids] for name, ids in parts.items()}
+    return {name: [_piece(int(token), tokenizer) for token in ids] for name, ids in parts.items()}
 
 
 def _piece(token: int, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -153,7 +153,7 @@ class Planner:
         """The data sets and the tokenizer that a data recipe with a loader reads."""
         recipe = cast(schema.DataRecipe, loaded.recipe)
         names = {
-            "dataset": recipe.dataset or schema.PUBLISHED.get(recipe.source),
+            "dataset": recipe.dataset or recipe.of.published,
             "sft_dataset": recipe.sft_dataset,
             "tokenizer": recipe.tokenizer,
         }

@@ -26,14 +26,14 @@ class Todo:
 def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[str] = ()) -> list[Todo]:
     """The stages that must run for the targets, inputs first, each with the reason.
 
-    What is up to date is not looked behind: its inputs may be gone.
+    What is up to date is not looked behind, its inputs may be gone; unless it only names rows of one of them.
     """
     snapshots.pin(targets, workspace)
     forced = set(force)
     reasons: dict[str, str] = {}
     settled: set[str] = set()
 
-    def visit(stage: Stage, weights: bool) -> None:
+    def visit(stage: Stage, weights: bool, why: str = "") -> None:
         # A dropped policy is enough as long as nobody wants to load it.
         if stage.path in reasons or (stage.path in settled and not weights):
             return
@@ -42,10 +42,14 @@ def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[
         stale = "forced" if stage.path in forced else workspace.why_absent(stage.path)
         stale = stale or workspace.why_stale(stage.path, stage.identity, weights=weights)
         if stale is None:
+            found = workspace.manifest(stage.path)
+            rows = None if found is None else stage.inputs.get(found.get("rows_of", ""))
+            if isinstance(rows, Stage):
+                visit(rows, weights=False, why=f"; {stage.path} names rows of it")
             return
         for needed in stage.stages():
             visit(needed, weights=True)
-        reasons[stage.path] = stale
+        reasons[stage.path] = stale + why
 
     for target in targets:
         visit(target, weights=KINDS[target.kind].trains)
@@ -62,10 +66,7 @@ class _Line:
     def __init__(self, todo: Sequence[Todo]) -> None:
         self._urgency = _urgency(todo)
         self._stages = {item.stage.path: item.stage for item in todo}
-        needs = {
-            path: {needed.path for needed in stage.stages()} & self._stages.keys()
-            for path, stage in self._stages.items()
-        }
+        needs = {path: stage.needed().keys() & self._stages.keys() for path, stage in self._stages.items()}
         self._missing = {path: len(found) for path, found in needs.items()}
         self._followers: dict[str, list[str]] = {}
         for path, found in needs.items():
@@ -97,6 +98,6 @@ def _urgency(todo: Sequence[Todo]) -> dict[str, float]:
     chain: dict[str, float] = {}
     for item in reversed(todo):
         chain[item.stage.path] = chain.get(item.stage.path, 0.0) + item.seconds
-        for needed in item.stage.stages():
-            chain[needed.path] = max(chain.get(needed.path, 0.0), chain[item.stage.path])
+        for needed in item.stage.needed():
+            chain[needed] = max(chain.get(needed, 0.0), chain[item.stage.path])
     return chain

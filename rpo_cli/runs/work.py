@@ -117,18 +117,27 @@ def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Pr
         }
         if warnings:
             manifest["warnings"] = warnings
+        if KINDS[job.kind].points_at_input:
+            manifest["rows_of"] = "data"
         _check_inputs(job)
         workspace.publish(job.path, manifest)
     return manifest
 
 
 def _check_inputs(job: Job[Recipe]) -> None:
-    """Raise RunFailed when an input is no longer the one that this artifact's key names: another command made
-    it anew.
+    """Raise RunFailed when what is read is no longer what this artifact's key names: another command made it.
+
+    That is its inputs, and the tables in which the rows' texts are: where an input only names rows, the one
+    that it names.
     """
-    for name in job.artifacts:
-        if (read_json(job.inputs[name] / MANIFEST) or {}).get("key") != job.identity["inputs"][name]:
-            what = f"{job.inputs[name]} was changed by another command meanwhile; run the same command again"
+    wanted = {job.inputs[name]: job.identity["inputs"][name] for name in job.artifacts}
+    for directory, key in job.tables.items():
+        wanted[directory] = key
+        if "rows_of" not in (read_json(directory / MANIFEST) or {}):
+            break
+    for directory, key in wanted.items():
+        if (read_json(directory / MANIFEST) or {}).get("key") != key:
+            what = f"{directory} was changed by another command meanwhile; run the same command again"
             raise RunFailed(f"{job.path}: {what}")
 
 

@@ -20,10 +20,9 @@ from rpo_cli.models import (
     rewards,
     sample,
     sample_vllm,
-    tokenise,
 )
 from rpo_cli.recipes.schema import EvaluateRecipe, seed_of
-from rpo_cli.stages.data.rows import row_id, table_of
+from rpo_cli.stages.data.rows import row_id, rows_of
 from rpo_cli.statistics import summarise
 
 SAMPLES = "samples.parquet"
@@ -33,20 +32,18 @@ SHOWN = 50
 def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
     """Write samples.parquet (text, reward, log-probs) and metrics.json; pi_SFT itself is its own baseline."""
     recipe: EvaluateRecipe = job.recipe
-    texts = table_of(job, f"prompts_{recipe.split}")[: recipe.num_prompts]
+    listed = rows_of(job, f"prompts_{recipe.split}")
+    listed = listed.take(range(len(listed))[: recipe.num_prompts])
+    each = listed.one_each()
     # Named by content: seeds whose prompts differ must not look as if they shared them.
-    listed = len(texts)
-    texts = list(
-        {row["prompt"]: {"id": row_id(row["prompt"]), "prompt": row["prompt"]} for row in texts}.values()
-    )
+    texts = {row_id(prompt): prompt for prompt in each.texts("prompt")}
     tokenizer = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
     oracle_tokenizer = load_tokenizer(job.inputs["oracle"], recipe, job.revisions.get("oracle"))
     require_same_tokens(tokenizer, oracle_tokenizer, job.inputs["policy"], job.inputs["oracle"])
-    rows = tokenise(
-        texts, (), tokenizer, recipe.max_length, recipe.overlong, f"{job.path}: prompts_{recipe.split}"
-    )
+    what = f"{job.path}: prompts_{recipe.split}"
+    rows = each.named(list(texts)).tokens((), tokenizer, what, recipe.max_length, recipe.overlong)
     samples = draw(job, recipe, tokenizer, rows, report)
-    samples["prompt"] = samples["prompt_id"].map({row["id"]: row["prompt"] for row in texts})
+    samples["prompt"] = samples["prompt_id"].map(texts)
     samples.to_parquet(job.directory / SAMPLES, index=False)
     report.table("samples", samples.head(SHOWN)[["prompt", "response", "tokens", "finished", "reward"]])
     baseline = pd.read_parquet(job.inputs["baseline"] / SAMPLES) if "baseline" in job.inputs else samples
@@ -57,7 +54,7 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
         resamples=recipe.bootstrap_samples,
         seed=seed_of(recipe, "sampling"),
     )
-    metrics |= {"duplicate_prompts": listed - len(texts), "overlong_prompts": len(texts) - len(rows)}
+    metrics |= {"duplicate_prompts": len(listed) - len(texts), "overlong_prompts": len(texts) - len(rows)}
     write_json(job.directory / "metrics.json", metrics)
     return metrics
 
@@ -95,7 +92,7 @@ def draw(
     oracle = load_reward(job.inputs["oracle"], recipe, device, tokenizer, job.revisions.get("oracle"))
     scores = rewards(
         oracle,
-        [p + a for p, a in zip(prompts, answers, strict=True)],
+        [[*p, *a] for p, a in zip(prompts, answers, strict=True)],
         pad,
         size,
         lambda n: report(2 * len(prompts) + n, total),

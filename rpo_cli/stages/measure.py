@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel
 
@@ -18,6 +16,7 @@ from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.models import (
     Batch,
+    Tokens,
     by_length,
     load_causal,
     load_tokenizer,
@@ -28,15 +27,14 @@ from rpo_cli.models import (
     predicts,
     response_logits,
     response_logps,
-    tokenise,
 )
 from rpo_cli.objectives import dpo_losses, kl_full, kl_sample
 from rpo_cli.recipes.schema import ScoringRecipe
-from rpo_cli.stages.data.rows import read_rows, row_id
+from rpo_cli.stages.data.rows import PAIR, row_id, rows_of, write_columns
+from rpo_cli.stages.samples import samples_by_prompt
 
 ESTIMATORS = ("full", "sample", "data")
 TIMED_ROWS, REPEATS = 16, 15
-Tokens = list[list[int]]
 
 
 def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
@@ -49,18 +47,15 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     recipe: ScoringRecipe = job.recipe
     device = devices.choose(recipe)
     tokenizer = load_tokenizer(job.inputs["policy"], recipe)
-    texts = read_rows(job.inputs["data"] / "train.parquet")
-    rows = tokenise(texts, ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
-    prompt_of = {str(row["id"]): row["prompt"] for row in texts}
-    table = pq.read_table(job.inputs["samples"] / "samples.parquet").to_pydict()
-    drawn = dict(
-        zip(reversed(table["prompt"]), reversed(table["sample_ids"]), strict=True)
-    )  # the first of each prompt
+    pairs = rows_of(job, "train")
+    rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
+    prompt_of = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
+    samples = samples_by_prompt(job)
     prompts = [row.prompt_ids for row in rows]
     groups = {
         "chosen": [row.responses[0] for row in rows],
         "rejected": [row.responses[1] for row in rows],
-        "sample": [drawn[prompt_of[row.id]] for row in rows],
+        "sample": [samples[prompt_of[row.id]][0][0] for row in rows],
     }
     policy = load_causal(job.inputs["policy"], recipe, device, tokenizer)
     reference = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"))
@@ -80,7 +75,7 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
         "prompt_id": [row_id(prompt_of[row.id]) for row in rows], "h_chosen": h["chosen"], "h_rejected": h["rejected"],
         "kl_full": full, "kl_sample": -h["sample"], "kl_data": data,
     }  # fmt: skip
-    pq.write_table(pa.table(columns), job.directory / "pairs.parquet")
+    write_columns(columns, job.directory / "pairs.parquet")
     costs = {
         f"milliseconds/{name}": 1000 * seconds
         for name, seconds in step_seconds(policy, reference, prompts, groups, pad).items()
@@ -91,7 +86,12 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
 
 @torch.inference_mode()
 def exact(
-    policy: PreTrainedModel, reference: PreTrainedModel, prompts: Tokens, samples: Tokens, pad: int, size: int
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    prompts: Sequence[Tokens],
+    samples: Sequence[Tokens],
+    pad: int,
+    size: int,
 ) -> np.ndarray:
     """kl_full along each sample: float64 [n], nats."""
     result = np.empty(len(samples))
@@ -107,7 +107,11 @@ def exact(
 
 
 def step_seconds(
-    policy: PreTrainedModel, reference: PreTrainedModel, prompts: Tokens, groups: dict[str, Tokens], pad: int
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    prompts: Sequence[Tokens],
+    groups: dict[str, list[Tokens]],
+    pad: int,
 ) -> dict[str, float]:
     """Median seconds of the loss and gradient of DPO + KL by each estimator, on the same 16 pairs, taking turns."""
     size = min(TIMED_ROWS, len(prompts))

@@ -25,10 +25,9 @@ from rpo_cli.models import (
     pad_id,
     pair_rewards,
     response_rewards,
-    tokenise,
 )
 from rpo_cli.recipes.schema import RewardRecipe, seed_of
-from rpo_cli.stages.data.rows import read_rows, table_of
+from rpo_cli.stages.data.rows import PAIR, Rows, rows_of
 from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
@@ -88,23 +87,23 @@ def table_of_pairs(rows: list[TokenRow]) -> list[dict[str, Any]]:
     ]
 
 
-def training_rows(job: Job[RewardRecipe]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def training_rows(job: Job[RewardRecipe]) -> tuple[Rows, Rows | None]:
     """Rows to train on, and rows held out (none for a data recipe without pairs_validation)."""
     recipe: RewardRecipe = job.recipe
     folder = job.inputs["data"]
     if (folder / "held_out.parquet").is_file():
         member = job.options.get("member")
-        name = "train" if member is None else f"b-{member:g}"
-        return read_rows(folder / f"{name}.parquet"), read_rows(folder / "held_out.parquet")
-    held_out = folder / "pairs_validation.parquet"
-    return table_of(job, recipe.table), read_rows(held_out) if held_out.is_file() else []
+        return rows_of(job, "train" if member is None else f"b-{member:g}"), rows_of(job, "held_out")
+    held_out = "pairs_validation"
+    has_held_out = (folder / f"{held_out}.parquet").is_file()
+    return rows_of(job, recipe.table), rows_of(job, held_out) if has_held_out else None
 
 
 def utility_accuracy(
-    margins: np.ndarray, rows: list[TokenRow], texts: list[dict[str, Any]]
+    margins: np.ndarray, rows: list[TokenRow], notes: list[dict[str, Any]]
 ) -> dict[str, float]:
     """Accuracy against the latent utility where the world tells it (the miniature); ties do not count."""
-    gaps = {str(t["id"]): t["chosen_utility"] - t["rejected_utility"] for t in texts if "chosen_utility" in t}
+    gaps = {str(t["id"]): t["chosen_utility"] - t["rejected_utility"] for t in notes if "chosen_utility" in t}
     judged = [
         (margin, gaps[row.id]) for margin, row in zip(margins.tolist(), rows, strict=True) if gaps.get(row.id)
     ]
@@ -121,16 +120,12 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
     device = devices.choose(recipe)
     seed = seed_of(recipe, "rm")
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
-    texts, held_out_texts = training_rows(job)
+    pairs, held_out_pairs = training_rows(job)
 
-    def tokens_of(rows: list[dict[str, Any]]) -> list[TokenRow]:
-        return (
-            tokenise(rows, ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path)
-            if rows
-            else []
-        )
+    def tokens_of(pairs: Rows) -> list[TokenRow]:
+        return pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
 
-    rows, held_out = tokens_of(texts), tokens_of(held_out_texts)
+    rows, held_out = tokens_of(pairs), tokens_of(held_out_pairs) if held_out_pairs else []
     need_rows(len(rows), recipe, job.path)
     # The head is new when the model was a language model: its weights are drawn under the RM's seed.
     torch.manual_seed(seed)
@@ -186,6 +181,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
             "held_out_accuracy": float((margins > 0).mean()),
             "held_out_loss": float(np.logaddexp(0, -margins).mean()),
         }
-        metrics |= utility_accuracy(margins, held_out, held_out_texts)
-    counts = {"rows": len(rows), "dropped": len(texts) - len(rows), "steps": trainer.state.global_step}
+        assert held_out_pairs is not None
+        metrics |= utility_accuracy(margins, held_out, held_out_pairs.notes.to_pylist())
+    counts = {"rows": len(rows), "dropped": len(pairs) - len(rows), "steps": trainer.state.global_step}
     return {**metrics, **counts, **shapes, "shared_prompts": shared}

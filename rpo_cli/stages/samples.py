@@ -5,47 +5,58 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import four_bits, load_causal, load_tokenizer, logps, pad_id, sample, tokenise
-from rpo_cli.recipes.schema import ScoringRecipe, seed_of
-from rpo_cli.stages.data.rows import pairs_file, read_rows, write_columns
+from rpo_cli.models import Tokens, four_bits, load_causal, load_tokenizer, logps, pad_id, sample, views
+from rpo_cli.recipes.schema import Recipe, ScoringRecipe, seed_of
+from rpo_cli.stages.data.rows import pairs_below, rows_of, write_columns
+
+SAMPLES = "samples.parquet"
 
 
 def run_samples(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
-    """Samples of pi_ref for every training prompt, drawn once, with their log-probs: for the forward KL."""
+    """Write samples.parquet: samples of pi_ref and their log-probs, by the id of a pair that has the prompt."""
     recipe: ScoringRecipe = job.recipe
-    tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
-    unique = {row["prompt"]: {"id": row["id"], "prompt": row["prompt"]} for row in read_rows(pairs_file(job))}
-    rows = tokenise(list(unique.values()), (), tokenizer, recipe.max_length, recipe.overlong, job.path)
-    by_id = {str(row["id"]): row["prompt"] for row in unique.values()}
+    source, revision = job.inputs["model"], job.revisions.get("model")
+    tokenizer = load_tokenizer(source, recipe, revision)
+    each = rows_of(job, "pairs").one_each()
+    rows = each.tokens((), tokenizer, job.path, recipe.max_length, recipe.overlong)
     device = devices.choose(recipe)
-    model = load_causal(
-        job.inputs["model"],
-        recipe,
-        device,
-        tokenizer,
-        job.revisions.get("model"),
-        bits=four_bits(recipe, device),
-    )
-    prompts = [row.prompt_ids for row in rows for _ in range(recipe.reference_samples)]
+    model = load_causal(source, recipe, device, tokenizer, revision, bits=four_bits(recipe, device))
+    repeated = [row for row in rows for _ in range(recipe.reference_samples)]
+    prompts, total = [row.prompt_ids for row in repeated], 2 * len(repeated)
     size = recipe.per_device_eval_batch_size
     answers = sample(
         model, tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=recipe.max_new_tokens, batch_size=size,
-        seed=seed_of(recipe, "sampling"), on_batch=lambda n: report(n, 2 * len(prompts)),
+        seed=seed_of(recipe, "sampling"), on_batch=lambda n: report(n, total),
     )  # fmt: skip
-    values = logps(
-        model, prompts, answers, pad_id(tokenizer), size, lambda n: report(len(prompts) + n, 2 * len(prompts))
-    )
-    prompt_of = [by_id[row.id] for row in rows for _ in range(recipe.reference_samples)]
-    write_columns(
-        {"prompt": prompt_of, "sample_ids": answers, "ref_sample_logps": values},
-        job.directory / "samples.parquet",
-    )
+    pad = pad_id(tokenizer)
+    values = logps(model, prompts, answers, pad, size, lambda n: report(len(prompts) + n, total))
+    kept = pa.array(answers, pa.list_(pa.int32()))
+    columns = {"id": [row.id for row in repeated], "sample_ids": kept, "ref_sample_logps": values}
+    write_columns(columns, job.directory / SAMPLES)
     ended = float(np.mean([answer[-1] == tokenizer.eos_token_id for answer in answers]))
     return {
         "rows": len(answers),
         "tokens_mean": float(np.mean([len(a) for a in answers])),
         "unfinished_share": 1 - ended,
     }
+
+
+def samples_by_prompt(job: Job[Recipe]) -> dict[str, list[tuple[Tokens, float]]]:
+    """Samples of pi_ref with their log-probs for each prompt (its text) of the pairs below a job's splits."""
+    table = pq.read_table(job.inputs["samples"] / SAMPLES)
+    if "prompt" in table.column_names:  # as older versions wrote it
+        prompts = table["prompt"].to_pylist()
+    else:
+        pairs = pairs_below(job)
+        prompt_of = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
+        prompts = [prompt_of[name] for name in table["id"].to_pylist()]
+    result: dict[str, list[tuple[Tokens, float]]] = {}
+    drawn = zip(prompts, views(table["sample_ids"]), table["ref_sample_logps"].to_pylist(), strict=True)
+    for prompt, ids, logp in drawn:
+        result.setdefault(prompt, []).append((ids, logp))
+    return result

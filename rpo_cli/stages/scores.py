@@ -9,45 +9,24 @@ import numpy as np
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import (
-    load_reward,
-    load_tokenizer,
-    pad_id,
-    pair_rewards,
-    require_same_tokens,
-    tokenise,
-)
+from rpo_cli.models import load_reward, load_tokenizer, pad_id, pair_rewards, require_same_tokens
 from rpo_cli.recipes.schema import ScoringRecipe
-from rpo_cli.stages.data.rows import read_rows, write_columns
+from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
 
 
 def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     """One reward model's rewards for the pairs of a D_rho, trained on and held out, over exactly the policy's tokens."""
     recipe: ScoringRecipe = job.recipe
-    tokenizer = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
-    require_same_tokens(
-        tokenizer,
-        load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model")),
-        job.inputs["policy"],
-        job.inputs["model"],
-    )
-    model = load_reward(
-        job.inputs["model"], recipe, devices.choose(recipe), tokenizer, job.revisions.get("model")
-    )
+    source, policy, revision = job.inputs["model"], job.inputs["policy"], job.revisions.get("model")
+    tokenizer = load_tokenizer(policy, recipe, job.revisions.get("policy"))
+    require_same_tokens(tokenizer, load_tokenizer(source, recipe, revision), policy, source)
+    model = load_reward(source, recipe, devices.choose(recipe), tokenizer, revision)
     metrics: dict[str, Any] = {}
+    size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     for table in ("train", "held_out"):
-        rows = tokenise(
-            read_rows(job.inputs["data"] / f"{table}.parquet"),
-            ("chosen", "rejected"),
-            tokenizer,
-            recipe.max_length,
-            recipe.overlong,
-            job.path,
-        )
-        size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
-        values = pair_rewards(
-            model, rows, pad_id(tokenizer), size, partial(report, of=2 * len(rows)), shared=shared
-        )
+        rows = rows_of(job, table).tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
+        on_batch = partial(report, of=2 * len(rows))
+        values = pair_rewards(model, rows, pad_id(tokenizer), size, on_batch, shared=shared)
         write_columns(
             {"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]},
             job.directory / f"{table}.parquet",

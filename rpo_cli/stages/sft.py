@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from trl import SFTConfig
@@ -19,10 +20,9 @@ from rpo_cli.models import (
     new_causal,
     pad_id,
     response_logps,
-    tokenise,
 )
 from rpo_cli.recipes.schema import SFTRecipe, seed_of
-from rpo_cli.stages.data.rows import columns_of, table_of
+from rpo_cli.stages.data.rows import columns_of, rows_of
 from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
@@ -58,7 +58,7 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, Any]:
     recipe: SFTRecipe = job.recipe
     device = devices.choose(recipe)
     seed = seed_of(recipe, "policy")
-    rows = table_of(job, recipe.table)
+    rows = rows_of(job, recipe.table)
     whole_base = None
     if recipe.model_config_kwargs is not None:
         tokenizer = load_tokenizer(job.inputs["data"] / "tokenizer", recipe)
@@ -76,22 +76,16 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, Any]:
         torch.manual_seed(seed)  # embeddings of new tokens are drawn
         model = load(device=device, bits=four_bits(recipe, device))
         whole_base = partial(load, device=devices.CPU)
-    tokens = tokenise(
-        rows,
-        columns_of(recipe.table)[1:],
-        tokenizer,
-        recipe.max_length,
-        recipe.overlong,
-        f"{job.path}: {recipe.table}",
-    )
+    columns, what = columns_of(recipe.table)[1:], f"{job.path}: {recipe.table}"
+    tokens = rows.tokens(columns, tokenizer, what, recipe.max_length, recipe.overlong)
     need_rows(len(tokens), recipe, job.path)
     config = config_of(SFTConfig, job, device, seed, dataset_kwargs={"skip_prepare_dataset": True})
     table = [
         {"prompt_ids": r.prompt_ids, "completion_ids": r.responses[0]}
         if device.fixed_shapes
         else {
-            "input_ids": r.prompt_ids + r.responses[0],
-            "labels": [-100] * len(r.prompt_ids) + r.responses[0],
+            "input_ids": np.concatenate([r.prompt_ids, r.responses[0]]),
+            "labels": np.concatenate([np.full_like(r.prompt_ids, -100), r.responses[0]]),
         }
         for r in tokens
     ]

@@ -15,9 +15,9 @@ import numpy as np
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
-from rpo_cli.models import load_tokenizer, tokenise
+from rpo_cli.models import load_tokenizer
 from rpo_cli.recipes.schema import SplitsRecipe, seed_of
-from rpo_cli.stages.data.rows import pairs_file, read_rows, write_rows
+from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
 
 LONGER, SHORTER, TIE = 1, -1, 0
 APART = "share no prompt with the {} held-out pairs; lower num_pairs or held_out"
@@ -193,32 +193,33 @@ def bias_of(kinds: np.ndarray, rows: Sequence[int] | np.ndarray) -> dict[str, fl
 
 
 def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
-    """Write train, held_out and b-*.parquet, with token counts and the kind of each pair."""
+    """Write the ids of train, held_out and b-*.parquet, with token counts and the kind of each of the first two's pairs."""
     recipe: SplitsRecipe = job.recipe
-    rows = read_rows(pairs_file(job))
-    tokenizer = load_tokenizer(
-        job.inputs["tokenizer"], revision=job.revisions.get("tokenizer"), need_pad=False
-    )
-    tokens = tokenise(rows, ("chosen", "rejected"), tokenizer, 2**31, "error", job.path)
-    chosen = np.array([len(t.responses[0]) for t in tokens])
-    rejected = np.array([len(t.responses[1]) for t in tokens])
+    pairs = rows_of(job, "pairs")
+    revision = job.revisions.get("tokenizer")
+    tokenizer = load_tokenizer(job.inputs["tokenizer"], revision=revision, need_pad=False)
+    tokens = pairs.tokens(PAIR, tokenizer, job.path)
+    chosen, rejected = (np.array([len(row.responses[side]) for row in tokens]) for side in (0, 1))
     kinds = preference_of_length(chosen, rejected, recipe.length_margin)
-    for row, c, r, kind in zip(rows, chosen.tolist(), rejected.tolist(), kinds.tolist(), strict=True):
-        row |= {"chosen_tokens": c, "rejected_tokens": r, "longer_preferred": kind}
-    split = draw(kinds, recipe, seed_of(recipe, "data"), [row["prompt"] for row in rows])
-    parts = {
-        "train": split.train,
-        "held_out": split.held_out,
-        **{f"b-{b:g}": s for b, s in split.subsets.items()},
+    prompts = pairs.texts("prompt")
+    split = draw(kinds, recipe, seed_of(recipe, "data"), prompts)
+    notes = {
+        "id": np.asarray(pairs.ids, dtype=object),
+        "chosen_tokens": chosen.astype(np.int32),
+        "rejected_tokens": rejected.astype(np.int32),
+        "longer_preferred": kinds,
     }
+    parts = {"train": split.train, "held_out": split.held_out}
+    parts |= {f"b-{b:g}": rows for b, rows in split.subsets.items()}
     metrics: dict[str, Any] = {
-        f"all/{name}": value for name, value in bias_of(kinds, np.arange(len(rows))).items()
+        f"all/{name}": value for name, value in bias_of(kinds, np.arange(len(kinds))).items()
     }
-    held_prompts = {rows[i]["prompt"] for i in split.held_out.tolist()}
     # Neither held out nor to be trained on, because another pair of their prompt is held out.
-    metrics["barred_by_prompt"] = sum(row["prompt"] in held_prompts for row in rows) - len(split.held_out)
-    for index, (name, chosen_rows) in enumerate(parts.items()):
-        write_rows([rows[i] for i in chosen_rows.tolist()], job.directory / f"{name}.parquet")
-        metrics |= {f"{name}/{key}": value for key, value in bias_of(kinds, chosen_rows).items()}
+    held_prompts = {prompts[row] for row in split.held_out.tolist()}
+    metrics["barred_by_prompt"] = sum(prompt in held_prompts for prompt in prompts) - len(split.held_out)
+    for index, (name, rows) in enumerate(parts.items()):
+        said = notes if name in ("train", "held_out") else {"id": notes["id"]}
+        write_columns({key: values[rows] for key, values in said.items()}, job.directory / f"{name}.parquet")
+        metrics |= {f"{name}/{key}": value for key, value in bias_of(kinds, rows).items()}
         report(index + 1, len(parts))
     return metrics

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch_xla.core.xla_model as xm
 import torch_xla.debug.metrics as met
-from conftest import RHO, Tiny, write_suite
+from conftest import RHO, Tiny, pairs_of, write_suite
 
 from rpo_cli.stages.data.rows import read_rows, write_rows
 
@@ -174,11 +174,11 @@ def stretch(tiny: Tiny) -> None:
     times.
     """
     draw = random.Random(0)
-    for file, columns in (
-        (tiny.root / RHO / "splits/train.parquet", ("prompt", "chosen", "rejected")),
-        (tiny.root / "seed-0/data/sft_train.parquet", ("prompt", "completion")),
+    pairs, written = tiny.root / RHO / "splits/train.parquet", tiny.root / "seed-0/data/sft_train.parquet"
+    for file, columns, rows in (
+        (pairs, ("prompt", "chosen", "rejected"), pairs_of(tiny.root, f"{RHO}/splits", "train")),
+        (written, ("prompt", "completion"), read_rows(written)),
     ):
-        rows = read_rows(file)
         write_rows(
             [
                 row | {name: " ".join([row[name]] * draw.choice((1,) * 37 + (2, 2, 4))) for name in columns}

@@ -4,7 +4,7 @@ Keys carry TRL's and transformers' own names where those exist. Imports neither 
 recipe is reported in well under a second."""
 
 from rpo_cli.recipes.schema.base import FourBits, ModelSource, Recipe, is_recipe, seed_of
-from rpo_cli.recipes.schema.data import LOADED_TABLES, PUBLISHED, DataRecipe, RelabelRecipe, SplitsRecipe
+from rpo_cli.recipes.schema.data import LOADED_TABLES, DataRecipe, RelabelRecipe, SplitsRecipe
 from rpo_cli.recipes.schema.evaluate import JUDGE_PROMPT, EvaluateRecipe, JudgeRecipe, JudgeSettings
 from rpo_cli.recipes.schema.figure import MEASURED, MEASURES, Claim, FigureRecipe, Variant
 from rpo_cli.recipes.schema.kinds import KINDS, MODELS, Kind, result_fields

@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from rpo_cli.recipes.schema.base import ModelSource, Recipe, Share, SharedPrompts, Table, _default, cosmetic
 
-# The set that a source reads unless the recipe names another; name@revision where it is not on the main branch.
-PUBLISHED = {
-    "tldr-comparisons": "openai/summarize_from_feedback@refs/convert/parquet",
-    "tldr-preference": "trl-lib/tldr-preference",
-    "hh-rlhf": "Anthropic/hh-rlhf",
-}
-PUBLISHED_DIR = {"tldr-comparisons": "comparisons", "hh-rlhf": "helpful-base"}
+
+@dataclass(frozen=True)
+class Source:
+    """A source of tables.
+
+    about: it in a few words; reads: "module:function" in stages/data/sources of one that is a data set, which takes `Sets`
+    and returns its pairs and written responses; published: the set that it reads unless the recipe names another
+    (name@revision where it is not on the main branch), none: the recipe must; folder: of the published set, which;
+    uses: which of the keys that not every set has a use for.
+    """
+
+    about: str
+    reads: str | None = None
+    published: str | None = None
+    folder: str | None = None
+    uses: tuple[str, ...] = ()
+
+
+# One row for each; a new one is a file in stages/data/sources and its row here.
+SOURCES = {
+    "miniature": Source("the embedded world"),
+    "files": Source("the JSONL / Parquet files below"),
+    "tldr-comparisons": Source("OpenAI's raw comparisons", "tldr:read_comparisons",
+                               "openai/summarize_from_feedback@refs/convert/parquet", "comparisons", ("newlines",)),
+    "tldr-preference": Source("TL;DR pairs with the prompt written out", "tldr:read_preference",
+                              "trl-lib/tldr-preference", uses=("newlines",)),
+    "hh-rlhf": Source("Anthropic's dialogues", "preference:read_dialogues",
+                      "Anthropic/hh-rlhf", "helpful-base", ("prompt_format",)),
+    "shp": Source("answers on Reddit by their votes", "shp:read", "stanfordnlp/SHP", uses=("prompt_format",)),
+    "preference": Source("any set in TRL's preference formats", "preference:read"),
+}  # fmt: skip
+OF_EVERY_SET = {"dataset", "data_dir", "sft_dataset", "tokenizer", "max_prompt_tokens", "validation_share"}
+OF_SOME_SETS = {"newlines", "prompt_format"}
+if TYPE_CHECKING:
+    SourceName = str
+else:
+    SourceName = Literal[tuple(SOURCES)]
 LOADED_TABLES = (
     "sft_train",
     "sft_validation",
@@ -30,13 +61,7 @@ class DataRecipe(Recipe):
     """Where posts, human preference pairs and prompts come from: the embedded miniature, files, or a published set."""
 
     stage: Literal["data"]
-    source: Literal["miniature", "files", "tldr-comparisons", "tldr-preference", "hh-rlhf", "preference"] = (
-        Field(
-            "files",
-            description="the embedded world; the JSONL / Parquet files below; OpenAI's raw comparisons; TL;DR pairs with the prompt written "
-            "out; Anthropic's dialogues; any set in TRL's preference formats",
-        )
-    )
+    source: SourceName = Field("files", description="; ".join(row.about for row in SOURCES.values()))
     files: dict[Table, str] = Field({}, description="table -> JSONL or Parquet file, relative to the recipe")
     rows: dict[Table, PositiveInt] = Field(
         {},
@@ -66,7 +91,7 @@ class DataRecipe(Recipe):
         description="blank lines inside TL;DR posts; trl-lib/tldr-preference has lost its own, so beside it flatten everything",
     )
     prompt_format: Literal["raw", "chat"] = Field(
-        "raw", description="dialogues of hh-rlhf as published, or through the tokenizer's chat template"
+        "raw", description="dialogues as published, or through the tokenizer's chat template"
     )
     validation_share: Share = Field(
         0.05,
@@ -74,56 +99,43 @@ class DataRecipe(Recipe):
     )
 
     @property
+    def of(self) -> Source:
+        """The source's row of the table."""
+        return SOURCES[self.source]
+
+    @property
     def loaded(self) -> bool:
         """Whether the tables come from a data set with a loader, rather than from the miniature or a list of files."""
-        return self.source not in ("miniature", "files")
+        return self.of.reads is not None
 
     @property
     def folders(self) -> list[str]:
         """The folders of the set to read; none: all of it."""
-        published = PUBLISHED_DIR.get(self.source) if self.dataset is None else None
+        published = self.of.folder if self.dataset is None else None
         chosen = published if self.data_dir is None else self.data_dir
         return [chosen] if isinstance(chosen, str) else list(chosen or [])
 
     def unused(self) -> set[str]:
         """Fields that have no effect under this source, and so are no part of the tables' key."""
-        if not self.loaded:
-            return {
-                "dataset",
-                "data_dir",
-                "sft_dataset",
-                "tokenizer",
-                "max_prompt_tokens",
-                "newlines",
-                "prompt_format",
-                "validation_share",
-            }
-        without = set() if self.source.startswith("tldr") else {"newlines"}
-        return without if self.source == "hh-rlhf" else without | {"prompt_format"}
+        used = {*OF_EVERY_SET, *self.of.uses} if self.loaded else set()
+        return (OF_EVERY_SET | OF_SOME_SETS) - used
 
     @model_validator(mode="after")
     def source_has_what_it_needs(self) -> DataRecipe:
-        without = sorted(
-            self.unused()
-            & {name for name in self.model_fields_set if getattr(self, name) != _default(self, name)}
-        )
+        given = {name for name in self.model_fields_set if getattr(self, name) != _default(self, name)}
+        without = sorted(self.unused() & given)
         if without:
             raise ValueError(f"{', '.join(without)}: no effect with source: {self.source}")
         if self.loaded and self.files:
             raise ValueError(f"files: no effect with source: {self.source}")
-        if self.source == "preference" and self.dataset is None:
-            raise ValueError("source: preference needs dataset")
+        if self.loaded and self.dataset is None and self.of.published is None:
+            raise ValueError(f"source: {self.source} needs dataset")
         if self.tokenizer is None and (self.max_prompt_tokens is not None or self.prompt_format == "chat"):
-            raise ValueError(
-                f"{'max_prompt_tokens' if self.max_prompt_tokens is not None else 'prompt_format: chat'} needs a tokenizer"
-            )
+            why = "prompt_format: chat" if self.max_prompt_tokens is None else "max_prompt_tokens"
+            raise ValueError(f"{why} needs a tokenizer")
         for name in ("dataset", "sft_dataset"):
-            value = getattr(self, name)
-            if (
-                value is not None
-                and Path(value).suffix in (".jsonl", ".json", ".parquet", ".gz")
-                and not Path(value).is_absolute()
-            ):
+            path = Path(getattr(self, name) or "")
+            if path.suffix in (".jsonl", ".json", ".parquet", ".gz") and not path.is_absolute():
                 raise ValueError(f"{name}: a relative path begins with ./ (others are hub names)")
         return self
 

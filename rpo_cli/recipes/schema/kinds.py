@@ -25,7 +25,8 @@ class Kind:
     then stale. `seeds`: purposes it may draw for; no other seed has an effect on it. `needs_model`: it
     computes with one, hence in a dtype and on a device. `trains`: it makes a model, with a trainer.
     `guess_seconds`: expected where the recipe says nothing. `heavy`: workers import its module before their
-    first job. `points_at_input`: what it makes is read beside its inputs' own tables.
+    first job. `points_at_input`: what it
+    makes only names rows of its input `data`, which holds the texts; its manifest says so (rows_of: data).
     """
 
     recipe: type[Recipe]
@@ -49,10 +50,11 @@ KINDS: dict[str, Kind] = {
     "reward": Kind(RewardRecipe, "rpo_cli.stages.reward:run", "rpo train-rm", seeds=("rm",), trains=True, heavy=True),
     "relabel": Kind(
         RelabelRecipe, "rpo_cli.stages.relabel:run", "rpo relabel", seeds=("data",), guess_seconds=5.0,
+        points_at_input=True,
     ),
     "splits": Kind(
         SplitsRecipe, "rpo_cli.stages.splits:run", "rpo make-biased-splits",
-        format=2, seeds=("data",), needs_model=False, guess_seconds=1.0,
+        format=2, seeds=("data",), needs_model=False, guess_seconds=1.0, points_at_input=True,
     ),
     "policy": Kind(
         PolicyRecipe, "rpo_cli.stages.policy:run", "rpo train-policy",
@@ -65,7 +67,10 @@ KINDS: dict[str, Kind] = {
     "figure": Kind(FigureRecipe, None, "rpo figure KIND"),
     "warm": Kind(RewardRecipe, "rpo_cli.stages.warm:run", seeds=("rm",)),
     "reference": Kind(ScoringRecipe, "rpo_cli.stages.reference:run_reference", guess_seconds=5.0),
-    "samples": Kind(ScoringRecipe, "rpo_cli.stages.samples:run_samples", seeds=("sampling",), guess_seconds=5.0),
+    "samples": Kind(
+        ScoringRecipe, "rpo_cli.stages.samples:run_samples",
+        seeds=("sampling",), guess_seconds=5.0, points_at_input=True,
+    ),
     "scores": Kind(ScoringRecipe, "rpo_cli.stages.scores:run_scores", guess_seconds=2.0),
     "measure": Kind(ScoringRecipe, "rpo_cli.stages.measure:run", guess_seconds=8.0),
     "judge": Kind(

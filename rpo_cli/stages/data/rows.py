@@ -1,22 +1,37 @@
-"""The one row schema: a preference row is {id, prompt, chosen, rejected}, a completion row {prompt, completion}."""
+"""The one row schema: a preference row is {id, prompt, chosen, rejected}, a completion row {prompt, completion}.
+
+Texts are stored once, in the tables of the data stage. What is made of them (relabelled pairs, splits) names rows by their
+id and says something of each; `Rows` brings the two together again. Artifacts of older versions hold texts of their own,
+which are read where they are.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.artifacts import Job
-from rpo_cli.errors import BadInput
-from rpo_cli.models import Row
+from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.models import Row, TokenRow, fitting
 from rpo_cli.recipes.schema import Recipe
+from rpo_cli.stages.data.token_cache import TokenCache
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 COMPLETION_COLUMNS = ("prompt", "completion")
+PAIR = ("chosen", "rejected")
+TEXTS = (*PAIR_COLUMNS, "completion")
+OTHER = {"chosen": "rejected", "rejected": "chosen"}
+UNLIMITED = 2**31
+Value = TypeVar("Value")
 
 
 def columns_of(table: str) -> tuple[str, ...]:
@@ -47,17 +62,117 @@ def read_rows(file: Path) -> list[Row]:
     return rows
 
 
-def pairs_file(job: Job[Recipe]) -> Path:
-    """The labelled pairs: what the relabel stage wrote, or the data stage."""
-    file = job.inputs["data"] / "pairs.parquet"
-    if not file.is_file():
-        raise BadInput(f"{job.inputs['data']}: has no table `pairs`")
-    return file
+@dataclass(frozen=True)
+class Rows:
+    """Rows by reference, in their order: where their texts are, and what has been said of them since.
+
+    file: the Parquet file with their texts; places: [n], which of its rows they are; turned: [n], whether `chosen` and
+    `rejected` have changed places since, by relabelling; notes: their ids, and all columns that are no texts.
+    """
+
+    file: Path
+    cache: TokenCache
+    places: np.ndarray
+    turned: np.ndarray
+    notes: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def ids(self) -> list[str]:
+        return [str(name) for name in self.notes["id"].to_pylist()]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The responses that the rows have."""
+        return tuple(name for name in pq.read_schema(self.file).names if name in TEXTS[1:])
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Rows:
+        """Some of the rows, in the order given."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        return replace(
+            self, places=self.places[chosen], turned=self.turned[chosen], notes=self.notes.take(chosen)
+        )
+
+    def named(self, ids: Sequence[str]) -> Rows:
+        """The same rows under other names, and nothing else said of them."""
+        return replace(self, notes=pa.table({"id": pa.array(ids, pa.string())}))
+
+    def one_each(self) -> Rows:
+        """One row for each prompt, prompts in the order in which they come first."""
+        return self.take(list({prompt: row for row, prompt in enumerate(self.texts("prompt"))}.values()))
+
+    def texts(self, column: str) -> list[str]:
+        """One text of every row."""
+        return self._of(column, lambda name: pq.read_table(self.file, columns=[name])[name].to_pylist())
+
+    def tokens(
+        self,
+        columns: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        what: str,
+        max_length: int = UNLIMITED,
+        overlong: Literal["error", "drop"] = "error",
+    ) -> list[TokenRow]:
+        """Tokens of the rows that fit, each with these responses; see `models.fitting` for what is raised."""
+        read = self.cache.reader(self.file, tokenizer)
+        prompts, *responses = (self._of(column, read) for column in ("prompt", *columns))
+        rows = zip(self.ids, prompts, strict=True)
+        found = [TokenRow(name, prompt, [r[i] for r in responses]) for i, (name, prompt) in enumerate(rows)]
+        return fitting(found, max_length, overlong, what)
+
+    def to_list(self) -> list[Row]:
+        """The rows as mappings, with all their columns."""
+        table = self.notes
+        for column in ("prompt", *self.columns):
+            table = table.append_column(column, pa.array(self.texts(column)))
+        rows: list[Row] = table.to_pylist()
+        return rows
+
+    def _of(self, column: str, read: Callable[[str], Sequence[Value]]) -> list[Value]:
+        """A column's values, where `read` has those of the whole file."""
+        own = read(column)
+        other = read(OTHER[column]) if column in OTHER and self.turned.any() else own
+        rows = zip(self.places.tolist(), self.turned.tolist(), strict=True)
+        return [other[place] if turned else own[place] for place, turned in rows]
 
 
-def table_of(job: Job[Recipe], table: str) -> list[dict[str, Any]]:
-    """Rows of a table that the data stage wrote."""
-    file = job.inputs["data"] / f"{table}.parquet"
-    if not file.is_file():
-        raise BadInput(f"{job.inputs['data']}: has no table `{table}`; add it to files: of the data recipe")
-    return read_rows(file)
+def rows_of(job: Job[Recipe], table: str) -> Rows:
+    """A table of the artifact that the job has its data from.
+
+    Raises:
+        BadInput: there is no such table.
+    """
+    if not (job.inputs["data"] / f"{table}.parquet").is_file():
+        hint = "" if table == "pairs" else "; add it to files: of the data recipe"
+        raise BadInput(f"{job.inputs['data']}: has no table `{table}`{hint}")
+    return find_rows(list(job.tables), table, TokenCache(job.root))
+
+
+def pairs_below(job: Job[Recipe]) -> Rows:
+    """All the pairs of which the job's splits are some."""
+    return find_rows(list(job.tables)[1:], "pairs", TokenCache(job.root))
+
+
+def find_rows(folders: Sequence[Path], table: str, cache: TokenCache) -> Rows:
+    """A table of the first of these artifacts; where it holds no texts, it names pairs of the next.
+
+    Raises:
+        RunFailed: it names a row that is not there.
+    """
+    file = folders[0] / f"{table}.parquet"
+    names = pq.read_schema(file).names
+    notes = pq.read_table(file, columns=[name for name in names if name not in TEXTS])
+    if "prompt" in names:
+        return Rows(file, cache, np.arange(len(notes)), np.zeros(len(notes), dtype=bool), notes)
+    below = find_rows(folders[1:], "pairs", cache)
+    found = pc.index_in(notes["id"], value_set=below.notes["id"])
+    if found.null_count:
+        raise RunFailed(f"{file}: names {found.null_count} rows that {below.file} does not have")
+    rows = below.take(found.to_numpy())
+    if "swapped" in names:  # what was said of chosen and rejected before does not hold any more
+        return replace(rows, turned=rows.turned ^ notes["swapped"].to_numpy(), notes=notes)
+    for name in notes.column_names[1:]:
+        rows = replace(rows, notes=rows.notes.append_column(name, notes[name]))
+    return rows

@@ -12,15 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.artifacts import Job
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.models import Row, TokenRow, tokenise
 from rpo_cli.objectives import fit_temperature, lcb_margins, mean_margins, mix_weights
 from rpo_cli.recipes.schema import PESSIMISTIC, PolicyRecipe
-from rpo_cli.stages.data.rows import read_rows
+from rpo_cli.stages.data.rows import PAIR, rows_of
+from rpo_cli.stages.samples import samples_by_prompt
 from rpo_cli.stages.splits import LONGER, SHORTER
-
-# The last ones read in this process, by the keys of the artifacts they come from.
-_PAIRS: dict[tuple[Any, ...], tuple[list[Row], list[TokenRow]]] = {}
-_SAMPLES: dict[str, dict[str, list[tuple[list[int], float]]]] = {}
 
 
 @dataclass(frozen=True)
@@ -86,9 +82,8 @@ def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> flo
             "calibration_mix: own needs an ensemble recipe, whose members know their b; "
             "use calibration_mix: data"
         ) from None
-    kinds = {
-        str(row["id"]): row["longer_preferred"] for row in read_rows(job.inputs["data"] / "held_out.parquet")
-    }
+    notes = rows_of(job, "held_out").notes.to_pydict()
+    kinds = dict(zip(notes["id"], notes["longer_preferred"], strict=True))
     kind = torch.tensor([kinds[row] for row in held_out["id"]])
     return fit_temperature(margins, mix_weights(kind == LONGER, kind == SHORTER, mix))
 
@@ -97,16 +92,14 @@ def policy_rows(
     job: Job[PolicyRecipe], recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase, teachers: Teachers
 ) -> tuple[list[dict[str, Any]], int]:
     """Rows for the collator, and how many pairs were dropped for their length."""
-    texts, tokens = pairs_of(job, recipe, tokenizer)
+    pairs = rows_of(job, "train")
+    tokens = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
     logps = pq.read_table(job.inputs["reference"] / "logps.parquet").to_pydict()
-    reference = {
-        row: (c, r)
-        for row, c, r in zip(logps["id"], logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)
-    }
-    samples = (
-        _reference_samples(job) if recipe.objective in PESSIMISTIC and recipe.kl_estimator != "data" else {}
-    )
-    prompts = {str(row["id"]): row["prompt"] for row in texts}
+    both = zip(logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)
+    reference = dict(zip(logps["id"], both, strict=True))
+    sampled = recipe.objective in PESSIMISTIC and recipe.kl_estimator != "data"
+    samples = samples_by_prompt(job) if sampled else {}
+    prompts = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True)) if sampled else {}
     result = []
     for index, row in enumerate(tokens):
         if row.id not in reference:
@@ -115,50 +108,11 @@ def policy_rows(
             "prompt_ids": row.prompt_ids, "chosen_ids": row.responses[0], "rejected_ids": row.responses[1],
             "ref_chosen_logps": reference[row.id][0], "ref_rejected_logps": reference[row.id][1],
         }  # fmt: skip
-        if samples:
+        if sampled:
             # Pairs that share a prompt take turns with its samples.
             drawn = samples[prompts[row.id]]
             entry["sample_ids"], entry["ref_sample_logps"] = drawn[index % len(drawn)]
         if teachers.margins:
             entry["margins"] = teachers.margins[row.id]
         result.append(entry)
-    return result, len(texts) - len(tokens)
-
-
-def pairs_of(
-    job: Job[PolicyRecipe], recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Row], list[TokenRow]]:
-    """D_rho's rows and tokens; a worker that trains one policy of a rho after another reads and tokenises them once."""
-    key = (
-        job.identity["inputs"]["data"],
-        job.identity["inputs"]["model"],
-        recipe.max_length,
-        recipe.overlong,
-        recipe.pad_token,
-    )
-    if key not in _PAIRS:
-        texts = read_rows(job.inputs["data"] / "train.parquet")
-        tokens = tokenise(
-            texts, ("chosen", "rejected"), tokenizer, recipe.max_length, recipe.overlong, job.path
-        )
-        _PAIRS.clear()
-        _PAIRS[key] = texts, tokens
-    return _PAIRS[key]
-
-
-def _reference_samples(job: Job[PolicyRecipe]) -> dict[str, list[tuple[list[int], float]]]:
-    key = job.identity["inputs"]["samples"]
-    if key not in _SAMPLES:
-        _SAMPLES.clear()
-        _SAMPLES[key] = _read_samples(job)
-    return _SAMPLES[key]
-
-
-def _read_samples(job: Job[PolicyRecipe]) -> dict[str, list[tuple[list[int], float]]]:
-    table = pq.read_table(job.inputs["samples"] / "samples.parquet").to_pydict()
-    result: dict[str, list[tuple[list[int], float]]] = {}
-    for prompt, ids, logp in zip(
-        table["prompt"], table["sample_ids"], table["ref_sample_logps"], strict=True
-    ):
-        result.setdefault(prompt, []).append((ids, logp))
-    return result
+    return result, len(pairs) - len(tokens)

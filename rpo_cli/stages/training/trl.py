@@ -41,7 +41,7 @@ PRIVATE = (
 Config = TypeVar("Config", bound=TrainingArguments)
 
 
-def config_of(kind: type[Config], job: Job, device: Device, seed: int, **own: Any) -> Config:
+def config_of(kind: type[Config], job: Job[TrainingRecipe], device: Device, seed: int, **own: Any) -> Config:
     """A stage's training arguments; for one GPU, as over several Trainer would split batches unasked."""
     recipe: TrainingRecipe = job.recipe
     config: Config = kind(**arguments(recipe, job.directory, device, seed) | own)

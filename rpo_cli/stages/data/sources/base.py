@@ -1,17 +1,36 @@
 """Published preference sets, each read from exactly its own schema, as the pipeline's tables.
 
-A loader turns records into `Pair`s and `Written`s; `assemble` splits by post and counts; nothing else knows a schema.
+A source's function turns records (`Sets`) into `Pair`s and `Written`s; `assemble` splits by post and counts; nothing else
+knows a schema.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from rpo_cli.errors import BadInput
+from rpo_cli.recipes.schema import DataRecipe
 
 Counts = Counter[str]
+# Place for error messages, split as published or None, record.
+Records = Iterable[tuple[str, str | None, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What a source reads: records of pairs and of written responses (none without sft_dataset), and what it does that with.
+
+    tokenizer: None where the recipe names none; counts: of what is left out, by reason.
+    """
+
+    recipe: DataRecipe
+    tokenizer: Any
+    pairs: Records
+    written: Records
+    counts: Counts
 
 
 @dataclass(frozen=True)

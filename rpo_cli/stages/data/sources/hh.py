@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-from rpo_cli.stages.data.sources.base import Counts, text
+from rpo_cli.stages.data.sources.base import Counts, Records, text
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-def dialogues(
-    records: Iterable[tuple[str, str | None, dict[str, Any]]], counts: Counts
-) -> Iterator[tuple[str, str, str, str]]:
+def dialogues(records: Records, counts: Counts) -> Iterator[tuple[str, str, str, str]]:
     """(split, prompt, chosen, rejected): the prompt ends in `\\n\\nAssistant:`, responses begin with a space.
 
     Left out and counted: dialogues without an answer of the assistant, and those that part before the last answer, of

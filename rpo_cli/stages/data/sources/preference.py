@@ -6,17 +6,15 @@ https://huggingface.co/docs/trl/dataset_formats; the conversions are TRL's own f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from trl.data_utils import apply_chat_template, is_conversational, maybe_extract_prompt
 
 from rpo_cli.errors import BadInput
-from rpo_cli.stages.data.sources.base import Counts, Pair, Written, column, named
+from rpo_cli.stages.data.sources.base import Counts, Pair, Records, Sets, Written, column, named
 from rpo_cli.stages.data.sources.hh import dialogues, messages
-
-Records = Iterable[tuple[str, str | None, dict[str, Any]]]
 
 
 @dataclass
@@ -57,6 +55,20 @@ class Templated:
     def fits(self, prompt: str) -> bool:
         """Whether a prompt has at most the allowed number of tokens."""
         return self.limit is None or len(self.tokenizer(prompt)["input_ids"]) <= self.limit
+
+
+def read(sets: Sets) -> tuple[list[Pair], list[Written]]:
+    """A set in TRL's preference formats."""
+    templated = Templated(sets.tokenizer, sets.recipe.max_prompt_tokens)
+    found = list(pairs(sets.pairs, templated, sets.counts))
+    return found, list(written(sets.written, templated, sets.counts))
+
+
+def read_dialogues(sets: Sets) -> tuple[list[Pair], list[Written]]:
+    """Anthropic's hh-rlhf."""
+    templated = Templated(sets.tokenizer, sets.recipe.max_prompt_tokens)
+    found = list(hh_pairs(sets.pairs, templated, sets.recipe.prompt_format == "chat", sets.counts))
+    return found, list(written(sets.written, templated, sets.counts))
 
 
 def pairs(records: Records, templated: Templated, counts: Counts) -> Iterator[Pair]:

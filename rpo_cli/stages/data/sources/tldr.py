@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rpo_cli.errors import BadInput
-from rpo_cli.stages.data.sources.base import Counts, Pair, Written, column, text
+from rpo_cli.stages.data.sources.base import Counts, Pair, Records, Sets, Written, column, text
 
-Records = Iterable[tuple[str, str | None, dict[str, Any]]]
 # Batches of CNN/DailyMail articles among the validation comparisons.
 CNNDM = ("batch0_cnndm", "cnndm0", "cnndm2")
 PROMPT = re.compile(
@@ -102,6 +101,27 @@ def response(summary: str) -> str:
     while bare.endswith(END_OF_TEXT):
         bare = bare.removesuffix(END_OF_TEXT).strip()
     return f" {bare}" if bare else ""
+
+
+def read_comparisons(sets: Sets) -> tuple[list[Pair], list[Written]]:
+    """OpenAI's raw comparisons."""
+    return _read(sets, comparisons)
+
+
+def read_preference(sets: Sets) -> tuple[list[Pair], list[Written]]:
+    """Pairs with the prompt written out."""
+    return _read(sets, preference)
+
+
+def _read(
+    sets: Sets, pairs_of: Callable[[Records, Writer, Counts], Iterator[Pair]]
+) -> tuple[list[Pair], list[Written]]:
+    recipe = sets.recipe
+    writer = Writer(sets.tokenizer, recipe.max_prompt_tokens, recipe.newlines, sets.counts)
+    pairs = list(pairs_of(sets.pairs, writer, sets.counts))
+    others = list(written(sets.written, writer, sets.counts))
+    require_one_normalisation(pairs, others)
+    return pairs, others
 
 
 def comparisons(records: Records, writer: Writer, counts: Counts) -> Iterator[Pair]:

@@ -1,0 +1,46 @@
+"""Stanford Human Preferences: two answers to one post of a subreddit, of which the community preferred one.
+
+Ethayarajh et al., 2022, https://huggingface.co/datasets/stanfordnlp/SHP: a folder for each of 18 subreddits,
+many pairs have one post. The prompt is the post as the one turn of a dialogue, as in hh-rlhf or by template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rpo_cli.errors import BadInput
+from rpo_cli.stages.data.sources.base import Pair, Sets, Written, column, text
+from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN
+from rpo_cli.stages.data.sources.preference import Templated, post_name, written
+
+
+def read(sets: Sets) -> tuple[list[Pair], list[Written]]:
+    """Pairs of every split; `assemble.clean` leaves out empty and equal answers, and counts them."""
+    templated = Templated(sets.tokenizer, sets.recipe.max_prompt_tokens)
+    pairs = list(_pairs(sets, templated))
+    return pairs, list(written(sets.written, templated, sets.counts))
+
+
+def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
+    chat = sets.recipe.prompt_format == "chat"
+    for place, split, row in sets.pairs:
+        post = text(place, row, "history").strip()
+        answers = [text(place, row, name).strip() for name in ("human_ref_A", "human_ref_B")]
+        label = column(place, row, "labels")
+        if label not in (0, 1):
+            raise BadInput(f"{place}: labels: expected 1 (A preferred) or 0 (B), got {label!r}")
+        chosen, rejected = answers if label == 1 else reversed(answers)
+        made = {"prompt": f"{HUMAN} {post}{ASSISTANT}"}
+        made |= {name: f" {answer}" for name, answer in (("chosen", chosen), ("rejected", rejected))}
+        if chat and chosen and rejected:
+            turns = {
+                "prompt": ("user", post),
+                "chosen": ("assistant", chosen),
+                "rejected": ("assistant", rejected),
+            }
+            made = templated.text(place, {k: [{"role": r, "content": c}] for k, (r, c) in turns.items()})
+        if templated.fits(made["prompt"]):
+            posts = (text(place, row, "post_id"), post_name(post))
+            yield Pair(split or "train", posts, made["prompt"], made["chosen"], made["rejected"])
+        else:
+            sets.counts["pairs/long_prompt"] += 1
