@@ -18,6 +18,16 @@ from rich.console import Console
 
 from rpo_cli import __version__
 from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.objectives import OBJECTIVES
+
+TRAIN_POLICY = "\n\n".join(
+    [
+        "Train a policy, building every input that is missing.",
+        "dh is the difference of the log-ratios log pi_theta - log pi_ref of the chosen and the rejected response, "
+        "dr that of a teacher's rewards, KL the forward KL(pi_ref || pi_theta).",
+        *(objective.help for objective in OBJECTIVES.values()),
+    ]
+)
 
 app = typer.Typer(
     name="rpo", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
@@ -244,7 +254,9 @@ def make_biased_splits(
     _many(session, "splits", ("rpo train-rm", "rm.yaml", f"{_at(rho)} --ensemble"))
 
 
-@app.command("train-policy", epilog="Example: rpo train-policy --recipe e-dpo.yaml --rho 0.2")
+@app.command(
+    "train-policy", help=TRAIN_POLICY, epilog="Example: rpo train-policy --recipe e-dpo.yaml --rho 0.2"
+)
 @guarded
 def train_policy(
     recipe: Recipe, rho: Rho = None, seed: Seed = None, overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None,
@@ -252,10 +264,6 @@ def train_policy(
     force: Force = False, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None,
     debug: Debug = False,
 ) -> None:  # fmt: skip
-    """Train a policy, building every input that is missing.
-
-    Objectives: dpo, ipo, ipo-norm, p-dpo, d-dpo, dp-dpo, e-dpo; other papers': r-dpo, dpo-sft, robust-dpo, simpo.
-    """
     session = _session(**locals())
     changed = "".join(f" --set {shlex.quote(change)}" for change in overrides or ())
     _many(session, "policy", ("rpo evaluate", Path(recipe).name, _at(rho) + changed))

@@ -9,14 +9,12 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes.schema import MODELS
+from rpo_cli.recipes.schema import MODELS, NOT_BY_RHO
 
 EXTENDS = {
     "description": "recipe(s) whose keys this file takes over, beside this file; its own keys win",
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
 }
-# Kept in step with PolicyRecipe.known_keys by a test.
-NOT_BY_RHO = ("stage", "objective", "rho", "by_rho", "grid")
 
 
 def json_schema() -> dict[str, Any]:

@@ -191,10 +191,7 @@ def _references(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         yield ("variants", index), variant.recipe
     for name in REFERENCES:
         value = getattr(recipe, name, None)
-        if isinstance(recipe, PolicyRecipe) and (
-            (name == "reward_model" and not recipe.asks_one)
-            or (name == "ensemble" and not recipe.asks_ensemble)
-        ):
+        if isinstance(recipe, PolicyRecipe) and name in recipe.unused():
             continue
         for index, item in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(item, str) and is_recipe(item):

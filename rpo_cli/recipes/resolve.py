@@ -9,8 +9,7 @@ from typing import Any
 from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.complaints import check, got, suggest
 from rpo_cli.recipes.draft import MERGED, Draft, Place, anchor, same
-from rpo_cli.recipes.editor import NOT_BY_RHO
-from rpo_cli.recipes.schema import MODELS, SEEDS, Recipe
+from rpo_cli.recipes.schema import MODELS, NOT_BY_RHO, SEEDS, Recipe
 from rpo_cli.recipes.yaml_lines import Keys
 
 

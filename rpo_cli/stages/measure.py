@@ -30,7 +30,8 @@ from rpo_cli.models import (
     response_logps,
     tokenise,
 )
-from rpo_cli.objectives import dpo_losses, kl_full, kl_sample
+from rpo_cli.objectives.dpo import dpo_losses
+from rpo_cli.objectives.kl import kl_full, kl_sample
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import read_rows, row_id
 

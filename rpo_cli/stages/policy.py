@@ -1,4 +1,4 @@
-"""Policies through one thin subclass of TRL's DPOTrainer: dpo, ipo, d-dpo, p-dpo, dp-dpo, e-dpo and rivals.
+"""Policies through one thin subclass of TRL's DPOTrainer, whatever their objective.
 
 Neither the reference model nor a reward model is in memory while a policy trains: log-probs and rewards come as columns
 (kl_estimator: full is the exception and says so).
@@ -37,22 +37,10 @@ from rpo_cli.models import (
     response_logits,
     response_logps,
 )
-from rpo_cli.objectives import (
-    MemberChoice,
-    distill_losses,
-    dpo_losses,
-    gamma_at,
-    ipo_losses,
-    kl_full,
-    kl_sample,
-    kl_weight,
-    nll_losses,
-    r_dpo_losses,
-    robust_dpo_losses,
-    select_member,
-    simpo_losses,
-)
-from rpo_cli.recipes.schema import DISTILLED, PESSIMISTIC, PolicyRecipe, seed_of
+from rpo_cli.objectives import Pair
+from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
+from rpo_cli.objectives.members import MemberChoice, select_member
+from rpo_cli.recipes.schema import PolicyRecipe, seed_of
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
 from rpo_cli.stages.training.teachers import calibrated_margins, policy_rows
@@ -60,7 +48,7 @@ from rpo_cli.stages.training.trl import WholeBatches, arguments, collator_of, lo
 
 
 class PolicyTrainer(WholeBatches, DPOTrainer):
-    """DPOTrainer with the objectives of Fisch et al. (2025) over precomputed log-probs and teacher margins."""
+    """DPOTrainer with the objectives of `rpo_cli.objectives` over precomputed log-probs and teacher margins."""
 
     def __init__(
         self,
@@ -70,6 +58,7 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
         **kwargs: Any,
     ) -> None:
         self.recipe = recipe
+        self.objective = recipe.declared
         self.members = members
         self.kl_reference = kl_reference
         self._recent: dict[str, list[torch.Tensor]] = {}
@@ -105,20 +94,11 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
         for batch in batches:
             inputs = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
-                delta_h = self._delta_h(response_logps(self.model_wrapped, inputs), inputs)
-            means.append(distill_losses(delta_h, inputs["margins"].T, self.recipe.beta).mean(1))
+                pair = pair_of(response_logps(self.model_wrapped, inputs), inputs)
+            means.append(self.objective.losses(pair, self.recipe).mean(1))
             devices.step_mark(self.args.device)
         self.model.train()
         return select_member(self.batch_mean(torch.stack(means).mean(0)))
-
-    def _delta_h(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        size = len(inputs["ref_chosen_logps"])
-        h_chosen = logps[:size] - inputs["ref_chosen_logps"]
-        h_rejected = logps[size : 2 * size] - inputs["ref_rejected_logps"]
-        if self.recipe.objective == "ipo-norm":
-            lengths = response_lengths(inputs)
-            return h_chosen / lengths[:size] - h_rejected / lengths[size : 2 * size]
-        return h_chosen - h_rejected
 
     def compute_loss(
         self,
@@ -131,25 +111,19 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
         recipe = self.recipe
         logits = response_logits(model, inputs)
         logps = logps_of(logits, inputs)
-        delta_h = self._delta_h(logps, inputs)
-        if recipe.objective in ("dpo", "p-dpo"):
-            losses = dpo_losses(delta_h, recipe.beta)
-        elif recipe.objective in ("ipo", "ipo-norm"):
-            losses = ipo_losses(delta_h, recipe.tau)
-        elif recipe.objective not in DISTILLED:
-            losses = rival_losses(recipe, delta_h, logps, response_lengths(inputs))
-        else:
-            losses = distill_losses(delta_h, inputs["margins"].T, recipe.beta)
-            losses = losses[0] if self.members is None else self.members.reduce(losses, self.batch_mean)
+        pair = pair_of(logps, inputs)
+        losses = self.objective.losses(pair, recipe)
+        if self.members is not None:
+            losses = self.members.reduce(losses, self.batch_mean)
         loss = preference = losses.mean()
-        if recipe.objective in PESSIMISTIC:
+        if self.objective.pessimistic:
             kl = self._forward_kl(logits, logps, inputs)
             gamma = gamma_at(self.state.global_step, self.args.max_steps, recipe.gamma, recipe.gamma_end)
             loss = preference + kl_weight(gamma, recipe.beta, recipe.kl_coefficient) * kl
             self._note("kl_to_reference", kl)
         self._note("losses/preference", preference)
         if self.is_logged():
-            self._note_rewards(logps, inputs)
+            self._note_rewards(pair)
         return (loss, {"logps": logps}) if return_outputs else loss
 
     def _forward_kl(
@@ -169,17 +143,15 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
         start, number = (2 * size, 1) if len(logits) > size else (0, 3)
         return kl_full(logits[start:], reference[start:], predicts(inputs, number)[start:]).mean()
 
-    def _note_rewards(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
-        size = len(inputs["ref_chosen_logps"])
-        chosen, rejected = logps[:size].detach(), logps[size : 2 * size].detach()
-        h_chosen, h_rejected = chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"]
-        strength = 1.0 if self.recipe.objective.startswith("ipo") else self.recipe.beta
-        self._note("rewards/chosen", strength * h_chosen.mean())
-        self._note("rewards/rejected", strength * h_rejected.mean())
-        self._note("rewards/margins", strength * (h_chosen - h_rejected).mean())
-        self._note("rewards/accuracies", (h_chosen > h_rejected).float().mean())
-        self._note("logps/chosen", chosen.mean())
-        self._note("logps/rejected", rejected.mean())
+    @torch.no_grad()
+    def _note_rewards(self, pair: Pair) -> None:
+        scale = self.recipe.reward_scale
+        self._note("rewards/chosen", scale * pair.h_chosen.mean())
+        self._note("rewards/rejected", scale * pair.h_rejected.mean())
+        self._note("rewards/margins", scale * pair.delta_h.mean())
+        self._note("rewards/accuracies", (pair.h_chosen > pair.h_rejected).float().mean())
+        self._note("logps/chosen", pair.chosen_logps.mean())
+        self._note("logps/rejected", pair.rejected_logps.mean())
 
     def _note(self, name: str, value: torch.Tensor) -> None:
         # Kept on the device and only for steps that are logged: no transfer in between.
@@ -194,7 +166,7 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
             ).tolist()
             logs |= dict(zip(self._recent, values, strict=True))
             self._recent.clear()
-            if self.recipe.objective in PESSIMISTIC:
+            if self.objective.pessimistic:
                 logs["gamma"] = gamma_at(
                     self.state.global_step - 1, self.args.max_steps, self.recipe.gamma, self.recipe.gamma_end
                 )
@@ -204,23 +176,9 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
         Trainer.log(self, logs, start_time)
 
 
-def rival_losses(
-    recipe: PolicyRecipe, delta_h: torch.Tensor, logps: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
-    """Losses [B] of r-dpo, dpo-sft, robust-dpo, simpo: `delta_h` [B]; `logps`, `lengths` [2B or more], chosen first."""
-    size = len(delta_h)
-    chosen, rejected = slice(size), slice(size, 2 * size)
-    if recipe.objective == "r-dpo":
-        return r_dpo_losses(delta_h, lengths[chosen], lengths[rejected], recipe.beta, recipe.length_alpha)
-    if recipe.objective == "dpo-sft":
-        return dpo_losses(delta_h, recipe.beta) + recipe.sft_weight * nll_losses(
-            logps[chosen], lengths[chosen]
-        )
-    if recipe.objective == "robust-dpo":
-        return robust_dpo_losses(delta_h, recipe.beta, recipe.label_smoothing)
-    return simpo_losses(
-        logps[chosen], logps[rejected], lengths[chosen], lengths[rejected], recipe.beta, recipe.simpo_gamma
-    )
+def pair_of(logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Pair:
+    """The pairs of a micro-batch as a loss reads them; `logps` [2B or more], chosen first."""
+    return Pair(logps, inputs, partial(response_lengths, inputs))
 
 
 class EndOfStep(TrainerCallback):
@@ -246,7 +204,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     rows, dropped = policy_rows(job, recipe, tokenizer, teachers)
     need_rows(len(rows), recipe, job.path)
     members = None
-    if recipe.objective == "e-dpo":
+    if recipe.takes_min:
         margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
         members = MemberChoice(recipe.ensemble_min, list(teachers.temperatures), margins, recipe.ema_decay)
     load = partial(
@@ -255,8 +213,7 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     bits = four_bits(recipe, device)
     torch.manual_seed(seed)  # what a model lacks is drawn when it is loaded
     model = load(device=device, training=True, bits=bits)
-    with_reference = recipe.objective in PESSIMISTIC and recipe.kl_estimator == "full"
-    kl_reference = load(device=device, bits=bits) if with_reference else None
+    kl_reference = load(device=device, bits=bits) if recipe.needs_reference else None
     config = one_gpu(
         DPOConfig(
             **arguments(recipe, job.directory, device, seed),

@@ -8,5 +8,5 @@ from rpo_cli.recipes.schema.data import LOADED_TABLES, PUBLISHED, DataRecipe, Re
 from rpo_cli.recipes.schema.evaluate import JUDGE_PROMPT, EvaluateRecipe, JudgeRecipe, JudgeSettings
 from rpo_cli.recipes.schema.figure import MEASURED, MEASURES, Claim, FigureRecipe, Variant
 from rpo_cli.recipes.schema.kinds import MODELS, SEEDS, WITHOUT_MODEL, result_fields
-from rpo_cli.recipes.schema.policy import DISTILLED, PESSIMISTIC, Objective, PolicyRecipe, ScoringRecipe
+from rpo_cli.recipes.schema.policy import NOT_BY_RHO, PolicyRecipe, ScoringRecipe
 from rpo_cli.recipes.schema.training import RewardRecipe, SFTRecipe, TrainingRecipe

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from rpo_cli.artifacts import Job
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models import Row, TokenRow, tokenise
-from rpo_cli.objectives import fit_temperature, lcb_margins, mean_margins, mix_weights
-from rpo_cli.recipes.schema import PESSIMISTIC, PolicyRecipe
+from rpo_cli.objectives import TEACHERS
+from rpo_cli.objectives.calibration import fit_temperature, mix_weights
+from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.data.rows import read_rows
 from rpo_cli.stages.splits import LONGER, SHORTER
 
@@ -64,12 +65,10 @@ def calibrated_margins(job: Job, recipe: PolicyRecipe) -> Teachers:
 
 
 def _as_one(margins: np.ndarray, recipe: PolicyRecipe) -> np.ndarray:
-    """The members' margins [k, n] as the one teacher [1, n] that d-dpo distils; e-dpo keeps them all."""
-    if recipe.objective == "e-dpo" or recipe.teacher in ("one", "warm"):
+    """The members' margins [k, n] as the one teacher [1, n] that d-dpo distils; a min over members keeps them all."""
+    if recipe.takes_min:
         return margins
-    tensor = torch.from_numpy(margins)
-    one = mean_margins(tensor) if recipe.teacher == "mean" else lcb_margins(tensor, recipe.lcb_lambda)
-    return one.unsqueeze(0).numpy()
+    return TEACHERS[recipe.teacher].of(torch.from_numpy(margins), recipe).numpy()
 
 
 def _temperature(job: Job, recipe: PolicyRecipe, name: str) -> float:
@@ -102,9 +101,7 @@ def policy_rows(
         row: (c, r)
         for row, c, r in zip(logps["id"], logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)
     }
-    samples = (
-        _reference_samples(job) if recipe.objective in PESSIMISTIC and recipe.kl_estimator != "data" else {}
-    )
+    samples = _reference_samples(job) if recipe.samples_reference else {}
     prompts = {str(row["id"]): row["prompt"] for row in texts}
     result = []
     for index, row in enumerate(tokens):
