@@ -3,9 +3,9 @@
 Equations are those of "Robust Preference Optimization through Reward Model Distillation" (Fisch et al., TMLR
 2025) unless another source is named. Throughout: B pairs, k reward models, T response tokens, V vocabulary
 entries; h(y) = log π_θ(y|x) − log π_ref(y|x) in nats, summed over the response's tokens, EOS included;
-delta_h = h(y_w) − h(y_l); delta_r = r(x, y_w) − r(x, y_l) in raw Bradley–Terry logits. Recipes and help texts read
-this table, so nothing here imports torch; kl, logps, members and calibration, which do, are imported from their
-own files."""
+delta_h = h(y_w) − h(y_l); delta_r = r(x, y_w) − r(x, y_l) in raw Bradley–Terry logits. Recipes and help texts
+read this table, so nothing here imports torch; kl, logps, members and calibration, which do, are imported
+from their own files."""
 
 from rpo_cli.objectives.base import Key, Objective, Pair
 from rpo_cli.objectives.teachers import TEACHERS, Teacher

@@ -30,9 +30,9 @@ class Key:
 class Objective:
     """All that recipes, plans, training and figures ask about an objective.
 
-    loss: (pair, strength, keys; by name) to losses [B]; [k, B], one row for each member, where the teacher is an
-    ensemble. strength: the key that is swept; only beta is a factor of the reward. teacher: whose margins it
-    distils. pessimistic: whether γ·KL(π_ref ‖ π_θ) is added.
+    loss: (pair, strength, keys; by name) to losses [B]; [k, B], one row for each member, where the teacher is
+    an ensemble. strength: the key that is swept; only beta is a factor of the reward. teacher: whose margins
+    it distils. pessimistic: whether γ·KL(π_ref ‖ π_θ) is added.
     """
 
     name: str
@@ -61,8 +61,8 @@ class Pair:
     """What a loss may read of B pairs: log-probabilities in nats, summed over a response's tokens; all [B].
 
     logps: [2B or more] of π_θ, the chosen responses first, then the rejected ones. columns: of the batch,
-    ref_chosen_logps and ref_rejected_logps [B], and margins [B, k] where there are teachers. count_tokens: the
-    responses' lengths in the order of `logps`; called only where a loss asks for them.
+    ref_chosen_logps and ref_rejected_logps [B], and margins [B, k] where there are teachers. count_tokens:
+    the responses' lengths in the order of `logps`; called only where a loss asks for them.
     """
 
     logps: Tensor

@@ -18,8 +18,8 @@ LABEL_SMOOTHING = Key(
 def robust_dpo_losses(delta_h: Tensor, beta: float, label_smoothing: float) -> Tensor:
     """DPO unbiased under labels flipped with probability ε: [(1−ε) ℓ(Δh) − ε ℓ(−Δh)] / (1−2ε).
 
-    ℓ(Δh) = −log σ(β Δh); `delta_h` [B] → losses [B], nats; ε = `label_smoothing` in [0, ½). Falls without bound
-    as Δh grows when ε > 0. Source: Chowdhury et al. 2024; TRL's `robust`.
+    ℓ(Δh) = −log σ(β Δh); `delta_h` [B] → losses [B], nats; ε = `label_smoothing` in [0, ½). Falls without
+    bound as Δh grows when ε > 0. Source: Chowdhury et al. 2024; TRL's `robust`.
     """
     kept, flipped = dpo_losses(delta_h, beta), dpo_losses(-delta_h, beta)
     return ((1 - label_smoothing) * kept - label_smoothing * flipped) / (1 - 2 * label_smoothing)

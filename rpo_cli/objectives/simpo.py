@@ -20,8 +20,9 @@ def simpo_losses(
 ) -> Tensor:
     """Simple preference optimisation: −log σ(β log π(y_w)/|y_w| − β log π(y_l)/|y_l| − γ); no reference.
 
-    log-probs [B] summed over tokens, lengths [B] → losses [B], nats. γ = `simpo_gamma`, a margin in reward units
-    (the weight of the KL is another γ). Source: Meng et al. 2024; TRL's CPOTrainer with loss_type `simpo`.
+    log-probs [B] summed over tokens, lengths [B] → losses [B], nats. γ = `simpo_gamma`, a margin in reward
+    units (the weight of the KL is another γ). Source: Meng et al. 2024; TRL's CPOTrainer with loss_type
+    `simpo`.
     """
     from torch.nn.functional import logsigmoid
 

@@ -1,7 +1,7 @@
 """Policies through one thin subclass of TRL's DPOTrainer, whatever their objective.
 
-Neither the reference model nor a reward model is in memory while a policy trains: log-probs and rewards come as columns
-(kl_estimator: full is the exception and says so).
+Neither the reference model nor a reward model is in memory while a policy trains: log-probs and rewards come
+as columns (kl_estimator: full is the exception and says so).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from rpo_cli.stages.training.trl import WholeBatches, arguments, collator_of, lo
 
 
 class PolicyTrainer(WholeBatches, DPOTrainer):
-    """DPOTrainer with the objectives of `rpo_cli.objectives` over precomputed log-probs and teacher margins."""
+    """DPOTrainer with any declared objective over precomputed log-probs and teacher margins."""
 
     def __init__(
         self,
@@ -139,7 +139,8 @@ class PolicyTrainer(WholeBatches, DPOTrainer):
         assert self.kl_reference is not None
         with torch.no_grad():
             reference = response_logits(self.kl_reference, inputs)
-        # Where every response has a row of its own, the samples' rows come last; else they are each row's third response.
+        # Where every response has a row of its own, the samples' rows come last; else a sample is each row's
+        # third response.
         start, number = (2 * size, 1) if len(logits) > size else (0, 3)
         return kl_full(logits[start:], reference[start:], predicts(inputs, number)[start:]).mean()
 
@@ -226,7 +227,8 @@ def run(job: Job, report: Report) -> dict[str, Any]:
     collator, shapes = collator_of(rows, recipe, device, pad_id(tokenizer), shared)
     trainer = PolicyTrainer(
         recipe, members, kl_reference, model=model, args=config, data_collator=collator,
-        train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora_of(recipe, "CAUSAL_LM"),
+        train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+        peft_config=lora_of(recipe, "CAUSAL_LM"),
     )  # fmt: skip
     trainer.device = device
     if members is None:

@@ -1,7 +1,7 @@
 """What a recipe may say: one flat pydantic model for each kind of stage, unknown keys forbidden.
 
-Keys carry TRL's and transformers' own names where those exist. Imports neither torch nor TRL, so that a mistake in a
-recipe is reported in well under a second."""
+Keys carry TRL's and transformers' own names where those exist. Imports neither torch nor TRL, so that a
+mistake in a recipe is reported in well under a second."""
 
 from rpo_cli.recipes.schema.base import FourBits, ModelSource, Recipe, is_recipe, seed_of
 from rpo_cli.recipes.schema.data import LOADED_TABLES, PUBLISHED, DataRecipe, RelabelRecipe, SplitsRecipe

@@ -7,63 +7,66 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from rpo_cli.recipes.schema.base import ModelSource, Recipe, Share, SharedPrompts, Table, _default, cosmetic
+from rpo_cli.recipes.schema.base import TABLES, ModelSource, Recipe, Share, SharedPrompts, Table, cosmetic
 
-# The set that a source reads unless the recipe names another; name@revision where it is not on the main branch.
+Source = Literal["miniature", "files", "tldr-comparisons", "tldr-preference", "hh-rlhf", "preference"]
+# The set that a source reads unless the recipe names another; name@revision: not on the main branch.
 PUBLISHED = {
     "tldr-comparisons": "openai/summarize_from_feedback@refs/convert/parquet",
     "tldr-preference": "trl-lib/tldr-preference",
     "hh-rlhf": "Anthropic/hh-rlhf",
 }
 PUBLISHED_DIR = {"tldr-comparisons": "comparisons", "hh-rlhf": "helpful-base"}
-LOADED_TABLES = (
-    "sft_train",
-    "sft_validation",
-    "pairs",
-    "pairs_validation",
-    "prompts_validation",
-    "prompts_test",
-)
+LOADED_TABLES = tuple(table for table in TABLES if table not in ("pretrain", "warmup"))
+# What only a data set with a loader has.
+OF_LOADED = (
+    "dataset", "data_dir", "sft_dataset", "tokenizer", "max_prompt_tokens", "newlines", "prompt_format",
+    "validation_share",
+)  # fmt: skip
 
 
 class DataRecipe(Recipe):
-    """Where posts, human preference pairs and prompts come from: the embedded miniature, files, or a published set."""
+    """Where posts, human preference pairs and prompts come from: the embedded miniature, files, or a published set."""  # noqa: E501
 
     stage: Literal["data"]
-    source: Literal["miniature", "files", "tldr-comparisons", "tldr-preference", "hh-rlhf", "preference"] = (
-        Field(
-            "files",
-            description="the embedded world; the JSONL / Parquet files below; OpenAI's raw comparisons; TL;DR pairs with the prompt written "
-            "out; Anthropic's dialogues; any set in TRL's preference formats",
-        )
+    source: Source = Field(
+        "files",
+        description="the embedded world; the JSONL / Parquet files below; OpenAI's raw comparisons; TL;DR "
+        "pairs with the prompt written out; Anthropic's dialogues; any set in TRL's preference formats",
     )
     files: dict[Table, str] = Field({}, description="table -> JSONL or Parquet file, relative to the recipe")
     rows: dict[Table, PositiveInt] = Field(
         {},
-        description="rows per table: the miniature's sizes, or how many rows to use: of a file the first, of a set those of drawn posts",
+        description="rows per table: the miniature's sizes, or how many rows to use: of a file the first, of "
+        "a set those of drawn posts",
     )
     dataset: str | None = Field(
         None,
-        description="the pairs: hub name (or name@revision), directory or file (./x.jsonl); default: the source's published set",
+        description="the pairs: hub name (or name@revision), directory or file (./x.jsonl); default: the "
+        "source's published set",
     )
     data_dir: str | list[str] | None = Field(
         None, description="folder(s) of the set to read, such as helpful-base; default: the source's"
     )
     sft_dataset: str | None = Field(
         None,
-        description="written responses, named like dataset; its splits give the prompts too. Without: chosen responses",
+        description="written responses, named like dataset; its splits give the prompts too. Without: chosen "
+        "responses",
     )
     tokenizer: str | None = Field(
         None,
-        description="hub name (or name@revision) or directory: counts max_prompt_tokens and brings the chat template",
+        description="hub name (or name@revision) or directory: counts max_prompt_tokens and brings the chat "
+        "template",
     )
     max_prompt_tokens: PositiveInt | None = Field(
         None,
-        description="TL;DR posts are cut at their last newline until the prompt fits; other longer prompts are left out; both counted",
+        description="TL;DR posts are cut at their last newline until the prompt fits; other longer prompts "
+        "are left out; both counted",
     )
     newlines: Literal["keep", "flatten"] = Field(
         "keep",
-        description="blank lines inside TL;DR posts; trl-lib/tldr-preference has lost its own, so beside it flatten everything",
+        description="blank lines inside TL;DR posts; trl-lib/tldr-preference has lost its own, so beside it "
+        "flatten everything",
     )
     prompt_format: Literal["raw", "chat"] = Field(
         "raw", description="dialogues of hh-rlhf as published, or through the tokenizer's chat template"
@@ -75,7 +78,7 @@ class DataRecipe(Recipe):
 
     @property
     def loaded(self) -> bool:
-        """Whether the tables come from a data set with a loader, rather than from the miniature or a list of files."""
+        """Whether the tables come from a set with a loader, not from the miniature or a list of files."""
         return self.source not in ("miniature", "files")
 
     @property
@@ -88,25 +91,14 @@ class DataRecipe(Recipe):
     def unused(self) -> set[str]:
         """Fields that have no effect under this source, and so are no part of the tables' key."""
         if not self.loaded:
-            return {
-                "dataset",
-                "data_dir",
-                "sft_dataset",
-                "tokenizer",
-                "max_prompt_tokens",
-                "newlines",
-                "prompt_format",
-                "validation_share",
-            }
+            return set(OF_LOADED)
         without = set() if self.source.startswith("tldr") else {"newlines"}
         return without if self.source == "hh-rlhf" else without | {"prompt_format"}
 
     @model_validator(mode="after")
     def source_has_what_it_needs(self) -> DataRecipe:
-        without = sorted(
-            self.unused()
-            & {name for name in self.model_fields_set if getattr(self, name) != _default(self, name)}
-        )
+        fields = type(self).model_fields
+        without = sorted(n for n in self.unused() & fields.keys() if getattr(self, n) != fields[n].default)
         if without:
             raise ValueError(f"{', '.join(without)}: no effect with source: {self.source}")
         if self.loaded and self.files:
@@ -114,16 +106,11 @@ class DataRecipe(Recipe):
         if self.source == "preference" and self.dataset is None:
             raise ValueError("source: preference needs dataset")
         if self.tokenizer is None and (self.max_prompt_tokens is not None or self.prompt_format == "chat"):
-            raise ValueError(
-                f"{'max_prompt_tokens' if self.max_prompt_tokens is not None else 'prompt_format: chat'} needs a tokenizer"
-            )
+            who = "prompt_format: chat" if self.max_prompt_tokens is None else "max_prompt_tokens"
+            raise ValueError(f"{who} needs a tokenizer")
         for name in ("dataset", "sft_dataset"):
-            value = getattr(self, name)
-            if (
-                value is not None
-                and Path(value).suffix in (".jsonl", ".json", ".parquet", ".gz")
-                and not Path(value).is_absolute()
-            ):
+            path = Path(getattr(self, name) or "")
+            if path.suffix in (".jsonl", ".json", ".parquet", ".gz") and not path.is_absolute():
                 raise ValueError(f"{name}: a relative path begins with ./ (others are hub names)")
         return self
 

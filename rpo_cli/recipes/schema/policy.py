@@ -25,12 +25,12 @@ OF_ENSEMBLE = " and ".join(name for name, each in OBJECTIVES.items() if each.tea
 PESSIMISTIC = ", ".join(name for name, each in OBJECTIVES.items() if each.pessimistic)
 
 
-def _keys(name: str, keys: Iterable[Key], *, owned: bool) -> type[BaseModel]:
-    """A model of these keys alone; of objectives' own ones each says whose it is."""
+def _keys(name: str, keys: Iterable[Key]) -> type[BaseModel]:
+    """A model of these keys alone; what belongs to objectives says to which."""
     fields: dict[str, Any] = {}
     for key in keys:
-        owners = [f"{each.name}'s" for each in OBJECTIVES.values() if key in each.keys]
-        description = " ".join([" and ".join(owners), key.description]) if owned else key.description
+        owners = " and ".join(f"{each.name}'s" for each in OBJECTIVES.values() if key in each.keys)
+        description = f"{owners} {key.description}".strip()
         fields[key.name] = key.type, Field(key.default, description=description, **key.bounds)
     return create_model(name, **fields)
 
@@ -48,8 +48,8 @@ if TYPE_CHECKING:  # what the tables say is known when the program runs
         """Keys that some objectives read."""
 else:
     ObjectiveName, TeacherName = Literal[tuple(OBJECTIVES)], Literal[tuple(TEACHERS)]
-    TeacherKeys = _keys("TeacherKeys", TEACHER_KEYS.values(), owned=False)
-    ObjectiveKeys = _keys("ObjectiveKeys", OBJECTIVE_KEYS.values(), owned=True)
+    TeacherKeys = _keys("TeacherKeys", TEACHER_KEYS.values())
+    ObjectiveKeys = _keys("ObjectiveKeys", OBJECTIVE_KEYS.values())
 
 
 class Taught(TrainingRecipe, SharedPrompts):
@@ -90,9 +90,9 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
     )
     kl_estimator: Literal["full", "sample", "data"] = Field(
         "sample",
-        description="full: whole vocabulary along reference samples (reference model in memory); sample: -log "
-        "pi_theta on reference samples; data: on the data set's own responses, biased unless they came from the "
-        "reference",
+        description="full: whole vocabulary along reference samples (reference model in memory); sample: "
+        "-log pi_theta on reference samples; data: on the data set's own responses, biased unless they came "
+        "from the reference",
     )
     kl_coefficient: Literal["gamma", "gamma_beta"] = Field(
         "gamma", description="weight of the KL: gamma itself, or gamma * beta"
@@ -157,7 +157,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
 
     @property
     def compares_members(self) -> bool:
-        """Whether members' margins meet, and so must be on one scale: a min over them, a mean or a deviation."""
+        """Whether members' margins meet, and so must be on one scale: a min, a mean or a deviation."""
         return self.takes_min or (self.asks_ensemble and TEACHERS[self.teacher].scored == "members")
 
     @property
@@ -205,7 +205,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
 
 
 class ScoringRecipe(ModelSource, SharedPrompts, FourBits):
-    """Work that a policy recipe implies and nobody writes down: log-probs and samples of the reference, rewards."""
+    """Work that a policy recipe implies and nobody writes down: reference log-probs and samples, rewards."""
 
     stage: Literal["reference", "samples", "scores", "measure"]
     per_device_eval_batch_size: PositiveInt = cosmetic(256, "sequences at a time")
