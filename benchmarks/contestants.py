@@ -28,7 +28,9 @@ from rpo_cli import devices
 from rpo_cli.artifacts import Report
 from rpo_cli.devices import Device
 from rpo_cli.models import PairCollator, response_logps
-from rpo_cli.objectives import MemberChoice, distill_losses, dpo_losses
+from rpo_cli.objectives.distill import distill_losses
+from rpo_cli.objectives.dpo import dpo_losses
+from rpo_cli.objectives.members import MemberChoice
 from rpo_cli.recipes.schema import PolicyRecipe, RewardRecipe, TrainingRecipe
 from rpo_cli.stages.policy import EndOfStep, PolicyTrainer
 from rpo_cli.stages.reward import LeanRewardTrainer

@@ -14,8 +14,18 @@ from typer import Option
 
 from rpo_cli import __version__
 from rpo_cli.errors import BadInput
+from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.runs.command import add_command
 from rpo_cli.runs.options import Costs, Options
+
+TRAIN_POLICY = "\n\n".join(
+    [
+        "Train a policy, building every input that is missing.",
+        "dh is the difference of the log-ratios log pi_theta - log pi_ref of the chosen and the rejected response, "
+        "dr that of a teacher's rewards, KL the forward KL(pi_ref || pi_theta).",
+        *(objective.help for objective in OBJECTIVES.values()),
+    ]
+)
 
 if TYPE_CHECKING:
     from rpo_cli.runs.session import Session
@@ -115,13 +125,8 @@ def make_biased_splits(session: "Session") -> None:
     build(session, "splits", ("rpo train-rm", "rm.yaml", f"{session.at} --ensemble"))
 
 
-@command("train-policy", "--recipe e-dpo.yaml --rho 0.2", takes=EVERY)
+@command("train-policy", "--recipe e-dpo.yaml --rho 0.2", takes=EVERY, text=TRAIN_POLICY)
 def train_policy(session: "Session") -> None:
-    """Train a policy, building every input that is missing.
-
-    Objectives: dpo, ipo, ipo-norm, p-dpo, d-dpo, dp-dpo, e-dpo; other papers': r-dpo, dpo-sft, robust-dpo,
-    simpo.
-    """
     from rpo_cli.runs import make
 
     make.train_policy(session)

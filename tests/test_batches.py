@@ -22,7 +22,8 @@ from rpo_cli.models import (
     response_rewards,
 )
 from rpo_cli.models.layout import PROMPT
-from rpo_cli.objectives import kl_full, sequence_logps, token_logps
+from rpo_cli.objectives.kl import kl_full
+from rpo_cli.objectives.logps import sequence_logps, token_logps
 
 SMALL = {
     "hidden_size": 32,

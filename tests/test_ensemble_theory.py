@@ -12,7 +12,9 @@ import math
 import pytest
 import torch
 
-from rpo_cli.objectives import MemberEma, distill_losses, ensemble_losses, fit_temperature, mix_weights
+from rpo_cli.objectives.calibration import fit_temperature, mix_weights
+from rpo_cli.objectives.distill import distill_losses
+from rpo_cli.objectives.members import MemberEma, ensemble_losses
 
 BIASES = (0.2, 0.4, 0.5, 0.6, 0.8)
 RHOS = (0.2, 0.3, 0.4, 0.6, 0.7, 0.8)

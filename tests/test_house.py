@@ -106,4 +106,5 @@ def test_faces_are_short_and_define_nothing() -> None:
             continue
         lines = file.read_text().splitlines()
         kinds = {type(node) for node in ast.parse(file.read_text()).body}
-        assert len(lines) <= 60 and kinds <= {ast.Expr, ast.ImportFrom}, name
+        table = {ast.Assign} if name == "rpo_cli.objectives" else set()
+        assert len(lines) <= 60 and kinds <= {ast.Expr, ast.ImportFrom, *table}, name

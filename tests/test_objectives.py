@@ -6,21 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rpo_cli.objectives import (
-    MemberEma,
-    distill_losses,
-    dpo_losses,
-    ensemble_losses,
-    fit_temperature,
-    gamma_at,
-    ipo_losses,
-    kl_full,
-    kl_sample,
-    kl_weight,
-    mix_weights,
-    select_member,
-    sequence_logps,
-)
+from rpo_cli.objectives.calibration import fit_temperature, mix_weights
+from rpo_cli.objectives.distill import distill_losses
+from rpo_cli.objectives.dpo import dpo_losses
+from rpo_cli.objectives.ipo import ipo_losses
+from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
+from rpo_cli.objectives.logps import sequence_logps
+from rpo_cli.objectives.members import MemberEma, ensemble_losses, select_member
 
 
 def doubles(*shape: int, seed: int = 0, grad: bool = False) -> Tensor:

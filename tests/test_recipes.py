@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.recipes import (
     Loaded,
     RecipeError,
@@ -86,8 +87,8 @@ def test_all_mistakes_are_reported_at_once_with_their_lines() -> None:
     [
         (
             "objective: edpo",
-            "objective: expected dpo, ipo, ipo-norm, d-dpo, p-dpo, dp-dpo, e-dpo, r-dpo, dpo-sft, robust-dpo "
-            "or simpo",
+            f"objective: expected {', '.join(list(OBJECTIVES)[:-1])} or {list(OBJECTIVES)[-1]}, "
+            "got text ('edpo'), did you mean e-dpo?",
         ),
         ("beta: 0", "beta: must be greater than 0, got 0"),
         ("beta: .inf", "beta: must be finite, got inf"),

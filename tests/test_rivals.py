@@ -20,15 +20,12 @@ from transformers import AutoModelForSequenceClassification
 
 from rpo_cli.artifacts import Workspace, job_of
 from rpo_cli.errors import RunFailed
-from rpo_cli.objectives import (
-    dpo_losses,
-    lcb_margins,
-    mean_margins,
-    nll_losses,
-    r_dpo_losses,
-    robust_dpo_losses,
-    simpo_losses,
-)
+from rpo_cli.objectives.dpo import dpo_losses
+from rpo_cli.objectives.dpo_sft import nll_losses
+from rpo_cli.objectives.r_dpo import r_dpo_losses
+from rpo_cli.objectives.robust_dpo import robust_dpo_losses
+from rpo_cli.objectives.simpo import simpo_losses
+from rpo_cli.objectives.teachers import lcb_margins, mean_margins
 from rpo_cli.recipes import RecipeError, load
 from rpo_cli.recipes.schema import PolicyRecipe, result_fields
 from rpo_cli.stages.training.teachers import calibrated_margins

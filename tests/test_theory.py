@@ -17,16 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rpo_cli.objectives import (
-    distill_losses,
-    dpo_losses,
-    ensemble_losses,
-    ipo_losses,
-    kl_full,
-    kl_sample,
-    select_member,
-    sequence_logps,
-)
+from rpo_cli.objectives.distill import distill_losses
+from rpo_cli.objectives.dpo import dpo_losses
+from rpo_cli.objectives.ipo import ipo_losses
+from rpo_cli.objectives.kl import kl_full, kl_sample
+from rpo_cli.objectives.logps import sequence_logps
+from rpo_cli.objectives.members import ensemble_losses, select_member
 
 PAPER_BETAS = [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0]
 

@@ -27,8 +27,7 @@ class Cell:
     @property
     def strength(self) -> tuple[str, float]:
         """The swept hyperparameter's name and value."""
-        name = "tau" if cast(schema.PolicyRecipe, self.loaded.recipe).objective.startswith("ipo") else "beta"
-        return name, float(getattr(self.loaded.recipe, name))
+        return cast(schema.PolicyRecipe, self.loaded.recipe).strength
 
     @property
     def table_rho(self) -> float:

@@ -243,14 +243,13 @@ def _curve(cell: Cell, workspace: Workspace) -> pd.DataFrame:
     import pandas as pd
 
     lines = pd.read_json(workspace.root / cell.policy_path / "metrics.jsonl", lines=True)
+    recipe = cast(schema.PolicyRecipe, cell.loaded.recipe)
     if "rewards/chosen" not in lines or lines["rewards/chosen"].count() < 2:
-        recipe = cast(schema.PolicyRecipe, cell.loaded.recipe)
         steps = f"{recipe.max_steps} steps with logging_steps: {recipe.logging_steps}"
         raise BadInput(
             f"{cell.policy_path}: {steps} leave no curve of log-ratios to draw; set a smaller logging_steps"
         )
-    name, value = cell.strength
-    strength = 1.0 if name == "tau" else value  # rewards are beta times the log-ratio, ipo's the log-ratio
+    strength = recipe.reward_scale
     columns = {
         "h_chosen": lines["rewards/chosen"] / strength, "h_rejected": lines["rewards/rejected"] / strength,
         "margin": lines["rewards/margins"] / strength, "logps_chosen": lines["logps/chosen"], "logps_rejected": lines["logps/rejected"],

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from rpo_cli.models.buckets import Buckets, Shape, longest
 from rpo_cli.models.tokens import Tokens
-from rpo_cli.objectives import token_logps
+from rpo_cli.objectives.logps import token_logps
 
 PADDING, PROMPT = -1, 0
 Batch = dict[str, Tensor]

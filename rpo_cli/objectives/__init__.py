@@ -1,19 +1,27 @@
-"""Losses, ensemble reductions, KL estimators and calibration as pure tensor functions.
+"""Objectives and their teachers: each declares itself, and its loss is a pure tensor function.
 
-Equations are those of "Robust Preference Optimization through Reward Model Distillation" (Fisch et al., TMLR 2025)
-unless another source is named. Throughout: B pairs, k reward models, T response tokens, V vocabulary entries;
-h(y) = log π_θ(y|x) − log π_ref(y|x) in nats, summed over the response's tokens, EOS included;
-delta_h = h(y_w) − h(y_l); delta_r = r(x, y_w) − r(x, y_l) in raw Bradley–Terry logits."""
+Equations are those of "Robust Preference Optimization through Reward Model Distillation" (Fisch et al., TMLR
+2025) unless another source is named. Throughout: B pairs, k reward models, T response tokens, V vocabulary
+entries; h(y) = log π_θ(y|x) − log π_ref(y|x) in nats, summed over the response's tokens, EOS included;
+delta_h = h(y_w) − h(y_l); delta_r = r(x, y_w) − r(x, y_l) in raw Bradley–Terry logits. Recipes and help texts
+read this table, so nothing here imports torch; kl, logps, members and calibration, which do, are imported
+from their own files."""
 
-from rpo_cli.objectives.calibration import fit_temperature, mix_weights
-from rpo_cli.objectives.distill import distill_losses
-from rpo_cli.objectives.dpo import dpo_losses
-from rpo_cli.objectives.dpo_sft import nll_losses
-from rpo_cli.objectives.ipo import ipo_losses
-from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
-from rpo_cli.objectives.logps import sequence_logps, token_logps
-from rpo_cli.objectives.members import MemberChoice, MemberEma, ensemble_losses, select_member
-from rpo_cli.objectives.r_dpo import r_dpo_losses
-from rpo_cli.objectives.robust_dpo import robust_dpo_losses
-from rpo_cli.objectives.simpo import simpo_losses
-from rpo_cli.objectives.teachers import lcb_margins, mean_margins
+from rpo_cli.objectives.base import Key, Objective, Pair
+from rpo_cli.objectives.teachers import TEACHERS, Teacher
+
+# The table: a line for each file of objectives, in the order in which help texts and messages name them.
+# isort: off
+from rpo_cli.objectives.dpo import DPO
+from rpo_cli.objectives.ipo import IPO, IPO_NORM
+from rpo_cli.objectives.d_dpo import D_DPO
+from rpo_cli.objectives.p_dpo import P_DPO
+from rpo_cli.objectives.dp_dpo import DP_DPO
+from rpo_cli.objectives.e_dpo import E_DPO
+from rpo_cli.objectives.r_dpo import R_DPO
+from rpo_cli.objectives.dpo_sft import DPO_SFT
+from rpo_cli.objectives.robust_dpo import ROBUST_DPO
+from rpo_cli.objectives.simpo import SIMPO
+from rpo_cli.objectives.cdpo import CDPO
+
+OBJECTIVES = {each.name: each for each in globals().values() if isinstance(each, Objective)}

@@ -11,16 +11,15 @@ from torch import Tensor
 def fit_temperature(delta_r: Tensor, weights: Tensor | None = None) -> float:
     """T > 0 minimising the weighted Bradley–Terry loss mean(−w log σ(Δr / T)) on held-out pairs.
 
-    `delta_r` [n], chosen − rejected, raw logits; `weights` [n] ≥ 0, None for equal. Raises ValueError for unusable
-    input and when no finite T > 0 is best: margins against the labels on average, or no margin against them at all.
-    Source: Guo et al. 2017, temperature scaling; computed on the CPU in float64.
+    `delta_r` [n], chosen − rejected, raw logits; `weights` [n] ≥ 0, None for equal. Raises ValueError for
+    unusable input and when no finite T > 0 is best: margins against the labels on average, or no margin
+    against them at all. Source: Guo et al. 2017, temperature scaling; computed on the CPU in float64.
     """
     margins = delta_r.detach().double().cpu()
     weight = torch.ones_like(margins) if weights is None else weights.detach().double().cpu()
     if margins.dim() != 1 or weight.shape != margins.shape:
-        raise ValueError(
-            f"margins {tuple(margins.shape)} and weights {tuple(weight.shape)} must both be [pairs]"
-        )
+        shapes = f"margins {tuple(margins.shape)} and weights {tuple(weight.shape)}"
+        raise ValueError(f"{shapes} must both be [pairs]")
     if not bool(margins.isfinite().all() and weight.isfinite().all() and (weight >= 0).all()):
         raise ValueError("margins must be finite, weights finite and not negative")
     counted = (weight > 0) & (margins != 0)  # the others add a constant to the loss
@@ -31,7 +30,8 @@ def fit_temperature(delta_r: Tensor, weights: Tensor | None = None) -> float:
     weight = weight[counted] / weight[counted].sum()
     scale = float(margins[counted].abs().max())
     margins = margins[counted] / scale  # s below is then of the order of 1, whatever the reward's units
-    # The loss is convex in s = 1/T: its slope is −½ Σ wΔr at s = 0 and turns positive only if some margin is negative.
+    # The loss is convex in s = 1/T: its slope is −½ Σ wΔr at s = 0 and turns positive only if some margin is
+    # negative.
     if not float((weight * margins).sum()) > 0:
         raise ValueError(
             "held-out margins disagree with the labels on average: best temperature infinite (1/T = 0)"
@@ -44,7 +44,7 @@ def fit_temperature(delta_r: Tensor, weights: Tensor | None = None) -> float:
 
 
 def _zero_of_slope(margins: Tensor, weight: Tensor) -> float:
-    """The s > 0 where d/ds Σ −w log σ(s·margin) changes from negative to positive, by Newton inside a bracket."""
+    """The s > 0 where d/ds Σ −w log σ(s·margin) turns positive, by Newton inside a bracket."""
 
     def slope_curvature_noise(s: float) -> tuple[float, float, float]:
         wrong = torch.sigmoid(-s * margins)
@@ -75,10 +75,10 @@ def _zero_of_slope(margins: Tensor, weight: Tensor) -> float:
 def mix_weights(longer_wins: Tensor, shorter_wins: Tensor, mix: float) -> Tensor:
     """Importance weights under which the longer response wins in a `mix` fraction of the pairs.
 
-    `longer_wins`, `shorter_wins` [n] bool; a pair that is neither is a length tie and gets weight 0 → [n] float64 of
-    mean 1 (ties counted), so that mean(weights · loss) is the weighted average. Raises ValueError when a pair is both,
-    `mix` is outside [0, 1], or the side that must carry weight has no pair. Source: D_ρ of the length-bias experiment,
-    by weights instead of resampling.
+    `longer_wins`, `shorter_wins` [n] bool; a pair that is neither is a length tie and gets weight 0 → [n]
+    float64 of mean 1 (ties counted), so that mean(weights · loss) is the weighted average. Raises ValueError
+    when a pair is both, `mix` is outside [0, 1], or the side that must carry weight has no pair. Source: D_ρ
+    of the length-bias experiment, by weights instead of resampling.
     """
     if bool((longer_wins & shorter_wins).any()):
         raise ValueError("a pair is marked both longer_wins and shorter_wins")

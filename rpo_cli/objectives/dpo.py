@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from rpo_cli.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def dpo_losses(delta_h: Tensor, beta: float) -> Tensor:
@@ -11,4 +15,15 @@ def dpo_losses(delta_h: Tensor, beta: float) -> Tensor:
 
     `delta_h` [B] → losses [B], nats. Finite for every finite β Δh. Source: Rafailov et al. 2023, eq. 7.
     """
-    return -F.logsigmoid(beta * delta_h)
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(beta * delta_h)
+
+
+DPO = Objective(
+    name="dpo",
+    summary="direct preference optimisation",
+    equation="-log sigmoid(beta dh)",
+    source="Rafailov et al. 2023",
+    loss=lambda pair, beta: dpo_losses(pair.delta_h, beta),
+)

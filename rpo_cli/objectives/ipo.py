@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from rpo_cli.objectives.base import Objective, Pair
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def ipo_losses(delta_h: Tensor, tau: float) -> Tensor:
@@ -12,3 +17,25 @@ def ipo_losses(delta_h: Tensor, tau: float) -> Tensor:
     difference of log-ratios each divided by its own response length. Source: Azar et al. 2023, eq. 17.
     """
     return (delta_h - 1 / (2 * tau)) ** 2
+
+
+def _per_token(pair: Pair) -> Tensor:
+    return pair.h_chosen / pair.chosen_lengths - pair.h_rejected / pair.rejected_lengths
+
+
+IPO = Objective(
+    name="ipo",
+    summary="identity preference optimisation",
+    equation="(dh - 1 / (2 tau))^2 on summed log-ratios",
+    source="Azar et al. 2023",
+    loss=lambda pair, tau: ipo_losses(pair.delta_h, tau),
+    strength="tau",
+)
+IPO_NORM = Objective(
+    name="ipo-norm",
+    summary="TRL's ipo",
+    equation="the same on log-ratios divided by the length",
+    source="Azar et al. 2023",
+    loss=lambda pair, tau: ipo_losses(_per_token(pair), tau),
+    strength="tau",
+)

@@ -14,7 +14,8 @@ KlCoefficient = Literal["gamma", "gamma_beta"]
 def gamma_at(step: int, total_steps: int, gamma: float, gamma_end: float | None) -> float:
     """γ of an optimiser step: linear from `gamma` at step 0 to `gamma_end` at the last step, total_steps − 1.
 
-    Constant when `gamma_end` is None; stays at `gamma_end` beyond the last step. Source: the paper anneals 1e-4 → 1e-2.
+    Constant when `gamma_end` is None; stays at `gamma_end` beyond the last step. Source: the paper anneals
+    1e-4 → 1e-2.
     """
     if gamma_end is None:
         return gamma
@@ -31,11 +32,12 @@ def kl_weight(gamma: float, beta: float, kl_coefficient: KlCoefficient) -> float
 
 
 def kl_full(policy_logits: Tensor, ref_logits: Tensor, mask: Tensor) -> Tensor:
-    """KL(π_ref ‖ π_θ) along samples of π_ref, exact at every position: Σ_t Σ_v π_ref(v|t) [log π_ref − log π_θ](v|t).
+    """KL(π_ref ‖ π_θ) along samples of π_ref, exact at every position.
 
-    `policy_logits`, `ref_logits` [B, T, V], finite; `mask` [B, T], true where logits predict a response token → [B],
-    nats, a sum over tokens. Its mean is an unbiased KL only over responses drawn from π_ref; at π_θ = π_ref
-    the value is 0 and the gradient 0 up to rounding, sample by sample. Source: chain rule of the KL; estimator `full`.
+    Σ_t Σ_v π_ref(v|t) [log π_ref − log π_θ](v|t); `policy_logits`, `ref_logits` [B, T, V], finite; `mask` [B,
+    T], true where logits predict a response token → [B], nats, a sum over tokens. Its mean is an unbiased KL
+    only over responses drawn from π_ref; at π_θ = π_ref the value is 0 and the gradient 0 up to rounding,
+    sample by sample. Source: chain rule of the KL; estimator `full`.
     """
     policy = _at_least_float32(policy_logits).log_softmax(-1)
     ref = _at_least_float32(ref_logits).log_softmax(-1)
@@ -46,9 +48,10 @@ def kl_full(policy_logits: Tensor, ref_logits: Tensor, mask: Tensor) -> Tensor:
 def kl_sample(policy_logps: Tensor, ref_logps: Tensor) -> Tensor:
     """Log-ratio estimator of KL(π_ref ‖ π_θ): log π_ref(y) − log π_θ(y).
 
-    `policy_logps`, `ref_logps` [B], summed over tokens → [B], nats; single values may be negative. The gradient is that
-    of −log π_θ(y); the constant log π_ref(y) makes the mean a KL. Estimator `sample`: y drawn from π_ref, unbiased but
-    noisier than `kl_full`. Estimator `data`: the same function on the data set's own responses, free of sampling, but
-    unbiased only if they came from π_ref; otherwise its mean may be negative and its gradient at π_ref is not 0.
+    `policy_logps`, `ref_logps` [B], summed over tokens → [B], nats; single values may be negative. The
+    gradient is that of −log π_θ(y); the constant log π_ref(y) makes the mean a KL. Estimator `sample`: y
+    drawn from π_ref, unbiased but noisier than `kl_full`. Estimator `data`: the same function on the data
+    set's own responses, free of sampling, but unbiased only if they came from π_ref; otherwise its mean may
+    be negative and its gradient at π_ref is not 0.
     """
     return ref_logps - policy_logps

@@ -11,8 +11,8 @@ from torch import Tensor
 def sequence_logps(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """log π(y|x), summed over the response's tokens.
 
-    `logits` [B, T, V]; `tokens`, `mask` [B, T] → [B], nats, float32 or wider. Position t's logits predict tokens[t]:
-    the caller shifts. Where the mask is false the tokens may be anything (−100, pad).
+    `logits` [B, T, V]; `tokens`, `mask` [B, T] → [B], nats, float32 or wider. Position t's logits predict
+    tokens[t]: the caller shifts. Where the mask is false the tokens may be anything (−100, pad).
     """
     outside = ~mask.bool()
     logps = _at_least_float32(logits).log_softmax(-1)
@@ -23,23 +23,24 @@ def sequence_logps(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
 def token_logps(logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
     """log π of single tokens: the log-softmax at `positions` of `tokens`.
 
-    `logits` [B, S, V]; `tokens`, `positions` [B, T] int64, positions in [0, S), one position may predict several tokens
-    (responses that share a prompt) → [B, T], nats, float32 or wider. The terms of `sequence_logps`, with no copy of the
-    logits but their gradient; differentiable once.
+    `logits` [B, S, V]; `tokens`, `positions` [B, T] int64, positions in [0, S), one position may predict
+    several tokens (responses that share a prompt) → [B, T], nats, float32 or wider. The terms of
+    `sequence_logps`, with no copy of the logits but their gradient; differentiable once.
     """
     values: Tensor = _TokenLogps.apply(logits, tokens, positions)  # type: ignore[no-untyped-call]
     return values
 
 
 class _TokenLogps(torch.autograd.Function):
-    """A log-softmax of which only some entries are wanted, piece by piece: autograd's own keeps it whole, in float32."""
+    """Some entries of a log-softmax, piece by piece: autograd's own keeps the whole of it, in float32."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
         flat = logits.reshape(-1, logits.shape[-1])
-        totals = torch.cat(
-            [_at_least_float32(piece).logsumexp(-1) for piece in torch.split(flat, _rows_of(flat))]
-        ).view(logits.shape[:2])
+        pieces = torch.split(flat, _rows_of(flat))
+        totals = torch.cat([_at_least_float32(piece).logsumexp(-1) for piece in pieces]).view(
+            logits.shape[:2]
+        )
         ctx.save_for_backward(logits, totals, tokens, positions)
         rows = torch.arange(len(tokens), device=tokens.device)[:, None]
         return logits[rows, positions, tokens].to(totals.dtype) - totals.gather(1, positions)
@@ -49,11 +50,8 @@ class _TokenLogps(torch.autograd.Function):
         logits, totals, tokens, positions = ctx.saved_tensors
         wanted = torch.zeros_like(totals).scatter_add_(1, positions, grads[0]).view(-1, 1)
         result = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        flat, into, totals = (
-            logits.reshape(-1, logits.shape[-1]),
-            result.view(-1, logits.shape[-1]),
-            totals.view(-1, 1),
-        )
+        flat = logits.reshape(-1, logits.shape[-1])
+        into, totals = result.view(flat.shape), totals.view(-1, 1)
         size = _rows_of(flat)
         for start in range(0, len(flat), size):
             part = slice(start, start + size)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from rpo_cli.objectives.base import Key, Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def simpo_losses(
@@ -16,9 +20,23 @@ def simpo_losses(
 ) -> Tensor:
     """Simple preference optimisation: −log σ(β log π(y_w)/|y_w| − β log π(y_l)/|y_l| − γ); no reference.
 
-    log-probs [B] summed over tokens, lengths [B] → losses [B], nats. γ = `simpo_gamma`, a margin in reward units (the
-    weight of the KL is another γ). Source: Meng et al. 2024; TRL's CPOTrainer with loss_type `simpo`.
+    log-probs [B] summed over tokens, lengths [B] → losses [B], nats. γ = `simpo_gamma`, a margin in reward
+    units (the weight of the KL is another γ). Source: Meng et al. 2024; TRL's CPOTrainer with loss_type
+    `simpo`.
     """
-    return -F.logsigmoid(
-        beta * (chosen_logps / chosen_lengths - rejected_logps / rejected_lengths) - simpo_gamma
-    )
+    from torch.nn.functional import logsigmoid
+
+    per_token = chosen_logps / chosen_lengths - rejected_logps / rejected_lengths
+    return -logsigmoid(beta * per_token - simpo_gamma)
+
+
+SIMPO = Objective(
+    name="simpo",
+    summary="simple preference optimisation, without a reference",
+    equation="-log sigmoid(beta log pi(y_w) / |y_w| - beta log pi(y_l) / |y_l| - simpo_gamma)",
+    source="Meng et al. 2024",
+    loss=lambda pair, beta, simpo_gamma: simpo_losses(
+        pair.chosen_logps, pair.rejected_logps, pair.chosen_lengths, pair.rejected_lengths, beta, simpo_gamma
+    ),
+    keys=(Key("simpo_gamma", float, 0.5, "margin, in reward units", {"ge": 0}),),
+)

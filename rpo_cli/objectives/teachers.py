@@ -1,25 +1,75 @@
-"""Teachers made of an ensemble: the mean of its margins, their lower bound."""
+"""What d-dpo and dp-dpo may distil: one reward model, or what an ensemble makes of its margins or weights."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from rpo_cli.objectives.base import Key
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """How the margins of one teacher come about.
+
+    description: its part of the help of `teacher:`. scored: what reads the pairs, `reward_model`, each member
+    of `ensemble`, or one model with the mean of their weights. combine: (margins [k, n], keys by name) to
+    [n].
+    """
+
+    name: str
+    description: str
+    scored: Literal["one", "members", "weights"]
+    combine: Callable[..., Tensor] | None = None
+    keys: tuple[Key, ...] = ()
+
+    def of(self, margins: Tensor, recipe: object) -> Tensor:
+        """The margins [1, n] to distil, by the values of a recipe, from those [k, n] of what was scored."""
+        if self.combine is None:
+            return margins
+        values = {key.name: getattr(recipe, key.name) for key in self.keys}
+        return self.combine(margins, **values).unsqueeze(0)
 
 
 def mean_margins(delta_r: Tensor) -> Tensor:
-    """Mean of the members' margins: `delta_r` [k, B] → [B], reward units. Source: Coste et al. 2024, mean optimisation."""
+    """Mean of the members' margins: `delta_r` [k, B] → [B], reward units.
+
+    Source: Coste et al. 2024, mean optimisation.
+    """
     return delta_r.mean(0)
 
 
 def lcb_margins(delta_r: Tensor, lcb_lambda: float) -> Tensor:
     """Mean margin drawn towards 0 by λ standard deviations over the members: sign(m) · max(|m| − λ s, 0).
 
-    `delta_r` [k, B] → [B], reward units; s is the deviation of a population, 0 for one member. The literature's bound
-    mean − λ·std is on the reward of one response, which Bradley–Terry leaves open up to a shift for each member and
-    prompt, and the deviation with it. Here each response is measured against the other one of its pair, so such shifts
-    cancel: the bound of y_w against y_l is m − λs, that of y_l against y_w is −m − λs. If one is positive it is the
-    margin; if none is, the members do not say who wins and the margin is 0. (Centred on the pair's mean both responses
-    would have the same deviation and nothing would change.) Source: Eisenstein et al. 2024, mean − std, for single rewards (Coste
-    et al. 2024 subtract the variance); on pairs ours.
+    `delta_r` [k, B] → [B], reward units; s is the deviation of a population, 0 for one member. The
+    literature's bound mean − λ·std is on the reward of one response, which Bradley–Terry leaves open up to a
+    shift for each member and prompt, and the deviation with it. Here each response is measured against the
+    other one of its pair, so such shifts cancel: the bound of y_w against y_l is m − λs, that of y_l against
+    y_w is −m − λs. If one is positive it is the margin; if none is, the members do not say who wins and the
+    margin is 0. (Centred on the pair's mean both responses would have the same deviation and nothing would
+    change.) Source: Eisenstein et al. 2024, mean − std, for single rewards (Coste et al. 2024 subtract the
+    variance); on pairs ours.
     """
     mean, deviation = delta_r.mean(0), delta_r.std(0, correction=0)
     return mean.sign() * (mean.abs() - lcb_lambda * deviation).clamp(min=0)
+
+
+LCB_LAMBDA = Key("lcb_lambda", float, 1.0, "lambda of teacher: lcb", {"ge": 0})
+ROWS = (
+    Teacher("one", "one: reward_model", "one"),
+    Teacher("mean", "of the ensemble: mean, the members' mean margin", "members", mean_margins),
+    Teacher(
+        name="lcb",
+        description="lcb: that drawn towards 0 by lcb_lambda standard deviations",
+        scored="members",
+        combine=lcb_margins,
+        keys=(LCB_LAMBDA,),
+    ),
+    Teacher("warm", "warm: one reward model with the mean of the members' weights", "weights"),
+)
+TEACHERS = {row.name: row for row in ROWS}

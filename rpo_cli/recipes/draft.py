@@ -17,14 +17,14 @@ from rpo_cli.recipes.yaml_lines import Keys
 Place = tuple[Path, int] | str  # file and line, or the option of the command line
 MERGED = ("files", "rows", "by_rho", "grid", "model_config_kwargs", "judge")
 REFERENCES = (
-    "data", "dataset", "sft_dataset", "model_name_or_path", "tokenizer", "reward_model", "ensemble", "oracle", "baseline", "evaluate",
-    "policies"
+    "data", "dataset", "sft_dataset", "model_name_or_path", "tokenizer", "reward_model", "ensemble", "oracle",
+    "baseline", "evaluate", "policies",
 )  # fmt: skip
 
 
 @dataclass
 class Draft:
-    """What files and options say so far. `broken`: a file could not be read, so what is missing may stand there."""
+    """What files and options say so far. `broken`: a file could not be read: what is missing may be there."""
 
     files: list[Path]
     values: dict[str, Any] = field(default_factory=dict)
@@ -82,13 +82,12 @@ class Draft:
             place, _ = problem
             return (len(self.files), 0) if isinstance(place, str) else (self.files.index(place[0]), place[1])
 
-        return list(
-            dict.fromkeys(f"{where(place)}: {message}" for place, message in sorted(self.problems, key=order))
-        )
+        problems = sorted(self.problems, key=order)
+        return list(dict.fromkeys(f"{where(place)}: {message}" for place, message in problems))
 
 
 def gather(path: Path, below: Sequence[Path] = (), text: str | None = None) -> Draft:
-    """A file merged over the files it extends. `below`: the files that lead here; `text`: instead of the file's own."""
+    """A file merged over those it extends. `below`: the files that lead here; `text`: in place of its own."""
     draft, own = Draft([path]), Draft([path])
     document = yaml_lines.read(path) if text is None else yaml_lines.parse(text)
     own.values = document.values
@@ -121,16 +120,13 @@ def gather(path: Path, below: Sequence[Path] = (), text: str | None = None) -> D
 
 
 def anchor(values: dict[str, Any], folder: Path) -> None:
-    """Make relative paths absolute: all files, and references that begin with ./ ../ or ~ (others may be hub names)."""
+    """Make paths absolute: all files, and references that begin with ./ ../ or ~ (others are hub names)."""
 
     def absolute(value: Any) -> Any:
         if isinstance(value, list):
             return [absolute(item) for item in value]
-        return (
-            _absolute(value, folder)
-            if isinstance(value, str) and value.startswith(("./", "../", "~"))
-            else value
-        )
+        relative = isinstance(value, str) and value.startswith(("./", "../", "~"))
+        return _absolute(value, folder) if relative else value
 
     for key in REFERENCES:
         if key in values:

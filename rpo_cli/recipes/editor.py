@@ -9,18 +9,16 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes.schema import MODELS
+from rpo_cli.recipes.schema import MODELS, NOT_BY_RHO
 
 EXTENDS = {
     "description": "recipe(s) whose keys this file takes over, beside this file; its own keys win",
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
 }
-# Kept in step with PolicyRecipe.known_keys by a test.
-NOT_BY_RHO = ("stage", "objective", "rho", "by_rho", "grid")
 
 
 def json_schema() -> dict[str, Any]:
-    """One schema (draft 2020-12) for all recipes: `stage` says which keys there are; a file without one may use all."""
+    """One schema (draft 2020-12) for all recipes: `stage` says which keys there are; without one, all."""
     _, made = models_json_schema(
         [(model, "validation") for model in MODELS.values()], ref_template="#/$defs/{model}"
     )
@@ -39,9 +37,8 @@ def json_schema() -> dict[str, Any]:
         rules.append({"if": chosen_stage, "then": {"$ref": f"#/$defs/{model.__name__}"}})
         # What a recipe with `extends` lacks may stand in the file it extends.
         required = definition.pop("required")
-        rules.append(
-            {"if": chosen_stage | {"not": {"required": ["extends"]}}, "then": {"required": required}}
-        )
+        whole = chosen_stage | {"not": {"required": ["extends"]}}
+        rules.append({"if": whole, "then": {"required": required}})
     rules.append({"if": {"not": {"required": ["stage"]}}, "then": {"$ref": "#/$defs/Base"}})
     definitions["Base"] = {
         "description": "A file that others extend.",

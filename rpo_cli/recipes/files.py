@@ -13,7 +13,7 @@ SETTINGS = ("accelerate", "hardware")
 
 
 class RecipeError(Exception):
-    """A recipe is wrong or missing. `problems`: every mistake found, one line each, most with file and line."""
+    """A recipe is wrong or missing. `problems`: every mistake, one line each, most with file and line."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -23,8 +23,9 @@ class RecipeError(Exception):
 def find(name: str, beside: Path | None = None) -> Path:
     """The file a recipe's name means, as an absolute path; `.yaml` may be left out.
 
-    Looked up in the folder `beside` (where a reference is written), as a path, in ./recipes, ./recipes/miniature, and
-    in the same two places among the packed recipes. A name that begins with / ~ ./ or ../ is a path and nothing else.
+    Looked up in the folder `beside` (where a reference is written), as a path, in ./recipes,
+    ./recipes/miniature, and in the same two places among the packed recipes. A name that begins with / ~ ./
+    or ../ is a path and nothing else.
 
     Raises:
         RecipeError: there is none; names recipes that are spelt alike.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rpo_cli.recipes.files import RecipeError, find, known, shown
 from rpo_cli.recipes.load import Loaded, load
@@ -13,29 +12,21 @@ from rpo_cli.text import aligned
 
 
 def list_recipes(as_json: bool) -> None:
-    """Print every recipe that a name can mean; files that others extend are no recipes, broken ones say why."""
+    """Print all recipes that a name can mean; files that others extend are none, broken ones say why."""
     made, broken = _load_all(known())
-    entries: list[dict[str, Any]] = [
-        {
-            "suite": loaded.recipe.suite,
-            "name": _short_name(path),
-            "stage": loaded.recipe.stage,
-            "objective": getattr(loaded.recipe, "objective", None),
-            "description": loaded.recipe.description,
-            "path": str(path),
-        }
-        for path, loaded in made.items()
-    ]
-    entries += [
-        {"suite": path.parent.name, "name": _short_name(path), "stage": None, "objective": None,
-         "description": f"broken: {error.problems[0]}", "path": str(path)}
-        for path, error in broken.items()
-    ]  # fmt: skip
+    columns = ("suite", "name", "stage", "objective", "description", "path")
+    rows: list[tuple[str | None, ...]] = []
+    for path, loaded in made.items():
+        recipe, objective = loaded.recipe, getattr(loaded.recipe, "objective", None)
+        row = (recipe.suite, _short_name(path), recipe.stage, objective, recipe.description, str(path))
+        rows.append(row)
+    for path, error in broken.items():
+        problem = f"broken: {error.problems[0]}"
+        rows.append((path.parent.name, _short_name(path), None, None, problem, str(path)))
     if as_json:
-        print(json.dumps(entries, indent=2))
-        return
-    columns = ("suite", "name", "stage", "objective", "description")
-    print(aligned([columns, *([entry[column] or "" for column in columns] for entry in entries)]), end="")
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+    else:
+        print(aligned([columns[:-1], *([cell or "" for cell in row[:-1]] for row in rows)]), end="")
 
 
 def _load_all(paths: Sequence[Path]) -> tuple[dict[Path, Loaded], dict[Path, RecipeError]]:

@@ -24,8 +24,9 @@ from rpo_cli.recipes.yaml_lines import Keys
 class Loaded:
     """A valid recipe and where it comes from.
 
-    `where`: top-level field -> file and line that set it, for fields that a file set. `overrides`: what the
-    command line set, dotted keys as typed. `files`: the recipe and all it extends, itself first.
+    `where`: top-level field -> file and line that set it, for fields that a file set.
+    `overrides`: what the command line set, dotted keys as typed. `files`: the recipe and all it extends,
+    itself first.
     """
 
     recipe: Recipe
@@ -44,8 +45,7 @@ class Loaded:
         return near(name, list(dict.fromkeys(file.parent for file in self.files)))
 
     def reference(self, name: str) -> Path | None:
-        """The file of the recipe that a field refers to; None if it is empty or names a model directory or
-        hub model.
+        """The file of the recipe that a field refers to; None if it is empty or names a model.
 
         Raises:
             RecipeError: there is no such recipe; with the line that refers to it.
@@ -79,9 +79,8 @@ def load(
     Raises:
         RecipeError: with every mistake found.
     """
-    options = {
-        key: value for key, value in {**(flags or {}), "seed": seed, "rho": rho}.items() if value is not None
-    }
+    given = {**(flags or {}), "seed": seed, "rho": rho}
+    options = {key: value for key, value in given.items() if value is not None}
     if rho == "none":
         options["rho"] = None
     return _load(find(name, beside), overrides, options, expect)
@@ -152,8 +151,7 @@ def _model(draft: Draft, expect: str | None) -> type[Recipe]:
 
 
 def check_suite(folder: Path) -> list[str]:
-    """What is wrong with the recipes of a folder: mistakes in them, and references to recipes that are not
-    there.
+    """What is wrong with a folder's recipes: mistakes in them, and references to recipes that are not there.
 
     A file that another one extends, and that lacks its stage or a required key, is checked as a part of that
     one.
@@ -165,9 +163,8 @@ def check_suite(folder: Path) -> list[str]:
     bases = {base for file, draft in drafts.items() for base in draft.files if base != file}
     problems: list[str] = []
     for file, draft in drafts.items():
-        fields = (
-            MODELS[draft.values["stage"]].model_fields if str(draft.values.get("stage")) in MODELS else {}
-        )
+        model = MODELS.get(str(draft.values.get("stage")))
+        fields = model.model_fields if model else {}
         required = {"stage", *(key for key in fields if fields[key].is_required())}
         if file in bases and not required <= draft.values.keys():
             continue
@@ -200,17 +197,12 @@ def _variant_problems(loaded: Loaded, index: int, place: str) -> list[str]:
 
 
 def _references(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
-    """The recipes that a recipe rests on, with the field; a policy's teachers only if its objective has
-    any.
-    """
+    """The recipes that a recipe rests on, with the field; a policy's teachers only if it has any."""
     for index, variant in enumerate(getattr(recipe, "variants", [])):
         yield ("variants", index), variant.recipe
     for name in REFERENCES:
         value = getattr(recipe, name, None)
-        if isinstance(recipe, PolicyRecipe) and (
-            (name == "reward_model" and not recipe.asks_one)
-            or (name == "ensemble" and not recipe.asks_ensemble)
-        ):
+        if isinstance(recipe, PolicyRecipe) and name in recipe.unused():
             continue
         for index, item in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(item, str) and is_recipe(item):

@@ -9,8 +9,7 @@ from typing import Any
 from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.complaints import check, got, suggest
 from rpo_cli.recipes.draft import MERGED, Draft, Place, anchor, same
-from rpo_cli.recipes.editor import NOT_BY_RHO
-from rpo_cli.recipes.schema import KINDS, MODELS, Recipe
+from rpo_cli.recipes.schema import KINDS, MODELS, NOT_BY_RHO, Recipe
 from rpo_cli.recipes.yaml_lines import Keys
 
 
@@ -86,11 +85,9 @@ def resolve(draft: Draft, model: type[Recipe], asked: Mapping[Keys, tuple[Place,
             draft.put(keys, value, place)
     if ("max_steps",) in asked and ("expected_seconds",) not in asked and seconds is not None:
         place, other = asked[("max_steps",)]
-        # What was measured holds for the steps that were run; where those cannot be told it holds for nothing.
-        scaled = (
-            other / steps * seconds if all(_is_positive(value) for value in (other, steps, seconds)) else None
-        )
-        draft.put(("expected_seconds",), scaled, place)
+        # What was measured holds for the steps that were run; where those cannot be told, for nothing.
+        told = all(isinstance(value, int | float) and value > 0 for value in (other, steps, seconds))
+        draft.put(("expected_seconds",), other / steps * seconds if told else None, place)
     recipe, complaints = check(model, draft.values)
     for keys, message, absent in complaints:
         if not (absent and draft.broken) and not (keys and keys[0] in applied):
@@ -102,10 +99,6 @@ def resolve(draft: Draft, model: type[Recipe], asked: Mapping[Keys, tuple[Place,
             if keys and keys[0] in chosen:
                 draft.complain(("by_rho", str(chosen_for), *keys), message)
     return recipe
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and value > 0
 
 
 def _by_rho(draft: Draft, model: type[Recipe]) -> dict[float, dict[str, Any]]:
@@ -123,12 +116,8 @@ def _by_rho(draft: Draft, model: type[Recipe]) -> dict[float, dict[str, Any]]:
             draft.complain(keys, f"expected a mapping, got {got(chosen)}")
         else:
             good[rho] = {key: value for key, value in chosen.items() if key in allowed}
-            for key in chosen:
-                if key in NOT_BY_RHO:
-                    draft.complain((*keys, str(key)), "cannot depend on rho")
-                elif key not in allowed:
-                    draft.complain(
-                        (*keys, str(key)), "unknown key" + (suggest(key, allowed) or " in a policy recipe")
-                    )
+            for key in [key for key in chosen if key not in allowed]:
+                unknown = "unknown key" + (suggest(key, allowed) or " in a policy recipe")
+                draft.complain((*keys, str(key)), "cannot depend on rho" if key in NOT_BY_RHO else unknown)
     draft.values["by_rho"] = good
     return good

@@ -17,22 +17,19 @@ from rpo_cli.recipes.yaml_lines import Keys
 
 
 def require_writable(path: Path) -> Path:
-    """The recipe's real path; RecipeError if it is an installed package's, whose files are nobody's to change."""
+    """The recipe's real path; RecipeError if it is an installed package's, whose files nobody may change."""
     path = Path(path).resolve()
     if {"site-packages", "dist-packages"} & set(path.parts):
-        raise RecipeError(
-            [
-                f"{shown(path)}: belongs to the installed package; copy the recipe and change the copy (or --no-write)"
-            ]
-        )
+        cure = "copy the recipe and change the copy (or --no-write)"
+        raise RecipeError([f"{shown(path)}: belongs to the installed package; {cure}"])
     return path
 
 
 def write_by_rho(path: Path, chosen: Mapping[float, Mapping[str, Any]]) -> None:
-    """Replace the whole `by_rho` block of a recipe, or add one; no other line changes, no reader sees half a file.
+    """Replace the whole `by_rho` block of a recipe, or add one; no other line changes, none sees half a file.
 
     Raises:
-        RecipeError: the result would be no valid recipe, or the file is an installed package's or cannot be written.
+        RecipeError: the result would be no valid recipe, or the file is an installed package's or read-only.
     """
     path = require_writable(path)
     one_line = yaml_lines.one_line
@@ -45,9 +42,8 @@ def write_by_rho(path: Path, chosen: Mapping[float, Mapping[str, Any]]) -> None:
         _load(path)
         raise RecipeError([f"{shown(path)}: by_rho needs a file of `key: value` lines, not {{…}}"]) from None
     _load(path, text=text)
-    if yaml_lines.parse(text).values["by_rho"] != {
-        round(rho, 9): dict(values) for rho, values in chosen.items()
-    }:
+    asked = {round(rho, 9): dict(values) for rho, values in chosen.items()}
+    if yaml_lines.parse(text).values["by_rho"] != asked:
         raise RecipeError([f"{shown(path)}: by_rho would not be read back as written"])
     try:
         write_whole(path, text)
@@ -56,7 +52,7 @@ def write_by_rho(path: Path, chosen: Mapping[float, Mapping[str, Any]]) -> None:
 
 
 def resolved_yaml(loaded: Loaded) -> str:
-    """The recipe with every default written out and the source of each value behind it; loads to the same recipe."""
+    """The recipe with every default written out and each value's source behind it; it loads again."""
     one_line = yaml_lines.one_line
     values = loaded.recipe.model_dump(mode="python")
     rho = values.get("rho")
@@ -81,7 +77,5 @@ def source(loaded: Loaded, keys: Keys) -> str:
         if (place := loaded.places.get(keys[:length])) is not None:
             return place.split()[0] if isinstance(place, str) else where(place)
     # A mapping of which only parts were set, each of them on the command line.
-    parts = [
-        place for at, place in loaded.places.items() if at[: len(keys)] == keys and isinstance(place, str)
-    ]
-    return parts[0].split()[0] if parts else "default"
+    below = (place for at, place in loaded.places.items() if at[: len(keys)] == keys)
+    return next((place.split()[0] for place in below if isinstance(place, str)), "default")

@@ -1,6 +1,7 @@
 """YAML with the line of every key, and problems as plain sentences instead of exceptions.
 
-A recipe is read by PyYAML's safe loader with two of YAML 1.1's traps removed: `1e-6` is a number, and a date is text.
+A recipe is read by PyYAML's safe loader with two of YAML 1.1's traps removed: `1e-6` is a number, and a date
+is text.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ Dumper.add_implicit_resolver(TAG + "float", FLOAT, list("-+0123456789."))
 
 @dataclass
 class Document:
-    """What a file says: its values, the line (from 1) of each key and list item, and what is wrong with it."""
+    """What a file says: its values, the line (from 1) of each key and list item, and what is wrong."""
 
     values: dict[str, Any] = field(default_factory=dict)
     lines: dict[Keys, int] = field(default_factory=dict)
@@ -128,7 +129,7 @@ def one_line(value: Any) -> str:
 
 
 def replace_block(text: str, key: str, body: Sequence[str]) -> str:
-    """The YAML text with the block of a top-level key replaced, or added at the end; every other line stays as it is.
+    """The YAML text with the block of a top-level key replaced, or added at the end; all other lines stay.
 
     `body`: the lines below `key:`, unindented. A comment on the line of the key stays.
 
@@ -147,12 +148,9 @@ def replace_block(text: str, key: str, body: Sequence[str]) -> str:
         if key_node.value == key:
             first, after = key_node.start_mark.line, _last_line(value) + 1
             header = lines[first].rstrip("\r\n")
-            one_line = value.end_mark.line == first
-            rest = (
-                header[value.end_mark.column :]
-                if one_line
-                else header[key_node.end_mark.column :].lstrip(" :")
-            )
+            after_value = header[value.end_mark.column :]
+            after_key = header[key_node.end_mark.column :].lstrip(" :")
+            rest = after_value if value.end_mark.line == first else after_key
             comment = rest if rest.lstrip().startswith("#") else ""
     indent = " " * node.start_mark.column
     block = [
@@ -200,18 +198,14 @@ def _value(loader: Loader, node: Any, keys: Keys, document: Document) -> Any:
 def _syntax(error: yaml.YAMLError, text: str) -> tuple[int, str]:
     """Line and sentence for an error of PyYAML."""
     if isinstance(error, yaml.reader.ReaderError):
-        return text.count(
-            "\n", 0, error.position
-        ) + 1, f"not YAML: character {error.character!r} is not allowed"
+        line = text.count("\n", 0, error.position) + 1
+        return line, f"not YAML: character {error.character!r} is not allowed"
     if not isinstance(error, yaml.MarkedYAMLError):
         return 1, f"not YAML: {error}"
     problem, context = error.problem or "", error.context or ""
     # A quote or a key that never ends is noticed far below the line where it starts.
-    mark = (
-        error.context_mark
-        if context.startswith("while scanning") and error.context_mark
-        else error.problem_mark
-    )
+    scanning = context.startswith("while scanning")
+    mark = (scanning and error.context_mark) or error.problem_mark
     line = mark.line + 1 if mark else 1
     if "'\\t'" in problem:
         return error.problem_mark.line + 1 if error.problem_mark else line, "a tab: indent with spaces"

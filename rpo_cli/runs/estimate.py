@@ -321,7 +321,7 @@ class Estimator:
             else 0.0
         )
         work = _training(recipe, model, _of_pair(recipe, found) + sampled)
-        if recipe.objective in schema.PESSIMISTIC and recipe.kl_estimator == "full":
+        if recipe.needs_reference:
             work += _scoring(model, _steps(recipe) * sampled)
         return work
 

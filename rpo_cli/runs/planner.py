@@ -284,7 +284,7 @@ class Planner:
         inputs["reference"] = self._scoring(
             "reference", f"reference-logps{bits}/{of_pairs}", loaded, scored, kept
         )
-        if recipe.objective in schema.PESSIMISTIC and recipe.kl_estimator != "data":
+        if recipe.samples_reference:
             inputs["samples"] = self._scoring(
                 "samples", f"reference-samples{bits}/{of_pairs}", loaded, scored, kept
             )
@@ -476,8 +476,8 @@ def _splits_below(stage: Stage) -> list[Stage]:
 def cell_name(loaded: Loaded) -> str:
     """Folder of a policy: its strength, and whatever --set changed that can change the result."""
     recipe = cast(schema.PolicyRecipe, loaded.recipe)
-    strength = "tau" if recipe.objective.startswith("ipo") else "beta"
-    parts = [f"{strength}-{getattr(recipe, strength):g}"]
+    name, strength = recipe.strength
+    parts = [f"{name}-{strength:g}"]
     changed = {key.split(".")[0] for key in loaded.overrides} - {"beta", "tau", "rho", "seed"}
     if changed:
         values = schema.result_fields(recipe)

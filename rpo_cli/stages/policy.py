@@ -1,4 +1,4 @@
-"""Policies through one thin subclass of TRL's DPOTrainer: dpo, ipo, d-dpo, p-dpo, dp-dpo, e-dpo and rivals.
+"""Policies through one thin subclass of TRL's DPOTrainer, whatever their objective.
 
 Neither the reference model nor a reward model is in memory while a policy trains: log-probs and rewards come
 as columns (kl_estimator: full is the exception and says so).
@@ -30,22 +30,10 @@ from rpo_cli.models import (
     response_logits,
     response_logps,
 )
-from rpo_cli.objectives import (
-    MemberChoice,
-    distill_losses,
-    dpo_losses,
-    gamma_at,
-    ipo_losses,
-    kl_full,
-    kl_sample,
-    kl_weight,
-    nll_losses,
-    r_dpo_losses,
-    robust_dpo_losses,
-    select_member,
-    simpo_losses,
-)
-from rpo_cli.recipes.schema import DISTILLED, PESSIMISTIC, PolicyRecipe, seed_of
+from rpo_cli.objectives import Pair
+from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
+from rpo_cli.objectives.members import MemberChoice, select_member
+from rpo_cli.recipes.schema import PolicyRecipe, seed_of
 from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
@@ -54,7 +42,7 @@ from rpo_cli.stages.training.trl import PairTrainer, config_of
 
 
 class PolicyTrainer(PairTrainer):
-    """DPOTrainer with the objectives of Fisch et al. (2025) on precomputed log-probs and teacher margins."""
+    """DPOTrainer with any declared objective over precomputed log-probs and teacher margins."""
 
     def __init__(
         self,
@@ -63,7 +51,10 @@ class PolicyTrainer(PairTrainer):
         kl_reference: PreTrainedModel | None,
         **kwargs: Any,
     ) -> None:
-        self.recipe, self.members, self.kl_reference = recipe, members, kl_reference
+        self.recipe = recipe
+        self.objective = recipe.declared
+        self.members = members
+        self.kl_reference = kl_reference
         super().__init__(**kwargs)
         if members is not None:
             self.add_callback(EndOfStep(self, members))
@@ -86,20 +77,11 @@ class PolicyTrainer(PairTrainer):
         for batch in batches:
             inputs = self.placed(batch)
             with self.compute_loss_context_manager():
-                delta_h = self._delta_h(response_logps(self.model_wrapped, inputs), inputs)
-            means.append(distill_losses(delta_h, inputs["margins"].T, self.recipe.beta).mean(1))
+                pair = pair_of(response_logps(self.model_wrapped, inputs), inputs)
+            means.append(self.objective.losses(pair, self.recipe).mean(1))
             devices.step_mark(self.args.device)
         self.model.train()
         return select_member(self.batch_mean(torch.stack(means).mean(0)))
-
-    def _delta_h(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        size = len(inputs["ref_chosen_logps"])
-        h_chosen = logps[:size] - inputs["ref_chosen_logps"]
-        h_rejected = logps[size : 2 * size] - inputs["ref_rejected_logps"]
-        if self.recipe.objective == "ipo-norm":
-            lengths = response_lengths(inputs)
-            return h_chosen / lengths[:size] - h_rejected / lengths[size : 2 * size]
-        return h_chosen - h_rejected
 
     def compute_loss(
         self,
@@ -112,25 +94,19 @@ class PolicyTrainer(PairTrainer):
         recipe = self.recipe
         logits = response_logits(model, inputs)
         logps = logps_of(logits, inputs)
-        delta_h = self._delta_h(logps, inputs)
-        if recipe.objective in ("dpo", "p-dpo"):
-            losses = dpo_losses(delta_h, recipe.beta)
-        elif recipe.objective in ("ipo", "ipo-norm"):
-            losses = ipo_losses(delta_h, recipe.tau)
-        elif recipe.objective not in DISTILLED:
-            losses = rival_losses(recipe, delta_h, logps, response_lengths(inputs))
-        else:
-            losses = distill_losses(delta_h, inputs["margins"].T, recipe.beta)
-            losses = losses[0] if self.members is None else self.members.reduce(losses, self.batch_mean)
+        pair = pair_of(logps, inputs)
+        losses = self.objective.losses(pair, recipe)
+        if self.members is not None:
+            losses = self.members.reduce(losses, self.batch_mean)
         loss = preference = losses.mean()
-        if recipe.objective in PESSIMISTIC:
+        if self.objective.pessimistic:
             kl = self._forward_kl(logits, logps, inputs)
             gamma = gamma_at(self.state.global_step, self.args.max_steps, recipe.gamma, recipe.gamma_end)
             loss = preference + kl_weight(gamma, recipe.beta, recipe.kl_coefficient) * kl
             self.note("kl_to_reference", kl)
         self.note("losses/preference", preference)
         if self.is_logged():
-            self._note_rewards(logps, inputs)
+            self._note_rewards(pair)
         return (loss, {"logps": logps}) if return_outputs else loss
 
     def _forward_kl(
@@ -146,50 +122,35 @@ class PolicyTrainer(PairTrainer):
         assert self.kl_reference is not None
         with torch.no_grad():
             reference = response_logits(self.kl_reference, inputs)
-        # Where every response has a row of its own, the samples' come last; else each row's third response.
+        # Where every response has a row of its own, the samples' rows come last; else a sample is each row's
+        # third response.
         start, number = (2 * size, 1) if len(logits) > size else (0, 3)
         return kl_full(logits[start:], reference[start:], predicts(inputs, number)[start:]).mean()
 
-    def _note_rewards(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
-        size = len(inputs["ref_chosen_logps"])
-        chosen, rejected = logps[:size].detach(), logps[size : 2 * size].detach()
-        h_chosen, h_rejected = chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"]
-        strength = 1.0 if self.recipe.objective.startswith("ipo") else self.recipe.beta
-        self.note("rewards/chosen", strength * h_chosen.mean())
-        self.note("rewards/rejected", strength * h_rejected.mean())
-        self.note("rewards/margins", strength * (h_chosen - h_rejected).mean())
-        self.note("rewards/accuracies", (h_chosen > h_rejected).float().mean())
-        self.note("logps/chosen", chosen.mean())
-        self.note("logps/rejected", rejected.mean())
+    @torch.no_grad()
+    def _note_rewards(self, pair: Pair) -> None:
+        scale = self.recipe.reward_scale
+        self.note("rewards/chosen", scale * pair.h_chosen.mean())
+        self.note("rewards/rejected", scale * pair.h_rejected.mean())
+        self.note("rewards/margins", scale * pair.delta_h.mean())
+        self.note("rewards/accuracies", (pair.h_chosen > pair.h_rejected).float().mean())
+        self.note("logps/chosen", pair.chosen_logps.mean())
+        self.note("logps/rejected", pair.rejected_logps.mean())
 
     def noted(self) -> dict[str, float]:
         """The metrics since the last line, with the step's gamma and the ensemble members' shares."""
-        found = super().noted()
-        if found and self.recipe.objective in PESSIMISTIC:
+        found, recipe = super().noted(), self.recipe
+        if found and self.objective.pessimistic:
             step = self.state.global_step - 1
-            found["gamma"] = gamma_at(step, self.args.max_steps, self.recipe.gamma, self.recipe.gamma_end)
+            found["gamma"] = gamma_at(step, self.args.max_steps, recipe.gamma, recipe.gamma_end)
         if found and self.members is not None:
             found |= self.members.shares()
         return found
 
 
-def rival_losses(
-    recipe: PolicyRecipe, delta_h: torch.Tensor, logps: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
-    """Losses [B] of the rivals: `delta_h` [B]; `logps`, `lengths` [2B or more], chosen first."""
-    size = len(delta_h)
-    chosen, rejected = slice(size), slice(size, 2 * size)
-    if recipe.objective == "r-dpo":
-        return r_dpo_losses(delta_h, lengths[chosen], lengths[rejected], recipe.beta, recipe.length_alpha)
-    if recipe.objective == "dpo-sft":
-        return dpo_losses(delta_h, recipe.beta) + recipe.sft_weight * nll_losses(
-            logps[chosen], lengths[chosen]
-        )
-    if recipe.objective == "robust-dpo":
-        return robust_dpo_losses(delta_h, recipe.beta, recipe.label_smoothing)
-    return simpo_losses(
-        logps[chosen], logps[rejected], lengths[chosen], lengths[rejected], recipe.beta, recipe.simpo_gamma
-    )
+def pair_of(logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Pair:
+    """The pairs of a micro-batch as a loss reads them; `logps` [2B or more], chosen first."""
+    return Pair(logps, inputs, partial(response_lengths, inputs))
 
 
 class EndOfStep(TrainerCallback):
@@ -214,7 +175,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
     rows, dropped = policy_rows(job, recipe, tokenizer, teachers)
     need_rows(len(rows), recipe, job.path)
     members = None
-    if recipe.objective == "e-dpo":
+    if recipe.takes_min:
         margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
         members = MemberChoice(recipe.ensemble_min, list(teachers.temperatures), margins, recipe.ema_decay)
     load = partial(
@@ -223,8 +184,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
     bits = four_bits(recipe, device)
     torch.manual_seed(seed)  # what a model lacks is drawn when it is loaded
     model = load(device=device, training=True, bits=bits)
-    with_reference = recipe.objective in PESSIMISTIC and recipe.kl_estimator == "full"
-    kl_reference = load(device=device, bits=bits) if with_reference else None
+    kl_reference = load(device=device, bits=bits) if recipe.needs_reference else None
     config = config_of(DPOConfig, job, device, seed, beta=recipe.beta, precompute_ref_log_probs=True)
     shared = recipe.shared_prompts and _shares(model, rows, pad_id(tokenizer))
     collator, shapes = collator_of(rows, recipe, device, pad_id(tokenizer), shared)

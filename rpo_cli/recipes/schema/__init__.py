@@ -1,12 +1,12 @@
 """What a recipe may say: one flat pydantic model for each kind of stage, unknown keys forbidden.
 
-Keys carry TRL's and transformers' own names where those exist. Imports neither torch nor TRL, so that a mistake in a
-recipe is reported in well under a second."""
+Keys carry TRL's and transformers' own names where those exist. Imports neither torch nor TRL, so that a
+mistake in a recipe is reported in well under a second."""
 
 from rpo_cli.recipes.schema.base import FourBits, ModelSource, Recipe, is_recipe, seed_of
 from rpo_cli.recipes.schema.data import LOADED_TABLES, DataRecipe, RelabelRecipe, SplitsRecipe
 from rpo_cli.recipes.schema.evaluate import JUDGE_PROMPT, EvaluateRecipe, JudgeRecipe, JudgeSettings
 from rpo_cli.recipes.schema.figure import MEASURED, MEASURES, Claim, FigureRecipe, Variant
 from rpo_cli.recipes.schema.kinds import KINDS, MODELS, Kind, result_fields
-from rpo_cli.recipes.schema.policy import DISTILLED, PESSIMISTIC, Objective, PolicyRecipe, ScoringRecipe
+from rpo_cli.recipes.schema.policy import NOT_BY_RHO, PolicyRecipe, ScoringRecipe
 from rpo_cli.recipes.schema.training import RewardRecipe, SFTRecipe, TrainingRecipe

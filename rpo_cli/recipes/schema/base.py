@@ -55,7 +55,8 @@ class Recipe(BaseModel):
     )
     threads: PositiveInt | None = Field(
         None,
-        description="CPU threads of the stage; fixed, because the order of sums, hence the last bit, depends on it",
+        description="CPU threads of the stage; fixed, because the order of sums, hence the last bit, depends "
+        "on it",
     )
     report_to: Literal["none", "wandb"] = cosmetic(
         "none", "where to log besides metrics.jsonl, which is always written"
@@ -64,10 +65,6 @@ class Recipe(BaseModel):
     expected_seconds: PositiveFloat | None = cosmetic(
         None, "measured wall time on two CPU cores; feeds the first ETA only"
     )
-
-
-def _default(recipe: BaseModel, name: str) -> Any:
-    return type(recipe).model_fields[name].default
 
 
 class ModelSource(Recipe):
@@ -80,7 +77,8 @@ class ModelSource(Recipe):
     model_revision: str | None = Field(None, description="revision of a hub model")
     pad_token: str | None = Field(
         None,
-        description="padding token, never the EOS; one outside the vocabulary is added; default: the tokenizer's own",
+        description="padding token, never the EOS; one outside the vocabulary is added; default: the "
+        "tokenizer's own",
     )
     attn_implementation: str | None = Field(None, description="as in transformers; default: the model's own")
     max_length: PositiveInt = Field(
@@ -109,7 +107,8 @@ class SharedPrompts(BaseModel):
 
     shared_prompts: bool = Field(
         True,
-        description="a row holds a prompt once with all its responses (about half the work); false: each response has its own",
+        description="a row holds a prompt once with all its responses (about half the work); false: each "
+        "response has its own",
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from rpo_cli.recipes.schema.base import ModelSource, Recipe, Share, SharedPrompts, Table, _default, cosmetic
+from rpo_cli.recipes.schema.base import ModelSource, Recipe, Share, SharedPrompts, Table, cosmetic
 
 
 @dataclass(frozen=True)
@@ -65,30 +65,36 @@ class DataRecipe(Recipe):
     files: dict[Table, str] = Field({}, description="table -> JSONL or Parquet file, relative to the recipe")
     rows: dict[Table, PositiveInt] = Field(
         {},
-        description="rows per table: the miniature's sizes, or how many rows to use: of a file the first, of a set those of drawn posts",
+        description="rows per table: the miniature's sizes, or how many rows to use: of a file the first, of "
+        "a set those of drawn posts",
     )
     dataset: str | None = Field(
         None,
-        description="the pairs: hub name (or name@revision), directory or file (./x.jsonl); default: the source's published set",
+        description="the pairs: hub name (or name@revision), directory or file (./x.jsonl); default: the "
+        "source's published set",
     )
     data_dir: str | list[str] | None = Field(
         None, description="folder(s) of the set to read, such as helpful-base; default: the source's"
     )
     sft_dataset: str | None = Field(
         None,
-        description="written responses, named like dataset; its splits give the prompts too. Without: chosen responses",
+        description="written responses, named like dataset; its splits give the prompts too. Without: chosen "
+        "responses",
     )
     tokenizer: str | None = Field(
         None,
-        description="hub name (or name@revision) or directory: counts max_prompt_tokens and brings the chat template",
+        description="hub name (or name@revision) or directory: counts max_prompt_tokens and brings the chat "
+        "template",
     )
     max_prompt_tokens: PositiveInt | None = Field(
         None,
-        description="TL;DR posts are cut at their last newline until the prompt fits; other longer prompts are left out; both counted",
+        description="TL;DR posts are cut at their last newline until the prompt fits; other longer prompts "
+        "are left out; both counted",
     )
     newlines: Literal["keep", "flatten"] = Field(
         "keep",
-        description="blank lines inside TL;DR posts; trl-lib/tldr-preference has lost its own, so beside it flatten everything",
+        description="blank lines inside TL;DR posts; trl-lib/tldr-preference has lost its own, so beside it "
+        "flatten everything",
     )
     prompt_format: Literal["raw", "chat"] = Field(
         "raw", description="dialogues as published, or through the tokenizer's chat template"
@@ -122,8 +128,8 @@ class DataRecipe(Recipe):
 
     @model_validator(mode="after")
     def source_has_what_it_needs(self) -> DataRecipe:
-        given = {name for name in self.model_fields_set if getattr(self, name) != _default(self, name)}
-        without = sorted(self.unused() & given)
+        fields = type(self).model_fields
+        without = sorted(n for n in self.unused() & fields.keys() if getattr(self, n) != fields[n].default)
         if without:
             raise ValueError(f"{', '.join(without)}: no effect with source: {self.source}")
         if self.loaded and self.files:

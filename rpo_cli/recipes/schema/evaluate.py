@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from rpo_cli.recipes.schema.base import ModelSource, Recipe, added, cosmetic
 
 JUDGE_PROMPT = """\
-Two responses to the same prompt follow. Decide which of them is the better response to the prompt. Judge what they say and how
+Two responses to the same prompt follow. Decide which of them is the better response to the prompt. \
+Judge what they say and how
 well they say it; neither their order nor their length is a merit in itself.
 
 <prompt>
@@ -25,7 +26,8 @@ well they say it; neither their order nor their length is a merit in itself.
 {response_b}
 </response B>
 
-Explain in a sentence or two, then end with one line that is exactly "Verdict: A", "Verdict: B" or "Verdict: tie".
+Explain in a sentence or two, then end with one line that is exactly "Verdict: A", "Verdict: B" or \
+"Verdict: tie".
 """
 
 

@@ -2,63 +2,103 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
+from rpo_cli.objectives import OBJECTIVES, TEACHERS, Key, Objective
 from rpo_cli.recipes.schema.base import FourBits, ModelSource, Share, SharedPrompts, cosmetic
 from rpo_cli.recipes.schema.training import TrainingRecipe
 
-Objective = Literal[
-    "dpo", "ipo", "ipo-norm", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "r-dpo", "dpo-sft", "robust-dpo", "simpo"
-]
-DISTILLED = ("d-dpo", "dp-dpo", "e-dpo")
-PESSIMISTIC = ("p-dpo", "dp-dpo", "e-dpo")
+NOT_BY_RHO = ("stage", "objective", "rho", "by_rho", "grid")
+OF_ONE = " and ".join(name for name, each in OBJECTIVES.items() if each.teacher == "one")
+OF_ENSEMBLE = " and ".join(name for name, each in OBJECTIVES.items() if each.teacher == "ensemble")
+PESSIMISTIC = ", ".join(name for name, each in OBJECTIVES.items() if each.pessimistic)
 
 
-class PolicyRecipe(TrainingRecipe, SharedPrompts):
-    """Offline preference optimisation from pi_SFT."""
+def _keys(name: str, keys: Iterable[Key]) -> type[BaseModel]:
+    """A model of these keys alone; what belongs to objectives says to which."""
+    fields: dict[str, Any] = {}
+    for key in keys:
+        owners = " and ".join(f"{each.name}'s" for each in OBJECTIVES.values() if key in each.keys)
+        description = f"{owners} {key.description}".strip()
+        fields[key.name] = key.type, Field(key.default, description=description, **key.bounds)
+    return create_model(name, **fields)
+
+
+OBJECTIVE_KEYS = {key.name: key for each in OBJECTIVES.values() for key in each.keys}
+TEACHER_KEYS = {key.name: key for each in TEACHERS.values() for key in each.keys}
+if TYPE_CHECKING:  # what the tables say is known when the program runs
+    ObjectiveName = str
+    TeacherName = str
+
+    class TeacherKeys(BaseModel):
+        """Keys that a teacher reads."""
+
+    class ObjectiveKeys(BaseModel):
+        """Keys that some objectives read."""
+else:
+    ObjectiveName, TeacherName = Literal[tuple(OBJECTIVES)], Literal[tuple(TEACHERS)]
+    TeacherKeys = _keys("TeacherKeys", TEACHER_KEYS.values())
+    ObjectiveKeys = _keys("ObjectiveKeys", OBJECTIVE_KEYS.values())
+
+
+class Taught(TrainingRecipe, SharedPrompts):
+    """What a policy learns, and whom from."""
 
     stage: Literal["policy"]
-    objective: Objective
+    objective: ObjectiveName
     data: str = Field("splits.yaml", description="recipe of the pairs: splits")
     rho: Share | None = Field(None, description="which D_rho; null: the unbiased pairs")
-    reward_model: str = Field("rm.yaml", description="teacher of d-dpo and dp-dpo: recipe or model directory")
+    reward_model: str = Field("rm.yaml", description=f"teacher of {OF_ONE}: recipe or model directory")
     ensemble: str | list[str] = Field(
-        "rm.yaml", description="teachers of e-dpo: a recipe with `ensemble:`, or model directories"
+        "rm.yaml",
+        description=f"teachers of {OF_ENSEMBLE}: a recipe with `ensemble:`, or model directories",
     )
-    teacher: Literal["one", "mean", "lcb", "warm"] = Field(
+    teacher: TeacherName = Field(
         "one",
-        description="what d-dpo and dp-dpo distil. one: reward_model; of the ensemble: mean, the members' mean margin; lcb: that drawn "
-        "towards 0 by lcb_lambda standard deviations; warm: one reward model with the mean of the members' weights",
+        description=f"what {OF_ONE} distil. {'; '.join(each.description for each in TEACHERS.values())}",
     )
-    lcb_lambda: float = Field(1.0, ge=0, description="lambda of teacher: lcb")
+
+
+class Strengths(BaseModel):
+    """How strongly a policy is held to the reference: each objective has one of them."""
+
     beta: PositiveFloat = Field(
         0.1, description="strength of the reference in reward units; dpo, d-dpo and kin"
     )
     tau: PositiveFloat = Field(0.1, description="ipo's regularisation: the target margin is 1 / (2 tau)")
-    length_alpha: float = Field(0.01, ge=0, description="r-dpo's charge for a token, in reward units")
-    sft_weight: float = Field(1.0, ge=0, description="dpo-sft's weight of -log pi(chosen) / length")
-    label_smoothing: float = Field(
-        0.1, ge=0, lt=0.5, description="robust-dpo's share of labels assumed to be flipped"
-    )
-    simpo_gamma: float = Field(0.5, ge=0, description="simpo's margin, in reward units")
+
+
+class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
+    """Offline preference optimisation from pi_SFT."""
+
     gamma: float = Field(
-        1e-4, ge=0, description="weight of KL(pi_ref || pi_theta) at the first step; p-dpo, dp-dpo, e-dpo"
+        1e-4, ge=0, description=f"weight of KL(pi_ref || pi_theta) at the first step; {PESSIMISTIC}"
     )
     gamma_end: float | None = Field(
         1e-2, ge=0, description="weight at the last step (linear); null: constant"
     )
     kl_estimator: Literal["full", "sample", "data"] = Field(
         "sample",
-        description="full: whole vocabulary along reference samples (reference model in memory); sample: -log pi_theta on "
-        "reference samples; data: on the data set's own responses, biased unless they came from the reference",
+        description="full: whole vocabulary along reference samples (reference model in memory); sample: "
+        "-log pi_theta on reference samples; data: on the data set's own responses, biased unless they came "
+        "from the reference",
     )
     kl_coefficient: Literal["gamma", "gamma_beta"] = Field(
         "gamma", description="weight of the KL: gamma itself, or gamma * beta"
     )
     ensemble_min: Literal["dataset", "batch", "example"] = Field(
-        "example", description="scope of e-dpo's min over members"
+        "example", description=f"scope of {OF_ENSEMBLE}'s min over members"
     )
     ema_decay: Share = Field(
         0.9, description="decay of the data-set losses that ensemble_min: dataset compares"
@@ -80,56 +120,76 @@ class PolicyRecipe(TrainingRecipe, SharedPrompts):
     @model_validator(mode="after")
     def has_teachers(self) -> PolicyRecipe:
         if self.asks_ensemble and not self.ensemble:
-            who = "e-dpo" if self.objective == "e-dpo" else f"teacher: {self.teacher}"
+            who = self.objective if self.declared.teacher == "ensemble" else f"teacher: {self.teacher}"
             raise ValueError(f"ensemble: {who} needs at least one reward model")
         return self
 
     @property
+    def declared(self) -> Objective:
+        """What its objective says of itself."""
+        return OBJECTIVES[self.objective]
+
+    @property
+    def strength(self) -> tuple[str, float]:
+        """Name and value of the hyperparameter that is swept."""
+        name = self.declared.strength
+        return name, float(getattr(self, name))
+
+    @property
+    def reward_scale(self) -> float:
+        """Reward units for a nat of log-ratio; 1 where the strength is no factor of the reward."""
+        return self.beta if self.declared.strength == "beta" else 1.0
+
+    @property
     def asks_one(self) -> bool:
         """Whether the teacher is `reward_model`."""
-        return self.objective in ("d-dpo", "dp-dpo") and self.teacher == "one"
+        return self.declared.teacher == "one" and TEACHERS[self.teacher].scored == "one"
 
     @property
     def asks_ensemble(self) -> bool:
         """Whether there are teachers and they are `ensemble`."""
-        return self.objective in DISTILLED and not self.asks_one
+        return self.declared.teacher != "none" and not self.asks_one
+
+    @property
+    def takes_min(self) -> bool:
+        """Whether each pair, batch or data set chooses among the ensemble's members."""
+        return self.declared.teacher == "ensemble"
 
     @property
     def compares_members(self) -> bool:
-        """Whether members' margins meet, and so must be on one scale: e-dpo's min, a mean or a deviation."""
-        return self.asks_ensemble and (self.objective == "e-dpo" or self.teacher != "warm")
+        """Whether members' margins meet, and so must be on one scale: a min, a mean or a deviation."""
+        return self.takes_min or (self.asks_ensemble and TEACHERS[self.teacher].scored == "members")
+
+    @property
+    def samples_reference(self) -> bool:
+        """Whether the KL is estimated on samples of pi_ref."""
+        return self.declared.pessimistic and self.kl_estimator != "data"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference model is in memory while the policy trains."""
+        return self.declared.pessimistic and self.kl_estimator == "full"
 
     def unused(self) -> set[str]:
         """Fields that have no effect under this objective, and so are no part of the policy's key."""
-        without = {"beta"} if self.objective.startswith("ipo") else {"tau"}
-        if self.objective not in PESSIMISTIC:
-            without |= {"gamma", "gamma_end", "kl_estimator", "kl_coefficient"}
-        if self.objective not in PESSIMISTIC or self.kl_estimator == "data":
-            without |= {"reference_samples", "max_new_tokens", "sampling_seed"}
-        if not self.asks_one:
-            without |= {"reward_model"}
-        if self.objective not in ("d-dpo", "dp-dpo") or self.teacher == "one":
-            without |= {"teacher"}
-        if "teacher" in without or self.teacher != "lcb":
-            without |= {"lcb_lambda"}
-        if not self.asks_ensemble:
-            without |= {"ensemble"}
-        if self.objective != "e-dpo":
-            without |= {"ensemble_min"}
-        if not self.compares_members:
-            without |= {"calibration"}
-        if self.objective != "e-dpo" or self.ensemble_min != "dataset":
-            without |= {"ema_decay"}
-        if not self.compares_members or self.calibration == "none":
-            without |= {"calibration_mix"}
-        rivals = {
-            "r-dpo": "length_alpha",
-            "dpo-sft": "sft_weight",
-            "robust-dpo": "label_smoothing",
-            "simpo": "simpo_gamma",
+        objective = self.declared
+        distils_other = objective.teacher == "one" and self.teacher != "one"
+        teacher_keys = TEACHERS[self.teacher].keys if distils_other else ()
+        used = {
+            **{name: key in objective.keys for name, key in OBJECTIVE_KEYS.items()},
+            **{name: key in teacher_keys for name, key in TEACHER_KEYS.items()},
+            **{name: name == objective.strength for name in Strengths.model_fields},
+            **dict.fromkeys(("gamma", "gamma_end", "kl_estimator", "kl_coefficient"), objective.pessimistic),
+            **dict.fromkeys(("reference_samples", "max_new_tokens", "sampling_seed"), self.samples_reference),
+            "reward_model": self.asks_one,
+            "teacher": distils_other,
+            "ensemble": self.asks_ensemble,
+            "ensemble_min": self.takes_min,
+            "ema_decay": self.takes_min and self.ensemble_min == "dataset",
+            "calibration": self.compares_members,
+            "calibration_mix": self.compares_members and self.calibration != "none",
         }
-        without |= {field for objective, field in rivals.items() if objective != self.objective}
-        return without
+        return {name for name, has_effect in used.items() if not has_effect}
 
     @field_validator("by_rho", mode="before")
     @classmethod
@@ -139,13 +199,13 @@ class PolicyRecipe(TrainingRecipe, SharedPrompts):
                 if not isinstance(chosen, dict):
                     raise ValueError(f"by_rho {rho}: must be a mapping of keys to values")
                 for key in chosen:
-                    if key not in cls.model_fields or key in ("stage", "objective", "rho", "by_rho", "grid"):
+                    if key not in cls.model_fields or key in NOT_BY_RHO:
                         raise ValueError(f"by_rho {rho}: {key} is not a key that can be set for a rho")
         return value
 
 
 class ScoringRecipe(ModelSource, SharedPrompts, FourBits):
-    """Work that a policy recipe implies and nobody writes down: reference log-probs, reference samples, rewards."""
+    """Work that a policy recipe implies and nobody writes down: reference log-probs and samples, rewards."""
 
     stage: Literal["reference", "samples", "scores", "measure"]
     per_device_eval_batch_size: PositiveInt = cosmetic(256, "sequences at a time")

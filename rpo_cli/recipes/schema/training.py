@@ -21,13 +21,15 @@ class TrainingRecipe(ModelSource, FourBits):
     )
     gradient_accumulation_steps: PositiveInt = Field(
         1,
-        description="pieces of this size in the batch of an optimiser step, which stays the same in several processes",
+        description="pieces of this size in the batch of an optimiser step, which stays the same in several "
+        "processes",
     )
     train_sampling_strategy: Literal["random", "group_by_length"] = added(
         "random",
-        "group_by_length: the rows of an optimiser batch are of about equal length, so that less is padding; such a batch no longer stands "
-        "for the data, which matters where it decides something (ensemble_min: batch) and where the bias is one of length. Of either kind, "
-        "a batch is cut into its pieces from the longest row to the shortest",
+        "group_by_length: the rows of an optimiser batch are of about equal length, so that less is padding; "
+        "such a batch no longer stands for the data, which matters where it decides something (ensemble_min: "
+        "batch) and where the bias is one of length. Of either kind, a batch is cut into its pieces from the "
+        "longest row to the shortest",
     )
     per_device_eval_batch_size: PositiveInt = cosmetic(64, "rows at a time where nothing is learnt")
     optim: str = "adamw_torch"
@@ -42,7 +44,8 @@ class TrainingRecipe(ModelSource, FourBits):
     )
     use_peft: bool = Field(
         False,
-        description="train a LoRA adapter (extra `lora`); the saved model is merged, the adapter kept beside it",
+        description="train a LoRA adapter (extra `lora`); the saved model is merged, the adapter kept beside "
+        "it",
     )
     lora_r: PositiveInt = 16
     lora_alpha: PositiveInt = 32
@@ -52,9 +55,8 @@ class TrainingRecipe(ModelSource, FourBits):
     @model_validator(mode="after")
     def four_bits_are_frozen(self) -> TrainingRecipe:
         if self.load_in_4bit and not self.use_peft:
-            raise ValueError(
-                "load_in_4bit needs use_peft: true; weights of 4 bits cannot be trained, an adapter beside them can"
-            )
+            why = "weights of 4 bits cannot be trained, an adapter beside them can"
+            raise ValueError(f"load_in_4bit needs use_peft: true; {why}")
         if not self.load_in_4bit and (self.use_bnb_nested_quant or self.bnb_4bit_quant_type != "nf4"):
             raise ValueError("bnb_4bit_quant_type and use_bnb_nested_quant: no effect without load_in_4bit")
         return self
@@ -68,7 +70,8 @@ class SFTRecipe(TrainingRecipe):
     table: Table = "sft_train"
     model_config_kwargs: dict[str, Any] | None = Field(
         None,
-        description="train from scratch: model_type and the keys of its transformers config; the tokenizer is the data's",
+        description="train from scratch: model_type and the keys of its transformers config; the tokenizer "
+        "is the data's",
     )
 
     @model_validator(mode="after")
@@ -76,9 +79,8 @@ class SFTRecipe(TrainingRecipe):
         if (self.model_name_or_path is None) == (self.model_config_kwargs is None):
             raise ValueError("give either model_name_or_path or model_config_kwargs")
         if self.load_in_4bit and self.model_config_kwargs is not None:
-            raise ValueError(
-                "load_in_4bit: a model from scratch has no weights to quantise; name one with model_name_or_path"
-            )
+            why = "a model from scratch has no weights to quantise"
+            raise ValueError(f"load_in_4bit: {why}; name one with model_name_or_path")
         return self
 
 

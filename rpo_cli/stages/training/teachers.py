@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.artifacts import Job
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.objectives import fit_temperature, lcb_margins, mean_margins, mix_weights
-from rpo_cli.recipes.schema import PESSIMISTIC, PolicyRecipe
+from rpo_cli.objectives import TEACHERS
+from rpo_cli.objectives.calibration import fit_temperature, mix_weights
+from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.data.rows import PAIR, rows_of
 from rpo_cli.stages.samples import samples_by_prompt
 from rpo_cli.stages.splits import LONGER, SHORTER
@@ -60,12 +61,10 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
 
 
 def _as_one(margins: np.ndarray, recipe: PolicyRecipe) -> np.ndarray:
-    """The members' margins [k, n] as the one teacher [1, n] that d-dpo distils; e-dpo keeps them all."""
-    if recipe.objective == "e-dpo" or recipe.teacher in ("one", "warm"):
+    """The members' margins [k, n] as the one teacher [1, n] that d-dpo distils; a min over members keeps them all."""
+    if recipe.takes_min:
         return margins
-    tensor = torch.from_numpy(margins)
-    one = mean_margins(tensor) if recipe.teacher == "mean" else lcb_margins(tensor, recipe.lcb_lambda)
-    return one.unsqueeze(0).numpy()
+    return TEACHERS[recipe.teacher].of(torch.from_numpy(margins), recipe).numpy()
 
 
 def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> float:
@@ -97,7 +96,7 @@ def policy_rows(
     logps = pq.read_table(job.inputs["reference"] / "logps.parquet").to_pydict()
     both = zip(logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)
     reference = dict(zip(logps["id"], both, strict=True))
-    sampled = recipe.objective in PESSIMISTIC and recipe.kl_estimator != "data"
+    sampled = recipe.samples_reference
     samples = samples_by_prompt(job) if sampled else {}
     prompts = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True)) if sampled else {}
     result = []
