@@ -85,6 +85,9 @@ Objectives = Annotated[
 GridSize = Annotated[
     int | None, typer.Option("--grid-size", min=1, help="Try this many values of each grid, evenly spread.")
 ]
+Seeds = Annotated[
+    str | None, typer.Option("--seeds", help="Seeds to average over, with commas. Default: the recipe's.")
+]
 Estimate = Annotated[
     bool,
     typer.Option(
@@ -364,11 +367,16 @@ def _numbers(text: str | None) -> list[int] | None:
         raise BadInput(f"--seeds {text}: expected whole numbers with commas, such as 0,1,2") from None
 
 
+def _budget(budget: str | None, objectives: str | None, grid_size: int | None) -> Any:
+    from rpo_cli.figures import Budget
+
+    return Budget(budget == "small", objectives, grid_size)
+
+
 @app.command("sweep", epilog="Example: rpo sweep --recipe figure2.yaml --rho all --seeds 0,1,2 --jobs 2")
 @guarded
 def sweep(
-    recipe: Recipe, rho: Rho = "all",
-    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds to average over, with commas. Default: the recipe's.")] = None,
+    recipe: Recipe, rho: Rho = "all", seeds: Seeds = None,
     write: Annotated[bool, typer.Option("--write/--no-write", help="Write the chosen values into the recipes' by_rho.")] = True,
     keep_weights: KeepWeights = "best", budget: BudgetOption = None, objectives: Objectives = None, grid_size: GridSize = None,
     overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False, estimate: Estimate = False,
@@ -376,88 +384,58 @@ def sweep(
     as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Try the grid over beta or tau, for one policy recipe or all of a figure's; choose on validation prompts."""
-    from rpo_cli.figures.selection import Budget
-    from rpo_cli.figures.sweep import run_sweep
+    from rpo_cli.figures import run_sweep
     from rpo_cli.runs.question import asked
 
     session = _session(**locals())
     question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
-    run_sweep(
-        session,
-        _numbers(seeds),
-        write,
-        keep_weights,
-        Budget(budget == "small", objectives, grid_size),
-        question,
-    )
+    reduced = _budget(budget, objectives, grid_size)
+    run_sweep(session, _numbers(seeds), write, keep_weights, reduced, question)
 
 
-@figure_app.command(
-    "figure2",
-    epilog="Examples: rpo figure figure2 --recipe miniature/figure2.yaml --jobs 2 | rpo figure figure2 --from results/miniature",
-)
-@guarded
-def figure2(
-    recipe: Recipe = "figure2.yaml", rho: Rho = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, with commas. Default: the recipe's.")] = None,
-    from_results: Annotated[Path | None, typer.Option("--from", help="Redraw committed results; train nothing.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for pictures and results. Default: figures/ in the workspace.")] = None,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Train nothing; draw what there is and mark the gaps.")] = False,
-    tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation (the full protocol).")] = False,
-    keep_weights: KeepWeights = "best", budget: BudgetOption = None, objectives: Objectives = None, grid_size: GridSize = None,
-    overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False, estimate: Estimate = False,
-    device_name: DeviceName = None, tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None,
-    as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
-) -> None:  # fmt: skip
-    """Figure 2: advantage over pi_SFT and response length against the length bias rho, with the paper's orderings."""
-    from rpo_cli.figures.selection import Budget
-    from rpo_cli.figures.sweep import run_figure2
-    from rpo_cli.runs.question import asked
+def _figure(kind: str, text: str, name: str, example: str) -> None:
+    """Add `rpo figure KIND`, whose recipe is called `name` unless another is given."""
 
-    session = _session(**locals())
-    question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
-    reduced = Budget(budget == "small", objectives, grid_size)
-    run_figure2(
-        session, _numbers(seeds), from_results, out, allow_missing, tune, keep_weights, reduced, question
-    )
-
-
-def _theory(kind: str, text: str) -> None:
-    """Add `rpo figure KIND`."""
-
-    @figure_app.command(
-        kind, help=text, epilog=f"Example: rpo figure {kind} --recipe miniature/figure-{kind}.yaml --jobs 2"
-    )
+    @figure_app.command(kind, help=text, epilog=f"Example: rpo figure {kind} {example}")
     @guarded
     def run(
-        recipe: Recipe = f"figure-{kind}.yaml", rho: Rho = None,
-        seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds, with commas. Default: the recipe's.")] = None,
+        recipe: Recipe = name, rho: Rho = None, seeds: Seeds = None,
         from_results: Annotated[Path | None, typer.Option("--from", help="Redraw kept results; train nothing.")] = None,
-        out: Annotated[Path | None, typer.Option("--out", help="Folder for the files. Default: figures/ in the workspace.")] = None,
-        tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation, for this figure.")] = False,
-        keep_weights: KeepWeights = "best", grid_size: GridSize = None, overrides: Set = None, workspace: WorkspaceOption = None,
-        device: Device = None, dry_run: DryRun = False, estimate: Estimate = False, device_name: DeviceName = None,
-        tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None, params: Params = None, as_json: AsJson = False,
-        jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None, debug: Debug = False,
+        out: Annotated[Path | None, typer.Option("--out", help="Folder for pictures and results. Default: figures/ in the workspace.")] = None,
+        allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Train nothing; draw what there is and mark the gaps.")] = False,
+        tune: Annotated[bool, typer.Option("--tune", help="First choose beta and tau on validation (the full protocol).")] = False,
+        keep_weights: KeepWeights = "best", budget: BudgetOption = None, objectives: Objectives = None, grid_size: GridSize = None,
+        overrides: Set = None, workspace: WorkspaceOption = None, device: Device = None, dry_run: DryRun = False,
+        estimate: Estimate = False, device_name: DeviceName = None, tflops: Tflops = None, mfu: Mfu = None, price_per_hour: Price = None,
+        params: Params = None, as_json: AsJson = False, jobs: Jobs = 1, wandb: Wandb = False, accelerate: Accelerate = None,
+        debug: Debug = False,
     ) -> None:  # fmt: skip
-        from rpo_cli.figures.studies import run_study
-        from rpo_cli.figures.study_tuning import Tuning
+        from rpo_cli.figures import FigureOptions, run_figure
         from rpo_cli.runs.question import asked
 
         session = _session(**locals())
         question = asked(dry_run, estimate, device_name, tflops, mfu, price_per_hour, params)
-        if not tune and (grid_size is not None or keep_weights != "best"):
-            raise BadInput("--grid-size and --keep-weights: only with --tune, which is what tries a grid")
-        tuning = Tuning(grid_size, keep_weights) if tune else None
-        rhos = None if rho == "all" else session.rhos([])
-        run_study(session, kind, rhos, _numbers(seeds), from_results, out, tuning, question)
+        reduced = _budget(budget, objectives, grid_size)
+        options = FigureOptions(
+            _numbers(seeds), from_results, out, allow_missing, tune, keep_weights, reduced, question
+        )
+        run_figure(session, kind, options)
 
 
-_theory("degeneracy", "Few pairs, many epochs: how far each objective moves chosen and rejected responses.")
-_theory("gamma", "The weight of the forward KL: annealed, constant, none.")
-_theory("ensemble", "e-DPO's min: its scope, the members' calibration, the size of their subsets.")
-_theory("kl", "Estimators of the forward KL: bias, variance, cost.")
-_theory("unbiased", "All objectives on the pairs as they are, without resampling.")
+for _kind, _text in {
+    "degeneracy": "Few pairs, many epochs: how far each objective moves chosen and rejected responses.",
+    "gamma": "The weight of the forward KL: annealed, constant, none.",
+    "ensemble": "e-DPO's min: its scope, the members' calibration, the size of their subsets.",
+    "kl": "Estimators of the forward KL: bias, variance, cost.",
+    "unbiased": "All objectives on the pairs as they are, without resampling.",
+}.items():
+    _figure(_kind, _text, f"figure-{_kind}.yaml", f"--recipe miniature/figure-{_kind}.yaml --jobs 2")
+_figure(
+    "figure2",
+    "Figure 2: advantage over pi_SFT and response length against the length bias rho, with the paper's claims.",
+    "figure2.yaml",
+    "--recipe miniature/figure2.yaml --jobs 2 | rpo figure figure2 --from results/miniature",
+)
 
 
 @recipe_app.command("list", epilog="Example: rpo recipe list")
@@ -552,7 +530,7 @@ def status(
     debug: Debug = False,
 ) -> None:
     """What is in the workspace, what a recipe would rebuild, and why."""
-    from rpo_cli.figures.status import show_status
+    from rpo_cli.figures import show_status
 
     show_status(_session(**locals()))
 

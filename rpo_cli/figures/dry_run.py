@@ -6,7 +6,6 @@ Imports neither torch nor transformers, unless an estimate is asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rpo_cli.artifacts import Stage, Workspace, walk
@@ -38,7 +37,7 @@ def plan_only(
     plan: dict[str, Any] = {
         "workspace": str(workspace.root),
         "cells": {
-            "policies": [Path(policy).stem for policy in selection.policies], "rhos": selection.rhos, "seeds": selection.seeds,
+            "policies": selection.policies, "rhos": selection.rhos, "seeds": selection.seeds,
             "validation": len(validation), "test": len(test), "grids": _grids(validation),
         },
         "left_out": selection.left_out,

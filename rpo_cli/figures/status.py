@@ -12,7 +12,7 @@ from typing import Any
 
 from rpo_cli.artifacts import MANIFEST, STARTED, Stage, Workspace, walk
 from rpo_cli.figures.cells import Cells
-from rpo_cli.figures.studies import targets_of
+from rpo_cli.figures.selection import Selection
 from rpo_cli.recipes import Loaded, schema
 from rpo_cli.runs.session import MANY, Session, planner_for
 from rpo_cli.runs.todo import Todo, what_to_run
@@ -60,16 +60,12 @@ def show_status(session: Session) -> None:
 
 def _targets(loaded: Loaded, seed: int | None) -> list[Stage]:
     """What the recipe's own command makes."""
-    if not isinstance(loaded.recipe, schema.FigureRecipe):
-        return [planner_for(loaded).build(loaded)]
     recipe = loaded.recipe
-    if recipe.variants:
-        return targets_of(loaded, recipe.seeds if seed is None else [seed])
-    cells = Cells(loaded.path.parent)
-    places = [(rho, each) for each in (recipe.seeds if seed is None else [seed]) for rho in recipe.rhos]
-    return [
-        cells.cell(policy, rho, each, "test").evaluation for rho, each in places for policy in recipe.policies
-    ]
+    if not isinstance(recipe, schema.FigureRecipe):
+        return [planner_for(loaded).build(loaded)]
+    maker = Cells(loaded)
+    whole = Selection(list(maker.variants), recipe.rhos, recipe.seeds if seed is None else [seed])
+    return [cell.evaluation for cell in maker.test(whole)]
 
 
 def _would_build(name: str, todo: Sequence[Todo], total: int) -> str:

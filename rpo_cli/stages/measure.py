@@ -31,10 +31,9 @@ from rpo_cli.models import (
     tokenise,
 )
 from rpo_cli.objectives import dpo_losses, kl_full, kl_sample
-from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.recipes.schema import ESTIMATORS, ScoringRecipe
 from rpo_cli.stages.data.rows import read_rows, row_id
 
-ESTIMATORS = ("full", "sample", "data")
 TIMED_ROWS, REPEATS = 16, 15
 Tokens = list[list[int]]
 
