@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM
 from rpo_cli.artifacts import Workspace
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cells, bias_of, read_by
-from rpo_cli.figures.gather import gather
-from rpo_cli.figures.studies import _curve, claims_of, summary
+from rpo_cli.figures.claims import judge
+from rpo_cli.figures.gather import evaluations
+from rpo_cli.figures.kinds.degeneracy import curve
+from rpo_cli.figures.table import Axes, Bootstrap, summary
 from rpo_cli.models import make_batch, response_logits
 from rpo_cli.recipes import RecipeError, check_suite, known, load
 from rpo_cli.recipes.schema import MEASURES, Claim, FigureRecipe
@@ -72,7 +74,7 @@ def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(
     assert "to build" in plan.stderr and not (tiny.root / "figures").exists()
     said = tiny.run(f"figure {kind}", f"{kind}.yaml", *seeds, "--json")
     folder = tiny.root / "figures" / kind
-    made = {f"{kind}.{suffix}" for suffix in ("png", "svg", "csv", "json")}
+    made = {f"{kind}.{suffix}" for suffix in ("png", "svg", "pdf", "csv", "json")}
     own = {"degeneracy": {"curves.csv"}, "ensemble": {"members.csv"}}
     kept = {"cells.parquet", "choices.csv", "provenance.json"} | own.get(kind, set())
     assert set(contents(folder)) == made | kept
@@ -214,9 +216,9 @@ def test_ensemble_measures_are_those_of_the_members_that_taught(tiny: Tiny) -> N
 
 
 def test_a_figure_does_not_take_another_baseline_for_its_own(tiny: Tiny) -> None:
-    cells = [Cells(tiny.suite).cell("e-dpo.yaml", 0.5, 0, "test")]
+    cells = [Cells(load(str(tiny.suite / "e-dpo.yaml"))).cell("e-dpo", 0.5, 0, "test")]
     workspace = Workspace(tiny.root, "tiny")
-    first, _, _ = gather(cells, workspace)
+    first = evaluations(cells, workspace).cells
     tiny.run(
         "evaluate", "evaluate.yaml", "--set", "temperature=0.5"
     )  # at the place of the baseline, under another key
@@ -224,12 +226,12 @@ def test_a_figure_does_not_take_another_baseline_for_its_own(tiny: Tiny) -> None
     with pytest.raises(
         BadInput, match=r"evaluations/sft/test: not what .*e-dpo/beta-0.2/test was compared with"
     ):
-        gather(cells, workspace)
+        evaluations(cells, workspace)
     assert [item.stage.path for item in what_to_run(read_by(cells), workspace)] == [
         "seed-0/evaluations/sft/test"
     ]
     tiny.run("evaluate", "evaluate.yaml")
-    pd.testing.assert_frame_equal(gather(cells, workspace)[0], first)
+    pd.testing.assert_frame_equal(evaluations(cells, workspace).cells, first)
 
 
 def test_members_of_a_listed_ensemble_have_no_b() -> None:
@@ -237,12 +239,13 @@ def test_members_of_a_listed_ensemble_have_no_b() -> None:
 
 
 def test_too_few_steps_for_a_curve_are_told_in_a_line(tiny: Tiny) -> None:
-    cell = Cells(tiny.suite, ["logging_steps=50"]).cell("dpo.yaml", 0.5, 0, "test", measured=True)
+    maker = Cells(load(str(tiny.suite / "dpo.yaml")), ["logging_steps=50"])
+    cell = maker.cell("dpo", 0.5, 0, "test")
     tiny.make("dpo.yaml", "logging_steps=50")
     with pytest.raises(
         BadInput, match=r"dpo/beta-0.2: 6 steps with logging_steps: 50 leave no curve of log-ratios to draw"
     ):
-        _curve(cell, Workspace(tiny.root, "tiny"))
+        curve(cell, Workspace(tiny.root, "tiny"))
 
 
 def test_a_policy_without_an_ensemble_stands_beside_ensembles_and_has_no_members(tiny: Tiny) -> None:
@@ -348,15 +351,8 @@ def planted(means: dict[str, float], *, between: float = 0.0, rho: float = 0.5) 
 
 
 def judged(cells: pd.DataFrame, **claim: Any) -> dict[str, Any]:
-    (row,) = claims_of(
-        cells,
-        [Claim(claim="so it is", measure="x", **claim)],
-        ["a", "b"],
-        [float(cells["rho"].iloc[0])],
-        SEEDS,
-        ["x"],
-        resamples=300,
-    )
+    axes = Axes(["a", "b"], [float(cells["rho"].iloc[0])], SEEDS, ("x",))
+    (row,) = judge(cells, axes, [Claim(claim="so it is", measure="x", **claim)], Bootstrap(300))
     assert row["passed"] == (row["status"] == "passed")
     return row
 
@@ -390,31 +386,16 @@ def test_a_claim_says_what_it_compares_and_where() -> None:
     assert judged(cells, more="a")["detail"] == "x: a"
     assert judged(cells, more="a", than="b", within=0.1)["detail"] == "x: 0.1 - |a - b|"
     assert judged(cells, more="a", beyond=0.1)["detail"] == "x: |a| - 0.1"
-    both = pd.concat([cells, planted({"a": 0.1, "b": 0.6}, rho=0.0)])
-    rows = claims_of(
-        both,
-        [Claim(claim="c", more="a", than="b", measure="x")],
-        ["a", "b"],
-        [0.5, 0.0],
-        SEEDS,
-        ["x"],
-        resamples=50,
-    )
+    both = pd.concat([cells, planted({"a": 0.1, "b": 0.6}, rho=float("nan"))])
+    axes, how = Axes(["a", "b"], [0.5, None], SEEDS, ("x",)), Bootstrap(50)
+    rows = judge(both, axes, [Claim(claim="c", more="a", than="b", measure="x")], how)
     assert [row["detail"] for row in rows] == ["x: a - b at rho 0.5", "x: a - b without resampling"]
     assert [row["status"] for row in rows] == ["passed", "contradicted"]
-    only = claims_of(
-        both,
-        [Claim(claim="c", more="a", measure="x", rhos=[0.5])],
-        ["a", "b"],
-        [0.5, 0.0],
-        SEEDS,
-        ["x"],
-        resamples=50,
-    )
+    only = judge(both, axes, [Claim(claim="c", more="a", measure="x", rhos=[0.5])], how)
     assert len(only) == 1
-    table = summary(both, ["a", "b"], [0.5, 0.0], SEEDS, ["x"], resamples=50).set_index(["policy", "rho"])
+    table = summary(both, axes, how)
     assert (
-        table.loc[("a", 0.0), "x"] == pytest.approx(0.1, abs=0.02)
+        table.loc[(table["policy"] == "a") & table["rho"].isna(), "x"].item() == pytest.approx(0.1, abs=0.02)
         and set(table["prompts"]) == {60}
         and set(table["seeds"]) == {3}
     )
@@ -423,7 +404,7 @@ def test_a_claim_says_what_it_compares_and_where() -> None:
 def test_a_claim_about_the_mean_over_rho_is_one_row_of_the_mean(tmp_path: Path) -> None:
     both = pd.concat([planted({"a": 1.0, "b": 0.4}), planted({"a": 0.5, "b": 0.7}, rho=0.2)])
     claim = Claim(claim="c", more="a", than="b", measure="x", mean_over_rho=True)
-    (row,) = claims_of(both, [claim], ["a", "b"], [0.2, 0.5], SEEDS, ["x"], resamples=50)
+    (row,) = judge(both, Axes(["a", "b"], [0.2, 0.5], SEEDS, ("x",)), [claim], Bootstrap(50))
     assert row["detail"] == "x: a - b, mean over rho 0.2, 0.5" and row["status"] == "passed"
     assert row["difference"] == pytest.approx((0.6 - 0.2) / 2, abs=0.03)
 
@@ -446,8 +427,8 @@ def test_every_kind_has_a_recipe_with_three_seeds_and_claims() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "policies: missing"),
-        ("policies: [dpo.yaml]\nvariants: [{name: a, recipe: dpo.yaml}]", "no variants, no claims"),
+        ("", "variants: missing"),
+        ("policies: [dpo.yaml]\nvariants: [{name: a, recipe: dpo.yaml}]", "give one of them, not both"),
         ("policies: [dpo.yaml]\nrhos: [null]", "has an axis of rho"),
         ("kind: gamma\npolicies: [dpo.yaml]", "needs variants instead of policies"),
         ("kind: gamme\npolicies: [dpo.yaml]", "kind: expected"),
