@@ -17,13 +17,13 @@ from conftest import Tiny
 
 from rpo_cli.artifacts import Workspace, snapshots, write_json
 from rpo_cli.errors import BadInput
-from rpo_cli.figures import results, table
+from rpo_cli.figures import results
 from rpo_cli.figures.cells import Cells, Chosen
 from rpo_cli.figures.claims import claims_table, judge
 from rpo_cli.figures.drawing import looks_of
 from rpo_cli.figures.kinds.figure2 import numbers as numbers_of
 from rpo_cli.figures.redraw import redraw
-from rpo_cli.figures.selection import Selection
+from rpo_cli.figures.selection import Budget, Selection, select
 from rpo_cli.figures.table import Axes, Bootstrap
 from rpo_cli.figures.tuning import WeightKeeper, choose
 from rpo_cli.recipes import load
@@ -114,7 +114,9 @@ def test_all_orderings_pass_where_they_are_planted() -> None:
 
 
 def test_orderings_fail_where_the_opposite_is_planted() -> None:
-    rows = claims(planted(PAPER_CURVES | {"e-dpo": [0.3, 1.9, 2.6], "ipo": [-1.5, 1.4, 1.0]}), list(PAPER_CURVES))
+    rows = claims(
+        planted(PAPER_CURVES | {"e-dpo": [0.3, 1.9, 2.6], "ipo": [-1.5, 1.4, 1.0]}), list(PAPER_CURVES)
+    )
     for detail in (
         "all",
         "ipo",
@@ -164,9 +166,13 @@ def test_table_holds_means_over_seeds_and_both_kinds_of_interval() -> None:
         "mean"
     )  # leaves little prompt noise
     numbers = table_of(cells)
-    assert list(zip(numbers["policy"], numbers["rho"], strict=True)) == [(p, r) for p in PAPER_CURVES for r in RHOS]
+    assert list(zip(numbers["policy"], numbers["rho"], strict=True)) == [
+        (p, r) for p in PAPER_CURVES for r in RHOS
+    ]
     wanted = cells.groupby(["policy", "rho"])["advantage"].mean()
-    np.testing.assert_allclose(numbers["advantage"], [wanted[p, r] for p in PAPER_CURVES for r in RHOS], atol=1e-4)
+    np.testing.assert_allclose(
+        numbers["advantage"], [wanted[p, r] for p in PAPER_CURVES for r in RHOS], atol=1e-4
+    )
     assert (numbers["low"] < numbers["prompt_low"]).all() and (numbers["prompt_high"] < numbers["high"]).all()
     assert (
         set(numbers["seeds"]) == {3}
@@ -464,3 +470,89 @@ def test_the_committed_study_is_that_of_the_recipes_as_they_are(folder: str, rec
         for place, values in at.items()
     }
     assert len(keys) == count
+
+
+# ── One world ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_papers_claims_are_those_of_every_recipe_of_figure_2_and_of_one_that_says_nothing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "short.yaml").write_text("stage: figure\npolicies: [dpo.yaml, e-dpo.yaml]\n")
+    suites = [ROOT / "recipes" / f"{name}.yaml" for name in ("tldr/figure2", "miniature/figure2")]
+    suites += [ROOT / f"recipes/miniature/{name}.yaml" for name in ("protocol", "confirmation", "rivals")]
+    for path in (*suites, tmp_path / "short.yaml"):
+        recipe = load(str(path)).recipe
+        assert isinstance(recipe, FigureRecipe) and recipe.claimed == list(PAPER), path
+        assert path.stem == "short" or recipe.claims == list(PAPER)
+    short = load(str(tmp_path / "short.yaml")).recipe
+    assert isinstance(short, FigureRecipe)
+    assert [(v.name, v.recipe, v.set) for v in short.compared] == [
+        ("dpo", "dpo.yaml", {}), ("e-dpo", "e-dpo.yaml", {})
+    ]  # fmt: skip
+
+
+def test_policies_take_the_place_of_the_variants_of_an_extended_figure_and_the_other_way_round(
+    tmp_path: Path,
+) -> None:
+    """Recipes that extend a shipped figure2.yaml may say either."""
+    for name, text in {
+        "a": "policies: [dpo.yaml]", "b": "variants: [{name: x, recipe: ipo.yaml}]\nextends: a.yaml",
+        "c": "policies: [e-dpo.yaml]\nextends: b.yaml",
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.yaml").write_text(f"stage: figure\n{text}\n")
+    found = {}
+    for name in "abc":
+        recipe = load(str(tmp_path / f"{name}.yaml")).recipe
+        assert isinstance(recipe, FigureRecipe)
+        found[name] = [variant.name for variant in recipe.compared]
+    assert found == {"a": ["dpo"], "b": ["x"], "c": ["e-dpo"]}
+    changed = load(str(tmp_path / "b.yaml"), overrides=["policies=[d-dpo.yaml]"]).recipe
+    assert isinstance(changed, FigureRecipe) and [v.name for v in changed.compared] == ["d-dpo"]
+
+
+def test_a_policy_has_one_look_in_every_panel_and_none_shares_it() -> None:
+    names = ["mine", "dpo", "yours", "e-dpo", "theirs"]
+    looks = looks_of(names)
+    assert list(looks) == names and len(set(looks.values())) == 5
+    assert looks["dpo"] == looks_of(["dpo"])["dpo"] and looks["theirs"] != looks_of(["theirs"])["theirs"]
+
+
+def test_no_resampling_has_no_rho_in_what_users_see_and_old_results_load(tmp_path: Path) -> None:
+    folder = ROOT / "results/miniature/unbiased"
+    kept = results.load_results(folder)
+    assert kept.axes.rhos == [None] and kept.cells["rho"].isna().all() and kept.choices["rho"].isna().all()
+    results.save_results(kept, tmp_path)
+    names = ("cells.parquet", "choices.csv", "provenance.json")
+    assert all((tmp_path / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    old = json.loads((folder / "provenance.json").read_text()) | {"rhos": [0.0]}
+    (tmp_path / "provenance.json").write_text(json.dumps(old))
+    choices = (folder / "choices.csv").read_text().replace("e-dpo,,", "e-dpo,0.0,")
+    (tmp_path / "choices.csv").write_text(choices)
+    redraw(tmp_path, tmp_path / "out", "unbiased")
+    for name in ("unbiased.csv", "unbiased.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    assert set(pd.read_csv(folder / "unbiased.csv")["rho"].isna()) == {True}
+
+
+@pytest.mark.parametrize(
+    "folder", [".", "rivals", "confirmation-as-planned", "gamma", "kl", "degeneracy", "confirmation-teachers"]
+)
+def test_committed_results_draw_the_committed_tables_and_claims(folder: str, tmp_path: Path) -> None:
+    kept = ROOT / "results/miniature" / folder
+    paths, _ = redraw(kept, tmp_path, results.load_results(kept).kind)
+    files = [path for path in paths if path.suffix in (".csv", ".json")]
+    assert len(files) == 2
+    assert all(path.read_bytes() == (kept / path.name).read_bytes() for path in files)
+
+
+def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:
+    folder = save(planted(PAPER_CURVES), tmp_path)
+    with pytest.raises(BadInput, match="holds results of figure2; use rpo figure figure2"):
+        redraw(folder, tmp_path, "gamma")
+
+
+def test_names_with_commas_are_selected_whole() -> None:
+    whole = (["a, b", "a", "c"], [0.2], [0])
+    assert select(whole, None, None, Budget(objectives="a, b,c")).policies == ["a, b", "c"]
+    assert select(whole, None, None, Budget(objectives="a")).policies == ["a"]

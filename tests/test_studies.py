@@ -477,3 +477,71 @@ def test_a_variants_mistake_is_found_by_the_check_with_its_name(empty: Tiny) -> 
     ]
     assert "gama" in empty.run("figure gamma", "gamma.yaml", "--dry-run", code=2).stderr
     assert isinstance(load(str(file)).recipe, FigureRecipe)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "line"),
+    [
+        ("title", "title: $x_$\nrhos: [0.5]\nvariants: [{name: a, recipe: dpo.yaml}]", 3),
+        ("variants[0].name", "rhos: [0.5]\nvariants:\n  - {name: '$x_$', recipe: dpo.yaml}", 5),
+    ],
+)
+def test_a_formula_that_cannot_be_drawn_is_refused_before_any_stage(
+    empty: Tiny, key: str, text: str, line: int
+) -> None:
+    (empty.suite / "figure.yaml").write_text(f"stage: figure\nkind: gamma\n{text}\n")
+    said = empty.run("figure gamma", "figure.yaml", code=2).stderr.splitlines()
+    assert len(said) == 1 and f"figure.yaml:{line}: {key}: no formula that can be drawn" in said[0]
+    assert not empty.root.exists()
+    for good in ("$x_1$", "5 $", r"\$x_\$", "π$_{SFT}$"):
+        assert load(str(empty.suite / "figure.yaml"), overrides=[f"title='{good}'", GOOD]).recipe
+
+
+GOOD = "variants=[{name: a, recipe: dpo.yaml}]"
+
+
+@pytest.mark.parametrize("kind", ["gamma", "kl", "figure2"])
+def test_every_kind_has_the_same_options(kind: str) -> None:
+    said = rpo("figure", kind, "--help").output
+    options = (
+        "--seeds --rho --from --out --allow-missing --tune --keep-weights --budget --objectives --grid-size "
+        "--dry-run --estimate --device-name --jobs --json --set --workspace"
+    )
+    assert [option for option in options.split() if option not in said] == []
+
+
+def test_a_figure_of_variants_draws_its_gaps_when_told_to(tiny: Tiny) -> None:
+    write_figure(tiny, "unbiased")
+    tiny.edit("unbiased.yaml", "rhos: [0.5, null]\nkind: gamma")
+    out = tiny.root / "out"
+    tiny.run("evaluate", "dpo.yaml", "--rho", "0.5")
+    tiny.run("figure gamma", "unbiased.yaml", "--allow-missing", "--out", out)
+    drawn = json.loads((out / "gamma.json").read_text())
+    assert {"policy": "dpo", "rho": None, "seed": 0} in drawn["missing"] and len(drawn["missing"]) == 3
+    assert {row["status"] for row in drawn["claims"] if "dpo at rho 0.5" in row["detail"]} != {"not measured"}
+    refused = rpo("figure", "gamma", "--from", out, code=2).stderr
+    assert "3 cells are missing: dpo without resampling, seed 0" in refused
+
+
+def test_more_beats_each_of_several_only_if_it_beats_the_strongest() -> None:
+    cells = planted({"a": 1.0, "b": 0.6, "c": 1.2})
+    axes = Axes(["a", "b", "c"], [0.5], SEEDS, ("x",))
+    each = Claim(claim="best", measure="x", more="a", each=["b", "c"])
+    rows = judge(cells, axes, [each], Bootstrap(100))
+    assert [row["detail"] for row in rows] == [
+        "x: a - each of b, c, least lead over c",
+        "x: a - b",
+        "x: a - c",
+    ]
+    assert [row["status"] for row in rows] == ["contradicted", "passed", "contradicted"]
+    assert rows[0]["low"] == rows[2]["low"]
+    every = Claim(claim="best", measure="x", more="c", each="*")
+    assert [row["passed"] for row in judge(cells, axes, [every], Bootstrap(100))] == [True] * 3
+
+
+def test_a_range_is_that_of_the_curve_over_rho() -> None:
+    cells = pd.concat([planted({"a": 1.0, "b": 0.5}), planted({"a": 0.2, "b": 0.6}, rho=0.2)])
+    claim = Claim(claim="flat", measure="x", more="*", than="b", range=True)
+    (row,) = judge(cells, Axes(["a", "b"], [0.2, 0.5], SEEDS, ("x",)), [claim], Bootstrap(100))
+    assert row["detail"] == "x: range of a - range of b" and row["passed"]
+    assert row["difference"] == pytest.approx(0.8 - 0.1, abs=0.05)

@@ -53,7 +53,7 @@ class Cell:
 
 
 def read_by(cells: Iterable[Cell]) -> list[Stage]:
-    """What a figure of these cells reads: their evaluations, and the baselines', which no evaluation is looked behind for."""
+    """What a figure of these cells reads: their evaluations, and those of their baselines, which a plan skips."""
     evaluations = [cell.evaluation for cell in cells]
     found = (stage.inputs.get("baseline") for stage in evaluations)
     baselines = {stage.path: stage for stage in found if isinstance(stage, Stage)}
@@ -73,8 +73,8 @@ class Cells:
         self.device = asked.overrides.get("device")
         recipe = asked.recipe
         figure = recipe if isinstance(recipe, schema.FigureRecipe) else None
-        alone = schema.Variant(name=asked.path.stem, recipe=str(asked.path))
-        self.variants = {v.name: v for v in ([alone] if figure is None else figure.compared)}
+        compared = [schema.as_it_is(str(asked.path))] if figure is None else figure.compared
+        self.variants = {variant.name: variant for variant in compared}
         self.measured = figure is not None and figure.measured
         self._planners: dict[int, Planner] = {}
         self._loaded: dict[tuple[str, float | None], Loaded] = {}
@@ -100,7 +100,7 @@ class Cells:
         split: Split,
         strength: Mapping[str, float] | None = None,
     ) -> Cell:
-        """One cell, its seed laid over the recipe; `strength`: beta or tau, instead of what that says for this rho."""
+        """One cell, its seed laid over the recipe; `strength`: instead of the recipe's for this rho."""
         read, ours = self.at(name, rho), {"seed": seed, **(strength or {})}
         recipe = read.recipe.model_copy(update=ours)
         loaded = replace(read, recipe=recipe, overrides={**read.overrides, **ours})
@@ -127,7 +127,8 @@ class Cells:
         if self.measured:
             kind = cast(schema.FigureRecipe, self.asked.recipe).kind
             raise BadInput(
-                f"{self.asked.path}: --tune chooses by the advantage on validation prompts; a figure of kind {kind} has none"
+                f"{self.asked.path}: --tune chooses by the advantage on validation prompts; "
+                f"a figure of kind {kind} has none"
             )
         grids: Grids = {}
         for name in names:
@@ -147,7 +148,7 @@ class Cells:
         return grids
 
     def validation(self, selection: Selection, grids: Grids) -> list[Cell]:
-        """The cells among which the strengths are chosen: every value of each grid, or as many as are selected."""
+        """The cells among which strengths are chosen: all values of each grid, or as many as are selected."""
         return [
             self.cell(name, rho, seed, "validation", {parameter: value})
             for seed in selection.seeds

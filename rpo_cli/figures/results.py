@@ -38,7 +38,8 @@ class Results(NamedTuple):
 
     @property
     def axes(self) -> Axes:
-        return Axes(*(self.meta[name] for name in ("policies", "rhos", "seeds")), schema.MEASURES[self.kind])
+        policies, rhos, seeds = (self.meta[name] for name in ("policies", "rhos", "seeds"))
+        return Axes(policies, rhos, seeds, schema.MEASURES[self.kind])
 
     @property
     def bootstrap(self) -> Bootstrap:

@@ -74,7 +74,7 @@ def select(
     Raises:
         BadInput: an objective that the figure does not have.
     """
-    names, all_rhos, all_seeds = map(list, whole)
+    names, all_rhos, all_seeds = list(whole[0]), list(whole[1]), list(whole[2])
     chosen = names
     if budget.objectives is not None:
         wanted = set(_named(budget.objectives, names))

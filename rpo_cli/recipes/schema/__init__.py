@@ -15,6 +15,7 @@ from rpo_cli.recipes.schema.figure import (
     Claim,
     FigureRecipe,
     Variant,
+    as_it_is,
 )
 from rpo_cli.recipes.schema.kinds import MODELS, SEEDS, WITHOUT_MODEL, result_fields
 from rpo_cli.recipes.schema.policy import DISTILLED, PESSIMISTIC, Objective, PolicyRecipe, ScoringRecipe

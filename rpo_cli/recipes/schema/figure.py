@@ -54,6 +54,11 @@ class Variant(BaseModel):
     panel: Drawn = Field("", description="title of the panel it is drawn in; default: all in one")
 
 
+def as_it_is(recipe: str) -> Variant:
+    """A policy recipe without changes, called like its file."""
+    return Variant.model_validate({"name": Path(recipe).stem, "recipe": recipe})
+
+
 class Claim(BaseModel):
     """What a figure is to show: a difference, `more` minus `than`, that is positive, or small, or large."""
 
@@ -117,12 +122,15 @@ class Claim(BaseModel):
 
 
 # What the paper claims of its Figure 2, and what a recipe of that kind claims that says nothing else.
-PAPER = (
-    Claim(claim="every policy beats pi_SFT at every rho", more=EVERY, every_rho=True),
-    Claim(claim="e-dpo beats dpo and ipo at rho <= 0.5", more="e-dpo", than=["dpo", "ipo"], up_to=0.5),
-    Claim(claim="d-dpo is best at rho > 0.6", more="d-dpo", each=EVERY, above=0.6),
-    Claim(claim="e-dpo is flattest: smallest max - min over rho", more=EVERY, than="e-dpo", range=True),
-)
+PAPER = tuple(
+    Claim.model_validate(claim)
+    for claim in (
+        {"claim": "every policy beats pi_SFT at every rho", "more": EVERY, "every_rho": True},
+        {"claim": "e-dpo beats dpo and ipo at rho <= 0.5", "more": "e-dpo", "than": ["dpo", "ipo"], "up_to": 0.5},
+        {"claim": "d-dpo is best at rho > 0.6", "more": "d-dpo", "each": EVERY, "above": 0.6},
+        {"claim": "e-dpo is flattest: smallest max - min over rho", "more": EVERY, "than": "e-dpo", "range": True},
+    )
+)  # fmt: skip
 
 
 class FigureRecipe(Recipe):
@@ -152,7 +160,7 @@ class FigureRecipe(Recipe):
     @property
     def compared(self) -> list[Variant]:
         """The variants; those of `policies` have no changes and are called like their recipes."""
-        return self.variants or [Variant(name=Path(name).stem, recipe=name) for name in self.policies]
+        return self.variants or [as_it_is(name) for name in self.policies]
 
     @property
     def claimed(self) -> list[Claim]:
