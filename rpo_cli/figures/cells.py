@@ -13,6 +13,7 @@ from rpo_cli.recipes import Loaded, load, schema, variant_overrides
 from rpo_cli.runs.planner import Planner, at_rho
 
 Split = Literal["validation", "test"]
+Strength = Mapping[str, float] | None
 Chosen = dict[str, dict[float | None, dict[str, float]]]  # of each policy and rho the strength, by its name
 Grids = dict[str, tuple[str, list[float]]]  # of each policy the name of its strength, and the values to try
 
@@ -53,7 +54,7 @@ class Cell:
 
 
 def read_by(cells: Iterable[Cell]) -> list[Stage]:
-    """What a figure of these cells reads: their evaluations, and those of their baselines, which a plan skips."""
+    """What a figure of these cells reads: their evaluations, and their baselines', which a plan skips."""
     evaluations = [cell.evaluation for cell in cells]
     found = (stage.inputs.get("baseline") for stage in evaluations)
     baselines = {stage.path: stage for stage in found if isinstance(stage, Stage)}
@@ -92,14 +93,7 @@ class Cells:
             self._loaded[name, rho] = self.policy(name, **at_rho(rho))
         return self._loaded[name, rho]
 
-    def cell(
-        self,
-        name: str,
-        rho: float | None,
-        seed: int,
-        split: Split,
-        strength: Mapping[str, float] | None = None,
-    ) -> Cell:
+    def cell(self, name: str, rho: float | None, seed: int, split: Split, strength: Strength = None) -> Cell:
         """One cell, its seed laid over the recipe; `strength`: instead of the recipe's for this rho."""
         read, ours = self.at(name, rho), {"seed": seed, **(strength or {})}
         recipe = read.recipe.model_copy(update=ours)
@@ -121,8 +115,8 @@ class Cells:
         """The swept parameter of each policy and its values.
 
         Raises:
-            BadInput: a policy without a grid or with its strength fixed, a figure of no evaluations, or grids of
-                different sizes: every objective gets the same budget.
+            BadInput: a policy without a grid or with its strength fixed, a figure of no evaluations, or grids
+                of different sizes: every objective gets the same budget.
         """
         if self.measured:
             kind = cast(schema.FigureRecipe, self.asked.recipe).kind

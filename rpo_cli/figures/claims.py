@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Difference(NamedTuple):
-    """A quantity that a claim says is positive: its interval over prompts and seeds, and its value in each seed."""
+    """A quantity that is claimed to be positive: over prompts and seeds, and its value in each seed."""
 
     interval: Interval
     by_seed: list[float]
@@ -39,15 +39,15 @@ NOTHING = Difference(Interval(np.nan, np.nan, np.nan), [])
 Parts = Mapping[str, Difference]
 
 
-def range_difference(point: tuple[Array, Array], drawn: tuple[Array, Array]) -> Difference:
+def range_difference(point: Sequence[Array], drawn: Sequence[Array]) -> Difference:
     """Range over rho of the first curve minus that of the second.
 
-    A range is max - min of the curve averaged over seeds; noise widens that of the flatter curve more, which speaks
-    against a claim of flatness. point: two [S, rhos]; drawn: two [resamples, S, rhos]. A seed counts where it has both
-    whole curves.
+    A range is max - min of the curve averaged over seeds; noise widens that of the flatter curve more, which
+    speaks against a claim of flatness. point: two [S, rhos]; drawn: two [resamples, S, rhos]. A seed counts
+    where it has both whole curves.
     """
 
-    def ranges(curves: tuple[Array, Array], axis: int) -> Array:
+    def ranges(curves: Sequence[Array], axis: int) -> Array:
         whole = np.isfinite(curves[0] + curves[1]).all(-1, keepdims=True)
         averaged = (over_seeds(np.where(whole, curve, np.nan), axis) for curve in curves)
         first, second = (np.ptp(curve, axis=-1) for curve in averaged)
@@ -62,12 +62,13 @@ def judge(
 ) -> list[dict[str, Any]]:
     """Every claim as rows {claim, detail, by_seed, difference, low, high, status, passed}.
 
-    Each difference is claimed to be positive and is paired: same seeds, same prompts. It is more - than; with `within`
-    w it is w - |more - than|, with `beyond` w |more - than| - w, of the mean over seeds. `passed` means that its 95 %
-    interval over prompts and seeds lies above zero; status tells apart `not significant` (zero inside), `contradicted`
-    (interval below zero) and `not measured`. A row about every one of several shows the weakest of its parts and passes
-    if all of them do. No correction for the number of rows. Without any true difference a row should pass in 2.5 % of
-    experiments; the more seeds differ the nearer that comes to 13 % with three seeds, and to half with one.
+    Each difference is claimed to be positive and is paired: same seeds, same prompts. It is more - than; with
+    `within` w it is w - |more - than|, with `beyond` w |more - than| - w, of the mean over seeds. `passed`
+    means that its 95 % interval over prompts and seeds lies above zero; status tells apart `not significant`
+    (zero inside), `contradicted` (interval below zero) and `not measured`. A row about every one of several
+    shows the weakest of its parts and passes if all of them do. No correction for the number of rows. Without
+    any true difference a row should pass in 2.5 % of experiments; the more seeds differ the nearer that comes
+    to 13 % with three seeds, and to half with one.
 
     brief: a detail names no measure, and always the rho, as Figure 2's do.
     """
@@ -113,16 +114,15 @@ class _Judge:
             yield "no such rho", {}
         elif claim.range:
             for more, than in pairs:
-                yield self.detail(f"range of {more} - range of {than}"), {"": self.ranges(more, than, rhos)}
+                part = self.ranges(str(more), str(than), rhos)
+                yield self.detail(f"range of {more} - range of {than}"), {"": part}
         elif claim.every_rho:
             everything: dict[str, Difference] = {}
             for more, than in pairs:
-                parts = {str(rho): self.part(more, than, [rho]) for rho in rhos}
+                parts = {f"rho {rho:g}" if rho else "no rho": self.part(more, than, [rho]) for rho in rhos}
                 said = self.apart(more, than)
-                yield self.detail(f"{said}, worst at rho {_weakest(parts)}"), parts
-                everything |= {
-                    f"{said}{at(rho)}": part for rho, part in zip(rhos, parts.values(), strict=True)
-                }
+                yield self.detail(f"{said}, worst at {_weakest(parts, 'rho unknown')}"), parts
+                everything |= {f"{said} at {where}": part for where, part in parts.items()}
             if len(pairs) > 1:
                 yield self.detail(f"all, worst {_weakest(everything)}"), everything
         else:
@@ -160,15 +160,12 @@ class _Judge:
         places = [key(rho) for rho in self.axes.rhos]
         return values[..., self.known.index(name), [places.index(key(rho)) for rho in rhos]]
 
-    def ranges(self, more: str | None, than: str | None, rhos: Sequence[Rho]) -> Difference:
-        first, second = (
-            (self.curve(v, more or "", rhos), self.curve(v, than or "", rhos))
-            for v in (self.point, self.drawn)
-        )
-        return range_difference(first, second)
+    def ranges(self, more: str, than: str, rhos: Sequence[Rho]) -> Difference:
+        both = ([self.curve(v, name, rhos) for name in (more, than)] for v in (self.point, self.drawn))
+        return range_difference(*both)
 
     def part(self, more: str | None, than: str | None, rhos: Sequence[Rho]) -> Difference:
-        """more - than, of the mean over these rhos; a side that is None is zero, such as pi_SFT's advantage."""
+        """more - than, of the mean over these rhos; a side that is None is zero, as pi_SFT's advantage."""
 
         def apart(values: Array) -> Array:
             first, second = (
@@ -206,14 +203,14 @@ class _Judge:
         return apart if self.claim.beyond is None else f"|{apart}| - {self.claim.beyond:g}"
 
 
-def _weakest(parts: Parts) -> str:
-    """The key of the measured part with the lowest bound."""
+def _weakest(parts: Parts, otherwise: str = "unknown") -> str:
+    """The key of the measured part with the lowest bound, if any is measured."""
     lows = {name: part.interval.low for name, part in parts.items() if part.status != "not measured"}
-    return min(lows, key=lows.__getitem__) if lows else "unknown"
+    return min(lows, key=lows.__getitem__, default=otherwise)
 
 
 def claims_table(rows: Sequence[Mapping[str, Any]], console: Console) -> Table | Text:
-    """The rows of `judge` for this console: a table on a terminal, else plain lines of which each says everything.
+    """The rows of `judge` for this console: a table on a terminal, else lines of which each says everything.
 
     By-seed numbers, which the JSON has too, are shown where they leave the other columns room.
     """
@@ -237,7 +234,7 @@ def claims_table(rows: Sequence[Mapping[str, Any]], console: Console) -> Table |
 
 
 def _boxed(head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
-    """Each claim once; claim and detail are folded where the terminal is narrow, numbers and verdicts never."""
+    """Each claim once; claim and detail are folded on a narrow terminal, numbers and verdicts never."""
     from rich.table import Table
 
     colours = {"passed": "green", "contradicted": "red", "not significant": "yellow", "not measured": "dim"}

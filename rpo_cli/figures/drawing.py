@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": "#888888", "axes.labelcolor": "#222222", "axes.titlesize": 11, "axes.titlelocation": "left",
-    "axes.titleweight": "bold", "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
+    "axes.edgecolor": "#888888", "axes.labelcolor": "#222222", "axes.titlesize": 11,
+    "axes.titlelocation": "left", "axes.titleweight": "bold",
+    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
     "grid.color": "#e6e6e6", "grid.linewidth": 0.8, "xtick.color": "#444444", "ytick.color": "#444444",
     "hatch.linewidth": 1.0, "svg.hashsalt": "rpo", "figure.facecolor": "white", "savefig.dpi": 170,
 }  # fmt: skip
@@ -30,8 +31,8 @@ LOOKS = {  # Okabe and Ito's palette, legible to the colour-blind; the marker re
     "dp-dpo": ("#56B4E9", "v"), "e-dpo": ("#D55E00", "*"),
 }  # fmt: skip
 SPARE = (
-    ("#009E73", "P"), ("#CC79A7", "X"), ("#8C6D1F", "h"), ("#5E3C99", "p"), ("#B2182B", "<"), ("#1B7837", ">"), ("#80CDC1", "d"),
-    ("#BF812D", "H"),
+    ("#009E73", "P"), ("#CC79A7", "X"), ("#8C6D1F", "h"), ("#5E3C99", "p"),
+    ("#B2182B", "<"), ("#1B7837", ">"), ("#80CDC1", "d"), ("#BF812D", "H"),
 )  # fmt: skip
 # Without dates or versions: the same picture is the same bytes.
 FORMATS: dict[str, dict[str, None]] = {
@@ -46,7 +47,7 @@ Looks = Mapping[str, tuple[str, str]]
 
 @dataclass(frozen=True)
 class Picture:
-    """What there is to draw: the table of summary numbers, colours and markers of every policy, further tables."""
+    """What there is to draw: the numbers, colour and marker of every policy, further tables."""
 
     table: pd.DataFrame
     looks: Looks
@@ -82,7 +83,7 @@ def looks_of(policies: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def heading(figure: Figure, title: str, subtitle: str, heights: tuple[float, float]) -> None:
-    """Title and subtitle at these heights; a long line, such as one that says what was left out, gets smaller letters."""
+    """Title and subtitle at these heights; a long title, of a reduced figure, gets smaller letters."""
     size = min(14.0, 14 * 88 / max(1, len(title)))
     figure.text(0.06, heights[0], title, fontsize=size, weight="bold", va="top")
     figure.text(0.06, heights[1], subtitle, fontsize=9.5, color="#555555", va="top")
@@ -102,7 +103,7 @@ def zero_line(axes: Axes, height: float = 0.0, label: str | None = None) -> None
 
 
 def draw_lines(axes: Axes, rows: pd.DataFrame, looks: Looks, measure: str, apart: float = 0.05) -> None:
-    """One line with bars for each policy against rho, set apart sideways so that bars do not hide each other."""
+    """One line with bars for each policy against rho, set apart so that bars do not hide each other."""
     rows = rows.assign(rho=rows["rho"].fillna(0.0))
     policies, rhos = list(rows["policy"].unique()), np.sort(rows["rho"].unique())
     apart = min(apart, 0.6 / len(policies))
@@ -114,13 +115,15 @@ def draw_lines(axes: Axes, rows: pd.DataFrame, looks: Looks, measure: str, apart
         place = step * (index - (len(policies) - 1) / 2)
         x, y = own["rho"].to_numpy() + apart * place, own[measure].to_numpy(np.float64)
         order, size = (10, 12) if ours else (3, 5)
-        axes.plot(x, y, color=colour, marker=marker, markersize=size, linewidth=2.6 if ours else 1.3, zorder=order,
-                  markeredgecolor="white" if ours else colour, markeredgewidth=0.8, label=policy)  # fmt: skip
+        edge, width = ("white", 2.6) if ours else (colour, 1.3)
+        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size}
+        axes.plot(x, y, **look, linewidth=width, zorder=order,
+                  markeredgecolor=edge, markeredgewidth=0.8, label=policy)  # fmt: skip
         low, high, width = own[f"{measure}_low"], own[f"{measure}_high"], 1.6 if ours else 1.0
         axes.vlines(x, low, high, color=colour, linewidth=width, alpha=0.85, zorder=order - 1)
         partial = ((own["seeds"] > 0) & (own["seeds"] < seeds)).to_numpy()
-        axes.plot(x[partial], y[partial], color=colour, marker=marker, markersize=size, linestyle="none",
-                  markerfacecolor="white", zorder=order + 1)  # fmt: skip
+        hollow: dict[str, Any] = {**look, "linestyle": "none", "markerfacecolor": "white"}
+        axes.plot(x[partial], y[partial], **hollow, zorder=order + 1)
         _gaps(axes, own["rho"].to_numpy()[~np.isfinite(y)] + 0.09 * place, step * 0.09, colour, order)
     axes.use_sticky_edges = False
     axes.set_xticks(rhos, [f"{rho:g}" if rho else "none" for rho in rhos])

@@ -18,7 +18,7 @@ Manifest = dict[str, Any]
 
 
 class Gathered(NamedTuple):
-    """What was found: numbers of every prompt, the ensembles' choices, where both come from, tables by file name."""
+    """Numbers of every prompt, the ensembles' choices, where both come from, tables by file name."""
 
     cells: pd.DataFrame
     choices: pd.DataFrame
@@ -69,8 +69,8 @@ def evaluations(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
         if baseline.path not in baselines:
             if (workspace.manifest(baseline.path) or {}).get("key") != baseline.key:
                 raise BadInput(
-                    f"{workspace.root / baseline.path}: not what {cell.evaluation.path} was compared with, but gone, "
-                    "or made with other settings; rpo figure without --allow-missing makes it again"
+                    f"{workspace.root / baseline.path}: not what {cell.evaluation.path} was compared with, "
+                    "but gone, or made with other settings; rpo figure without --allow-missing makes it again"
                 )
             baselines[baseline.path] = _samples(baseline, cell, workspace)
         policy = _samples(cell.evaluation, cell, workspace)
@@ -104,7 +104,7 @@ def members(cell: Cell, workspace: Workspace) -> Iterator[tuple[float, float]]:
 def measures(
     there: Sequence[tuple[Cell, Manifest]], frames: Iterable[pd.DataFrame], workspace: Workspace
 ) -> Gathered:
-    """What cells that are measured on their training pairs have in common, around their numbers of every prompt."""
+    """What all cells that are measured on their training pairs have, around their numbers of every prompt."""
     none = pd.DataFrame(columns=CHOICES)
     return Gathered(pd.concat(list(frames), ignore_index=True), none, provenance(there, workspace), {})
 

@@ -20,10 +20,10 @@ from rpo_cli.recipes import schema
 def redraw(
     folder: Path, out: Path, kind: str, *, allow_missing: bool = False
 ) -> tuple[list[Path], list[dict[str, Any]]]:
-    """KIND.png, .svg, .pdf, .csv (the table) and .json (table, claims, provenance) in a folder; their paths, the claims.
+    """KIND.png, .svg, .pdf, .csv (the table) and .json (table, claims, provenance); their paths, the claims.
 
-    A cell without any seed leaves a gap and a hatched box on the floor of the panel, one without some seeds a hollow
-    marker, and both are listed in the JSON.
+    A cell without any seed leaves a gap and a hatched box on the floor of the panel, one without some seeds a
+    hollow marker, and both are listed in the JSON.
 
     Raises:
         BadInput: results of another kind, or cells are missing, unless allow_missing.

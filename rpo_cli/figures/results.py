@@ -21,10 +21,10 @@ DIGITS = {"curves.csv": 5}  # decimals that are kept of tables; others: 6
 
 
 class Results(NamedTuple):
-    """What is kept of a figure: numbers of every prompt, choices of ensembles, where they come from, further tables.
+    """What is kept of a figure: numbers of every prompt, choices of ensembles, provenance, further tables.
 
-    meta: at least policies, rhos, seeds; also kind, panels, claims, bootstrap_samples, bootstrap_seed, title, and any
-    provenance as JSON. tables: by the name of their CSV file.
+    meta: at least policies, rhos, seeds; also kind, panels, claims, bootstrap_samples, bootstrap_seed, title,
+    and any provenance as JSON. tables: by the name of their CSV file.
     """
 
     cells: pd.DataFrame
@@ -82,7 +82,7 @@ def to_csv(table: pd.DataFrame, digits: int) -> bytes:
 
 
 def save_results(results: Results, folder: Path) -> list[Path]:
-    """The small form worth committing: cells.parquet, choices.csv, provenance.json (meta), and the further tables."""
+    """The small form worth committing: cells.parquet, choices.csv, provenance.json (meta), other tables."""
     measures: Sequence[str] = schema.MEASURES[results.kind]
     cells = check_cells(results.cells, measures)
     numbers = {name: (cells[name].astype(float) / UNIT).round() * UNIT for name in measures}

@@ -1,4 +1,4 @@
-"""`rpo figure KIND`: choose on validation if asked, evaluate what is missing, keep the numbers, draw from those."""
+"""`rpo figure KIND`: choose on validation, evaluate what is missing, keep the numbers, draw from those."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from rpo_cli.runs.session import Session
 class FigureOptions:
     """What a figure of any kind can be asked for, besides what every command can.
 
-    from_results: redraw these, train nothing. out: where all files go; default: the workspace. allow_missing: train
-    nothing, draw what there is. tune: choose beta and tau on validation first. keep: whose weights stay. budget: what
-    is left out. question: what the plan of a dry run is to estimate.
+    from_results: redraw these, train nothing. out: where all files go; default: the workspace. allow_missing:
+    train nothing, draw what there is. tune: choose beta and tau on validation first. keep: whose weights
+    stay. budget: what is left out. question: what the plan of a dry run is to estimate.
     """
 
     seeds: Sequence[int] | None = None
@@ -40,8 +40,8 @@ class FigureOptions:
 def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
     """Evaluate the missing cells on test prompts, save the results in their small form, draw from those.
 
-    A tuned Figure 2 writes what it chose into the recipes' by_rho, if these are its policies as they stand and their
-    grids were searched whole; else the choice is for this figure alone.
+    A tuned Figure 2 writes what it chose into the recipes' by_rho, if these are its policies as they stand
+    and their grids were searched whole; else the choice is for this figure alone.
     """
     if options.from_results is not None:
         _draw(session, kind, options.from_results, options.out or options.from_results, options.allow_missing)
@@ -94,7 +94,7 @@ def _plan(session: Session, maker: Cells, selection: Selection, grids: Grids, op
 
 
 def _build(session: Session, cells: Sequence[Cell], suite: str, keep: Keep) -> None:
-    """Evaluate what is missing; after the test nothing is left to do: with `none` not even the best policies stay."""
+    """Evaluate what is missing; then nothing is left to do: with `none` not even the best policies stay."""
     workspace = session.open(suite)
     session.make(
         read_by(cells), suite, finished=WeightKeeper(cells, workspace, "none" if keep == "none" else "all")

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Budget:
-    """What the command line asks to leave out. `small`: dpo and e-dpo, three rhos, three grid values, one seed."""
+    """What is to be left out. `small`: all but dpo and e-dpo, three rhos, three grid values, one seed."""
 
     small: bool = False
     objectives: str | None = None
@@ -30,7 +30,7 @@ class Budget:
 
 @dataclass
 class Selection:
-    """The cells that are run, policies by the names of their variants, and what the recipe has beyond them."""
+    """The cells that are run, policies by their variants' names, and what the recipe has beyond them."""
 
     policies: list[str]
     rhos: list[float | None]
@@ -55,7 +55,7 @@ class Selection:
 
 
 def spread(values: Sequence[T], count: int | None) -> list[T]:
-    """`count` of the values, both ends among them, evenly spread by place; the middle one for 1; all for None."""
+    """`count` of the values, evenly spread, both ends among them; the middle one for 1; all for None."""
     if count is None or count >= len(values):
         return list(values)
     if count == 1:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rpo_cli.artifacts import MANIFEST, STARTED, Stage, Workspace, walk
 from rpo_cli.figures.cells import Cells
+from rpo_cli.figures.dry_run import as_json
 from rpo_cli.figures.selection import Selection
 from rpo_cli.recipes import Loaded, schema
 from rpo_cli.runs.session import MANY, Session, planner_for
@@ -22,7 +23,7 @@ DAY = 86_400.0
 
 
 def show_status(session: Session) -> None:
-    """Print what the recipe would build and why, then every artifact of its workspace: state, size, seconds, age; and seconds by kind."""
+    """Print what the recipe would build and why, then its workspace's artifacts, and seconds by kind."""
     loaded = session.load(None)
     targets = _targets(loaded, session.seed)
     workspace = session.open(loaded.recipe.suite)
@@ -30,21 +31,11 @@ def show_status(session: Session) -> None:
     exists = (workspace.root / "workspace.json").is_file()
     todo = what_to_run(targets, workspace)
     stages = {stage.path: stage for stage in walk(targets)}
-    artifacts = (
-        [_artifact(workspace, path, found, stages) for path, found in workspace.artifacts()] if exists else []
-    )
+    found = workspace.artifacts() if exists else ()
+    artifacts = [_artifact(workspace, path, manifest, stages) for path, manifest in found]
     if session.as_json:
-        build = [
-            {
-                "path": item.stage.path,
-                "kind": item.stage.kind,
-                "reason": item.reason,
-                "expected_seconds": item.seconds,
-            }
-            for item in todo
-        ]
         known_as = {"recipe": str(loaded.path), "workspace": str(workspace.root), "exists": exists}
-        session.print_json({**known_as, "would_build": build, "artifacts": artifacts})
+        session.print_json({**known_as, "would_build": as_json(todo), "artifacts": artifacts})
         return
     print(f"workspace {workspace.root}" + ("" if exists else ": not there yet"))
     print(_would_build(loaded.path.name, todo, len(stages)), end="")
@@ -89,22 +80,14 @@ def _by_kind(artifacts: Sequence[dict[str, Any]]) -> str:
     for artifact in artifacts:
         seconds.setdefault(artifact["kind"], []).append(artifact["seconds"])
     total = sum(map(sum, seconds.values()))
-    rows = [
-        (
-            kind,
-            str(len(each)),
-            clock(sum(each)),
-            percent(sum(each) / total if total else None),
-            f"{sum(each) / len(each):.1f}s",
-        )
-        for kind, each in sorted(seconds.items(), key=lambda item: -sum(item[1]))
-    ]
-    if len(rows) < 2:
+    if len(seconds) < 2:
         return ""
-    whole = ("all", str(len(artifacts)), clock(total), "", "")
-    return "\n" + aligned(
-        [("kind of stage", "up to date", "took", "share", "each"), *rows, whole], right=(1, 2, 3, 4)
-    )
+    rows = [("kind of stage", "up to date", "took", "share", "each")]
+    for kind, each in sorted(seconds.items(), key=lambda item: -sum(item[1])):
+        share = percent(sum(each) / total if total else None)
+        rows.append((kind, str(len(each)), clock(sum(each)), share, f"{sum(each) / len(each):.1f}s"))
+    rows.append(("all", str(len(artifacts)), clock(total), "", ""))
+    return "\n" + aligned(rows, right=(1, 2, 3, 4))
 
 
 def _artifact(

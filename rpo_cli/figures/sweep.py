@@ -1,4 +1,4 @@
-"""`rpo sweep`: choose on validation, for one policy recipe or for all of a figure's, and write the choice down."""
+"""`rpo sweep`: choose on validation, for one policy recipe or all of a figure's, and write it down."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def _swept(loaded: Loaded) -> tuple[list[str], list[float | None], list[int]]:
             raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
         if changed := [variant.name for variant in recipe.compared if variant.set]:
             raise BadInput(
-                f"{loaded.path}: variants: {changed[0]}: has changes of its own (set); a grid is a recipe's, as it stands"
+                f"{loaded.path}: variants: {changed[0]}: has changes of its own (set); "
+                "a grid is a recipe's, as it stands"
             )
         return [variant.name for variant in recipe.compared], recipe.rhos, recipe.seeds
     if isinstance(recipe, schema.PolicyRecipe):

@@ -1,7 +1,7 @@
 """Evaluated cells, one (policy, rho, seed) each: checked, bootstrapped together, and as a table.
 
-Numbers are whole multiples of 1e-4, so that sums are exact and a redraw gives the same bytes whatever the order of
-summation. The rho of cells without resampling is NaN in a table and None in a list.
+Numbers are whole multiples of 1e-4, so that sums are exact and a redraw gives the same bytes whatever the
+order of summation. The rho of cells without resampling is NaN in a table and None in a list.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Bootstrap(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """Cell means and their bootstrap: point [S, policies, rhos, measures], drawn [resamples, S, …]; NaN = missing."""
+    """Cell means [S, policies, rhos, measures] and their bootstrap [resamples, S, …]; NaN: missing."""
 
     point: Array
     drawn: Array
@@ -95,7 +95,7 @@ def sizes_of(cells: pd.DataFrame) -> pd.Series[int]:
 
 
 def resample(cells: pd.DataFrame, axes: Axes, how: Bootstrap, *, resample_seeds: bool = True) -> Draws:
-    """One bootstrap for all cells at once (statistics.resample_means), so that any comparison of cells is paired.
+    """One bootstrap for all cells at once (statistics.resample_means): any comparison of cells is paired.
 
     Where every seed has the same prompt ids one draw of prompts serves all seeds.
     """
@@ -124,10 +124,10 @@ def over_seeds(values: Array, axis: int) -> Array:
 
 
 def summary(cells: pd.DataFrame, axes: Axes, how: Bootstrap, *, resample_seeds: bool = True) -> pd.DataFrame:
-    """The numbers drawn, one row per (policy, rho): means over prompts, then over the seeds that have the cell.
+    """The numbers drawn, a row for each (policy, rho): means over prompts, then over seeds that have it.
 
-    Each measure with `_low` and `_high`, over prompts and seeds (without resample_seeds over prompts, these seeds);
-    `seeds`, and `prompts` of the smallest seed. A cell that no seed has: seeds 0 and NaN.
+    Each measure with `_low` and `_high`, over prompts and seeds (without resample_seeds over prompts, these
+    seeds); `seeds`, and `prompts` of the smallest seed. A cell that no seed has: seeds 0 and NaN.
     """
     draws = resample(cells, axes, how, resample_seeds=resample_seeds)
     sizes = sizes_of(cells[cells["seed"].isin(axes.seeds)])

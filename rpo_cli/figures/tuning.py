@@ -16,6 +16,10 @@ from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import what_to_run
 
 Keep = Literal["best", "none", "all"]
+SEEN = {  # what the table of a sweep has of an evaluation's metrics
+    "advantage": "advantage", "low": "advantage_low", "high": "advantage_high",
+    "tokens_mean": "tokens_mean", "kl_to_reference": "kl_to_reference",
+}  # fmt: skip
 
 
 class Tuned(NamedTuple):
@@ -71,7 +75,8 @@ def _write(session: Session, maker: Cells, selection: Selection, chosen: Chosen)
             session.say(f"wrote by_rho of {loaded.path}")
     if None in selection.rhos:
         session.say(
-            "note: a choice without resampling is not written: set it (beta or tau), or draw with rpo figure unbiased --tune"
+            "note: a choice without resampling is not written: set it (beta or tau), "
+            "or draw with rpo figure unbiased --tune"
         )
 
 
@@ -100,16 +105,13 @@ def validation_table(cells: Sequence[Cell], workspace: Workspace) -> list[dict[s
     for cell in cells:
         metrics = (workspace.manifest(cell.evaluation.path) or {})["metrics"]
         name, value = cell.strength
-        rows.append(
-            {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "parameter": name, "value": value,
-             "advantage": metrics["advantage"], "low": metrics["advantage_low"], "high": metrics["advantage_high"],
-             "tokens_mean": metrics["tokens_mean"], "kl_to_reference": metrics["kl_to_reference"]}
-        )  # fmt: skip
+        row = {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "parameter": name, "value": value}
+        rows.append(row | {column: metrics[of] for column, of in SEEN.items()})
     return rows
 
 
 def choose(rows: Sequence[Mapping[str, Any]]) -> Chosen:
-    """For each policy and rho the value with the highest mean validation advantage over seeds; the smaller of equals."""
+    """For each policy and rho the value of the highest advantage, mean over seeds; the smaller of equals."""
     seen: dict[tuple[str, float | None, str, float], list[float]] = {}
     for row in rows:
         place = (row["policy"], row["rho"], row["parameter"], row["value"])
@@ -147,11 +149,11 @@ def choice_table(chosen: Chosen, rhos: Sequence[float | None]) -> Table:
 
 
 class WeightKeeper:
-    """Drops the weights of policies that a sweep no longer needs: of each policy and rho, all values but the best so far.
+    """Drops the weights that a sweep no longer needs: of each policy and rho, of all values but the best.
 
-    The best is the one that `choose` will choose: by the mean over seeds, known when a value has been evaluated under
-    each. `keep` none: no policy stays once it has been evaluated; all: every one does. The cells' hub names must be
-    pinned: what an earlier run evaluated is known by its key.
+    The best is the one that `choose` will choose: by the mean over seeds, known when a value has been
+    evaluated under each. `keep` none: no policy stays once it has been evaluated; all: every one does. The
+    cells' hub names must be pinned: what an earlier run evaluated is known by its key.
     """
 
     def __init__(self, cells: Sequence[Cell], workspace: Workspace, keep: Keep = "best") -> None:

@@ -39,7 +39,7 @@ def check_recipes(recipes: Sequence[str]) -> None:
         problems += faults
         made, _ = _load_all(files)
         for loaded in made.values():
-            # A reference to nothing was reported above with its line; the planner, which has none, would repeat it.
+            # A reference to nothing was reported above with its line, which the planner does not have.
             problems += [
                 _located(line, loaded.path)
                 for line in _plan(loaded, absent)

@@ -10,7 +10,7 @@ from rpo_cli.text import aligned
 
 
 def fetch_data(session: Session) -> None:
-    """Bring what a recipe rests on into the hub's cache, and record the commits; on --dry-run only say what that is."""
+    """Bring what a recipe rests on into the hub's cache, and record the commits; a dry run only lists it."""
     loaded = session.load(None)
     planner = planner_for(loaded)
     recipe = loaded.recipe

@@ -27,7 +27,7 @@ TITLES = {
 
 
 def gather(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
-    """Log-ratios of chosen and rejected responses after training, in nats over a response's tokens; curves of both."""
+    """Log-ratios of both responses after training, in nats over a response's tokens; curves over training."""
     there = made(cells, workspace)
     frames = []
     for cell, _ in there:

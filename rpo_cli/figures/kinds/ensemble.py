@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 
 def gather(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
-    """Evaluations, and of the members that taught their mean b (`member`) and the share of the one with b = rho
-    (`same_bias`); NaN for a policy without an ensemble."""
+    """Evaluations, and the mean b of the members that taught; members.csv.
+
+    `same_bias`: the share of pairs that the member with b = rho taught. Both are NaN without an ensemble.
+    """
     found = evaluations(cells, workspace)
     shares = found.choices.assign(member_b=found.choices["member"] * found.choices["share"])
     shares["same_bias"] = shares["share"].where(np.isclose(shares["member"], shares["rho"]), 0.0)
@@ -31,10 +33,10 @@ def gather(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
 
 
 def member_table(cells: Sequence[Cell], workspace: Workspace) -> pd.DataFrame:
-    """What each member of each e-DPO cell was and did: policy, rho, seed, member, share, temperature, margin_rms.
+    """What each member of each ensemble was and did: its cell, member, share, temperature, margin_rms.
 
-    share: of the pairs that it taught; margin_rms: root of its mean squared margin on D_rho before the temperature, in
-    reward units.
+    share: of the pairs that it taught; margin_rms: root of its mean squared margin on D_rho before the
+    temperature, in reward units.
     """
     rows = []
     for cell in cells:

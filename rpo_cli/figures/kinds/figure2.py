@@ -57,8 +57,8 @@ def draw(figure: Figure, picture: Picture) -> None:
 def draw_members(choices: pd.DataFrame, out_dir: Path) -> list[Path]:
     """members.*: how often the min over the ensemble chose the member of each b, by rho, mean over seeds.
 
-    choices: policy, rho, seed, member (b), share in [0, 1]. One panel for each policy; b = rho is outlined. No file
-    without rows.
+    choices: policy, rho, seed, member (b), share in [0, 1]. One panel for each policy; b = rho is outlined.
+    No file without rows.
     """
     if choices.empty:
         return []
@@ -98,7 +98,8 @@ KIND = FigureKind(
         "policy": "policy", "rho": "rho", "seeds": "seeds", "prompts": "prompts",
         "advantage": "advantage", "advantage_low": "low", "advantage_high": "high",
         "prompt_low": "prompt_low", "prompt_high": "prompt_high",
-        "tokens": "tokens", "tokens_low": "tokens_low", "tokens_high": "tokens_high", "baseline_tokens": "baseline_tokens",
+        "tokens": "tokens", "tokens_low": "tokens_low", "tokens_high": "tokens_high",
+        "baseline_tokens": "baseline_tokens",
     },
     title="Reward gained over π$_{\\mathbf{SFT}}$ as the length bias of the preferences varies",
 )  # fmt: skip

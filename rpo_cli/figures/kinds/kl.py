@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def gather(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
-    """Each estimator as a policy: its value in nats over a response's tokens, and milliseconds of a training step.
+    """Each estimator as a policy: its value in nats over a response's tokens, milliseconds of a step.
 
     error: its value minus that of `full` on the same prompt; square: the squared distance from its mean.
     """

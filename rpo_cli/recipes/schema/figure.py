@@ -97,8 +97,9 @@ class Claim(BaseModel):
         if self.more is None and self.than is None:
             raise ValueError("compares nothing: give more, than, or both")
         for names in (
-            ("within", "beyond"), ("than", "each"), ("rhos", "up_to"), ("rhos", "above"), ("mean_over_rho", "every_rho"),
-            ("each", "every_rho"), *(("range", name) for name in ("each", "every_rho", "mean_over_rho", "within", "beyond")),
+            ("within", "beyond"), ("than", "each"), ("rhos", "up_to"), ("rhos", "above"),
+            ("mean_over_rho", "every_rho"), ("each", "every_rho"), ("range", "each"), ("range", "every_rho"),
+            ("range", "mean_over_rho"), ("range", "within"), ("range", "beyond"),
         ):  # fmt: skip
             if all(getattr(self, name) not in (None, False) for name in names):
                 raise ValueError(f"give {names[0]} or {names[1]}, not both")
@@ -126,9 +127,11 @@ PAPER = tuple(
     Claim.model_validate(claim)
     for claim in (
         {"claim": "every policy beats pi_SFT at every rho", "more": EVERY, "every_rho": True},
-        {"claim": "e-dpo beats dpo and ipo at rho <= 0.5", "more": "e-dpo", "than": ["dpo", "ipo"], "up_to": 0.5},
+        {"claim": "e-dpo beats dpo and ipo at rho <= 0.5", "more": "e-dpo",
+         "than": ["dpo", "ipo"], "up_to": 0.5},
         {"claim": "d-dpo is best at rho > 0.6", "more": "d-dpo", "each": EVERY, "above": 0.6},
-        {"claim": "e-dpo is flattest: smallest max - min over rho", "more": EVERY, "than": "e-dpo", "range": True},
+        {"claim": "e-dpo is flattest: smallest max - min over rho", "more": EVERY,
+         "than": "e-dpo", "range": True},
     )
 )  # fmt: skip
 
@@ -146,7 +149,7 @@ class FigureRecipe(Recipe):
     )
     claims: list[Claim] = Field(
         [],
-        description="what the figure is to show, reported as passed or not; default: figure2: the paper's claims",
+        description="what the figure is to show, reported as passed or not; default in figure2: the paper's",
     )
     rhos: list[Share | None] = Field(
         [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
