@@ -33,7 +33,7 @@ from rpo_cli.runs.session import Session
 ROOT = Path(__file__).resolve().parent.parent
 RHOS = [0.2, 0.5, 0.8]
 SEEDS = [0, 1, 2]
-# Everything the paper claims holds here: above zero; e-dpo leads up to 0.5 and is flattest; d-dpo leads above 0.6.
+# All that the paper claims holds here: above zero; e-dpo leads up to 0.5, is flattest; d-dpo leads above 0.6.
 PAPER_CURVES = {
     "dpo": [0.8, 1.5, 1.1],
     "ipo": [0.6, 1.4, 1.0],
@@ -312,7 +312,7 @@ def test_importing_figures_does_not_import_matplotlib() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# ── What a sweep keeps ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── What a sweep keeps ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class Shelf:
@@ -360,7 +360,7 @@ ADVANTAGES = {
 @pytest.mark.parametrize("before", [0, 3, 8])
 @pytest.mark.parametrize("order", ["by seed", "by value", "backwards"])
 def test_a_sweep_keeps_every_seeds_weights_of_the_value_that_will_be_chosen(order: str, before: int) -> None:
-    """0.2 and 0.4 are equal in the mean over seeds and the smaller is chosen, though each seed alone prefers another value."""
+    """0.2 and 0.4 are equal in the mean over seeds; the smaller is chosen, though seeds prefer others."""
     cells = [swept(value, seed) for value, seed in ADVANTAGES]
     if order == "by seed":
         cells.sort(key=lambda cell: cell.seed)
@@ -423,14 +423,11 @@ PLANNED = {"e-dpo": "e-dpo-dataset"}  # what e-dpo.yaml was when that figure was
 
 @pytest.mark.parametrize(("folder", "count"), RESULTS)
 def test_the_committed_results_are_those_of_the_recipes_as_they_are(folder: str, count: int) -> None:
-    """Every cell's key: the recipes on its way, by_rho included, and the formats of the stages have not changed since."""
+    """Every cell's key: the recipes on its way, by_rho included, and formats have not changed."""
     provenance = json.loads((ROOT / "results/miniature" / folder / "provenance.json").read_text())
-    makers = {
-        name: Cells(load(str(ROOT / f"recipes/miniature/{PLANNED.get(name, name)}.yaml")))
-        if folder == "confirmation-as-planned"
-        else Cells(load(str(ROOT / f"recipes/miniature/{name}.yaml")))
-        for name in provenance["cells"]
-    }
+    renamed = PLANNED if folder == "confirmation-as-planned" else {}
+    recipes = {name: f"recipes/miniature/{renamed.get(name, name)}.yaml" for name in provenance["cells"]}
+    makers = {name: Cells(load(str(ROOT / recipe))) for name, recipe in recipes.items()}
     found: dict[str, dict[str, Any]] = {}
     for policy, at in provenance["cells"].items():
         for place in at:
@@ -472,7 +469,7 @@ def test_the_committed_study_is_that_of_the_recipes_as_they_are(folder: str, rec
     assert len(keys) == count
 
 
-# ── One world ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── One world ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_papers_claims_are_those_of_every_recipe_of_figure_2_and_of_one_that_says_nothing(

@@ -1,4 +1,4 @@
-"""Properties of the figures of the theory: what is measured, what is claimed, what is redrawn, what is refused."""
+"""Properties of the figures of variants: what is measured, claimed, redrawn, refused."""
 
 from __future__ import annotations
 
@@ -37,18 +37,21 @@ FIGURES = {
     "  - {name: dpo, recipe: dpo.yaml, set: {data: splits-few.yaml, max_steps: 4, beta: 0.3}}\n"
     "  - {name: ipo, recipe: ipo.yaml, set: {data: splits-few.yaml, max_steps: 4}}\n"
     "  - {name: d-dpo, recipe: d-dpo.yaml, set: {data: splits-few.yaml, max_steps: 4}}\n"
-    "claims:\n  - {claim: more, more: dpo, than: d-dpo, measure: margin}\n  - {claim: down, than: dpo, measure: h_rejected}\n",
+    "claims:\n  - {claim: more, more: dpo, than: d-dpo, measure: margin}\n"
+    "  - {claim: down, than: dpo, measure: h_rejected}\n",
     "gamma": "rhos: [0.5]\nvariants:\n"
     "  - {name: annealed, recipe: p-dpo.yaml, panel: p-dpo}\n"
     "  - {name: none, recipe: p-dpo.yaml, panel: p-dpo, set: {gamma: 0, gamma_end: null}}\n"
     "claims:\n  - {claim: as well, more: annealed, than: none, within: 0.1}\n",
     "ensemble": "rhos: [0.5]\nvariants:\n"
-    "  - {name: example, recipe: e-dpo.yaml}\n  - {name: dataset, recipe: e-dpo.yaml, set: {ensemble_min: dataset}}\n"
+    "  - {name: example, recipe: e-dpo.yaml}\n"
+    "  - {name: dataset, recipe: e-dpo.yaml, set: {ensemble_min: dataset}}\n"
     "claims:\n  - {claim: follows, more: dataset, than: example, measure: same_bias}\n",
     "kl": "rhos: [0.5]\nvariants:\n  - {name: dpo, recipe: dpo.yaml}\n"
     "claims:\n  - {claim: unbiased, more: sample, measure: error, within: 0.1}\n"
     "  - {claim: noisy, more: sample, than: full, measure: square}\n",
-    "unbiased": "rhos: [null]\nvariants:\n  - {name: dpo, recipe: dpo.yaml}\n  - {name: ipo, recipe: ipo.yaml}\n"
+    "unbiased": "rhos: [null]\nvariants:\n  - {name: dpo, recipe: dpo.yaml}\n"
+    "  - {name: ipo, recipe: ipo.yaml}\n"
     "claims:\n  - {claim: beats, more: dpo}\n  - {claim: beats, more: dpo, than: ipo}\n",
 }
 
@@ -61,7 +64,7 @@ def write_figure(tiny: Tiny, kind: str) -> None:
     (tiny.suite / "splits-few.yaml").write_text(few)
 
 
-# ── From one command to the files ───────────────────────────────────────────────────────────────────────────────────
+# ── From one command to the files ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,7 +128,7 @@ def test_unbiased_strengths_are_chosen_on_validation_for_the_figure_alone(tiny: 
     } == best
     kept = {path.parent.name for path in (tiny.root / "seed-0/unbiased/policies").rglob("model.safetensors")}
     assert kept == {f"beta-{best['dpo']:g}", f"tau-{best['ipo']:g}"}
-    # The same command again has nothing to do; a reduced grid says so; without --tune the recipes' own strengths count.
+    # The same again has nothing to do; a reduced grid says so; without --tune the recipes' strengths count.
     plan = json.loads(
         tiny.run(
             "figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2", "--dry-run", "--json"
@@ -156,7 +159,7 @@ def test_the_measure_of_a_policy_is_its_log_ratios_on_its_own_pairs(tiny: Tiny) 
     ).abs().max() < 1e-6
     assert rows["kl_sample"].std() > 0 and (rows["kl_sample"] - rows["kl_full"]).abs().max() > 1e-3
     assert all(metrics[f"milliseconds/{name}"] > 0 for name in ESTIMATORS)
-    # The last step's batch was measured one step earlier, on 8 of the 64 pairs: the same order of size and sign of the margin.
+    # The last step's batch was measured one step earlier, on 8 of the 64 pairs: the same sign of the margin.
     assert np.sign((rows["h_chosen"] - rows["h_rejected"]).mean()) == np.sign(line["rewards/margins"])
     assert len(reference["id"]) >= 64
 
@@ -320,7 +323,7 @@ def test_a_teacher_that_scores_other_pairs_than_its_own_keeps_both_scores(tiny: 
     )  # one planner, no clash
 
 
-# ── Claims ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Claims ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def planted(means: dict[str, float], *, between: float = 0.0, rho: float = 0.5) -> pd.DataFrame:
@@ -409,7 +412,7 @@ def test_a_claim_about_the_mean_over_rho_is_one_row_of_the_mean(tmp_path: Path) 
     assert row["difference"] == pytest.approx((0.6 - 0.2) / 2, abs=0.03)
 
 
-# ── Recipes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Recipes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_kind_has_a_recipe_with_three_seeds_and_claims() -> None:
@@ -447,15 +450,18 @@ def test_every_kind_has_a_recipe_with_three_seeds_and_claims() -> None:
         ),
         ("kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x}]", "compares nothing"),
         (
-            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: a, within: 1, beyond: 1}]",
+            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\n"
+            "claims: [{claim: x, more: a, within: 1, beyond: 1}]",
             "not both",
         ),
         (
-            "kind: gamma\nrhos: [0.5]\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: a, rhos: [0.2]}]",
+            "kind: gamma\nrhos: [0.5]\nvariants: [{name: a, recipe: dpo.yaml}]\n"
+            "claims: [{claim: x, more: a, rhos: [0.2]}]",
             "rho 0.2 is none",
         ),
         (
-            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: a, measure: reward}]",
+            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\n"
+            "claims: [{claim: x, more: a, measure: reward}]",
             "no measure of gamma",
         ),
     ],

@@ -88,7 +88,9 @@ def planned(
     That is the recipe's own where it is tried, and the first that is tried elsewhere.
     """
     workspace = session.open(maker.asked.recipe.suite)
-    if not what_to_run([cell.evaluation for cell in cells], workspace):
+    stages = [cell.evaluation for cell in cells]
+    there = all(workspace.manifest(stage.path) is not None for stage in stages)
+    if there and not what_to_run(stages, workspace):
         return choose(validation_table(cells, workspace))
     chosen: Chosen = {}
     for name, (parameter, values) in grids.items():
