@@ -62,6 +62,12 @@ KeepWeights = Annotated[Literal["best", "none", "all"], Option(help=KEEP)]
 BudgetOption = Annotated[Literal["small"] | None, Option(help=SMALL)]
 Objectives = Annotated[str | None, Option(help="Only these of the figure's policies, with commas.")]
 GridSize = Annotated[int | None, Option(min=1, help="Try this many values of each grid, evenly spread.")]
+AVERAGED = "Seeds to average over, with commas. Default: the recipe's."
+WRITE = "Write the chosen values into the recipes' by_rho."
+FROM = "Redraw kept results; train nothing."
+OUT = "Folder for pictures and results. Default: figures/ in the workspace."
+GAPS = "Train nothing; draw what there is and mark the gaps."
+TUNE = "First choose beta and tau on validation (the full protocol)."
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
 
 
@@ -177,12 +183,8 @@ def _numbers(text: str | None) -> list[int] | None:
 def sweep(
     session: "Session",
     costs: Costs,
-    seeds: Annotated[
-        str | None, Option(help="Seeds to average over, with commas. Default: the recipe's.")
-    ] = None,
-    write: Annotated[
-        bool, Option("--write/--no-write", help="Write the chosen values into the recipes' by_rho.")
-    ] = True,
+    seeds: Annotated[str | None, Option(help=AVERAGED)] = None,
+    write: Annotated[bool, Option("--write/--no-write", help=WRITE)] = True,
     keep_weights: KeepWeights = "best",
     budget: BudgetOption = None,
     objectives: Objectives = None,
@@ -191,8 +193,7 @@ def sweep(
     """Try the grid over beta or tau, for one policy recipe or all of a figure's; choose on validation
     prompts.
     """
-    from rpo_cli.figures.selection import Budget
-    from rpo_cli.figures.sweep import run_sweep
+    from rpo_cli.figures import Budget, run_sweep
     from rpo_cli.runs.question import asked
 
     question = asked(session.dry_run, costs)
@@ -200,93 +201,46 @@ def sweep(
     run_sweep(session, _numbers(seeds), write, keep_weights, reduced, question)
 
 
-@add_command(
-    figure_app,
-    "figure2",
-    "--recipe miniature/figure2.yaml --jobs 2",
-    "--from results/miniature",
-    takes=FIGURE,
-    recipe="figure2.yaml",
-)
-def figure2(
-    session: "Session",
-    costs: Costs,
-    seeds: Seeds = None,
-    from_results: Annotated[
-        Path | None, Option("--from", help="Redraw committed results; train nothing.")
-    ] = None,
-    out: Annotated[
-        Path | None, Option(help="Folder for pictures and results. Default: figures/ in the workspace.")
-    ] = None,
-    allow_missing: Annotated[
-        bool, Option("--allow-missing", help="Train nothing; draw what there is and mark the gaps.")
-    ] = False,
-    tune: Annotated[
-        bool, Option("--tune", help="First choose beta and tau on validation (the full protocol).")
-    ] = False,
-    keep_weights: KeepWeights = "best",
-    budget: BudgetOption = None,
-    objectives: Objectives = None,
-    grid_size: GridSize = None,
-) -> None:
-    """Figure 2: advantage over pi_SFT and response length against the length bias rho, with the paper's
-    orderings.
-    """
-    from rpo_cli.figures.selection import Budget
-    from rpo_cli.figures.sweep import run_figure2
-    from rpo_cli.runs.question import asked
+def _figure(kind: str, text: str, recipe: str, *more: str) -> None:
+    """Add `rpo figure KIND`, whose recipe is this one unless another is given; `more`: examples."""
+    example = f"--recipe miniature/{recipe} --jobs 2"
 
-    question = asked(session.dry_run, costs)
-    reduced = Budget(budget == "small", objectives, grid_size)
-    run_figure2(
-        session, _numbers(seeds), from_results, out, allow_missing, tune, keep_weights, reduced, question
-    )
-
-
-def _theory(kind: str, text: str) -> None:
-    """Add `rpo figure KIND`."""
-
-    @add_command(
-        figure_app,
-        kind,
-        f"--recipe miniature/figure-{kind}.yaml --jobs 2",
-        takes=FIGURE,
-        text=text,
-        recipe=f"figure-{kind}.yaml",
-    )
+    @add_command(figure_app, kind, example, *more, takes=FIGURE, text=text, recipe=recipe)
     def run(
         session: "Session",
         costs: Costs,
         seeds: Seeds = None,
-        from_results: Annotated[
-            Path | None, Option("--from", help="Redraw kept results; train nothing.")
-        ] = None,
-        out: Annotated[
-            Path | None, Option(help="Folder for the files. Default: figures/ in the workspace.")
-        ] = None,
-        tune: Annotated[
-            bool, Option("--tune", help="First choose beta and tau on validation, for this figure.")
-        ] = False,
+        from_results: Annotated[Path | None, Option("--from", help=FROM)] = None,
+        out: Annotated[Path | None, Option(help=OUT)] = None,
+        allow_missing: Annotated[bool, Option("--allow-missing", help=GAPS)] = False,
+        tune: Annotated[bool, Option("--tune", help=TUNE)] = False,
         keep_weights: KeepWeights = "best",
+        budget: BudgetOption = None,
+        objectives: Objectives = None,
         grid_size: GridSize = None,
     ) -> None:
-        from rpo_cli.figures.studies import run_study
-        from rpo_cli.figures.study_tuning import Tuning
+        from rpo_cli.figures import Budget, FigureOptions, run_figure
         from rpo_cli.runs.question import asked
 
-        question = asked(session.dry_run, costs)
-        if not tune and (grid_size is not None or keep_weights != "best"):
-            raise BadInput("--grid-size and --keep-weights: only with --tune, which is what tries a grid")
-        tuning = Tuning(grid_size, keep_weights) if tune else None
-        rhos = None if session.rho == "all" else session.rhos([])
-        run_study(session, kind, rhos, _numbers(seeds), from_results, out, tuning, question)
+        reduced, question = Budget(budget == "small", objectives, grid_size), asked(session.dry_run, costs)
+        wanted = (_numbers(seeds), from_results, out, allow_missing, tune, keep_weights, reduced, question)
+        run_figure(session, kind, FigureOptions(*wanted))
 
 
-_theory("degeneracy", "Few pairs, many epochs: how far each objective moves chosen and rejected responses.")
-_theory("gamma", "The weight of the forward KL: annealed, constant, none.")
-_theory("ensemble", "e-DPO's min: its scope, the members' calibration, the size of their subsets.")
-_theory("kl", "Estimators of the forward KL: bias, variance, cost.")
-_theory("unbiased", "All objectives on the pairs as they are, without resampling.")
+_figure(
+    "figure2",
+    "Figure 2: advantage over pi_SFT and response length against the length bias rho, with the paper's claims.",
+    "figure2.yaml",
+    "--from results/miniature",
+)
+for _kind, _text in {
+    "degeneracy": "Few pairs, many epochs: how far each objective moves chosen and rejected responses.",
+    "gamma": "The weight of the forward KL: annealed, constant, none.",
+    "ensemble": "e-DPO's min: its scope, the members' calibration, the size of their subsets.",
+    "kl": "Estimators of the forward KL: bias, variance, cost.",
+    "unbiased": "All objectives on the pairs as they are, without resampling.",
+}.items():
+    _figure(_kind, _text, f"figure-{_kind}.yaml")
 
 
 @add_command(recipe_app, "list", takes={"as_json"})
@@ -367,7 +321,7 @@ def data_fetch(session: "Session") -> None:
 )
 def status(session: "Session") -> None:
     """What is in the workspace, what a recipe would rebuild, and why."""
-    from rpo_cli.figures.status import show_status
+    from rpo_cli.figures import show_status
 
     show_status(session)
 

@@ -20,7 +20,7 @@ from test_cli import HEAVY
 from rpo_cli.artifacts import Workspace
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cell
-from rpo_cli.figures.selection import Budget, leave_out_of_grids, select, spread
+from rpo_cli.figures.selection import Budget, select, spread
 from rpo_cli.figures.tuning import WeightKeeper
 from rpo_cli.models import load_tokenizer, tokenise
 from rpo_cli.runs.question import DEVICES
@@ -327,10 +327,10 @@ def test_a_part_of_a_grid_keeps_its_ends() -> None:
 
 
 def test_what_is_left_out_is_listed() -> None:
-    whole = (["a/dpo.yaml", "a/ipo.yaml", "a/e-dpo.yaml"], [0.2, 0.3, 0.5, 0.7, 0.8], [0, 1])
+    whole = (["dpo", "ipo", "e-dpo"], [0.2, 0.3, 0.5, 0.7, 0.8], [0, 1])
     small = select(whole, None, None, Budget(small=True))
-    assert (small.policies, small.rhos, small.seeds) == (["a/dpo.yaml", "a/e-dpo.yaml"], [0.2, 0.5, 0.8], [0])
-    leave_out_of_grids(small, {"dpo": [1, 2, 3, 4, 5], "e-dpo": [1, 2, 3, 4, 5]})
+    assert (small.policies, small.rhos, small.seeds) == (["dpo", "e-dpo"], [0.2, 0.5, 0.8], [0])
+    small.leave_out_of_grids({"dpo": [1, 2, 3, 4, 5], "e-dpo": [1, 2, 3, 4, 5]})
     assert small.left_out == {
         "policies": ["ipo"],
         "rhos": [0.3, 0.7],
@@ -340,13 +340,13 @@ def test_what_is_left_out_is_listed() -> None:
     assert small.note() == "2 of 3 objectives, 3 of 5 ρ, 1 of 2 seeds, 3 of 5 grid values"
     mine = select(whole, [0.2], [0, 1], Budget(small=True, objectives="ipo,dpo", grid_size=5))
     assert (mine.policies, mine.rhos, mine.seeds, mine.grid_size) == (
-        ["a/dpo.yaml", "a/ipo.yaml"],
+        ["dpo", "ipo"],
         [0.2],
         [0, 1],
         5,
     )
     whole_figure = select(whole, None, None, Budget())
-    leave_out_of_grids(whole_figure, {"dpo": [1, 2]})
+    whole_figure.leave_out_of_grids({"dpo": [1, 2]})
     assert whole_figure.left_out == {} and whole_figure.note() == ""
     with pytest.raises(BadInput, match="not among dpo, ipo, e-dpo"):
         select(whole, None, None, Budget(objectives="simpo"))

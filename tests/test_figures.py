@@ -16,20 +16,25 @@ import pytest
 from conftest import Tiny
 
 from rpo_cli.artifacts import Workspace, snapshots, write_json
-from rpo_cli.figures import claims as claims_module
-from rpo_cli.figures import drawing, results, table
-from rpo_cli.figures.cells import Cells
-from rpo_cli.figures.studies import study_cells
-from rpo_cli.figures.tuning import Chosen, WeightKeeper, choose
+from rpo_cli.errors import BadInput
+from rpo_cli.figures import results
+from rpo_cli.figures.cells import Cells, Chosen
+from rpo_cli.figures.claims import claims_table, judge
+from rpo_cli.figures.drawing import looks_of
+from rpo_cli.figures.kinds.figure2 import numbers as numbers_of
+from rpo_cli.figures.redraw import redraw
+from rpo_cli.figures.selection import Budget, Selection, select
+from rpo_cli.figures.table import Axes, Bootstrap
+from rpo_cli.figures.tuning import WeightKeeper, choose
 from rpo_cli.recipes import load
-from rpo_cli.recipes.schema import FigureRecipe
+from rpo_cli.recipes.schema import MEASURES, PAPER, FigureRecipe
 from rpo_cli.runs.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 RHOS = [0.2, 0.5, 0.8]
 SEEDS = [0, 1, 2]
-# Everything the paper claims holds here: above zero; e-dpo leads up to 0.5 and is flattest; d-dpo leads above 0.6.
-PAPER = {
+# All that the paper claims holds here: above zero; e-dpo leads up to 0.5, is flattest; d-dpo leads above 0.6.
+PAPER_CURVES = {
     "dpo": [0.8, 1.5, 1.1],
     "ipo": [0.6, 1.4, 1.0],
     "d-dpo": [0.9, 1.6, 2.4],
@@ -58,9 +63,25 @@ def made_choices() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["policy", "rho", "seed", "member", "share"])
 
 
+def axes_of(policies: list[str], rhos: list[float] = RHOS, seeds: list[int] = SEEDS) -> Axes:
+    return Axes(policies, list(rhos), seeds, MEASURES["figure2"])
+
+
+def paper_rows(
+    cells: pd.DataFrame, policies: list[str], rhos: list[float], resamples: int
+) -> list[dict[str, Any]]:
+    return judge(cells, axes_of(policies, rhos), PAPER, Bootstrap(resamples), brief=True)
+
+
+def table_of(cells: pd.DataFrame, seeds: list[int] = SEEDS, resamples: int = 300) -> pd.DataFrame:
+    """The table of Figure 2 for the paper's policies, with the names of its columns in the file."""
+    made = numbers_of(cells, axes_of(list(PAPER_CURVES), seeds=seeds), Bootstrap(resamples))
+    return made.rename(columns={"advantage_low": "low", "advantage_high": "high"})
+
+
 def claims(cells: pd.DataFrame, policies: list[str], rhos: list[float] = RHOS) -> dict[str, dict[str, Any]]:
-    """Rows of the orderings by the start of their detail."""
-    rows = claims_module.orderings(cells, policies, rhos, SEEDS, resamples=300)
+    """Rows of the paper's claims by the start of their detail."""
+    rows = paper_rows(cells, policies, rhos, 300)
     for row in rows:
         assert row["passed"] == (row["status"] == "passed")
     return {row["detail"].split(",")[0].split(";")[0]: row for row in rows}
@@ -68,13 +89,13 @@ def claims(cells: pd.DataFrame, policies: list[str], rhos: list[float] = RHOS) -
 
 def save(cells: pd.DataFrame, folder: Path, policies: list[str] | None = None) -> Path:
     meta = {
-        "policies": policies or list(PAPER),
+        "policies": policies or list(PAPER_CURVES),
         "rhos": RHOS,
         "seeds": SEEDS,
         "bootstrap_samples": 200,
         "git": "abc",
     }
-    results.save_results(cells, made_choices(), meta, folder)
+    results.save_results(results.Results(cells, made_choices(), meta, {}), folder)
     return folder
 
 
@@ -83,7 +104,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_all_orderings_pass_where_they_are_planted() -> None:
-    rows = claims(planted(PAPER), list(PAPER))
+    rows = claims(planted(PAPER_CURVES), list(PAPER_CURVES))
     assert {row["status"] for row in rows.values()} == {"passed"}
     assert rows["all"]["difference"] == pytest.approx(0.6, abs=0.05)
     assert "ipo at rho 0.2" in rows["all"]["detail"]
@@ -93,7 +114,9 @@ def test_all_orderings_pass_where_they_are_planted() -> None:
 
 
 def test_orderings_fail_where_the_opposite_is_planted() -> None:
-    rows = claims(planted(PAPER | {"e-dpo": [0.3, 1.9, 2.6], "ipo": [-1.5, 1.4, 1.0]}), list(PAPER))
+    rows = claims(
+        planted(PAPER_CURVES | {"e-dpo": [0.3, 1.9, 2.6], "ipo": [-1.5, 1.4, 1.0]}), list(PAPER_CURVES)
+    )
     for detail in (
         "all",
         "ipo",
@@ -108,28 +131,28 @@ def test_orderings_fail_where_the_opposite_is_planted() -> None:
 
 def test_a_difference_on_which_seeds_disagree_does_not_pass() -> None:
     """Prompts alone would call it significant: 60 of them, noise 0.1, difference 0.15."""
-    cells = planted(PAPER | {"e-dpo": [0.95, 1.9, 1.8]})
+    cells = planted(PAPER_CURVES | {"e-dpo": [0.95, 1.9, 1.8]})
     cells.loc[(cells["policy"] == "e-dpo") & (cells["rho"] == 0.2) & (cells["seed"] == 1), "advantage"] -= 0.5
-    assert claims(cells, list(PAPER))["e-dpo - dpo at rho 0.2"]["status"] == "not significant"
+    assert claims(cells, list(PAPER_CURVES))["e-dpo - dpo at rho 0.2"]["status"] == "not significant"
 
 
 def test_claims_compare_the_same_prompts() -> None:
     """Prompts differ by 3, policies by 0.8: unpaired intervals would be wider than the difference."""
-    row = claims(planted(PAPER), list(PAPER))["e-dpo - dpo at rho 0.2"]
+    row = claims(planted(PAPER_CURVES), list(PAPER_CURVES))["e-dpo - dpo at rho 0.2"]
     assert row["high"] - row["low"] < 0.2
-    numbers = table.table(planted(PAPER), list(PAPER), RHOS, SEEDS, resamples=300)
+    numbers = table_of(planted(PAPER_CURVES))
     assert (numbers["high"] - numbers["low"]).min() > 0.7
 
 
 def test_absent_policies_and_rhos_are_not_measured_and_never_pass() -> None:
-    rows = claims(planted({"dpo": PAPER["dpo"], "d-dpo": PAPER["d-dpo"]}), ["dpo", "d-dpo"])
+    rows = claims(planted({"dpo": PAPER_CURVES["dpo"], "d-dpo": PAPER_CURVES["d-dpo"]}), ["dpo", "d-dpo"])
     for detail in ("e-dpo - dpo at rho 0.2", "e-dpo - ipo at rho 0.5", "range of dpo - range of e-dpo"):
         assert rows[detail]["status"] == "not measured"
         assert rows[detail]["low"] is None
-    cells = planted(PAPER)
-    only = claims(cells[cells["rho"] == 0.5], list(PAPER), [0.5])
+    cells = planted(PAPER_CURVES)
+    only = claims(cells[cells["rho"] == 0.5], list(PAPER_CURVES), [0.5])
     assert only["no such rho"]["status"] == "not measured"
-    holes = claims(cells[~((cells["policy"] == "dpo") & (cells["rho"] == 0.5))], list(PAPER))
+    holes = claims(cells[~((cells["policy"] == "dpo") & (cells["rho"] == 0.5))], list(PAPER_CURVES))
     assert holes["dpo"]["status"] == holes["all"]["status"] == "not measured"
     assert "1 of 3 not measured" in holes["dpo"]["detail"]
     assert holes["e-dpo - dpo at rho 0.5"]["status"] == "not measured"
@@ -138,14 +161,18 @@ def test_absent_policies_and_rhos_are_not_measured_and_never_pass() -> None:
 
 
 def test_table_holds_means_over_seeds_and_both_kinds_of_interval() -> None:
-    cells = planted(PAPER, between=0.5)
+    cells = planted(PAPER_CURVES, between=0.5)
     cells["advantage"] -= cells.groupby(["seed", "prompt_id"])["advantage"].transform(
         "mean"
     )  # leaves little prompt noise
-    numbers = table.table(cells, list(PAPER), RHOS, SEEDS, resamples=300)
-    assert list(zip(numbers["policy"], numbers["rho"], strict=True)) == [(p, r) for p in PAPER for r in RHOS]
+    numbers = table_of(cells)
+    assert list(zip(numbers["policy"], numbers["rho"], strict=True)) == [
+        (p, r) for p in PAPER_CURVES for r in RHOS
+    ]
     wanted = cells.groupby(["policy", "rho"])["advantage"].mean()
-    np.testing.assert_allclose(numbers["advantage"], [wanted[p, r] for p in PAPER for r in RHOS], atol=1e-4)
+    np.testing.assert_allclose(
+        numbers["advantage"], [wanted[p, r] for p in PAPER_CURVES for r in RHOS], atol=1e-4
+    )
     assert (numbers["low"] < numbers["prompt_low"]).all() and (numbers["prompt_high"] < numbers["high"]).all()
     assert (
         set(numbers["seeds"]) == {3}
@@ -155,24 +182,25 @@ def test_table_holds_means_over_seeds_and_both_kinds_of_interval() -> None:
 
 
 def test_redraw_is_byte_equal(tmp_path: Path) -> None:
-    folder = save(planted(PAPER), tmp_path / "results")
-    paths, rows = drawing.redraw(folder, tmp_path / "a")
-    drawing.redraw(folder, tmp_path / "b")
+    folder = save(planted(PAPER_CURVES), tmp_path / "results")
+    paths, rows = redraw(folder, tmp_path / "a", "figure2")
+    redraw(folder, tmp_path / "b", "figure2")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    names = {"figure2.png", "figure2.svg", "figure2.csv", "figure2.json", "members.png", "members.svg"}
+    names = {f"figure2.{suffix}" for suffix in ("png", "svg", "pdf", "csv", "json")}
+    names |= {f"members.{suffix}" for suffix in ("png", "svg", "pdf")}
     assert {path.name for path in paths} == names == set(contents(tmp_path / "a"))
     drawn = json.loads((tmp_path / "a" / "figure2.json").read_text())
     assert drawn["orderings"] == rows and drawn["missing"] == [] and drawn["provenance"]["git"] == "abc"
 
 
 def test_results_saved_again_are_the_same_bytes_whatever_the_order_of_rows(tmp_path: Path) -> None:
-    cells = planted(PAPER)
+    cells = planted(PAPER_CURVES)
     save(cells, tmp_path / "a")
     save(cells.sample(frac=1, random_state=0), tmp_path / "b")
-    loaded, choices, meta = results.load_results(tmp_path / "a")
-    results.save_results(loaded, choices, meta, tmp_path / "c")
+    kept = results.load_results(tmp_path / "a")
+    results.save_results(kept, tmp_path / "c")
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
-    merged = loaded.merge(cells, on=["policy", "rho", "seed", "prompt_id"], validate="one_to_one")
+    merged = kept.cells.merge(cells, on=["policy", "rho", "seed", "prompt_id"], validate="one_to_one")
     assert len(merged) == len(cells)
     assert (merged["advantage_x"] - merged["advantage_y"]).abs().max() < 5.1e-5
 
@@ -186,32 +214,32 @@ def test_a_whole_figure_of_results_stays_below_a_megabyte(tmp_path: Path) -> Non
     cells["advantage"] = rng.normal(size=len(cells))
     cells["tokens"] = rng.integers(6, 30, size=len(cells)) / 2
     cells["baseline_tokens"] = rng.integers(6, 30, size=len(cells)) / 2
-    path, *_ = results.save_results(cells, made_choices(), {}, tmp_path)
+    path, *_ = results.save_results(results.Results(cells, made_choices(), {}, {}), tmp_path)
     assert path.stat().st_size < 1_000_000
 
 
 def test_missing_cells_are_refused_by_name_unless_asked_for_then_listed(tmp_path: Path) -> None:
-    cells = planted(PAPER)
+    cells = planted(PAPER_CURVES)
     whole_gap = (cells["policy"] == "dpo") & (cells["rho"] == 0.5)
     one_seed = (cells["policy"] == "e-dpo") & (cells["rho"] == 0.8) & (cells["seed"] == 2)
     folder = save(cells[~whole_gap & ~one_seed], tmp_path / "results")
     with pytest.raises(
-        table.MissingCells, match=r"4 cells are missing: dpo at rho 0.5, seed 0; .*e-dpo at rho 0.8, seed 2"
+        BadInput, match=r"4 cells are missing: dpo at rho 0.5, seed 0; .*e-dpo at rho 0.8, seed 2"
     ):
-        drawing.redraw(folder, tmp_path / "out")
+        redraw(folder, tmp_path / "out", "figure2")
     assert not (tmp_path / "out").exists()
-    drawing.redraw(folder, tmp_path / "out", allow_missing=True)
+    redraw(folder, tmp_path / "out", "figure2", allow_missing=True)
     drawn = json.loads((tmp_path / "out" / "figure2.json").read_text())
     assert len(drawn["missing"]) == 4 and drawn["missing"][-1] == {"policy": "e-dpo", "rho": 0.8, "seed": 2}
     rows = {(row["policy"], row["rho"]): row for row in drawn["table"]}
     assert rows["dpo", 0.5]["seeds"] == 0 and rows["dpo", 0.5]["advantage"] is None
     assert rows["e-dpo", 0.8]["seeds"] == 2
-    complete = table.table(cells, list(PAPER), RHOS, SEEDS, resamples=200).set_index(["policy", "rho"])
+    complete = table_of(cells, resamples=200).set_index(["policy", "rho"])
     assert rows["ipo", 0.2]["low"] == complete.loc[("ipo", 0.2), "low"]
 
 
 def test_broken_cells_are_refused(tmp_path: Path) -> None:
-    cells = planted(PAPER)
+    cells = planted(PAPER_CURVES)
     for broken, message in (
         (
             cells.assign(advantage=cells["advantage"].where(cells.index != 3)),
@@ -228,10 +256,10 @@ def test_broken_cells_are_refused(tmp_path: Path) -> None:
 
 
 def test_seeds_with_prompts_of_their_own_and_a_single_seed_can_be_drawn() -> None:
-    cells = planted(PAPER)
+    cells = planted(PAPER_CURVES)
     apart = cells.assign(prompt_id=cells["prompt_id"] + "-" + cells["seed"].astype(str))
-    assert table.table(apart, list(PAPER), RHOS, SEEDS, resamples=100)["low"].notna().all()
-    single = table.table(cells, list(PAPER), RHOS, [0], resamples=100)
+    assert table_of(apart, resamples=100)["low"].notna().all()
+    single = table_of(cells, [0], 100)
     assert (single["low"] == single["prompt_low"]).all() and set(single["seeds"]) == {1}
 
 
@@ -253,9 +281,9 @@ def test_failed_publish_leaves_the_old_file_and_no_rubbish(
 def test_no_verdict_and_no_number_of_an_ordering_is_folded_or_cut(width: int) -> None:
     from rich.console import Console
 
-    rows = claims_module.orderings(planted(PAPER), [*PAPER, "p-dpo"], RHOS, SEEDS, resamples=50)
+    rows = paper_rows(planted(PAPER_CURVES), [*PAPER_CURVES, "p-dpo"], RHOS, 50)
     console = Console(width=width, force_terminal=True, color_system=None, file=(out := io.StringIO()))
-    console.print(claims_module.orderings_table(rows, console))
+    console.print(claims_table(rows, console))
     said = out.getvalue()
     assert max(map(len, said.splitlines())) <= width and "…" not in said
     for status in ("passed", "not measured"):
@@ -270,9 +298,9 @@ def test_no_verdict_and_no_number_of_an_ordering_is_folded_or_cut(width: int) ->
 def test_orderings_that_no_terminal_shows_are_lines_to_search(capsys: pytest.CaptureFixture[str]) -> None:
     from rpo_cli.runs.session import stdout
 
-    rows = claims_module.orderings(planted(PAPER), [*PAPER, "p-dpo"], RHOS, SEEDS, resamples=50)
+    rows = paper_rows(planted(PAPER_CURVES), [*PAPER_CURVES, "p-dpo"], RHOS, 50)
     console = stdout()
-    console.print(claims_module.orderings_table(rows, console))
+    console.print(claims_table(rows, console))
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[-3:] == ["by", "seed", "verdict"]
     for line, row in zip(lines, rows, strict=True):
@@ -284,7 +312,7 @@ def test_importing_figures_does_not_import_matplotlib() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# ── What a sweep keeps ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── What a sweep keeps ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class Shelf:
@@ -332,7 +360,7 @@ ADVANTAGES = {
 @pytest.mark.parametrize("before", [0, 3, 8])
 @pytest.mark.parametrize("order", ["by seed", "by value", "backwards"])
 def test_a_sweep_keeps_every_seeds_weights_of_the_value_that_will_be_chosen(order: str, before: int) -> None:
-    """0.2 and 0.4 are equal in the mean over seeds and the smaller is chosen, though each seed alone prefers another value."""
+    """0.2 and 0.4 are equal in the mean over seeds; the smaller is chosen, though seeds prefer others."""
     cells = [swept(value, seed) for value, seed in ADVANTAGES]
     if order == "by seed":
         cells.sort(key=lambda cell: cell.seed)
@@ -366,7 +394,8 @@ def test_a_resumed_sweep_knows_what_it_evaluated_with_a_model_of_the_hub(
     workspace = Workspace(empty.root, "tiny")
     workspace.open()
     write_json(snapshots.lock_file(workspace), {"models": {"some/model@main": "c0ffee"}})
-    cell = Cells(empty.suite).cell("dpo.yaml", 0.5, 0, "validation", ["beta=0.1"])
+    maker = Cells(load(str(empty.suite / "dpo.yaml")))
+    cell = maker.cell("dpo", 0.5, 0, "validation", {"beta": 0.1})
     before = cell.evaluation.key
     snapshots.pin([cell.evaluation], workspace)
     assert cell.evaluation.key != before
@@ -394,15 +423,17 @@ PLANNED = {"e-dpo": "e-dpo-dataset"}  # what e-dpo.yaml was when that figure was
 
 @pytest.mark.parametrize(("folder", "count"), RESULTS)
 def test_the_committed_results_are_those_of_the_recipes_as_they_are(folder: str, count: int) -> None:
-    """Every cell's key: the recipes on its way, by_rho included, and the formats of the stages have not changed since."""
+    """Every cell's key: the recipes on its way, by_rho included, and formats have not changed."""
     provenance = json.loads((ROOT / "results/miniature" / folder / "provenance.json").read_text())
-    cells = Cells(ROOT / "recipes/miniature")
+    renamed = PLANNED if folder == "confirmation-as-planned" else {}
+    recipes = {name: f"recipes/miniature/{renamed.get(name, name)}.yaml" for name in provenance["cells"]}
+    makers = {name: Cells(load(str(ROOT / recipe))) for name, recipe in recipes.items()}
     found: dict[str, dict[str, Any]] = {}
     for policy, at in provenance["cells"].items():
         for place in at:
             rho, seed = (part.split("-")[1] for part in place.split("/"))
-            name = PLANNED.get(policy, policy) if folder == "confirmation-as-planned" else policy
-            cell = cells.cell(f"{name}.yaml", float(rho), int(seed), "test")
+            (name,) = makers[policy].variants
+            cell = makers[policy].cell(name, float(rho), int(seed), "test")
             name, value = cell.strength
             found.setdefault(policy, {})[place] = {name: value, "key": cell.evaluation.key}
     assert found == provenance["cells"]
@@ -426,7 +457,9 @@ def test_the_committed_study_is_that_of_the_recipes_as_they_are(folder: str, rec
         for place, values in at.items():
             rho = float(place.split("/")[0].removeprefix("rho-"))
             chosen.setdefault(variant, {})[rho] = {"beta": values["beta"]}
-    cells = study_cells(loaded, loaded.recipe.rhos, loaded.recipe.seeds, chosen)
+    maker = Cells(loaded)
+    whole = Selection(list(maker.variants), loaded.recipe.rhos, loaded.recipe.seeds)
+    cells = maker.test(whole, chosen)
     keys = {(cell.policy, f"rho-{cell.rho:g}/seed-{cell.seed}"): cell.evaluation.key for cell in cells}
     assert keys == {
         (variant, place): values["key"]
@@ -434,3 +467,89 @@ def test_the_committed_study_is_that_of_the_recipes_as_they_are(folder: str, rec
         for place, values in at.items()
     }
     assert len(keys) == count
+
+
+# ── One world ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_papers_claims_are_those_of_every_recipe_of_figure_2_and_of_one_that_says_nothing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "short.yaml").write_text("stage: figure\npolicies: [dpo.yaml, e-dpo.yaml]\n")
+    suites = [ROOT / "recipes" / f"{name}.yaml" for name in ("tldr/figure2", "miniature/figure2")]
+    suites += [ROOT / f"recipes/miniature/{name}.yaml" for name in ("protocol", "confirmation", "rivals")]
+    for path in (*suites, tmp_path / "short.yaml"):
+        recipe = load(str(path)).recipe
+        assert isinstance(recipe, FigureRecipe) and recipe.claimed == list(PAPER), path
+        assert path.stem == "short" or recipe.claims == list(PAPER)
+    short = load(str(tmp_path / "short.yaml")).recipe
+    assert isinstance(short, FigureRecipe)
+    assert [(v.name, v.recipe, v.set) for v in short.compared] == [
+        ("dpo", "dpo.yaml", {}), ("e-dpo", "e-dpo.yaml", {})
+    ]  # fmt: skip
+
+
+def test_policies_take_the_place_of_the_variants_of_an_extended_figure_and_the_other_way_round(
+    tmp_path: Path,
+) -> None:
+    """Recipes that extend a shipped figure2.yaml may say either."""
+    for name, text in {
+        "a": "policies: [dpo.yaml]", "b": "variants: [{name: x, recipe: ipo.yaml}]\nextends: a.yaml",
+        "c": "policies: [e-dpo.yaml]\nextends: b.yaml",
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.yaml").write_text(f"stage: figure\n{text}\n")
+    found = {}
+    for name in "abc":
+        recipe = load(str(tmp_path / f"{name}.yaml")).recipe
+        assert isinstance(recipe, FigureRecipe)
+        found[name] = [variant.name for variant in recipe.compared]
+    assert found == {"a": ["dpo"], "b": ["x"], "c": ["e-dpo"]}
+    changed = load(str(tmp_path / "b.yaml"), overrides=["policies=[d-dpo.yaml]"]).recipe
+    assert isinstance(changed, FigureRecipe) and [v.name for v in changed.compared] == ["d-dpo"]
+
+
+def test_a_policy_has_one_look_in_every_panel_and_none_shares_it() -> None:
+    names = ["mine", "dpo", "yours", "e-dpo", "theirs"]
+    looks = looks_of(names)
+    assert list(looks) == names and len(set(looks.values())) == 5
+    assert looks["dpo"] == looks_of(["dpo"])["dpo"] and looks["theirs"] != looks_of(["theirs"])["theirs"]
+
+
+def test_no_resampling_has_no_rho_in_what_users_see_and_old_results_load(tmp_path: Path) -> None:
+    folder = ROOT / "results/miniature/unbiased"
+    kept = results.load_results(folder)
+    assert kept.axes.rhos == [None] and kept.cells["rho"].isna().all() and kept.choices["rho"].isna().all()
+    results.save_results(kept, tmp_path)
+    names = ("cells.parquet", "choices.csv", "provenance.json")
+    assert all((tmp_path / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    old = json.loads((folder / "provenance.json").read_text()) | {"rhos": [0.0]}
+    (tmp_path / "provenance.json").write_text(json.dumps(old))
+    choices = (folder / "choices.csv").read_text().replace("e-dpo,,", "e-dpo,0.0,")
+    (tmp_path / "choices.csv").write_text(choices)
+    redraw(tmp_path, tmp_path / "out", "unbiased")
+    for name in ("unbiased.csv", "unbiased.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    assert set(pd.read_csv(folder / "unbiased.csv")["rho"].isna()) == {True}
+
+
+@pytest.mark.parametrize(
+    "folder", [".", "rivals", "confirmation-as-planned", "gamma", "kl", "degeneracy", "confirmation-teachers"]
+)
+def test_committed_results_draw_the_committed_tables_and_claims(folder: str, tmp_path: Path) -> None:
+    kept = ROOT / "results/miniature" / folder
+    paths, _ = redraw(kept, tmp_path, results.load_results(kept).kind)
+    files = [path for path in paths if path.suffix in (".csv", ".json")]
+    assert len(files) == 2
+    assert all(path.read_bytes() == (kept / path.name).read_bytes() for path in files)
+
+
+def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:
+    folder = save(planted(PAPER_CURVES), tmp_path)
+    with pytest.raises(BadInput, match="holds results of figure2; use rpo figure figure2"):
+        redraw(folder, tmp_path, "gamma")
+
+
+def test_names_with_commas_are_selected_whole() -> None:
+    whole = (["a, b", "a", "c"], [0.2], [0])
+    assert select(whole, None, None, Budget(objectives="a, b,c")).policies == ["a, b", "c"]
+    assert select(whole, None, None, Budget(objectives="a")).policies == ["a"]

@@ -1,4 +1,4 @@
-"""Properties of the figures of the theory: what is measured, what is claimed, what is redrawn, what is refused."""
+"""Properties of the figures of variants: what is measured, claimed, redrawn, refused."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM
 from rpo_cli.artifacts import Workspace
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cells, bias_of, read_by
-from rpo_cli.figures.gather import gather
-from rpo_cli.figures.studies import _curve, claims_of, summary
+from rpo_cli.figures.claims import judge
+from rpo_cli.figures.gather import evaluations
+from rpo_cli.figures.kinds.degeneracy import curve
+from rpo_cli.figures.table import Axes, Bootstrap, summary
 from rpo_cli.models import make_batch, response_logits
 from rpo_cli.recipes import RecipeError, check_suite, known, load
 from rpo_cli.recipes.schema import MEASURES, Claim, FigureRecipe
@@ -35,18 +37,21 @@ FIGURES = {
     "  - {name: dpo, recipe: dpo.yaml, set: {data: splits-few.yaml, max_steps: 4, beta: 0.3}}\n"
     "  - {name: ipo, recipe: ipo.yaml, set: {data: splits-few.yaml, max_steps: 4}}\n"
     "  - {name: d-dpo, recipe: d-dpo.yaml, set: {data: splits-few.yaml, max_steps: 4}}\n"
-    "claims:\n  - {claim: more, more: dpo, than: d-dpo, measure: margin}\n  - {claim: down, than: dpo, measure: h_rejected}\n",
+    "claims:\n  - {claim: more, more: dpo, than: d-dpo, measure: margin}\n"
+    "  - {claim: down, than: dpo, measure: h_rejected}\n",
     "gamma": "rhos: [0.5]\nvariants:\n"
     "  - {name: annealed, recipe: p-dpo.yaml, panel: p-dpo}\n"
     "  - {name: none, recipe: p-dpo.yaml, panel: p-dpo, set: {gamma: 0, gamma_end: null}}\n"
     "claims:\n  - {claim: as well, more: annealed, than: none, within: 0.1}\n",
     "ensemble": "rhos: [0.5]\nvariants:\n"
-    "  - {name: example, recipe: e-dpo.yaml}\n  - {name: dataset, recipe: e-dpo.yaml, set: {ensemble_min: dataset}}\n"
+    "  - {name: example, recipe: e-dpo.yaml}\n"
+    "  - {name: dataset, recipe: e-dpo.yaml, set: {ensemble_min: dataset}}\n"
     "claims:\n  - {claim: follows, more: dataset, than: example, measure: same_bias}\n",
     "kl": "rhos: [0.5]\nvariants:\n  - {name: dpo, recipe: dpo.yaml}\n"
     "claims:\n  - {claim: unbiased, more: sample, measure: error, within: 0.1}\n"
     "  - {claim: noisy, more: sample, than: full, measure: square}\n",
-    "unbiased": "rhos: [null]\nvariants:\n  - {name: dpo, recipe: dpo.yaml}\n  - {name: ipo, recipe: ipo.yaml}\n"
+    "unbiased": "rhos: [null]\nvariants:\n  - {name: dpo, recipe: dpo.yaml}\n"
+    "  - {name: ipo, recipe: ipo.yaml}\n"
     "claims:\n  - {claim: beats, more: dpo}\n  - {claim: beats, more: dpo, than: ipo}\n",
 }
 
@@ -59,7 +64,7 @@ def write_figure(tiny: Tiny, kind: str) -> None:
     (tiny.suite / "splits-few.yaml").write_text(few)
 
 
-# ── From one command to the files ───────────────────────────────────────────────────────────────────────────────────
+# ── From one command to the files ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.slow
@@ -73,7 +78,7 @@ def test_one_command_makes_the_figure_and_its_results_draw_it_again_to_the_byte(
     assert "to build" in plan.stderr and not (tiny.root / "figures").exists()
     said = tiny.run(f"figure {kind}", f"{kind}.yaml", *seeds, "--json")
     folder = tiny.root / "figures" / kind
-    made = {f"{kind}.{suffix}" for suffix in ("png", "svg", "csv", "json")}
+    made = {f"{kind}.{suffix}" for suffix in ("png", "svg", "pdf", "csv", "json")}
     own = {"degeneracy": {"curves.csv"}, "ensemble": {"members.csv"}}
     kept = {"cells.parquet", "choices.csv", "provenance.json"} | own.get(kind, set())
     assert set(contents(folder)) == made | kept
@@ -125,7 +130,7 @@ def test_unbiased_strengths_are_chosen_on_validation_for_the_figure_alone(tiny: 
     } == best
     kept = {path.parent.name for path in (tiny.root / "seed-0/unbiased/policies").rglob("model.safetensors")}
     assert kept == {f"beta-{best['dpo']:g}", f"tau-{best['ipo']:g}"}
-    # The same command again has nothing to do; a reduced grid says so; without --tune the recipes' own strengths count.
+    # The same again has nothing to do; a reduced grid says so; without --tune the recipes' strengths count.
     plan = json.loads(
         tiny.run(
             "figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2", "--dry-run", "--json"
@@ -156,7 +161,7 @@ def test_the_measure_of_a_policy_is_its_log_ratios_on_its_own_pairs(tiny: Tiny) 
     ).abs().max() < 1e-6
     assert rows["kl_sample"].std() > 0 and (rows["kl_sample"] - rows["kl_full"]).abs().max() > 1e-3
     assert all(metrics[f"milliseconds/{name}"] > 0 for name in ESTIMATORS)
-    # The last step's batch was measured one step earlier, on 8 of the 64 pairs: the same order of size and sign of the margin.
+    # The last step's batch was measured one step earlier, on 8 of the 64 pairs: the same sign of the margin.
     assert np.sign((rows["h_chosen"] - rows["h_rejected"]).mean()) == np.sign(line["rewards/margins"])
     assert len(reference["id"]) >= 64
 
@@ -215,9 +220,9 @@ def test_ensemble_measures_are_those_of_the_members_that_taught(tiny: Tiny) -> N
 
 
 def test_a_figure_does_not_take_another_baseline_for_its_own(tiny: Tiny) -> None:
-    cells = [Cells(tiny.suite).cell("e-dpo.yaml", 0.5, 0, "test")]
+    cells = [Cells(load(str(tiny.suite / "e-dpo.yaml"))).cell("e-dpo", 0.5, 0, "test")]
     workspace = Workspace(tiny.root, "tiny")
-    first, _, _ = gather(cells, workspace)
+    first = evaluations(cells, workspace).cells
     tiny.run(
         "evaluate", "evaluate.yaml", "--set", "temperature=0.5"
     )  # at the place of the baseline, under another key
@@ -225,12 +230,12 @@ def test_a_figure_does_not_take_another_baseline_for_its_own(tiny: Tiny) -> None
     with pytest.raises(
         BadInput, match=r"evaluations/sft/test: not what .*e-dpo/beta-0.2/test was compared with"
     ):
-        gather(cells, workspace)
+        evaluations(cells, workspace)
     assert [item.stage.path for item in what_to_run(read_by(cells), workspace)] == [
         "seed-0/evaluations/sft/test"
     ]
     tiny.run("evaluate", "evaluate.yaml")
-    pd.testing.assert_frame_equal(gather(cells, workspace)[0], first)
+    pd.testing.assert_frame_equal(evaluations(cells, workspace).cells, first)
 
 
 def test_members_of_a_listed_ensemble_have_no_b() -> None:
@@ -238,12 +243,13 @@ def test_members_of_a_listed_ensemble_have_no_b() -> None:
 
 
 def test_too_few_steps_for_a_curve_are_told_in_a_line(tiny: Tiny) -> None:
-    cell = Cells(tiny.suite, ["logging_steps=50"]).cell("dpo.yaml", 0.5, 0, "test", measured=True)
+    maker = Cells(load(str(tiny.suite / "dpo.yaml")), ["logging_steps=50"])
+    cell = maker.cell("dpo", 0.5, 0, "test")
     tiny.make("dpo.yaml", "logging_steps=50")
     with pytest.raises(
         BadInput, match=r"dpo/beta-0.2: 6 steps with logging_steps: 50 leave no curve of log-ratios to draw"
     ):
-        _curve(cell, Workspace(tiny.root, "tiny"))
+        curve(cell, Workspace(tiny.root, "tiny"))
 
 
 def test_a_policy_without_an_ensemble_stands_beside_ensembles_and_has_no_members(tiny: Tiny) -> None:
@@ -319,7 +325,7 @@ def test_a_teacher_that_scores_other_pairs_than_its_own_keeps_both_scores(tiny: 
     )  # one planner, no clash
 
 
-# ── Claims ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Claims ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def planted(means: dict[str, float], *, between: float = 0.0, rho: float = 0.5) -> pd.DataFrame:
@@ -350,15 +356,8 @@ def planted(means: dict[str, float], *, between: float = 0.0, rho: float = 0.5) 
 
 
 def judged(cells: pd.DataFrame, **claim: Any) -> dict[str, Any]:
-    (row,) = claims_of(
-        cells,
-        [Claim(claim="so it is", measure="x", **claim)],
-        ["a", "b"],
-        [float(cells["rho"].iloc[0])],
-        SEEDS,
-        ["x"],
-        resamples=300,
-    )
+    axes = Axes(["a", "b"], [float(cells["rho"].iloc[0])], SEEDS, ("x",))
+    (row,) = judge(cells, axes, [Claim(claim="so it is", measure="x", **claim)], Bootstrap(300))
     assert row["passed"] == (row["status"] == "passed")
     return row
 
@@ -392,31 +391,16 @@ def test_a_claim_says_what_it_compares_and_where() -> None:
     assert judged(cells, more="a")["detail"] == "x: a"
     assert judged(cells, more="a", than="b", within=0.1)["detail"] == "x: 0.1 - |a - b|"
     assert judged(cells, more="a", beyond=0.1)["detail"] == "x: |a| - 0.1"
-    both = pd.concat([cells, planted({"a": 0.1, "b": 0.6}, rho=0.0)])
-    rows = claims_of(
-        both,
-        [Claim(claim="c", more="a", than="b", measure="x")],
-        ["a", "b"],
-        [0.5, 0.0],
-        SEEDS,
-        ["x"],
-        resamples=50,
-    )
+    both = pd.concat([cells, planted({"a": 0.1, "b": 0.6}, rho=float("nan"))])
+    axes, how = Axes(["a", "b"], [0.5, None], SEEDS, ("x",)), Bootstrap(50)
+    rows = judge(both, axes, [Claim(claim="c", more="a", than="b", measure="x")], how)
     assert [row["detail"] for row in rows] == ["x: a - b at rho 0.5", "x: a - b without resampling"]
     assert [row["status"] for row in rows] == ["passed", "contradicted"]
-    only = claims_of(
-        both,
-        [Claim(claim="c", more="a", measure="x", rhos=[0.5])],
-        ["a", "b"],
-        [0.5, 0.0],
-        SEEDS,
-        ["x"],
-        resamples=50,
-    )
+    only = judge(both, axes, [Claim(claim="c", more="a", measure="x", rhos=[0.5])], how)
     assert len(only) == 1
-    table = summary(both, ["a", "b"], [0.5, 0.0], SEEDS, ["x"], resamples=50).set_index(["policy", "rho"])
+    table = summary(both, axes, how)
     assert (
-        table.loc[("a", 0.0), "x"] == pytest.approx(0.1, abs=0.02)
+        table.loc[(table["policy"] == "a") & table["rho"].isna(), "x"].item() == pytest.approx(0.1, abs=0.02)
         and set(table["prompts"]) == {60}
         and set(table["seeds"]) == {3}
     )
@@ -425,12 +409,12 @@ def test_a_claim_says_what_it_compares_and_where() -> None:
 def test_a_claim_about_the_mean_over_rho_is_one_row_of_the_mean(tmp_path: Path) -> None:
     both = pd.concat([planted({"a": 1.0, "b": 0.4}), planted({"a": 0.5, "b": 0.7}, rho=0.2)])
     claim = Claim(claim="c", more="a", than="b", measure="x", mean_over_rho=True)
-    (row,) = claims_of(both, [claim], ["a", "b"], [0.2, 0.5], SEEDS, ["x"], resamples=50)
+    (row,) = judge(both, Axes(["a", "b"], [0.2, 0.5], SEEDS, ("x",)), [claim], Bootstrap(50))
     assert row["detail"] == "x: a - b, mean over rho 0.2, 0.5" and row["status"] == "passed"
     assert row["difference"] == pytest.approx((0.6 - 0.2) / 2, abs=0.03)
 
 
-# ── Recipes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Recipes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_kind_has_a_recipe_with_three_seeds_and_claims() -> None:
@@ -448,8 +432,8 @@ def test_every_kind_has_a_recipe_with_three_seeds_and_claims() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "policies: missing"),
-        ("policies: [dpo.yaml]\nvariants: [{name: a, recipe: dpo.yaml}]", "no variants, no claims"),
+        ("", "variants: missing"),
+        ("policies: [dpo.yaml]\nvariants: [{name: a, recipe: dpo.yaml}]", "give one of them, not both"),
         ("policies: [dpo.yaml]\nrhos: [null]", "has an axis of rho"),
         ("kind: gamma\npolicies: [dpo.yaml]", "needs variants instead of policies"),
         ("kind: gamme\npolicies: [dpo.yaml]", "kind: expected"),
@@ -468,15 +452,18 @@ def test_every_kind_has_a_recipe_with_three_seeds_and_claims() -> None:
         ),
         ("kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x}]", "compares nothing"),
         (
-            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: a, within: 1, beyond: 1}]",
+            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\n"
+            "claims: [{claim: x, more: a, within: 1, beyond: 1}]",
             "not both",
         ),
         (
-            "kind: gamma\nrhos: [0.5]\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: a, rhos: [0.2]}]",
+            "kind: gamma\nrhos: [0.5]\nvariants: [{name: a, recipe: dpo.yaml}]\n"
+            "claims: [{claim: x, more: a, rhos: [0.2]}]",
             "rho 0.2 is none",
         ),
         (
-            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x, more: a, measure: reward}]",
+            "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\n"
+            "claims: [{claim: x, more: a, measure: reward}]",
             "no measure of gamma",
         ),
     ],
@@ -498,3 +485,71 @@ def test_a_variants_mistake_is_found_by_the_check_with_its_name(empty: Tiny) -> 
     ]
     assert "gama" in empty.run("figure gamma", "gamma.yaml", "--dry-run", code=2).stderr
     assert isinstance(load(str(file)).recipe, FigureRecipe)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "line"),
+    [
+        ("title", "title: $x_$\nrhos: [0.5]\nvariants: [{name: a, recipe: dpo.yaml}]", 3),
+        ("variants[0].name", "rhos: [0.5]\nvariants:\n  - {name: '$x_$', recipe: dpo.yaml}", 5),
+    ],
+)
+def test_a_formula_that_cannot_be_drawn_is_refused_before_any_stage(
+    empty: Tiny, key: str, text: str, line: int
+) -> None:
+    (empty.suite / "figure.yaml").write_text(f"stage: figure\nkind: gamma\n{text}\n")
+    said = empty.run("figure gamma", "figure.yaml", code=2).stderr.splitlines()
+    assert len(said) == 1 and f"figure.yaml:{line}: {key}: no formula that can be drawn" in said[0]
+    assert not empty.root.exists()
+    for good in ("$x_1$", "5 $", r"\$x_\$", "π$_{SFT}$"):
+        assert load(str(empty.suite / "figure.yaml"), overrides=[f"title='{good}'", GOOD]).recipe
+
+
+GOOD = "variants=[{name: a, recipe: dpo.yaml}]"
+
+
+@pytest.mark.parametrize("kind", ["gamma", "kl", "figure2"])
+def test_every_kind_has_the_same_options(kind: str) -> None:
+    said = rpo("figure", kind, "--help").output
+    options = (
+        "--seeds --rho --from --out --allow-missing --tune --keep-weights --budget --objectives --grid-size "
+        "--dry-run --estimate --device-name --jobs --json --set --workspace"
+    )
+    assert [option for option in options.split() if option not in said] == []
+
+
+def test_a_figure_of_variants_draws_its_gaps_when_told_to(tiny: Tiny) -> None:
+    write_figure(tiny, "unbiased")
+    tiny.edit("unbiased.yaml", "rhos: [0.5, null]\nkind: gamma")
+    out = tiny.root / "out"
+    tiny.run("evaluate", "dpo.yaml", "--rho", "0.5")
+    tiny.run("figure gamma", "unbiased.yaml", "--allow-missing", "--out", out)
+    drawn = json.loads((out / "gamma.json").read_text())
+    assert {"policy": "dpo", "rho": None, "seed": 0} in drawn["missing"] and len(drawn["missing"]) == 3
+    assert {row["status"] for row in drawn["claims"] if "dpo at rho 0.5" in row["detail"]} != {"not measured"}
+    refused = rpo("figure", "gamma", "--from", out, code=2).stderr
+    assert "3 cells are missing: dpo without resampling, seed 0" in refused
+
+
+def test_more_beats_each_of_several_only_if_it_beats_the_strongest() -> None:
+    cells = planted({"a": 1.0, "b": 0.6, "c": 1.2})
+    axes = Axes(["a", "b", "c"], [0.5], SEEDS, ("x",))
+    each = Claim(claim="best", measure="x", more="a", each=["b", "c"])
+    rows = judge(cells, axes, [each], Bootstrap(100))
+    assert [row["detail"] for row in rows] == [
+        "x: a - each of b, c, least lead over c",
+        "x: a - b",
+        "x: a - c",
+    ]
+    assert [row["status"] for row in rows] == ["contradicted", "passed", "contradicted"]
+    assert rows[0]["low"] == rows[2]["low"]
+    every = Claim(claim="best", measure="x", more="c", each="*")
+    assert [row["passed"] for row in judge(cells, axes, [every], Bootstrap(100))] == [True] * 3
+
+
+def test_a_range_is_that_of_the_curve_over_rho() -> None:
+    cells = pd.concat([planted({"a": 1.0, "b": 0.5}), planted({"a": 0.2, "b": 0.6}, rho=0.2)])
+    claim = Claim(claim="flat", measure="x", more="*", than="b", range=True)
+    (row,) = judge(cells, Axes(["a", "b"], [0.2, 0.5], SEEDS, ("x",)), [claim], Bootstrap(100))
+    assert row["detail"] == "x: range of a - range of b" and row["passed"]
+    assert row["difference"] == pytest.approx(0.8 - 0.1, abs=0.05)

@@ -1,1 +1,6 @@
 """Experiments: choose on validation, evaluate on test, keep, claim, draw."""
+
+from rpo_cli.figures.run import FigureOptions, run_figure
+from rpo_cli.figures.selection import Budget
+from rpo_cli.figures.status import show_status
+from rpo_cli.figures.sweep import run_sweep

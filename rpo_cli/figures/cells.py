@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
-from rpo_cli.artifacts import Stage
+from rpo_cli.artifacts import Stage, rho_folder
 from rpo_cli.errors import BadInput
-from rpo_cli.figures.selection import spread
-from rpo_cli.recipes import Loaded, load, schema
+from rpo_cli.figures.selection import Selection, spread
+from rpo_cli.recipes import Loaded, load, schema, variant_overrides
 from rpo_cli.runs.planner import Planner, at_rho
+
+Split = Literal["validation", "test"]
+Strength = Mapping[str, float] | None
+Chosen = dict[str, dict[float | None, dict[str, float]]]  # of each policy and rho the strength, by its name
+Grids = dict[str, tuple[str, list[float]]]  # of each policy the name of its strength, and the values to try
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the experiment, and the stage that evaluates it."""
+    """One point of the experiment, and the stage that evaluates it, or measures it."""
 
     policy: str
     rho: float | None
@@ -30,34 +34,30 @@ class Cell:
         return cast(schema.PolicyRecipe, self.loaded.recipe).strength
 
     @property
-    def table_rho(self) -> float:
-        """The rho that stands in tables, where cells without resampling need a number."""
-        return 0.0 if self.rho is None else self.rho
+    def keys(self) -> dict[str, Any]:
+        """Its place in a table; without resampling there is no rho: NaN."""
+        return {
+            "policy": self.policy,
+            "rho": float("nan") if self.rho is None else self.rho,
+            "seed": self.seed,
+        }
+
+    @property
+    def folder(self) -> str:
+        """Its place in what is kept about its policy."""
+        return f"{rho_folder(self.rho)}/seed-{self.seed}"
 
     @property
     def policy_path(self) -> str:
         return cast(Stage, self.evaluation.inputs["policy"]).path
 
 
-def stem(name: str | Path) -> str:
-    """A policy's label: its recipe's file name."""
-    return Path(name).stem
-
-
-def grid_of(policy: Loaded) -> tuple[str, list[float]]:
-    """The swept parameter of a policy recipe and its values; BadInput if it has none or two."""
-    grid = cast(schema.PolicyRecipe, policy.recipe).grid
-    if len(grid) != 1:
-        raise BadInput(f"{policy.path}: grid: give one grid, of beta or of tau, to sweep over")
-    name, values = next(iter(grid.items()))
-    return name, [float(value) for value in values]
-
-
-def read_by(cells: Sequence[Cell]) -> list[Stage]:
-    """What a figure of these cells reads: their evaluations, and the baselines' own, which an evaluation is not looked behind for."""
-    found = (cell.evaluation.inputs.get("baseline") for cell in cells)
+def read_by(cells: Iterable[Cell]) -> list[Stage]:
+    """What a figure of these cells reads: their evaluations, and their baselines', which a plan skips."""
+    evaluations = [cell.evaluation for cell in cells]
+    found = (stage.inputs.get("baseline") for stage in evaluations)
     baselines = {stage.path: stage for stage in found if isinstance(stage, Stage)}
-    return [*(cell.evaluation for cell in cells), *baselines.values()]
+    return [*evaluations, *baselines.values()]
 
 
 def bias_of(member: str) -> float | None:
@@ -65,70 +65,88 @@ def bias_of(member: str) -> float | None:
     return float(member) if member.replace(".", "").isdigit() else None
 
 
-def same_budget(grids: Mapping[str, tuple[str, Sequence[float]]]) -> None:
-    """Raise BadInput for grids of different sizes."""
-    sizes = {label: len(values) for label, (_, values) in grids.items()}
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{label} {size}" for label, size in sizes.items())
-        raise BadInput(f"grids of different sizes ({listed}): every objective gets the same budget")
-
-
 class Cells:
-    """Makes cells, with one planner for each seed."""
+    """The cells of a figure recipe, or of a policy recipe alone, with one planner for each seed."""
 
-    def __init__(self, beside: Path | None, overrides: Sequence[str] = (), device: str | None = None) -> None:
-        self.beside, self.device = beside, device
-        self.overrides = list(overrides)
+    def __init__(self, asked: Loaded, overrides: Sequence[str] = ()) -> None:
+        self.asked, self.overrides = asked, list(overrides)
+        self.device = asked.overrides.get("device")
+        recipe = asked.recipe
+        figure = recipe if isinstance(recipe, schema.FigureRecipe) else None
+        compared = [schema.as_it_is(str(asked.path))] if figure is None else figure.compared
+        self.variants = {variant.name: variant for variant in compared}
+        self.measured = figure is not None and figure.measured
         self._planners: dict[int, Planner] = {}
+        self._loaded: dict[tuple[str, float | None], Loaded] = {}
 
-    def cell(
-        self,
-        policy: str,
-        rho: float | None,
-        seed: int,
-        split: str,
-        extra: Sequence[str] = (),
-        *,
-        measured: bool = False,
-    ) -> Cell:
-        """One cell; `measured`: what it takes is the policy's measure on its training pairs, not an evaluation."""
-        at = at_rho(rho)
-        overrides = [*self.overrides, *extra, *at.pop("overrides", [])]
-        flags = {"device": self.device}
-        loaded = load(
-            policy, **at, seed=seed, overrides=overrides, flags=flags, expect="policy", beside=self.beside
-        )
+    def policy(self, name: str, **at: Any) -> Loaded:
+        """A variant's recipe."""
+        variant = self.variants[name]
+        overrides = [*self.overrides, *variant_overrides(variant), *at.pop("overrides", [])]
+        path, flags = str(self.asked.sibling(variant.recipe)), {"device": self.device}
+        return load(path, **at, overrides=overrides, flags=flags, expect="policy")
+
+    def at(self, name: str, rho: float | None) -> Loaded:
+        """A variant's recipe at a rho, read and checked once."""
+        if (name, rho) not in self._loaded:
+            self._loaded[name, rho] = self.policy(name, **at_rho(rho))
+        return self._loaded[name, rho]
+
+    def cell(self, name: str, rho: float | None, seed: int, split: Split, strength: Strength = None) -> Cell:
+        """One cell, its seed laid over the recipe; `strength`: instead of the recipe's for this rho."""
+        read, ours = self.at(name, rho), {"seed": seed, **(strength or {})}
+        recipe = read.recipe.model_copy(update=ours)
+        loaded = replace(read, recipe=recipe, overrides={**read.overrides, **ours})
         planner = self._planners.setdefault(seed, Planner(seed, self.device))
-        target = planner.measure(loaded) if measured else planner.evaluation(loaded, split)
-        return Cell(stem(loaded.path), rho, seed, loaded, target)
+        target = planner.measure(loaded) if self.measured else planner.evaluation(loaded, split)
+        return Cell(name, rho, seed, loaded, target)
 
-    def grids(self, policies: Sequence[str]) -> dict[str, tuple[str, list[float]]]:
+    def test(self, selection: Selection, chosen: Chosen | None = None) -> list[Cell]:
+        """The cells that a figure shows; `chosen`: with these strengths."""
+        return [
+            self.cell(name, rho, seed, "test", None if chosen is None else chosen[name][rho])
+            for seed in selection.seeds
+            for rho in selection.rhos
+            for name in selection.policies
+        ]
+
+    def grids(self, names: Sequence[str]) -> Grids:
         """The swept parameter of each policy and its values.
 
         Raises:
-            BadInput: a policy without a grid, or grids of different sizes: every objective gets the same budget.
+            BadInput: a policy without a grid or with its strength fixed, a figure of no evaluations, or grids
+                of different sizes: every objective gets the same budget.
         """
-        grids: dict[str, tuple[str, list[float]]] = {}
-        for policy in policies:
-            grids[policy] = grid_of(
-                load(policy, overrides=self.overrides, expect="policy", beside=self.beside)
+        if self.measured:
+            kind = cast(schema.FigureRecipe, self.asked.recipe).kind
+            raise BadInput(
+                f"{self.asked.path}: --tune chooses by the advantage on validation prompts; "
+                f"a figure of kind {kind} has none"
             )
-        same_budget({stem(policy): grid for policy, grid in grids.items()})
+        grids: Grids = {}
+        for name in names:
+            loaded = self.policy(name)
+            grid = cast(schema.PolicyRecipe, loaded.recipe).grid
+            if len(grid) != 1:
+                raise BadInput(f"{loaded.path}: grid: give one grid, of beta or of tau, to sweep over")
+            ((parameter, values),) = grid.items()
+            if parameter in self.variants[name].set:
+                raise BadInput(
+                    f"{self.asked.path}: variants: {name}: sets {parameter}, which --tune is to choose"
+                )
+            grids[name] = parameter, [float(value) for value in values]
+        if len({len(values) for _, values in grids.values()}) > 1:
+            listed = ", ".join(f"{name} {len(values)}" for name, (_, values) in grids.items())
+            raise BadInput(f"grids of different sizes ({listed}): every objective gets the same budget")
         return grids
 
-    def grid(
-        self,
-        policies: Sequence[str],
-        rhos: Sequence[float | None],
-        seeds: Sequence[int],
-        grid_size: int | None = None,
-    ) -> list[Cell]:
-        """Validation cells of every value in each policy's grid, or of `grid_size` values spread over it; raises as `grids`."""
-        grids = self.grids(policies)
+    def validation(self, selection: Selection, grids: Grids) -> list[Cell]:
+        """The cells among which strengths are chosen: all values of each grid, or as many as are selected."""
         return [
-            self.cell(policy, rho, seed, "validation", [f"{name}={value!r}"])
-            for seed in seeds
-            for rho in rhos
-            for policy, (name, values) in grids.items()
-            for value in spread(values, grid_size)
+            self.cell(name, rho, seed, "validation", {parameter: value})
+            for seed in selection.seeds
+            for rho in selection.rhos
+            for name in selection.policies
+            for parameter, values in [grids[name]]
+            for value in spread(values, selection.grid_size)
         ]

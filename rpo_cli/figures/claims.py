@@ -1,16 +1,16 @@
-"""The paper's claims about Figure 2, each passed or not with its interval."""
+"""What a figure claims, each comparison passed or not with its interval."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from rpo_cli.figures.results import plain
-from rpo_cli.figures.table import over_seeds, resample
+from rpo_cli.figures.table import Axes, Bootstrap, Rho, at, key, over_seeds, resample
+from rpo_cli.recipes import schema
 from rpo_cli.statistics import Array, Interval, interval
 from rpo_cli.text import WIDEST, aligned
 
@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-HARD, EASY = 0.5, 0.6  # e-dpo leads up to the first, d-dpo above the second
-
-
 class Difference(NamedTuple):
-    """A quantity that a claim says is positive: its interval over prompts and seeds, and its value in each seed."""
+    """A quantity that is claimed to be positive: over prompts and seeds, and its value in each seed."""
 
     interval: Interval
     by_seed: list[float]
@@ -33,160 +30,211 @@ class Difference(NamedTuple):
     def status(self) -> str:
         if not np.isfinite(self.interval.mean):
             return "not measured"
-        return (
-            "passed"
-            if self.interval.low > 0
-            else "contradicted"
-            if self.interval.high < 0
-            else "not significant"
-        )
+        if self.interval.low > 0:
+            return "passed"
+        return "contradicted" if self.interval.high < 0 else "not significant"
 
 
-def all_of(parts: Sequence[Difference]) -> str:
-    """Status of "every one of these": contradicted by any, passed by all only."""
-    statuses = {part.status for part in parts} or {"not measured"}
-    return next(s for s in ("contradicted", "not significant", "not measured", "passed") if s in statuses)
+NOTHING = Difference(Interval(np.nan, np.nan, np.nan), [])
+Parts = Mapping[str, Difference]
 
 
-def difference(point: Array, drawn: Array) -> Difference:
-    """From a quantity's value in each seed [S] and in each resampled seed [resamples, S]."""
-    return Difference(interval(float(over_seeds(point, 0)), over_seeds(drawn, 1)), [float(x) for x in point])
-
-
-def range_difference(point: tuple[Array, Array], drawn: tuple[Array, Array]) -> Difference:
+def range_difference(point: Sequence[Array], drawn: Sequence[Array]) -> Difference:
     """Range over rho of the first curve minus that of the second.
 
-    A range is max - min of the curve averaged over seeds; noise widens that of the flatter curve more, which speaks
-    against a claim of flatness. point: two [S, rhos]; drawn: two [resamples, S, rhos]. A seed counts where it has both
-    whole curves.
+    A range is max - min of the curve averaged over seeds; noise widens that of the flatter curve more, which
+    speaks against a claim of flatness. point: two [S, rhos]; drawn: two [resamples, S, rhos]. A seed counts
+    where it has both whole curves.
     """
 
-    def ranges(curves: tuple[Array, Array], axis: int) -> Array:
+    def ranges(curves: Sequence[Array], axis: int) -> Array:
         whole = np.isfinite(curves[0] + curves[1]).all(-1, keepdims=True)
-        first, second = (
-            np.ptp(over_seeds(np.where(whole, curve, np.nan), axis), axis=-1) for curve in curves
-        )
+        averaged = (over_seeds(np.where(whole, curve, np.nan), axis) for curve in curves)
+        first, second = (np.ptp(curve, axis=-1) for curve in averaged)
         return np.asarray(first - second)
 
     by_seed = np.ptp(point[0], axis=-1) - np.ptp(point[1], axis=-1)
-    return Difference(interval(float(ranges(point, 0)), ranges(drawn, 1)), [float(x) for x in by_seed])
+    return Difference(interval(float(ranges(point, 0)), ranges(drawn, 1)), by_seed.tolist())
 
 
-def orderings(
-    cells: pd.DataFrame,
-    policies: Sequence[str],
-    rhos: Sequence[float],
-    seeds: Sequence[int],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
+def judge(
+    cells: pd.DataFrame, axes: Axes, claims: Sequence[schema.Claim], how: Bootstrap, *, brief: bool = False
 ) -> list[dict[str, Any]]:
-    """The paper's claims about Figure 2 as rows {claim, detail, by_seed, difference, low, high, status, passed}.
+    """Every claim as rows {claim, detail, by_seed, difference, low, high, status, passed}.
 
-    Each difference is claimed to be positive and is paired: same seeds, same prompts. `passed` means that its 95 %
-    interval over prompts and seeds lies above zero; status tells apart `not significant` (zero inside), `contradicted`
-    (interval below zero) and `not measured`. A row about "every" or "best" shows the weakest of its parts and passes if
-    all of them do. No correction for the number of rows. Without any true difference a row should pass in 2.5 % of
-    experiments; the more seeds differ the nearer that comes to 13 % with three seeds, and to half with one.
+    Each difference is claimed to be positive and is paired: same seeds, same prompts. It is more - than; with
+    `within` w it is w - |more - than|, with `beyond` w |more - than| - w, of the mean over seeds. `passed`
+    means that its 95 % interval over prompts and seeds lies above zero; status tells apart `not significant`
+    (zero inside), `contradicted` (interval below zero) and `not measured`. A row about every one of several
+    shows the weakest of its parts and passes if all of them do. No correction for the number of rows. Without
+    any true difference a row should pass in 2.5 % of experiments; the more seeds differ the nearer that comes
+    to 13 % with three seeds, and to half with one.
+
+    brief: a detail names no measure, and always the rho, as Figure 2's do.
     """
-    known = [*policies, *(p for p in ("e-dpo", "dpo", "ipo", "d-dpo") if p not in policies)]
-    draws = resample(cells, known, rhos, seeds, resamples=resamples, seed=seed)
-    point, drawn = (
-        draws.point[..., 0],
-        draws.drawn[..., 0],
-    )  # [S, policies, rhos], [resamples, S, policies, rhos]
-    rows: list[dict[str, Any]] = []
-
-    def say(claim: str, detail: str, parts: Sequence[Difference]) -> None:
-        """One row; of several parts the one with the lowest bound is shown."""
-        measured = [part for part in parts if part.status != "not measured"]
-        nothing = Difference(interval(math.nan, np.empty(0)), [])
-        shown = min(measured, key=lambda part: part.interval.low, default=nothing)
-        status = all_of(parts)
-        if 0 < len(measured) < len(parts):
-            detail += f"; {len(parts) - len(measured)} of {len(parts)} not measured"
-        numbers = dict(zip(("difference", "low", "high"), shown.interval, strict=True))
-        row = {"claim": claim, "detail": detail, "by_seed": shown.by_seed, **numbers, "status": status}
-        rows.append(plain(row | {"passed": status == "passed"}))
-
-    def above(first: str, second: str | None, rho: float) -> Difference:
-        """first - second at rho; second None: pi_SFT, whose advantage is zero."""
-        i, j = known.index(first), list(rhos).index(rho)
-        if second is None:
-            return difference(point[:, i, j], drawn[:, :, i, j])
-        k = known.index(second)
-        return difference(point[:, i, j] - point[:, k, j], drawn[:, :, i, j] - drawn[:, :, k, j])
-
-    claim = "every policy beats pi_SFT at every rho"
-    parts = {policy: {rho: above(policy, None, rho) for rho in rhos} for policy in policies}
-    for policy, by_rho in parts.items():
-        say(claim, f"{policy}, worst at rho {_weakest(by_rho)}", list(by_rho.values()))
-    everything = {
-        f"{policy} at rho {rho:g}": part for policy, by_rho in parts.items() for rho, part in by_rho.items()
-    }
-    say(claim, f"all, worst {_weakest(everything)}", list(everything.values()))
-
-    claim = f"e-dpo beats dpo and ipo at rho <= {HARD:g}"
-    hard = [rho for rho in rhos if rho <= HARD + 1e-9]
-    for rho in hard:
-        for other in ("dpo", "ipo"):
-            say(claim, f"e-dpo - {other} at rho {rho:g}", [above("e-dpo", other, rho)])
-    if not hard:
-        say(claim, "no such rho", [])
-
-    claim = f"d-dpo is best at rho > {EASY:g}"
-    easy = [rho for rho in rhos if rho > EASY + 1e-9]
-    others = [policy for policy in policies if policy != "d-dpo"]
-    for rho in easy:
-        each = {other: above("d-dpo", other, rho) for other in others}
-        say(
-            claim, f"d-dpo - each other at rho {rho:g}, least lead over {_weakest(each)}", list(each.values())
-        )
-        for other, part in each.items():
-            say(claim, f"d-dpo - {other} at rho {rho:g}", [part])
-    if not easy:
-        say(claim, "no such rho", [])
-
-    claim = "e-dpo is flattest: smallest max - min over rho"
-    mine = known.index("e-dpo")
-    for other in (policy for policy in policies if policy != "e-dpo"):
-        i = known.index(other)
-        part = range_difference((point[:, i], point[:, mine]), (drawn[:, :, i], drawn[:, :, mine]))
-        say(claim, f"range of {other} - range of e-dpo", [part])
-    return rows
+    named = [name for claim in claims for name in claim.names]
+    known = list(dict.fromkeys([*axes.policies, *named]))  # what is named and not there is not measured
+    draws = resample(cells, axes._replace(policies=known), how)
+    judges = (_Judge(claim, axes, known, draws, brief) for claim in claims)
+    return [
+        _row(judging.claim.claim, detail, list(parts.values()))
+        for judging in judges
+        for detail, parts in judging.rows()
+    ]
 
 
-def _weakest(parts: dict[Any, Difference]) -> str:
-    """The key of the measured part with the lowest bound."""
-    lows = {key: part.interval.low for key, part in parts.items() if part.status != "not measured"}
-    return str(min(lows, key=lows.__getitem__)) if lows else "unknown"
+def _row(claim: str, detail: str, parts: Sequence[Difference]) -> dict[str, Any]:
+    """One row; of several parts the one with the lowest bound is shown."""
+    measured = [part for part in parts if part.status != "not measured"]
+    shown = min(measured, key=lambda part: part.interval.low, default=NOTHING)
+    statuses = {part.status for part in parts} or {"not measured"}
+    worst = ("contradicted", "not significant", "not measured", "passed")
+    status = next(status for status in worst if status in statuses)
+    if 0 < len(measured) < len(parts):
+        detail += f"; {len(parts) - len(measured)} of {len(parts)} not measured"
+    numbers = dict(zip(("difference", "low", "high"), shown.interval, strict=True))
+    row = {"claim": claim, "detail": detail, "by_seed": shown.by_seed, **numbers, "status": status}
+    return dict(plain(row | {"passed": status == "passed"}))
 
 
-def orderings_table(rows: Sequence[dict[str, Any]], console: Console) -> Table | Text:
-    """The rows of `orderings` for this console: a table on a terminal, else plain lines of which each says everything.
+class _Judge:
+    """One claim and the draws that it is judged by."""
+
+    def __init__(self, claim: schema.Claim, axes: Axes, known: list[str], draws: Any, brief: bool) -> None:
+        self.claim, self.axes, self.known, self.brief = claim, axes, known, brief
+        m = axes.measures.index(claim.measure)
+        self.point, self.drawn = draws.point[..., m], draws.drawn[..., m]
+
+    def rows(self) -> Iterator[tuple[str, Parts]]:
+        """What each row says, and the comparisons that it is about."""
+        claim, rhos = self.claim, self.rhos()
+        first, second = self.sides(claim.more, claim.than), self.sides(claim.than, claim.more)
+        pairs = [(more, than) for more in first for than in second if more != than]
+        if not rhos:
+            yield "no such rho", {}
+        elif claim.range:
+            for more, than in pairs:
+                part = self.ranges(str(more), str(than), rhos)
+                yield self.detail(f"range of {more} - range of {than}"), {"": part}
+        elif claim.every_rho:
+            everything: dict[str, Difference] = {}
+            for more, than in pairs:
+                parts = {f"rho {rho:g}" if rho else "no rho": self.part(more, than, [rho]) for rho in rhos}
+                said = self.apart(more, than)
+                yield self.detail(f"{said}, worst at {_weakest(parts, 'rho unknown')}"), parts
+                everything |= {f"{said} at {where}": part for where, part in parts.items()}
+            if len(pairs) > 1:
+                yield self.detail(f"all, worst {_weakest(everything)}"), everything
+        else:
+            for group in [rhos] if claim.mean_over_rho else [[rho] for rho in rhos]:
+                where = self.where(group)
+                if claim.each is not None:
+                    (more,) = first
+                    others = self.sides(claim.each, claim.more)
+                    parts = {str(other): self.part(more, other, group) for other in others}
+                    each = "each other" if claim.each == schema.EVERY else f"each of {', '.join(parts)}"
+                    yield self.detail(f"{more} - {each}{where}, least lead over {_weakest(parts)}"), parts
+                    pairs = [(more, other) for other in others]
+                for more, than in pairs:
+                    said = self.detail(self.bounded(self.apart(more, than)) + where)
+                    yield said, {"": self.part(more, than, group)}
+
+    def sides(self, side: str | list[str] | None, other: str | list[str] | None) -> list[str | None]:
+        """The variants that a side of the claim means."""
+        if side == schema.EVERY:
+            return [name for name in self.axes.policies if name != other]
+        return list(side) if isinstance(side, list) else [side]
+
+    def rhos(self) -> list[Rho]:
+        claim = self.claim
+        if claim.rhos is not None:
+            return list(claim.rhos)
+        return [
+            rho for rho in self.axes.rhos
+            if (claim.up_to is None or (rho is not None and rho <= claim.up_to + 1e-9))
+            and (claim.above is None or (rho is not None and rho > claim.above + 1e-9))
+        ]  # fmt: skip
+
+    def curve(self, values: Array, name: str, rhos: Sequence[Rho]) -> Array:
+        """The values of one policy at some rhos, [..., rhos]."""
+        places = [key(rho) for rho in self.axes.rhos]
+        return values[..., self.known.index(name), [places.index(key(rho)) for rho in rhos]]
+
+    def ranges(self, more: str, than: str, rhos: Sequence[Rho]) -> Difference:
+        both = ([self.curve(v, name, rhos) for name in (more, than)] for v in (self.point, self.drawn))
+        return range_difference(*both)
+
+    def part(self, more: str | None, than: str | None, rhos: Sequence[Rho]) -> Difference:
+        """more - than, of the mean over these rhos; a side that is None is zero, as pi_SFT's advantage."""
+
+        def apart(values: Array) -> Array:
+            first, second = (
+                np.zeros(()) if name is None else self.curve(values, name, rhos).mean(-1)
+                for name in (more, than)
+            )
+            return np.asarray(first - second)
+
+        point, drawn = apart(self.point), apart(self.drawn)
+        mean, draws = self.side(over_seeds(point, 0)), self.side(over_seeds(drawn, 1))
+        return Difference(interval(float(mean), draws), self.side(point).tolist())
+
+    def side(self, values: Array) -> Array:
+        """How far differences are on the claimed side of their bound."""
+        if self.claim.within is not None:
+            return self.claim.within - abs(values)
+        return values if self.claim.beyond is None else abs(values) - self.claim.beyond
+
+    def where(self, rhos: Sequence[Rho]) -> str:
+        if len(self.axes.rhos) == 1 and not self.brief:
+            return ""
+        if len(rhos) == 1:
+            return at(rhos[0])
+        return f", mean over rho {', '.join('none' if rho is None else f'{rho:g}' for rho in rhos)}"
+
+    def detail(self, said: str) -> str:
+        return said if self.brief else f"{self.claim.measure}: {said}"
+
+    def apart(self, more: str | None, than: str | None) -> str:
+        return more or "0" if than is None else f"{more or '0'} - {than}"
+
+    def bounded(self, apart: str) -> str:
+        if self.claim.within is not None:
+            return f"{self.claim.within:g} - |{apart}|"
+        return apart if self.claim.beyond is None else f"|{apart}| - {self.claim.beyond:g}"
+
+
+def _weakest(parts: Parts, otherwise: str = "unknown") -> str:
+    """The key of the measured part with the lowest bound, if any is measured."""
+    lows = {name: part.interval.low for name, part in parts.items() if part.status != "not measured"}
+    return min(lows, key=lows.__getitem__, default=otherwise)
+
+
+def claims_table(rows: Sequence[Mapping[str, Any]], console: Console) -> Table | Text:
+    """The rows of `judge` for this console: a table on a terminal, else lines of which each says everything.
 
     By-seed numbers, which the JSON has too, are shown where they leave the other columns room.
     """
     head = ("claim", "detail", "difference", "95 % interval", "by seed", "verdict")
     cells: list[list[str]] = []
     for row in rows:
-        number = [
-            f"{row[key]:+.3f}" if row[key] is not None else "-" for key in ("difference", "low", "high")
-        ]
-        ends = f"{number[1]} .. {number[2]}" if row["low"] is not None else "-"
+        numbers = (row[name] for name in ("difference", "low", "high"))
+        mean, low, high = ("-" if number is None else f"{number:+.3f}" for number in numbers)
+        ends = "-" if row["low"] is None else f"{low} .. {high}"
         seeds = " ".join("-" if x is None else f"{x:+.2f}" for x in row["by_seed"])
-        cells.append([row["claim"], row["detail"], number[0], ends, seeds, row["status"]])
+        cells.append([row["claim"], row["detail"], mean, ends, seeds, row["status"]])
     if not console.is_terminal:
         from rich.text import Text
 
         return Text(aligned([head, *cells], right=(2,)).removesuffix("\n"), no_wrap=True, overflow="ignore")
     whole = _boxed(head, cells)
-    narrow = console.measure(whole, options=console.options.update(max_width=WIDEST)).maximum > console.width
-    return _boxed([*head[:4], *head[5:]], [[*row[:4], *row[5:]] for row in cells]) if narrow else whole
+    width = console.measure(whole, options=console.options.update(max_width=WIDEST)).maximum
+    if width <= console.width:
+        return whole
+    return _boxed([*head[:4], *head[5:]], [[*row[:4], *row[5:]] for row in cells])
 
 
 def _boxed(head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
-    """Each claim once; claim and detail are folded where the terminal is narrow, numbers and verdicts never."""
+    """Each claim once; claim and detail are folded on a narrow terminal, numbers and verdicts never."""
     from rich.table import Table
 
     colours = {"passed": "green", "contradicted": "red", "not significant": "yellow", "not measured": "dim"}

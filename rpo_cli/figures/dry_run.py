@@ -5,8 +5,8 @@ Imports neither torch nor transformers, unless an estimate is asked for.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rpo_cli.artifacts import Stage, Workspace, walk
@@ -18,6 +18,8 @@ from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import Todo, what_to_run
 from rpo_cli.text import aligned
 
+COUNTS = {"total": "all", "build": "build", "up_to_date": "up to date", "not_needed": "not needed"}
+
 
 def plan_only(
     session: Session,
@@ -28,25 +30,21 @@ def plan_only(
     keep: Keep,
     question: Question | None,
 ) -> None:
-    """Print the plan of these cells on stdout (as JSON with --json): every stage to build, then how many of each kind; build nothing."""
+    """Print the plan of these cells: every stage to build, then how many of each kind; build nothing.
+
+    On stdout, as JSON with --json.
+    """
     workspace = session.open(suite)
     workspace.check()
     targets = read_by([*validation, *test])
     todo = what_to_run(targets, workspace)
     stages = walk(targets)
     session.announce(todo, len(stages) - len(todo), workspace)
-    plan: dict[str, Any] = {
-        "workspace": str(workspace.root),
-        "cells": {
-            "policies": [Path(policy).stem for policy in selection.policies], "rhos": selection.rhos, "seeds": selection.seeds,
-            "validation": len(validation), "test": len(test), "grids": _grids(validation),
-        },
-        "left_out": selection.left_out,
-        "stages": groups(stages, todo, workspace),
-        "build": len(todo),
-        "total": len(stages),
-        "todo": [{"path": t.stage.path, "kind": t.stage.kind, "reason": t.reason, "expected_seconds": t.seconds} for t in todo],
-    }  # fmt: skip
+    axes = {name: getattr(selection, name) for name in ("policies", "rhos", "seeds")}
+    cells = {**axes, "validation": len(validation), "test": len(test), "grids": _grids(validation)}
+    kinds = groups(stages, todo, workspace)
+    plan: dict[str, Any] = {"workspace": str(workspace.root), "cells": cells, "left_out": selection.left_out}
+    plan |= {"stages": kinds, "build": len(todo), "total": len(stages), "todo": as_json(todo)}
     if question is not None:
         from rpo_cli.runs.estimate import estimate
 
@@ -55,22 +53,25 @@ def plan_only(
     if session.as_json:
         session.print_json(plan)
         return
-    print(
-        ("\n" if todo else "")
-        + _cells_line(plan["cells"])
-        + (f"\nreduced: {note}" if (note := selection.note()) else "")
-    )
-    rows = [
-        (g["kind"], str(g["total"]), str(g["build"]), str(g["up_to_date"]), str(g["not_needed"]), g["why"])
-        for g in plan["stages"]
-    ]
-    total = [sum(g[name] for g in plan["stages"]) for name in ("total", "build", "up_to_date", "not_needed")]
-    head = ("stages", "all", "build", "up to date", "not needed", "why")
-    print(aligned([head, *rows, ("", *map(str, total), "")], right=(1, 2, 3, 4)), end="")
+    print(("\n" if todo else "") + _cells_line(cells))
+    if note := selection.note():
+        print(f"reduced: {note}")
+    counts = [[group[name] for name in COUNTS] for group in kinds]
+    rows = [(g["kind"], *map(str, count), g["why"]) for g, count in zip(kinds, counts, strict=True)]
+    total = ("", *(str(sum(column)) for column in zip(*counts, strict=True)), "")
+    print(aligned([("stages", *COUNTS.values(), "why"), *rows, total], right=(1, 2, 3, 4)), end="")
     if question is not None:
         from rpo_cli.runs.estimate import lines
 
         print("\n" + "\n".join(lines(plan["estimate"])))
+
+
+def as_json(todo: Sequence[Todo]) -> list[dict[str, Any]]:
+    """The stages of a plan that are built, and why."""
+    return [
+        {"path": t.stage.path, "kind": t.stage.kind, "reason": t.reason, "expected_seconds": t.seconds}
+        for t in todo
+    ]
 
 
 def _grids(cells: Sequence[Cell]) -> dict[str, list[float]]:
@@ -81,39 +82,32 @@ def _grids(cells: Sequence[Cell]) -> dict[str, list[float]]:
 
 
 def _cells_line(cells: dict[str, Any]) -> str:
-    where = f"{len(cells['policies'])} policies x {len(cells['rhos'])} rho x {len(cells['seeds'])} seeds"
-    tried = (
-        f", {len(next(iter(cells['grids'].values())))} grid values each: {cells['validation']} cells on validation"
-        if cells["grids"]
-        else ""
-    )
-    return where + tried + (f", {cells['test']} cells on test" if cells["test"] else "")
+    said = f"{len(cells['policies'])} policies x {len(cells['rhos'])} rho x {len(cells['seeds'])} seeds"
+    if grids := list(cells["grids"].values()):
+        said += f", {len(grids[0])} grid values each: {cells['validation']} cells on validation"
+    return said + (f", {cells['test']} cells on test" if cells["test"] else "")
 
 
 def groups(stages: Sequence[Stage], todo: Sequence[Todo], workspace: Workspace) -> list[dict[str, Any]]:
-    """Stages by kind, in the order of the plan: how many there are, are built (and why), are up to date, or are not needed.
+    """Stages by kind, in the order of the plan: how many are built (and why), up to date, or not needed.
 
     Not needed is what lies behind something up to date, and is itself absent or stale.
     """
     reasons = {item.stage.path: item.reason for item in todo}
-    made: dict[str, dict[str, Any]] = {}
-    why: dict[str, dict[str, int]] = {}
+    counts: dict[str, Counter[str]] = {}
+    why: dict[str, Counter[str]] = {}
     for stage in stages:
-        group = made.setdefault(
-            stage.kind, {"kind": stage.kind, "total": 0, "build": 0, "up_to_date": 0, "not_needed": 0}
-        )
-        group["total"] += 1
-        if stage.path in reasons:
-            group["build"] += 1
-            seen = why.setdefault(stage.kind, {})
-            seen[reasons[stage.path]] = seen.get(reasons[stage.path], 0) + 1
+        count = counts.setdefault(stage.kind, Counter())
+        if (reason := reasons.get(stage.path)) is not None:
+            state = "build"
+            why.setdefault(stage.kind, Counter())[reason] += 1
         else:
-            group[
-                "up_to_date" if workspace.why_stale(stage.path, stage.identity) is None else "not_needed"
-            ] += 1
-    for kind, group in made.items():
-        listed = sorted(why.get(kind, {}).items(), key=lambda item: -item[1])
-        group["why"] = "; ".join(f"{count} {reason}" for reason, count in listed[:3]) + (
-            "; ..." if len(listed) > 3 else ""
-        )
-    return list(made.values())
+            stale = workspace.why_stale(stage.path, stage.identity)
+            state = "up_to_date" if stale is None else "not_needed"
+        count.update(("total", state))
+    made = []
+    for kind, count in counts.items():
+        listed = [f"{number} {reason}" for reason, number in why.get(kind, Counter()).most_common()]
+        said = "; ".join([*listed[:3], *(["..."] if len(listed) > 3 else [])])
+        made.append({"kind": kind, **{name: count[name] for name in COUNTS}, "why": said})
+    return made

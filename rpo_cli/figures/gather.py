@@ -1,84 +1,115 @@
-"""Numbers of every prompt, gathered from evaluated cells."""
+"""Numbers of every prompt, gathered from evaluated or measured cells."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
-from rpo_cli.artifacts import Manifest, Stage, Workspace, rho_folder, snapshots
+import pandas as pd
+
+from rpo_cli.artifacts import Manifest, Stage, Workspace, snapshots
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cell, bias_of
+from rpo_cli.figures.results import CHOICES
 from rpo_cli.recipes import schema
-
-if TYPE_CHECKING:
-    import pandas as pd
+from rpo_cli.statistics import per_prompt
 
 
-def gather(cells: Sequence[Cell], workspace: Workspace) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Per-prompt numbers, the ensemble's choices, and where they come from; cells not evaluated are left out."""
-    import pandas as pd
+class Gathered(NamedTuple):
+    """Numbers of every prompt, the ensembles' choices, where both come from, tables by file name."""
 
-    from rpo_cli.statistics import per_prompt
+    cells: pd.DataFrame
+    choices: pd.DataFrame
+    provenance: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
 
-    frames, choices = [], []
-    settings: dict[str, Any] = {}
-    baselines: dict[str, pd.DataFrame] = {}
-    first: Manifest | None = None
-    revisions: set[str] = set()
+
+def made(cells: Sequence[Cell], workspace: Workspace) -> list[tuple[Cell, Manifest]]:
+    """The cells that are there, with the manifests of their evaluations.
+
+    Raises:
+        BadInput: there is none.
+    """
     snapshots.pin([cell.evaluation for cell in cells], workspace)
-    for cell in cells:
-        manifest = workspace.manifest(cell.evaluation.path)
-        if manifest is None or manifest["key"] != cell.evaluation.key:
-            continue
-        first = first or manifest
-        truncated = cast(schema.EvaluateRecipe, cell.evaluation.recipe).truncated
+    found = [(cell, workspace.manifest(cell.evaluation.path)) for cell in cells]
+    there = [
+        (cell, manifest) for cell, manifest in found if manifest and manifest["key"] == cell.evaluation.key
+    ]
+    if not there:
+        raise BadInput(f"{workspace.root}: no cell of this figure has been evaluated")
+    return there
+
+
+def provenance(there: Sequence[tuple[Cell, Manifest]], workspace: Workspace) -> dict[str, Any]:
+    """Strengths and keys of the cells, and what they were made with."""
+    settings: dict[str, Any] = {}
+    revisions: set[str] = set()
+    for cell, manifest in there:
+        strength, value = cell.strength
+        settings.setdefault(cell.policy, {})[cell.folder] = {strength: value, "key": cell.evaluation.key}
+        trained = workspace.manifest(cell.policy_path)
+        revisions |= {str(found and found["git"]) for found in (manifest, trained)}
+    _, first = there[0]
+    same = {name: first[name] for name in ("versions", "rpo", "device")}
+    return {"cells": settings, "suite": workspace.suite, "git": sorted(revisions), **same}
+
+
+def evaluations(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
+    """Advantage in oracle reward over the baseline, and tokens of both; cells not evaluated are left out.
+
+    Raises:
+        BadInput: none is there, or a baseline is no longer the one that a cell was compared with.
+    """
+    there = made(cells, workspace)
+    baselines: dict[str, pd.DataFrame] = {}
+    frames, choices = [], []
+    for cell, _ in there:
         baseline = cast(Stage, cell.evaluation.inputs["baseline"])
-        baseline_path = baseline.path
-        if baseline_path not in baselines:
-            found = workspace.manifest(baseline_path)
+        if baseline.path not in baselines:
+            found = workspace.manifest(baseline.path)
             if found is None or found["key"] != baseline.key:
                 raise BadInput(
-                    f"{workspace.root / baseline_path}: not what {cell.evaluation.path} was compared with, but gone, or made with other "
-                    "settings; rpo figure without --allow-missing makes it again"
+                    f"{workspace.root / baseline.path}: not what {cell.evaluation.path} was compared with, "
+                    "but gone, or made with other settings; rpo figure without --allow-missing makes it again"
                 )
-            baselines[baseline_path] = per_prompt(
-                pd.read_parquet(workspace.root / baseline_path / "samples.parquet"), truncated
-            )
-        policy = per_prompt(
-            pd.read_parquet(workspace.root / cell.evaluation.path / "samples.parquet"), truncated
-        )
-        joined = policy.join(baselines[baseline_path].add_suffix("_baseline"), how="inner")
-        frames.append(
-            pd.DataFrame(
-                {
-                    "policy": cell.policy,
-                    "rho": cell.table_rho,
-                    "seed": cell.seed,
-                    "prompt_id": joined.index,
-                    "advantage": (joined["reward"] - joined["reward_baseline"]).to_numpy(),
-                    "tokens": joined["tokens"].to_numpy(),
-                    "baseline_tokens": joined["tokens_baseline"].to_numpy(),
-                }
-            )
-        )
-        name, value = cell.strength
-        settings.setdefault(cell.policy, {})[f"{rho_folder(cell.rho)}/seed-{cell.seed}"] = {
-            name: value,
-            "key": cell.evaluation.key,
+            baselines[baseline.path] = _samples(baseline, cell, workspace)
+        policy = _samples(cell.evaluation, cell, workspace)
+        joined = policy.join(baselines[baseline.path].add_suffix("_baseline"), how="inner")
+        numbers = {
+            "advantage": joined["reward"] - joined["reward_baseline"],
+            "tokens": joined["tokens"],
+            "baseline_tokens": joined["tokens_baseline"],
         }
-        trained = workspace.manifest(cell.policy_path)
-        revisions |= {str(found.get("git")) if found else "None" for found in (manifest, trained)}
-        choices += [
-            {"policy": cell.policy, "rho": cell.table_rho, "seed": cell.seed, "member": bias, "share": share}
-            for key, share in (trained["metrics"] if trained else {}).items()
-            if key.startswith("members/") and (bias := bias_of(key.removeprefix("members/"))) is not None
-        ]
-    if not frames:
-        raise BadInput(f"{workspace.root}: no cell of this figure has been evaluated")
-    assert first is not None
-    provenance = {
-        "cells": settings, "suite": workspace.suite, "versions": first["versions"], "rpo": first["rpo"], "git": sorted(revisions),
-        "device": first["device"], "evaluate": first["recipe"],
-    }  # fmt: skip
-    columns = ["policy", "rho", "seed", "member", "share"]
-    return pd.concat(frames, ignore_index=True), pd.DataFrame(choices, columns=columns), provenance
+        frames.append(
+            pd.DataFrame({**cell.keys, "prompt_id": joined.index, **numbers}).reset_index(drop=True)
+        )
+        choices += [{**cell.keys, "member": b, "share": share} for b, share in members(cell, workspace)]
+    found = provenance(there, workspace) | {"evaluate": there[0][1]["recipe"]}
+    return Gathered(pd.concat(frames, ignore_index=True), pd.DataFrame(choices, columns=CHOICES), found, {})
+
+
+def _samples(evaluated: Stage, cell: Cell, workspace: Workspace) -> pd.DataFrame:
+    truncated = cast(schema.EvaluateRecipe, cell.evaluation.recipe).truncated
+    return per_prompt(pd.read_parquet(workspace.root / evaluated.path / "samples.parquet"), truncated)
+
+
+def members(cell: Cell, workspace: Workspace) -> Iterator[tuple[float, float]]:
+    """The b of each member of a policy's ensemble, and the share of the pairs that it taught."""
+    metrics = (workspace.manifest(cell.policy_path) or {"metrics": {}})["metrics"]
+    for name, share in metrics.items():
+        if name.startswith("members/") and (b := bias_of(name.removeprefix("members/"))) is not None:
+            yield b, share
+
+
+def measures(
+    there: Sequence[tuple[Cell, Manifest]], frames: Iterable[pd.DataFrame], workspace: Workspace
+) -> Gathered:
+    """What all cells that are measured on their training pairs have, around their numbers of every prompt."""
+    none = pd.DataFrame(columns=CHOICES)
+    return Gathered(pd.concat(list(frames), ignore_index=True), none, provenance(there, workspace), {})
+
+
+def pairs_of(cell: Cell, workspace: Workspace) -> pd.DataFrame:
+    """A measured cell's numbers, averaged over the pairs of each prompt: index prompt_id."""
+    rows = pd.read_parquet(workspace.root / cell.evaluation.path / "pairs.parquet")
+    return rows.groupby("prompt_id").mean()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rpo_cli.errors import BadInput
 
 SMALL_OBJECTIVES = ("dpo", "e-dpo")
 SMALL_GRID = 3
+WORDS = {"policies": "objectives", "rhos": "ρ", "seeds": "seeds", "grid": "grid values"}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the command line asks to leave out. `small`: dpo and e-dpo, three rhos, three grid values, one seed."""
+    """What is to be left out. `small`: all but dpo and e-dpo, three rhos, three grid values, one seed."""
 
     small: bool = False
     objectives: str | None = None
@@ -29,7 +30,7 @@ class Budget:
 
 @dataclass
 class Selection:
-    """The cells that are run, and what the recipe has beyond them."""
+    """The cells that are run, policies by their variants' names, and what the recipe has beyond them."""
 
     policies: list[str]
     rhos: list[float | None]
@@ -40,20 +41,21 @@ class Selection:
 
     def note(self) -> str:
         """`2 of 6 objectives, 3 of 7 ρ`; empty where nothing is left out."""
-        names = {"policies": "objectives", "rhos": "ρ", "seeds": "seeds", "grid": "grid values"}
-        have = {
-            "policies": len(self.policies),
-            "rhos": len(self.rhos),
-            "seeds": len(self.seeds),
-            "grid": self.grid_size,
-        }
-        return ", ".join(
-            f"{have[name]} of {self.of[name]} {names[name]}" for name in names if name in self.left_out
-        )
+        have = {name: len(getattr(self, name)) for name in ("policies", "rhos", "seeds")}
+        counts: dict[str, int | None] = {**have, "grid": self.grid_size}
+        left_out = [name for name in WORDS if name in self.left_out]
+        return ", ".join(f"{counts[name]} of {self.of[name]} {WORDS[name]}" for name in left_out)
+
+    def leave_out_of_grids(self, grids: Mapping[str, Sequence[float]]) -> None:
+        """Note which values of the grids (of the policies that are run) are not tried."""
+        tried = {name: spread(values, self.grid_size) for name, values in grids.items()}
+        absent = {name: [v for v in values if v not in tried[name]] for name, values in grids.items()}
+        if any(absent.values()):
+            self.left_out["grid"], self.of["grid"] = absent, max(map(len, grids.values()))
 
 
-def spread(values: Sequence[Any], count: int | None) -> list[Any]:
-    """`count` of the values, both ends among them, evenly spread by place; the middle one for 1; all for None."""
+def spread(values: Sequence[T], count: int | None) -> list[T]:
+    """`count` of the values, evenly spread, both ends among them; the middle one for 1; all for None."""
     if count is None or count >= len(values):
         return list(values)
     if count == 1:
@@ -72,42 +74,31 @@ def select(
     Raises:
         BadInput: an objective that the figure does not have.
     """
-    policies, all_rhos, all_seeds = whole
-    stems = {Path(policy).stem: policy for policy in policies}
+    names, all_rhos, all_seeds = list(whole[0]), list(whole[1]), list(whole[2])
+    chosen = names
     if budget.objectives is not None:
-        wanted = [name.strip().removesuffix(".yaml") for name in budget.objectives.split(",")]
-        unknown = [name for name in wanted if name not in stems]
-        if unknown:
-            raise BadInput(
-                f"--objectives {budget.objectives}: {', '.join(unknown)}: not among {', '.join(stems)}"
-            )
-        chosen = [policy for stem, policy in stems.items() if stem in wanted]
+        wanted = set(_named(budget.objectives, names))
+        chosen = [name for name in names if name in wanted]
     elif budget.small:
-        chosen = [stems[name] for name in SMALL_OBJECTIVES if name in stems] or list(policies)
-    else:
-        chosen = list(policies)
-    some_rhos = list(rhos) if rhos is not None else spread(all_rhos, 3) if budget.small else list(all_rhos)
-    some_seeds = (
-        list(seeds) if seeds is not None else list(all_seeds)[:1] if budget.small else list(all_seeds)
-    )
+        chosen = [name for name in SMALL_OBJECTIVES if name in names] or names
+    some_rhos = list(rhos) if rhos is not None else spread(all_rhos, 3 if budget.small else None)
+    some_seeds = list(seeds) if seeds is not None else all_seeds[: 1 if budget.small else None]
     made = Selection(chosen, some_rhos, some_seeds, budget.grid)
-    for name, everything, some in (
-        ("policies", list(stems), [Path(policy).stem for policy in chosen]),
-        ("rhos", list(all_rhos), some_rhos),
-        ("seeds", list(all_seeds), some_seeds),
-    ):
-        absent = [value for value in everything if value not in some]
+    for what, everything in (("policies", names), ("rhos", all_rhos), ("seeds", all_seeds)):
+        absent = [value for value in everything if value not in getattr(made, what)]
         if absent:
-            made.left_out[name], made.of[name] = absent, len(everything)
+            made.left_out[what], made.of[what] = absent, len(everything)
     return made
 
 
-def leave_out_of_grids(selection: Selection, grids: dict[str, list[float]]) -> None:
-    """Note which values of the grids (of the policies that are run) are not tried."""
-    absent = {
-        stem: [v for v in values if v not in spread(values, selection.grid_size)]
-        for stem, values in grids.items()
-    }
-    if any(absent.values()):
-        selection.left_out["grid"] = absent
-        selection.of["grid"] = max(len(values) for values in grids.values())
+def _named(text: str, names: Sequence[str]) -> Iterator[str]:
+    """The names that stand in a text, with commas between them and perhaps inside them."""
+    parts = [part.strip().removesuffix(".yaml") for part in text.split(",")]
+    while parts:
+        for count in range(len(parts), 0, -1):
+            if (name := ", ".join(parts[:count])) in names:
+                yield name
+                parts = parts[count:]
+                break
+        else:
+            raise BadInput(f"--objectives {text}: {parts[0]}: not among {', '.join(names)}")

@@ -12,7 +12,8 @@ from typing import Any
 
 from rpo_cli.artifacts import MANIFEST, STARTED, Manifest, Stage, Workspace, walk
 from rpo_cli.figures.cells import Cells
-from rpo_cli.figures.studies import targets_of
+from rpo_cli.figures.dry_run import as_json
+from rpo_cli.figures.selection import Selection
 from rpo_cli.recipes import Loaded, schema
 from rpo_cli.runs.session import MANY, Session, planner_for
 from rpo_cli.runs.todo import Todo, what_to_run
@@ -22,7 +23,7 @@ DAY = 86_400.0
 
 
 def show_status(session: Session) -> None:
-    """Print what the recipe would build and why, then every artifact of its workspace: state, size, seconds, age; and seconds by kind."""
+    """Print what the recipe would build and why, then its workspace's artifacts, and seconds by kind."""
     loaded = session.load(None)
     targets = _targets(loaded, session.seed)
     workspace = session.open(loaded.recipe.suite)
@@ -30,21 +31,11 @@ def show_status(session: Session) -> None:
     exists = (workspace.root / "workspace.json").is_file()
     todo = what_to_run(targets, workspace)
     stages = {stage.path: stage for stage in walk(targets)}
-    artifacts = (
-        [_artifact(workspace, path, found, stages) for path, found in workspace.artifacts()] if exists else []
-    )
+    found = workspace.artifacts() if exists else ()
+    artifacts = [_artifact(workspace, path, manifest, stages) for path, manifest in found]
     if session.as_json:
-        build = [
-            {
-                "path": item.stage.path,
-                "kind": item.stage.kind,
-                "reason": item.reason,
-                "expected_seconds": item.seconds,
-            }
-            for item in todo
-        ]
         known_as = {"recipe": str(loaded.path), "workspace": str(workspace.root), "exists": exists}
-        session.print_json({**known_as, "would_build": build, "artifacts": artifacts})
+        session.print_json({**known_as, "would_build": as_json(todo), "artifacts": artifacts})
         return
     print(f"workspace {workspace.root}" + ("" if exists else ": not there yet"))
     print(_would_build(loaded.path.name, todo, len(stages)), end="")
@@ -60,16 +51,12 @@ def show_status(session: Session) -> None:
 
 def _targets(loaded: Loaded, seed: int | None) -> list[Stage]:
     """What the recipe's own command makes."""
-    if not isinstance(loaded.recipe, schema.FigureRecipe):
-        return [planner_for(loaded).build(loaded)]
     recipe = loaded.recipe
-    if recipe.variants:
-        return targets_of(loaded, recipe.seeds if seed is None else [seed])
-    cells = Cells(loaded.path.parent)
-    places = [(rho, each) for each in (recipe.seeds if seed is None else [seed]) for rho in recipe.rhos]
-    return [
-        cells.cell(policy, rho, each, "test").evaluation for rho, each in places for policy in recipe.policies
-    ]
+    if not isinstance(recipe, schema.FigureRecipe):
+        return [planner_for(loaded).build(loaded)]
+    maker = Cells(loaded)
+    whole = Selection(list(maker.variants), recipe.rhos, recipe.seeds if seed is None else [seed])
+    return [cell.evaluation for cell in maker.test(whole)]
 
 
 def _would_build(name: str, todo: Sequence[Todo], total: int) -> str:
@@ -93,22 +80,14 @@ def _by_kind(artifacts: Sequence[dict[str, Any]]) -> str:
     for artifact in artifacts:
         seconds.setdefault(artifact["kind"], []).append(artifact["seconds"])
     total = sum(map(sum, seconds.values()))
-    rows = [
-        (
-            kind,
-            str(len(each)),
-            clock(sum(each)),
-            percent(sum(each) / total if total else None),
-            f"{sum(each) / len(each):.1f}s",
-        )
-        for kind, each in sorted(seconds.items(), key=lambda item: -sum(item[1]))
-    ]
-    if len(rows) < 2:
+    if len(seconds) < 2:
         return ""
-    whole = ("all", str(len(artifacts)), clock(total), "", "")
-    return "\n" + aligned(
-        [("kind of stage", "up to date", "took", "share", "each"), *rows, whole], right=(1, 2, 3, 4)
-    )
+    rows = [("kind of stage", "up to date", "took", "share", "each")]
+    for kind, each in sorted(seconds.items(), key=lambda item: -sum(item[1])):
+        share = percent(sum(each) / total if total else None)
+        rows.append((kind, str(len(each)), clock(sum(each)), share, f"{sum(each) / len(each):.1f}s"))
+    rows.append(("all", str(len(artifacts)), clock(total), "", ""))
+    return "\n" + aligned(rows, right=(1, 2, 3, 4))
 
 
 def _artifact(

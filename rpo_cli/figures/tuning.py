@@ -3,10 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
 
-from rpo_cli.artifacts import Stage, Workspace
-from rpo_cli.figures.cells import Cell
+from rich.table import Table
+
+from rpo_cli.artifacts import Stage, Workspace, snapshots, write_csv
+from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
+from rpo_cli.figures.selection import Selection, spread
+from rpo_cli.recipes import require_writable, schema, write_by_rho
+from rpo_cli.runs.session import Session
+from rpo_cli.runs.todo import what_to_run
+
+Keep = Literal["best", "none", "all"]
+SEEN = {  # what the table of a sweep has of an evaluation's metrics
+    "advantage": "advantage", "low": "advantage_low", "high": "advantage_high",
+    "tokens_mean": "tokens_mean", "kl_to_reference": "kl_to_reference",
+}  # fmt: skip
+
+
+class Tuned(NamedTuple):
+    """What was chosen, every row that it was chosen from, and the file that has these rows."""
+
+    chosen: Chosen
+    rows: list[dict[str, Any]]
+    file: Path
+
+
+def tune(
+    session: Session, maker: Cells, selection: Selection, grids: Grids, keep: Keep, write: bool, word: str
+) -> Tuned:
+    """Evaluate the grids on validation prompts and choose for each policy and rho by the mean over seeds.
+
+    `write`: what was chosen goes into the recipes' by_rho; `word`: what this is called in the first line.
+    """
+    if write:
+        for name in selection.policies:
+            require_writable(maker.policy(name).path)
+    cells = maker.validation(selection, grids)
+    counts = f"{len(selection.policies)} policies x {len(selection.rhos)} rho x {len(selection.seeds)} seeds"
+    session.say(f"{word}: {counts}, {len(cells)} cells on validation prompts")
+    if note := selection.note():
+        session.say(f"reduced: {note}")
+    suite = maker.asked.recipe.suite
+    workspace = session.open(suite)
+    snapshots.pin([cell.evaluation for cell in cells], workspace)
+    session.make(read_by(cells), suite, finished=WeightKeeper(cells, workspace, keep))
+    rows = validation_table(cells, workspace)
+    found = Tuned(choose(rows), rows, workspace.root / "sweeps" / f"{maker.asked.path.stem}.csv")
+    write_csv(rows, found.file)
+    if not session.as_json:
+        session.out.print(choice_table(found.chosen, selection.rhos))
+        session.out.print(str(found.file), highlight=False, soft_wrap=True)
+    tried = {name: spread(values, selection.grid_size) for name, (_, values) in grids.items()}
+    for note in at_edge(found.chosen, tried):
+        session.say(f"note: {note}")
+    if write:
+        _write(session, maker, selection, found.chosen)
+    return found
+
+
+def _write(session: Session, maker: Cells, selection: Selection, chosen: Chosen) -> None:
+    """Add to each recipe's by_rho what was chosen for it."""
+    for name in selection.policies:
+        loaded = maker.policy(name)
+        known = cast(schema.PolicyRecipe, loaded.recipe).by_rho
+        by_rho = {rho: values for rho, values in chosen[name].items() if rho is not None}
+        if by_rho:
+            rhos = sorted({*known, *by_rho})
+            write_by_rho(loaded.path, {rho: {**known.get(rho, {}), **by_rho.get(rho, {})} for rho in rhos})
+            session.say(f"wrote by_rho of {loaded.path}")
+    if None in selection.rhos:
+        session.say(
+            "note: a choice without resampling is not written: set it (beta or tau), "
+            "or draw with rpo figure unbiased --tune"
+        )
+
+
+def planned(
+    session: Session, maker: Cells, selection: Selection, grids: Grids, cells: Sequence[Cell]
+) -> Chosen:
+    """What these validation cells choose where all are evaluated; else a value that they may choose.
+
+    That is the recipe's own where it is tried, and the first that is tried elsewhere.
+    """
+    workspace = session.open(maker.asked.recipe.suite)
+    stages = [cell.evaluation for cell in cells]
+    there = all(workspace.manifest(stage.path) is not None for stage in stages)
+    if there and not what_to_run(stages, workspace):
+        return choose(validation_table(cells, workspace))
+    chosen: Chosen = {}
+    for name, (parameter, values) in grids.items():
+        tried = spread(values, selection.grid_size)
+        for rho in selection.rhos:
+            own = float(getattr(maker.at(name, rho).recipe, parameter))
+            chosen.setdefault(name, {})[rho] = {parameter: own if own in tried else tried[0]}
+    return chosen
 
 
 def validation_table(cells: Sequence[Cell], workspace: Workspace) -> list[dict[str, Any]]:
@@ -15,59 +107,60 @@ def validation_table(cells: Sequence[Cell], workspace: Workspace) -> list[dict[s
     for cell in cells:
         metrics = workspace.finished(cell.evaluation.path)["metrics"]
         name, value = cell.strength
-        rows.append(
-            {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "parameter": name, "value": value,
-             "advantage": metrics["advantage"], "low": metrics["advantage_low"], "high": metrics["advantage_high"],
-             "tokens_mean": metrics["tokens_mean"], "kl_to_reference": metrics["kl_to_reference"]}
-        )  # fmt: skip
+        row = {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "parameter": name, "value": value}
+        rows.append(row | {column: metrics[of] for column, of in SEEN.items()})
     return rows
 
 
-def choose(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[float | None, dict[str, float]]]:
-    """For each policy and rho the value with the highest validation advantage, averaged over seeds; the smaller of equals."""
-    sums: dict[tuple[str, float | None, str, float], list[float]] = {}
+def choose(rows: Sequence[Mapping[str, Any]]) -> Chosen:
+    """For each policy and rho the value of the highest advantage, mean over seeds; the smaller of equals."""
+    seen: dict[tuple[str, float | None, str, float], list[float]] = {}
     for row in rows:
-        sums.setdefault((row["policy"], row["rho"], row["parameter"], row["value"]), []).append(
-            row["advantage"]
-        )
-    chosen: dict[str, dict[float | None, dict[str, float]]] = {}
+        place = (row["policy"], row["rho"], row["parameter"], row["value"])
+        seen.setdefault(place, []).append(row["advantage"])
+    chosen: Chosen = {}
     best: dict[tuple[str, float | None], float] = {}
-    for (policy, rho, name, value), seen in sorted(
-        sums.items(), key=lambda item: (item[0][0], item[0][1] or 0.0, item[0][3])
-    ):
-        mean = sum(seen) / len(seen)
+    for policy, rho, name, value in sorted(seen, key=lambda place: (place[0], place[1] or 0.0, place[3])):
+        advantages = seen[policy, rho, name, value]
+        mean = sum(advantages) / len(advantages)
         if mean > best.get((policy, rho), float("-inf")):
             best[policy, rho] = mean
             chosen.setdefault(policy, {})[rho] = {name: value}
     return chosen
 
 
-def at_edge(
-    chosen: Mapping[str, Mapping[float | None, Mapping[str, float]]], grids: Mapping[str, Sequence[float]]
-) -> Iterator[str]:
+def at_edge(chosen: Chosen, grids: Mapping[str, Sequence[float]]) -> Iterator[str]:
     """Choices at the end of their grid, where a better value may lie outside: said, not hidden."""
     for policy, by_rho in chosen.items():
         for rho, values in by_rho.items():
+            where = "no rho" if rho is None else f"rho {rho:g}"
             for name, value in values.items():
                 if len(grids[policy]) > 2 and value in (min(grids[policy]), max(grids[policy])):
-                    yield f"{policy} at {'no rho' if rho is None else f'rho {rho:g}'}: {name} {value:g} is at the edge of its grid"
+                    yield f"{policy} at {where}: {name} {value:g} is at the edge of its grid"
 
 
-Keep = Literal["best", "none", "all"]
+def choice_table(chosen: Chosen, rhos: Sequence[float | None]) -> Table:
+    """What was chosen for each policy and rho, to print."""
+    heads = ("unbiased" if rho is None else f"rho {rho:g}" for rho in rhos)
+    table = Table("policy", *heads, title="chosen on validation")
+    for policy, by_rho in chosen.items():
+        table.add_row(
+            policy, *(" ".join(f"{k} {v:g}" for k, v in by_rho.get(rho, {}).items()) for rho in rhos)
+        )
+    return table
 
 
 class WeightKeeper:
-    """Drops the weights of policies that a sweep no longer needs: of each policy and rho, all values but the best so far.
+    """Drops the weights that a sweep no longer needs: of each policy and rho, of all values but the best.
 
-    The best is the one that `choose` will choose: by the mean over seeds, known when a value has been evaluated under each.
-    `keep` none: no policy stays once it has been evaluated; all: every one does. The cells' hub names must be pinned: what an
-    earlier run evaluated is known by its key.
+    The best is the one that `choose` will choose: by the mean over seeds, known when a value has been
+    evaluated under each. `keep` none: no policy stays once it has been evaluated; all: every one does. The
+    cells' hub names must be pinned: what an earlier run evaluated is known by its key.
     """
 
     def __init__(self, cells: Sequence[Cell], workspace: Workspace, keep: Keep = "best") -> None:
         self.cells = {cell.evaluation.path: cell for cell in cells}
-        self.workspace = workspace
-        self.keep = keep
+        self.workspace, self.keep = workspace, keep
         self.seeds = len({cell.seed for cell in cells})
         self.seen: dict[tuple[str, float | None, float], list[tuple[float, Cell]]] = {}
         self.best: dict[tuple[str, float | None], tuple[float, float]] = {}
@@ -98,6 +191,3 @@ class WeightKeeper:
             self.best[place] = score
         for _, other in self.seen[*place, loser]:
             self.workspace.drop_weights(other.policy_path)
-
-
-Chosen = dict[str, dict[float | None, dict[str, float]]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ REFERENCES = (
     "data", "dataset", "sft_dataset", "model_name_or_path", "tokenizer", "reward_model", "ensemble", "oracle",
     "baseline", "evaluate", "policies",
 )  # fmt: skip
+INSTEAD = {"policies": "variants", "variants": "policies"}  # a file that has one takes the place of the other
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Draft:
 
     def put(self, keys: Keys, value: Any, place: Place) -> None:
         """Set one value, inside a mapping if there are several keys; what stood below it is gone."""
+        self.make_way([keys[0]])
         inside = self.values
         for key in keys[:-1]:
             inside[str(key)] = dict(inside.get(str(key)) or {})
@@ -55,8 +57,16 @@ class Draft:
     def forget(self, keys: Keys) -> None:
         self.places = {at: place for at, place in self.places.items() if at[: len(keys)] != keys}
 
+    def make_way(self, keys: Iterable[str | int]) -> None:
+        """Forget what these keys stand instead of."""
+        for key in keys:
+            if (other := INSTEAD.get(str(key))) in self.values:
+                del self.values[other]
+                self.forget((other,))
+
     def merge(self, over: Draft) -> None:
         """Lay another draft over this one: key by key, and inside the mappings of MERGED again key by key."""
+        self.make_way(over.values)
         for key, value in over.values.items():
             mine = self.values.get(key)
             if key in MERGED and isinstance(mine, dict) and isinstance(value, dict):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rpo_cli.artifacts import Stage
 from rpo_cli.recipes import SETTINGS, Loaded, RecipeError, check_suite, load, schema, shown, variant_overrides
@@ -39,7 +39,7 @@ def check_recipes(recipes: Sequence[str]) -> None:
         problems += faults
         made, _ = _load_all(files)
         for loaded in made.values():
-            # A reference to nothing was reported above with its line; the planner, which has none, would repeat it.
+            # A reference to nothing was reported above with its line, which the planner does not have.
             problems += [
                 _located(line, loaded.path)
                 for line in _plan(loaded, absent)
@@ -97,12 +97,7 @@ def _plan(loaded: Loaded, absent: set[str]) -> list[str]:
     steps: list[Callable[[], Any]] = [partial(planner.build, loaded)]
     if isinstance(recipe, schema.FigureRecipe):
         steps = [
-            partial(_cell, planner, loaded, policy, rho) for policy in recipe.policies for rho in recipe.rhos
-        ]
-        steps += [
-            partial(_variant, planner, loaded, variant, rho)
-            for variant in recipe.variants
-            for rho in recipe.rhos
+            partial(cell, planner, loaded, variant, rho) for variant in recipe.compared for rho in recipe.rhos
         ]
     elif isinstance(recipe, schema.PolicyRecipe):
         steps = [partial(planner.evaluation, loaded, "test")]
@@ -117,16 +112,13 @@ def _plan(loaded: Loaded, absent: set[str]) -> list[str]:
     return problems
 
 
-def _cell(planner: Planner, figure: Loaded, policy: str, rho: float | None) -> Stage:
-    return planner.evaluation(planner.load(figure.sibling(policy), rho=rho, expect="policy"), "test")
-
-
-def _variant(planner: Planner, figure: Loaded, variant: schema.Variant, rho: float | None) -> Stage:
+def cell(planner: Planner, figure: Loaded, variant: schema.Variant, rho: float | None) -> Stage:
+    """What a figure reads of one of its variants at one rho."""
     at = at_rho(rho)
     overrides = [*variant_overrides(variant), *at.pop("overrides", [])]
-    return planner.measure(
-        planner.load(figure.sibling(variant.recipe), overrides=overrides, expect="policy", **at)
-    )
+    policy = planner.load(figure.sibling(variant.recipe), overrides=overrides, expect="policy", **at)
+    measured = cast(schema.FigureRecipe, figure.recipe).measured
+    return planner.measure(policy) if measured else planner.evaluation(policy, "test")
 
 
 def _located(problem: str, path: Path) -> str:

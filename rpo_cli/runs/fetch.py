@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from rpo_cli.artifacts import snapshots
 from rpo_cli.recipes import schema
-from rpo_cli.runs.check import _cell, _variant
+from rpo_cli.runs.check import cell
 from rpo_cli.runs.session import Session, planner_for
 from rpo_cli.text import aligned
 
 
 def fetch_data(session: Session) -> None:
-    """Bring what a recipe rests on into the hub's cache, and record the commits; on --dry-run only say what that is."""
+    """Bring what a recipe rests on into the hub's cache, and record the commits; a dry run only lists it."""
     loaded = session.load(None)
     planner = planner_for(loaded)
     recipe = loaded.recipe
     if isinstance(recipe, schema.FigureRecipe):
-        targets = [_cell(planner, loaded, policy, recipe.rhos[0]) for policy in recipe.policies]
-        targets += [_variant(planner, loaded, variant, recipe.rhos[0]) for variant in recipe.variants]
+        targets = [cell(planner, loaded, variant, recipe.rhos[0]) for variant in recipe.compared]
     elif isinstance(recipe, schema.PolicyRecipe):
         targets = [planner.evaluation(loaded, "test")]
     elif isinstance(recipe, schema.RewardRecipe) and recipe.ensemble:

@@ -30,11 +30,10 @@ from rpo_cli.models import (
 )
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.kl import kl_full, kl_sample
-from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.recipes.schema import ESTIMATORS, ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, row_id, rows_of, write_columns
 from rpo_cli.stages.samples import samples_by_prompt
 
-ESTIMATORS = ("full", "sample", "data")
 TIMED_ROWS, REPEATS = 16, 15
 
 

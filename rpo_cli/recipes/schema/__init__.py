@@ -6,7 +6,17 @@ mistake in a recipe is reported in well under a second."""
 from rpo_cli.recipes.schema.base import FourBits, ModelSource, Recipe, is_recipe, seed_of
 from rpo_cli.recipes.schema.data import LOADED_TABLES, DataRecipe, RelabelRecipe, SplitsRecipe
 from rpo_cli.recipes.schema.evaluate import JUDGE_PROMPT, EvaluateRecipe, JudgeRecipe, JudgeSettings
-from rpo_cli.recipes.schema.figure import MEASURED, MEASURES, Claim, FigureRecipe, Variant
+from rpo_cli.recipes.schema.figure import (
+    ESTIMATORS,
+    EVERY,
+    MEASURED,
+    MEASURES,
+    PAPER,
+    Claim,
+    FigureRecipe,
+    Variant,
+    as_it_is,
+)
 from rpo_cli.recipes.schema.kinds import KINDS, MODELS, Kind, result_fields
 from rpo_cli.recipes.schema.policy import NOT_BY_RHO, PolicyRecipe, ScoringRecipe
 from rpo_cli.recipes.schema.training import RewardRecipe, SFTRecipe, TrainingRecipe

@@ -1,23 +1,62 @@
-"""Recipes of figures: variants of policies, and what is claimed of them."""
+"""Recipes of figures: the policies that a figure compares, and what is claimed of them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from rpo_cli.recipes.schema.base import Recipe, Share, cosmetic
+from rpo_cli.recipes.schema.base import Recipe, Share, added, cosmetic
+
+Kind = Literal["figure2", "degeneracy", "gamma", "ensemble", "kl", "unbiased"]
+# What each kind keeps and draws, and so what may be claimed of it; figures/kinds says what the numbers are.
+MEASURES: dict[str, tuple[str, ...]] = {
+    "figure2": ("advantage", "tokens", "baseline_tokens"),
+    "degeneracy": ("h_chosen", "h_rejected", "margin"),
+    "gamma": ("advantage", "tokens"),
+    "ensemble": ("advantage", "tokens", "member", "same_bias"),
+    "kl": ("kl", "error", "square", "milliseconds"),
+    "unbiased": ("advantage", "tokens"),
+}
+# These measure policies on their training pairs; the others evaluate samples with the oracle.
+MEASURED = ("degeneracy", "kl")
+ESTIMATORS = ("full", "sample", "data")  # what a figure of kind kl compares, on one policy
+EVERY = "*"  # in a claim: every variant of the figure
+
+
+def drawable(text: str) -> str:
+    """The text; ValueError where matplotlib takes it for a formula that it cannot read."""
+    for line in text.splitlines():
+        dollars = line.count("$") - line.count(r"\$")
+        if dollars and dollars % 2 == 0:
+            from matplotlib.mathtext import MathTextParser  # slow to import, and hardly ever needed
+
+            try:
+                MathTextParser("path").parse(line)
+            except ValueError as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise ValueError(rf"no formula that can be drawn ({reason}); a dollar is \$") from None
+    return text
+
+
+Drawn = Annotated[str, AfterValidator(drawable)]
 
 
 class Variant(BaseModel):
-    """One curve of a figure of the theory: a policy recipe with some of its keys changed."""
+    """One curve of a figure: a policy recipe, with some of its keys changed or none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1, description="in the legend")
+    name: Drawn = Field(min_length=1, description="in the legend")
     recipe: str = Field(description="the policy recipe")
     set: dict[str, Any] = Field({}, description="keys of that recipe and their values here, as --set")
-    panel: str = Field("", description="title of the panel it is drawn in; default: all in one")
+    panel: Drawn = Field("", description="title of the panel it is drawn in; default: all in one")
+
+
+def as_it_is(recipe: str) -> Variant:
+    """A policy recipe without changes, called like its file."""
+    return Variant.model_validate({"name": Path(recipe).stem, "recipe": recipe})
 
 
 class Claim(BaseModel):
@@ -26,13 +65,26 @@ class Claim(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     claim: str = Field(min_length=1, description="in words")
-    more: str | None = Field(None, description="a variant; null: zero")
-    than: str | None = Field(None, description="another variant; null: zero")
+    more: str | list[str] | None = Field(
+        None, description='a variant; null: zero; several or "*" (every one): a comparison of each'
+    )
+    than: str | list[str] | None = Field(
+        None, description='another variant; null: zero; several or "*" (every other): a comparison with each'
+    )
+    each: list[str] | Literal["*"] | None = added(
+        None, "instead of than: more beats each of these, of which the weakest is shown; then one by one"
+    )
     measure: str = Field("advantage", description="of which number")
     rhos: list[Share] | None = Field(None, description="at which rho; default: every one of the figure")
+    up_to: Share | None = added(None, "at every rho of the figure that is not above this one")
+    above: Share | None = added(None, "at every rho of the figure above this one")
     mean_over_rho: bool = Field(
         False, description="of the mean over those rho, instead of one comparison at each"
     )
+    every_rho: bool = added(
+        False, "at each of those rho, of which the weakest is shown; after several variants: all of them"
+    )
+    range: bool = added(False, "of the ranges (max - min over those rho), instead of the values")
     within: PositiveFloat | None = Field(
         None, description="passes if the difference is smaller than this, whatever its sign"
     )
@@ -44,35 +96,60 @@ class Claim(BaseModel):
     def compares(self) -> Claim:
         if self.more is None and self.than is None:
             raise ValueError("compares nothing: give more, than, or both")
-        if self.within is not None and self.beyond is not None:
-            raise ValueError("give within or beyond, not both")
+        for names in (
+            ("within", "beyond"), ("than", "each"), ("rhos", "up_to"), ("rhos", "above"),
+            ("mean_over_rho", "every_rho"), ("each", "every_rho"), ("range", "each"), ("range", "every_rho"),
+            ("range", "mean_over_rho"), ("range", "within"), ("range", "beyond"),
+        ):  # fmt: skip
+            if all(getattr(self, name) not in (None, False) for name in names):
+                raise ValueError(f"give {names[0]} or {names[1]}, not both")
+        if (self.each is not None and self.more is None) or (self.range and None in (self.more, self.than)):
+            raise ValueError(f"{'range' if self.range else 'each'} compares variants: name both sides")
         return self
 
+    @property
+    def names(self) -> list[str]:
+        """The variants that it names, those of "*" left out."""
+        sides = [
+            [side] if isinstance(side, str) else side or [] for side in (self.more, self.than, self.each)
+        ]
+        return [name for side in sides for name in side if name != EVERY]
 
-Kind = Literal["figure2", "degeneracy", "gamma", "ensemble", "kl", "unbiased"]
-# A study of these measures policies on their training pairs; the others evaluate samples with the oracle.
-MEASURED = ("degeneracy", "kl")
-# What each study draws, and so keeps; `studies.gather_study` says what they are.
-MEASURES: dict[str, tuple[str, ...]] = {
-    "degeneracy": ("h_chosen", "h_rejected", "margin"),
-    "gamma": ("advantage", "tokens"),
-    "ensemble": ("advantage", "tokens", "member", "same_bias"),
-    "kl": ("kl", "error", "square", "milliseconds"),
-    "unbiased": ("advantage", "tokens"),
-}
+    def kept(self) -> dict[str, Any]:
+        """As results keep it: keys that came after the first results only where they say something."""
+        later = {name for name, field in type(self).model_fields.items() if field.json_schema_extra}
+        unsaid = {name for name in later if getattr(self, name) in (None, False)}
+        return self.model_dump(mode="json", exclude=unsaid)
+
+
+# What the paper claims of its Figure 2, and what a recipe of that kind claims that says nothing else.
+PAPER = tuple(
+    Claim.model_validate(claim)
+    for claim in (
+        {"claim": "every policy beats pi_SFT at every rho", "more": EVERY, "every_rho": True},
+        {"claim": "e-dpo beats dpo and ipo at rho <= 0.5", "more": "e-dpo",
+         "than": ["dpo", "ipo"], "up_to": 0.5},
+        {"claim": "d-dpo is best at rho > 0.6", "more": "d-dpo", "each": EVERY, "above": 0.6},
+        {"claim": "e-dpo is flattest: smallest max - min over rho", "more": EVERY,
+         "than": "e-dpo", "range": True},
+    )
+)  # fmt: skip
 
 
 class FigureRecipe(Recipe):
-    """Cells to gather and draw: Figure 2 of policies, or a figure of the theory of variants."""
+    """Cells to gather and draw: variants of policies at some rho and seeds."""
 
     stage: Literal["figure"]
     kind: Kind = Field("figure2", description="which picture; `rpo figure KIND` draws it")
-    policies: list[str] = Field([], description="figure2: policy recipes, in the order of the legend")
+    policies: list[str] = Field(
+        [], description="figure2: policy recipes as they are, in the order of the legend; short for variants"
+    )
     variants: list[Variant] = Field(
-        [], description="other kinds: policy recipes with changes, in the order of the legend"
+        [], description="policy recipes, with changes or without, in the order of the legend"
     )
     claims: list[Claim] = Field(
-        [], description="other kinds: what the figure is to show, reported as passed or not"
+        [],
+        description="what the figure is to show, reported as passed or not; default in figure2: the paper's",
     )
     rhos: list[Share | None] = Field(
         [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
@@ -81,35 +158,61 @@ class FigureRecipe(Recipe):
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     bootstrap_samples: PositiveInt = 2000
-    title: str = cosmetic("", "over the picture")
+    title: Annotated[str, AfterValidator(drawable)] = cosmetic("", "over the picture")
+
+    @property
+    def compared(self) -> list[Variant]:
+        """The variants; those of `policies` have no changes and are called like their recipes."""
+        return self.variants or [as_it_is(name) for name in self.policies]
+
+    @property
+    def claimed(self) -> list[Claim]:
+        """The claims; those of the paper where a Figure 2 has none of its own."""
+        return self.claims or (list(PAPER) if self.kind == "figure2" else [])
+
+    @property
+    def measured(self) -> bool:
+        """Whether policies are measured on their training pairs, instead of evaluated."""
+        return self.kind in MEASURED
 
     @model_validator(mode="after")
     def fits_its_kind(self) -> FigureRecipe:
-        if self.kind == "figure2":
-            if not self.policies:
-                raise ValueError("policies: missing")
-            if self.variants or self.claims:
-                raise ValueError("kind: figure2 has policies and claims of its own: no variants, no claims")
-            if None in self.rhos:
-                raise ValueError("rhos: figure2 has an axis of rho; give values between 0 and 1")
-            return self
-        if self.policies or not self.variants:
+        if self.policies and self.variants:
+            raise ValueError("policies are short for variants: give one of them, not both")
+        if self.policies and self.kind != "figure2":
             raise ValueError(f"kind: {self.kind} needs variants instead of policies")
-        if self.kind == "kl" and (len(self.variants) > 1 or len(self.rhos) > 1):
+        if not self.compared:
+            raise ValueError("variants: missing")
+        if problem := self.unfit(self.rhos):
+            raise ValueError(f"rhos: {problem}")
+        if self.kind == "kl" and len(self.variants) > 1:
             raise ValueError("kind: kl compares estimators on one policy: give one variant and one rho")
-        names = [variant.name for variant in self.variants]
+        names = [variant.name for variant in self.compared]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"variants: two are called {min(twice)}")
-        known = ("full", "sample", "data") if self.kind == "kl" else names
+        if EVERY in names:
+            raise ValueError(f"variants: {EVERY} is no name: in a claim it is every variant")
+        known = ESTIMATORS if self.kind == "kl" else names
+        papers = {name for claim in PAPER for name in claim.names} if self.kind == "figure2" else set()
+        measures = MEASURES[self.kind]
         for claim in self.claims:
-            for name in (claim.more, claim.than):
-                if name is not None and name not in known:
-                    raise ValueError(f"claims: {claim.claim}: {name} is no variant ({', '.join(known)})")
-            if claim.measure not in MEASURES[self.kind]:
-                measures = ", ".join(MEASURES[self.kind])
-                raise ValueError(
-                    f"claims: {claim.claim}: {claim.measure} is no measure of {self.kind} ({measures})"
-                )
-            if unknown := [rho for rho in claim.rhos or [] if rho not in self.rhos]:
-                raise ValueError(f"claims: {claim.claim}: rho {unknown[0]:g} is none of the figure's")
+            if unknown := [name for name in claim.names if name not in (*known, *papers)]:
+                problem = f"{unknown[0]} is no variant ({', '.join(known)})"
+            elif claim.measure not in measures:
+                problem = f"{claim.measure} is no measure of {self.kind} ({', '.join(measures)})"
+            elif absent := [rho for rho in claim.rhos or [] if rho not in self.rhos]:
+                problem = f"rho {absent[0]:g} is none of the figure's"
+            elif None in self.rhos and (claim.range or claim.up_to or claim.above):
+                problem = "range, up_to and above need values of rho, not null"
+            else:
+                continue
+            raise ValueError(f"claims: {claim.claim}: {problem}")
         return self
+
+    def unfit(self, rhos: list[float | None]) -> str | None:
+        """Why this kind cannot be drawn at these rho; None if it can."""
+        if self.kind == "figure2" and None in rhos:
+            return "Figure 2 has an axis of rho; give values between 0 and 1"
+        if self.kind == "kl" and len(rhos) > 1:
+            return "kl compares estimators on one policy: give one variant and one rho"
+        return None

@@ -1,0 +1,153 @@
+"""`rpo figure KIND`: choose on validation, evaluate what is missing, keep the numbers, draw from those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from rpo_cli.artifacts import log_images, write_csv
+from rpo_cli.errors import BadInput
+from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
+from rpo_cli.figures.dry_run import plan_only
+from rpo_cli.figures.selection import Budget, Selection, select
+from rpo_cli.figures.tuning import Keep, WeightKeeper, planned, tune
+from rpo_cli.recipes import load, schema
+from rpo_cli.runs.question import Question
+from rpo_cli.runs.session import Session
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """What a figure of any kind can be asked for, besides what every command can.
+
+    from_results: redraw these, train nothing. out: where all files go; default: the workspace. allow_missing:
+    train nothing, draw what there is. tune: choose beta and tau on validation first. keep: whose weights
+    stay. budget: what is left out. question: what the plan of a dry run is to estimate.
+    """
+
+    seeds: Sequence[int] | None = None
+    from_results: Path | None = None
+    out: Path | None = None
+    allow_missing: bool = False
+    tune: bool = False
+    keep: Keep = "best"
+    budget: Budget = field(default_factory=Budget)
+    question: Question | None = None
+
+
+def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
+    """Evaluate the missing cells on test prompts, save the results in their small form, draw from those.
+
+    A tuned Figure 2 writes what it chose into the recipes' by_rho, if these are its policies as they stand
+    and their grids were searched whole; else the choice is for this figure alone.
+    """
+    if options.from_results is not None:
+        _draw(session, kind, options.from_results, options.out or options.from_results, options.allow_missing)
+        return
+    flags = {"device": session.device}
+    loaded = load(session.recipe, overrides=session.overrides, flags=flags, expect="figure")
+    recipe = cast(schema.FigureRecipe, loaded.recipe)
+    if recipe.kind != kind:
+        raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
+    if options.budget.grid_size is not None and not options.tune:
+        raise BadInput("--grid-size: only with --tune, which is what tries a grid")
+    rhos = None if session.rho in (None, "all") else session.rhos([])
+    names = [variant.name for variant in recipe.compared]
+    selection = select((names, recipe.rhos, recipe.seeds), rhos, options.seeds, options.budget)
+    if problem := recipe.unfit(selection.rhos):
+        raise BadInput(f"--rho {session.rho}: {problem}")
+    maker = Cells(loaded)
+    grids: Grids = {}
+    if options.tune:
+        grids = maker.grids(selection.policies)
+        selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
+    if session.dry_run:
+        if not options.allow_missing:
+            _plan(session, maker, selection, grids, options)
+        return
+    chosen: Chosen | None = None
+    tried: list[dict[str, Any]] = []
+    if options.tune:
+        keep: Keep = "all" if options.keep == "all" else "best"
+        whole = kind == "figure2" and "grid" not in selection.left_out
+        write = whole and not any(variant.set for variant in recipe.compared)
+        chosen, tried, _ = tune(session, maker, selection, grids, keep, write, "tuning")
+    cells = maker.test(selection, chosen)
+    if not options.allow_missing:
+        _build(session, cells, recipe.suite, options.keep)
+    folder = options.out or session.open(recipe.suite).root / "figures" / loaded.path.stem
+    _keep(session, recipe, selection, cells, tried, folder)
+    paths = _draw(session, kind, folder, folder, options.allow_missing)
+    if session.wandb or recipe.report_to == "wandb":
+        log_images(recipe.wandb_project, recipe.suite, paths, session.open(recipe.suite).root)
+
+
+def _plan(session: Session, maker: Cells, selection: Selection, grids: Grids, options: FigureOptions) -> None:
+    """Say what would be built; where no choice was made yet, with a value that may be chosen."""
+    validation = maker.validation(selection, grids) if options.tune else []
+    chosen = planned(session, maker, selection, grids, validation) if options.tune else None
+    test = maker.test(selection, chosen)
+    suite = maker.asked.recipe.suite
+    plan_only(session, suite, selection, validation, test, options.keep, options.question)
+
+
+def _build(session: Session, cells: Sequence[Cell], suite: str, keep: Keep) -> None:
+    """Evaluate what is missing; then nothing is left to do: with `none` not even the best policies stay."""
+    workspace = session.open(suite)
+    session.make(
+        read_by(cells), suite, finished=WeightKeeper(cells, workspace, "none" if keep == "none" else "all")
+    )
+    for cell in cells if keep == "none" else ():
+        workspace.drop_weights(cell.policy_path)  # of cells that needed no evaluation any more
+
+
+def _keep(
+    session: Session,
+    recipe: schema.FigureRecipe,
+    selection: Selection,
+    cells: Sequence[Cell],
+    tried: Sequence[dict[str, Any]],
+    folder: Path,
+) -> None:
+    """Save what the cells say in its small form, and what was tried on validation."""
+    from rpo_cli.figures.kinds import KINDS
+    from rpo_cli.figures.results import Results, save_results
+
+    row = KINDS[recipe.kind]
+    found = row.gather(cells, session.open(recipe.suite))
+    title = recipe.title or row.title
+    variants = [variant for variant in recipe.compared if variant.name in selection.policies]
+    meta = {
+        **found.provenance,
+        "kind": recipe.kind,
+        "policies": list(schema.ESTIMATORS) if recipe.kind == "kl" else selection.policies,
+        "panels": {variant.name: variant.panel for variant in variants},
+        "claims": [claim.kept() for claim in recipe.claimed if set(claim.rhos or []) <= set(selection.rhos)],
+        "rhos": selection.rhos,
+        "seeds": selection.seeds,
+        "bootstrap_samples": recipe.bootstrap_samples,
+        "title": title,
+    }
+    if selection.left_out:
+        meta |= {"left_out": selection.left_out, "title": f"{title} [reduced: {selection.note()}]"}
+    save_results(Results(found.cells, found.choices, meta, found.tables), folder)
+    if tried:
+        write_csv(tried, folder / "validation.csv")
+
+
+def _draw(session: Session, kind: str, folder: Path, out: Path, allow_missing: bool) -> list[Path]:
+    """Draw what is kept in a folder, and report every claim."""
+    from rpo_cli.figures.claims import claims_table
+    from rpo_cli.figures.kinds import KINDS
+    from rpo_cli.figures.redraw import redraw
+
+    paths, rows = redraw(folder, out, kind, allow_missing=allow_missing)
+    if session.as_json:
+        session.print_json({"files": [str(path) for path in paths], KINDS[kind].rows: rows})
+    else:
+        session.out.print(claims_table(rows, session.out))
+        for path in paths:
+            session.out.print(str(path), highlight=False, soft_wrap=True)
+    return paths
