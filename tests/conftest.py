@@ -132,13 +132,20 @@ def write_suite(folder: Path) -> Path:
     return folder
 
 
+def home_of(world: str, factory: pytest.TempPathFactory) -> Path:
+    """Where a session's world is, or is to be built: it may be kept from another session (tools/mutate.py)."""
+    return Path(os.environ.get("RPO_TESTS_WORLDS") or factory.mktemp("worlds")) / world
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """The chain at rho 0.5, built once: read it, never write to it."""
-    home = tmp_path_factory.mktemp("built")
-    tiny = Tiny(write_suite(home / "tiny"), home / "runs")
-    tiny.run("evaluate", "e-dpo.yaml")
-    tiny.run("train-policy", "dp-dpo.yaml")
+    home = home_of("built", tmp_path_factory)
+    tiny = Tiny(home / "tiny", home / "runs")
+    if not home.exists():
+        write_suite(tiny.suite)
+        tiny.run("evaluate", "e-dpo.yaml")
+        tiny.run("train-policy", "dp-dpo.yaml")
     # Trainers collect garbage; that takes a third of a second among all the objects of torch, unless these are set aside.
     gc.collect()
     gc.freeze()
@@ -158,7 +165,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A second chain, whose models have learnt more (worlds.py), built once: read it, never write to it."""
     from worlds import learnt_world
 
-    return learnt_world(tmp_path_factory.mktemp("learnt"))
+    return learnt_world(home_of("learnt", tmp_path_factory))
 
 
 @pytest.fixture
