@@ -143,9 +143,13 @@ def write_suite(folder: Path) -> Path:
 
 
 def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
-    """A folder that the first process of pytest-xdist's builds, and all read."""
+    """A folder that the first process of pytest-xdist's builds, and all read; it may be kept from another
+    session, in RPO_TESTS_WORLDS.
+    """
     base = factory.getbasetemp()
-    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    kept = os.environ.get("RPO_TESTS_WORLDS")
+    home = Path(kept or (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)) / name
+    home.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(home.with_suffix(".lock")):
         if not (done := home.with_suffix(".done")).exists():
             shutil.rmtree(home, ignore_errors=True)
@@ -177,6 +181,23 @@ def tiny(built: Tiny, tmp_path: Path) -> Tiny:
     """A copy of the suite and of the workspace, for one test."""
     shutil.copytree(built.suite, tmp_path / "tiny")
     shutil.copytree(built.root, tmp_path / "runs")
+    return Tiny(tmp_path / "tiny", tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A second chain, whose models have learnt more (worlds.py), built once: read it, never write to it."""
+    from worlds import build_learnt
+
+    home = once(tmp_path_factory, "learnt", build_learnt)
+    return Tiny(home / "tiny", home / "runs")
+
+
+@pytest.fixture
+def pupil(learnt: Tiny, tmp_path: Path) -> Tiny:
+    """A copy of that chain, for one test."""
+    shutil.copytree(learnt.suite, tmp_path / "tiny")
+    shutil.copytree(learnt.root, tmp_path / "runs")
     return Tiny(tmp_path / "tiny", tmp_path / "runs")
 
 

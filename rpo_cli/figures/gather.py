@@ -66,8 +66,8 @@ def evaluations(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
     for cell, _ in there:
         baseline = cast(Stage, cell.evaluation.inputs["baseline"])
         if baseline.path not in baselines:
-            found = workspace.manifest(baseline.path)
-            if found is None or found["key"] != baseline.key:
+            standing = workspace.manifest(baseline.path)
+            if standing is None or standing["key"] != baseline.key:
                 raise BadInput(
                     f"{workspace.root / baseline.path}: not what {cell.evaluation.path} was compared with, "
                     "but gone, or made with other settings; rpo figure without --allow-missing makes it again"
