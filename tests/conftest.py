@@ -180,6 +180,22 @@ def tiny(built: Tiny, tmp_path: Path) -> Tiny:
     return Tiny(tmp_path / "tiny", tmp_path / "runs")
 
 
+@pytest.fixture(scope="session")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A second chain, whose models have learnt more (worlds.py), built once: read it, never write to it."""
+    from worlds import learnt_world
+
+    return learnt_world(tmp_path_factory.mktemp("learnt"))
+
+
+@pytest.fixture
+def pupil(learnt: Tiny, tmp_path: Path) -> Tiny:
+    """A copy of that chain, for one test."""
+    shutil.copytree(learnt.suite, tmp_path / "tiny")
+    shutil.copytree(learnt.root, tmp_path / "runs")
+    return Tiny(tmp_path / "tiny", tmp_path / "runs")
+
+
 @pytest.fixture
 def empty(tmp_path: Path) -> Tiny:
     """The suite, and a workspace that is not there yet."""

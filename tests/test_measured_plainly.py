@@ -1,0 +1,142 @@
+"""What the bulk readers wrote down is what the models say of one sequence at a time: log-probs, rewards, ends, labels, cells."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import RHO, SEED, Tiny, journal, manifest
+from safetensors.torch import load_file, save_file
+from worlds import LIMIT, SAMPLES, Plain, logp, reward, token_logps
+
+from rpo_cli.protocol import Cells, gather
+from rpo_cli.workspace import Workspace
+
+POLICY = f"{RHO}/policies/e-dpo/beta-0.2"
+EVALUATION = f"{RHO}/evaluations/e-dpo/beta-0.2/test"
+BASELINE = f"{SEED}/evaluations/sft/test"
+
+
+def answers(plain: Plain, path: str) -> pd.DataFrame:
+    """Samples with their tokens, as far as the text tells: special tokens inside a response are not in it."""
+    table = plain.table(f"{path}/samples.parquet")
+    words = [plain.response(text)[:-1] for text in table["response"]]
+    eos = [plain.tokenizer.eos_token_id]
+    ids = [words + eos * bool(finished) for words, finished in zip(words, table["finished"], strict=True)]
+    table = table.assign(words=[len(w) for w in words], ids=ids, prompt_ids=[plain.prompt(p) for p in table["prompt"]])
+    return table[[len(i) == n for i, n in zip(table["ids"], table["tokens"], strict=True)]]
+
+
+@pytest.mark.parametrize(("path", "model"), [(EVALUATION, POLICY), (BASELINE, f"{SEED}/sft")])
+def test_an_evaluations_logps_and_rewards_are_the_models_own(learnt: Tiny, path: str, model: str) -> None:
+    plain = Plain(learnt.root)
+    policy, reference, oracle = plain.policy(model), plain.policy(f"{SEED}/sft"), plain.reward_model(f"{SEED}/oracle")
+    table = answers(plain, path)
+    assert len(table) == 24 * SAMPLES
+    for row in table.to_dict("records"):
+        assert row["logp"] == pytest.approx(logp(policy, row["prompt_ids"], row["ids"]), abs=1e-4)
+        assert row["ref_logp"] == pytest.approx(logp(reference, row["prompt_ids"], row["ids"]), abs=1e-4)
+        assert row["reward"] == pytest.approx(reward(oracle, row["prompt_ids"], row["ids"]), abs=1e-5)
+    apart = (table["logp"] - table["ref_logp"]).abs()
+    assert apart.max() == 0 if path == BASELINE else apart.median() > 0.01
+    kl = manifest(learnt.root, path)["metrics"]["kl_to_reference"]
+    assert kl == pytest.approx((table["logp"] - table["ref_logp"]).mean(), abs=1e-6)
+
+
+def test_a_sample_is_finished_where_it_ends_in_eos_even_at_the_limit(learnt: Tiny) -> None:
+    plain = Plain(learnt.root)
+    for path in (EVALUATION, BASELINE):
+        table = answers(plain, path)
+        assert len(table) == 24 * SAMPLES
+        assert (table["finished"] == (table["words"] < table["tokens"])).all()
+        at_the_limit = table[table["tokens"] == LIMIT]["finished"]
+        assert at_the_limit.any() and not at_the_limit.all() and table[table["tokens"] < LIMIT]["finished"].all()
+        metrics = manifest(learnt.root, path)["metrics"]
+        assert metrics["unfinished_share"] == pytest.approx(1 - table["finished"].mean())
+        assert metrics["tokens_mean"] == pytest.approx(table["tokens"].mean())
+
+
+def test_samples_of_a_prompt_differ_and_are_compared_on_the_same_prompts(learnt: Tiny) -> None:
+    ours, theirs = (Plain(learnt.root).table(f"{path}/samples.parquet") for path in (EVALUATION, BASELINE))
+    keys = ["prompt_id", "sample", "prompt"]
+    assert ours[keys].equals(theirs[keys])
+    assert sum(rows["response"].nunique() > 1 for _, rows in ours.groupby("prompt_id")) > 12
+    assert (ours["response"] != theirs["response"]).any()
+    metrics = manifest(learnt.root, EVALUATION)["metrics"]
+    assert metrics["advantage"] == pytest.approx(ours["reward"].mean() - theirs["reward"].mean(), abs=1e-6)
+    assert metrics["baseline_reward_mean"] == pytest.approx(theirs["reward"].mean())
+
+
+def test_the_references_samples_have_its_own_logps_and_end(learnt: Tiny) -> None:
+    plain = Plain(learnt.root)
+    reference, table = plain.policy(f"{SEED}/sft"), plain.table(f"{SEED}/reference-samples/relabel/samples.parquet")
+    ids = [list(map(int, sample)) for sample in table["sample_ids"]]
+    ended = [sample[-1] == plain.tokenizer.eos_token_id for sample in ids]
+    metrics = manifest(learnt.root, f"{SEED}/reference-samples/relabel")["metrics"]
+    assert metrics["unfinished_share"] == pytest.approx(1 - np.mean(ended)) and 0 < np.mean(ended) < 1
+    assert all(len(sample) == LIMIT for sample, end in zip(ids, ended, strict=True) if not end)
+    assert any(len(sample) == LIMIT for sample, end in zip(ids, ended, strict=True) if end)
+    assert table["prompt"].value_counts().unique().tolist() == [SAMPLES]
+    for prompt, sample, value in list(zip(table["prompt"], ids, table["ref_sample_logps"], strict=True))[::40]:
+        assert value == pytest.approx(logp(reference, plain.prompt(prompt), sample), abs=1e-4)
+
+
+def test_the_reference_logps_are_those_of_chosen_and_rejected(learnt: Tiny) -> None:
+    plain = Plain(learnt.root)
+    reference, table = plain.policy(f"{SEED}/sft"), plain.table(f"{SEED}/reference-logps/relabel/logps.parquet").set_index("id")
+    for pair in plain.pairs()[::8]:
+        for side in ("chosen", "rejected"):
+            expected = logp(reference, pair.prompt, getattr(pair, side))
+            assert table.loc[pair.row["id"], f"ref_{side}_logps"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_sft_learns_completions_alone(pupil: Tiny) -> None:
+    """The second step over all rows, under the weights of the first: the mean over the tokens behind the prompts."""
+    settings = ("per_device_train_batch_size=200", "learning_rate=0.01")
+    line = journal(pupil.make("sft.yaml", *settings, "max_steps=2")[0])[1]
+    directory, _ = pupil.make("sft.yaml", *settings, "max_steps=1")
+    plain = Plain(pupil.root)
+    model, rows = plain.policy(directory), plain.table(f"{SEED}/data/sft_train.parquet").to_dict("records")
+    total, tokens = 0.0, 0
+    for row in rows:
+        prompt, response = plain.prompt(row["prompt"]), plain.response(row["completion"])
+        total -= float(token_logps(model, prompt, response).gather(1, torch.tensor(response)[:, None]).sum())
+        tokens += len(response)
+    assert line["loss"] == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_an_oracle_that_is_undecided_turns_no_label_round(pupil: Tiny) -> None:
+    before = Plain(pupil.root).table(f"{SEED}/data/pairs.parquet").set_index("id")
+    weights = pupil.root / SEED / "oracle/model.safetensors"
+    silent = {name: tensor * (name != "score.weight") for name, tensor in load_file(weights).items()}
+    save_file(silent, weights, metadata={"format": "pt"})
+    _, made = pupil.make("relabel.yaml")
+    after = Plain(pupil.root).table(f"{SEED}/relabel/pairs.parquet").set_index("id")
+    assert made["metrics"]["score_ties"] == made["metrics"]["rows"] == len(before)
+    assert made["metrics"]["swapped_share"] == 0 and not after["swapped"].any()
+    assert after["chosen"].equals(before.loc[after.index, "chosen"])
+
+
+def test_cells_are_the_differences_of_the_samples_means(learnt: Tiny) -> None:
+    cell = Cells(learnt.suite).cell("e-dpo.yaml", 0.5, 0, "test")
+    frame, choices, provenance = gather([cell], Workspace(learnt.root, "tiny"))
+    plain = Plain(learnt.root)
+    ours, theirs = (
+        plain.table(f"{path}/samples.parquet").groupby("prompt_id")[["reward", "tokens"]].mean() for path in (EVALUATION, BASELINE)
+    )
+    frame = frame.set_index("prompt_id")
+    assert len(frame) == 24 and set(frame.index) == set(ours.index)
+    expected: dict[str, Any] = {
+        "advantage": ours["reward"] - theirs["reward"], "tokens": ours["tokens"], "baseline_tokens": theirs["tokens"],
+    }  # fmt: skip
+    for name, values in expected.items():
+        assert frame[name].to_numpy() == pytest.approx(values.loc[frame.index].to_numpy()), name
+    assert (frame[["rho", "seed"]].to_numpy() == [0.5, 0]).all()
+    metrics = json.loads((learnt.root / POLICY / "manifest.json").read_text())["metrics"]
+    shares = dict(zip(choices["member"], choices["share"], strict=True))
+    assert shares == {b: metrics[f"members/{b:g}"] for b in (0.2, 0.5, 0.8)} and sum(shares.values()) == pytest.approx(1)
+    assert provenance["cells"]["e-dpo"]["rho-0.5/seed-0"]["beta"] == 0.2
