@@ -13,6 +13,7 @@ from conftest import RHO, SEED, Tiny, journal, manifest
 from safetensors.torch import load_file, save_file
 from worlds import LIMIT, SAMPLES, Plain, logp, reward, token_logps
 
+from rpo_cli.generation import sample
 from rpo_cli.protocol import Cells, gather
 from rpo_cli.workspace import Workspace
 
@@ -74,15 +75,55 @@ def test_samples_of_a_prompt_differ_and_are_compared_on_the_same_prompts(learnt:
 def test_the_references_samples_have_its_own_logps_and_end(learnt: Tiny) -> None:
     plain = Plain(learnt.root)
     reference, table = plain.policy(f"{SEED}/sft"), plain.table(f"{SEED}/reference-samples/relabel/samples.parquet")
-    ids = [list(map(int, sample)) for sample in table["sample_ids"]]
-    ended = [sample[-1] == plain.tokenizer.eos_token_id for sample in ids]
+    ids = [list(map(int, answer)) for answer in table["sample_ids"]]
+    ended = [answer[-1] == plain.tokenizer.eos_token_id for answer in ids]
     metrics = manifest(learnt.root, f"{SEED}/reference-samples/relabel")["metrics"]
     assert metrics["unfinished_share"] == pytest.approx(1 - np.mean(ended)) and 0 < np.mean(ended) < 1
-    assert all(len(sample) == LIMIT for sample, end in zip(ids, ended, strict=True) if not end)
-    assert any(len(sample) == LIMIT for sample, end in zip(ids, ended, strict=True) if end)
+    assert all(len(answer) == LIMIT for answer, end in zip(ids, ended, strict=True) if not end)
+    assert any(len(answer) == LIMIT for answer, end in zip(ids, ended, strict=True) if end)
     assert table["prompt"].value_counts().unique().tolist() == [SAMPLES]
-    for prompt, sample, value in list(zip(table["prompt"], ids, table["ref_sample_logps"], strict=True))[::40]:
-        assert value == pytest.approx(logp(reference, plain.prompt(prompt), sample), abs=1e-4)
+    for prompt, answer, value in list(zip(table["prompt"], ids, table["ref_sample_logps"], strict=True))[::40]:
+        assert value == pytest.approx(logp(reference, plain.prompt(prompt), answer), abs=1e-4)
+
+
+def drawn(plain: Plain, prompts: list[str], *, seed: int = 0, temperature: float = 1.0, top_p: float = 1.0) -> list[list[int]]:
+    """Two samples of the reference for each prompt, in batches of another size."""
+    ids = [plain.prompt(prompt) for prompt in prompts for _ in range(SAMPLES)]
+    limits: dict[str, Any] = {"max_new_tokens": LIMIT, "batch_size": 7}
+    return sample(plain.policy(f"{SEED}/sft"), plain.tokenizer, ids, temperature=temperature, top_p=top_p, seed=seed, **limits)
+
+
+def test_the_references_samples_are_drawn_as_it_is_under_the_seed_of_sampling(pupil: Tiny) -> None:
+    for seed in (0, 3):
+        pupil.make("p-dpo.yaml", f"sampling_seed={seed}", "max_steps=1")
+        plain = Plain(pupil.root)
+        table = plain.table(f"{SEED}/reference-samples/relabel/samples.parquet").iloc[: 40 * SAMPLES]
+        prompts = table["prompt"].tolist()[::SAMPLES]
+        assert [list(map(int, ids)) for ids in table["sample_ids"]] == drawn(plain, prompts, seed=seed)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_an_evaluation_samples_its_splits_prompts_with_its_recipes_settings(pupil: Tiny, split: str) -> None:
+    directory, _ = pupil.make("evaluate.yaml", f"split={split}", "temperature=0.6", "top_p=0.9", "sampling_seed=3")
+    plain = Plain(pupil.root)
+    prompts = plain.table(f"{SEED}/data/prompts_{split}.parquet")["prompt"].tolist()
+    table = pd.read_parquet(directory / "samples.parquet")
+    assert table["prompt"].tolist() == [prompt for prompt in prompts for _ in range(SAMPLES)]
+    assert table["sample"].tolist() == list(range(SAMPLES)) * len(prompts)
+    expected = drawn(plain, prompts, seed=3, temperature=0.6, top_p=0.9)
+    assert table["response"].tolist() == plain.tokenizer.batch_decode(expected, skip_special_tokens=True)
+
+
+def test_the_oracles_utility_accuracy_is_counted_on_pairs_that_differ_in_it(learnt: Tiny) -> None:
+    plain = Plain(learnt.root)
+    oracle, rows = plain.reward_model(f"{SEED}/oracle"), plain.table(f"{SEED}/data/pairs_validation.parquet").to_dict("records")
+    right = []
+    for row in rows:
+        chosen, rejected = (reward(oracle, plain.prompt(row["prompt"]), plain.response(row[side])) for side in ("chosen", "rejected"))
+        if row["chosen_utility"] != row["rejected_utility"]:
+            right.append((chosen > rejected) == (row["chosen_utility"] > row["rejected_utility"]))
+    metrics = manifest(learnt.root, f"{SEED}/oracle")["metrics"]
+    assert metrics["held_out_utility_accuracy"] == pytest.approx(np.mean(right)) and 0 < np.mean(right) < 1
 
 
 def test_the_reference_logps_are_those_of_chosen_and_rejected(learnt: Tiny) -> None:

@@ -75,6 +75,9 @@ def test_scores_are_those_of_the_member_that_they_are_named_for(learnt: Tiny) ->
                 for side in ("chosen", "rejected"):
                     expected = reward(model, pair.prompt, getattr(pair, side))
                     assert scores.loc[pair.row["id"], side] == pytest.approx(expected, abs=1e-5)
+            metrics = manifest(learnt.root, f"{RHO}/scores/rm/b-{b:g}")["metrics"]
+            assert metrics[f"{table}/accuracy"] == (scores["margin"] > 0).mean()
+            assert metrics[f"{table}/margin_rms"] == pytest.approx(np.sqrt((scores["margin"] ** 2).mean()), rel=1e-5)
 
 
 def test_the_weight_averaged_model_is_the_mean_of_its_members(pupil: Tiny) -> None:

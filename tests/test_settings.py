@@ -1,0 +1,86 @@
+"""What a recipe sets is what is computed with: the optimiser's numbers, seeds of one purpose, draws of one rho."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import RHO, SEED, Tiny, column, weights
+from worlds import Plain
+
+from rpo_cli.training.ensemble import MemberChoice
+
+SHORT = ("max_steps=3", "learning_rate=0.01")
+ADAPTER = ("use_peft=true", "lora_r=2", "lora_target_modules=all-linear")
+
+
+@pytest.mark.parametrize(
+    ("setting", "others"),
+    [
+        ("weight_decay=0.5", ()),
+        ("adam_beta1=0.5", ()),
+        ("adam_beta2=0.9", ()),
+        ("max_grad_norm=0.001", ("optim=sgd", "learning_rate=0.1")),
+        ("lora_r=4", ADAPTER),
+        ("lora_alpha=2", ADAPTER),
+        ("lora_target_modules=[q_proj]", ADAPTER),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for an old name
+def test_every_number_of_the_optimiser_reaches_it(tiny: Tiny, setting: str, others: tuple[str, ...]) -> None:
+    without, others_only = (tiny.make("dpo.yaml", *SHORT, *others, *more)[0] for more in ((), (setting,)))
+    assert weights(without) != weights(others_only)
+
+
+def test_gradients_are_clipped_to_the_norm_of_the_recipe(tiny: Tiny) -> None:
+    """Plain descent by one clipped step of norm 0.001, at a rate of 0.1."""
+    directory, _ = tiny.make("dpo.yaml", "max_steps=1", "optim=sgd", "learning_rate=0.1", "max_grad_norm=0.001")
+    before, after = (Plain(tiny.root).policy(path).state_dict() for path in (f"{SEED}/sft", directory))
+    names = [name for name in before if name != "lm_head.weight"]  # tied to the embeddings
+    moved = torch.cat([(after[name] - before[name]).flatten() for name in names]).double().norm()
+    assert float(moved) == pytest.approx(1e-4, rel=0.02)
+
+
+def test_the_learning_rate_is_the_schedulers_with_its_warm_up(tiny: Tiny) -> None:
+    settings = ("max_steps=6", "learning_rate=0.01", "warmup_steps=2")
+    for scheduler, expected in {
+        "linear": [0.0, 0.005, 0.01, 0.0075, 0.005, 0.0025],
+        "constant_with_warmup": [0.0, 0.005, 0.01, 0.01, 0.01, 0.01],
+    }.items():
+        directory, _ = tiny.make("dpo.yaml", *settings, f"lr_scheduler_type={scheduler}")
+        assert column(directory, "learning_rate") == pytest.approx(expected)
+
+
+def test_a_seed_of_one_purpose_changes_the_draws_for_it_alone(tiny: Tiny) -> None:
+    for recipe, purpose, other in (("rm.yaml", "rm_seed", None), ("dpo.yaml", "policy_seed", "sampling_seed")):
+        before, again, changed = (
+            weights(tiny.make(recipe, "max_steps=2", *more)[0]) for more in ((), (f"{purpose}=0",), (f"{purpose}=5",))
+        )
+        assert before == again != changed
+        if other is not None:
+            assert weights(tiny.make(recipe, "max_steps=2", f"{other}=5")[0]) == before
+
+
+def test_pairs_of_two_rhos_are_drawn_apart(tiny: Tiny) -> None:
+    """Drawn alike, the pairs of the smaller share would be the first of those of the larger one."""
+    tiny.make("splits.yaml", "rho=0.4")
+    longer = {}
+    for rho in (0.4, 0.5):
+        table = Plain(tiny.root).table(f"{SEED}/rho-{rho:g}/splits/train.parquet")
+        longer[rho] = set(table.loc[table["longer_preferred"] == 1, "id"])
+    assert len(longer[0.4]) < len(longer[0.5]) and not longer[0.4] <= longer[0.5]
+    assert RHO == f"{SEED}/rho-0.5"
+
+
+def test_the_data_sets_choice_follows_the_mean_of_each_step_of_its_own() -> None:
+    """Two micro-batches a step; the average forgets all but a thousandth of the last step."""
+    choice = MemberChoice("dataset", ["0.2", "0.8"], torch.tensor([[1.0, 1.0], [2.0, 2.0]]), 0.001)
+    taught = []
+    for pieces in (([9.0, 1.0], [5.0, 3.0]), ([0.0, 2.0], [2.0, 4.0]), ([4.0, 3.0], [4.0, 4.0])):
+        choice.begin_step(None)
+        for piece in pieces:
+            choice.reduce(torch.tensor(piece)[:, None].expand(2, 3), lambda values: values)
+        choice.end_step(lambda values: values, lambda values: values)
+        taught.append(choice.shares())
+    assert [share["members/0.2"] for share in taught] == [1, 0, 1]
+    assert choice.ema.losses.tolist() == pytest.approx([4.0, 3.5], abs=0.01)
+    assert choice.all_shares() == {"members/0.2": 2 / 3, "members/0.8": 1 / 3}
