@@ -21,10 +21,17 @@ def slope(plain: Plain, member: float, mix: float | None, temperature: float) ->
     `mix`: the weighted share of pairs whose longer response is preferred; None: every pair counts once.
     """
     margins = plain.scores(member, "held_out").set_index("id")["margin"]
-    kinds = plain.table(f"{RHO}/splits/held_out.parquet").set_index("id")["longer_preferred"].loc[margins.index].to_numpy()
+    kinds = (
+        plain.table(f"{RHO}/splits/held_out.parquet")
+        .set_index("id")["longer_preferred"]
+        .loc[margins.index]
+        .to_numpy()
+    )
     weights = np.ones(len(margins))
     if mix is not None:
-        weights = np.where(kinds == LONGER, mix / (kinds == LONGER).sum(), (1 - mix) / (kinds == SHORTER).sum()) * (kinds != 0)
+        weights = np.where(
+            kinds == LONGER, mix / (kinds == LONGER).sum(), (1 - mix) / (kinds == SHORTER).sum()
+        ) * (kinds != 0)
     terms = weights * margins.to_numpy() / (1 + np.exp(margins.to_numpy() / temperature))
     return float(-terms.sum()), float(np.abs(terms).sum())
 
@@ -58,7 +65,9 @@ def test_the_first_loss_is_that_of_margins_divided_by_the_temperatures(pupil: Ti
     directory, made = pupil.make("e-dpo.yaml", f"calibration={calibration}", *WHOLE)
     found = temperatures(made["metrics"])
     assert found == [1.0] * 3 if calibration == "none" else 1.0 not in found
-    losses = np.stack([(Plain(pupil.root).scores(b)["margin"] / t) ** 2 for b, t in zip(BIASES, found, strict=True)])
+    losses = np.stack(
+        [(Plain(pupil.root).scores(b)["margin"] / t) ** 2 for b, t in zip(BIASES, found, strict=True)]
+    )
     (line,) = journal(directory)
     assert line["losses/preference"] == pytest.approx(losses.min(0).mean(), rel=1e-5)
     shares = [(losses.argmin(0) == index).mean() for index in range(3)]
@@ -67,11 +76,17 @@ def test_the_first_loss_is_that_of_margins_divided_by_the_temperatures(pupil: Ti
 
 @pytest.mark.parametrize("teacher", ["mean", "lcb"])
 def test_one_teacher_of_several_members_is_made_of_calibrated_margins(pupil: Tiny, teacher: str) -> None:
-    settings = (f"teacher={teacher}", "lcb_lambda=0.5", "ensemble=rm.yaml") if teacher == "lcb" else (f"teacher={teacher}",)
+    settings = (
+        (f"teacher={teacher}", "lcb_lambda=0.5", "ensemble=rm.yaml")
+        if teacher == "lcb"
+        else (f"teacher={teacher}",)
+    )
     directory, made = pupil.make("d-dpo.yaml", *settings, *WHOLE[:2])
     found = temperatures(made["metrics"])
     assert len({*found, 1.0}) == 4
-    margins = np.stack([Plain(pupil.root).scores(b)["margin"] / t for b, t in zip(BIASES, found, strict=True)])
+    margins = np.stack(
+        [Plain(pupil.root).scores(b)["margin"] / t for b, t in zip(BIASES, found, strict=True)]
+    )
     mean, spread = margins.mean(0), np.sqrt(((margins - margins.mean(0)) ** 2).mean(0))
     one = mean if teacher == "mean" else np.sign(mean) * np.maximum(np.abs(mean) - 0.5 * spread, 0)
     (line,) = journal(directory)

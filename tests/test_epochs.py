@@ -14,7 +14,13 @@ STILL = "learning_rate=1e-30"
 # Recipe, settings, member, the metric that tells rows, steps of an epoch, whether its mean over the epoch is exact.
 STAGES: dict[str, tuple[str, tuple[str, ...], float | None, str, int]] = {
     "policy": ("dpo.yaml", ("per_device_train_batch_size=16",), None, "logps/chosen", 4),
-    "policy, accumulated": ("dpo.yaml", ("per_device_train_batch_size=4", "gradient_accumulation_steps=4"), None, "logps/chosen", 4),
+    "policy, accumulated": (
+        "dpo.yaml",
+        ("per_device_train_batch_size=4", "gradient_accumulation_steps=4"),
+        None,
+        "logps/chosen",
+        4,
+    ),
     "member": ("rm.yaml", ("per_device_train_batch_size=8",), 0.2, "margin", 5),
     "sft": ("sft.yaml", ("per_device_train_batch_size=20",), None, "loss", 10),
 }

@@ -17,7 +17,9 @@ def key(tiny: Tiny, model: Path) -> str:
 
 
 @pytest.mark.parametrize("large", [True, False])
-def test_a_file_counts_by_content_or_if_it_is_large_by_size_and_time(empty: Tiny, tmp_path: Path, large: bool) -> None:
+def test_a_file_counts_by_content_or_if_it_is_large_by_size_and_time(
+    empty: Tiny, tmp_path: Path, large: bool
+) -> None:
     weights = tmp_path / "model/model.safetensors"
     weights.parent.mkdir()
 

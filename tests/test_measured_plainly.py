@@ -13,9 +13,10 @@ from conftest import RHO, SEED, Tiny, journal, manifest
 from safetensors.torch import load_file, save_file
 from worlds import LIMIT, SAMPLES, Plain, logp, reward, token_logps
 
-from rpo_cli.generation import sample
-from rpo_cli.protocol import Cells, gather
-from rpo_cli.workspace import Workspace
+from rpo_cli.artifacts import Workspace
+from rpo_cli.figures.cells import Cells
+from rpo_cli.figures.gather import gather
+from rpo_cli.models.sample import sample
 
 POLICY = f"{RHO}/policies/e-dpo/beta-0.2"
 EVALUATION = f"{RHO}/evaluations/e-dpo/beta-0.2/test"
@@ -28,14 +29,20 @@ def answers(plain: Plain, path: str) -> pd.DataFrame:
     words = [plain.response(text)[:-1] for text in table["response"]]
     eos = [plain.tokenizer.eos_token_id]
     ids = [words + eos * bool(finished) for words, finished in zip(words, table["finished"], strict=True)]
-    table = table.assign(words=[len(w) for w in words], ids=ids, prompt_ids=[plain.prompt(p) for p in table["prompt"]])
+    table = table.assign(
+        words=[len(w) for w in words], ids=ids, prompt_ids=[plain.prompt(p) for p in table["prompt"]]
+    )
     return table[[len(i) == n for i, n in zip(table["ids"], table["tokens"], strict=True)]]
 
 
 @pytest.mark.parametrize(("path", "model"), [(EVALUATION, POLICY), (BASELINE, f"{SEED}/sft")])
 def test_an_evaluations_logps_and_rewards_are_the_models_own(learnt: Tiny, path: str, model: str) -> None:
     plain = Plain(learnt.root)
-    policy, reference, oracle = plain.policy(model), plain.policy(f"{SEED}/sft"), plain.reward_model(f"{SEED}/oracle")
+    policy, reference, oracle = (
+        plain.policy(model),
+        plain.policy(f"{SEED}/sft"),
+        plain.reward_model(f"{SEED}/oracle"),
+    )
     table = answers(plain, path)
     assert len(table) == 24 * SAMPLES
     for row in table.to_dict("records"):
@@ -55,7 +62,9 @@ def test_a_sample_is_finished_where_it_ends_in_eos_even_at_the_limit(learnt: Tin
         assert len(table) == 24 * SAMPLES
         assert (table["finished"] == (table["words"] < table["tokens"])).all()
         at_the_limit = table[table["tokens"] == LIMIT]["finished"]
-        assert at_the_limit.any() and not at_the_limit.all() and table[table["tokens"] < LIMIT]["finished"].all()
+        assert (
+            at_the_limit.any() and not at_the_limit.all() and table[table["tokens"] < LIMIT]["finished"].all()
+        )
         metrics = manifest(learnt.root, path)["metrics"]
         assert metrics["unfinished_share"] == pytest.approx(1 - table["finished"].mean())
         assert metrics["tokens_mean"] == pytest.approx(table["tokens"].mean())
@@ -74,7 +83,10 @@ def test_samples_of_a_prompt_differ_and_are_compared_on_the_same_prompts(learnt:
 
 def test_the_references_samples_have_its_own_logps_and_end(learnt: Tiny) -> None:
     plain = Plain(learnt.root)
-    reference, table = plain.policy(f"{SEED}/sft"), plain.table(f"{SEED}/reference-samples/relabel/samples.parquet")
+    reference, table = (
+        plain.policy(f"{SEED}/sft"),
+        plain.table(f"{SEED}/reference-samples/relabel/samples.parquet"),
+    )
     ids = [list(map(int, answer)) for answer in table["sample_ids"]]
     ended = [answer[-1] == plain.tokenizer.eos_token_id for answer in ids]
     metrics = manifest(learnt.root, f"{SEED}/reference-samples/relabel")["metrics"]
@@ -82,15 +94,27 @@ def test_the_references_samples_have_its_own_logps_and_end(learnt: Tiny) -> None
     assert all(len(answer) == LIMIT for answer, end in zip(ids, ended, strict=True) if not end)
     assert any(len(answer) == LIMIT for answer, end in zip(ids, ended, strict=True) if end)
     assert table["prompt"].value_counts().unique().tolist() == [SAMPLES]
-    for prompt, answer, value in list(zip(table["prompt"], ids, table["ref_sample_logps"], strict=True))[::40]:
+    for prompt, answer, value in list(zip(table["prompt"], ids, table["ref_sample_logps"], strict=True))[
+        ::40
+    ]:
         assert value == pytest.approx(logp(reference, plain.prompt(prompt), answer), abs=1e-4)
 
 
-def drawn(plain: Plain, prompts: list[str], *, seed: int = 0, temperature: float = 1.0, top_p: float = 1.0) -> list[list[int]]:
+def drawn(
+    plain: Plain, prompts: list[str], *, seed: int = 0, temperature: float = 1.0, top_p: float = 1.0
+) -> list[list[int]]:
     """Two samples of the reference for each prompt, in batches of another size."""
     ids = [plain.prompt(prompt) for prompt in prompts for _ in range(SAMPLES)]
     limits: dict[str, Any] = {"max_new_tokens": LIMIT, "batch_size": 7}
-    return sample(plain.policy(f"{SEED}/sft"), plain.tokenizer, ids, temperature=temperature, top_p=top_p, seed=seed, **limits)
+    return sample(
+        plain.policy(f"{SEED}/sft"),
+        plain.tokenizer,
+        ids,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        **limits,
+    )
 
 
 def test_the_references_samples_are_drawn_as_it_is_under_the_seed_of_sampling(pupil: Tiny) -> None:
@@ -104,7 +128,9 @@ def test_the_references_samples_are_drawn_as_it_is_under_the_seed_of_sampling(pu
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_an_evaluation_samples_its_splits_prompts_with_its_recipes_settings(pupil: Tiny, split: str) -> None:
-    directory, _ = pupil.make("evaluate.yaml", f"split={split}", "temperature=0.6", "top_p=0.9", "sampling_seed=3")
+    directory, _ = pupil.make(
+        "evaluate.yaml", f"split={split}", "temperature=0.6", "top_p=0.9", "sampling_seed=3"
+    )
     plain = Plain(pupil.root)
     prompts = plain.table(f"{SEED}/data/prompts_{split}.parquet")["prompt"].tolist()
     table = pd.read_parquet(directory / "samples.parquet")
@@ -116,10 +142,16 @@ def test_an_evaluation_samples_its_splits_prompts_with_its_recipes_settings(pupi
 
 def test_the_oracles_utility_accuracy_is_counted_on_pairs_that_differ_in_it(learnt: Tiny) -> None:
     plain = Plain(learnt.root)
-    oracle, rows = plain.reward_model(f"{SEED}/oracle"), plain.table(f"{SEED}/data/pairs_validation.parquet").to_dict("records")
+    oracle, rows = (
+        plain.reward_model(f"{SEED}/oracle"),
+        plain.table(f"{SEED}/data/pairs_validation.parquet").to_dict("records"),
+    )
     right = []
     for row in rows:
-        chosen, rejected = (reward(oracle, plain.prompt(row["prompt"]), plain.response(row[side])) for side in ("chosen", "rejected"))
+        chosen, rejected = (
+            reward(oracle, plain.prompt(row["prompt"]), plain.response(row[side]))
+            for side in ("chosen", "rejected")
+        )
         if row["chosen_utility"] != row["rejected_utility"]:
             right.append((chosen > rejected) == (row["chosen_utility"] > row["rejected_utility"]))
     metrics = manifest(learnt.root, f"{SEED}/oracle")["metrics"]
@@ -128,7 +160,10 @@ def test_the_oracles_utility_accuracy_is_counted_on_pairs_that_differ_in_it(lear
 
 def test_the_reference_logps_are_those_of_chosen_and_rejected(learnt: Tiny) -> None:
     plain = Plain(learnt.root)
-    reference, table = plain.policy(f"{SEED}/sft"), plain.table(f"{SEED}/reference-logps/relabel/logps.parquet").set_index("id")
+    reference, table = (
+        plain.policy(f"{SEED}/sft"),
+        plain.table(f"{SEED}/reference-logps/relabel/logps.parquet").set_index("id"),
+    )
     for pair in plain.pairs()[::8]:
         for side in ("chosen", "rejected"):
             expected = logp(reference, pair.prompt, getattr(pair, side))
@@ -167,7 +202,8 @@ def test_cells_are_the_differences_of_the_samples_means(learnt: Tiny) -> None:
     frame, choices, provenance = gather([cell], Workspace(learnt.root, "tiny"))
     plain = Plain(learnt.root)
     ours, theirs = (
-        plain.table(f"{path}/samples.parquet").groupby("prompt_id")[["reward", "tokens"]].mean() for path in (EVALUATION, BASELINE)
+        plain.table(f"{path}/samples.parquet").groupby("prompt_id")[["reward", "tokens"]].mean()
+        for path in (EVALUATION, BASELINE)
     )
     frame = frame.set_index("prompt_id")
     assert len(frame) == 24 and set(frame.index) == set(ours.index)
@@ -179,5 +215,7 @@ def test_cells_are_the_differences_of_the_samples_means(learnt: Tiny) -> None:
     assert (frame[["rho", "seed"]].to_numpy() == [0.5, 0]).all()
     metrics = json.loads((learnt.root / POLICY / "manifest.json").read_text())["metrics"]
     shares = dict(zip(choices["member"], choices["share"], strict=True))
-    assert shares == {b: metrics[f"members/{b:g}"] for b in (0.2, 0.5, 0.8)} and sum(shares.values()) == pytest.approx(1)
+    assert shares == {b: metrics[f"members/{b:g}"] for b in (0.2, 0.5, 0.8)} and sum(
+        shares.values()
+    ) == pytest.approx(1)
     assert provenance["cells"]["e-dpo"]["rho-0.5/seed-0"]["beta"] == 0.2

@@ -17,17 +17,24 @@ SPLITS = f"{RHO}/splits"
 def swap(file: Path) -> None:
     """Turn every label of a table of pairs round."""
     table = pd.read_parquet(file)
-    table.rename(columns={"chosen": "rejected", "rejected": "chosen"})[table.columns].to_parquet(file, index=False)
+    table.rename(columns={"chosen": "rejected", "rejected": "chosen"})[table.columns].to_parquet(
+        file, index=False
+    )
 
 
 def margins(plain: Plain, path: Path, table: str) -> np.ndarray:
     """r(chosen) - r(rejected) of every row of a table of D_rho."""
     model = plain.reward_model(path)
-    return np.array([reward(model, p.prompt, p.chosen) - reward(model, p.prompt, p.rejected) for p in plain.pairs(table)])
+    return np.array(
+        [reward(model, p.prompt, p.chosen) - reward(model, p.prompt, p.rejected) for p in plain.pairs(table)]
+    )
 
 
 def test_members_were_trained_on_as_many_rows_as_their_subsets_have(learnt: Tiny) -> None:
-    sizes = {name: len(Plain(learnt.root).table(f"{SPLITS}/{name}.parquet")) for name in ("train", *(f"b-{b:g}" for b in BIASES))}
+    sizes = {
+        name: len(Plain(learnt.root).table(f"{SPLITS}/{name}.parquet"))
+        for name in ("train", *(f"b-{b:g}" for b in BIASES))
+    }
     assert sizes["train"] > max(sizes[f"b-{b:g}"] for b in BIASES)
     for b in BIASES:
         assert manifest(learnt.root, f"{RHO}/rm/b-{b:g}")["metrics"]["rows"] == sizes[f"b-{b:g}"]
@@ -77,7 +84,9 @@ def test_scores_are_those_of_the_member_that_they_are_named_for(learnt: Tiny) ->
                     assert scores.loc[pair.row["id"], side] == pytest.approx(expected, abs=1e-5)
             metrics = manifest(learnt.root, f"{RHO}/scores/rm/b-{b:g}")["metrics"]
             assert metrics[f"{table}/accuracy"] == (scores["margin"] > 0).mean()
-            assert metrics[f"{table}/margin_rms"] == pytest.approx(np.sqrt((scores["margin"] ** 2).mean()), rel=1e-5)
+            assert metrics[f"{table}/margin_rms"] == pytest.approx(
+                np.sqrt((scores["margin"] ** 2).mean()), rel=1e-5
+            )
 
 
 def test_the_weight_averaged_model_is_the_mean_of_its_members(pupil: Tiny) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rpo_cli.cells import UNIT, over_seeds, resample, table
-from rpo_cli.protocol import choose
+from rpo_cli.figures.table import UNIT, over_seeds, resample, table
+from rpo_cli.figures.tuning import choose
 from rpo_cli.statistics import resample_means
 
 SEEDS = [0, 1, 2]
@@ -24,13 +24,17 @@ def cells(prompts: int = 40, *, own_prompts: bool = False, alike: bool = False) 
         for shift, policy in enumerate(("dpo", "e-dpo")):
             values = np.round(rng.normal(shift, 1, size=prompts), 4)
             keys: dict[str, Any] = {"policy": policy, "rho": 0.5, "seed": seed, "prompt_id": ids}
-            parts.append(pd.DataFrame(keys | {"advantage": values, "tokens": 5.0 + shift, "baseline_tokens": 6.0}))
+            parts.append(
+                pd.DataFrame(keys | {"advantage": values, "tokens": 5.0 + shift, "baseline_tokens": 6.0})
+            )
     return pd.concat(parts, ignore_index=True)
 
 
 def drawn(frame: pd.DataFrame, **options: Any) -> np.ndarray:
     """[resamples, seeds, policies] of the advantage."""
-    return np.asarray(resample(frame, ["dpo", "e-dpo"], [0.5], SEEDS, resamples=50, seed=3, **options).drawn[:, :, :, 0, 0])
+    return np.asarray(
+        resample(frame, ["dpo", "e-dpo"], [0.5], SEEDS, resamples=50, seed=3, **options).drawn[:, :, :, 0, 0]
+    )
 
 
 def values_of(frame: pd.DataFrame) -> list[np.ndarray]:
@@ -43,7 +47,8 @@ def test_seeds_with_the_same_prompts_share_a_draw_and_others_do_not(resample_see
     for own_prompts in (False, True):
         frame = cells(own_prompts=own_prompts)
         shared, apart = (
-            resample_means(values_of(frame), 50, 3, same_prompts=same, resample_seeds=resample_seeds) for same in (True, False)
+            resample_means(values_of(frame), 50, 3, same_prompts=same, resample_seeds=resample_seeds)
+            for same in (True, False)
         )
         found = drawn(frame, resample_seeds=resample_seeds)
         right, wrong = (apart, shared) if own_prompts else (shared, apart)
@@ -84,7 +89,10 @@ def test_a_seed_that_lacks_a_cell_is_left_out_of_its_mean() -> None:
 
 def sweep(*rows: tuple[str, float, int, float, float]) -> list[dict[str, Any]]:
     names = ("policy", "rho", "seed", "value", "advantage")
-    return [{**dict(zip(names, row, strict=True)), "parameter": "tau" if row[0] == "ipo" else "beta"} for row in rows]
+    return [
+        {**dict(zip(names, row, strict=True)), "parameter": "tau" if row[0] == "ipo" else "beta"}
+        for row in rows
+    ]
 
 
 def test_the_choice_is_the_best_mean_over_seeds_the_smaller_of_equals() -> None:

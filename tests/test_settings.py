@@ -7,7 +7,7 @@ import torch
 from conftest import RHO, SEED, Tiny, column, weights
 from worlds import Plain
 
-from rpo_cli.training.ensemble import MemberChoice
+from rpo_cli.objectives.members import MemberChoice
 
 SHORT = ("max_steps=3", "learning_rate=0.01")
 ADAPTER = ("use_peft=true", "lora_r=2", "lora_target_modules=all-linear")
@@ -25,7 +25,9 @@ ADAPTER = ("use_peft=true", "lora_r=2", "lora_target_modules=all-linear")
         ("lora_target_modules=[q_proj]", ADAPTER),
     ],
 )
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for an old name
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)  # peft asks transformers for an old name
 def test_every_number_of_the_optimiser_reaches_it(tiny: Tiny, setting: str, others: tuple[str, ...]) -> None:
     without, others_only = (tiny.make("dpo.yaml", *SHORT, *others, *more)[0] for more in ((), (setting,)))
     assert weights(without) != weights(others_only)
@@ -33,7 +35,9 @@ def test_every_number_of_the_optimiser_reaches_it(tiny: Tiny, setting: str, othe
 
 def test_gradients_are_clipped_to_the_norm_of_the_recipe(tiny: Tiny) -> None:
     """Plain descent by one clipped step of norm 0.001, at a rate of 0.1."""
-    directory, _ = tiny.make("dpo.yaml", "max_steps=1", "optim=sgd", "learning_rate=0.1", "max_grad_norm=0.001")
+    directory, _ = tiny.make(
+        "dpo.yaml", "max_steps=1", "optim=sgd", "learning_rate=0.1", "max_grad_norm=0.001"
+    )
     before, after = (Plain(tiny.root).policy(path).state_dict() for path in (f"{SEED}/sft", directory))
     names = [name for name in before if name != "lm_head.weight"]  # tied to the embeddings
     moved = torch.cat([(after[name] - before[name]).flatten() for name in names]).double().norm()
@@ -51,9 +55,13 @@ def test_the_learning_rate_is_the_schedulers_with_its_warm_up(tiny: Tiny) -> Non
 
 
 def test_a_seed_of_one_purpose_changes_the_draws_for_it_alone(tiny: Tiny) -> None:
-    for recipe, purpose, other in (("rm.yaml", "rm_seed", None), ("dpo.yaml", "policy_seed", "sampling_seed")):
+    for recipe, purpose, other in (
+        ("rm.yaml", "rm_seed", None),
+        ("dpo.yaml", "policy_seed", "sampling_seed"),
+    ):
         before, again, changed = (
-            weights(tiny.make(recipe, "max_steps=2", *more)[0]) for more in ((), (f"{purpose}=0",), (f"{purpose}=5",))
+            weights(tiny.make(recipe, "max_steps=2", *more)[0])
+            for more in ((), (f"{purpose}=0",), (f"{purpose}=5",))
         )
         assert before == again != changed
         if other is not None:
@@ -68,7 +76,7 @@ def test_pairs_of_two_rhos_are_drawn_apart(tiny: Tiny) -> None:
         table = Plain(tiny.root).table(f"{SEED}/rho-{rho:g}/splits/train.parquet")
         longer[rho] = set(table.loc[table["longer_preferred"] == 1, "id"])
     assert len(longer[0.4]) < len(longer[0.5]) and not longer[0.4] <= longer[0.5]
-    assert RHO == f"{SEED}/rho-0.5"
+    assert f"{SEED}/rho-0.5" == RHO
 
 
 def test_the_data_sets_choice_follows_the_mean_of_each_step_of_its_own() -> None:

@@ -37,7 +37,8 @@ class Step:
         self.reference = self.plain.policy(f"{SEED}/sft")
         self.pairs = self.plain.pairs()
         self.chosen, self.rejected = (
-            np.array([logp(self.policy, pair.prompt, getattr(pair, side)) for pair in self.pairs]) for side in ("chosen", "rejected")
+            np.array([logp(self.policy, pair.prompt, getattr(pair, side)) for pair in self.pairs])
+            for side in ("chosen", "rejected")
         )
         logps = self.plain.table(f"{SEED}/reference-logps/relabel/logps.parquet").set_index("id")
         kept = logps.loc[[pair.row["id"] for pair in self.pairs]]
@@ -48,7 +49,10 @@ class Step:
     def drawn(self) -> dict[str, list[list[int]]]:
         """The reference's samples for each prompt."""
         table = self.plain.table(f"{SEED}/reference-samples/relabel/samples.parquet")
-        drawn = {prompt: [list(map(int, ids)) for ids in rows["sample_ids"]] for prompt, rows in table.groupby("prompt")}
+        drawn = {
+            prompt: [list(map(int, ids)) for ids in rows["sample_ids"]]
+            for prompt, rows in table.groupby("prompt")
+        }
         assert {len(samples) for samples in drawn.values()} == {SAMPLES}
         assert max(len(sample) for samples in drawn.values() for sample in samples) == LIMIT
         return drawn
@@ -56,18 +60,25 @@ class Step:
     @cached_property
     def samples(self) -> list[tuple[list[int], list[int]]]:
         """Prompt and sample of each pair: its prompt's samples in turn."""
-        return [(pair.prompt, self.drawn[pair.row["prompt"]][index % SAMPLES]) for index, pair in enumerate(self.pairs)]
+        return [
+            (pair.prompt, self.drawn[pair.row["prompt"]][index % SAMPLES])
+            for index, pair in enumerate(self.pairs)
+        ]
 
     def kl(self, estimator: str) -> float:
         if estimator == "data":
             return float(-(self.h_chosen + self.h_rejected).mean() / 2)
         if estimator == "full":
             return float(np.mean([kl(self.reference, self.policy, *both) for both in self.samples]))
-        return float(np.mean([logp(self.reference, *both) - logp(self.policy, *both) for both in self.samples]))
+        return float(
+            np.mean([logp(self.reference, *both) - logp(self.policy, *both) for both in self.samples])
+        )
 
     def members(self) -> np.ndarray:
         """Squared residuals [k, n] of the pairs for each calibrated member."""
-        margins = [self.plain.scores(b)["margin"].to_numpy() / self.metrics[f"temperature/{b:g}"] for b in BIASES]
+        margins = [
+            self.plain.scores(b)["margin"].to_numpy() / self.metrics[f"temperature/{b:g}"] for b in BIASES
+        ]
         assert self.plain.scores(0.2)["id"].tolist() == [pair.row["id"] for pair in self.pairs]
         return np.array((np.stack(margins) - BETA * (self.h_chosen - self.h_rejected)) ** 2)
 
@@ -81,7 +92,9 @@ def test_loss_and_rewards_are_the_objectives_formula_over_the_pairs(pupil: Tiny,
     step = Step(pupil, f"{objective}.yaml")
     h = delta_h = step.h_chosen - step.h_rejected
     if objective == "ipo-norm":
-        lengths = [np.array([len(getattr(pair, side)) for pair in step.pairs]) for side in ("chosen", "rejected")]
+        lengths = [
+            np.array([len(getattr(pair, side)) for pair in step.pairs]) for side in ("chosen", "rejected")
+        ]
         delta_h = step.h_chosen / lengths[0] - step.h_rejected / lengths[1]
     expected = {
         "dpo": lambda: softplus(-BETA * h),
@@ -109,8 +122,12 @@ def margins_of_the_one_teacher(step: Step) -> np.ndarray:
     return np.array(scores["chosen"] - scores["rejected"])
 
 
-@pytest.mark.parametrize(("estimator", "shared"), [("full", "true"), ("full", "false"), ("sample", "true"), ("data", "true")])
-def test_the_kl_is_along_the_samples_of_the_pairs_in_both_layouts(pupil: Tiny, estimator: str, shared: str) -> None:
+@pytest.mark.parametrize(
+    ("estimator", "shared"), [("full", "true"), ("full", "false"), ("sample", "true"), ("data", "true")]
+)
+def test_the_kl_is_along_the_samples_of_the_pairs_in_both_layouts(
+    pupil: Tiny, estimator: str, shared: str
+) -> None:
     step = Step(pupil, "p-dpo.yaml", f"kl_estimator={estimator}", f"shared_prompts={shared}")
     expected = step.kl(estimator)
     assert step.metrics["shared_prompts"] == (shared == "true")
@@ -118,7 +135,9 @@ def test_the_kl_is_along_the_samples_of_the_pairs_in_both_layouts(pupil: Tiny, e
     assert step.line["kl_to_reference"] == pytest.approx(expected, rel=2e-3, abs=2e-5)
     preference = softplus(-BETA * (step.h_chosen - step.h_rejected)).mean()
     assert step.line["losses/preference"] == pytest.approx(preference, rel=1e-4)
-    assert step.line["loss"] == pytest.approx(preference + 0.5 * expected, rel=1e-3)  # gamma_end at the last step
+    assert step.line["loss"] == pytest.approx(
+        preference + 0.5 * expected, rel=1e-3
+    )  # gamma_end at the last step
     if (estimator, shared) == ("sample", "true"):
         # Pairs take turns: it is neither the KL along all first samples nor along all second ones.
         for number in range(SAMPLES):
@@ -127,7 +146,9 @@ def test_the_kl_is_along_the_samples_of_the_pairs_in_both_layouts(pupil: Tiny, e
 
 
 @pytest.mark.parametrize("scope", ["example", "batch", "dataset"])
-def test_an_ensembles_loss_is_the_least_of_its_calibrated_members_in_its_scope(pupil: Tiny, scope: str) -> None:
+def test_an_ensembles_loss_is_the_least_of_its_calibrated_members_in_its_scope(
+    pupil: Tiny, scope: str
+) -> None:
     step = Step(pupil, "e-dpo.yaml", E_DPO, f"ensemble_min={scope}")
     losses = step.members()
     assert len({step.metrics[f"temperature/{b:g}"] for b in BIASES}) == 3
@@ -141,7 +162,9 @@ def test_an_ensembles_loss_is_the_least_of_its_calibrated_members_in_its_scope(p
 
 
 def test_policies_of_one_process_read_their_own_samples(pupil: Tiny) -> None:
-    one, two, again = (weights(pupil.make("p-dpo.yaml", f"sampling_seed={seed}", "max_steps=2")[0]) for seed in (1, 2, 1))
+    one, two, again = (
+        weights(pupil.make("p-dpo.yaml", f"sampling_seed={seed}", "max_steps=2")[0]) for seed in (1, 2, 1)
+    )
     assert one == again != two
 
 
@@ -152,21 +175,41 @@ def test_policies_of_one_process_read_their_own_pairs(pupil: Tiny) -> None:
     for rho in (0.3, 0.5, 0.3):
         directory, _ = pupil.make("dpo.yaml", f"rho={rho}", *WHOLE, "max_steps=1", "learning_rate=1e-30")
         own = [pair.row["id"] for pair in Plain(pupil.root).pairs(rho=f"{SEED}/rho-{rho:g}")]
-        assert journal(directory)[0]["logps/chosen"] == pytest.approx(logps.loc[own, "ref_chosen_logps"].mean(), abs=1e-4)
+        assert journal(directory)[0]["logps/chosen"] == pytest.approx(
+            logps.loc[own, "ref_chosen_logps"].mean(), abs=1e-4
+        )
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for an old name
-def test_the_choice_over_a_batch_uses_up_no_random_numbers_and_leaves_the_mode_of_training(pupil: Tiny) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)  # peft asks transformers for an old name
+def test_the_choice_over_a_batch_uses_up_no_random_numbers_and_leaves_the_mode_of_training(
+    pupil: Tiny,
+) -> None:
     """With one member there is nothing to choose: a batch's min is the data set's, to the bit."""
     pytest.importorskip("peft")
     pupil.edit("rm.yaml", "ensemble: [0.5]")
-    settings = ("use_peft=true", "lora_r=2", "lora_dropout=0.5", "gradient_accumulation_steps=2", "max_steps=4", E_DPO)
-    scopes = {scope: weights(pupil.make("e-dpo.yaml", f"ensemble_min={scope}", *settings)[0]) for scope in ("dataset", "batch")}
+    settings = (
+        "use_peft=true",
+        "lora_r=2",
+        "lora_dropout=0.5",
+        "gradient_accumulation_steps=2",
+        "max_steps=4",
+        E_DPO,
+    )
+    scopes = {
+        scope: weights(pupil.make("e-dpo.yaml", f"ensemble_min={scope}", *settings)[0])
+        for scope in ("dataset", "batch")
+    }
     assert scopes["batch"] == scopes["dataset"]
 
 
-@pytest.mark.xfail(strict=True, reason="TRL's disable_dropout, on by default, silences the adapter's own dropout, too")
+@pytest.mark.xfail(
+    strict=True, reason="TRL's disable_dropout, on by default, silences the adapter's own dropout, too"
+)
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_dropout_of_an_adapter_has_an_effect(pupil: Tiny) -> None:
     settings = ("use_peft=true", "lora_r=2", "max_steps=3")
-    assert weights(pupil.make("dpo.yaml", "lora_dropout=0.5", *settings)[0]) != weights(pupil.make("dpo.yaml", *settings)[0])
+    assert weights(pupil.make("dpo.yaml", "lora_dropout=0.5", *settings)[0]) != weights(
+        pupil.make("dpo.yaml", *settings)[0]
+    )

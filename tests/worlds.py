@@ -73,13 +73,18 @@ class Plain:
     def pairs(self, table: str = "train", rho: str = RHO) -> list[Pair]:
         """The rows of a table of D_rho."""
         rows = self.table(f"{rho}/splits/{table}.parquet").to_dict("records")
-        return [Pair(r, self.prompt(r["prompt"]), self.response(r["chosen"]), self.response(r["rejected"])) for r in rows]
+        return [
+            Pair(r, self.prompt(r["prompt"]), self.response(r["chosen"]), self.response(r["rejected"]))
+            for r in rows
+        ]
 
     def policy(self, path: str | Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.root / path, dtype=torch.float32).eval()
 
     def reward_model(self, path: str | Path) -> Any:
-        return AutoModelForSequenceClassification.from_pretrained(self.root / path, dtype=torch.float32).eval()
+        return AutoModelForSequenceClassification.from_pretrained(
+            self.root / path, dtype=torch.float32
+        ).eval()
 
     def scores(self, member: float, table: str = "train") -> pd.DataFrame:
         """A member's raw scores of the rows of a table of D_rho, in their order; `margin`: chosen - rejected."""

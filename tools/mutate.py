@@ -1,4 +1,4 @@
-"""Which small changes of the code do the tests notice? Each is made in a copy of the repository, and its tests are run there.
+"""Which small changes of the code do the tests notice? Each is made in a copy of the repository, its tests run there.
 
     python tools/mutate.py                      every mutant, one after another; exit code 1 below 95 % killed
     python tools/mutate.py --only NAME          one mutant (may be given several times)
@@ -6,8 +6,8 @@
     python tools/mutate.py --list
     python tools/mutate.py --check              only: is every snippet there, exactly once?
 
-A mutant is found by its text, whatever file of the package it is in and however its lines are broken (see mutants.py).
-The tests that a mutant names must pass without it: those that fail on this machine anyway are found first and left out.
+The mutants are those of mutants.txt, found by their text, whatever file of the package they are in. The tests that they
+name must pass without them: those that fail on this machine anyway are found first and left out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,20 +25,52 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from mutants import MUTANTS, Mutant  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "rpo_cli"
-SECONDS = 600
+TABLE = Path(__file__).resolve().parent / "mutants.txt"
+SECONDS = 600  # for the tests of one mutant
 ENOUGH = 0.95
 
 
 @dataclass(frozen=True)
+class Mutant:
+    """`old` becomes `new`; `tests`: files, and `keyword`: pytest's -k, most likely to kill it.
+
+    `equivalent`: why no test can.
+    """
+
+    name: str
+    old: str
+    new: str
+    tests: str
+    keyword: str = ""
+    equivalent: str = ""
+
+
+def read_table(text: str) -> list[Mutant]:
+    """The mutants of mutants.txt, whose head says how it is written."""
+    mutants = []
+    for block in re.split(r"\n{2,}", text[text.index("\n## ") :]):
+        lines = block.strip().splitlines()
+        if len(lines) < 2:
+            continue
+        name, old, new, tests, *rest = lines
+        assert old.startswith("- ") and new.startswith("+ ") and tests.startswith("  "), name
+        files, _, keyword = tests.strip().partition(" -k ")
+        equivalent = rest[0].removeprefix("= ") if rest else ""
+        mutants.append(Mutant(name, old[2:], new[2:], files, keyword.strip('"'), equivalent))
+    return mutants
+
+
+MUTANTS = read_table(TABLE.read_text())
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant: killed, survived, not found, timeout, or no tests."""
+    """What became of a mutant: killed, survived, equivalent, not found, timeout, or no tests."""
 
     name: str
     status: str
@@ -46,11 +79,13 @@ class Outcome:
 
 
 def pattern(snippet: str) -> re.Pattern[str]:
-    """The snippet as a regular expression that any line length gives: blanks between tokens are free, and so is a trailing comma."""
+    """The snippet as a regular expression: blanks between tokens are free, and a comma before a closing bracket."""
     parts = re.findall(r"\w+|[^\w\s]", snippet)
     expression = ""
     for before, part in zip(["", *parts], parts, strict=False):
-        apart = before and (before[-1].isalnum() or before[-1] == "_") and (part[0].isalnum() or part[0] == "_")
+        apart = (
+            before and (before[-1].isalnum() or before[-1] == "_") and (part[0].isalnum() or part[0] == "_")
+        )
         expression += (r"\s+" if apart else r"\s*") if before else ""
         expression += r"(?:,\s*)?" if part in ")]}" and before != "," else ""
         expression += re.escape(part)
@@ -59,20 +94,24 @@ def pattern(snippet: str) -> re.Pattern[str]:
     return re.compile(begin + expression + end)
 
 
+@cache
+def text_of(file: Path) -> str:
+    return file.read_text()
+
+
 def places(snippet: str, root: Path = ROOT) -> list[tuple[Path, int, int]]:
     """Every file of the package that has the snippet, and where."""
-    wanted = pattern(snippet)
-    return [
-        (file, *found.span())
-        for file in sorted((root / PACKAGE).rglob("*.py"))
-        for found in wanted.finditer(file.read_text())
-    ]
+    wanted, word = pattern(snippet), max(re.findall(r"\w+", snippet), key=len)
+    files = [file for file in sorted((root / PACKAGE).rglob("*.py")) if word in text_of(file)]
+    return [(file, *found.span()) for file in files for found in wanted.finditer(text_of(file))]
 
 
 def check() -> Iterator[str]:
     """What is wrong with the table of mutants."""
     names = [mutant.name for mutant in MUTANTS]
-    yield from (f"{name}: two have this name" for name in sorted({name for name in names if names.count(name) > 1}))
+    yield from (
+        f"{name}: two have this name" for name in sorted({name for name in names if names.count(name) > 1})
+    )
     for mutant in MUTANTS:
         found = places(mutant.old)
         if len(found) != 1:
@@ -96,26 +135,54 @@ def copy_to(folder: Path) -> Path:
     return folder
 
 
-def pytest(folder: Path, tests: str, keyword: str, left_out: Sequence[str] = (), *, first: bool = True) -> tuple[int, str]:
+def pytest(
+    folder: Path, tests: str, keyword: str, left_out: Sequence[str] = (), *, first: bool = True
+) -> tuple[int, str]:
     """Exit code and output of the tests in a copy; 124: they took too long."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header", "--tb=line", *tests.split()]
-    command += ["-x"] * first + (["-k", keyword] if keyword else []) + [f"--deselect={test}" for test in left_out]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        "--tb=line",
+        *tests.split(),
+    ]
+    command += (
+        ["-x"] * first + (["-k", keyword] if keyword else []) + [f"--deselect={test}" for test in left_out]
+    )
     command += [f"--basetemp={folder / '.tests'}"]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         return 124, process.communicate()[0]
     return process.returncode, output
 
 
 def failures(output: str) -> list[str]:
     """The tests that pytest's summary lists as failed."""
-    return [line.split(" ", 1)[1].split(" - ")[0] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    return [
+        line.split(" ", 1)[1].split(" - ")[0]
+        for line in output.splitlines()
+        if line.startswith(("FAILED ", "ERROR "))
+    ]
 
 
 def run(mutant: Mutant, left_out: Sequence[str]) -> Outcome:
@@ -127,11 +194,16 @@ def run(mutant: Mutant, left_out: Sequence[str]) -> Outcome:
         if len(found) != 1:
             return Outcome(mutant.name, "not found")
         file, start, end = found[0]
-        text = file.read_text()
+        text = text_of(file)
         file.write_text(text[:start] + mutant.new + text[end:])
         code, output = pytest(folder, mutant.tests, mutant.keyword, left_out)
-    status = {0: "survived", 1: "killed", 124: "timeout", 5: "no tests"}.get(code, "killed")
-    by = (failures(output) or [line for line in output.splitlines() if line][-1:] or [""])[0] if status == "killed" else ""
+    survived = "equivalent" if mutant.equivalent else "survived"
+    status = {0: survived, 124: "timeout", 5: "no tests"}.get(code, "killed")
+    by = (
+        (failures(output) or [line for line in output.splitlines() if line][-1:] or [""])[0]
+        if status == "killed"
+        else ""
+    )
     return Outcome(mutant.name, status, round(time.monotonic() - started, 1), by)
 
 
@@ -149,18 +221,32 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """One line for each mutant, and a total."""
     width = max(len(outcome.name) for outcome in outcomes)
     lines = [f"{o.name:<{width}}  {o.status:<9}  {o.seconds:6.1f} s  {o.by}" for o in outcomes]
-    counts = {status: sum(o.status == status for o in outcomes) for status in dict.fromkeys(o.status for o in outcomes)}
-    return "\n".join([*lines, f"{len(outcomes)} mutants: " + ", ".join(f"{count} {status}" for status, count in counts.items())])
+    counts = {
+        status: sum(o.status == status for o in outcomes)
+        for status in dict.fromkeys(o.status for o in outcomes)
+    }
+    return "\n".join(
+        [
+            *lines,
+            f"{len(outcomes)} mutants: " + ", ".join(f"{count} {status}" for status, count in counts.items()),
+        ]
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", metavar="NAME", help="this mutant; may be given several times")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="this mutant; may be given several times"
+    )
     parser.add_argument("--list", action="store_true", help="names, changes and tests")
     parser.add_argument("--check", action="store_true", help="only whether every snippet occurs exactly once")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="mutants at a time")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the outcomes here")
-    parser.add_argument("--trust", action="store_true", help="do not look first for tests that fail without any mutant")
+    parser.add_argument(
+        "--trust", action="store_true", help="do not look first for tests that fail without any mutant"
+    )
     chosen = parser.parse_args()
     unknown = sorted(set(chosen.only or []) - {mutant.name for mutant in MUTANTS})
     if unknown:
@@ -168,7 +254,7 @@ def main() -> int:
     mutants = [mutant for mutant in MUTANTS if chosen.only is None or mutant.name in chosen.only]
     if chosen.list:
         for mutant in mutants:
-            print(f"{mutant.name}\n    - {mutant.old}\n    + {mutant.new}\n    {mutant.tests} {mutant.keyword}".rstrip())
+            print(f"{mutant.name}: {mutant.old} -> {mutant.new} ({mutant.tests} {mutant.keyword})")
         return 0
     if chosen.check:
         problems = list(check())
@@ -186,10 +272,15 @@ def main() -> int:
 
     with ThreadPoolExecutor(chosen.jobs) as pool:
         outcomes = list(pool.map(one, mutants))
-    killed = sum(outcome.status in ("killed", "timeout") for outcome in outcomes) / len(outcomes)
+    counted = [outcome for outcome in outcomes if outcome.status != "equivalent"]
+    killed = sum(outcome.status in ("killed", "timeout") for outcome in counted) / max(1, len(counted))
     print(f"\n{table(outcomes)}\n{killed:.1%} killed")
     if chosen.out is not None:
-        content = {"killed": killed, "left_out": left_out, "outcomes": [asdict(outcome) for outcome in outcomes]}
+        content = {
+            "killed": killed,
+            "left_out": left_out,
+            "outcomes": [asdict(outcome) for outcome in outcomes],
+        }
         chosen.out.write_text(json.dumps(content, indent=2) + "\n")
     return 0 if killed >= ENOUGH else 1
 
