@@ -143,9 +143,10 @@ def write_suite(folder: Path) -> Path:
 
 
 def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
-    """A folder that the first process of pytest-xdist's builds, and all read."""
+    """A folder that the first process of pytest-xdist's builds, and all read; tools/mutate.py keeps it longer."""
     base = factory.getbasetemp()
-    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    home = Path(os.environ.get("RPO_TESTS_WORLDS") or base) / name
     with FileLock(home.with_suffix(".lock")):
         if not (done := home.with_suffix(".done")).exists():
             shutil.rmtree(home, ignore_errors=True)
@@ -185,7 +186,8 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A second chain, whose models have learnt more (worlds.py), built once: read it, never write to it."""
     from worlds import learnt_world
 
-    return learnt_world(tmp_path_factory.mktemp("learnt"))
+    home = once(tmp_path_factory, "learnt", learnt_world)
+    return Tiny(home / "tiny", home / "runs")
 
 
 @pytest.fixture

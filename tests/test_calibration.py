@@ -1,4 +1,4 @@
-"""Temperatures of an ensemble's members: where they are fitted, on which pairs, with which weights, and what is divided by them."""
+"""Temperatures of an ensemble's members: fitted on which pairs, how weighted, and what is divided by them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHOLE = ("per_device_train_batch_size=64", "max_steps=1", "kl_estimator=data")
 
 
 def slope(plain: Plain, member: float, mix: float | None, temperature: float) -> tuple[float, float]:
-    """d/ds of the mean loss log(1 + exp(-s margin)) on held-out pairs at s = 1/T, and the mean of its terms' sizes.
+    """d/ds of the mean loss log(1 + exp(-s margin)) on held-out pairs at s = 1/T, and its terms' mean size.
 
     `mix`: the weighted share of pairs whose longer response is preferred; None: every pair counts once.
     """

@@ -11,7 +11,7 @@ import pytest
 from conftest import Tiny, column
 
 STILL = "learning_rate=1e-30"
-# Recipe, settings, member, the metric that tells rows, steps of an epoch, whether its mean over the epoch is exact.
+# Recipe, settings, member, the metric that tells rows apart, steps of an epoch.
 STAGES: dict[str, tuple[str, tuple[str, ...], float | None, str, int]] = {
     "policy": ("dpo.yaml", ("per_device_train_batch_size=16",), None, "logps/chosen", 4),
     "policy, accumulated": (

@@ -1,4 +1,4 @@
-"""What the bulk readers wrote down is what the models say of one sequence at a time: log-probs, rewards, ends, labels, cells."""
+"""What the bulk readers wrote down is what the models say of one sequence at a time."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_the_reference_logps_are_those_of_chosen_and_rejected(learnt: Tiny) -> N
 
 
 def test_sft_learns_completions_alone(pupil: Tiny) -> None:
-    """The second step over all rows, under the weights of the first: the mean over the tokens behind the prompts."""
+    """The second step over all rows, under the weights of the first: a mean over completions' tokens."""
     settings = ("per_device_train_batch_size=200", "learning_rate=0.01")
     line = journal(pupil.make("sft.yaml", *settings, "max_steps=2")[0])[1]
     directory, _ = pupil.make("sft.yaml", *settings, "max_steps=1")
@@ -208,8 +208,10 @@ def test_cells_are_the_differences_of_the_samples_means(learnt: Tiny) -> None:
     frame = frame.set_index("prompt_id")
     assert len(frame) == 24 and set(frame.index) == set(ours.index)
     expected: dict[str, Any] = {
-        "advantage": ours["reward"] - theirs["reward"], "tokens": ours["tokens"], "baseline_tokens": theirs["tokens"],
-    }  # fmt: skip
+        "advantage": ours["reward"] - theirs["reward"],
+        "tokens": ours["tokens"],
+        "baseline_tokens": theirs["tokens"],
+    }
     for name, values in expected.items():
         assert frame[name].to_numpy() == pytest.approx(values.loc[frame.index].to_numpy()), name
     assert (frame[["rho", "seed"]].to_numpy() == [0.5, 0]).all()

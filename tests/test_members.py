@@ -1,4 +1,4 @@
-"""Reward models learn from the table that is theirs: a member from its own subset, the one model from D_rho, none from another."""
+"""Reward models learn from their own table: a member from its subset, the one model from D_rho."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_members_were_trained_on_as_many_rows_as_their_subsets_have(learnt: Tiny
 
 @pytest.mark.parametrize("member", [0.2, 0.8])
 def test_a_members_loss_is_that_of_its_own_subset(pupil: Tiny, member: float) -> None:
-    """The second step over a whole subset, under the weights of the first, against the text of the subset's rows."""
+    """The second step over a whole subset, under the weights of the first, against the text of its rows."""
     settings = ("per_device_train_batch_size=40", "learning_rate=0.01")
     line = journal(pupil.make("rm.yaml", *settings, "max_steps=2", member=member)[0])[1]
     directory, made = pupil.make("rm.yaml", *settings, "max_steps=1", member=member)

@@ -97,9 +97,9 @@ def sweep(*rows: tuple[str, float, int, float, float]) -> list[dict[str, Any]]:
 
 def test_the_choice_is_the_best_mean_over_seeds_the_smaller_of_equals() -> None:
     rows = sweep(
-        ("dpo", 0.2, 0, 0.1, 1.0), ("dpo", 0.2, 1, 0.1, 0.0), ("dpo", 0.2, 0, 0.3, 0.4), ("dpo", 0.2, 1, 0.3, 0.8),
-        ("dpo", 0.8, 0, 0.3, 0.5), ("dpo", 0.8, 0, 0.1, 0.5), ("dpo", 0.8, 0, 1.0, -2.0),
-        ("ipo", 0.2, 0, 0.1, -3.0), ("ipo", 0.2, 0, 0.5, -1.0),
+        ("dpo", 0.2, 0, 0.1, 1.0), ("dpo", 0.2, 1, 0.1, 0.0), ("dpo", 0.2, 0, 0.3, 0.4),
+        ("dpo", 0.2, 1, 0.3, 0.8), ("dpo", 0.8, 0, 0.3, 0.5), ("dpo", 0.8, 0, 0.1, 0.5),
+        ("dpo", 0.8, 0, 1.0, -2.0), ("ipo", 0.2, 0, 0.1, -3.0), ("ipo", 0.2, 0, 0.5, -1.0),
     )  # fmt: skip
     expected = {"dpo": {0.2: {"beta": 0.3}, 0.8: {"beta": 0.1}}, "ipo": {0.2: {"tau": 0.5}}}
     assert choose(rows) == expected == choose(rows[::-1])

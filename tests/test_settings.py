@@ -1,4 +1,4 @@
-"""What a recipe sets is what is computed with: the optimiser's numbers, seeds of one purpose, draws of one rho."""
+"""What a recipe sets is what is computed with: the optimiser's numbers, a purpose's seed, a rho's draws."""
 
 from __future__ import annotations
 

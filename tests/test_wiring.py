@@ -1,7 +1,7 @@
 """What a step of training computes is what its tables and models say, recomputed one sequence at a time.
 
-A batch holds all pairs, so that the metrics of the second step are means over the whole D_rho under the weights that one step
-leaves behind: nothing is at the reference any more, and no order of rows matters.
+A batch holds all pairs, so that the metrics of the second step are means over the whole D_rho under the
+weights that one step leaves behind: nothing is at the reference any more, and no order of rows matters.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from conftest import RHO, SEED, Tiny, journal, weights
 from worlds import BIASES, LIMIT, SAMPLES, Plain, kl, logp
 
 WHOLE = ("per_device_train_batch_size=64", "learning_rate=0.01")
-BETA, TAU = 0.2, 0.1
+BETA, TAU, GAMMA_END = 0.2, 0.1, 0.5  # the last is in force at the second of two steps
 E_DPO = "kl_estimator=data"
+# peft asks transformers for an old name.
+PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
 def made(root: Path, path: Path) -> dict[str, Any]:
@@ -107,10 +109,13 @@ def test_loss_and_rewards_are_the_objectives_formula_over_the_pairs(pupil: Tiny,
     assert step.line["loss"] < step.first["loss"]
     strength = 1.0 if objective.startswith("ipo") else BETA
     rewards = {
-        "rewards/chosen": strength * step.h_chosen.mean(), "rewards/rejected": strength * step.h_rejected.mean(),
-        "rewards/margins": strength * h.mean(), "rewards/accuracies": (h > 0).mean(),
-        "logps/chosen": step.chosen.mean(), "logps/rejected": step.rejected.mean(),
-    }  # fmt: skip
+        "rewards/chosen": strength * step.h_chosen.mean(),
+        "rewards/rejected": strength * step.h_rejected.mean(),
+        "rewards/margins": strength * h.mean(),
+        "rewards/accuracies": (h > 0).mean(),
+        "logps/chosen": step.chosen.mean(),
+        "logps/rejected": step.rejected.mean(),
+    }
     for name, value in rewards.items():
         assert step.line[name] == pytest.approx(value, rel=1e-3, abs=2e-4), name
     assert rewards["rewards/chosen"] != pytest.approx(rewards["rewards/rejected"], abs=1e-3)
@@ -180,9 +185,7 @@ def test_policies_of_one_process_read_their_own_pairs(pupil: Tiny) -> None:
         )
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing`:FutureWarning"
-)  # peft asks transformers for an old name
+@PEFT
 def test_the_choice_over_a_batch_uses_up_no_random_numbers_and_leaves_the_mode_of_training(
     pupil: Tiny,
 ) -> None:
@@ -207,7 +210,7 @@ def test_the_choice_over_a_batch_uses_up_no_random_numbers_and_leaves_the_mode_o
 @pytest.mark.xfail(
     strict=True, reason="TRL's disable_dropout, on by default, silences the adapter's own dropout, too"
 )
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@PEFT
 def test_dropout_of_an_adapter_has_an_effect(pupil: Tiny) -> None:
     settings = ("use_peft=true", "lora_r=2", "max_steps=3")
     assert weights(pupil.make("dpo.yaml", "lora_dropout=0.5", *settings)[0]) != weights(

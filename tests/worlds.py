@@ -1,6 +1,6 @@
-"""A second world for the tests: more than one epoch, calibrated members that differ, two reference samples, samples that end.
+"""A second world for the tests: several epochs, calibrated members that differ, samples that end.
 
-And what its models say, computed plainly: one sequence at a time, without padding, from the text of the tables.
+And what its models say, computed plainly: one sequence at a time, unpadded, from the text of the tables.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 BIASES = (0.2, 0.5, 0.8)
 LIMIT = 6  # tokens of a sample: some end before, some there, some not
 SAMPLES = 2  # of the reference for each prompt
-# Thirty steps of 16 are the fewest of a multiple of ten after which samples end in EOS; the pairs fill four steps of 16.
+# After thirty steps of 16 most samples end in EOS; the pairs fill four steps of 16.
 CHANGES = {
     "sft.yaml": "max_steps: 30\nper_device_train_batch_size: 16\n",
     "oracle.yaml": "max_steps: 24\nlearning_rate: 1e-2\nper_device_train_batch_size: 16\n",
     "splits.yaml": "held_out: 64\n",
     "rm.yaml": "max_steps: 12\nper_device_train_batch_size: 8\n",
-    "policy.yaml": f"per_device_train_batch_size: 16\nmax_steps: 10\nlearning_rate: 1e-2\nreference_samples: {SAMPLES}\n"
-    f"max_new_tokens: {LIMIT}\n",
+    "policy.yaml": "per_device_train_batch_size: 16\nmax_steps: 10\nlearning_rate: 1e-2\n"
+    f"reference_samples: {SAMPLES}\nmax_new_tokens: {LIMIT}\n",
     "evaluate.yaml": f"max_new_tokens: {LIMIT}\n",
     "e-dpo.yaml": "calibration: temperature\ncalibration_mix: own\n",
 }
 
 
-def learnt_world(home: Path) -> Tiny:
+def learnt_world(home: Path) -> None:
     """The chain of the tiny suite under `CHANGES`, built by the command line."""
     world = Tiny(write_suite(home / "tiny"), home / "runs")
     for recipe, text in CHANGES.items():
         world.edit(recipe, text)
     world.run("evaluate", "e-dpo.yaml")
-    return world
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Plain:
         ).eval()
 
     def scores(self, member: float, table: str = "train") -> pd.DataFrame:
-        """A member's raw scores of the rows of a table of D_rho, in their order; `margin`: chosen - rejected."""
+        """A member's raw scores of a table of D_rho, in its order; `margin`: chosen - rejected."""
         scores = self.table(f"{RHO}/scores/rm/b-{member:g}/{table}.parquet")
         return scores.assign(margin=scores["chosen"] - scores["rejected"])
 

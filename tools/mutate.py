@@ -1,4 +1,4 @@
-"""Which small changes of the code do the tests notice? Each is made in a copy of the repository, its tests run there.
+"""Which small changes of the code do the tests notice? Each is made in a copy of the repository, and tested.
 
     python tools/mutate.py                      every mutant, one after another; exit code 1 below 95 % killed
     python tools/mutate.py --only NAME          one mutant (may be given several times)
@@ -6,13 +6,18 @@
     python tools/mutate.py --list
     python tools/mutate.py --check              only: is every snippet there, exactly once?
 
-The mutants are those of mutants.txt, found by their text, whatever file of the package they are in. The tests that they
-name must pass without them: those that fail on this machine anyway are found first and left out.
+The mutants are those of mutants.txt, found by their text, whatever file of the package they are in. The tests
+that they name must pass without them: those that fail on this machine anyway are found first and left out.
+
+Each run is a fork of this process, which has loaded the libraries once. It first takes the session's worlds
+(tests/conftest.py) from the code as it is, and only a mutant that survives so builds worlds of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import json
 import os
 import re
@@ -22,16 +27,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "rpo_cli"
 TABLE = Path(__file__).resolve().parent / "mutants.txt"
 SECONDS = 600  # for the tests of one mutant
+OUTPUT, WORLDS = ".output", "RPO_TESTS_WORLDS"
+# As conftest.py sets them: read when the libraries are imported.
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+}
+LIBRARIES = (
+    "torch", "transformers", "trl", "datasets", "accelerate", "peft", "pandas", "matplotlib.figure",
+    "pydantic", "pytest", "typer.testing", "rich.table", "wandb", "trl.trainer.dpo_trainer",
+    "trl.trainer.reward_trainer", "trl.trainer.sft_trainer", "transformers.models.llama.modeling_llama",
+    "transformers.models.gpt2.modeling_gpt2", "transformers.generation.utils",
+)  # fmt: skip
 ENOUGH = 0.95
 
 
@@ -70,7 +90,7 @@ MUTANTS = read_table(TABLE.read_text())
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant: killed, survived, equivalent, not found, timeout, or no tests."""
+    """What became of a mutant: killed, survived, equivalent, not found, timeout, broken, or no tests."""
 
     name: str
     status: str
@@ -79,7 +99,7 @@ class Outcome:
 
 
 def pattern(snippet: str) -> re.Pattern[str]:
-    """The snippet as a regular expression: blanks between tokens are free, and a comma before a closing bracket."""
+    """The snippet as a regular expression: free are blanks, and a comma before a closing bracket."""
     parts = re.findall(r"\w+|[^\w\s]", snippet)
     expression = ""
     for before, part in zip(["", *parts], parts, strict=False):
@@ -135,105 +155,144 @@ def copy_to(folder: Path) -> Path:
     return folder
 
 
-def pytest(
-    folder: Path, tests: str, keyword: str, left_out: Sequence[str] = (), *, first: bool = True
-) -> tuple[int, str]:
-    """Exit code and output of the tests in a copy; 124: they took too long."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "--no-header",
-        "--tb=line",
-        *tests.split(),
-    ]
-    command += (
-        ["-x"] * first + (["-k", keyword] if keyword else []) + [f"--deselect={test}" for test in left_out]
-    )
-    command += [f"--basetemp={folder / '.tests'}"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def start(
+    folder: Path, tests: str, keyword: str, left_out: Sequence[str], worlds: Path | None, *, first: bool
+) -> int:
+    """Run the tests of a copy in a fork of this process; its process id."""
+    arguments = ["-p", "no:cacheprovider", "--no-header", "--tb=line", f"--rootdir={folder}", *tests.split()]
+    arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that the libraries import
+    arguments += ["-x"] * first + (["-k", keyword] if keyword else [])
+    arguments += [f"--deselect={test}" for test in left_out] + [f"--basetemp={folder / '.tests'}"]
+    if (process := os.fork()) > 0:
+        return process
+    code = 3
     try:
-        output, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        return 124, process.communicate()[0]
-    return process.returncode, output
+        os.setsid()
+        output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        os.chdir(folder)
+        os.environ["PYTHONPATH"] = str(folder)
+        os.environ.pop(WORLDS, None)
+        if worlds is not None:
+            os.environ[WORLDS] = str(worlds)
+        sys.path.insert(0, str(folder))
+        sys.dont_write_bytecode = True
+        package, runner = importlib.import_module(PACKAGE), importlib.import_module("pytest")
+        assert Path(package.__file__ or "").is_relative_to(folder), package.__file__
+        code = int(runner.main(arguments))
+    except BaseException as error:
+        os.write(2, f"{error!r}\n".encode())
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
-def failures(output: str) -> list[str]:
-    """The tests that pytest's summary lists as failed."""
-    return [
-        line.split(" ", 1)[1].split(" - ")[0]
-        for line in output.splitlines()
-        if line.startswith(("FAILED ", "ERROR "))
-    ]
+def wait(process: int) -> Generator[None, None, int]:
+    """Yields while a run goes on; its exit code is the generator's value; 124: it took too long."""
+    started = time.monotonic()
+    while True:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() - started > SECONDS:
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            return 124
+        yield
 
 
-def run(mutant: Mutant, left_out: Sequence[str]) -> Outcome:
-    """Make the change in a copy of its own and run its tests."""
+def failures(folder: Path) -> list[str]:
+    """The tests that the summary of a run lists as failed."""
+    lines = (folder / OUTPUT).read_text(errors="replace").splitlines()
+    return [line.split(" ", 1)[1].split(" - ")[0] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+
+
+def run(mutant: Mutant, left_out: Sequence[str], worlds: Path) -> Generator[None, None, Outcome]:
+    """Make the change in a copy of its own and run its tests, yielding while they run."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutant-") as home:
-        folder = copy_to(Path(home))
+        folder = copy_to(Path(home).resolve())
         found = places(mutant.old, folder)
         if len(found) != 1:
             return Outcome(mutant.name, "not found")
-        file, start, end = found[0]
+        file, begin, end = found[0]
         text = text_of(file)
-        file.write_text(text[:start] + mutant.new + text[end:])
-        code, output = pytest(folder, mutant.tests, mutant.keyword, left_out)
+        file.write_text(text[:begin] + mutant.new + text[end:])
+        code = 0
+        for given in (worlds, None):
+            if code == 0:
+                code = yield from wait(
+                    start(folder, mutant.tests, mutant.keyword, left_out, given, first=True)
+                )
+        failed = failures(folder)
     survived = "equivalent" if mutant.equivalent else "survived"
-    status = {0: survived, 124: "timeout", 5: "no tests"}.get(code, "killed")
-    by = (
-        (failures(output) or [line for line in output.splitlines() if line][-1:] or [""])[0]
-        if status == "killed"
-        else ""
-    )
+    status = {0: survived, 1: "killed", 124: "timeout", 5: "no tests"}.get(code, "broken")
+    by = failed[0] if failed and status == "killed" else ""
     return Outcome(mutant.name, status, round(time.monotonic() - started, 1), by)
 
 
-def failing_anyway(mutants: Sequence[Mutant]) -> list[str]:
-    """Tests that the mutants name and that fail without any of them."""
+def finish(running: Generator[None, None, Any]) -> Any:
+    """What a run comes to, waited for."""
+    while True:
+        try:
+            next(running)
+        except StopIteration as end:
+            return end.value
+        time.sleep(0.05)
+
+
+def build_worlds(worlds: Path) -> None:
+    """Have the code as it is build the worlds of the tests."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as home:
-        folder = copy_to(Path(home))
-        found: list[str] = []
-        for tests, keyword in sorted({(mutant.tests, mutant.keyword) for mutant in mutants}):
-            found += failures(pytest(folder, tests, keyword, found, first=False)[1])
+        folder = copy_to(Path(home).resolve())
+        (folder / "tests/test_build.py").write_text("def test_worlds(built, learnt):\n    pass\n")
+        if finish(wait(start(folder, "tests/test_build.py", "", (), worlds, first=True))):
+            sys.exit((folder / OUTPUT).read_text())
+
+
+def failing_anyway(mutants: Sequence[Mutant], worlds: Path) -> list[str]:
+    """Tests that the mutants name and that fail without any of them."""
+    found: list[str] = []
+    for tests, keyword in sorted({(mutant.tests, mutant.keyword) for mutant in mutants}):
+        with tempfile.TemporaryDirectory(prefix="mutant-") as home:
+            folder = copy_to(Path(home).resolve())
+            finish(wait(start(folder, tests, keyword, found, worlds, first=False)))
+            found += failures(folder)
     return found
+
+
+def run_all(mutants: Sequence[Mutant], left_out: Sequence[str], worlds: Path, jobs: int) -> list[Outcome]:
+    """Outcomes in the order of the mutants, some of them at a time."""
+    waiting = [(index, run(mutant, left_out, worlds)) for index, mutant in enumerate(mutants)]
+    running: list[tuple[int, Generator[None, None, Outcome]]] = []
+    outcomes: dict[int, Outcome] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            running.append(waiting.pop(0))
+        for item in list(running):
+            try:
+                next(item[1])
+            except StopIteration as end:
+                running.remove(item)
+                outcomes[item[0]] = outcome = end.value
+                print(
+                    f"{outcome.status:<10} {outcome.name} ({outcome.seconds:.0f} s) {outcome.by}", flush=True
+                )
+        time.sleep(0.05)
+    return [outcomes[index] for index in range(len(mutants))]
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """One line for each mutant, and a total."""
     width = max(len(outcome.name) for outcome in outcomes)
-    lines = [f"{o.name:<{width}}  {o.status:<9}  {o.seconds:6.1f} s  {o.by}" for o in outcomes]
-    counts = {
-        status: sum(o.status == status for o in outcomes)
-        for status in dict.fromkeys(o.status for o in outcomes)
-    }
-    return "\n".join(
-        [
-            *lines,
-            f"{len(outcomes)} mutants: " + ", ".join(f"{count} {status}" for status, count in counts.items()),
-        ]
-    )
+    lines = [f"{o.name:<{width}}  {o.status:<10}  {o.seconds:6.1f} s  {o.by}" for o in outcomes]
+    counts = Counter(outcome.status for outcome in outcomes)
+    total = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    return "\n".join([*lines, f"{len(outcomes)} mutants: {total}"])
 
 
-def main() -> int:
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -244,13 +303,15 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only whether every snippet occurs exactly once")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="mutants at a time")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the outcomes here")
-    parser.add_argument(
-        "--trust", action="store_true", help="do not look first for tests that fail without any mutant"
-    )
-    chosen = parser.parse_args()
+    parser.add_argument("--trust", action="store_true", help="take it that all tests pass without a mutant")
+    return parser
+
+
+def main() -> int:
+    chosen = options().parse_args()
     unknown = sorted(set(chosen.only or []) - {mutant.name for mutant in MUTANTS})
     if unknown:
-        parser.error(f"no such mutant: {', '.join(unknown)}")
+        sys.exit(f"no such mutant: {', '.join(unknown)}")
     mutants = [mutant for mutant in MUTANTS if chosen.only is None or mutant.name in chosen.only]
     if chosen.list:
         for mutant in mutants:
@@ -260,18 +321,17 @@ def main() -> int:
         problems = list(check())
         print("\n".join(problems) or f"{len(MUTANTS)} mutants, each found once")
         return 1 if problems else 0
-    left_out = [] if chosen.trust else failing_anyway(mutants)
-    for test in left_out:
-        print(f"fails without a mutant, left out: {test}", flush=True)
-    outcomes: list[Outcome] = []
-
-    def one(mutant: Mutant) -> Outcome:
-        outcome = run(mutant, left_out)
-        print(f"{outcome.status:<9} {outcome.name} ({outcome.seconds:.0f} s) {outcome.by}", flush=True)
-        return outcome
-
-    with ThreadPoolExecutor(chosen.jobs) as pool:
-        outcomes = list(pool.map(one, mutants))
+    os.environ |= QUIET
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.freeze()
+    with tempfile.TemporaryDirectory(prefix="mutant-worlds-") as home:
+        worlds = Path(home).resolve()
+        build_worlds(worlds)
+        left_out = [] if chosen.trust else failing_anyway(mutants, worlds)
+        for test in left_out:
+            print(f"fails without a mutant, left out: {test}", flush=True)
+        outcomes = run_all(mutants, left_out, worlds, chosen.jobs)
     counted = [outcome for outcome in outcomes if outcome.status != "equivalent"]
     killed = sum(outcome.status in ("killed", "timeout") for outcome in counted) / max(1, len(counted))
     print(f"\n{table(outcomes)}\n{killed:.1%} killed")
