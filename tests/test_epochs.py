@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Tiny, column
+from conftest import Tiny, column, journal, weights
+from test_policy_training import Stop
 
 STILL = "learning_rate=1e-30"
 # Recipe, settings, member, the metric that tells rows apart, steps of an epoch.
@@ -51,3 +52,17 @@ def test_the_order_is_the_seeds(pupil: Tiny) -> None:
     one, other = (epochs(pupil, "policy", f"policy_seed={seed}") for seed in (0, 7))
     assert sorted(one[0]) != pytest.approx(sorted(other[0]), rel=1e-5)
     assert sum(one[0]) == pytest.approx(sum(other[0]), rel=1e-5)
+
+
+def test_a_run_interrupted_in_its_second_epoch_ends_as_if_it_had_not_been(pupil: Tiny) -> None:
+    """From the checkpoint of step 6, two steps into the second epoch; the line of step 7 is there already."""
+    settings = ("per_device_train_batch_size=16", "max_steps=10", "save_steps=6")
+    directory, _ = pupil.make("dpo.yaml", *settings)
+    final, lines = weights(directory), journal(directory)
+    with pytest.raises(KeyboardInterrupt):
+        pupil.make("dpo.yaml", *settings, progress=Stop(at=8))
+    assert [line["step"] for line in journal(directory)] == list(range(1, 8))
+    watch = Stop()
+    pupil.make("dpo.yaml", *settings, progress=watch)
+    assert watch.steps == [7, 8, 9, 10]
+    assert journal(directory) == lines and weights(directory) == final

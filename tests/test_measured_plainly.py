@@ -197,6 +197,19 @@ def test_an_oracle_that_is_undecided_turns_no_label_round(pupil: Tiny) -> None:
     assert after["chosen"].equals(before.loc[after.index, "chosen"])
 
 
+def test_labels_drawn_from_a_sure_oracle_are_its_preferences(pupil: Tiny) -> None:
+    weights = pupil.root / SEED / "oracle/model.safetensors"
+    loud = {
+        name: tensor * (2e3 if name == "score.weight" else 1) for name, tensor in load_file(weights).items()
+    }
+    save_file(loud, weights, metadata={"format": "pt"})
+    pupil.make("relabel.yaml", "labels=sample")
+    table = Plain(pupil.root).table(f"{SEED}/relabel/pairs.parquet")
+    sure = table[(table["chosen_score"] - table["rejected_score"]).abs() > 8]
+    assert len(sure) > 200 and (sure["chosen_score"] > sure["rejected_score"]).all()
+    assert 0.1 < sure["swapped"].mean() < 0.9
+
+
 def test_cells_are_the_differences_of_the_samples_means(learnt: Tiny) -> None:
     cell = Cells(learnt.suite).cell("e-dpo.yaml", 0.5, 0, "test")
     frame, choices, provenance = gather([cell], Workspace(learnt.root, "tiny"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import RHO, SEED, Tiny, column, weights
+from conftest import RHO, SEED, Tiny, column, journal, weights
 from worlds import Plain
 
+from rpo_cli.errors import RunFailed
 from rpo_cli.objectives.members import MemberChoice
 
 SHORT = ("max_steps=3", "learning_rate=0.01")
@@ -92,3 +93,32 @@ def test_the_data_sets_choice_follows_the_mean_of_each_step_of_its_own() -> None
     assert [share["members/0.2"] for share in taught] == [1, 0, 1]
     assert choice.ema.losses.tolist() == pytest.approx([4.0, 3.5], abs=0.01)
     assert choice.all_shares() == {"members/0.2": 2 / 3, "members/0.8": 1 / 3}
+
+
+@pytest.mark.parametrize("recipe", ["e-dpo.yaml", "rm.yaml"])
+def test_a_line_holds_the_metrics_of_its_own_step(tiny: Tiny, recipe: str) -> None:
+    """Losses are means since the line before; what is measured on a batch is measured on the line's own."""
+    often = {line["step"]: line for line in journal(tiny.make(recipe, "logging_steps=1")[0])}
+    lines = journal(tiny.make(recipe, "logging_steps=4")[0])
+    names = (
+        {"rewards/margins", "logps/chosen", "kl_to_reference", "gamma"}
+        if recipe == "e-dpo.yaml"
+        else {"margin"}
+    )
+    assert [line["step"] for line in lines] == [4, 6]
+    for line in lines:
+        assert {name: line[name] for name in names} == {name: often[line["step"]][name] for name in names}
+    for name in names:
+        assert len({line[name] for line in often.values()}) == 6
+
+
+def test_a_loss_that_overflows_is_seen_though_its_gradient_does_not(tiny: Tiny) -> None:
+    """A target of 2e19 squared is beyond float32, twice as much is not."""
+    with pytest.raises(RunFailed, match=r"loss is inf at step 1; try a smaller learning_rate"):
+        tiny.make("ipo-norm.yaml", "tau=2.5e-20", "per_device_train_batch_size=64", "max_steps=1")
+
+
+def test_pairs_have_the_bias_of_the_recipe_to_the_nearest_pair(tiny: Tiny) -> None:
+    """29 of 100, though 100 * 0.29 is a little less."""
+    _, made = tiny.make("splits.yaml", "rho=0.29", "num_pairs=100", "held_out=4")
+    assert made["metrics"]["train/longer_share"] == 0.29

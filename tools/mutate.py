@@ -228,7 +228,7 @@ def run(mutant: Mutant, left_out: Sequence[str], worlds: Path) -> Generator[None
         failed = failures(folder)
     survived = "equivalent" if mutant.equivalent else "survived"
     status = {0: survived, 1: "killed", 124: "timeout", 5: "no tests"}.get(code, "broken")
-    by = failed[0] if failed and status == "killed" else ""
+    by = failed[0] if failed and status in ("killed", "broken") else ""
     return Outcome(mutant.name, status, round(time.monotonic() - started, 1), by)
 
 
