@@ -205,7 +205,9 @@ def wait(process: int) -> Generator[None, None, int]:
 def failures(folder: Path) -> list[str]:
     """The tests that the summary of a run lists as failed."""
     lines = (folder / OUTPUT).read_text(errors="replace").splitlines()
-    return [line.split(" ", 1)[1].split(" - ")[0] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    return [
+        line.split(" ", 1)[1].split(" - ")[0] for line in lines if re.match(r"(FAILED|ERROR) \S+\.py", line)
+    ]
 
 
 def run(mutant: Mutant, left_out: Sequence[str], worlds: Path) -> Generator[None, None, Outcome]:
