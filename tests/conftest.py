@@ -143,7 +143,7 @@ def write_suite(folder: Path) -> Path:
 
 
 def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
-    """A folder that the first process of pytest-xdist's builds, and all read; tools/mutate.py keeps it longer."""
+    """A folder that one of pytest-xdist's processes builds, and all read; tools/mutate.py keeps it longer."""
     base = factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     home = Path(os.environ.get("RPO_TESTS_WORLDS") or base) / name

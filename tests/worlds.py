@@ -43,7 +43,8 @@ def learnt_world(home: Path) -> None:
 class Pair:
     """A preference row and its tokens."""
 
-    row: dict[str, Any]
+    id: str
+    text: str  # of the prompt
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
@@ -69,13 +70,29 @@ class Plain:
     def response(self, text: str) -> list[int]:
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
+    @cached_property
+    def texts(self) -> dict[str, dict[str, str]]:
+        """Prompt, chosen and rejected of every pair by its id, as the oracle labelled it."""
+        rows = self.table(f"{SEED}/data/pairs.parquet").set_index("id")
+        swapped = self.table(f"{SEED}/relabel/pairs.parquet").set_index("id")["swapped"]
+        turned = rows.rename(columns={"chosen": "rejected", "rejected": "chosen"})
+        return {name: (turned if swapped[name] else rows).loc[name].to_dict() for name in swapped.index}
+
     def pairs(self, table: str = "train", rho: str = RHO) -> list[Pair]:
         """The rows of a table of D_rho."""
-        rows = self.table(f"{rho}/splits/{table}.parquet").to_dict("records")
         return [
-            Pair(r, self.prompt(r["prompt"]), self.response(r["chosen"]), self.response(r["rejected"]))
-            for r in rows
+            self._pair(name, self.texts[name]) for name in self.table(f"{rho}/splits/{table}.parquet")["id"]
         ]
+
+    def _pair(self, name: str, texts: dict[str, str]) -> Pair:
+        chosen, rejected = (self.response(texts[side]) for side in ("chosen", "rejected"))
+        return Pair(name, texts["prompt"], self.prompt(texts["prompt"]), chosen, rejected)
+
+    def samples(self) -> pd.DataFrame:
+        """The reference's samples, with the text of their prompt."""
+        table = self.table(f"{SEED}/reference-samples/relabel/samples.parquet")
+        ids = [list(map(int, ids)) for ids in table["sample_ids"]]
+        return table.assign(prompt=[self.texts[name]["prompt"] for name in table["id"]], sample_ids=ids)
 
     def policy(self, path: str | Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.root / path, dtype=torch.float32).eval()
