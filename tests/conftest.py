@@ -143,13 +143,10 @@ def write_suite(folder: Path) -> Path:
 
 
 def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
-    """A folder that the first process of pytest-xdist's builds, and all read; it may be kept from another
-    session, in RPO_TESTS_WORLDS.
-    """
+    """A folder that one of pytest-xdist's processes builds, and all read; tools/mutate.py keeps it longer."""
     base = factory.getbasetemp()
-    kept = os.environ.get("RPO_TESTS_WORLDS")
-    home = Path(kept or (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)) / name
-    home.parent.mkdir(parents=True, exist_ok=True)
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    home = Path(os.environ.get("RPO_TESTS_WORLDS") or base) / name
     with FileLock(home.with_suffix(".lock")):
         if not (done := home.with_suffix(".done")).exists():
             shutil.rmtree(home, ignore_errors=True)
@@ -187,9 +184,9 @@ def tiny(built: Tiny, tmp_path: Path) -> Tiny:
 @pytest.fixture(scope="session")
 def learnt(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A second chain, whose models have learnt more (worlds.py), built once: read it, never write to it."""
-    from worlds import build_learnt
+    from worlds import learnt_world
 
-    home = once(tmp_path_factory, "learnt", build_learnt)
+    home = once(tmp_path_factory, "learnt", learnt_world)
     return Tiny(home / "tiny", home / "runs")
 
 

@@ -16,7 +16,7 @@ from worlds import LIMIT, SAMPLES, Plain, logp, reward, token_logps
 from rpo_cli.artifacts import Workspace
 from rpo_cli.figures.cells import Cells
 from rpo_cli.figures.gather import evaluations
-from rpo_cli.models import sample
+from rpo_cli.models.sample import sample
 from rpo_cli.recipes import load
 
 POLICY = f"{RHO}/policies/e-dpo/beta-0.2"
@@ -84,21 +84,16 @@ def test_samples_of_a_prompt_differ_and_are_compared_on_the_same_prompts(learnt:
 
 def test_the_references_samples_have_its_own_logps_and_end(learnt: Tiny) -> None:
     plain = Plain(learnt.root)
-    reference, table = (
-        plain.policy(f"{SEED}/sft"),
-        plain.table(f"{SEED}/reference-samples/relabel/samples.parquet"),
-    )
-    ids = [list(map(int, answer)) for answer in table["sample_ids"]]
-    ended = [answer[-1] == plain.tokenizer.eos_token_id for answer in ids]
+    reference, table = plain.policy(f"{SEED}/sft"), plain.samples()
+    ended = np.array([ids[-1] == plain.tokenizer.eos_token_id for ids in table["sample_ids"]])
+    lengths = table["sample_ids"].map(len).to_numpy()
     metrics = manifest(learnt.root, f"{SEED}/reference-samples/relabel")["metrics"]
-    assert metrics["unfinished_share"] == pytest.approx(1 - np.mean(ended)) and 0 < np.mean(ended) < 1
-    assert all(len(answer) == LIMIT for answer, end in zip(ids, ended, strict=True) if not end)
-    assert any(len(answer) == LIMIT for answer, end in zip(ids, ended, strict=True) if end)
+    assert metrics["unfinished_share"] == pytest.approx(1 - ended.mean()) and 0 < ended.mean() < 1
+    assert (lengths[~ended] == LIMIT).all() and (lengths[ended] == LIMIT).any()
     assert table["prompt"].value_counts().unique().tolist() == [SAMPLES]
-    for prompt, answer, value in list(zip(table["prompt"], ids, table["ref_sample_logps"], strict=True))[
-        ::40
-    ]:
-        assert value == pytest.approx(logp(reference, plain.prompt(prompt), answer), abs=1e-4)
+    for row in table.iloc[::40].to_dict("records"):
+        expected = logp(reference, plain.prompt(row["prompt"]), row["sample_ids"])
+        assert row["ref_sample_logps"] == pytest.approx(expected, abs=1e-4)
 
 
 def drawn(
@@ -122,9 +117,8 @@ def test_the_references_samples_are_drawn_as_it_is_under_the_seed_of_sampling(pu
     for seed in (0, 3):
         pupil.make("p-dpo.yaml", f"sampling_seed={seed}", "max_steps=1")
         plain = Plain(pupil.root)
-        table = plain.table(f"{SEED}/reference-samples/relabel/samples.parquet").iloc[: 40 * SAMPLES]
-        prompts = table["prompt"].tolist()[::SAMPLES]
-        assert [list(map(int, ids)) for ids in table["sample_ids"]] == drawn(plain, prompts, seed=seed)
+        table = plain.samples().iloc[: 40 * SAMPLES]
+        assert table["sample_ids"].tolist() == drawn(plain, table["prompt"].tolist()[::SAMPLES], seed=seed)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -168,7 +162,7 @@ def test_the_reference_logps_are_those_of_chosen_and_rejected(learnt: Tiny) -> N
     for pair in plain.pairs()[::8]:
         for side in ("chosen", "rejected"):
             expected = logp(reference, pair.prompt, getattr(pair, side))
-            assert table.loc[pair.row["id"], f"ref_{side}_logps"] == pytest.approx(expected, abs=1e-4)
+            assert table.loc[pair.id, f"ref_{side}_logps"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_sft_learns_completions_alone(pupil: Tiny) -> None:
@@ -187,15 +181,17 @@ def test_sft_learns_completions_alone(pupil: Tiny) -> None:
 
 
 def test_an_oracle_that_is_undecided_turns_no_label_round(pupil: Tiny) -> None:
-    before = Plain(pupil.root).table(f"{SEED}/data/pairs.parquet").set_index("id")
     weights = pupil.root / SEED / "oracle/model.safetensors"
     silent = {name: tensor * (name != "score.weight") for name, tensor in load_file(weights).items()}
     save_file(silent, weights, metadata={"format": "pt"})
     _, made = pupil.make("relabel.yaml")
-    after = Plain(pupil.root).table(f"{SEED}/relabel/pairs.parquet").set_index("id")
-    assert made["metrics"]["score_ties"] == made["metrics"]["rows"] == len(before)
-    assert made["metrics"]["swapped_share"] == 0 and not after["swapped"].any()
-    assert after["chosen"].equals(before.loc[after.index, "chosen"])
+    after, before = (
+        Plain(pupil.root).texts,
+        Plain(pupil.root).table(f"{SEED}/data/pairs.parquet").set_index("id"),
+    )
+    assert made["metrics"]["score_ties"] == made["metrics"]["rows"] == len(before) == len(after)
+    assert made["metrics"]["swapped_share"] == 0
+    assert all(after[name]["chosen"] == before.loc[name, "chosen"] for name in before.index)
 
 
 def test_labels_drawn_from_a_sure_oracle_are_its_preferences(pupil: Tiny) -> None:

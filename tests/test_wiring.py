@@ -43,17 +43,15 @@ class Step:
             for side in ("chosen", "rejected")
         )
         logps = self.plain.table(f"{SEED}/reference-logps/relabel/logps.parquet").set_index("id")
-        kept = logps.loc[[pair.row["id"] for pair in self.pairs]]
+        kept = logps.loc[[pair.id for pair in self.pairs]]
         self.h_chosen = self.chosen - kept["ref_chosen_logps"].to_numpy()
         self.h_rejected = self.rejected - kept["ref_rejected_logps"].to_numpy()
 
     @cached_property
     def drawn(self) -> dict[str, list[list[int]]]:
         """The reference's samples for each prompt."""
-        table = self.plain.table(f"{SEED}/reference-samples/relabel/samples.parquet")
         drawn = {
-            prompt: [list(map(int, ids)) for ids in rows["sample_ids"]]
-            for prompt, rows in table.groupby("prompt")
+            prompt: rows["sample_ids"].tolist() for prompt, rows in self.plain.samples().groupby("prompt")
         }
         assert {len(samples) for samples in drawn.values()} == {SAMPLES}
         assert max(len(sample) for samples in drawn.values() for sample in samples) == LIMIT
@@ -63,8 +61,7 @@ class Step:
     def samples(self) -> list[tuple[list[int], list[int]]]:
         """Prompt and sample of each pair: its prompt's samples in turn."""
         return [
-            (pair.prompt, self.drawn[pair.row["prompt"]][index % SAMPLES])
-            for index, pair in enumerate(self.pairs)
+            (pair.prompt, self.drawn[pair.text][index % SAMPLES]) for index, pair in enumerate(self.pairs)
         ]
 
     def kl(self, estimator: str) -> float:
@@ -81,7 +78,7 @@ class Step:
         margins = [
             self.plain.scores(b)["margin"].to_numpy() / self.metrics[f"temperature/{b:g}"] for b in BIASES
         ]
-        assert self.plain.scores(0.2)["id"].tolist() == [pair.row["id"] for pair in self.pairs]
+        assert self.plain.scores(0.2)["id"].tolist() == [pair.id for pair in self.pairs]
         return np.array((np.stack(margins) - BETA * (self.h_chosen - self.h_rejected)) ** 2)
 
 
@@ -123,7 +120,7 @@ def test_loss_and_rewards_are_the_objectives_formula_over_the_pairs(pupil: Tiny,
 
 def margins_of_the_one_teacher(step: Step) -> np.ndarray:
     scores = step.plain.table(f"{RHO}/scores/rm/all/train.parquet").set_index("id")
-    scores = scores.loc[[pair.row["id"] for pair in step.pairs]]
+    scores = scores.loc[[pair.id for pair in step.pairs]]
     return np.array(scores["chosen"] - scores["rejected"])
 
 
@@ -146,7 +143,7 @@ def test_the_kl_is_along_the_samples_of_the_pairs_in_both_layouts(
     if (estimator, shared) == ("sample", "true"):
         # Pairs take turns: it is neither the KL along all first samples nor along all second ones.
         for number in range(SAMPLES):
-            step.samples = [(pair.prompt, step.drawn[pair.row["prompt"]][number]) for pair in step.pairs]
+            step.samples = [(pair.prompt, step.drawn[pair.text][number]) for pair in step.pairs]
             assert abs(step.kl("sample") - expected) > 1e-3
 
 
@@ -179,7 +176,7 @@ def test_policies_of_one_process_read_their_own_pairs(pupil: Tiny) -> None:
     pupil.edit("splits.yaml", "held_out: 16\nensemble: [0.5]")
     for rho in (0.3, 0.5, 0.3):
         directory, _ = pupil.make("dpo.yaml", f"rho={rho}", *WHOLE, "max_steps=1", "learning_rate=1e-30")
-        own = [pair.row["id"] for pair in Plain(pupil.root).pairs(rho=f"{SEED}/rho-{rho:g}")]
+        own = [pair.id for pair in Plain(pupil.root).pairs(rho=f"{SEED}/rho-{rho:g}")]
         assert journal(directory)[0]["logps/chosen"] == pytest.approx(
             logps.loc[own, "ref_chosen_logps"].mean(), abs=1e-4
         )

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from conftest import RHO, SEED, Tiny, write_suite
@@ -32,10 +31,9 @@ CHANGES = {
 }
 
 
-def build_learnt(home: Path) -> None:
+def learnt_world(home: Path) -> None:
     """The chain of the tiny suite under `CHANGES`, built by the command line."""
-    world = Tiny(home / "tiny", home / "runs")
-    write_suite(world.suite)
+    world = Tiny(write_suite(home / "tiny"), home / "runs")
     for recipe, text in CHANGES.items():
         world.edit(recipe, text)
     world.run("evaluate", "e-dpo.yaml")
@@ -45,7 +43,8 @@ def build_learnt(home: Path) -> None:
 class Pair:
     """A preference row and its tokens."""
 
-    row: dict[str, Any]
+    id: str
+    text: str  # of the prompt
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
@@ -58,19 +57,7 @@ class Plain:
         self.root = root
 
     def table(self, path: str) -> pd.DataFrame:
-        """A table with its texts, which stand in the data's own: a label turned round, ids looked up."""
-        table = pd.read_parquet(self.root / path)
-        naming = ("/splits/", "/relabel/pairs", "/reference-samples/")
-        if "prompt" in table or not any(part in path for part in naming):
-            return table
-        texts = pd.read_parquet(self.root / SEED / "data/pairs.parquet").set_index("id")
-        labels = pd.read_parquet(self.root / SEED / "relabel/pairs.parquet").set_index("id")["swapped"]
-        texts = texts.loc[labels.index, ["prompt", "chosen", "rejected"]]
-        turned = texts.rename(columns={"chosen": "rejected", "rejected": "chosen"})[texts.columns]
-        kept = np.repeat(~labels.to_numpy()[:, None], 3, axis=1)
-        found = texts.where(kept, turned).loc[table["id"]]
-        wanted = ["prompt"] if "sample_ids" in table else list(texts.columns)
-        return table.assign(**{name: found[name].to_numpy() for name in wanted})
+        return pd.read_parquet(self.root / path)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -83,13 +70,29 @@ class Plain:
     def response(self, text: str) -> list[int]:
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
+    @cached_property
+    def texts(self) -> dict[str, dict[str, str]]:
+        """Prompt, chosen and rejected of every pair by its id, as the oracle labelled it."""
+        rows = self.table(f"{SEED}/data/pairs.parquet").set_index("id")
+        swapped = self.table(f"{SEED}/relabel/pairs.parquet").set_index("id")["swapped"]
+        turned = rows.rename(columns={"chosen": "rejected", "rejected": "chosen"})
+        return {name: (turned if swapped[name] else rows).loc[name].to_dict() for name in swapped.index}
+
     def pairs(self, table: str = "train", rho: str = RHO) -> list[Pair]:
         """The rows of a table of D_rho."""
-        rows = self.table(f"{rho}/splits/{table}.parquet").to_dict("records")
         return [
-            Pair(r, self.prompt(r["prompt"]), self.response(r["chosen"]), self.response(r["rejected"]))
-            for r in rows
+            self._pair(name, self.texts[name]) for name in self.table(f"{rho}/splits/{table}.parquet")["id"]
         ]
+
+    def _pair(self, name: str, texts: dict[str, str]) -> Pair:
+        chosen, rejected = (self.response(texts[side]) for side in ("chosen", "rejected"))
+        return Pair(name, texts["prompt"], self.prompt(texts["prompt"]), chosen, rejected)
+
+    def samples(self) -> pd.DataFrame:
+        """The reference's samples, with the text of their prompt."""
+        table = self.table(f"{SEED}/reference-samples/relabel/samples.parquet")
+        ids = [list(map(int, ids)) for ids in table["sample_ids"]]
+        return table.assign(prompt=[self.texts[name]["prompt"] for name in table["id"]], sample_ids=ids)
 
     def policy(self, path: str | Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.root / path, dtype=torch.float32).eval()
