@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from rpo_cli.errors import RunFailed
 from rpo_cli.models import new_causal, occurrences, pick, sample, uniforms
 from rpo_cli.stages.data import miniature
 
+SAMPLER = import_module("rpo_cli.models.sample")  # of the same name as the function in it
 TOKENIZER = miniature.build_tokenizer()
 EOS = TOKENIZER.eos_token_id
 LIMIT = 14
@@ -106,7 +108,7 @@ def test_samples_are_those_of_each_row_alone_without_a_cache_in_batches_of_any_s
         assert len({len(answer) for answer in expected}) > 2
         for size in (1, 5, 100):
             assert draw(model, PROMPTS, size) == expected
-        monkeypatch.setattr("rpo_cli.models.sample.RETIRE", 2.0)
+        monkeypatch.setattr(SAMPLER, "RETIRE", 2.0)
         assert draw(model, PROMPTS, 100) == expected
     assert ("has no cache this sampler knows" in caplog.text) == (name in UNCACHED)
 
@@ -141,7 +143,7 @@ def test_ended_rows_are_read_no_further_and_copies_read_their_prompt_once(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(name)
-    monkeypatch.setattr("rpo_cli.models.sample.RETIRE", 1e-9)
+    monkeypatch.setattr(SAMPLER, "RETIRE", 1e-9)
     with forwarded(model) as seen:
         answers = draw(model, PROMPTS, len(PROMPTS))
     steps = [rows for rows, _ in seen[2:]]  # behind the question for a cache and the prompts
@@ -162,7 +164,7 @@ def test_rows_leave_when_enough_of_them_have_ended(llama: Any) -> None:
     steps = [rows for rows, _ in seen[2:]]
     assert len(steps) == len(open_rows)
     assert all(
-        going <= rows < going / (1 - sample.RETIRE) for rows, going in zip(steps, open_rows, strict=True)
+        going <= rows < going / (1 - SAMPLER.RETIRE) for rows, going in zip(steps, open_rows, strict=True)
     )
 
 
