@@ -1,7 +1,7 @@
 """Stanford Human Preferences: two answers to one post of a subreddit, of which the community preferred one.
 
-Ethayarajh et al., 2022, https://huggingface.co/datasets/stanfordnlp/SHP: a folder for each of 18 subreddits,
-many pairs have one post. The prompt is the post as the one turn of a dialogue, as in hh-rlhf or by template.
+Ethayarajh et al., 2022, https://huggingface.co/datasets/stanfordnlp/SHP: a folder for each of 18 subreddits;
+many pairs have one post. The prompt is the post as one turn, in hh-rlhf's form or the template's.
 """
 
 from __future__ import annotations
