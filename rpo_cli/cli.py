@@ -21,8 +21,8 @@ from rpo_cli.runs.options import Costs, Options
 TRAIN_POLICY = "\n\n".join(
     [
         "Train a policy, building every input that is missing.",
-        "dh is the difference of the log-ratios log pi_theta - log pi_ref of the chosen and the rejected response, "
-        "dr that of a teacher's rewards, KL the forward KL(pi_ref || pi_theta).",
+        "dh is the difference of the log-ratios log pi_theta - log pi_ref of the chosen and the rejected "
+        "response, dr that of a teacher's rewards, KL the forward KL(pi_ref || pi_theta).",
         *(objective.help for objective in OBJECTIVES.values()),
     ]
 )
@@ -229,7 +229,8 @@ def _figure(kind: str, text: str, recipe: str, *more: str) -> None:
 
 _figure(
     "figure2",
-    "Figure 2: advantage over pi_SFT and response length against the length bias rho, with the paper's claims.",
+    "Figure 2: advantage over pi_SFT and response length against the length bias rho, "
+    "with the paper's claims.",
     "figure2.yaml",
     "--from results/miniature",
 )

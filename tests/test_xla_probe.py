@@ -90,7 +90,7 @@ def test_xla_without_a_tpu_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setattr(xla_probe, "PCI", tmp_path)
     monkeypatch.delenv("PJRT_DEVICE", raising=False)
-    recipe = schema.Recipe.model_validate({"device": "xla"})
+    recipe = schema.Recipe.model_validate({"stage": "doctor", "device": "xla"})
     with pytest.raises(devices.DeviceError, match="no TPU chip on the PCI bus"):
         devices.choose(recipe)
     monkeypatch.setenv("PJRT_DEVICE", "CPU")

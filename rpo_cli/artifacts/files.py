@@ -1,4 +1,4 @@
-"""Files read if they are whole, written whole or not at all, and named by their content; a disk that is full."""
+"""Files written whole or not at all, read if they are whole, and named by their content."""
 
 from __future__ import annotations
 

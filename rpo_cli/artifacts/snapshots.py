@@ -140,9 +140,11 @@ def _refusal(error: Exception, external: External) -> str:
             f"is gated: accept its terms at huggingface.co/{page}, then log in (`hf auth login`, or HF_TOKEN)"
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"the hub has {external.reference}, but no branch, tag or commit {external.revision or 'main'!r} of it"
+        missing = f"no branch, tag or commit {external.revision or 'main'!r} of it"
+        return f"the hub has {external.reference}, but {missing}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"the hub has no {_type(external)} of this name, or it is private: see huggingface.co/{page}, or log in (`hf auth login`)"
+        where = f"see huggingface.co/{page}, or log in (`hf auth login`)"
+        return f"the hub has no {_type(external)} of this name, or it is private: {where}"
     line = str(error).strip().splitlines()
     status = f"{getattr(error.response, 'status_code', '')} " if isinstance(error, HfHubHTTPError) else ""
     return f"the hub does not give it: {status}{line[0] if line else type(error).__name__}"
@@ -168,7 +170,8 @@ def require(stages: Sequence[Stage], workspace: Workspace, recipe: str) -> None:
     }
     if missing:
         raise BadInput(
-            f"{why}, and the hub's cache {constants.HF_HUB_CACHE} lacks {'; '.join(missing)}. Where there is a network: "
+            f"{why}, and the hub's cache {constants.HF_HUB_CACHE} lacks {'; '.join(missing)}. Where there "
+            "is a network: "
             f"rpo data fetch --recipe {recipe}, then bring the cache and {lock_file(workspace)} here"
         )
 

@@ -80,7 +80,8 @@ class Workspace:
         known = read_json(self.root / "workspace.json")
         if known is not None and known.get("suite") != self.suite:
             raise WorkspaceError(
-                f"{self.root}: workspace of suite {known.get('suite')!r}, not {self.suite!r}; choose another --workspace"
+                f"{self.root}: workspace of suite {known.get('suite')!r}, not {self.suite!r}; choose "
+                "another --workspace"
             )
         if known is None and self.root.is_dir() and any(self.root.iterdir()):
             raise WorkspaceError(

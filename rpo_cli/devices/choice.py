@@ -51,7 +51,8 @@ def _xla(recipe: Recipe) -> Device:
     hardware = xla_hardware()
     if hardware == "TPU" and not xla_probe.chips():
         raise DeviceError(
-            "device: xla was asked for, but there is no TPU chip on the PCI bus (PJRT_DEVICE=CPU runs XLA without one)"
+            "device: xla was asked for, but there is no TPU chip on the PCI bus (PJRT_DEVICE=CPU runs XLA "
+            "without one)"
         )
     why = (
         f"xla on {hardware}: PJRT_DEVICE says so"

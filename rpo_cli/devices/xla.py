@@ -33,7 +33,8 @@ def environment(recipes: Sequence[Recipe]) -> dict[str, str]:
     wanted = {recipe.device == "xla" for recipe in with_model or recipes}
     if len(wanted) > 1:
         raise DeviceError(
-            "device: some stages of this plan ask for xla and others do not; give --device xla, which all of them follow"
+            "device: some stages of this plan ask for xla and others do not; give --device xla, which all "
+            "of them follow"
         )
     if wanted != {True}:
         return {"USE_TORCH_XLA": "0"}

@@ -20,21 +20,15 @@ from rpo_cli.errors import RunFailed
 
 PATIENCE = 60.0  # seconds: importing torch and starting the TPU's runtime takes some ten of them
 GOOGLE = "0x1ae0"  # vendor of PCI devices; the network card of a cloud machine is Google's too
-TPUS = (
-    "0x0027",
-    "0x005e",
-    "0x0062",
-    "0x0063",
-    "0x006f",
-    "0x0076",
-)  # v2 and v3, v4, v5p, v5e, v6e, 7x; as in torch_xla/_internal/tpu.py
+# v2 and v3, v4, v5p, v5e, v6e, 7x; as in torch_xla/_internal/tpu.py
+TPUS = ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 PCI = Path("/sys/bus/pci/devices")
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number"
 # The runtime waits for hardware that is not there: asked in a process that can be ended.
 SCRIPT = """
-import json, torch_xla, torch_xla.runtime
+import json, torch_xla, torch_xla.runtime as runtime
 torch_xla.device()
-print(json.dumps([torch_xla.runtime.addressable_device_count(), torch_xla.runtime.global_runtime_device_count()]))
+print(json.dumps([runtime.addressable_device_count(), runtime.global_runtime_device_count()]))
 """
 
 
@@ -79,11 +73,8 @@ def probe_tpu(seconds: float = PATIENCE) -> Probe:
             [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=seconds, env=environment
         )
     except subprocess.TimeoutExpired:
-        return Probe(
-            0,
-            0,
-            f"{found}, but its runtime did not start in {seconds:.0f} s (on a pod it waits for the other hosts)",
-        )
+        late = f"did not start in {seconds:.0f} s (on a pod it waits for the other hosts)"
+        return Probe(0, 0, f"{found}, but its runtime {late}")
     if asked.returncode != 0:
         last = (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
         return Probe(0, 0, f"{found}, but its runtime did not start: {last}")
@@ -108,7 +99,8 @@ def host() -> int:
             return int(answer.read())
     except (OSError, ValueError) as error:
         raise RunFailed(
-            f"which host of the TPU is this? Its metadata cannot be read ({error}); set TPU_WORKER_ID to 0, 1, ..."
+            f"which host of the TPU is this? Its metadata cannot be read ({error}); set TPU_WORKER_ID to "
+            "0, 1, ..."
         ) from error
 
 
@@ -121,5 +113,6 @@ def torch_xla_problem() -> str | None:
     ours, theirs = metadata.version("torch-xla"), metadata.version("torch")
     if Version(ours).release[:2] != Version(theirs).release[:2]:
         needed = ".".join(map(str, Version(ours).release[:2]))
-        return f"torch-xla {ours} runs with torch {needed} only, and torch {theirs} is installed (make setup-tpu)"
+        there = f"and torch {theirs} is installed (make setup-tpu)"
+        return f"torch-xla {ours} runs with torch {needed} only, {there}"
     return None

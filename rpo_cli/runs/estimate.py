@@ -30,17 +30,23 @@ from rpo_cli.stages.data.build import read_table
 from rpo_cli.stages.data.rows import columns_of, read_rows
 from rpo_cli.text import aligned, clock, size
 
+WAYS = ("train", "score", "decode")
 SAMPLE = 1000  # rows that lengths are measured on
 READ_SHARE = 0.5  # share of the memory bandwidth that decoding reaches
 ASSUMPTIONS = (
-    "training: 6 N FLOPs per token (8 N with gradient_checkpointing, 4 N with LoRA); scoring and prompts: 2 N; N parameters, "
+    "training: 6 N FLOPs per token (8 N with gradient_checkpointing, 4 N with LoRA); scoring and prompts: "
+    "2 N; N parameters, "
     "attention scores left out",
     "a prompt counts once for its responses, with shared_prompts: false once for each; padding is left out",
-    "memory of training: 4 N weights (with load_in_4bit half a byte and its constants for linear layers) + 4 T gradients + 8 T Adam, "
+    "memory of training: 4 N weights (with load_in_4bit half a byte and its constants for linear layers) + "
+    "4 T gradients + 8 T Adam, "
     "T trained parameters, all float32; activations 34 b s h L bytes "
-    "(2 b s h L + one layer with gradient_checkpointing; twice that in float32; Korthikanti et al., 2022, without attention "
-    "scores) for b sequences of s = max_length tokens; logits 3 x 4 bytes b r V for r response tokens (SFT: all s)",
-    "one device per stage; stages of different cells can run side by side, which shortens hours, not device-hours",
+    "(2 b s h L + one layer with gradient_checkpointing; twice that in float32; Korthikanti et al., 2022, "
+    "without attention "
+    "scores) for b sequences of s = max_length tokens; logits 3 x 4 bytes b r V for r response tokens "
+    "(SFT: all s)",
+    "one device per stage; stages of different cells can run side by side, which shortens hours, not "
+    "device-hours",
     "loading, start-up, tokenising, data and splits stages take no time",
 )
 
@@ -154,7 +160,8 @@ class Estimator:
                 raise BadInput(
                     f"{source}: its config cannot be read ({line}); give --params, such as --params 1.4e9"
                 ) from error
-            note = f"{source}: taken to have {self.params:.3g} parameters, as --params says; no activations are estimated for it"
+            size_of = f"taken to have {self.params:.3g} parameters, as --params says"
+            note = f"{source}: {size_of}; no activations are estimated for it"
             self.notes += [] if note in self.notes else [note]
             return Model(source, self.params, None)
         head = getattr(made, "score", None) if reward else made.get_output_embeddings()
@@ -547,16 +554,19 @@ def _device_assumptions(question: Question) -> list[str]:
     if device is None:
         return []
     listed = [
-        f"{device.name}: {device.tflops:g} TFLOP/s peak, of which {question.mfu:.0%} is reached (--mfu); nothing of this was measured"
+        f"{device.name}: {device.tflops:g} TFLOP/s peak, of which {question.mfu:.0%} is reached (--mfu); "
+        "nothing of this was measured"
     ]
     if device.bandwidth_gb_s is not None:
         listed.append(
-            f"decoding reads all float32 weights for each new token of a batch, at {READ_SHARE:.0%} of {device.bandwidth_gb_s:g} GB/s, "
+            f"decoding reads all float32 weights for each new token of a batch, at {READ_SHARE:.0%} of "
+            f"{device.bandwidth_gb_s:g} GB/s, "
             "up to max_new_tokens"
         )
     else:
         listed.append(
-            "decoding at the same share of the peak, which is optimistic: --device-name knows the memory bandwidth"
+            "decoding at the same share of the peak, which is optimistic: --device-name knows the memory "
+            "bandwidth"
         )
     return listed
 
@@ -594,16 +604,21 @@ def disk(
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """An estimate for a terminal."""
-    rows: list[tuple[str, ...]] = [
-        (g["kind"], str(g["stages"]), _short(g["train_tokens"]), _short(g["score_tokens"]), _short(g["decode_tokens"]),
-         _short(g["train"] + g["score"] + g["decode"]), "" if g["hours"] is None else f"{g['hours']:.3g}")
-        for g in found["by_kind"]
-    ]  # fmt: skip
+    rows = [
+        [
+            group["kind"],
+            str(group["stages"]),
+            *(_short(group[f"{way}_tokens"]) for way in WAYS),
+            _short(sum(group[way] for way in WAYS)),
+            _hours(group),
+        ]
+        for group in found["by_kind"]
+    ]
     tokens, flops = found["tokens"], found["flops"]
+    count = sum(group["stages"] for group in found["by_kind"])
     rows.append(
-        ("all", str(sum(g["stages"] for g in found["by_kind"])), *(_short(tokens[n]) for n in ("train", "score", "decode")),
-         _short(flops["total"]), "" if found["hours"] is None else f"{found['hours']:.3g}")
-    )  # fmt: skip
+        ["all", str(count), *(_short(tokens[way]) for way in WAYS), _short(flops["total"]), _hours(found)]
+    )
     out = aligned(
         [("estimate", "stages", "trained tokens", "scored", "sampled", "FLOPs", "device-hours"), *rows],
         right=(1, 2, 3, 4, 5, 6),
@@ -615,7 +630,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             else f", {found['dollars']:,.2f} dollars at {found['price_per_hour']:g} an hour"
         )
         out.append(
-            f"{found['device']['name']}: {found['hours']:.3g} device-hours ({clock(found['hours'] * 3600)}){money}"
+            f"{found['device']['name']}: {found['hours']:.3g} device-hours "
+            f"({clock(found['hours'] * 3600)}){money}"
         )
     else:
         out.append(
@@ -634,12 +650,17 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     disk = found["disk"]
     kept = ", ".join(f"{name} {size(disk[f'policies_{name}'])}" for name in ("best", "all", "none"))
     out.append(
-        f"disk: {size(disk['policies'] + disk['other_models'])} of weights at the end; policies by --keep-weights: {kept}"
+        f"disk: {size(disk['policies'] + disk['other_models'])} of weights at the end; policies by "
+        f"--keep-weights: {kept}"
     )
     out += [f"tokens: {line}" for line in found["token_counts_from"]]
     out += [f"note: {line}" for line in found["notes"]]
     out += [f"NOT COUNTED: {line}" for line in found["not_counted"]]
     return out + [f"assumed: {line}" for line in found["assumptions"]]
+
+
+def _hours(found: Mapping[str, Any]) -> str:
+    return "" if found["hours"] is None else f"{found['hours']:.3g}"
 
 
 def _short(value: float) -> str:

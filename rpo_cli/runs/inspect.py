@@ -195,27 +195,20 @@ def _print(
 ) -> None:
     """The numbers for people, 80 columns wide."""
     for limit, names in limits.items():
-        print(
-            f"max_length {limit}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        )
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        print(f"max_length {limit}: {', '.join(names[:3])}{more}")
     if not limits:
         print("max_length: no recipe beside this one has any; --max-length N counts longer rows")
-    head = [
-        "table",
-        "rows",
-        "same prompt",
-        *(f"over {limit}" for limit in limits),
-        "longer",
-        "ties",
-        "boundary",
-    ]
+    over = [f"over {limit}" for limit in limits]
+    head = ["table", "rows", "same prompt", *over, "longer", "ties", "boundary"]
     rows = []
     for name, r in reports.items():
         shares = [*r.over.values(), r.longer_preferred, r.ties, r.boundary_differs]
         rows.append([name, str(r.rows), str(r.duplicate_prompts), *map(percent, shares)])
     print("\n" + aligned([head, *rows], right=range(1, len(head))), end="")
     print(
-        f"longer: the longer response (by {margin:.0%} or more tokens) is preferred; closer pairs are ties, not counted"
+        f"longer: the longer response (by {margin:.0%} or more tokens) is preferred; closer pairs are "
+        "ties, not counted"
     )
     print("boundary: prompt and response make other tokens when tokenised together\n")
     lengths = [
@@ -229,8 +222,10 @@ def _print(
     for name, r in reports.items():
         if r.boundary_differs:
             session.say(
-                f"warning: {name}: in {percent(r.boundary_differs)} of {r.boundary_rows} rows a token would reach over "
-                "the boundary of prompt and response; end prompts where a token ends (no trailing space) and begin "
+                f"warning: {name}: in {percent(r.boundary_differs)} of {r.boundary_rows} rows a token "
+                "would reach over "
+                "the boundary of prompt and response; end prompts where a token ends (no trailing space) "
+                "and begin "
                 "responses with the space"
             )
 

@@ -79,5 +79,6 @@ def find_tokenizer(
             source = f"{base.reference} (base model of {model.path.name})"
             return load_tokenizer(Path(base.reference), recipe, base.revision), source
     raise BadInput(
-        f"{loaded.path}: no tokenizer to count with: none made with the data, no sft.yaml beside it with a model"
+        f"{loaded.path}: no tokenizer to count with: none made with the data, no sft.yaml beside it with a "
+        "model"
     )

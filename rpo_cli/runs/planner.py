@@ -61,12 +61,9 @@ class Planner:
         """What a recipe's field refers to: the stage of a sibling recipe, or an external model."""
         value = getattr(loaded.recipe, field_name)
         if field_name == "data" and not schema.is_recipe(value):
-            raise RecipeError(
-                [f"{self._line(loaded, 'data')}: data: expected a recipe (x.yaml), got {value!r}"]
-            )
-        revision = (
-            getattr(loaded.recipe, "model_revision", None) if field_name == "model_name_or_path" else None
-        )
+            raise _wrong(loaded, "data", f"expected a recipe (x.yaml), got {value!r}")
+        of_model = field_name == "model_name_or_path"
+        revision = getattr(loaded.recipe, "model_revision", None) if of_model else None
         return self._resolve(value, loaded, (field_name,), revision)
 
     def _resolve(
@@ -76,14 +73,9 @@ class Planner:
         rho = getattr(loaded.recipe, "rho", None)
         call = (reference, loaded.files, takes_rho, rho, revision)
         if call not in self._resolved:
-            if (
-                not schema.is_recipe(reference)
-                and Path(reference).is_absolute()
-                and not Path(reference).exists()
-            ):
-                raise RecipeError(
-                    [f"{_place(loaded, at)}: no such model directory: {shown(Path(reference))}"]
-                )
+            place = Path(reference)
+            if not schema.is_recipe(reference) and place.is_absolute() and not place.exists():
+                raise RecipeError([f"{_place(loaded, at)}: no such model directory: {shown(place)}"])
             self._resolved[call] = self._find(reference, loaded, revision, takes_rho, rho)
         return self._resolved[call]
 
@@ -117,17 +109,12 @@ class Planner:
         recipe: schema.Recipe | None = None,
         files: Mapping[str, str] | None = None,
     ) -> Stage:
-        place = f"seed-{self.seed}/{path}"
-        stage = Stage(
-            kind, place, recipe or loaded.recipe, loaded.path, inputs or {}, options or {}, files or {}
-        )
-        known = self._stages.setdefault(stage.path, stage)
+        place, recipe = f"seed-{self.seed}/{path}", recipe or loaded.recipe
+        stage = Stage(kind, place, recipe, loaded.path, inputs or {}, options or {}, files or {})
+        known = self._stages.setdefault(place, stage)
         if known is not stage and not known.is_same(stage):
-            raise RecipeError(
-                [
-                    f"{shown(loaded.path)}:1: asks for another {stage.path} than {shown(known.source)}; give one of them a name of its own"
-                ]
-            )
+            other = f"another {place} than {shown(known.source)}; give one of them a name of its own"
+            raise RecipeError([f"{shown(loaded.path)}:1: asks for {other}"])
         return known
 
     def _data(self, loaded: Loaded) -> Stage:
@@ -139,15 +126,9 @@ class Planner:
         ]
         if missing:
             raise RecipeError(missing)
-        hashes = {table: hash_path(Path(file)) for table, file in recipe.files.items()}
-        return self._add(
-            "data",
-            loaded.path.stem,
-            loaded,
-            self._sets(loaded),
-            options={"files": hashes},
-            files={str(table): file for table, file in recipe.files.items()},
-        )
+        options = {"files": {table: hash_path(Path(file)) for table, file in recipe.files.items()}}
+        files = {str(table): file for table, file in recipe.files.items()}
+        return self._add("data", loaded.path.stem, loaded, self._sets(loaded), options, files=files)
 
     def _sets(self, loaded: Loaded) -> dict[str, Stage | External]:
         """The data sets and the tokenizer that a data recipe with a loader reads."""
@@ -161,45 +142,28 @@ class Planner:
         for name, reference in names.items() if recipe.loaded else ():
             if reference is not None:
                 if schema.is_recipe(reference):
-                    raise RecipeError(
-                        [
-                            f"{self._line(loaded, name)}: {name}: expected a hub name or a path, got a recipe: {reference}"
-                        ]
-                    )
+                    raise _wrong(loaded, name, f"expected a hub name or a path, got a recipe: {reference}")
                 if Path(reference).is_absolute() and not Path(reference).exists():
-                    raise RecipeError(
-                        [
-                            f"{self._line(loaded, name)}: {name}: no such file or directory: {shown(Path(reference))}"
-                        ]
-                    )
+                    raise _wrong(loaded, name, f"no such file or directory: {shown(Path(reference))}")
                 external = External.named(reference, use="tokenizer" if name == "tokenizer" else "dataset")
-                found[name] = (
-                    replace(external, folders=tuple(recipe.folders)) if name == "dataset" else external
-                )
+                if name == "dataset":
+                    external = replace(external, folders=tuple(recipe.folders))
+                found[name] = external
         return found
 
     def _line(self, loaded: Loaded, name: str) -> str:
-        path, line = loaded.where.get(name, (loaded.path, 1))
-        return f"{shown(path)}:{line}"
+        return _line(loaded, name)
 
     def _need_table(self, data: Stage | External, table: str, loaded: Loaded) -> None:
         """Refuse to plan on a table that a data recipe of files does not list, or that no loader makes."""
-        if (
-            isinstance(data, Stage)
-            and isinstance(data.recipe, schema.DataRecipe)
-            and data.recipe.loaded
-            and table not in schema.LOADED_TABLES
-        ):
-            made = ", ".join(schema.LOADED_TABLES)
-            raise RecipeError(
-                [f"{_place(loaded, ('data',))}: needs the table {table}; {shown(data.source)} makes {made}"]
-            )
-        if isinstance(data, Stage) and data.files and table not in data.files:
-            raise RecipeError(
-                [
-                    f"{_place(loaded, ('data',))}: needs the table {table}, which files: of {shown(data.source)} does not list"
-                ]
-            )
+        if not isinstance(data, Stage):
+            return
+        needs, file = f"{_place(loaded, ('data',))}: needs the table {table}", shown(data.source)
+        loads = isinstance(data.recipe, schema.DataRecipe) and data.recipe.loaded
+        if loads and table not in schema.LOADED_TABLES:
+            raise RecipeError([f"{needs}; {file} makes {', '.join(schema.LOADED_TABLES)}"])
+        if data.files and table not in data.files:
+            raise RecipeError([f"{needs}, which files: of {file} does not list"])
 
     def _sft(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.SFTRecipe, loaded.recipe)
@@ -218,36 +182,25 @@ class Planner:
         if isinstance(data, Stage) and data.kind == "splits":
             name = "all" if member is None else f"b-{member:g}"
             options = {} if member is None else {"member": member}
-            return self._add(
-                "reward", f"{rho_folder(recipe.rho)}/{loaded.path.stem}/{name}", loaded, inputs, options
-            )
+            path = f"{rho_folder(recipe.rho)}/{loaded.path.stem}/{name}"
+            return self._add("reward", path, loaded, inputs, options)
         if member is not None:
-            raise RecipeError(
-                [
-                    f"{self._line(loaded, 'data')}: data: an ensemble needs a splits recipe, which makes the subsets of its members"
-                ]
-            )
+            needed = "a splits recipe, which makes the subsets of its members"
+            raise _wrong(loaded, "data", f"an ensemble needs {needed}")
         return self._add("reward", loaded.path.stem, loaded, inputs)
 
     def members(self, loaded: Loaded) -> list[Stage]:
         """The ensemble of a reward recipe, in the order of its biases."""
         recipe = cast(schema.RewardRecipe, loaded.recipe)
         if not recipe.ensemble:
-            raise RecipeError(
-                [
-                    f"{self._line(loaded, 'ensemble')}: ensemble: lists no biases, so there is no ensemble to train"
-                ]
-            )
+            raise _wrong(loaded, "ensemble", "lists no biases, so there is no ensemble to train")
         splits = self.load(loaded.sibling(recipe.data)).recipe if schema.is_recipe(recipe.data) else None
         if isinstance(splits, schema.SplitsRecipe):
             unknown = [f"{b:g}" for b in recipe.ensemble if b not in splits.ensemble]
             if unknown:
                 listed = ", ".join(f"{b:g}" for b in splits.ensemble)
-                raise RecipeError(
-                    [
-                        f"{self._line(loaded, 'ensemble')}: ensemble: {', '.join(unknown)} is no subset of {recipe.data} ({listed})"
-                    ]
-                )
+                what = f"{', '.join(unknown)} is no subset of {recipe.data} ({listed})"
+                raise _wrong(loaded, "ensemble", what)
         return [self._reward(loaded, b) for b in recipe.ensemble]
 
     def _relabel(self, loaded: Loaded) -> Stage:
@@ -320,7 +273,8 @@ class Planner:
                     line = self._line(loaded, "ensemble")
                     raise RecipeError(
                         [
-                            f"{line}: ensemble: models in a list have no bias b of their own; set calibration_mix: data or calibration: none"
+                            f"{line}: ensemble: models in a list have no bias b of their own; set "
+                            "calibration_mix: data or calibration: none"
                         ]
                     )
                 for index, reference in enumerate(recipe.ensemble):
@@ -340,7 +294,8 @@ class Planner:
             line = self._line(loaded, "ensemble")
             raise RecipeError(
                 [
-                    f"{line}: ensemble: teacher: warm averages members of one initialisation; name a recipe with `ensemble:`"
+                    f"{line}: ensemble: teacher: warm averages members of one initialisation; name a "
+                    "recipe with `ensemble:`"
                 ]
             )
         ensemble = self._ensemble(loaded, reference)
@@ -423,11 +378,8 @@ class Planner:
         )
         recipe = cast(schema.EvaluateRecipe, loaded.recipe)
         if recipe.judge is None:
-            raise RecipeError(
-                [
-                    f"{shown(loaded.path)}:1: judge: missing; add `judge: {{model: ...}}`, or name one with --model"
-                ]
-            )
+            what = "missing; add `judge: {model: ...}`, or name one with --model"
+            raise RecipeError([f"{shown(loaded.path)}:1: judge: {what}"])
         inputs = {"evaluation": evaluation, "baseline": evaluation.inputs["baseline"]}
         if "reference" in recipe.judge.against:
             inputs["data"] = evaluation.inputs["data"]
@@ -445,13 +397,18 @@ class Planner:
             stage="judge", device="cpu", **settings, **{name: getattr(recipe, name) for name in same}
         )
         place = evaluation.path.split("/", 1)[1].replace("/evaluations/", "/judged/")
-        return self._add(
-            "judge",
-            f"{place}/{re.sub(r'[^A-Za-z0-9.-]+', '-', recipe.judge.model)}",
-            loaded,
-            inputs,
-            recipe=judge,
-        )
+        path = f"{place}/{re.sub(r'[^A-Za-z0-9.-]+', '-', recipe.judge.model)}"
+        return self._add("judge", path, loaded, inputs, recipe=judge)
+
+
+def _line(loaded: Loaded, name: str) -> str:
+    path, line = loaded.where.get(name, (loaded.path, 1))
+    return f"{shown(path)}:{line}"
+
+
+def _wrong(loaded: Loaded, name: str, what: str) -> RecipeError:
+    """What is wrong with a recipe's field, and where it stands."""
+    return RecipeError([f"{_line(loaded, name)}: {name}: {what}"])
 
 
 def _place(loaded: Loaded, at: Keys) -> str:

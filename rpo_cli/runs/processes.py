@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 STRATEGIES = ("NO", "MULTI_GPU", "FSDP", "XLA")
 # Names that accelerate once had, or has for what rpo starts otherwise.
 MISTAKEN = {
-    "MULTI_CPU": "MULTI_CPU needs MPI; write MULTI_GPU with `use_cpu: true`, as recipes/accelerate/cpu-2.yaml does",
+    "MULTI_CPU": "MULTI_CPU needs MPI; write MULTI_GPU with `use_cpu: true`, as "
+    "recipes/accelerate/cpu-2.yaml does",
     "TPU": "accelerate's name for TPUs is XLA, as in recipes/accelerate/tpu-v3-8.yaml",
 }
 DTYPE = "the recipe's `dtype:` says it"
@@ -150,7 +151,8 @@ def share(recipe: TrainingRecipe, processes: int) -> tuple[int, int]:
     each, rest = divmod(rows * pieces, processes)
     if rest:
         raise BadInput(
-            f"{processes} processes cannot share a batch of {rows * pieces} rows ({rows} x {pieces}) equally; "
+            f"{processes} processes cannot share a batch of {rows * pieces} rows ({rows} x {pieces}) "
+            "equally; "
             "change per_device_train_batch_size, gradient_accumulation_steps or num_processes"
         )
     if pieces % processes == 0:

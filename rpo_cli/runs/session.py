@@ -118,7 +118,8 @@ class Session(Options):
         """Build what the targets lack; on --dry-run only say it."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise BadInput(
-                "WORLD_SIZE is above 1: start rpo once, without accelerate launch or torchrun, and with --accelerate FILE"
+                "WORLD_SIZE is above 1: start rpo once, without accelerate launch or torchrun, and with "
+                "--accelerate FILE"
             )
         launch = None if self.accelerate is None else processes.read_launch(self.accelerate)
         if launch is not None and self.jobs > 1:
@@ -193,18 +194,14 @@ class Session(Options):
                 self.say(f"  ... and {len(todo) - MANY} more")
         if stale := _built_on(todo, workspace):
             self.say(
-                f"note: replaces finished artifacts on which {stale} others in {workspace.root} were built, which become stale; "
+                f"note: replaces finished artifacts on which {stale} others in {workspace.root} were "
+                "built, which become stale; "
                 "--workspace keeps trials apart"
             )
-        unmeasured = [
-            t
-            for t in todo
-            if isinstance(t.stage.recipe, schema.TrainingRecipe) and t.stage.recipe.expected_seconds is None
-        ]
-        if unmeasured:
-            self.say(
-                f"expected: unknown, {len(unmeasured)} trainings have no expected_seconds; the ETA follows their steps"
-            )
+        trainings = [item.stage.recipe for item in todo if schema.KINDS[item.stage.kind].trains]
+        if unmeasured := sum(recipe.expected_seconds is None for recipe in trainings):
+            why = f"{unmeasured} trainings have no expected_seconds; the ETA follows their steps"
+            self.say(f"expected: unknown, {why}")
         elif todo:
             total = sum(item.seconds for item in todo)
             expected = clock(total / max(1, min(self.jobs, len(todo))))
@@ -226,9 +223,8 @@ class Session(Options):
         )
         for other, count in sorted(made_on.items()):
             if other != device:
-                self.say(
-                    f"note: reuses {count} artifacts that were made on {other}, in the dtype asked for; this is {device}"
-                )
+                made = f"{count} artifacts that were made on {other}, in the dtype asked for"
+                self.say(f"note: reuses {made}; this is {device}")
 
     def say(self, line: str) -> None:
         self.err.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -301,7 +297,8 @@ def cut_of(recipe: schema.TrainingRecipe, launch: Launch | None) -> str:
         rows, pieces = processes.spread(recipe, count)
         return f"{rows * pieces} = {rows} rows over {count} cores x {pieces} accumulated"
     rows, pieces = processes.share(recipe, count)
-    return f"{rows * pieces * count} = {rows} rows x {pieces} accumulated x {count} process{'' if count == 1 else 'es'}"
+    started = f"{count} process{'' if count == 1 else 'es'}"
+    return f"{rows * pieces * count} = {rows} rows x {pieces} accumulated x {started}"
 
 
 def suite_rhos(loaded: Loaded) -> list[float | None]:

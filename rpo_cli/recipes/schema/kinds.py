@@ -46,8 +46,14 @@ KINDS: dict[str, Kind] = {
         DataRecipe, "rpo_cli.stages.data.build:run", "rpo data inspect",
         seeds=("data",), needs_model=False, guess_seconds=5.0,
     ),
-    "sft": Kind(SFTRecipe, "rpo_cli.stages.sft:run", "rpo train-sft", seeds=("policy",), trains=True, heavy=True),
-    "reward": Kind(RewardRecipe, "rpo_cli.stages.reward:run", "rpo train-rm", seeds=("rm",), trains=True, heavy=True),
+    "sft": Kind(
+        SFTRecipe, "rpo_cli.stages.sft:run", "rpo train-sft",
+        seeds=("policy",), trains=True, heavy=True,
+    ),
+    "reward": Kind(
+        RewardRecipe, "rpo_cli.stages.reward:run", "rpo train-rm",
+        seeds=("rm",), trains=True, heavy=True,
+    ),
     "relabel": Kind(
         RelabelRecipe, "rpo_cli.stages.relabel:run", "rpo relabel", seeds=("data",), guess_seconds=5.0,
         points_at_input=True,
@@ -74,7 +80,8 @@ KINDS: dict[str, Kind] = {
     "scores": Kind(ScoringRecipe, "rpo_cli.stages.scores:run_scores", guess_seconds=2.0),
     "measure": Kind(ScoringRecipe, "rpo_cli.stages.measure:run", guess_seconds=8.0),
     "judge": Kind(
-        JudgeRecipe, "rpo_cli.stages.judge.stage:run", seeds=("sampling",), needs_model=False, guess_seconds=300.0,
+        JudgeRecipe, "rpo_cli.stages.judge.stage:run",
+        seeds=("sampling",), needs_model=False, guess_seconds=300.0,
     ),
 }  # fmt: skip
 # The kinds of which there are recipes in files.
