@@ -1,7 +1,7 @@
 """What the samples of one evaluated cell say about its policy, with bootstrap intervals; numpy only.
 
-Every interval is the 95 % percentile bootstrap (Efron and Tibshirani, 1993, chapter 13). The unit of resampling is the
-prompt, never the single sample: samples of one prompt are not independent.
+Every interval is the 95 % percentile bootstrap (Efron and Tibshirani, 1993, chapter 13). The unit of
+resampling is the prompt, never the single sample: samples of one prompt are not independent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 def interval(mean: float, draws: Array) -> Interval:
-    """An estimate with the 2.5 and 97.5 percentiles of its bootstrap draws [resamples]; NaN draws are left out."""
+    """An estimate with the 2.5 and 97.5 percentiles of its bootstrap draws [resamples] that are not NaN."""
     draws = draws[np.isfinite(draws)]
     if not draws.size or not np.isfinite(mean):
         return Interval(float("nan"), float("nan"), float("nan"))
@@ -44,9 +44,8 @@ def weighted_means(weights: Array, values: Array) -> Array:
     """
     present = np.isfinite(values)
     totals = weights @ np.where(present, values, 0.0)
-    mass = (
-        np.broadcast_to(weights.sum(1, keepdims=True), totals.shape) if present.all() else weights @ present
-    )
+    whole = weights.sum(1, keepdims=True)
+    mass = np.broadcast_to(whole, totals.shape) if present.all() else weights @ present
     return np.asarray(np.divide(totals, mass, out=np.full(totals.shape, np.nan), where=mass > 0))
 
 
@@ -60,11 +59,12 @@ def resample_means(
 ) -> Array:
     """Two-level bootstrap of column means: seeds with replacement, then prompts within each seed drawn.
 
-    per_seed: S arrays [n_s, k]; row = prompt, columns = whatever shares those prompts, so that every comparison of two
-    columns is paired. Returns [resamples, S, k]: the means of the S seeds drawn; average over axis 1. With
-    same_prompts row i is one prompt in all seeds, and one draw of prompts serves all of them: their common luck must
-    not average out. With resample_seeds=False every seed is drawn once, which leaves the interval over prompts.
-    ValueError: no seeds, no prompts, resamples < 1, unequal n_s with same_prompts.
+    per_seed: S arrays [n_s, k]; row = prompt, columns = whatever shares those prompts, so that every
+    comparison of two columns is paired. Returns [resamples, S, k]: the means of the S seeds drawn; average
+    over axis 1. With same_prompts row i is one prompt in all seeds, and one draw of prompts serves all of
+    them: their common luck must not average out. With resample_seeds=False every seed is drawn once, which
+    leaves the interval over prompts. ValueError: no seeds, no prompts, resamples < 1, unequal n_s with
+    same_prompts.
     """
     sizes = [len(values) for values in per_seed]
     if not sizes or min(sizes) == 0:
@@ -111,10 +111,11 @@ def bootstrap_seeds(
 ) -> Interval:
     """Mean over seeds of the mean over prompts, with its interval over seeds and prompts.
 
-    per_seed: S arrays [n_s]. With one seed this is `bootstrap`, and says nothing about another seed. With three it is
-    coarse: seeds can be drawn in ten ways only, the spread between seeds is understated by a third on average, and
-    where seeds matter much more than prompts the interval holds the truth about three times in four, not 95 in 100
-    (tests/test_statistics.py measures it). Read it as "do the seeds agree", or run more seeds.
+    per_seed: S arrays [n_s]. With one seed this is `bootstrap`, and says nothing about another seed. With
+    three it is coarse: seeds can be drawn in ten ways only, the spread between seeds is understated by a
+    third on average, and where seeds matter much more than prompts the interval holds the truth about three
+    times in four, not 95 in 100 (tests/test_statistics.py measures it). Read it as "do the seeds agree", or
+    run more seeds.
     """
     columns = [np.asarray(values, dtype=np.float64).reshape(-1, 1) for values in per_seed]
     draws = resample_means(columns, resamples, seed, same_prompts=same_prompts)
@@ -122,7 +123,7 @@ def bootstrap_seeds(
 
 
 def check_samples(samples: pd.DataFrame, name: str) -> None:
-    """Refuse a table of samples that cannot be summarised: ValueError naming the table and the first bad row."""
+    """Refuse a table of samples that cannot be summarised: ValueError naming it and its first bad row."""
     absent = [column for column in COLUMNS if column not in samples.columns]
     if absent:
         raise ValueError(f"{name}: no column {', '.join(absent)}")
@@ -143,25 +144,22 @@ def check_samples(samples: pd.DataFrame, name: str) -> None:
 
 
 def per_prompt(samples: pd.DataFrame, truncated: Truncated) -> pd.DataFrame:
-    """Means over the samples of each prompt: reward, tokens, finished (share), kl; indexed by prompt_id, sorted.
+    """Means over each prompt's samples: reward, tokens, finished (share), kl; indexed by prompt_id, sorted.
 
-    kl is logp - ref_logp in nats per response: for samples at temperature 1 and top_p 1, an unbiased estimate of
-    KL(pi_theta || pi_ref). With truncated="drop" samples without EOS are left out, and so are prompts that have no
-    other.
+    kl is logp - ref_logp in nats per response: for samples at temperature 1 and top_p 1, an unbiased estimate
+    of KL(pi_theta || pi_ref). With truncated="drop" samples without EOS are left out, and so are prompts that
+    have no other.
     """
     if truncated not in ("score", "drop"):
         raise ValueError(f"truncated: must be score or drop, not {truncated!r}")
     kept = samples[samples["finished"].astype(bool)] if truncated == "drop" else samples
     table = kept[["prompt_id", "reward", "tokens", "finished"]].assign(kl=kept["logp"] - kept["ref_logp"])
-    return (
-        table.astype({"reward": float, "tokens": float, "finished": float, "kl": float})
-        .groupby("prompt_id")
-        .mean()
-    )
+    numbers = dict.fromkeys(("reward", "tokens", "finished", "kl"), float)
+    return table.astype(numbers).groupby("prompt_id").mean()
 
 
 def win_shares(policy: pd.DataFrame, baseline: pd.DataFrame) -> pd.Series:
-    """Share of each prompt's (policy sample, baseline sample) pairs that the policy wins by reward; ties half."""
+    """Share of each prompt's pairs (policy sample, baseline sample) that the policy wins; ties count half."""
     columns = ["prompt_id", "reward"]
     pairs = policy[columns].merge(baseline[columns], on="prompt_id", suffixes=("", "_baseline"))
     wins = (np.sign(pairs["reward"] - pairs["reward_baseline"]) + 1) / 2
@@ -171,14 +169,13 @@ def win_shares(policy: pd.DataFrame, baseline: pd.DataFrame) -> pd.Series:
 def at_equal_length(means: Array) -> Array:
     """Intercept of the least squares line of reward difference d on length difference l.
 
-    means [..., 4]: E[d], E[l], E[l d], E[l l]. The line's slope is cov(l, d) / var(l); without variance in l nothing
-    can be controlled for, and the intercept is E[d].
+    means [..., 4]: E[d], E[l], E[l d], E[l l]. The line's slope is cov(l, d) / var(l); without variance in l
+    nothing can be controlled for, and the intercept is E[d].
     """
     d, length, product, square = np.moveaxis(means, -1, 0)
     variance = square - length * length
-    slope = np.divide(
-        product - length * d, variance, out=np.zeros_like(d), where=variance > 1e-9 * (1 + square)
-    )
+    varies = variance > 1e-9 * (1 + square)
+    slope = np.divide(product - length * d, variance, out=np.zeros_like(d), where=varies)
     intercept: Array = d - slope * length
     return intercept
 
@@ -191,12 +188,13 @@ def summarise(
     resamples: int,
     seed: int,
 ) -> dict[str, float]:
-    """Advantage of a policy over pi_SFT on the same prompts, and what else its samples tell; paired by prompt.
+    """Advantage of a policy over pi_SFT on the same prompts, and what else its samples tell; pairs by prompt.
 
-    Rewards in oracle units, lengths in tokens with EOS, KL in nats per response; `x`, `x_low`, `x_high` for the
-    advantage, tokens, kl_to_reference, length_controlled_advantage (at_equal_length, per-prompt differences) and
-    win_rate. One bootstrap over prompts serves all of them. `dropped` counts samples left out by truncated="drop",
-    `dropped_prompts` the prompts that therefore lack a pair. ValueError: other prompts, missing rewards, nothing left.
+    Rewards in oracle units, lengths in tokens with EOS, KL in nats per response; `x`, `x_low`, `x_high` for
+    the advantage, tokens, kl_to_reference, length_controlled_advantage (at_equal_length, per-prompt
+    differences) and win_rate. One bootstrap over prompts serves all of them. `dropped` counts samples left
+    out by truncated="drop", `dropped_prompts` the prompts that therefore lack a pair. ValueError: other
+    prompts, missing rewards, nothing left.
     """
     tables = {"policy": policy_samples, "baseline": baseline_samples}
     for name, samples in tables.items():
@@ -216,24 +214,16 @@ def summarise(
     values = np.column_stack([line, others])
     draws = resample_means([values], resamples, seed)[:, 0]
     means = values.mean(0)
-    intervals = {
-        "advantage": interval(means[0], draws[:, 0]),
-        "tokens": interval(means[4], draws[:, 4]),
-        "kl_to_reference": interval(means[5], draws[:, 5]),
-        "win_rate": interval(means[6], draws[:, 6]),
-        "length_controlled_advantage": interval(
-            float(at_equal_length(means[:4])), at_equal_length(draws[:, :4])
-        ),
-    }
+    places = {"advantage": 0, "tokens": 4, "kl_to_reference": 5, "win_rate": 6}
+    intervals = {name: interval(means[place], draws[:, place]) for name, place in places.items()}
+    controlled = at_equal_length(draws[:, :4])
+    intervals["length_controlled_advantage"] = interval(float(at_equal_length(means[:4])), controlled)
     out: dict[str, float] = {"prompts": len(kept), "samples": len(policy_samples)}
     for name, value in intervals.items():
         key = "tokens_mean" if name == "tokens" else name
         out |= {key: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
-    out |= {
-        "reward_mean": float(policy["reward"].mean()),
-        "baseline_reward_mean": float(baseline["reward"].mean()),
-    }
-    out |= {"baseline_tokens_mean": float(baseline["tokens"].mean())}
+    out["reward_mean"] = float(policy["reward"].mean())
+    out |= {f"baseline_{name}_mean": float(baseline[name].mean()) for name in ("reward", "tokens")}
     for prefix, name in (("", "policy"), ("baseline_", "baseline")):
         unfinished = int((~finished[name]).sum())
         out[f"{prefix}unfinished_share"] = unfinished / len(tables[name])
@@ -244,16 +234,11 @@ def summarise(
 
 def _check_same_prompts(policy: pd.DataFrame, baseline: pd.DataFrame) -> None:
     """Refuse samples for other prompts, by id or by text: ValueError naming the first."""
-    ours, theirs = (
-        t.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"] for t in (policy, baseline)
-    )
+    both, tables = "policy and baseline", (policy, baseline)
+    ours, theirs = (t.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"] for t in tables)
     alone = ours.index.symmetric_difference(theirs.index)
     if len(alone):
-        raise ValueError(
-            f"policy and baseline: {len(alone)} prompts occur on one side only, such as {alone[0]}"
-        )
+        raise ValueError(f"{both}: {len(alone)} prompts occur on one side only, such as {alone[0]}")
     other = ours.index[ours != theirs.loc[ours.index]]
     if len(other):
-        raise ValueError(
-            f"policy and baseline: {len(other)} prompts have different texts, such as {other[0]}"
-        )
+        raise ValueError(f"{both}: {len(other)} prompts have different texts, such as {other[0]}")

@@ -18,6 +18,7 @@ from rpo_cli.models.layout import (
     response_logps,
     response_rewards,
     shape_of,
+    to_device,
 )
 from rpo_cli.models.load import (
     disable_dropout,

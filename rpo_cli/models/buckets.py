@@ -1,7 +1,8 @@
-"""A few shapes for many batches, where a device compiles a program for every shape: chosen from the lengths of the data.
+"""A few shapes for many batches, where a device compiles a program for each: chosen from the data's lengths.
 
-A shape is (width, depth): columns of the longest prompt, and of the most response tokens behind it, as `batches` lays rows
-out. The buckets are a chain, each holding the one before, so what a batch gets is the first that its longest row fits.
+A shape is (width, depth): columns of the longest prompt, and of the most response tokens behind it, as
+`layout` lays rows out. The buckets are a chain, each holding the one before, so what a batch gets is the
+first that its longest row fits.
 """
 
 from __future__ import annotations
@@ -35,23 +36,21 @@ class Buckets:
         Raises:
             ValueError: none does: the buckets were made for other rows.
         """
+        width, depth = needed
         for shape in self.shapes:
-            if needed[0] <= shape[0] and needed[1] <= shape[1]:
+            if width <= shape[0] and depth <= shape[1]:
                 return shape
-        raise ValueError(
-            f"a batch of {needed[0]} + {needed[1]} tokens exceeds the largest bucket, {self.shapes[-1]}"
-        )
+        raise ValueError(f"a batch of {width} + {depth} tokens exceeds the largest bucket, {self.shapes[-1]}")
 
     def __str__(self) -> str:
         listed = ", ".join(f"{width} + {depth}" for width, depth in self.shapes)
-        return (
-            f"{len(self.shapes)} shapes of prompt + responses: {listed} tokens; {self.padding:.0%} of all tokens are padding "
-            f"({self.ragged:.0%} if batches were cut to their longest row)"
-        )
+        cut = f"{self.ragged:.0%} if batches were cut to their longest row"
+        padding = f"{self.padding:.0%} of all tokens are padding ({cut})"
+        return f"{len(self.shapes)} shapes of prompt + responses: {listed} tokens; {padding}"
 
 
 def for_batches(rows: Sequence[Shape], batches: Sequence[Sequence[int]]) -> Buckets:
-    """Buckets for exactly these batches, each a list of row numbers, the last one filled up to the size of the others."""
+    """Buckets for exactly these batches of row numbers; the last is filled up to the size of the others."""
     return _buckets(rows, batches, max(map(len, batches)), [])
 
 
@@ -63,17 +62,16 @@ def _buckets(
     chosen = _fit([*needed, *besides])
     made = Buckets(chosen, 0, 0)
     real = sum(sum(rows[i]) for batch in batches for i in batch)
-    padded, cut = (
-        sum(sum(made.of(shape)) for shape in needed) * size,
-        sum(sum(shape) for shape in needed) * size,
-    )
+    padded = size * sum(sum(made.of(shape)) for shape in needed)
+    cut = size * sum(map(sum, needed))
     return Buckets(chosen, 1 - real / padded, 1 - real / cut)
 
 
 def for_training(rows: Sequence[Shape], size: int, together: int = 1) -> Buckets:
     """Buckets for batches of `size` rows, and for one that holds the longest rows there are.
 
-    Rows are drawn at random for `together` batches at once, an optimiser's, which are cut from the longest row to the shortest.
+    Rows are drawn at random for `together` batches at once, an optimiser's, which are cut from the longest
+    row to the shortest.
     """
     rng = np.random.default_rng(0)
     batches: list[list[int]] = []
@@ -91,11 +89,12 @@ def longest(rows: Sequence[Shape]) -> Shape:
 
 
 def _fit(needed: Sequence[Shape]) -> tuple[Shape, ...]:
-    """At most MOST shapes for batches that need these, with the fewest tokens in all; fewer where more would spare little."""
-    rounded = sorted(
-        ((-(-w // STEP) * STEP, -(-d // STEP) * STEP) for w, d in needed),
-        key=lambda shape: (sum(shape), shape),
-    )
+    """At most MOST shapes for batches that need these, with the fewest tokens in all.
+
+    There are fewer where more would spare little.
+    """
+    rounded = [(-(-width // STEP) * STEP, -(-depth // STEP) * STEP) for width, depth in needed]
+    rounded.sort(key=lambda shape: (sum(shape), shape))
     # In a chain a group's shape holds all groups before it as well.
     chain = np.maximum.accumulate(np.array(rounded), axis=0)
     places, counts = np.unique(chain, axis=0, return_counts=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rpo_cli.models.tokens import Tokens
 
-# Probabilities are integers, in units of 2^-40 of the likeliest token's: their sums are exact, in any order and on any
-# device, and fit 63 bits for vocabularies up to 2^23.
+# Probabilities are integers, in units of 2^-40 of the likeliest token's: their sums are exact, in any order
+# and on any device, and fit 63 bits for vocabularies up to 2^23.
 UNIT = 2.0**40
 
 
@@ -35,8 +35,8 @@ def _bytes(prompt: Tokens) -> bytes:
 def uniforms(prompts: Sequence[Tokens], copies: Sequence[int], count: int, seed: int) -> Tensor:
     """The numbers that choose the tokens: float64 [rows, count] in [0, 1), on the CPU.
 
-    Bits of SHAKE-128 over (seed, copy, prompt): the same on every machine and with every version of numpy and torch; a
-    smaller count gives the same numbers, fewer of them.
+    Bits of SHAKE-128 over (seed, copy, prompt): the same on every machine and with every version of numpy and
+    torch; a smaller count gives the same numbers, fewer of them.
     """
     table = np.empty((len(prompts), count))
     for row, (prompt, copy) in enumerate(zip(prompts, copies, strict=True)):
@@ -47,11 +47,12 @@ def uniforms(prompts: Sequence[Tokens], copies: Sequence[int], count: int, seed:
 
 
 def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Tokens by inversion: the first whose cumulative probability exceeds u; -1 where a row's logits are not finite. [N] long.
+    """Tokens by inversion, [N] long: the first whose cumulative probability exceeds u.
 
-    logits: [N, V]; u: float64 [N] in [0, 1). top_p keeps the smallest set of likeliest tokens that has this probability,
-    and what is exactly as likely as its last one. A token of probability 0, or below 2^-40 of the likeliest, is never picked.
-    No shape depends on the values.
+    They are -1 where a row's logits are not finite. logits: [N, V]; u: float64 [N] in [0, 1). top_p keeps the
+    smallest set of likeliest tokens that has this probability, and what is exactly as likely as its last one.
+    A token of probability 0, or below 2^-40 of the likeliest, is never picked. No shape depends on the
+    values.
     """
     logits = logits.float()
     top = logits.amax(-1, keepdim=True)
@@ -60,12 +61,11 @@ def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> Tensor:
         ordered = weights.sort(-1, descending=True).values
         sums = ordered.cumsum(-1)
         outside = sums - ordered >= top_p * sums[:, -1:].double()
-        # Back in the order of the vocabulary: among tokens sorted by weight, rounding would exchange neighbours.
+        # In the vocabulary's order again: among tokens sorted by weight, rounding would exchange neighbours.
         weights = weights * (weights >= ordered.masked_fill(outside, int(UNIT)).amin(-1, keepdim=True))
     edges = weights.cumsum(-1)
     total = edges[:, -1:]
-    mark = torch.minimum(
-        (u[:, None] * total.double()).long(), total - 1
-    )  # the product may round up to the total
+    # The product may round up to the total.
+    mark = torch.minimum((u[:, None] * total.double()).long(), total - 1)
     tokens = (edges <= mark).sum(-1)
     return tokens.where(top[:, 0].isfinite(), -1)

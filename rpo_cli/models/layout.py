@@ -1,15 +1,18 @@
-"""Batches of prompts with responses: one row holds a prompt once and all its responses, or each response has a row.
+"""Batches of prompts with responses: a row holds a prompt and all its responses, or each response has a row.
 
-Shared prompts: a row is [padding | prompt | response 1 | response 2 ... | padding]. A response sees the prompt and itself,
-and its positions go on where the prompt ends, so every log-probability and reward is what a row of its own would give, for
-about half the tokens. All prompts of a batch end in one column: only the columns behind it need to reach the LM head.
+Shared prompts: a row is [padding | prompt | response 1 | response 2 ... | padding]. A response sees the
+prompt and itself, and its positions go on where the prompt ends, so every log-probability and reward is what
+a row of its own would give, for about half the tokens. All prompts of a batch end in one column: only the
+columns behind it need to reach the LM head.
 
-Both layouts are dictionaries of the same tensors, N rows, T columns, R of them behind the prompt, G responses per row:
+Both layouts are dictionaries of the same tensors, N rows, T columns, R of them behind the prompt, G responses
+per row:
     input_ids, position_ids [N, T]
-    segments [N, T]        -1 padding, 0 prompt, g = 1 ... G the g-th response
-    predictors [N, R]      which of the R + 1 kept positions predicts the token: the one before it, or the prompt's last
-    ends [N, G]            column of each response's last token
-The plain layout has G = 1, its rows in the order [first responses | second responses | ...], and a 2-D attention_mask.
+    segments [N, T]    -1 padding, 0 prompt, g = 1 ... G the g-th response
+    predictors [N, R]  which of the R + 1 kept positions predicts the token: one before, or the prompt's last
+    ends [N, G]        column of each response's last token
+The plain layout has G = 1, its rows in the order [first responses | second responses | ...], and a 2-D
+attention_mask.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from rpo_cli.models.buckets import Buckets, Shape, longest
@@ -31,6 +35,8 @@ from rpo_cli.objectives.logps import token_logps
 
 PADDING, PROMPT = -1, 0
 Batch = dict[str, Tensor]
+Groups = Sequence[Sequence[Tokens]]
+Reader = Callable[[nn.Module, Batch], Tensor]
 
 
 def shape_of(prompt: Tokens, group: Sequence[Tokens], *, shared: bool) -> Shape:
@@ -39,14 +45,9 @@ def shape_of(prompt: Tokens, group: Sequence[Tokens], *, shared: bool) -> Shape:
 
 
 def make_batch(
-    prompts: Sequence[Tokens],
-    groups: Sequence[Sequence[Tokens]],
-    pad: int,
-    *,
-    shared: bool,
-    shape: Shape | None = None,
+    prompts: Sequence[Tokens], groups: Groups, pad: int, *, shared: bool, shape: Shape | None = None
 ) -> Batch:
-    """A batch of N prompts with G responses each, in either layout, as long as its longest row or of the shape given.
+    """A batch of N prompts with G responses each, as long as its longest row or of the shape given.
 
     Raises:
         ValueError: an empty prompt or response: nothing would predict its first token.
@@ -58,27 +59,24 @@ def make_batch(
     return batch | {"attention_mask": (batch["segments"] != PADDING).long()}
 
 
-def _rows(
-    prompts: Sequence[Tokens], groups: Sequence[Sequence[Tokens]], pad: int, given: Shape | None
-) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on this device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _rows(prompts: Sequence[Tokens], groups: Groups, pad: int, given: Shape | None) -> Batch:
     if not all(map(len, prompts)) or not all(len(response) for group in groups for response in group):
         raise ValueError("a prompt or a response without tokens")
-    width, depth = given or longest(
-        [shape_of(prompt, group, shared=True) for prompt, group in zip(prompts, groups, strict=True)]
-    )
+    both = list(zip(prompts, groups, strict=True))
+    width, depth = given or longest([shape_of(prompt, group, shared=True) for prompt, group in both])
     shape = (len(prompts), width + depth)
     ids, positions, segments = np.full(shape, pad), np.zeros(shape, dtype=np.int64), np.full(shape, PADDING)
-    predictors, ends = (
-        np.zeros((len(prompts), depth), dtype=np.int64),
-        np.empty((len(prompts), len(groups[0])), dtype=np.int64),
-    )
-    for row, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
-        start = width - len(prompt)
-        ids[row, start:width], segments[row, start:width], positions[row, start:width] = (
-            prompt,
-            PROMPT,
-            np.arange(len(prompt)),
-        )
+    predictors = np.zeros((len(prompts), depth), dtype=np.int64)
+    ends = np.empty((len(prompts), len(groups[0])), dtype=np.int64)
+    for row, (prompt, group) in enumerate(both):
+        before = slice(width - len(prompt), width)
+        ids[row, before], segments[row, before] = prompt, PROMPT
+        positions[row, before] = np.arange(len(prompt))
         place = 0
         for number, response in enumerate(group):
             there = slice(width + place, width + place + len(response))
@@ -100,7 +98,8 @@ def _rows(
 def attention_of(segments: Tensor) -> Tensor:
     """Additive attention mask [N, 1, T, T], float32, of rows that share their prompt.
 
-    A token sees the prompt and what precedes it in its own response; padding sees itself alone, so that no row is empty.
+    A token sees the prompt and what precedes it in its own response; padding sees itself alone, so that no
+    row is empty.
     """
     columns = torch.arange(segments.shape[1], device=segments.device)
     query, key = segments[:, :, None], segments[:, None, :]
@@ -112,28 +111,24 @@ def attention_of(segments: Tensor) -> Tensor:
 
 def _inputs(batch: Batch) -> dict[str, Any]:
     mask = batch["attention_mask"] if "attention_mask" in batch else attention_of(batch["segments"])
-    return {
-        "input_ids": batch["input_ids"],
-        "attention_mask": mask,
-        "position_ids": batch["position_ids"],
-        "use_cache": False,
-    }
+    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "position_ids")}
+    return inputs | {"attention_mask": mask, "use_cache": False}
 
 
-def response_logits(model: Any, batch: Batch) -> Tensor:
+def response_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits of the prompts' last column and every column behind it: [N, R + 1, V]."""
     logits: Tensor = model(**_inputs(batch), logits_to_keep=batch["predictors"].shape[1] + 1).logits
     return logits
 
 
 def logps_of(logits: Tensor, batch: Batch) -> Tensor:
-    """log pi(response | prompt), summed over its tokens, EOS included: [G N] float32, all first responses first."""
+    """log pi(response | prompt), summed over its tokens with EOS: [G N] float32, first responses first."""
     depth = batch["predictors"].shape[1]
     logps = token_logps(logits, batch["input_ids"][:, -depth:], batch["predictors"])
     return torch.cat([logps.masked_fill(~own, 0).sum(1) for own in _own(batch)])
 
 
-def response_logps(model: Any, batch: Batch) -> Tensor:
+def response_logps(model: nn.Module, batch: Batch) -> Tensor:
     """log pi(response | prompt) as `logps_of` returns it."""
     return logps_of(response_logits(model, batch), batch)
 
@@ -156,11 +151,11 @@ def predicts(batch: Batch, number: int) -> Tensor:
     return count.scatter_add(1, batch["predictors"], own.long()) > 0
 
 
-def response_rewards(model: Any, batch: Batch) -> Tensor:
+def response_rewards(model: nn.Module, batch: Batch) -> Tensor:
     """Rewards of the responses, read at each one's last token: [G N] float32, in the order of `logps_of`.
 
-    The sequence classifiers of transformers return one value per row, of its last token; where a row holds several
-    responses the head's own output is read, which has one for every column.
+    The sequence classifiers of transformers return one value per row, of its last token; where a row holds
+    several responses the head's own output is read, which has one for every column.
     """
     if "attention_mask" in batch:
         only: Tensor = model(**_inputs(batch)).logits.squeeze(-1).float()
@@ -172,7 +167,7 @@ def response_rewards(model: Any, batch: Batch) -> Tensor:
 
 
 @contextlib.contextmanager
-def _head_output(model: Any) -> Iterator[list[Tensor]]:
+def _head_output(model: nn.Module) -> Iterator[list[Tensor]]:
     named = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] == "score"]
     if not named:
         raise TypeError(f"{type(model).__name__} has no head named `score`")
@@ -188,11 +183,11 @@ def _head_output(model: Any) -> Iterator[list[Tensor]]:
 
 @dataclass
 class PairCollator:
-    """Rows with prompt_ids, chosen_ids, rejected_ids and optionally sample_ids to one batch of G = 2 or 3 responses.
+    """Rows with prompt_ids, chosen_ids, rejected_ids and perhaps sample_ids to one batch, G = 2 or 3.
 
-    Precomputed columns go along: ref_chosen_logps, ref_rejected_logps, ref_sample_logps (scalars) and margins (k
-    calibrated teacher margins). Rows with completion_ids have one response, and `tokens` counts those of the batch.
-    `buckets`: the only shapes that batches may have.
+    Precomputed columns go along: ref_chosen_logps, ref_rejected_logps, ref_sample_logps (scalars) and margins
+    (k calibrated teacher margins). Rows with completion_ids have one response, and `tokens` counts those of
+    the batch. `buckets`: the only shapes that batches may have.
     """
 
     pad_token_id: int
@@ -204,10 +199,8 @@ class PairCollator:
         prompts = [row["prompt_ids"] for row in rows]
         shape = None
         if self.buckets is not None:
-            needed = [
-                shape_of(prompt, group, shared=self.shared)
-                for prompt, group in zip(prompts, groups, strict=True)
-            ]
+            both = zip(prompts, groups, strict=True)
+            needed = [shape_of(prompt, group, shared=self.shared) for prompt, group in both]
             shape = self.buckets.of(longest(needed))
         batch = make_batch(prompts, groups, self.pad_token_id, shared=self.shared, shape=shape)
         for name in ("ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps", "margins"):
@@ -219,29 +212,22 @@ class PairCollator:
 
 
 def groups_of(row: dict[str, Any]) -> list[Tokens]:
-    """The responses of a row of the collator's, in their order: one to learn from, or a pair and perhaps a sample."""
-    return [
-        row[name] for name in ("completion_ids", "chosen_ids", "rejected_ids", "sample_ids") if name in row
-    ]
+    """The responses of a row of the collator's: one to learn from, or a pair and perhaps a sample."""
+    names = ("completion_ids", "chosen_ids", "rejected_ids", "sample_ids")
+    return [row[name] for name in names if name in row]
 
 
 def can_share(
-    model: PreTrainedModel,
-    read: Callable[[Any, Batch], Tensor],
-    prompts: Sequence[Tokens],
-    groups: Sequence[Sequence[Tokens]],
-    pad: int,
+    model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups, pad: int
 ) -> bool:
-    """Whether the model gives the same numbers in both layouts, measured on the longest rows; says so in the log if not.
+    """Whether the model gives the same numbers in both layouts, measured on the longest rows; logs it if not.
 
-    A model cannot where its attention takes no mask of this form, is limited to a window shorter than the row, or where it
-    is recurrent. `read` is `response_logps` or `response_rewards`.
+    A model cannot where its attention takes no mask of this form, is limited to a window shorter than the
+    row, or where it is recurrent. `read` is `response_logps` or `response_rewards`.
     """
     prompts, groups = longest_rows(prompts, groups)
-    batches = (
-        make_batch(prompts, groups, pad, shared=False),
-        _padded(make_batch(prompts, groups, pad, shared=True), pad),
-    )
+    plain, packed = (make_batch(prompts, groups, pad, shared=shared) for shared in (False, True))
+    batches = (plain, _padded(packed, pad))
     values = []
     was_training = model.training
     model.eval()
@@ -249,9 +235,7 @@ def can_share(
         # In float32: what bfloat16 rounds away must not hide a wrong mask.
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             for batch in batches:
-                values.append(
-                    read(model, {name: tensor.to(model.device) for name, tensor in batch.items()}).cpu()
-                )
+                values.append(read(model, to_device(batch, model.device)).cpu())
         alike = torch.allclose(values[0], values[1], rtol=1e-4, atol=2e-3)
         reason = f"its numbers would differ by {float((values[0] - values[1]).abs().max()):.3g}"
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
@@ -267,13 +251,12 @@ def can_share(
     return alike
 
 
-def longest_rows(
-    prompts: Sequence[Tokens], groups: Sequence[Sequence[Tokens]]
-) -> tuple[list[Tokens], list[Sequence[Tokens]]]:
-    """The prompts and responses that are the first to exceed a window: the longest as a shared row, and in a row of its own.
+def longest_rows(prompts: Sequence[Tokens], groups: Groups) -> tuple[list[Tokens], list[Sequence[Tokens]]]:
+    """The rows that exceed a window first: the longest if shared, and the longest of one response each.
 
-    A model whose own masks have a window does not apply it to a mask it is given, so that the longest response tells; one
-    that looks back a number of columns whatever the mask loses its prompt in the longest shared row. Often it is one row.
+    A model whose own masks have a window does not apply it to a mask it is given, so that the longest
+    response tells; one that looks back a number of columns whatever the mask loses its prompt in the longest
+    shared row. Often it is one row.
     """
     rows = list(zip(prompts, groups, strict=True))
     total = max(rows, key=lambda row: len(row[0]) + sum(map(len, row[1])))
@@ -285,24 +268,19 @@ def longest_rows(
 def _padded(batch: Batch, pad: int) -> Batch:
     """The shared batch with one more column of padding before its prompts and one behind its responses."""
     fillers = {"input_ids": pad, "position_ids": 0, "segments": PADDING}
-    wider = {
-        name: torch.nn.functional.pad(batch[name], (1, 1), value=filler) for name, filler in fillers.items()
-    }
-    return wider | {
-        "predictors": torch.nn.functional.pad(batch["predictors"], (0, 1)),
-        "ends": batch["ends"] + 1,
-    }
+    wider = {name: functional.pad(batch[name], (1, 1), value=filler) for name, filler in fillers.items()}
+    return wider | {"predictors": functional.pad(batch["predictors"], (0, 1)), "ends": batch["ends"] + 1}
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of `size` of about equal length, the longest first: what runs out of memory does so at once."""
+    """Indices in batches of `size` of about equal length, longest first: memory runs out at once or never."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
 def by_tokens(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of about equal length and at most the tokens of `size` of the longest rows, the longest first."""
+    """Indices in batches of about equal length, longest first, of at most the tokens of `size` longest."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     start = 0
     while start < len(order):

@@ -31,8 +31,8 @@ def load_tokenizer(
     """Tokenizer with an EOS and a padding token of its own, padding on the left as generation needs.
 
     Raises:
-        BadInput: no tokenizer there, no EOS, no padding token, or padding = EOS (models would never learn to stop and
-            reward models would read the token before the EOS).
+        BadInput: no tokenizer there, no EOS, no padding token, or padding = EOS (models would never learn to
+            stop and reward models would read the token before the EOS).
     """
     if source.is_absolute() and not source.exists():
         raise BadInput(f"{source}: no such model directory")
@@ -42,9 +42,8 @@ def load_tokenizer(
             str(source), revision=revision or "main", trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        raise BadInput(
-            f"{source}: no tokenizer can be loaded: {str(error).splitlines()[0]}{offline}"
-        ) from error
+        why = str(error).splitlines()[0]
+        raise BadInput(f"{source}: no tokenizer can be loaded: {why}{offline}") from error
     if tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
     if recipe is not None and recipe.pad_token is not None:
@@ -62,16 +61,15 @@ def load_tokenizer(
 def require_same_tokens(
     one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, source: Path, other_source: Path
 ) -> None:
-    """Raise BadInput when two models' tokenizers differ: rewards are read over exactly the policy's tokens."""
+    """Raise BadInput when two tokenizers differ: rewards are read over exactly the policy's tokens."""
     for what, ours, theirs in (
         ("EOS", one.eos_token_id, other.eos_token_id),
         ("padding", one.pad_token_id, other.pad_token_id),
         ("vocabulary", one.get_vocab(), other.get_vocab()),
     ):
         if ours != theirs:
-            raise BadInput(
-                f"{source} and {other_source}: their tokenizers differ in {what}; policy and reward models must share one"
-            )
+            differ = f"{source} and {other_source}: their tokenizers differ in {what}"
+            raise BadInput(f"{differ}; policy and reward models must share one")
 
 
 def load_causal(
@@ -84,7 +82,7 @@ def load_causal(
     training: bool = False,
     bits: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
-    """Causal language model that agrees with the tokenizer, dropout off, in evaluation mode, with float32 weights.
+    """Causal language model that agrees with the tokenizer: float32 weights, no dropout, in evaluation mode.
 
     Args:
         bits: its linear layers in 4 bits instead; see `four_bits`.
@@ -105,29 +103,21 @@ def load_reward(
     training: bool = False,
     bits: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
-    """Sequence classifier with one label, whose logit is the reward; for training, a causal model gets a new head.
+    """Sequence classifier whose one logit is the reward; for training, a causal model gets a new head.
 
     Args:
         bits: its linear layers but the head in 4 bits; see `four_bits`.
 
     Raises:
-        BadInput: it cannot be loaded, or (not for training) has no head of one label: its rewards would be random.
+        BadInput: it cannot be loaded, or (not for training) has no head of one label: its rewards would be
+            random.
     """
-    return _load(
-        AutoModelForSequenceClassification,
-        source,
-        recipe,
-        device,
-        tokenizer,
-        revision,
-        training,
-        bits,
-        num_labels=1,
-    )
+    auto = AutoModelForSequenceClassification
+    return _load(auto, source, recipe, device, tokenizer, revision, training, bits, num_labels=1)
 
 
 def four_bits(recipe: FourBits, device: Device) -> BitsAndBytesConfig | None:
-    """How bitsandbytes is to hold the linear layers of a frozen base (Dettmers et al., 2023, QLoRA); None: not at all.
+    """How bitsandbytes holds a frozen base's linear layers (Dettmers et al., 2023, QLoRA); None: not at all.
 
     Raises:
         BadInput: bitsandbytes is not installed, or cannot work on this device.
@@ -135,15 +125,16 @@ def four_bits(recipe: FourBits, device: Device) -> BitsAndBytesConfig | None:
     if not recipe.load_in_4bit:
         return None
     if device.name not in ("cpu", "cuda"):
-        raise BadInput(
-            f"load_in_4bit: bitsandbytes has no 4 bits on {device.name}; LoRA without it does (load_in_4bit: false)"
-        )
+        without = "LoRA without it does (load_in_4bit: false)"
+        raise BadInput(f"load_in_4bit: bitsandbytes has no 4 bits on {device.name}; {without}")
     if not is_bitsandbytes_available():
         raise BadInput("load_in_4bit needs the extra `qlora`: pip install 'rpo-cli[qlora]'")
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=recipe.bnb_4bit_quant_type, bnb_4bit_use_double_quant=recipe.use_bnb_nested_quant,
+        load_in_4bit=True,
+        bnb_4bit_quant_type=recipe.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=recipe.use_bnb_nested_quant,
         bnb_4bit_compute_dtype=getattr(torch, device.dtype_name),
-    )  # fmt: skip
+    )
 
 
 def _load(
@@ -161,8 +152,11 @@ def _load(
     if attention is not None:
         kwargs["attn_implementation"] = attention
     offline = look_for(source)
+    device_map = None
+    if bits is not None:
+        device_map = {"": torch.cuda.current_device() if device.name == "cuda" else device.name}
     try:
-        # float32 everywhere: where bfloat16 is asked for it comes by autocast, the same in training and in scoring.
+        # float32 everywhere: bfloat16, if asked for, comes by autocast, the same in training and in scoring.
         model, loading = auto.from_pretrained(
             str(source),
             dtype=torch.float32,
@@ -170,30 +164,28 @@ def _load(
             trust_remote_code=False,
             use_safetensors=True,
             quantization_config=bits,
-            device_map=None
-            if bits is None
-            else {"": torch.cuda.current_device() if device.name == "cuda" else device.name},
+            device_map=device_map,
             output_loading_info=True,
             **kwargs,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise BadInput(
-            f"{source}: no model can be loaded: {str(error).strip().splitlines()[0]}{offline}"
-        ) from error
+        why = str(error).strip().splitlines()[0]
+        raise BadInput(f"{source}: no model can be loaded: {why}{offline}") from error
     lacking = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if lacking and not training:
-        raise BadInput(
-            f"{source}: not a trained model of this kind: it has no weights for {', '.join(lacking[:3])}"
-        )
+        weights = ", ".join(lacking[:3])
+        raise BadInput(f"{source}: not a trained model of this kind: it has no weights for {weights}")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings and not training:
         raise BadInput(
-            f"{source}: the pad_token is new to its vocabulary; name an unused token of the vocabulary, or train from it first"
+            f"{source}: the pad_token is new to its vocabulary; name an unused token of the vocabulary, "
+            "or train from it first"
         )
     fit_to_tokenizer(model, tokenizer)
     disable_dropout(model)
     for module in model.modules() if bits is not None else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # Else bitsandbytes scores in bfloat16 on such a CPU, but trains in float32: the reference would be another model.
+            # Else bitsandbytes scores in bfloat16 on such a CPU, but trains in float32: the reference would
+            # be another model.
             module.support_avx512bf16_for_cpu = False
     fitted: PreTrainedModel = (model if bits is not None else device.place(model)).eval()
     return fitted
@@ -204,15 +196,9 @@ def new_causal(
 ) -> PreTrainedModel:
     """A causal model with random weights from `model_type` and the keys of its config."""
     keys = dict(settings)
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     try:
-        config = AutoConfig.for_model(
-            keys.pop("model_type"),
-            vocab_size=len(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            **keys,
-        )
+        config = AutoConfig.for_model(keys.pop("model_type"), vocab_size=len(tokenizer), **special, **keys)
     except (KeyError, ValueError, TypeError) as error:
         raise BadInput(f"model_config_kwargs: {error}") from error
     torch.manual_seed(seed)
@@ -235,7 +221,7 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def disable_dropout(model: PreTrainedModel) -> None:
-    """Zero dropout in modules *and* in configs: attention dropout is functional and read from an attribute."""
+    """Zero dropout in modules *and* configs: attention dropout is functional, and read from an attribute."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -1,8 +1,8 @@
-"""Sampling responses with a KV cache, each one a function of its own prompt and seed, whatever it shares a batch with.
+"""Sampling responses with a KV cache, each a function of its own prompt and seed, whatever shares its batch.
 
-The t-th token of a response is where its t-th uniform number falls in the model's cumulative distribution. The numbers
-belong to (seed, prompt, how often that prompt came before), so batch size, order, retirement of finished rows and device
-change a sample only where rounding of the logits moves an edge across a number.
+The t-th token of a response is where its t-th uniform number falls in the model's cumulative distribution.
+The numbers belong to (seed, prompt, how often that prompt came before), so batch size, order, retirement of
+finished rows and device change a sample only where rounding of the logits moves an edge across a number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rpo_cli.models.draws import occurrences, pick, uniforms
 from rpo_cli.models.layout import by_length
 from rpo_cli.models.tokens import Tokens
 
-# Finished rows leave the batch when they are this share of it: leaving copies what the others have in the cache.
+# Finished rows leave the batch when they are this share of it: leaving copies what others have in the cache.
 RETIRE = 1 / 8
 
 
@@ -40,19 +40,18 @@ def sample(
 ) -> list[list[int]]:
     """One sample for each prompt: response tokens, ending in EOS unless max_new_tokens came first.
 
-    Samples do not depend on batch_size or on the other prompts; the n-th copy of a prompt has numbers of its own. The
-    model's generation_config has no influence: a repetition penalty there would not be pi's sample.
+    Samples do not depend on batch_size or on the other prompts; the n-th copy of a prompt has numbers of its
+    own. The model's generation_config has no influence: a repetition penalty there would not be pi's sample.
 
     Raises:
         BadInput: prompt and response would exceed the model's positions.
         RunFailed: logits are not finite.
     """
     room = getattr(model.config, "max_position_embeddings", None)
-    longest = max((len(p) for p in prompts), default=0) + max_new_tokens
-    if room is not None and longest > room:
-        raise BadInput(
-            f"a prompt of {longest - max_new_tokens} tokens and max_new_tokens {max_new_tokens} exceed the model's {room} positions"
-        )
+    longest = max((len(p) for p in prompts), default=0)
+    if room is not None and longest + max_new_tokens > room:
+        asked = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
+        raise BadInput(f"{asked} exceed the model's {room} positions")
     model.eval()
     if not prompts:
         return []
@@ -79,15 +78,13 @@ def _in_batches(
     copies = occurrences(prompts)
     result: list[list[int]] = [[] for _ in prompts]
     decoder = _decoder(model, int(prompts[0][0]), int(tokenizer.pad_token_id))
+    eos = int(tokenizer.eos_token_id)
     done = 0
     for rows in by_length([len(p) for p in prompts], batch_size):
         texts = [list(map(int, prompts[i])) for i in rows]
         table = uniforms(texts, [copies[i] for i in rows], max_new_tokens, seed).to(model.device)
-        for i, answer in zip(
-            rows,
-            _respond(decoder, texts, table, temperature, top_p, int(tokenizer.eos_token_id)),
-            strict=True,
-        ):
+        answers = _respond(decoder, texts, table, temperature, top_p, eos)
+        for i, answer in zip(rows, answers, strict=True):
             result[i] = answer
         done += len(rows)
         on_batch(done)
@@ -147,7 +144,7 @@ def _decoder(model: PreTrainedModel, token: int, pad: int) -> _Decoder:
 
 
 class _Cached:
-    """Prompts padded on the left and read once, however many rows have the same one; then one token per row and step."""
+    """Prompts padded on the left, each read once however many rows have it; then a token per row and step."""
 
     def __init__(self, model: PreTrainedModel, pad: int, cache: str) -> None:
         self.model, self.pad, self.cache_name = model, pad, cache
@@ -188,12 +185,8 @@ class _Cached:
             self.mask, self.lengths = self.mask[rows], self.lengths[rows]
 
     def _read(self, ids: Tensor, positions: Tensor | None) -> Tensor:
-        inputs: dict[str, Any] = {
-            "input_ids": ids,
-            "use_cache": True,
-            "logits_to_keep": 1,
-            self.cache_name: self.cache,
-        }
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}
+        inputs[self.cache_name] = self.cache
         # A recurrent state has the padding behind it: only the prompt needs its mask.
         if self.mask is not None and (self.cache is None or self.cache_name == "past_key_values"):
             inputs |= {"attention_mask": self.mask[:, : self.width], "position_ids": positions}
@@ -204,7 +197,7 @@ class _Cached:
 
 
 class _Recomputed:
-    """All tokens in every step, padded on the right, which no causal model sees from the left: for any of them, slowly."""
+    """All tokens in every step, padded on the right, which no causal model sees: for any of them, slowly."""
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         self.model, self.pad = model, pad
@@ -223,9 +216,8 @@ class _Recomputed:
 
     def _read(self) -> Tensor:
         width = max(map(len, self.rows))
-        ids = torch.tensor(
-            [row + [self.pad] * (width - len(row)) for row in self.rows], device=self.model.device
-        )
+        padded = [row + [self.pad] * (width - len(row)) for row in self.rows]
+        ids = torch.tensor(padded, device=self.model.device)
         last = torch.tensor([len(row) - 1 for row in self.rows], device=self.model.device)
         logits: Tensor = self.model(input_ids=ids).logits[torch.arange(len(ids), device=ids.device), last]
         return logits

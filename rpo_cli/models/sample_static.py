@@ -1,6 +1,7 @@
-"""The sampler where every shape costs a compilation: a cache of a fixed size, rows that stay, steps that are one program.
+"""The sampler where shapes cost compilations: a cache of fixed size, rows that stay, one program a step.
 
-The numbers and the way they choose tokens are `generation`'s, so samples equal its own up to the rounding of logits.
+The numbers and the way they choose tokens are those of `sample`, so samples equal its own up to the rounding
+of logits.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def in_batches(
     seed: int,
     on_batch: Callable[[int], None],
 ) -> list[list[int]]:
-    """`generation.sample` in batches of one size and few widths; a last batch too small reads its first prompt again.
+    """`sample` in batches of one size and few widths; a last batch too small reads its first prompt again.
 
     Raises:
         RunFailed: logits are not finite.
@@ -75,15 +76,15 @@ def _respond(
 ) -> Tensor:
     """Tokens [N, steps] that the numbers of `table` choose, on the host; behind an EOS they mean nothing.
 
-    Two programs: one reads the prompts, padded on the left to `width`, the other is a step, whose number is a tensor.
+    Two programs: one reads the prompts, padded on the left to `width`, the other is a step, whose number is a
+    tensor.
     """
     device, (count, room) = model.device, table.shape
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     starts = width - lengths
     columns = torch.arange(width + room)
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(map(int, prompt)) for prompt in prompts]).to(
-        device
-    )
+    padded = [[pad] * (width - len(prompt)) + list(map(int, prompt)) for prompt in prompts]
+    ids = torch.tensor(padded).to(device)
     mask = (columns >= starts[:, None]).long().to(device)
     positions = (columns[:width] - starts[:, None]).clamp(min=0).to(device)
     state = _State(table.to(device), torch.full((count, room), eos).to(device), lengths.to(device))
@@ -102,14 +103,8 @@ def _respond(
 
 def _read(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor, cache: StaticCache) -> Tensor:
     """Logits behind the last tokens: [N, V]."""
-    output = model(
-        input_ids=ids,
-        position_ids=positions,
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     logits: Tensor = output.logits[:, -1]
     return logits
 

@@ -1,4 +1,4 @@
-"""Sampling responses with vLLM: the same arguments and the same kind of result as `generation.sample`, other random draws.
+"""Sampling responses with vLLM: arguments and results as those of `models.sample`, other random draws.
 
 Written against vLLM's documented offline API and tested with a stand-in; it was never run on a GPU.
 """
@@ -15,9 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from rpo_cli.errors import BadInput
 from rpo_cli.models.tokens import Tokens
 
-CHUNK = (
-    16  # batches at a time: vLLM fills its own batches, more prompts at a time let it; fewer show progress
-)
+# Batches at a time: vLLM fills its own batches, more prompts at a time let it; fewer show progress.
+CHUNK = 16
 
 
 def sample(
@@ -36,8 +35,9 @@ def sample(
 ) -> list[list[int]]:
     """One sample for each prompt: response tokens, ending in EOS unless max_new_tokens came first.
 
-    model: a directory or a hub name; vLLM loads it itself. Every prompt has a seed of its own, by its place in `prompts`,
-    so the cut into chunks changes no sample; whether equal arguments give equal bits is up to vLLM's kernels.
+    model: a directory or a hub name; vLLM loads it itself. Every prompt has a seed of its own, by its place
+    in `prompts`, so the cut into chunks changes no sample; whether equal arguments give equal bits is up to
+    vLLM's kernels.
 
     Raises:
         BadInput: vLLM is not installed, or cannot load the model, or has no room for a prompt.
@@ -57,7 +57,8 @@ def sample(
             dtype=dtype,
             seed=0,
             max_model_len=longest + max_new_tokens,
-            generation_config="vllm",  # not the model's own defaults: a repetition penalty there would not be pi's sample
+            # Not the model's own defaults: a repetition penalty there would not be pi's sample.
+            generation_config="vllm",
             trust_remote_code=False,
         )
     except ValueError as error:
@@ -79,9 +80,8 @@ def sample(
                 )
                 for place in range(len(chunk))
             ]
-            outputs = engine.generate(
-                [TokensPrompt(prompt_token_ids=list(map(int, p))) for p in chunk], settings, use_tqdm=False
-            )
+            inputs = [TokensPrompt(prompt_token_ids=list(map(int, prompt))) for prompt in chunk]
+            outputs = engine.generate(inputs, settings, use_tqdm=False)
             result += [_response(output.outputs[0], eos) for output in outputs]
             on_batch(len(result))
     finally:

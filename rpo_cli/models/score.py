@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from rpo_cli import devices
 from rpo_cli.errors import RunFailed
 from rpo_cli.models.buckets import Shape, for_batches, longest
 from rpo_cli.models.layout import (
-    Batch,
+    Groups,
+    Reader,
     by_length,
     by_tokens,
     can_share,
@@ -22,6 +22,7 @@ from rpo_cli.models.layout import (
     response_logps,
     response_rewards,
     shape_of,
+    to_device,
 )
 from rpo_cli.models.tokens import TokenRow, Tokens
 
@@ -45,10 +46,9 @@ def rewards(
     result = np.empty(len(sequences), dtype=np.float32)
     done = 0
     model.eval()
-    for rows, shape in _cuts(
-        [len(s) for s in sequences], [(len(s), 0) for s in sequences], batch_size, model.device
-    ):
-        width = shape[0] if shape else max(len(sequences[i]) for i in rows)
+    lengths = [len(sequence) for sequence in sequences]
+    for rows, shape in _cuts(lengths, [(length, 0) for length in lengths], batch_size, model.device):
+        width = shape[0] if shape else max(lengths[i] for i in rows)
         table, mask = np.full((len(rows), width), pad), np.zeros((len(rows), width), dtype=np.int64)
         for row, i in enumerate(rows):
             table[row, : len(sequences[i])], mask[row, : len(sequences[i])] = sequences[i], 1
@@ -64,9 +64,10 @@ def rewards(
 def _cuts(
     lengths: Sequence[int], needed: Sequence[Shape], size: int, device: torch.device
 ) -> Iterator[tuple[list[int], Shape | None]]:
-    """Numbers of rows in batches of about equal length, the longest first, and the shape of each where shapes are few.
+    """Numbers of rows in batches of about equal length, the longest first, and each one's shape.
 
-    There all batches have as many rows: the last one reads its first row again and again.
+    There is a shape where shapes are few, and there all batches have as many rows: the last one reads its
+    first row again and again.
     """
     if not devices.fixed_shapes(device):
         for rows in by_tokens(lengths, size):
@@ -81,10 +82,10 @@ def _cuts(
 
 
 def _finite_rewards(result: np.ndarray) -> np.ndarray:
-    if not np.isfinite(result).all():
-        raise RunFailed(
-            f"the reward model gave a reward that is not finite for {int((~np.isfinite(result)).sum())} of {result.size} responses"
-        )
+    wrong = int((~np.isfinite(result)).sum())
+    if wrong:
+        share = f"{wrong} of {result.size} responses"
+        raise RunFailed(f"the reward model gave a reward that is not finite for {share}")
     return result
 
 
@@ -97,11 +98,9 @@ def logps(
     on_batch: Callable[[int], None] = silent,
 ) -> np.ndarray:
     """log pi(response | prompt), summed over the response's tokens: float32 [n]."""
-    return _finite_logps(
-        _read(
-            model, response_logps, prompts, [[r] for r in responses], pad, batch_size, on_batch, shared=False
-        )[:, 0]
-    )
+    groups = [[response] for response in responses]
+    values = _read(model, response_logps, prompts, groups, pad, batch_size, on_batch, shared=False)
+    return _finite_logps(values[:, 0])
 
 
 def pair_logps(
@@ -113,7 +112,10 @@ def pair_logps(
     *,
     shared: bool = True,
 ) -> np.ndarray:
-    """log pi of each row's responses: float32 [n, 2], a batch holding at most `batch_size` responses of the longest rows."""
+    """log pi of each row's responses: float32 [n, 2].
+
+    A batch holds at most `batch_size` responses of the longest rows.
+    """
     shared = shared and can_share(model, response_logps, *_prompts_and_groups(rows), pad)
     return _finite_logps(_read_pairs(model, response_logps, rows, pad, batch_size, on_batch, shared))
 
@@ -133,7 +135,9 @@ def pair_rewards(
     *,
     shared: bool = True,
 ) -> np.ndarray:
-    """Rewards of each row's responses: float32 [n, 2], a batch holding at most `batch_size` responses of the longest rows.
+    """Rewards of each row's responses: float32 [n, 2].
+
+    A batch holds at most `batch_size` responses of the longest rows.
 
     Raises:
         RunFailed: a reward is not finite.
@@ -150,7 +154,7 @@ def _prompts_and_groups(rows: Sequence[TokenRow]) -> tuple[list[Tokens], list[Se
 
 def _read_pairs(
     model: PreTrainedModel,
-    read: Callable[[Any, Batch], torch.Tensor],
+    read: Reader,
     rows: Sequence[TokenRow],
     pad: int,
     batch_size: int,
@@ -158,17 +162,16 @@ def _read_pairs(
     shared: bool,
 ) -> np.ndarray:
     prompts, groups = _prompts_and_groups(rows)
-    size = max(1, batch_size // len(groups[0]))
-    return _read(
-        model, read, prompts, groups, pad, size, lambda done: on_batch(done * len(groups[0])), shared=shared
-    )
+    each = len(groups[0])
+    size = max(1, batch_size // each)
+    return _read(model, read, prompts, groups, pad, size, lambda done: on_batch(done * each), shared=shared)
 
 
 def _read(
     model: PreTrainedModel,
-    read: Callable[[Any, Batch], torch.Tensor],
+    read: Reader,
     prompts: Sequence[Tokens],
-    groups: Sequence[Sequence[Tokens]],
+    groups: Groups,
     pad: int,
     size: int,
     on_batch: Callable[[int], None],
@@ -179,14 +182,14 @@ def _read(
     result = np.empty((len(prompts), len(groups[0])), dtype=np.float32)
     done = 0
     model.eval()
-    needed = [shape_of(prompt, group, shared=shared) for prompt, group in zip(prompts, groups, strict=True)]
-    lengths = [len(prompt) + sum(map(len, group)) for prompt, group in zip(prompts, groups, strict=True)]
+    both = list(zip(prompts, groups, strict=True))
+    needed = [shape_of(prompt, group, shared=shared) for prompt, group in both]
+    lengths = [len(prompt) + sum(map(len, group)) for prompt, group in both]
     for rows, shape in _cuts(lengths, needed, size, model.device):
-        batch = make_batch(
-            [prompts[i] for i in rows], [groups[i] for i in rows], pad, shared=shared, shape=shape
-        )
+        some, theirs = [prompts[i] for i in rows], [groups[i] for i in rows]
+        batch = make_batch(some, theirs, pad, shared=shared, shape=shape)
         with devices.reading(model.device):
-            values = read(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+            values = read(model, to_device(batch, model.device))
             result[rows] = values.cpu().numpy().reshape(-1, len(rows)).T
         done = min(done + len(rows), len(prompts))
         on_batch(done)

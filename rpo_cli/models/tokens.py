@@ -1,6 +1,7 @@
-"""Tokens of rows: responses apart from their prompt, so that the boundary is where generation has it, each with EOS.
+"""Tokens of rows: responses with EOS, apart from their prompt: the boundary is where generation has it.
 
-Nothing is ever cut: rows longer than max_length are an error or are dropped and counted."""
+Nothing is ever cut: rows longer than max_length are an error or are dropped and counted.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ AT_A_TIME = 1000  # texts: a tokenizer's own answer is ten times as large as the
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row's tokens: the prompt, and responses that end in EOS; views of a table's columns where there is one."""
+    """One row's tokens: the prompt, and responses that end in EOS; views of a table's columns, if any."""
 
     id: str
     prompt_ids: Tokens
@@ -36,7 +37,7 @@ class TokenRow:
 
 
 def encode(column: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> pa.ChunkedArray:
-    """Tokens of a column's texts: lists of int32, those of `prompt` as the tokenizer begins them, others with EOS."""
+    """Tokens of a column's texts, int32: `prompt` as the tokenizer begins texts, others with EOS."""
     prompt, end = column == "prompt", [] if column == "prompt" else [tokenizer.eos_token_id]
     chunks = []
     for start in range(0, len(texts), AT_A_TIME):
@@ -84,7 +85,7 @@ def tokenise(
     overlong: Literal["error", "drop"],
     what: str,
 ) -> list[TokenRow]:
-    """Tokens of rows that are in no workspace, as plain lists: prompt, and each response column; see `fitting`."""
+    """Tokens of rows that are in no workspace, as plain lists: prompt, response columns; see `fitting`."""
     prompts, *responses = (
         encode(column, [row[column] for row in rows], tokenizer).to_pylist()
         for column in ("prompt", *columns)
@@ -97,7 +98,7 @@ def tokenise(
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that decides a text's tokens: class, vocabulary, rules, special tokens, versions of the libraries."""
+    """A hash of all that decides a text's tokens: class, vocabulary, rules, special tokens, versions."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
@@ -117,6 +118,6 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def pad_id(tokenizer: Any) -> int:
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The padding token's id; `load_tokenizer` made sure there is one."""
     return int(tokenizer.pad_token_id)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report, write_json
@@ -47,36 +49,43 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
     samples.to_parquet(job.directory / SAMPLES, index=False)
     report.table("samples", samples.head(SHOWN)[["prompt", "response", "tokens", "finished", "reward"]])
     baseline = pd.read_parquet(job.inputs["baseline"] / SAMPLES) if "baseline" in job.inputs else samples
-    metrics = summarise(
-        samples,
-        baseline,
-        truncated=recipe.truncated,
-        resamples=recipe.bootstrap_samples,
-        seed=seed_of(recipe, "sampling"),
-    )
+    seed, resamples = seed_of(recipe, "sampling"), recipe.bootstrap_samples
+    metrics = summarise(samples, baseline, truncated=recipe.truncated, resamples=resamples, seed=seed)
     metrics |= {"duplicate_prompts": len(listed) - len(texts), "overlong_prompts": len(texts) - len(rows)}
     write_json(job.directory / "metrics.json", metrics)
     return metrics
 
 
 def draw(
-    job: Job[EvaluateRecipe], recipe: EvaluateRecipe, tokenizer: Any, rows: list[TokenRow], report: Report
+    job: Job[EvaluateRecipe],
+    recipe: EvaluateRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[TokenRow],
+    report: Report,
 ) -> pd.DataFrame:
     """num_samples samples for each prompt with oracle reward, log pi_theta and log pi_ref."""
+
+    def loaded(load: Callable[..., PreTrainedModel], name: str) -> PreTrainedModel:
+        return load(job.inputs[name], recipe, device, tokenizer, job.revisions.get(name))
+
     device = devices.choose(recipe)
     prompts = [row.prompt_ids for row in rows for _ in range(recipe.num_samples)]
     total, size = 3 * len(prompts), recipe.per_device_eval_batch_size
     settings: dict[str, Any] = {
-        "temperature": recipe.temperature, "top_p": recipe.top_p, "max_new_tokens": recipe.max_new_tokens, "batch_size": size,
-        "seed": seed_of(recipe, "sampling"), "on_batch": lambda n: report(n, total),
-    }  # fmt: skip
+        "temperature": recipe.temperature,
+        "top_p": recipe.top_p,
+        "max_new_tokens": recipe.max_new_tokens,
+        "batch_size": size,
+        "seed": seed_of(recipe, "sampling"),
+        "on_batch": lambda n: report(n, total),
+    }
     if recipe.sampler == "vllm":
         # First and alone: vLLM takes the GPU for itself.
         revision = job.revisions.get("policy")
         answers = sample_vllm.sample(
             job.inputs["policy"], tokenizer, prompts, revision=revision, dtype=device.dtype_name, **settings
         )
-    policy = load_causal(job.inputs["policy"], recipe, device, tokenizer, job.revisions.get("policy"))
+    policy = loaded(load_causal, "policy")
     if recipe.sampler == "transformers":
         answers = sample(policy, tokenizer, prompts, **settings)
     pad = pad_id(tokenizer)
@@ -84,19 +93,12 @@ def draw(
     ref_logp = logp
     if job.inputs["reference"] != job.inputs["policy"]:
         del policy
-        reference = load_causal(
-            job.inputs["reference"], recipe, device, tokenizer, job.revisions.get("reference")
-        )
+        reference = loaded(load_causal, "reference")
         ref_logp = logps(reference, prompts, answers, pad, size)
         del reference
-    oracle = load_reward(job.inputs["oracle"], recipe, device, tokenizer, job.revisions.get("oracle"))
-    scores = rewards(
-        oracle,
-        [[*p, *a] for p, a in zip(prompts, answers, strict=True)],
-        pad,
-        size,
-        lambda n: report(2 * len(prompts) + n, total),
-    )
+    oracle = loaded(load_reward, "oracle")
+    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    scores = rewards(oracle, whole, pad, size, lambda n: report(2 * len(prompts) + n, total))
     return pd.DataFrame(
         {
             "prompt_id": [row.id for row in rows for _ in range(recipe.num_samples)],

@@ -1,4 +1,4 @@
-"""What a trained policy made of its pairs, and its distance from the reference by three estimators: rows for figures."""
+"""What a trained policy made of its pairs, and its distance from the reference by three estimators."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from rpo_cli.models import (
     predicts,
     response_logits,
     response_logps,
+    to_device,
 )
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.kl import kl_full, kl_sample
@@ -40,9 +41,10 @@ TIMED_ROWS, REPEATS = 16, 15
 def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     """Write pairs.parquet, one row for each training pair, in nats summed over tokens.
 
-    h_chosen, h_rejected: log pi_theta - log pi_ref. kl_full, kl_sample: estimates of KL(pi_ref || pi_theta) along one
-    sample of pi_ref for the pair's prompt; kl_data: the estimate on the pair itself. Metrics: their means, and the
-    milliseconds (of CPU, where that is the device) that loss and gradient of DPO with each estimator take on 16 pairs.
+    h_chosen, h_rejected: log pi_theta - log pi_ref. kl_full, kl_sample: estimates of KL(pi_ref || pi_theta)
+    along one sample of pi_ref for the pair's prompt; kl_data: the estimate on the pair itself. Metrics: their
+    means, and the milliseconds (of CPU, where that is the device) that loss and gradient of DPO with each
+    estimator take on 16 pairs.
     """
     recipe: ScoringRecipe = job.recipe
     device = devices.choose(recipe)
@@ -71,15 +73,12 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
         h[name] = ours.astype(np.float64) - theirs
     full = exact(policy, reference, prompts, groups["sample"], pad, size)
     data = -(h["chosen"] + h["rejected"]) / 2
-    columns = {
-        "prompt_id": [row_id(prompt_of[row.id]) for row in rows], "h_chosen": h["chosen"], "h_rejected": h["rejected"],
-        "kl_full": full, "kl_sample": -h["sample"], "kl_data": data,
-    }  # fmt: skip
+    columns: dict[str, Any] = {"prompt_id": [row_id(prompt_of[row.id]) for row in rows]}
+    columns |= {"h_chosen": h["chosen"], "h_rejected": h["rejected"]}
+    columns |= {"kl_full": full, "kl_sample": -h["sample"], "kl_data": data}
     write_columns(columns, job.directory / "pairs.parquet")
-    costs = {
-        f"milliseconds/{name}": 1000 * seconds
-        for name, seconds in step_seconds(policy, reference, prompts, groups, pad).items()
-    }
+    seconds = step_seconds(policy, reference, prompts, groups, pad)
+    costs = {f"milliseconds/{name}": 1000 * taken for name, taken in seconds.items()}
     report(total, total)
     return {"rows": len(rows), **{name: float(np.mean(columns[name])) for name in list(columns)[1:]}, **costs}
 
@@ -97,12 +96,9 @@ def exact(
     result = np.empty(len(samples))
     for rows in by_length([len(p) + len(s) for p, s in zip(prompts, samples, strict=True)], size):
         batch = make_batch([prompts[i] for i in rows], [[samples[i]] for i in rows], pad, shared=False)
-        batch = {name: tensor.to(policy.device) for name, tensor in batch.items()}
-        result[rows] = (
-            kl_full(response_logits(policy, batch), response_logits(reference, batch), predicts(batch, 1))
-            .cpu()
-            .numpy()
-        )
+        batch = to_device(batch, policy.device)
+        kl = kl_full(response_logits(policy, batch), response_logits(reference, batch), predicts(batch, 1))
+        result[rows] = kl.cpu().numpy()
     return result
 
 
@@ -113,15 +109,12 @@ def step_seconds(
     groups: dict[str, list[Tokens]],
     pad: int,
 ) -> dict[str, float]:
-    """Median seconds of the loss and gradient of DPO + KL by each estimator, on the same 16 pairs, taking turns."""
+    """Median seconds of a step of DPO + KL by each estimator, on the same 16 pairs, taking turns."""
     size = min(TIMED_ROWS, len(prompts))
 
     def rows(*names: str) -> Batch:
         answers = [[groups[name][i] for name in names] for i in range(size)]
-        return {
-            name: tensor.to(policy.device)
-            for name, tensor in make_batch(prompts[:size], answers, pad, shared=True).items()
-        }
+        return to_device(make_batch(prompts[:size], answers, pad, shared=True), policy.device)
 
     def step(estimator: str) -> None:
         batch = pairs if estimator == "data" else with_samples
@@ -153,7 +146,7 @@ def step_seconds(
 
 
 def timed(work: Callable[[], None], device: torch.device) -> float:
-    """Seconds that some work takes: of CPU, which other processes do not lengthen; on a GPU of the clock, until it is done."""
+    """Seconds of work: of CPU, which other processes do not lengthen; on a GPU by the clock, to its end."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     started = clock()
     work()

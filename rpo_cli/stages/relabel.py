@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,16 @@ from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
 
 
 def run(job: Job[RelabelRecipe], report: Report) -> dict[str, Any]:
-    """Write pairs.parquet: for each pair whether the oracle turns the human label round, and its scores in its own order."""
+    """Write pairs.parquet: whether the oracle turns each human label round, and scores in its own order."""
     recipe: RelabelRecipe = job.recipe
-    tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
+    source, revision = job.inputs["model"], job.revisions.get("model")
+    tokenizer = load_tokenizer(source, recipe, revision)
     human = rows_of(job, "pairs")
     rows = human.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
-    model = load_reward(
-        job.inputs["model"], recipe, devices.choose(recipe), tokenizer, job.revisions.get("model")
-    )
+    model = load_reward(source, recipe, devices.choose(recipe), tokenizer, revision)
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
-    scores = pair_rewards(
-        model, rows, pad_id(tokenizer), size, lambda n: report(n, 2 * len(rows)), shared=shared
-    )
+    on_batch = partial(report, of=2 * len(rows))
+    scores = pair_rewards(model, rows, pad_id(tokenizer), size, on_batch, shared=shared)
     margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
     if recipe.labels == "sample":
         draws = np.random.default_rng([seed_of(recipe, "data"), 20]).random(len(rows))

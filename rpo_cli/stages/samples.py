@@ -18,7 +18,7 @@ SAMPLES = "samples.parquet"
 
 
 def run_samples(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
-    """Write samples.parquet: samples of pi_ref and their log-probs, by the id of a pair that has the prompt."""
+    """Write samples.parquet: samples of pi_ref and their log-probs, by the id of a pair with the prompt."""
     recipe: ScoringRecipe = job.recipe
     source, revision = job.inputs["model"], job.revisions.get("model")
     tokenizer = load_tokenizer(source, recipe, revision)
@@ -30,20 +30,24 @@ def run_samples(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     prompts, total = [row.prompt_ids for row in repeated], 2 * len(repeated)
     size = recipe.per_device_eval_batch_size
     answers = sample(
-        model, tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=recipe.max_new_tokens, batch_size=size,
-        seed=seed_of(recipe, "sampling"), on_batch=lambda n: report(n, total),
-    )  # fmt: skip
+        model,
+        tokenizer,
+        prompts,
+        temperature=1.0,
+        top_p=1.0,
+        max_new_tokens=recipe.max_new_tokens,
+        batch_size=size,
+        seed=seed_of(recipe, "sampling"),
+        on_batch=lambda n: report(n, total),
+    )
     pad = pad_id(tokenizer)
     values = logps(model, prompts, answers, pad, size, lambda n: report(len(prompts) + n, total))
     kept = pa.array(answers, pa.list_(pa.int32()))
     columns = {"id": [row.id for row in repeated], "sample_ids": kept, "ref_sample_logps": values}
     write_columns(columns, job.directory / SAMPLES)
     ended = float(np.mean([answer[-1] == tokenizer.eos_token_id for answer in answers]))
-    return {
-        "rows": len(answers),
-        "tokens_mean": float(np.mean([len(a) for a in answers])),
-        "unfinished_share": 1 - ended,
-    }
+    tokens = float(np.mean([len(answer) for answer in answers]))
+    return {"rows": len(answers), "tokens_mean": tokens, "unfinished_share": 1 - ended}
 
 
 def samples_by_prompt(job: Job[Recipe]) -> dict[str, list[tuple[Tokens, float]]]:

@@ -15,7 +15,7 @@ from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
 
 
 def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
-    """One reward model's rewards for the pairs of a D_rho, trained on and held out, over exactly the policy's tokens."""
+    """Write train and held_out.parquet: the rewards of a D_rho's pairs, over exactly the policy's tokens."""
     recipe: ScoringRecipe = job.recipe
     source, policy, revision = job.inputs["model"], job.inputs["policy"], job.revisions.get("model")
     tokenizer = load_tokenizer(policy, recipe, job.revisions.get("policy"))
@@ -27,10 +27,8 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
         rows = rows_of(job, table).tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
         on_batch = partial(report, of=2 * len(rows))
         values = pair_rewards(model, rows, pad_id(tokenizer), size, on_batch, shared=shared)
-        write_columns(
-            {"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]},
-            job.directory / f"{table}.parquet",
-        )
+        columns = {"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]}
+        write_columns(columns, job.directory / f"{table}.parquet")
         margins = values[:, 0] - values[:, 1]
         metrics[f"{table}/accuracy"] = float((margins > 0).mean())
         metrics[f"{table}/margin_rms"] = float(np.sqrt((margins**2).mean()))

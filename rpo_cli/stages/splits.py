@@ -1,8 +1,8 @@
 """Length-biased splits: D_rho, and its subsets D_rho,b.
 
-The longer response of a pair has at least `length_margin` more tokens than the other; closer pairs are ties. D_rho has
-the longer response preferred in a share rho of its pairs, drawn without replacement (Fisch et al., section 5.1). Held-out
-pairs share no prompt with the training pairs.
+The longer response of a pair has at least `length_margin` more tokens than the other; closer pairs are ties.
+D_rho has the longer response preferred in a share rho of its pairs, drawn without replacement (Fisch et al.,
+section 5.1). Held-out pairs share no prompt with the training pairs.
 """
 
 from __future__ import annotations
@@ -60,26 +60,22 @@ def draw(kinds: np.ndarray, recipe: SplitsRecipe, seed: int, prompts: Sequence[s
     Raises:
         BadInput: not enough pairs of a kind; says how many exist and are needed.
     """
-    names = (
-        np.arange(len(kinds))
-        if prompts is None
-        else np.unique(np.asarray(prompts, dtype=object), return_inverse=True)[1]
-    )
+    names = np.arange(len(kinds))
+    if prompts is not None:
+        names = np.unique(np.asarray(prompts, dtype=object), return_inverse=True)[1]
     rng = np.random.default_rng([seed, 30, 0 if recipe.rho is None else round(recipe.rho * 10_000)])
     pools = {kind: rng.permutation(np.flatnonzero(kinds == kind)) for kind in (LONGER, SHORTER, TIE)}
     if recipe.rho is None:
         everything = rng.permutation(len(kinds))
         size = len(kinds) - recipe.held_out if recipe.num_pairs is None else recipe.num_pairs
         if size < 1 or size + recipe.held_out > len(kinds):
-            raise BadInput(
-                f"splits: {max(size, 1)} training and {recipe.held_out} held-out pairs are needed, {len(kinds)} exist"
-            )
+            needed = f"{max(size, 1)} training and {recipe.held_out} held-out pairs are needed"
+            raise BadInput(f"splits: {needed}, {len(kinds)} exist")
         (held_out,) = hold_out([(everything, size, recipe.held_out)], names)
         train = everything[~np.isin(names[everything], names[held_out])]
         if recipe.num_pairs is not None and len(train) < size:
-            raise BadInput(
-                f"splits: num_pairs {size} cannot be filled: {len(train)} pairs {APART.format(recipe.held_out)}"
-            )
+            apart = APART.format(recipe.held_out)
+            raise BadInput(f"splits: num_pairs {size} cannot be filled: {len(train)} pairs {apart}")
         train = train[:size]
     else:
         assert recipe.num_pairs is not None
@@ -94,7 +90,8 @@ def hold_out(wanted: Sequence[tuple[np.ndarray, int, int]], names: np.ndarray) -
 
     Args:
         wanted: pools in random order, each with the number of its rows to train on and to hold out.
-        names: [n], equal for pairs of one prompt. If all differ, the held-out rows are those after the training rows.
+        names: [n], equal for pairs of one prompt. If all differ, the held-out rows are those after the
+            training rows.
     """
     held: set[int] = set()
     result = []
@@ -104,9 +101,8 @@ def hold_out(wanted: Sequence[tuple[np.ndarray, int, int]], names: np.ndarray) -
         for row in order.tolist():
             together.setdefault(int(names[row]), []).append(row)
         # Prompts that another pool holds out already come first.
-        chosen = [
-            row for name in sorted(together, key=lambda name: name not in held) for row in together[name]
-        ][:count]
+        ordered = sorted(together, key=lambda name: name not in held)
+        chosen = [row for name in ordered for row in together[name]][:count]
         held |= {int(names[row]) for row in chosen}
         result.append(np.array(chosen, dtype=pool.dtype))
     return result
@@ -123,14 +119,13 @@ def _biased(
         ties = round(size * tie_share)
         counts.append((*counts_for(size - ties, recipe.rho), ties))
     of = f"splits: rho {recipe.rho:g} with num_pairs {recipe.num_pairs} and held_out {recipe.held_out} needs"
-    kinds = {LONGER: "longer", SHORTER: "shorter", TIE: "equally long"}
+    lengths = {LONGER: "longer", SHORTER: "shorter", TIE: "equally long"}
+    kinds = {kind: f"pairs whose {length} response is preferred" for kind, length in lengths.items()}
     wanted = []
     for kind, train, held_out in zip(kinds, *counts, strict=True):
         need = train + held_out
         if need > len(pools[kind]):
-            raise BadInput(
-                f"{of} {need} pairs whose {kinds[kind]} response is preferred, {len(pools[kind])} exist"
-            )
+            raise BadInput(f"{of} {need} {kinds[kind]}, {len(pools[kind])} exist")
         wanted.append((pools[kind], train, held_out))
     held = hold_out(wanted, names)
     apart = names[np.concatenate(held)]
@@ -138,9 +133,7 @@ def _biased(
     for kind, (pool, need, _) in zip(kinds, wanted, strict=True):
         free = pool[~np.isin(names[pool], apart)]
         if need > len(free):
-            raise BadInput(
-                f"{of} {need} training pairs whose {kinds[kind]} response is preferred, {len(free)} {APART.format(len(apart))}"
-            )
+            raise BadInput(f"{of} {need} training {kinds[kind]}, {len(free)} {APART.format(len(apart))}")
         parts.append(free[:need])
     return np.concatenate(parts), np.concatenate(held)
 
@@ -174,9 +167,8 @@ def _subsets(train: np.ndarray, kinds: np.ndarray, recipe: SplitsRecipe) -> dict
         many = min(many, len(longer))
         few = min(few, len(shorter))
         if many + few == 0:
-            raise BadInput(
-                f"splits: the subset for b {b:g} would be empty: D_rho has {len(longer)} longer and {len(shorter)} shorter pairs"
-            )
+            there = f"{len(longer)} longer and {len(shorter)} shorter pairs"
+            raise BadInput(f"splits: the subset for b {b:g} would be empty: D_rho has {there}")
         result[b] = np.concatenate([longer[:many], shorter[:few]])
     return result
 
@@ -193,7 +185,7 @@ def bias_of(kinds: np.ndarray, rows: Sequence[int] | np.ndarray) -> dict[str, fl
 
 
 def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
-    """Write the ids of train, held_out and b-*.parquet, with token counts and the kind of each of the first two's pairs."""
+    """Write the ids of train, held_out and b-*.parquet; the first two have token counts and kinds, too."""
     recipe: SplitsRecipe = job.recipe
     pairs = rows_of(job, "pairs")
     revision = job.revisions.get("tokenizer")
@@ -211,9 +203,8 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
     }
     parts = {"train": split.train, "held_out": split.held_out}
     parts |= {f"b-{b:g}": rows for b, rows in split.subsets.items()}
-    metrics: dict[str, Any] = {
-        f"all/{name}": value for name, value in bias_of(kinds, np.arange(len(kinds))).items()
-    }
+    of_all = bias_of(kinds, np.arange(len(kinds)))
+    metrics: dict[str, Any] = {f"all/{name}": value for name, value in of_all.items()}
     # Neither held out nor to be trained on, because another pair of their prompt is held out.
     held_prompts = {prompts[row] for row in split.held_out.tolist()}
     metrics["barred_by_prompt"] = sum(prompt in held_prompts for prompt in prompts) - len(split.held_out)

@@ -22,18 +22,16 @@ MOST_PROBLEMS = 10  # of a file: they tend to be alike
 
 
 def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
-    """Write every table as Parquet (and the miniature's tokenizer); metrics are counts of rows and of prompts that tables share."""
+    """Write every table as Parquet (and the miniature's tokenizer); metrics count rows and shared prompts."""
     recipe: DataRecipe = job.recipe
     duplicates: dict[str, int] = {}
     left_out: dict[str, int] = {}
     if recipe.source == "miniature":
         from rpo_cli.stages.data import miniature
 
-        unknown = set(job.files)
-        if unknown:
-            raise BadInput(
-                f"source: miniature generates its tables; files: {', '.join(sorted(unknown))} has no meaning"
-            )
+        if job.files:
+            names = ", ".join(sorted(job.files))
+            raise BadInput(f"source: miniature generates its tables; files: {names} has no meaning")
         tables = miniature.generate(seed_of(recipe, "data"), miniature.Sizes(**recipe.rows))
         miniature.build_tokenizer().save_pretrained(job.directory / "tokenizer")
     elif recipe.loaded:
@@ -58,28 +56,24 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
     for line in leaks(shared, prompts):
         report.warn(line)
     counts |= {f"shared_prompts/{one}/{other}": count for (one, other), count in shared.items()}
-    return (
-        counts
-        | {f"duplicates/{table}": count for table, count in sorted(duplicates.items()) if count}
-        | left_out
-    )
+    counts |= {f"duplicates/{table}": count for table, count in sorted(duplicates.items()) if count}
+    return counts | left_out
 
 
 def read_table(file: Path, table: str) -> tuple[list[Row], int]:
     """Rows of one JSONL or Parquet file, checked and named, and how many exact duplicates were left out.
 
     Raises:
-        BadInput: unreadable file, missing or empty column, equal responses, no rows; names file and line (or row), each of the
-            first `MOST_PROBLEMS` on a line of its own.
+        BadInput: unreadable file, missing or empty column, equal responses, no rows; names file and line (or
+            row), each of the first `MOST_PROBLEMS` on a line of its own.
     """
     problems: list[str] = []
     if file.suffix == ".parquet":
         try:
-            raw: list[tuple[str, Any]] = [
-                (f"{file}: row {i + 1}", row) for i, row in enumerate(pq.read_table(file).to_pylist())
-            ]
+            found = pq.read_table(file).to_pylist()
         except (OSError, ValueError) as error:
             raise BadInput(f"{file}: not a Parquet file: {error}") from error
+        raw: list[tuple[str, Any]] = [(f"{file}: row {number}", row) for number, row in enumerate(found, 1)]
     elif file.suffix in (".jsonl", ".json"):
         numbered = [(f"{file}:{number}", line) for number, line in enumerate(_lines(file), 1) if line.strip()]
         raw = [(place, _parse(line)) for place, line in numbered]
@@ -106,11 +100,8 @@ def read_table(file: Path, table: str) -> tuple[list[Row], int]:
             problems.append(f"{place}: id {name!r} belongs to another row as well")
     if problems:
         more = len(problems) - MOST_PROBLEMS
-        raise BadInput(
-            "\n".join(
-                [*problems[:MOST_PROBLEMS], *([f"{file}: and {more} more problems"] if more > 0 else [])]
-            )
-        )
+        last = [f"{file}: and {more} more problems"] if more > 0 else []
+        raise BadInput("\n".join(problems[:MOST_PROBLEMS] + last))
     return list(rows.values()), duplicates
 
 
@@ -123,9 +114,8 @@ def _lines(file: Path) -> list[str]:
     if text.lstrip().startswith("["):
         # The shell empties what it redirects to before jq reads: the command must name no file that there is.
         endings = chain(("", "-lines"), (f"-lines-{number}" for number in count(2)))
-        target = next(
-            path for end in endings if not (path := file.with_name(f"{file.stem}{end}.jsonl")).exists()
-        )
+        paths = (file.with_name(f"{file.stem}{end}.jsonl") for end in endings)
+        target = next(path for path in paths if not path.exists())
         raise BadInput(
             f"{file}:1: a JSON array; expected JSON Lines, an object on each line: "
             f"jq -c '.[]' {quote(str(file))} > {quote(str(target))}, then name {target.name} in files:"

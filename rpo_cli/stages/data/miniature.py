@@ -1,9 +1,9 @@
-"""The miniature: a seeded, offline summarisation world in which length bias can be studied in minutes on a CPU.
+"""The miniature: a seeded, offline summarisation world to study length bias in, in minutes on a CPU.
 
-A post states eight facts of eight different topics, a summary restates some of them. A fact is one token of the
-tokenizer and reads as a sentence ("Rent rose."), so that a model of 130,000 parameters can copy it, and a reward model of
-that size can check it. Topics differ in importance; `utility` is what annotators of this world value, and their
-preferences are Bradley-Terry draws from it. Nothing here depends on a trained model.
+A post states eight facts of eight different topics, a summary restates some of them. A fact is one token of
+the tokenizer and reads as a sentence ("Rent rose."), so that a model of 130,000 parameters can copy it, and a
+reward model of that size can check it. Topics differ in importance; `utility` is what annotators of this
+world value, and their preferences are Bradley-Terry draws from it. Nothing here depends on a trained model.
 """
 
 from __future__ import annotations
@@ -64,16 +64,9 @@ FACTS_PER_POST = 8
 TOPIC_OF = {fact: topic for topic, (_, _, facts) in enumerate(TOPICS) for fact in facts}
 _WEIGHT_OF = {fact: TOPIC_WEIGHTS[topic] for fact, topic in TOPIC_OF.items()}
 _FIELDS = ("SUBREDDIT:", "TITLE:", "POST:", "TL;DR:")
-VOCABULARY = (
-    PAD,
-    EOS,
-    UNK,
-    *_FIELDS,
-    *sorted({subreddit for subreddit, _, _ in TOPICS}),
-    *(title for _, title, _ in TOPICS),
-    *LEAD_INS,
-    *TOPIC_OF,
-)
+_SUBREDDITS = sorted({subreddit for subreddit, _, _ in TOPICS})
+_TITLES = [title for _, title, _ in TOPICS]
+VOCABULARY = (PAD, EOS, UNK, *_FIELDS, *_SUBREDDITS, *_TITLES, *LEAD_INS, *TOPIC_OF)
 # Longest first, so that no token hides a longer one; what is no token is one unknown word.
 _TOKEN = "|".join([*sorted(map(re.escape, VOCABULARY), key=len, reverse=True), r"\S+"])
 _TOKENS = re.compile(_TOKEN)
@@ -107,7 +100,7 @@ class Post:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per sentence, lead-in, title or field name; white space is dropped and `decode` joins with a space."""
+    """One token per sentence, lead-in, title, field; white space is dropped, `decode` joins with a space."""
     from tokenizers import Regex, Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
@@ -115,27 +108,21 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(VOCABULARY)}, unk_token=UNK))
     tokenizer.pre_tokenizer = Split(Regex(_TOKEN), behavior="removed", invert=True)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNK,
-        clean_up_tokenization_spaces=False,
-    )
+    special = {"pad_token": PAD, "eos_token": EOS, "unk_token": UNK}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, clean_up_tokenization_spaces=False)
 
 
 def utility(prompt: str, response: str) -> float:
     """What the annotators value: weights of facts restated, less penalties; any text is accepted.
 
-    A summary is well-formed if it is one lead-in and then one or more facts. Text after an EOS token is ignored.
+    A summary is well-formed if it is one lead-in and then one or more facts. Text after an EOS is ignored.
     """
     post = prompt.partition("POST:")[2]
     stated = {token for token in _TOKENS.findall(post) if token in TOPIC_OF}
     tokens = _TOKENS.findall(response.partition(EOS)[0])
     facts = [token for token in tokens if token in TOPIC_OF]
-    distinct = dict.fromkeys(
-        facts
-    )  # in order: a set would add up in another order, to another last bit, in another process
+    # In order: a set would add up in another order, to another last bit, in another process.
+    distinct = dict.fromkeys(facts)
     well_formed = tokens[:1] and tokens[0] in LEAD_INS and 0 < len(facts) == len(tokens) - 1
     return (
         sum(_WEIGHT_OF[fact] if fact in stated else WRONG_FACT for fact in distinct)
@@ -144,12 +131,13 @@ def utility(prompt: str, response: str) -> float:
     )
 
 
-# ---- Writers: each takes a post and returns the facts of one summary, which follow the order of the post
-# (in an order by importance, SFT samples repeated themselves about three times as often, and reward models read worse).
+# ---- Writers: each takes a post and returns the facts of one summary, which follow the order of the post (in
+# an order by importance, SFT samples repeated themselves about three times as often, and reward models read
+# worse).
 
 
 def _important(rng: random.Random, facts: tuple[str, ...], count: int, sharpness: float) -> list[str]:
-    """`count` facts without replacement, odds proportional to exp(sharpness · weight) (Plackett-Luce, by Gumbel noise)."""
+    """`count` facts without replacement, odds as exp(sharpness · weight) (Plackett-Luce, by Gumbel noise)."""
 
     def noisy(fact: str) -> float:
         return sharpness * _WEIGHT_OF[fact] - math.log(-math.log(rng.random()))
@@ -183,7 +171,7 @@ def _padded(rng: random.Random, post: Post) -> list[str]:
 
 
 def _rambling(rng: random.Random, post: Post) -> list[str]:
-    """Says things again and again: without such pairs an oracle rewards policies for repeating what matters."""
+    """Says things again and again: without such pairs an oracle rewards repeating what matters."""
     summary = _important(rng, post.facts, rng.choice((3, 4, 5, 6)), sharpness=2.0)
     for _ in range(rng.choice((1, 2, 3, 4, 6))):
         again = rng.choice(summary) if rng.random() < 0.8 else _wrong(rng, post.facts)
@@ -223,8 +211,9 @@ _WRITERS: dict[Callable[[random.Random, Post], list[str]], float] = {
 def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict[str, Any]]]:
     """Every table as rows of strings; a table depends on the seed and on its own size only.
 
-    `pretrain` (whole posts, rewritten), `sft_*` and `prompts_*` rows have id, prompt and completion; `warmup`, `pairs` and
-    `pairs_validation` rows have id, prompt, chosen and rejected. No two tables share a post, whatever their seeds.
+    `pretrain` (whole posts, rewritten), `sft_*` and `prompts_*` rows have id, prompt and completion;
+    `warmup`, `pairs` and `pairs_validation` rows have id, prompt, chosen and rejected. No two tables share a
+    post, whatever their seeds.
     """
     rows: dict[str, Callable[[random.Random, Post], dict[str, Any]]] = {
         "pretrain": _pretrain_row,
@@ -248,10 +237,9 @@ def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict[str, Any]
 
 
 def _posts(seed: int, part: int, parts: int) -> Iterator[Post]:
-    """Distinct posts of one of `parts` disjoint worlds: the set of a post's facts alone decides which world owns it."""
-    fact_codes = np.array(
-        [[zlib.crc32(fact.encode()) for fact in facts] for _, _, facts in TOPICS], dtype=np.int64
-    )
+    """Distinct posts of one of `parts` disjoint worlds: the set of a post's facts decides which."""
+    sums = [[zlib.crc32(fact.encode()) for fact in facts] for _, _, facts in TOPICS]
+    fact_codes = np.array(sums, dtype=np.int64)
     rng = np.random.default_rng([seed, part])
     seen: set[int] = set()
     while True:
@@ -261,9 +249,8 @@ def _posts(seed: int, part: int, parts: int) -> Iterator[Post]:
         for row in np.flatnonzero(codes % parts == part):
             if codes[row] not in seen:
                 seen.add(codes[row])
-                facts = tuple(
-                    TOPICS[topic][2][value] for topic, value in zip(topics[row], values[row], strict=True)
-                )
+                told = zip(topics[row], values[row], strict=True)
+                facts = tuple(TOPICS[topic][2][value] for topic, value in told)
                 yield Post(facts, topic=int(topics[row, rng.integers(FACTS_PER_POST)]))
 
 
@@ -272,7 +259,7 @@ def _text(rng: random.Random, facts: list[str]) -> str:
 
 
 def _pretrain_row(rng: random.Random, post: Post) -> dict[str, str]:
-    """The whole post again, as often in another order as in its own: to know what is stated and what was already said."""
+    """The whole post again, every other time in another order: to know what is stated and what was said."""
     facts = list(post.facts)
     if rng.random() < 0.5:
         rng.shuffle(facts)
@@ -284,7 +271,7 @@ def _reference_row(rng: random.Random, post: Post) -> dict[str, str]:
 
 
 def _warmup_row(rng: random.Random, post: Post) -> dict[str, str]:
-    """A summary over its falsified copy, of equal length: teaches to check facts, and nothing of length or importance."""
+    """A summary over its falsified copy, equally long: teaches to check facts, not length or importance."""
     original = sorted(rng.sample(post.facts, rng.randint(1, 7)), key=post.facts.index)
     original = [_wrong(rng, post.facts) if rng.random() < 0.15 else fact for fact in original]
     true = [place for place, fact in enumerate(original) if fact in post.facts]
@@ -302,10 +289,9 @@ def _warmup_row(rng: random.Random, post: Post) -> dict[str, str]:
 
 def _pair_row(rng: random.Random, post: Post) -> dict[str, str]:
     """Two writers' different summaries, in the order of one noisy annotator."""
+    writers, odds = list(_WRITERS), list(_WRITERS.values())
     while True:
-        one, other = (
-            writer(rng, post) for writer in rng.choices(list(_WRITERS), list(_WRITERS.values()), k=2)
-        )
+        one, other = (writer(rng, post) for writer in rng.choices(writers, odds, k=2))
         first, second = _text(rng, one), _text(rng, other)
         # Equally long pairs are thinned out: no sample of a given length bias can use them.
         if first != second and (len(one) != len(other) or rng.random() < 0.6):
@@ -317,10 +303,6 @@ def _pair_row(rng: random.Random, post: Post) -> dict[str, str]:
 
 
 def _judged_pair_row(rng: random.Random, post: Post) -> dict[str, Any]:
-    """A pair with the latent utilities that nobody in this world sees: what a reward model's accuracy is measured against."""
+    """A pair with its utilities, which nobody in this world sees: they measure a reward model's accuracy."""
     row = _pair_row(rng, post)
-    return {
-        **row,
-        "chosen_utility": utility(post.prompt, row["chosen"]),
-        "rejected_utility": utility(post.prompt, row["rejected"]),
-    }
+    return {**row, **{f"{side}_utility": utility(post.prompt, text) for side, text in row.items()}}

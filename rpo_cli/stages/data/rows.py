@@ -1,8 +1,8 @@
-"""The one row schema: a preference row is {id, prompt, chosen, rejected}, a completion row {prompt, completion}.
+"""The one row schema: {id, prompt, chosen, rejected} of preferences, {prompt, completion} of completions.
 
-Texts are stored once, in the tables of the data stage. What is made of them (relabelled pairs, splits) names rows by their
-id and says something of each; `Rows` brings the two together again. Artifacts of older versions hold texts of their own,
-which are read where they are.
+Texts are stored once, in the tables of the data stage. What is made of them (relabelled pairs, splits) names
+rows by their id and says something of each; `Rows` brings the two together again. Artifacts of older versions
+hold texts of their own, which are read where they are.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def read_rows(file: Path) -> list[Row]:
 class Rows:
     """Rows by reference, in their order: where their texts are, and what has been said of them since.
 
-    file: the Parquet file with their texts; places: [n], which of its rows they are; turned: [n], whether `chosen` and
-    `rejected` have changed places since, by relabelling; notes: their ids, and all columns that are no texts.
+    file: the Parquet file with their texts; places: [n], which of its rows they are; turned: [n], whether
+    `chosen` and `rejected` have changed places since, by relabelling; notes: their ids, and all columns that
+    are no texts.
     """
 
     file: Path
@@ -91,9 +92,8 @@ class Rows:
     def take(self, rows: Sequence[int] | np.ndarray) -> Rows:
         """Some of the rows, in the order given."""
         chosen = np.asarray(rows, dtype=np.int64)
-        return replace(
-            self, places=self.places[chosen], turned=self.turned[chosen], notes=self.notes.take(chosen)
-        )
+        places, turned = self.places[chosen], self.turned[chosen]
+        return replace(self, places=places, turned=turned, notes=self.notes.take(chosen))
 
     def named(self, ids: Sequence[str]) -> Rows:
         """The same rows under other names, and nothing else said of them."""

@@ -22,7 +22,7 @@ FOLDER = ".tokens"
 
 @dataclass(frozen=True)
 class TokenCache:
-    """A workspace's tokens: a Parquet file for each column of texts, named by the texts' and the tokenizer's content."""
+    """A workspace's tokens: a Parquet file for each column of texts, named by the content of both."""
 
     root: Path
 

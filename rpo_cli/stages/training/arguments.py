@@ -24,9 +24,7 @@ SAME = (
 
 
 def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int) -> dict[str, Any]:
-    """Keyword arguments for SFTConfig, RewardConfig and DPOConfig; TRL's own defaults that are wrong here are
-    set.
-    """
+    """Keyword arguments for SFTConfig, RewardConfig and DPOConfig, also where TRL's defaults are wrong."""
     return {name: getattr(recipe, name) for name in SAME} | {
         "output_dir": checkpoints_of(directory),
         "max_length": None,  # rows come cut
@@ -55,8 +53,7 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
 def checkpoints_of(directory: Path) -> str:
     """Where this process writes checkpoints: under an artifact, unless it writes for nobody.
 
-    All processes of a spread model take part in bringing the weights together, and to accelerate each is the
-    first.
+    All processes of a spread model help to bring the weights together, and to accelerate each is the first.
     """
     return tempfile.mkdtemp(prefix="rpo-") if spread() and rank() != 0 else str(directory / "checkpoints")
 
@@ -71,9 +68,7 @@ def need_rows(count: int, recipe: TrainingRecipe, what: str) -> None:
 def collator_of(
     rows: list[dict[str, Any]], recipe: TrainingRecipe, device: Device, pad: int, shared: bool
 ) -> tuple[PairCollator, dict[str, float]]:
-    """The collator of a stage's rows, and for its metrics what shapes its batches have where each must be
-    compiled.
-    """
+    """The collator of a stage's rows, and metrics of its batches' shapes where each must be compiled."""
     if not device.fixed_shapes:
         return PairCollator(pad, shared), {}
     needed = [shape_of(row["prompt_ids"], groups_of(row), shared=shared) for row in rows]

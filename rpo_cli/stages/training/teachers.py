@@ -48,9 +48,8 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
             try:
                 temperature = _temperature(job, recipe, name)
             except ValueError as error:
-                raise RunFailed(
-                    f"{job.path}: the temperature of ensemble member {name} cannot be fitted: {error}"
-                ) from error
+                what = f"the temperature of ensemble member {name} cannot be fitted"
+                raise RunFailed(f"{job.path}: {what}: {error}") from error
         if ids and scores["id"] != ids:
             raise RunFailed(f"{folder}: scores other rows than the ensemble's first member")
         ids = scores["id"]
@@ -61,7 +60,7 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
 
 
 def _as_one(margins: np.ndarray, recipe: PolicyRecipe) -> np.ndarray:
-    """The members' margins [k, n] as the one teacher [1, n] that d-dpo distils; a min over members keeps them all."""
+    """The members' margins [k, n] as the one teacher [1, n] that d-dpo distils; a min keeps them all."""
     if recipe.takes_min:
         return margins
     return TEACHERS[recipe.teacher].of(torch.from_numpy(margins), recipe).numpy()
@@ -69,9 +68,8 @@ def _as_one(margins: np.ndarray, recipe: PolicyRecipe) -> np.ndarray:
 
 def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> float:
     held_out = pq.read_table(job.inputs[f"scores/{name}"] / "held_out.parquet").to_pydict()
-    margins = torch.tensor(held_out["chosen"], dtype=torch.float64) - torch.tensor(
-        held_out["rejected"], dtype=torch.float64
-    )
+    chosen, rejected = (torch.tensor(held_out[side], dtype=torch.float64) for side in PAIR)
+    margins = chosen - rejected
     if recipe.calibration_mix == "data":
         return fit_temperature(margins)
     try:
@@ -103,10 +101,9 @@ def policy_rows(
     for index, row in enumerate(tokens):
         if row.id not in reference:
             raise BadInput(f"{job.inputs['reference']}: no reference log-probs for row {row.id}")
-        entry: dict[str, Any] = {
-            "prompt_ids": row.prompt_ids, "chosen_ids": row.responses[0], "rejected_ids": row.responses[1],
-            "ref_chosen_logps": reference[row.id][0], "ref_rejected_logps": reference[row.id][1],
-        }  # fmt: skip
+        chosen, rejected = row.responses
+        entry: dict[str, Any] = {"prompt_ids": row.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected}
+        entry["ref_chosen_logps"], entry["ref_rejected_logps"] = reference[row.id]
         if sampled:
             # Pairs that share a prompt take turns with its samples.
             drawn = samples[prompts[row.id]]

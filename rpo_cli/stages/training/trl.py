@@ -1,6 +1,4 @@
-"""The trainers of TRL and transformers as they are used here, and every private name of theirs that is
-touched.
-"""
+"""The trainers of TRL and transformers as they are used here, and every private name of theirs in use."""
 
 from __future__ import annotations
 

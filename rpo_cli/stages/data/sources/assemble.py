@@ -1,4 +1,4 @@
-"""From pairs and written responses to the pipeline's tables: clean, split by post and never by row, everything counted."""
+"""From pairs and written responses to the pipeline's tables: clean, split by post, everything counted."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from rpo_cli.stages.data.rows import row_id
 from rpo_cli.stages.data.sources.base import Counts, Pair, Written
 
 Item = TypeVar("Item", Pair, Written)
+SPLITS = ("train", "validation", "test")
 
 
 def clean(pairs: Iterable[Pair], counts: Counts) -> list[Pair]:
-    """Pairs with two different, non-empty responses, each unordered pair once: after relabelling its order is the oracle's.
+    """Pairs with two different, non-empty responses, each unordered pair once.
 
-    Counted: `empty`, `ties` (the same response twice), `duplicates`, and `conflicts`, duplicates with the other response chosen.
+    Once, because after relabelling its order is the oracle's. Counted: `empty`, `ties` (the same response
+    twice), `duplicates`, and `conflicts`, duplicates with the other response chosen.
     """
     kept: dict[tuple[str, ...], Pair] = {}
     for pair in pairs:
@@ -71,34 +73,28 @@ def tables(
     seed: int,
     counts: Counts,
 ) -> dict[str, list[Row]]:
-    """The tables of `schema.LOADED_TABLES`; no post of an evaluation table is in a training table, no test post in a validation table.
+    """The tables of `schema.LOADED_TABLES`.
 
-    `sizes`: at most so many rows of a table, those of posts drawn under the seed. `share`: see `resplit`.
+    No post of an evaluation table is in a training table, no test post in a validation table. `sizes`: at
+    most so many rows of a table, those of posts drawn under the seed. `share`: see `resplit`.
     """
+
+    def kept(items: Sequence[Item], posts: set[str], table: str) -> list[Item]:
+        return _some(_without(items, posts, table, counts), sizes.get(table), seed)
+
     found = resplit(clean(pairs, counts), share, seed, written)
-    parts = {
-        split: [pair for pair in found if pair.split == split] for split in ("train", "validation", "test")
-    }
-    answers = {
-        split: [row for row in written if row.split == split] for split in ("train", "validation", "test")
-    }
+    parts = {split: [pair for pair in found if pair.split == split] for split in SPLITS}
+    answers = {split: [row for row in written if row.split == split] for split in SPLITS}
     test_prompts = _some(_one_each(answers["test"] or parts["test"]), sizes.get("prompts_test"), seed)
     test = _posts(test_prompts)
-    validation_prompts = _without(
-        _one_each(answers["validation"] or parts["validation"]), test, "prompts_validation", counts
-    )
-    validation_prompts = _some(validation_prompts, sizes.get("prompts_validation"), seed)
-    pairs_validation = _some(
-        _without(parts["validation"], test, "pairs_validation", counts), sizes.get("pairs_validation"), seed
-    )
+    validation_prompts = _one_each(answers["validation"] or parts["validation"])
+    validation_prompts = kept(validation_prompts, test, "prompts_validation")
+    pairs_validation = kept(parts["validation"], test, "pairs_validation")
     evaluated = test | _posts(validation_prompts) | _posts(pairs_validation)
-    train = _some(_without(parts["train"], evaluated, "pairs", counts), sizes.get("pairs"), seed)
-    sft_train = answers["train"] or _chosen(parts["train"])
-    sft_train = _some(_without(sft_train, evaluated, "sft_train", counts), sizes.get("sft_train"), seed)
+    train = kept(parts["train"], evaluated, "pairs")
+    sft_train = kept(answers["train"] or _chosen(parts["train"]), evaluated, "sft_train")
     sft_validation = answers["validation"] or _chosen(parts["validation"])
-    sft_validation = _some(
-        _without(sft_validation, test, "sft_validation", counts), sizes.get("sft_validation"), seed
-    )
+    sft_validation = kept(sft_validation, test, "sft_validation")
     return {
         "sft_train": [_completion(row) for row in sft_train],
         "sft_validation": [_completion(row) for row in sft_validation],
@@ -114,7 +110,7 @@ def _posts(items: Iterable[Pair | Written]) -> set[str]:
 
 
 def _one_each(items: Sequence[Pair] | Sequence[Written]) -> list[Written]:
-    """One row for each post: its prompt, and the data's own response (of a pair the chosen one) for a judge to compare with."""
+    """One row for each post: its prompt, and the data's own response (a pair's chosen one) for a judge."""
     seen: set[str] = set()
     kept = []
     for item in items:
@@ -141,11 +137,8 @@ def _some(items: Sequence[Item], size: int | None, seed: int) -> list[Item]:
 
 def _chosen(pairs: Sequence[Pair]) -> list[Written]:
     """The chosen responses as written ones, each once."""
-    rows = {
-        (pair.prompt, pair.chosen): Written(pair.split, pair.posts, pair.prompt, pair.chosen)
-        for pair in pairs
-    }
-    return list(rows.values())
+    rows = (Written(pair.split, pair.posts, pair.prompt, pair.chosen) for pair in pairs)
+    return list({(row.prompt, row.completion): row for row in rows}.values())
 
 
 def _prompt(row: Written) -> Row:
@@ -157,10 +150,8 @@ def _completion(row: Written) -> Row:
 
 
 def _pair(pair: Pair) -> Row:
-    row: Row = {"id": row_id(pair.prompt, pair.chosen, pair.rejected), "prompt": pair.prompt, "chosen": pair.chosen,
-                "rejected": pair.rejected}  # fmt: skip
-    return (
-        row
-        if pair.scores is None
-        else row | {"chosen_score": pair.scores[0], "rejected_score": pair.scores[1]}
-    )
+    texts = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    row: Row = {"id": row_id(*texts.values()), **texts}
+    if pair.scores is not None:
+        row |= {"chosen_score": pair.scores[0], "rejected_score": pair.scores[1]}
+    return row

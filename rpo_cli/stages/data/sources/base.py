@@ -1,7 +1,7 @@
 """Published preference sets, each read from exactly its own schema, as the pipeline's tables.
 
-A source's function turns records (`Sets`) into `Pair`s and `Written`s; `assemble` splits by post and counts; nothing else
-knows a schema.
+A source's function turns records (`Sets`) into `Pair`s and `Written`s; `assemble` splits by post and counts;
+nothing else knows a schema.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ Records = Iterable[tuple[str, str | None, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Sets:
-    """What a source reads: records of pairs and of written responses (none without sft_dataset), and what it does that with.
+    """What a source reads: records of pairs and of written responses, and what it does that with.
 
-    tokenizer: None where the recipe names none; counts: of what is left out, by reason.
+    written: none without sft_dataset; tokenizer: None where the recipe names none; counts: of what is left
+    out, by reason.
     """
 
     recipe: DataRecipe
@@ -35,7 +36,10 @@ class Sets:
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison. `split`: train, validation or test as published; `posts`: names of its post, any of which identifies it."""
+    """One comparison.
+
+    `split`: train, validation or test as published; `posts`: names of its post, any of which identifies it.
+    """
 
     split: str
     posts: tuple[str, ...]
@@ -65,9 +69,8 @@ def column(place: str, row: dict[str, Any], *names: str) -> Any:
         if row.get(name) is not None:
             return row[name]
     listed = " or ".join(repr(name) for name in names)
-    raise BadInput(
-        f"{place}: no column {listed} (has: {', '.join(sorted(k for k, v in row.items() if v is not None))})"
-    )
+    found = ", ".join(sorted(name for name, value in row.items() if value is not None))
+    raise BadInput(f"{place}: no column {listed} (has: {found})")
 
 
 def text(place: str, row: dict[str, Any], *names: str) -> str:
@@ -78,7 +81,7 @@ def text(place: str, row: dict[str, Any], *names: str) -> str:
     return value
 
 
-def named(value: Any) -> str:
+def named(value: object) -> str:
     """What a value of a row is, in the words of JSON."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -90,12 +93,11 @@ def named(value: Any) -> str:
         list: "a list",
         dict: "an object",
     }
-    return (
-        names.get(type(value)) or f"a value of type {type(value).__name__}"
-    )  # dates and bytes of a Parquet file
+    # What JSON has no word for: dates and bytes of a Parquet file.
+    return names.get(type(value)) or f"a value of type {type(value).__name__}"
 
 
-def is_conversation(value: Any) -> bool:
+def is_conversation(value: object) -> bool:
     """Whether a value is a list of messages with role and content."""
     return (
         isinstance(value, list)

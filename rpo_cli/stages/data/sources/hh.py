@@ -16,8 +16,8 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 def dialogues(records: Records, counts: Counts) -> Iterator[tuple[str, str, str, str]]:
     """(split, prompt, chosen, rejected): the prompt ends in `\\n\\nAssistant:`, responses begin with a space.
 
-    Left out and counted: dialogues without an answer of the assistant, and those that part before the last answer, of
-    which the rest of the dialogue would become the response.
+    Left out and counted: dialogues without an answer of the assistant, and those that part before the last
+    answer, of which the rest of the dialogue would become the response.
     """
     for place, split, row in records:
         chosen, rejected = text(place, row, "chosen"), text(place, row, "rejected")

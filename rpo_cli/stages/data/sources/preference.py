@@ -19,7 +19,7 @@ from rpo_cli.stages.data.sources.hh import dialogues, messages
 
 @dataclass
 class Templated:
-    """Turns conversations into text with a tokenizer's chat template, and counts prompts that are too long."""
+    """Turns conversations into text by a tokenizer's chat template, and tells which prompts are too long."""
 
     tokenizer: Any
     limit: int | None
@@ -28,21 +28,22 @@ class Templated:
         """Every part of the example as text; plain text stays as it is.
 
         Raises:
-            BadInput: a conversation without a tokenizer that has a chat template, or one that the template refuses.
+            BadInput: a conversation without a tokenizer that has a chat template, or one that the template
+                refuses.
         """
         if not is_conversational(example):
             for name, value in example.items():
                 if not isinstance(value, str):
-                    raise BadInput(
-                        f"{place}: {name}: expected text or messages with role and content, got {named(value)}"
-                    )
+                    expected = "expected text or messages with role and content"
+                    raise BadInput(f"{place}: {name}: {expected}, got {named(value)}")
             return example
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise BadInput(f"{place}: holds a conversation: name a tokenizer: that has a chat template")
         try:
             made = apply_chat_template(example, self.tokenizer)
         except Exception as error:  # templates raise what they like
-            raise BadInput(f"{place}: the chat template refuses it: {str(error).splitlines()[0]}") from error
+            why = str(error).splitlines()[0]
+            raise BadInput(f"{place}: the chat template refuses it: {why}") from error
         bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token
         # BOS and EOS are added where rows are tokenised; twice they would be another text.
         if bos and (self.tokenizer("")["input_ids"] or [None])[0] == self.tokenizer.bos_token_id:
@@ -82,26 +83,17 @@ def pairs(records: Records, templated: Templated, counts: Counts) -> Iterator[Pa
             counts["pairs/ties"] += 1
             continue
         if "prompt" not in example and (one[: len(other)] == other or other[: len(one)] == one):
-            counts["pairs/no_boundary"] += (
-                1  # one is the beginning of the other: nothing tells where the prompt ends
-            )
+            # One is the beginning of the other: nothing tells where the prompt ends.
+            counts["pairs/no_boundary"] += 1
             continue
         example = maybe_extract_prompt(example)
         if not example["prompt"]:
             counts["pairs/no_prompt"] += 1
             continue
         made = templated.text(place, example)
-        yield from _fitting(
-            Pair(
-                split or "train",
-                (post_name(made["prompt"]),),
-                made["prompt"],
-                made["chosen"],
-                made["rejected"],
-            ),
-            templated,
-            counts,
-        )
+        posts = (post_name(made["prompt"]),)
+        pair = Pair(split or "train", posts, made["prompt"], made["chosen"], made["rejected"])
+        yield from _fitting(pair, templated, counts)
 
 
 def hh_pairs(records: Records, templated: Templated, chat: bool, counts: Counts) -> Iterator[Pair]:
@@ -109,16 +101,11 @@ def hh_pairs(records: Records, templated: Templated, chat: bool, counts: Counts)
     for split, prompt, chosen, rejected in dialogues(records, counts):
         made = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         if chat and chosen and rejected:
-            answers = {
-                name: [{"role": "assistant", "content": made[name].strip()}]
-                for name in ("chosen", "rejected")
-            }
+            sides = ("chosen", "rejected")
+            answers = {name: [{"role": "assistant", "content": made[name].strip()}] for name in sides}
             made = templated.text("hh-rlhf", {"prompt": messages(prompt), **answers})
-        yield from _fitting(
-            Pair(split, (post_name(prompt),), made["prompt"], made["chosen"], made["rejected"]),
-            templated,
-            counts,
-        )
+        pair = Pair(split, (post_name(prompt),), made["prompt"], made["chosen"], made["rejected"])
+        yield from _fitting(pair, templated, counts)
 
 
 def written(records: Records, templated: Templated, counts: Counts) -> Iterator[Written]:

@@ -1,4 +1,4 @@
-"""Records of a data set that lies in files: Parquet, JSON lines, either compressed, in the layouts that the hub has."""
+"""Records of a data set in files: Parquet, JSON lines, either compressed, in the layouts that the hub has."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rpo_cli.errors import BadInput
 SUFFIXES = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
 # data/train-00000-of-00007-3d41a76ca5845f49.parquet
 SHARD = re.compile(r"(?P<split>[\w.]+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
-SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation", "eval": "validation",
-          "dev": "validation"}  # fmt: skip
+VALIDATION = ("validation", "valid", "val", "eval", "dev")
+SPLITS = {"train": "train", "test": "test", **dict.fromkeys(VALIDATION, "validation")}
 
 
 def data_files(source: Path, folders: Sequence[str] = ()) -> list[Path]:
@@ -28,27 +28,22 @@ def data_files(source: Path, folders: Sequence[str] = ()) -> list[Path]:
     """
     if source.is_file():
         return [source]
+
+    def bookkeeping(file: Path) -> bool:
+        """Whether a file is a repository's own: dataset_infos.json, .cache/..."""
+        hidden = any(part.startswith(".") for part in file.relative_to(source).parts)
+        return hidden or file.name == "dataset_infos.json"
+
     places = [source / folder for folder in folders] or [source]
-    found = [
-        file
-        for place in places
-        for file in sorted(place.rglob("*"))
-        if file.is_file() and file.name.endswith(SUFFIXES)
-    ]
-    # Of a repository, not its own bookkeeping: dataset_info.json, .cache/...
-    found = [
-        f
-        for f in found
-        if f.name != "dataset_infos.json"
-        and not any(part.startswith(".") for part in f.relative_to(source).parts)
-    ]
+    files = [file for place in places for file in sorted(place.rglob("*")) if file.is_file()]
+    found = [file for file in files if file.name.endswith(SUFFIXES) and not bookkeeping(file)]
     if not found:
         raise BadInput(f"{', '.join(map(str, places))}: holds no Parquet or JSON lines files")
     return found
 
 
 def split_of(file: Path) -> str | None:
-    """The split that a file's name tells: `train-00000-of-00001`, `train/0000`, `x-train`, `test`; None if none does."""
+    """The split that a file's name tells, if any: `train-00000-of-00001`, `train/0000`, `x-train`, `test`."""
     stem = file.name.split(".")[0]
     if shard := SHARD.match(stem):
         return shard["split"]
@@ -73,11 +68,8 @@ def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         # Batches: the pre-tokenised columns of some derivatives are many times their text.
         opened = pq.ParquetFile(file)
-        columns = [
-            name
-            for name in opened.schema_arrow.names
-            if not name.endswith(("_token", "_label", "_token_len"))
-        ]
+        others = ("_token", "_label", "_token_len")
+        columns = [name for name in opened.schema_arrow.names if not name.endswith(others)]
         rows = (row for batch in opened.iter_batches(columns=columns) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield f"{file}: row {number}", row
@@ -94,9 +86,8 @@ def _json(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if line.strip():
                     row = json.loads(line)
                     if not isinstance(row, dict):
-                        raise BadInput(
-                            f"{file}:{number}: expected an object with columns, got {type(row).__name__}"
-                        )
+                        kind = type(row).__name__
+                        raise BadInput(f"{file}:{number}: expected an object with columns, got {kind}")
                     yield f"{file}:{number}", row
     except json.JSONDecodeError as error:
         raise BadInput(f"{file}:{number}: not JSON: {error.msg}") from error

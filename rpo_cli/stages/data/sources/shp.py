@@ -30,15 +30,11 @@ def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
         if label not in (0, 1):
             raise BadInput(f"{place}: labels: expected 1 (A preferred) or 0 (B), got {label!r}")
         chosen, rejected = answers if label == 1 else reversed(answers)
-        made = {"prompt": f"{HUMAN} {post}{ASSISTANT}"}
-        made |= {name: f" {answer}" for name, answer in (("chosen", chosen), ("rejected", rejected))}
+        sides = {"chosen": chosen, "rejected": rejected}
+        made = {"prompt": f"{HUMAN} {post}{ASSISTANT}"} | {side: f" {own}" for side, own in sides.items()}
         if chat and chosen and rejected:
-            turns = {
-                "prompt": ("user", post),
-                "chosen": ("assistant", chosen),
-                "rejected": ("assistant", rejected),
-            }
-            made = templated.text(place, {k: [{"role": r, "content": c}] for k, (r, c) in turns.items()})
+            turns = {side: [{"role": "assistant", "content": own}] for side, own in sides.items()}
+            made = templated.text(place, {"prompt": [{"role": "user", "content": post}], **turns})
         if templated.fits(made["prompt"]):
             posts = (text(place, row, "post_id"), post_name(post))
             yield Pair(split or "train", posts, made["prompt"], made["chosen"], made["rejected"])

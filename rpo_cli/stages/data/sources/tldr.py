@@ -1,8 +1,9 @@
 """Reddit TL;DR: OpenAI's raw comparisons, the Parquet derivatives, and the reference summaries.
 
-One prompt for all of them (Stiennon et al., 2020, as in their tasks.py): `SUBREDDIT: r/...`, `TITLE: ...`, `POST: ...`,
-`TL;DR:`, at most max_prompt_tokens long because the post is cut at its last newline. One response for all of them: a
-space, the summary, and no literal end-of-text mark, because the EOS token is added where rows are tokenised.
+One prompt for all of them (Stiennon et al., 2020, as in their tasks.py): `SUBREDDIT: r/...`, `TITLE: ...`,
+`POST: ...`, `TL;DR:`, at most max_prompt_tokens long because the post is cut at its last newline. One
+response for all of them: a space, the summary, and no literal end-of-text mark, because the EOS token is
+added where rows are tokenised.
 """
 
 from __future__ import annotations
@@ -80,15 +81,15 @@ class Writer:
             body = body[: body.rindex("\n")].rstrip()
             if self._fits(replace(post, body=body)):
                 return replace(post, body=body).prompt
-        # One line alone is too long: the longest beginning that fits, as OpenAI's loop over single characters finds it.
+        # One line alone is too long: the longest beginning that fits, as OpenAI's loop over single characters
+        # finds it.
         low, high = 0, len(body)
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self._fits(replace(post, body=body[:middle])) else (low, middle - 1)
         if low == 0 and not self._fits(replace(post, body="")):
-            raise BadInput(
-                f"max_prompt_tokens {self.limit}: too few for the title of a post in r/{post.subreddit}: {post.title[:60]!r}"
-            )
+            where = f"a post in r/{post.subreddit}: {post.title[:60]!r}"
+            raise BadInput(f"max_prompt_tokens {self.limit}: too few for the title of {where}")
         return replace(post, body=body[:low].rstrip()).prompt
 
     def _fits(self, post: Post) -> bool:
@@ -96,7 +97,7 @@ class Writer:
 
 
 def response(summary: str) -> str:
-    """A summary as the response is to begin and end: one space before it, nothing after it; empty if there is no text."""
+    """A summary as a response: one space before it, nothing after it; empty if there is no text."""
     bare = summary.strip()
     while bare.endswith(END_OF_TEXT):
         bare = bare.removesuffix(END_OF_TEXT).strip()
@@ -125,21 +126,20 @@ def _read(
 
 
 def comparisons(records: Records, writer: Writer, counts: Counts) -> Iterator[Pair]:
-    """OpenAI's raw comparisons, JSON lines or the hub's Parquet export; CNN/DailyMail rows are left out and counted."""
+    """OpenAI's raw comparisons, JSON lines or the hub's Parquet; CNN/DailyMail is left out and counted."""
     for place, split, row in records:
         info = column(place, row, "info")
         if row.get("batch") in CNNDM or (not info.get("post") and info.get("article")):
             counts["cnndm"] += 1
             continue
-        post = Post(text(place, info, "subreddit"), str(info.get("title") or ""), text(place, info, "post"))
+        post = _post(place, info)
         summaries = column(place, row, "summaries")
         if isinstance(summaries, dict):  # Parquet made by older versions of datasets: a struct of lists
             summaries = [{"text": summary} for summary in column(place, summaries, "text")]
         choice = column(place, row, "choice")
         if len(summaries) != 2 or choice not in (0, 1):
-            raise BadInput(
-                f"{place}: expected two summaries and choice 0 or 1, got {len(summaries)} and {choice!r}"
-            )
+            got = f"{len(summaries)} and {choice!r}"
+            raise BadInput(f"{place}: expected two summaries and choice 0 or 1, got {got}")
         chosen, rejected = (str(summaries[i].get("text") or "") for i in (choice, 1 - choice))
         # The published splits are train, valid1 and valid2; the hub joins the latter two.
         where = "train" if (split or text(place, row, "split")) == "train" else "validation"
@@ -147,29 +147,32 @@ def comparisons(records: Records, writer: Writer, counts: Counts) -> Iterator[Pa
 
 
 def preference(records: Records, writer: Writer, counts: Counts) -> Iterator[Pair]:
-    """Pairs with the prompt written out: trl-lib/tldr-preference, vwxyzjn's set (`query`), mnoukhov's relabelled one (with scores)."""
+    """Pairs with the prompt written out.
+
+    They are those of trl-lib/tldr-preference, vwxyzjn's set (`query`), and mnoukhov's relabelled one (with
+    scores).
+    """
     for place, split, row in records:
         post = _parsed(text(place, row, "prompt", "query"))
         if post is None or (split or "").endswith("cnndm"):
             counts["cnndm"] += 1
             continue
-        scores = (row.get("chosen_score"), row.get("rejected_score"))
-        yield Pair(
-            split or "train", _names(post, row.get("info") or {}), writer.prompt(post),
-            response(text(place, row, "chosen")), response(text(place, row, "rejected")),
-            (float(scores[0]), float(scores[1])) if scores[0] is not None and scores[1] is not None else None,
-        )  # fmt: skip
+        names, prompt = _names(post, row.get("info") or {}), writer.prompt(post)
+        chosen, rejected = (response(text(place, row, side)) for side in ("chosen", "rejected"))
+        one, other = row.get("chosen_score"), row.get("rejected_score")
+        scores = None if one is None or other is None else (float(one), float(other))
+        yield Pair(split or "train", names, prompt, chosen, rejected, scores)
 
 
 def written(records: Records, writer: Writer, counts: Counts) -> Iterator[Written]:
-    """Reference summaries: trl-lib/tldr (prompt, completion), vwxyzjn's, or OpenAI's filtered set (subreddit, title, post, summary)."""
+    """Reference summaries.
+
+    They are those of trl-lib/tldr (prompt, completion), vwxyzjn's, or OpenAI's filtered set (subreddit,
+    title, post, summary).
+    """
     for place, split, row in records:
-        if row.get("post") is not None:
-            post: Post | None = Post(
-                text(place, row, "subreddit"), str(row.get("title") or ""), text(place, row, "post")
-            )
-        else:
-            post = _parsed(text(place, row, "prompt", "query"))
+        apart = row.get("post") is not None
+        post = _post(place, row) if apart else _parsed(text(place, row, "prompt", "query"))
         if post is None:
             raise BadInput(f"{place}: prompt: is no TL;DR prompt (SUBREDDIT, TITLE, POST, TL;DR:)")
         answer = response(text(place, row, "completion", "summary", "reference_response"))
@@ -185,6 +188,11 @@ def _names(post: Post, row: dict[str, Any]) -> tuple[str, ...]:
     return (post.name, own) if own.startswith("t3_") else (post.name,)
 
 
+def _post(place: str, row: dict[str, Any]) -> Post:
+    """The post whose parts are columns."""
+    return Post(text(place, row, "subreddit"), str(row.get("title") or ""), text(place, row, "post"))
+
+
 def _parsed(prompt: str) -> Post | None:
     """The post in a written-out prompt; None for another kind of prompt (CNN/DailyMail)."""
     found = PROMPT.fullmatch(prompt.strip())
@@ -192,7 +200,7 @@ def _parsed(prompt: str) -> Post | None:
 
 
 def require_one_normalisation(pairs: Iterable[Pair], others: Iterable[Written]) -> None:
-    """Raise BadInput when only one of two sets has lost the blank lines of its posts: policies would meet another kind of prompt."""
+    """Raise BadInput when one of two sets alone has lost its blank lines: policies would meet new prompts."""
 
     def blank(prompts: Iterable[str]) -> tuple[bool, bool]:
         bodies = [prompt.split("POST: ", 1)[1].removesuffix("\n\nTL;DR:") for prompt in prompts]
@@ -201,5 +209,6 @@ def require_one_normalisation(pairs: Iterable[Pair], others: Iterable[Written]) 
     (one, lines), (other, _) = blank(pair.prompt for pair in pairs), blank(row.prompt for row in others)
     if other and lines and not one:
         raise BadInput(
-            "the pairs' posts have no blank lines but those of sft_dataset have: set newlines: flatten, one prompt for both"
+            "the pairs' posts have no blank lines but those of sft_dataset have: "
+            "set newlines: flatten, one prompt for both"
         )
