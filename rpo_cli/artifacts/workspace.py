@@ -80,7 +80,8 @@ class Workspace:
         known = read_json(self.root / "workspace.json")
         if known is not None and known.get("suite") != self.suite:
             raise WorkspaceError(
-                f"{self.root}: workspace of suite {known.get('suite')!r}, not {self.suite!r}; choose another --workspace"
+                f"{self.root}: workspace of suite {known.get('suite')!r}, not {self.suite!r}; "
+                "choose another --workspace"
             )
         if known is None and self.root.is_dir() and any(self.root.iterdir()):
             raise WorkspaceError(
@@ -127,9 +128,7 @@ class Workspace:
         return "unfinished" if os.path.isfile(os.path.join(directory, STARTED)) else "missing"
 
     def why_stale(self, path: str, wanted: Identity, *, weights: bool = False) -> str | None:
-        """Why the artifact must be built; None when it is up to date. `weights`: a dropped model will not
-        do.
-        """
+        """Why the artifact must be built; None: up to date. `weights`: a dropped model will not do."""
         found = self.manifest(path)
         if found is None:
             return self.why_absent(path) or "missing"  # a manifest that cannot be read is none
@@ -141,8 +140,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def building(self, path: str, identity: Identity, *, force: bool = False) -> Iterator[Path | None]:
-        """Hold the artifact's directory while it is built; keep an unfinished one only if it was started for
-        this key.
+        """Hold the artifact's directory while it is built; keep an unfinished one of this key only.
 
         A finished artifact of another key is set aside until the new one is published: bad input brings it
         back, and so does asking for it again. Yields None when another command finished it in the meantime,

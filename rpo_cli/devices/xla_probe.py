@@ -1,5 +1,6 @@
-"""Whether this machine has a TPU and a torch-xla that can use it, found out without ever hanging. Imports
-nothing heavy.
+"""Whether this machine has a TPU and a torch-xla that can use it, found out without ever hanging.
+
+Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -32,17 +33,15 @@ PCI = Path("/sys/bus/pci/devices")
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number"
 # The runtime waits for hardware that is not there: asked in a process that can be ended.
 SCRIPT = """
-import json, torch_xla, torch_xla.runtime
+import json, torch_xla, torch_xla.runtime as runtime
 torch_xla.device()
-print(json.dumps([torch_xla.runtime.addressable_device_count(), torch_xla.runtime.global_runtime_device_count()]))
+print(json.dumps([runtime.addressable_device_count(), runtime.global_runtime_device_count()]))
 """
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe found: devices of this host and of all hosts, 0 if there is no TPU to use, and why that is
-    said.
-    """
+    """What a probe found: devices of this host and of all hosts (0: no TPU to use), and why."""
 
     devices: int
     everywhere: int
@@ -64,9 +63,7 @@ def chips() -> int:
 
 
 def probe_tpu(seconds: float = PATIENCE) -> Probe:
-    """Look for a TPU: its chips first, then, in a process of its own and for so many seconds at most, whether
-    torch-xla can start it.
-    """
+    """Look for a TPU: its chips, then, in a process that ends after so many seconds, its runtime."""
     count = chips()
     if not count:
         return Probe(0, 0, "no TPU chip on the PCI bus")
@@ -79,11 +76,8 @@ def probe_tpu(seconds: float = PATIENCE) -> Probe:
             [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=seconds, env=environment
         )
     except subprocess.TimeoutExpired:
-        return Probe(
-            0,
-            0,
-            f"{found}, but its runtime did not start in {seconds:.0f} s (on a pod it waits for the other hosts)",
-        )
+        why = f"its runtime did not start in {seconds:.0f} s (on a pod it waits for the other hosts)"
+        return Probe(0, 0, f"{found}, but {why}")
     if asked.returncode != 0:
         last = (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
         return Probe(0, 0, f"{found}, but its runtime did not start: {last}")
@@ -108,18 +102,20 @@ def host() -> int:
             return int(answer.read())
     except (OSError, ValueError) as error:
         raise RunFailed(
-            f"which host of the TPU is this? Its metadata cannot be read ({error}); set TPU_WORKER_ID to 0, 1, ..."
+            f"which host of the TPU is this? Its metadata cannot be read ({error}); "
+            "set TPU_WORKER_ID to 0, 1, ..."
         ) from error
 
 
 def torch_xla_problem() -> str | None:
-    """Why torch-xla cannot be used here, or None: it crashes at import with any torch but that of its own
-    release.
-    """
+    """Why torch-xla cannot be used here, or None: any torch but its own release's crashes its import."""
     if importlib.util.find_spec("torch_xla") is None:
         return "torch-xla is not installed (the extra `tpu`; see docs/tpu.md)"
     ours, theirs = metadata.version("torch-xla"), metadata.version("torch")
     if Version(ours).release[:2] != Version(theirs).release[:2]:
         needed = ".".join(map(str, Version(ours).release[:2]))
-        return f"torch-xla {ours} runs with torch {needed} only, and torch {theirs} is installed (make setup-tpu)"
+        return (
+            f"torch-xla {ours} runs with torch {needed} only, "
+            f"and torch {theirs} is installed (make setup-tpu)"
+        )
     return None

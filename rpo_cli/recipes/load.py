@@ -111,7 +111,7 @@ _drafts: dict[tuple[Path, str], tuple[dict[Path, bytes], Draft]] = {}
 
 
 def _gathered(path: Path) -> Draft:
-    """`gather`, remembered while its files stay as they are: hundreds of cells of a plan read the same few."""
+    """`gather`, remembered while its files stay as they are: hundreds of cells read the same few."""
     call = (path, os.getcwd())
     files, draft = _drafts.get(call, ({}, None))
     if draft is None or any(_content(file) != content for file, content in files.items()):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, never a part; an old one's mode stays."""
+    """Write a file so that a reader sees the old one or the whole new one, never a part; its mode stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -1,5 +1,4 @@
-"""What a plan costs before it is run: tokens, parameters, FLOPs, memory, disk, and with a device hours and
-dollars.
+"""What a plan costs before it is run: tokens, FLOPs, memory, disk, and with a device hours and dollars.
 
 Every number is arithmetic on the plan; ASSUMPTIONS and the notes of `estimate` say which. Imports torch.
 """
@@ -33,21 +32,24 @@ from rpo_cli.text import aligned, clock, size
 SAMPLE = 1000  # rows that lengths are measured on
 READ_SHARE = 0.5  # share of the memory bandwidth that decoding reaches
 ASSUMPTIONS = (
-    "training: 6 N FLOPs per token (8 N with gradient_checkpointing, 4 N with LoRA); scoring and prompts: 2 N; N parameters, "
-    "attention scores left out",
+    "training: 6 N FLOPs per token (8 N with gradient_checkpointing, 4 N with LoRA); scoring and prompts: "
+    "2 N; N parameters, attention scores left out",
     "a prompt counts once for its responses, with shared_prompts: false once for each; padding is left out",
-    "memory of training: 4 N weights (with load_in_4bit half a byte and its constants for linear layers) + 4 T gradients + 8 T Adam, "
-    "T trained parameters, all float32; activations 34 b s h L bytes "
-    "(2 b s h L + one layer with gradient_checkpointing; twice that in float32; Korthikanti et al., 2022, without attention "
-    "scores) for b sequences of s = max_length tokens; logits 3 x 4 bytes b r V for r response tokens (SFT: all s)",
-    "one device per stage; stages of different cells can run side by side, which shortens hours, not device-hours",
+    "memory of training: 4 N weights (with load_in_4bit half a byte and its constants for linear layers) + "
+    "4 T gradients + 8 T Adam, T trained parameters, all float32; activations 34 b s h L bytes (2 b s h L + "
+    "one layer with gradient_checkpointing; twice that in float32; Korthikanti et al., 2022, without "
+    "attention scores) for b sequences of s = max_length tokens; logits 3 x 4 bytes b r V for r response "
+    "tokens (SFT: all s)",
+    "one device per stage; stages of different cells can run side by side, which shortens hours, "
+    "not device-hours",
     "loading, start-up, tokenising, data and splits stages take no time",
 )
 
 
 class Lengths(NamedTuple):
-    """A table's rows (None: not known), mean tokens of prompt and response (with EOS), the longest response;
-    and whence.
+    """A table's rows (None: not known), mean tokens, longest response; and whence.
+
+    Responses are counted with their EOS.
     """
 
     rows: int | None
@@ -59,9 +61,7 @@ class Lengths(NamedTuple):
 
 @dataclass
 class Work:
-    """What one kind of stage does: FLOPs and tokens by way of working, and bytes of weights that decoding
-    reads.
-    """
+    """What one kind of stage does: FLOPs and tokens, by way of working; bytes that decoding reads."""
 
     train: float = 0.0
     score: float = 0.0
@@ -121,9 +121,7 @@ class Estimator:
         return self._models[key]
 
     def _source(self, node: Stage | External) -> tuple[str, dict[str, Any] | None, Stage | None]:
-        """The directory or hub name whose config a model has, or the settings of one that is made from
-        scratch.
-        """
+        """The directory or hub name of a model's config, or the settings of one made from scratch."""
         while isinstance(node, Stage):
             built = self.workspace.root / node.path
             if (built / "config.json").is_file():
@@ -154,7 +152,10 @@ class Estimator:
                 raise BadInput(
                     f"{source}: its config cannot be read ({line}); give --params, such as --params 1.4e9"
                 ) from error
-            note = f"{source}: taken to have {self.params:.3g} parameters, as --params says; no activations are estimated for it"
+            note = (
+                f"{source}: taken to have {self.params:.3g} parameters, as --params says; "
+                "no activations are estimated for it"
+            )
             self.notes += [] if note in self.notes else [note]
             return Model(source, self.params, None)
         head = getattr(made, "score", None) if reward else made.get_output_embeddings()
@@ -200,9 +201,7 @@ class Estimator:
     def lengths(
         self, node: Stage | External, table: str, max_length: int, user: Stage | External | None
     ) -> Lengths:
-        """Rows and lengths of a table of the data below this stage: measured where the texts are there, else
-        bounded.
-        """
+        """Rows and lengths of a table below this stage: measured where texts are there, else bounded."""
         while isinstance(node, Stage) and node.kind != "data":
             node = node.inputs["data"]
         assert isinstance(node, Stage)
@@ -414,9 +413,7 @@ def _trained(recipe: schema.TrainingRecipe, model: Model) -> float:
 
 
 def _weights(recipe: schema.TrainingRecipe, model: Model) -> float:
-    """Bytes of the weights: float32; with load_in_4bit the linear layers but the head have 4 bits and a
-    constant for each 64.
-    """
+    """Bytes of the weights: float32, or with load_in_4bit 4 bits and constants of linear layers."""
     if not recipe.load_in_4bit:
         return 4 * model.parameters
     # Nested: a constant has 8 bits, and 256 of them share one of 32 (Dettmers et al., 2023, section 3).
@@ -443,9 +440,7 @@ def _scoring(model: Model, tokens: float) -> Work:
 
 
 def _decoding(model: Model, prompts: int, prompt: float, new: int, batch: int) -> Work:
-    """Prompts are read at once; then each batch reads all weights (float32) for every new token, up to the
-    longest.
-    """
+    """Prompts are read at once; then each batch reads all weights (float32) for every new token."""
     tokens = prompts * new
     read = math.ceil(prompts / batch) * new * 4 * model.parameters
     flops = 2 * model.parameters
@@ -526,9 +521,7 @@ def estimate(
 
 
 def _time(work: Work, question: Question) -> dict[str, float | None]:
-    """Device-hours and dollars: FLOPs at the reached share of the peak; decoding at the slower of that and
-    reading weights.
-    """
+    """Device-hours and dollars; decoding at the slower of its FLOPs and reading the weights."""
     if question.device is None:
         return {"hours": None, "dollars": None}
     rate = question.device.tflops * 1e12 * question.mfu
@@ -546,19 +539,21 @@ def _device_assumptions(question: Question) -> list[str]:
     device = question.device
     if device is None:
         return []
-    listed = [
-        f"{device.name}: {device.tflops:g} TFLOP/s peak, of which {question.mfu:.0%} is reached (--mfu); nothing of this was measured"
-    ]
-    if device.bandwidth_gb_s is not None:
-        listed.append(
-            f"decoding reads all float32 weights for each new token of a batch, at {READ_SHARE:.0%} of {device.bandwidth_gb_s:g} GB/s, "
-            "up to max_new_tokens"
+    peak = (
+        f"{device.name}: {device.tflops:g} TFLOP/s peak, of which {question.mfu:.0%} is reached (--mfu); "
+        "nothing of this was measured"
+    )
+    if device.bandwidth_gb_s is None:
+        decoding = (
+            "decoding at the same share of the peak, which is optimistic: "
+            "--device-name knows the memory bandwidth"
         )
     else:
-        listed.append(
-            "decoding at the same share of the peak, which is optimistic: --device-name knows the memory bandwidth"
+        decoding = (
+            "decoding reads all float32 weights for each new token of a batch, "
+            f"at {READ_SHARE:.0%} of {device.bandwidth_gb_s:g} GB/s, up to max_new_tokens"
         )
-    return listed
+    return [peak, decoding]
 
 
 def _peak(kind: str, parts: Mapping[str, float], path: str, question: Question) -> dict[str, Any]:
@@ -576,9 +571,7 @@ def _peak(kind: str, parts: Mapping[str, float], path: str, question: Question) 
 def disk(
     todo: Sequence[Todo], stages: Sequence[Stage], estimator: Estimator, keep: str, places: int
 ) -> dict[str, float]:
-    """Bytes of float32 weights at the end: of policies under this --keep-weights, of policies under each, of
-    all other models.
-    """
+    """Bytes of float32 weights at the end: of policies as kept, under each choice, and of the rest."""
     trained = [item.stage for item in todo if schema.KINDS[item.stage.kind].trains]
     policies = [stage for stage in trained if stage.kind == "policy"]
     others = [stage for stage in trained if stage.kind != "policy"]
@@ -594,29 +587,21 @@ def disk(
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """An estimate for a terminal."""
+    ways = ("train", "score", "decode")
     rows: list[tuple[str, ...]] = [
-        (g["kind"], str(g["stages"]), _short(g["train_tokens"]), _short(g["score_tokens"]), _short(g["decode_tokens"]),
-         _short(g["train"] + g["score"] + g["decode"]), "" if g["hours"] is None else f"{g['hours']:.3g}")
-        for g in found["by_kind"]
-    ]  # fmt: skip
-    tokens, flops = found["tokens"], found["flops"]
-    rows.append(
-        ("all", str(sum(g["stages"] for g in found["by_kind"])), *(_short(tokens[n]) for n in ("train", "score", "decode")),
-         _short(flops["total"]), "" if found["hours"] is None else f"{found['hours']:.3g}")
-    )  # fmt: skip
-    out = aligned(
-        [("estimate", "stages", "trained tokens", "scored", "sampled", "FLOPs", "device-hours"), *rows],
-        right=(1, 2, 3, 4, 5, 6),
-    ).splitlines()
+        ("estimate", "stages", "trained tokens", "scored", "sampled", "FLOPs", "device-hours")
+    ]
+    for g in found["by_kind"]:
+        flops = sum(g[way] for way in ways)
+        rows.append(_row(g["kind"], g["stages"], [g[f"{way}_tokens"] for way in ways], flops, g["hours"]))
+    stages, tokens = sum(g["stages"] for g in found["by_kind"]), [found["tokens"][way] for way in ways]
+    rows.append(_row("all", stages, tokens, found["flops"]["total"], found["hours"]))
+    out = aligned(rows, right=range(1, 7)).splitlines()
     if found["hours"] is not None:
-        money = (
-            ""
-            if found["dollars"] is None
-            else f", {found['dollars']:,.2f} dollars at {found['price_per_hour']:g} an hour"
-        )
-        out.append(
-            f"{found['device']['name']}: {found['hours']:.3g} device-hours ({clock(found['hours'] * 3600)}){money}"
-        )
+        name, hours, dollars = found["device"]["name"], found["hours"], found["dollars"]
+        price = found["price_per_hour"]
+        money = "" if dollars is None else f", {dollars:,.2f} dollars at {price:g} an hour"
+        out.append(f"{name}: {hours:.3g} device-hours ({clock(hours * 3600)}){money}")
     else:
         out.append(
             "name a device for hours: --device-name a100-80g, or --tflops; add --price-per-hour for dollars"
@@ -633,13 +618,18 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         out.append(f"memory to train {peak['kind']}: {size(peak['total'])} ({parts}){fits[peak['fits']]}")
     disk = found["disk"]
     kept = ", ".join(f"{name} {size(disk[f'policies_{name}'])}" for name in ("best", "all", "none"))
-    out.append(
-        f"disk: {size(disk['policies'] + disk['other_models'])} of weights at the end; policies by --keep-weights: {kept}"
-    )
+    total = size(disk["policies"] + disk["other_models"])
+    out.append(f"disk: {total} of weights at the end; policies by --keep-weights: {kept}")
     out += [f"tokens: {line}" for line in found["token_counts_from"]]
     out += [f"note: {line}" for line in found["notes"]]
     out += [f"NOT COUNTED: {line}" for line in found["not_counted"]]
     return out + [f"assumed: {line}" for line in found["assumptions"]]
+
+
+def _row(
+    name: str, stages: int, tokens: Sequence[float], flops: float, hours: float | None
+) -> tuple[str, ...]:
+    return name, str(stages), *map(_short, (*tokens, flops)), "" if hours is None else f"{hours:.3g}"
 
 
 def _short(value: float) -> str:

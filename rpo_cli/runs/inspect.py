@@ -57,8 +57,7 @@ def inspect(
     rows: int,
     max_length: int | None,
 ) -> None:
-    """Build what is missing, then print every table of the targets, and `rows` rows of each kind of table in
-    tokens.
+    """Build what is missing, then print every table of the targets, with `rows` rows in tokens.
 
     Raises:
         BadInput: no tokenizer to count with.
@@ -124,8 +123,9 @@ def report_of(
     limits: Sequence[int],
     margin: float,
 ) -> TableReport:
-    """A table's numbers. `columns`: its responses; `margin`: the share by which the longer one must be
-    longer.
+    """A table's numbers.
+
+    columns: its responses; margin: the share by which the longer one must be longer.
     """
     lengths = {"prompt": np.array([len(row.prompt_ids) for row in tokens])}
     lengths |= {
@@ -164,9 +164,7 @@ def _joint_differs(
     tokens: Sequence[TokenRow],
     tokenizer: PreTrainedTokenizerBase,
 ) -> np.ndarray:
-    """For each row whether a token of `prompt + response` reaches over the boundary, where generation has
-    none: [n].
-    """
+    """For each row whether a token of `prompt + response` reaches over the boundary: [n]."""
     differs = np.zeros(len(rows), dtype=bool)
     for index, column in enumerate(columns):
         joint = tokenizer([row["prompt"] + row[column] for row in rows])["input_ids"]
@@ -195,27 +193,20 @@ def _print(
 ) -> None:
     """The numbers for people, 80 columns wide."""
     for limit, names in limits.items():
-        print(
-            f"max_length {limit}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        )
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        print(f"max_length {limit}: {', '.join(names[:3])}{more}")
     if not limits:
         print("max_length: no recipe beside this one has any; --max-length N counts longer rows")
-    head = [
-        "table",
-        "rows",
-        "same prompt",
-        *(f"over {limit}" for limit in limits),
-        "longer",
-        "ties",
-        "boundary",
-    ]
+    over = [f"over {limit}" for limit in limits]
+    head = ["table", "rows", "same prompt", *over, "longer", "ties", "boundary"]
     rows = []
     for name, r in reports.items():
         shares = [*r.over.values(), r.longer_preferred, r.ties, r.boundary_differs]
         rows.append([name, str(r.rows), str(r.duplicate_prompts), *map(percent, shares)])
     print("\n" + aligned([head, *rows], right=range(1, len(head))), end="")
     print(
-        f"longer: the longer response (by {margin:.0%} or more tokens) is preferred; closer pairs are ties, not counted"
+        f"longer: the longer response (by {margin:.0%} or more tokens) is preferred; "
+        "closer pairs are ties, not counted"
     )
     print("boundary: prompt and response make other tokens when tokenised together\n")
     lengths = [
@@ -223,15 +214,14 @@ def _print(
         for name, r in reports.items()
         for text, values in r.tokens.items()
     ]
-    print(
-        aligned([["table", "tokens of", "min", "median", "95 %", "max"], *lengths], right=range(2, 6)), end=""
-    )
+    head = ["table", "tokens of", "min", "median", "95 %", "max"]
+    print(aligned([head, *lengths], right=range(2, 6)), end="")
     for name, r in reports.items():
         if r.boundary_differs:
             session.say(
-                f"warning: {name}: in {percent(r.boundary_differs)} of {r.boundary_rows} rows a token would reach over "
-                "the boundary of prompt and response; end prompts where a token ends (no trailing space) and begin "
-                "responses with the space"
+                f"warning: {name}: in {percent(r.boundary_differs)} of {r.boundary_rows} rows a token would "
+                "reach over the boundary of prompt and response; end prompts where a token ends (no trailing "
+                "space) and begin responses with the space"
             )
 
 

@@ -40,9 +40,7 @@ class Planner:
         self._resolved: dict[tuple[Any, ...], Stage | External] = {}
 
     def load(self, path: Path, **kwargs: Any) -> Loaded:
-        """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the
-        same few again and again.
-        """
+        """Load a recipe under this planner's seed and device, once: many cells ask for the same few."""
         call = (str(path), str(self.seed), repr(sorted(kwargs.items())))
         if call not in self._loaded:
             flags = {**kwargs.pop("flags", {}), "device": self.device}
@@ -61,12 +59,9 @@ class Planner:
         """What a recipe's field refers to: the stage of a sibling recipe, or an external model."""
         value = getattr(loaded.recipe, field_name)
         if field_name == "data" and not schema.is_recipe(value):
-            raise RecipeError(
-                [f"{self._line(loaded, 'data')}: data: expected a recipe (x.yaml), got {value!r}"]
-            )
-        revision = (
-            getattr(loaded.recipe, "model_revision", None) if field_name == "model_name_or_path" else None
-        )
+            raise _wrong(loaded, "data", f"expected a recipe (x.yaml), got {value!r}")
+        of_model = field_name == "model_name_or_path"
+        revision = getattr(loaded.recipe, "model_revision", None) if of_model else None
         return self._resolve(value, loaded, (field_name,), revision)
 
     def _resolve(
@@ -76,11 +71,7 @@ class Planner:
         rho = getattr(loaded.recipe, "rho", None)
         call = (reference, loaded.files, takes_rho, rho, revision)
         if call not in self._resolved:
-            if (
-                not schema.is_recipe(reference)
-                and Path(reference).is_absolute()
-                and not Path(reference).exists()
-            ):
+            if not schema.is_recipe(reference) and _is_gone(reference):
                 raise RecipeError(
                     [f"{_place(loaded, at)}: no such model directory: {shown(Path(reference))}"]
                 )
@@ -123,11 +114,8 @@ class Planner:
         )
         known = self._stages.setdefault(stage.path, stage)
         if known is not stage and not known.is_same(stage):
-            raise RecipeError(
-                [
-                    f"{shown(loaded.path)}:1: asks for another {stage.path} than {shown(known.source)}; give one of them a name of its own"
-                ]
-            )
+            problem = f"asks for another {stage.path} than {shown(known.source)}"
+            raise RecipeError([f"{shown(loaded.path)}:1: {problem}; give one of them a name of its own"])
         return known
 
     def _data(self, loaded: Loaded) -> Stage:
@@ -139,15 +127,9 @@ class Planner:
         ]
         if missing:
             raise RecipeError(missing)
-        hashes = {table: hash_path(Path(file)) for table, file in recipe.files.items()}
-        return self._add(
-            "data",
-            loaded.path.stem,
-            loaded,
-            self._sets(loaded),
-            options={"files": hashes},
-            files={str(table): file for table, file in recipe.files.items()},
-        )
+        options = {"files": {table: hash_path(Path(file)) for table, file in recipe.files.items()}}
+        files = {str(table): file for table, file in recipe.files.items()}
+        return self._add("data", loaded.path.stem, loaded, self._sets(loaded), options, files=files)
 
     def _sets(self, loaded: Loaded) -> dict[str, Stage | External]:
         """The data sets and the tokenizer that a data recipe with a loader reads."""
@@ -161,45 +143,27 @@ class Planner:
         for name, reference in names.items() if recipe.loaded else ():
             if reference is not None:
                 if schema.is_recipe(reference):
-                    raise RecipeError(
-                        [
-                            f"{self._line(loaded, name)}: {name}: expected a hub name or a path, got a recipe: {reference}"
-                        ]
-                    )
-                if Path(reference).is_absolute() and not Path(reference).exists():
-                    raise RecipeError(
-                        [
-                            f"{self._line(loaded, name)}: {name}: no such file or directory: {shown(Path(reference))}"
-                        ]
-                    )
+                    raise _wrong(loaded, name, f"expected a hub name or a path, got a recipe: {reference}")
+                if _is_gone(reference):
+                    raise _wrong(loaded, name, f"no such file or directory: {shown(Path(reference))}")
                 external = External.named(reference, use="tokenizer" if name == "tokenizer" else "dataset")
                 found[name] = (
                     replace(external, folders=tuple(recipe.folders)) if name == "dataset" else external
                 )
         return found
 
-    def _line(self, loaded: Loaded, name: str) -> str:
-        path, line = loaded.where.get(name, (loaded.path, 1))
-        return f"{shown(path)}:{line}"
-
     def _need_table(self, data: Stage | External, table: str, loaded: Loaded) -> None:
         """Refuse to plan on a table that a data recipe of files does not list, or that no loader makes."""
-        if (
-            isinstance(data, Stage)
-            and isinstance(data.recipe, schema.DataRecipe)
-            and data.recipe.loaded
-            and table not in schema.LOADED_TABLES
-        ):
-            made = ", ".join(schema.LOADED_TABLES)
-            raise RecipeError(
-                [f"{_place(loaded, ('data',))}: needs the table {table}; {shown(data.source)} makes {made}"]
-            )
-        if isinstance(data, Stage) and data.files and table not in data.files:
-            raise RecipeError(
-                [
-                    f"{_place(loaded, ('data',))}: needs the table {table}, which files: of {shown(data.source)} does not list"
-                ]
-            )
+        if not isinstance(data, Stage):
+            return
+        loaded_set = isinstance(data.recipe, schema.DataRecipe) and data.recipe.loaded
+        if loaded_set and table not in schema.LOADED_TABLES:
+            why = f"; {shown(data.source)} makes {', '.join(schema.LOADED_TABLES)}"
+        elif data.files and table not in data.files:
+            why = f", which files: of {shown(data.source)} does not list"
+        else:
+            return
+        raise RecipeError([f"{_place(loaded, ('data',))}: needs the table {table}{why}"])
 
     def _sft(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.SFTRecipe, loaded.recipe)
@@ -222,32 +186,22 @@ class Planner:
                 "reward", f"{rho_folder(recipe.rho)}/{loaded.path.stem}/{name}", loaded, inputs, options
             )
         if member is not None:
-            raise RecipeError(
-                [
-                    f"{self._line(loaded, 'data')}: data: an ensemble needs a splits recipe, which makes the subsets of its members"
-                ]
-            )
+            problem = "an ensemble needs a splits recipe, which makes the subsets of its members"
+            raise _wrong(loaded, "data", problem)
         return self._add("reward", loaded.path.stem, loaded, inputs)
 
     def members(self, loaded: Loaded) -> list[Stage]:
         """The ensemble of a reward recipe, in the order of its biases."""
         recipe = cast(schema.RewardRecipe, loaded.recipe)
         if not recipe.ensemble:
-            raise RecipeError(
-                [
-                    f"{self._line(loaded, 'ensemble')}: ensemble: lists no biases, so there is no ensemble to train"
-                ]
-            )
+            raise _wrong(loaded, "ensemble", "lists no biases, so there is no ensemble to train")
         splits = self.load(loaded.sibling(recipe.data)).recipe if schema.is_recipe(recipe.data) else None
         if isinstance(splits, schema.SplitsRecipe):
             unknown = [f"{b:g}" for b in recipe.ensemble if b not in splits.ensemble]
             if unknown:
                 listed = ", ".join(f"{b:g}" for b in splits.ensemble)
-                raise RecipeError(
-                    [
-                        f"{self._line(loaded, 'ensemble')}: ensemble: {', '.join(unknown)} is no subset of {recipe.data} ({listed})"
-                    ]
-                )
+                problem = f"{', '.join(unknown)} is no subset of {recipe.data} ({listed})"
+                raise _wrong(loaded, "ensemble", problem)
         return [self._reward(loaded, b) for b in recipe.ensemble]
 
     def _relabel(self, loaded: Loaded) -> Stage:
@@ -270,9 +224,7 @@ class Planner:
         self._need_model(loaded)
         splits = self.reference("data", loaded)
         if not isinstance(splits, Stage) or splits.kind != "splits":
-            raise RecipeError(
-                [f"{self._line(loaded, 'data')}: data: a policy is trained on the pairs of a splits recipe"]
-            )
+            raise _wrong(loaded, "data", "a policy is trained on the pairs of a splits recipe")
         model = self.reference("model_name_or_path", loaded)
         inputs: dict[str, Stage | External] = {"data": splits, "model": model}
         pairs = cast(Stage, splits.inputs["data"])
@@ -300,12 +252,8 @@ class Planner:
             inputs[f"scores/{name}"] = self._scoring(
                 "scores", path, loaded, {"model": teacher, "data": splits, "policy": model}
             )
-        return self._add(
-            "policy",
-            f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}",
-            loaded,
-            inputs,
-        )
+        place = f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}"
+        return self._add("policy", place, loaded, inputs)
 
     def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Stage | External]]:
         """The reward models an objective distils, under the names of the cells' histogram."""
@@ -317,12 +265,11 @@ class Planner:
                 yield "warm", self._warm(loaded)
             elif isinstance(recipe.ensemble, list):
                 if recipe.calibration == "temperature" and recipe.calibration_mix == "own":
-                    line = self._line(loaded, "ensemble")
-                    raise RecipeError(
-                        [
-                            f"{line}: ensemble: models in a list have no bias b of their own; set calibration_mix: data or calibration: none"
-                        ]
+                    problem = (
+                        "models in a list have no bias b of their own; "
+                        "set calibration_mix: data or calibration: none"
                     )
+                    raise _wrong(loaded, "ensemble", problem)
                 for index, reference in enumerate(recipe.ensemble):
                     yield f"m{index}", self._resolve(reference, loaded, ("ensemble", index))
             else:
@@ -337,12 +284,8 @@ class Planner:
         """One reward model with the mean of the members' weights."""
         reference = cast(schema.PolicyRecipe, loaded.recipe).ensemble
         if isinstance(reference, list):
-            line = self._line(loaded, "ensemble")
-            raise RecipeError(
-                [
-                    f"{line}: ensemble: teacher: warm averages members of one initialisation; name a recipe with `ensemble:`"
-                ]
-            )
+            problem = "teacher: warm averages members of one initialisation; name a recipe with `ensemble:`"
+            raise _wrong(loaded, "ensemble", problem)
         ensemble = self._ensemble(loaded, reference)
         members = self.members(ensemble)
         inputs: dict[str, Stage | External] = {
@@ -400,9 +343,7 @@ class Planner:
         return self._add("evaluate", f"{place}/{split}", loaded, inputs)
 
     def measure(self, policy: Loaded) -> Stage:
-        """What the policy a recipe describes made of its training pairs, and how far it is from the
-        reference.
-        """
+        """What a recipe's policy made of its training pairs, and how far it is from the reference."""
         stage = self.build(policy)
         model, pairs = stage.inputs["model"], cast(Stage, cast(Stage, stage.inputs["data"]).inputs["data"])
         place = f"reference-samples/{pairs.path.split('/', 1)[1]}"
@@ -412,54 +353,45 @@ class Planner:
         return self._scoring("measure", place, policy, inputs)
 
     def judgement(self, policy: Loaded, split: str, overrides: Sequence[str] = ()) -> Stage:
-        """A judge's verdicts on an evaluated policy; `overrides` change the `judge:` section
-        (`judge.model=...`).
-        """
+        """A judge's verdicts on an evaluated policy; `overrides` (`judge.model=...`) change the judge."""
         evaluation = self.evaluation(policy, split)
-        loaded = self.load(
-            policy.sibling(cast(schema.PolicyRecipe, policy.recipe).evaluate),
-            expect="evaluate",
-            overrides=overrides,
-        )
+        name = cast(schema.PolicyRecipe, policy.recipe).evaluate
+        loaded = self.load(policy.sibling(name), expect="evaluate", overrides=overrides)
         recipe = cast(schema.EvaluateRecipe, loaded.recipe)
         if recipe.judge is None:
-            raise RecipeError(
-                [
-                    f"{shown(loaded.path)}:1: judge: missing; add `judge: {{model: ...}}`, or name one with --model"
-                ]
-            )
+            problem = "judge: missing; add `judge: {model: ...}`, or name one with --model"
+            raise RecipeError([f"{shown(loaded.path)}:1: {problem}"])
         inputs = {"evaluation": evaluation, "baseline": evaluation.inputs["baseline"]}
         if "reference" in recipe.judge.against:
             inputs["data"] = evaluation.inputs["data"]
         same = (
-            "suite",
-            "seed",
-            "sampling_seed",
-            "report_to",
-            "wandb_project",
-            "truncated",
-            "bootstrap_samples",
+            *("suite", "seed", "sampling_seed", "report_to", "wandb_project"),
+            *("truncated", "bootstrap_samples"),
         )
         settings = {name: getattr(recipe.judge, name) for name in schema.JudgeSettings.model_fields}
         judge = schema.JudgeRecipe(
             stage="judge", device="cpu", **settings, **{name: getattr(recipe, name) for name in same}
         )
         place = evaluation.path.split("/", 1)[1].replace("/evaluations/", "/judged/")
-        return self._add(
-            "judge",
-            f"{place}/{re.sub(r'[^A-Za-z0-9.-]+', '-', recipe.judge.model)}",
-            loaded,
-            inputs,
-            recipe=judge,
-        )
+        model = re.sub(r"[^A-Za-z0-9.-]+", "-", recipe.judge.model)
+        return self._add("judge", f"{place}/{model}", loaded, inputs, recipe=judge)
 
 
 def _place(loaded: Loaded, at: Keys) -> str:
-    """Where a recipe's key stands, and its name, as every mistake begins; the option that set it where one
-    did.
-    """
+    """How a mistake begins: where a recipe's key stands and its name, or the option that set it."""
     place = loaded.places.get(at) or loaded.places.get(at[:1]) or (loaded.path, 1)
     return place if isinstance(place, str) else f"{where(place)}: {dotted(at)}"
+
+
+def _wrong(loaded: Loaded, name: str, problem: str) -> RecipeError:
+    """What is wrong with a recipe's key, behind the line that gives it."""
+    path, line = loaded.where.get(name, (loaded.path, 1))
+    return RecipeError([f"{shown(path)}:{line}: {name}: {problem}"])
+
+
+def _is_gone(reference: str) -> bool:
+    """Whether a reference is a path from the root, and nothing is there."""
+    return Path(reference).is_absolute() and not Path(reference).exists()
 
 
 def _other_splits(teacher: Stage | External, splits: Stage) -> bool:

@@ -1,6 +1,4 @@
-"""One command's run: plan, say what will be built and why, build, report. Nothing heavy is imported for a dry
-run.
-"""
+"""One command's run: plan, say what will be built and why, build, report. A dry run imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ class Session(Options):
         return "" if self.rho is None else f" --rho {self.rho}"
 
     def load(self, expect: str | None, **flags: Any) -> Loaded:
-        """The recipe that was asked for, under this session's seed and overrides and these flags; rho=None:
-        no resampling.
-        """
+        """The recipe asked for, under this session's settings and these flags; rho=None: no resampling."""
         if "rho" in flags:
             flags["rho"] = "none" if flags["rho"] is None else flags["rho"]
         rho = flags.pop("rho", None)
@@ -58,9 +54,7 @@ class Session(Options):
         )
 
     def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
-        """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the
-        recipe's own.
-        """
+        """Values of --rho: numbers, `all` (the recipe's or the suite's), `none`; None: the recipe's own."""
         if self.rho is None:
             return None
         if self.rho == "all":
@@ -95,9 +89,7 @@ class Session(Options):
         return loads
 
     def note_unchosen(self, loaded: Loaded) -> None:
-        """Say what a policy is trained with at a rho for which nothing was chosen, where for others something
-        was.
-        """
+        """Say what a policy is trained with at a rho for which, unlike others, nothing was chosen."""
         recipe = loaded.recipe
         if (
             not isinstance(recipe, schema.PolicyRecipe)
@@ -118,7 +110,8 @@ class Session(Options):
         """Build what the targets lack; on --dry-run only say it."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise BadInput(
-                "WORLD_SIZE is above 1: start rpo once, without accelerate launch or torchrun, and with --accelerate FILE"
+                "WORLD_SIZE is above 1: start rpo once, without accelerate launch or torchrun, "
+                "and with --accelerate FILE"
             )
         launch = None if self.accelerate is None else processes.read_launch(self.accelerate)
         if launch is not None and self.jobs > 1:
@@ -183,8 +176,7 @@ class Session(Options):
         )
         lines = [f"{item.stage.kind:9} {item.stage.path}  ({item.reason})" for item in todo]
         if self.dry_run and not self.as_json:
-            # What was asked for, hence whole and on stdout; flushed, to stand where it belongs between lines
-            # of stderr.
+            # What was asked for, hence whole and on stdout; flushed, to stand in place among stderr's lines.
             print("".join(f"{line}\n" for line in lines), end="", flush=True)
         else:
             for line in lines[:MANY]:
@@ -193,8 +185,8 @@ class Session(Options):
                 self.say(f"  ... and {len(todo) - MANY} more")
         if stale := _built_on(todo, workspace):
             self.say(
-                f"note: replaces finished artifacts on which {stale} others in {workspace.root} were built, which become stale; "
-                "--workspace keeps trials apart"
+                f"note: replaces finished artifacts on which {stale} others in {workspace.root} were built, "
+                "which become stale; --workspace keeps trials apart"
             )
         unmeasured = [
             t
@@ -203,7 +195,8 @@ class Session(Options):
         ]
         if unmeasured:
             self.say(
-                f"expected: unknown, {len(unmeasured)} trainings have no expected_seconds; the ETA follows their steps"
+                f"expected: unknown, {len(unmeasured)} trainings have no expected_seconds; "
+                "the ETA follows their steps"
             )
         elif todo:
             total = sum(item.seconds for item in todo)
@@ -213,9 +206,7 @@ class Session(Options):
             )
 
     def note_devices(self, reused: Sequence[Stage], workspace: Workspace, device: str) -> None:
-        """Say which reused artifacts were made on another device: same dtype, hence the same key, but other
-        roundings.
-        """
+        """Say which reused artifacts were made on another device: in the same dtype, rounded otherwise."""
         recorded = [
             workspace.manifest(stage.path) for stage in reused if schema.KINDS[stage.kind].needs_model
         ]
@@ -227,7 +218,8 @@ class Session(Options):
         for other, count in sorted(made_on.items()):
             if other != device:
                 self.say(
-                    f"note: reuses {count} artifacts that were made on {other}, in the dtype asked for; this is {device}"
+                    f"note: reuses {count} artifacts that were made on {other}, in the dtype asked for; "
+                    f"this is {device}"
                 )
 
     def say(self, line: str) -> None:
@@ -261,9 +253,7 @@ class Session(Options):
 
 
 def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
-    """How many finished artifacts, besides those of the plan, rest on finished ones that it replaces by
-    others.
-    """
+    """How many finished artifacts outside the plan rest on finished ones that it replaces."""
     planned = {item.stage.path for item in todo}
     stale = {
         found["key"]
@@ -287,9 +277,7 @@ def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
 
 
 def stdout() -> Console:
-    """The console of results: as wide as the terminal; where there is none, so wide that no line is folded or
-    cut.
-    """
+    """The console of results: as wide as the terminal; without one so wide that no line is folded."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDEST)
 
@@ -301,7 +289,8 @@ def cut_of(recipe: schema.TrainingRecipe, launch: Launch | None) -> str:
         rows, pieces = processes.spread(recipe, count)
         return f"{rows * pieces} = {rows} rows over {count} cores x {pieces} accumulated"
     rows, pieces = processes.share(recipe, count)
-    return f"{rows * pieces * count} = {rows} rows x {pieces} accumulated x {count} process{'' if count == 1 else 'es'}"
+    noun = "process" if count == 1 else "processes"
+    return f"{rows * pieces * count} = {rows} rows x {pieces} accumulated x {count} {noun}"
 
 
 def suite_rhos(loaded: Loaded) -> list[float | None]:
@@ -320,7 +309,5 @@ def suite_rhos(loaded: Loaded) -> list[float | None]:
 
 
 def planner_for(loaded: Loaded) -> Planner:
-    """A planner under the seed of the recipe that was asked for, and on the device that the command line
-    named.
-    """
+    """A planner under the seed of the recipe asked for, on the device that the command line named."""
     return Planner(loaded.recipe.seed, loaded.overrides.get("device"))

@@ -16,8 +16,7 @@ from rpo_cli.recipes.schema.training import RewardRecipe, SFTRecipe
 
 @dataclass(frozen=True)
 class Kind:
-    """What there is to know of a kind of stage; the planner's method, which finds its inputs, is named after
-    it.
+    """What there is to know of a kind of stage; the planner's method of its name finds its inputs.
 
     `recipe`: what its recipe may say. `run`: "module:function" that makes its artifact; None: it makes none.
     `command`: what handles its recipes; None: no file holds one, the planner derives it from others.
@@ -46,8 +45,14 @@ KINDS: dict[str, Kind] = {
         DataRecipe, "rpo_cli.stages.data.build:run", "rpo data inspect",
         seeds=("data",), needs_model=False, guess_seconds=5.0,
     ),
-    "sft": Kind(SFTRecipe, "rpo_cli.stages.sft:run", "rpo train-sft", seeds=("policy",), trains=True, heavy=True),
-    "reward": Kind(RewardRecipe, "rpo_cli.stages.reward:run", "rpo train-rm", seeds=("rm",), trains=True, heavy=True),
+    "sft": Kind(
+        SFTRecipe, "rpo_cli.stages.sft:run", "rpo train-sft",
+        seeds=("policy",), trains=True, heavy=True,
+    ),
+    "reward": Kind(
+        RewardRecipe, "rpo_cli.stages.reward:run", "rpo train-rm",
+        seeds=("rm",), trains=True, heavy=True,
+    ),
     "relabel": Kind(
         RelabelRecipe, "rpo_cli.stages.relabel:run", "rpo relabel", seeds=("data",), guess_seconds=5.0,
         points_at_input=True,
@@ -74,7 +79,8 @@ KINDS: dict[str, Kind] = {
     "scores": Kind(ScoringRecipe, "rpo_cli.stages.scores:run_scores", guess_seconds=2.0),
     "measure": Kind(ScoringRecipe, "rpo_cli.stages.measure:run", guess_seconds=8.0),
     "judge": Kind(
-        JudgeRecipe, "rpo_cli.stages.judge.stage:run", seeds=("sampling",), needs_model=False, guess_seconds=300.0,
+        JudgeRecipe, "rpo_cli.stages.judge.stage:run",
+        seeds=("sampling",), needs_model=False, guess_seconds=300.0,
     ),
 }  # fmt: skip
 # The kinds of which there are recipes in files.
@@ -83,9 +89,7 @@ MODELS: dict[str, type[Recipe]] = {name: kind.recipe for name, kind in KINDS.ite
 
 @cache
 def _left_out(model: type[Recipe]) -> tuple[frozenset[str], dict[str, Any]]:
-    """Fields that are in no key as they stand, and the defaults of those that are in none at their
-    default.
-    """
+    """Fields that are in no key, and the defaults of those that are in none at their default."""
     fields = model.model_fields
     marks = {
         name: mark for name, field in fields.items() if isinstance(mark := field.json_schema_extra, dict)
