@@ -46,9 +46,7 @@ def quiet(threads: int = 1) -> None:
 
 
 def one_arena() -> None:
-    """One heap for all threads (glibc): else each trainer's thread keeps its own peak for itself, 15 GB with
-    seven of them.
-    """
+    """One heap for all threads (glibc): else each trainer's keeps its own peak, 15 GB with seven."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
 
@@ -173,8 +171,7 @@ def main() -> None:
     if unknown := sorted(set(only) - set(names)):
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(names)}")
     file = HERE / "results.json"
-    # A section replaces what the file holds of it as soon as it is measured: a run that is stopped loses
-    # nothing.
+    # A section replaces what the file holds of it once it is measured: a run that is stopped loses nothing.
     results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() and not arguments.toy else {}
     device = Device(arguments.device, arguments.dtype, "benchmark")
     with tempfile.TemporaryDirectory() as folder:

@@ -52,9 +52,7 @@ class UnequalWork(RuntimeError):
 
 
 class Contestant(Protocol):
-    """Somebody who takes steps, each over `pieces` batches; `ids` of all batches and `losses` of all steps
-    tell what work that was.
-    """
+    """Somebody who takes steps, each over `pieces` batches; `ids` and `losses` tell what work that was."""
 
     name: str
     kind: str
@@ -117,9 +115,7 @@ class _StockReward(_Witness, RewardTrainer):
 
 
 class _StockPolicy(_Witness, DPOTrainer):
-    """TRL's trainer with its own loss, batches and metrics; only tokenisation and the reference pass are
-    skipped, as for ours.
-    """
+    """TRL's trainer with its own loss, batches and metrics; only tokenising and references are skipped."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -129,9 +125,7 @@ class _StockPolicy(_Witness, DPOTrainer):
 
 
 class _NaivePolicy(_StockPolicy):
-    """e-DPO as one would first write it: TRL's batches and fused head, reference and reward models in the
-    loop.
-    """
+    """e-DPO as one would first write it: TRL's batches and head, all models in the loop."""
 
     def prepare(self, reward_models: Sequence[PreTrainedModel], members: MemberChoice, beta: float) -> None:
         self.reward_models, self.members, self.strength = reward_models, members, beta
@@ -248,9 +242,7 @@ class _Recording:
 
 
 class Maker:
-    """Makes contestants that share a device, a tokenizer, training settings and an optimiser batch of
-    `pieces` times `batch` rows.
-    """
+    """Makes contestants that share device, tokenizer, settings and batches of `pieces` times `batch` rows."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, device: Device, batch: int, folder: Path, pieces: int = 1
@@ -397,9 +389,7 @@ class Maker:
         return self._stock(name, "reward", trainer)
 
     def bare(self, name: str, like: Training, model: PreTrainedModel, rows: list[Row], steps: int) -> Loop:
-        """Forward, loss, backward, clip, AdamW on ready-made batches of the shared layout, in the order
-        `like` will take them.
-        """
+        """Forward, loss, backward, clip, AdamW on ready-made batches in the order `like` will take."""
         list(zip(range(steps * self.pieces), like.trainer.get_train_dataloader(), strict=False))
         order = like.ids[: steps * self.pieces]
         like.ids.clear()
@@ -435,8 +425,7 @@ class Maker:
 
 
 def same_work(contestants: Sequence[Contestant], tolerance: float) -> None:
-    """Whether all saw the same rows in every optimiser batch, and those of one objective had the same losses,
-    over all steps so far.
+    """Whether all saw the same rows in every batch, with the same losses for the same objective.
 
     Raises:
         UnequalWork: they did not.
@@ -469,9 +458,7 @@ def synchronise(device: str) -> None:
 
 
 class Spent(NamedTuple):
-    """Seconds on the clock, and of this process on its processors: on a quiet machine with one thread they
-    are the same.
-    """
+    """Seconds on the clock and on this process's processors: the same if quiet and of one thread."""
 
     wall: float
     cpu: float
@@ -511,8 +498,7 @@ def steps_of(one: Contestant, count: int) -> None:
 def race(
     contestants: Sequence[Contestant], rounds: int, steps: int, device: Device
 ) -> dict[str, list[Spent]]:
-    """Time per step of each, one value a round; in each round everybody takes `steps` steps, in alternating
-    order.
+    """Time per step of each, a value a round; all take `steps` steps a round, in alternating order.
 
     The first step of each is not timed; its loss, and all later ones, must agree.
 

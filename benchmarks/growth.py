@@ -98,8 +98,7 @@ def _members(bench: Bench) -> Measured:
     rows = miniature_pairs((1 + scale.rounds * scale.miniature_steps) * batch, maker.tokenizer)
     policy = causal(miniature_model(maker.tokenizer), maker.tokenizer, 0, bench.device.name)
     data = {k: [row | {"margins": [0.1 * i for i in range(k)]} for row in rows] for k in counts}
-    # Margins grow with the member's number: at first the first is always the least, so that all have the same
-    # loss.
+    # Margins grow with the member's number: at first the first is the least, so that all losses are the same.
     contestants = [
         maker.ours(
             str(k), copy.deepcopy(policy), data[k], "e-dpo", kl_estimator="data", gamma=0.0, gamma_end=None

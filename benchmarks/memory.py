@@ -1,6 +1,4 @@
-"""Peak memory of one policy step: `python -m benchmarks.memory rpo|stock|compact DEVICE DTYPE` prints it as
-JSON.
-"""
+"""Peak memory of a policy step, as JSON: `python -m benchmarks.memory rpo|stock|compact DEVICE DTYPE`."""
 
 from __future__ import annotations
 

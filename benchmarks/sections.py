@@ -56,9 +56,7 @@ NAIVE, NAIVE_COMPACT = (
 
 @dataclass
 class Comparison:
-    """One row of the table. `ratio` is how many times the baseline's speed (or its share of the baseline's
-    memory) ours is.
-    """
+    """One row of the table. `ratio`: how many times the baseline's speed (or share of memory) ours is."""
 
     what: str
     workload: str
@@ -90,9 +88,7 @@ class Bench:
 
     @property
     def clock(self) -> str:
-        """What is counted: with one thread on a CPU its seconds, which other processes disturb less, else
-        those on the clock.
-        """
+        """What is counted: a CPU's seconds with one thread, which others disturb less; else the clock's."""
         return "cpu" if self.device.name == "cpu" and torch.get_num_threads() == 1 else "wall"
 
     def seconds(self, spent: Spent) -> float:
@@ -136,9 +132,7 @@ class Bench:
         return self.maker(size, pieces), size * pieces, f"{size * pieces} pairs, {size} at a time"
 
     def reference_logps(self, settings: dict[str, Any], rows: list[Row], maker: Maker) -> PreTrainedModel:
-        """A reference of other weights than the policy's (equal weights have a loss of log 2 whatever is
-        wrong); fills the rows.
-        """
+        """A reference of other weights than the policy's, as equal ones hide mistakes; fills the rows."""
         model = causal(settings, maker.tokenizer, 1, self.device.name)
         with self.device.autocast():
             both = pair_logps(model, token_rows(rows), maker.tokenizer.pad_token_id, 2 * self.scale.batch)
@@ -347,9 +341,7 @@ def reward_training(bench: Bench) -> Iterator[Comparison]:
 
 @torch.inference_mode()
 def plain_scores(model: Any, rows: list[Row], tokenizer: Any, batch: int, device: str) -> np.ndarray:
-    """Rewards [n, 2] as one would first write it: `model(**batch)`, `batch` pairs in the order of the data,
-    padded by the tokenizer.
-    """
+    """Rewards [n, 2] as one would first write it: `model(**batch)`, `batch` pairs in the data's order."""
     result = []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
@@ -360,9 +352,7 @@ def plain_scores(model: Any, rows: list[Row], tokenizer: Any, batch: int, device
 
 
 def scoring(bench: Bench) -> Iterator[Comparison]:
-    """Scoring pairs with a reward model beside a plain loop; ours includes the check that both layouts give
-    the same rewards.
-    """
+    """Scoring pairs with a reward model beside a plain loop; ours checks that both layouts agree."""
     scale, settings = bench.scale, bench.scale.llama
     maker = bench.maker(scale.batch)
     rows = pairs(scale.tldr, scale.scored, settings["vocab_size"], maker.tokenizer)
@@ -390,9 +380,7 @@ def scoring(bench: Bench) -> Iterator[Comparison]:
 
 
 def grouping(bench: Bench) -> Iterator[Comparison]:
-    """An epoch of dpo on batches of rows of like length beside random batches: the same pairs, in other
-    company.
-    """
+    """An epoch of dpo on batches of like lengths beside random ones: the same pairs in other company."""
     scale, settings = bench.scale, bench.scale.small
     rows = pairs(scale.tldr, scale.pairs[-1], settings["vocab_size"], bench.maker(scale.batch).tokenizer)
     steps = len(rows) // scale.batch
@@ -416,9 +404,7 @@ def grouping(bench: Bench) -> Iterator[Comparison]:
 
 
 def ensemble_together(bench: Bench) -> Iterator[Comparison]:
-    """A step of each member of a tiny ensemble, one after another as `rpo` trains them, beside all at once
-    over stacked weights.
-    """
+    """A step of each member of a tiny ensemble in turn, as `rpo` trains them, beside all at once."""
     scale, steps = bench.scale, bench.scale.miniature_steps
     for batch in (4 * scale.batch, scale.batch):
         maker = bench.maker(batch)
@@ -464,9 +450,7 @@ def ensemble_together(bench: Bench) -> Iterator[Comparison]:
 
 
 def _count_down(eos: int) -> Callable[..., None]:
-    """A forward hook: whatever the model computed, behind token FIRST_TOKEN + k come k - 1 more tokens and
-    then EOS.
-    """
+    """A forward hook: behind token FIRST_TOKEN + k come k - 1 more tokens and then EOS."""
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         last = kwargs["input_ids"][:, -1:]

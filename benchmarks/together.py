@@ -1,5 +1,4 @@
-"""Members of an ensemble of tiny reward models trained together: their weights stacked, one forward pass
-mapped over them.
+"""Members of an ensemble trained together: their weights stacked, one forward pass mapped over them.
 
 Measured here and built nowhere: it is not faster where it counts (README.md).
 """
@@ -50,9 +49,7 @@ def one_after_another(models: Sequence[PreTrainedModel]) -> Step:
 
 
 class _Values(torch.nn.Module):
-    """A reward model as the values of all columns [n, T]; its pooling reads lengths back, which cannot be
-    mapped.
-    """
+    """A reward model as the values of all columns [n, T]: pooling reads lengths back, so is not mapped."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -67,9 +64,7 @@ class _Values(torch.nn.Module):
 
 
 def together(models: Sequence[PreTrainedModel], pad: int) -> Step:
-    """The same step of all members at once, each with its own batch, gradient norm and AdamW state: losses
-    [k].
-    """
+    """The same step of all members at once, each with its own batch, norm and AdamW state: losses [k]."""
     members = [_Values(copy.deepcopy(model).train()) for model in models]
     for member in members:
         member.model.set_attn_implementation(

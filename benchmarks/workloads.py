@@ -27,9 +27,7 @@ FIRST_TOKEN = 16
 
 @dataclass(frozen=True)
 class Shape:
-    """Log-normal lengths: mean and spread (of the logarithm) of prompts and responses, both clipped at
-    `longest` tokens.
-    """
+    """Log-normal lengths of prompts and responses: mean, spread of the logarithm, `longest`."""
 
     name: str
     prompt: int
@@ -153,8 +151,7 @@ def reward(
 def pairs(
     shape: Shape, count: int, vocabulary: int, tokenizer: PreTrainedTokenizerBase, *, samples: bool = False
 ) -> list[Row]:
-    """Pairs of random tokens of the shape's lengths, the same ones for the same arguments; responses end in
-    EOS.
+    """Pairs of random tokens of the shape's lengths, equal for equal arguments; responses end in EOS.
 
     Reference log-probs are 0 until something computes them.
     """

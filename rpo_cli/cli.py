@@ -123,8 +123,8 @@ def relabel(session: "Session") -> None:
     "make-biased-splits", "--recipe splits.yaml --rho all", takes=EVERY - {"wandb"}, recipe="splits.yaml"
 )
 def make_biased_splits(session: "Session") -> None:
-    """Draw D_rho, in which the longer response is preferred in a share rho of the pairs, and the ensemble's
-    subsets.
+    """Draw D_rho, in which the longer response is preferred in a share rho of the pairs,
+    and the ensemble's subsets.
     """
     from rpo_cli.runs.make import build
 
@@ -143,8 +143,8 @@ def evaluate(
     session: "Session",
     split: Annotated[Split, Option(help="Prompts: validation chooses, test reports.")] = "test",
 ) -> None:
-    """Sample from a policy and score with the oracle: advantage over pi_SFT, length, KL, length-controlled
-    advantage.
+    """Sample from a policy and score with the oracle:
+    advantage over pi_SFT, length, KL, length-controlled advantage.
 
     The recipe is a policy's; an evaluation recipe evaluates its baseline, pi_SFT.
     """
@@ -160,8 +160,8 @@ def judge(
     model: Annotated[str | None, Option(help="The judge. Default: `judge:` of the evaluate recipe.")] = None,
     base_url: Annotated[str | None, Option(help="Its endpoint, such as http://localhost:8000/v1.")] = None,
 ) -> None:
-    """Win rate of a policy by a judge model, each pair asked in both orders; with length control and
-    agreement with the oracle.
+    """Win rate of a policy by a judge model, each pair asked in both orders;
+    with length control and agreement with the oracle.
 
     Settings stand in `judge:` of the evaluate recipe; the key comes from the environment (OPENAI_API_KEY).
     """
@@ -190,8 +190,8 @@ def sweep(
     objectives: Objectives = None,
     grid_size: GridSize = None,
 ) -> None:
-    """Try the grid over beta or tau, for one policy recipe or all of a figure's; choose on validation
-    prompts.
+    """Try the grid over beta or tau, for one policy recipe or all of a figure's;
+    choose on validation prompts.
     """
     from rpo_cli.figures import Budget, run_sweep
     from rpo_cli.runs.question import asked
@@ -309,8 +309,8 @@ def data_inspect(
     takes={"recipe", "overrides", "workspace", "dry_run", "as_json"},
 )
 def data_fetch(session: "Session") -> None:
-    """Download the models and data sets that a recipe rests on, and record their commits: for machines
-    without a network.
+    """Download the models and data sets that a recipe rests on, and record their commits:
+    for machines without a network.
     """
     from rpo_cli.runs.fetch import fetch_data
 

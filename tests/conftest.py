@@ -166,8 +166,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
     home = once(tmp_path_factory, "built", build)
     import_module("rpo_cli.stages.policy")
-    # Trainers collect garbage; that takes a third of a second among all the objects of torch, unless these
-    # are set aside.
+    # Trainers collect garbage, which takes a third of a second unless the objects of torch are set aside.
     gc.collect()
     gc.freeze()
     return Tiny(home / "tiny", home / "runs")

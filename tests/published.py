@@ -78,8 +78,7 @@ def summaries(rng: random.Random) -> tuple[str, str]:
 
 
 def raw_comparisons(train: int, validation: int) -> list[dict[str, Any]]:
-    """Two rows of each post; the validation posts are of valid1 or valid2, and one CNN/DailyMail row is among
-    them.
+    """Two rows of each post, one of CNN/DailyMail; validation posts are of valid1 or valid2.
 
     The preferred summary ends in `car`, the other in `red`, whatever their lengths: something that a reward
     model can learn.
@@ -113,9 +112,7 @@ def write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def comparisons_parquet(folder: Path, train: int = 6, validation: int = 4) -> Path:
-    """The hub's Parquet export of openai/summarize_from_feedback: comparisons/<split>/0000.parquet, axis/
-    beside it.
-    """
+    """The hub's Parquet of openai/summarize_from_feedback: comparisons/<split>/0000.parquet, and axis/."""
     rows = raw_comparisons(train, validation)
     write_parquet(folder / "comparisons/train/0000.parquet", [row for row in rows if row["split"] == "train"])
     write_parquet(
@@ -147,9 +144,7 @@ def tldr(folder: Path, train: int = 8, validation: int = 4, test: int = 4) -> Pa
 
 
 def tldr_preference(folder: Path, train: int = 6, validation: int = 4) -> Path:
-    """trl-lib/tldr-preference: prompt, chosen, rejected; no blank lines in posts, CNN/DailyMail mixed into
-    the validation split.
-    """
+    """trl-lib/tldr-preference: no blank lines in posts; CNN/DailyMail in the validation split."""
 
     def rows(count: int, name: str) -> list[dict[str, str]]:
         infos = [post(n, name) for n in range(count)]
@@ -169,9 +164,7 @@ def tldr_preference(folder: Path, train: int = 6, validation: int = 4) -> Path:
 
 
 def oai_preprocessing(folder: Path, train: int = 6, validation: int = 4) -> Path:
-    """vwxyzjn/summarize_from_feedback_oai_preprocessing_*: the raw columns, and query, responses and their
-    tokens beside them.
-    """
+    """vwxyzjn/summarize_from_feedback_oai_preprocessing_*: raw columns, query, responses, their tokens."""
 
     def row(raw: dict[str, Any], query: str) -> dict[str, Any]:
         texts = [f"{summary['text']}<|endoftext|>" for summary in raw["summaries"]]
@@ -208,9 +201,7 @@ def oai_preprocessing(folder: Path, train: int = 6, validation: int = 4) -> Path
 
 
 def oai_filtered(folder: Path, train: int = 8, validation: int = 4, test: int = 4) -> Path:
-    """vwxyzjn/summarize_from_feedback_tldr_3_filtered_*: a post's columns, its summary, and both as queries
-    and responses.
-    """
+    """vwxyzjn/summarize_from_feedback_tldr_3_filtered_*: a post, its summary, both as query and response."""
     rng = random.Random(1)
     for split, name, count in (
         ("train", "train", train),
@@ -234,9 +225,7 @@ def oai_filtered(folder: Path, train: int = 8, validation: int = 4, test: int = 
 
 
 def relabelled(folder: Path, train: int = 6, validation: int = 4) -> Path:
-    """mnoukhov/*_relabel_pythia6.9b: prompt, responses with the end mark, and the scores of the reward model
-    that ordered them.
-    """
+    """mnoukhov/*_relabel_pythia6.9b: prompt, responses with the end mark, scores that ordered them."""
     rng = random.Random(2)
     for split, name, count in (("train", "train", train), ("validation", "valid", validation)):
         rows = []
@@ -253,9 +242,7 @@ def relabelled(folder: Path, train: int = 6, validation: int = 4) -> Path:
 
 
 def conversations(folder: Path, rows: int = 40) -> Path:
-    """A set in TRL's preference format, conversational with an implicit prompt, and what else such sets
-    carry.
-    """
+    """A set in TRL's preference format, conversational with an implicit prompt, and columns besides."""
 
     def turns(*contents: str) -> list[dict[str, str]]:
         return [
@@ -281,9 +268,7 @@ def dialogue(*turns: str) -> str:
 
 
 def hh(folder: Path, train: int = 30, test: int = 4) -> Path:
-    """Anthropic/hh-rlhf: helpful-base/{train,test}.jsonl.gz, and another folder with another schema beside
-    it.
-    """
+    """Anthropic/hh-rlhf: helpful-base/{train,test}.jsonl.gz, and a folder with another schema."""
     for split, count in (("train", train), ("test", test)):
         rng = random.Random(split)
         rows = []

@@ -1,4 +1,4 @@
-"""Started by accelerate: run jobs, a JSON line each, one after another in each process; imports are paid once."""
+"""Started by accelerate: run jobs, a JSON line each, one after another; imports are paid once."""
 
 from __future__ import annotations
 

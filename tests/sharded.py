@@ -1,5 +1,4 @@
-"""As ranks.py, with weights sharded by FSDP2: accelerate does that on accelerators only, so these processes
-pass for some.
+"""As ranks.py, with weights sharded by FSDP2; these processes pass for accelerators, which it needs.
 
 Usage: a file of JSON lines [job, step to be interrupted at or null], the job a text of JSON itself.
 """

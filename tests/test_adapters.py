@@ -58,8 +58,7 @@ def test_a_policy_on_4_bits_starts_at_its_own_reference_and_is_merged_into_the_w
         max(abs(a["ref_chosen_logps"] - b["ref_chosen_logps"]) for a, b in zip(own, whole, strict=True))
         > 1e-3
     )
-    # Saved: the base's own weights, not what 4 bits made of them, plus the adapter, which was trained in
-    # float32.
+    # Saved: the base's own weights, not what 4 bits made of them, plus the adapter, trained in float32.
     base, merged = (load_file(place / "model.safetensors") for place in (tiny.root / "seed-0/sft", folder))
     change = delta(folder)
     assert torch.equal(merged["model.embed_tokens.weight"], base["model.embed_tokens.weight"])

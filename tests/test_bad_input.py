@@ -1,6 +1,4 @@
-"""Whatever is wrong with what a user gives: one clear line, exit code 2 (1 where a run fails), and nothing
-that counts as a result.
-"""
+"""Whatever a user gives wrongly: one clear line, exit code 2 (1 where a run fails), and no result."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Buckets: every batch fits, nothing is larger than it must be, and no choice of as few shapes would make
-fewer tokens.
-"""
+"""Buckets: all batches fit, tightly, and no choice of as few shapes would make fewer tokens."""
 
 from __future__ import annotations
 

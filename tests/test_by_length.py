@@ -1,6 +1,4 @@
-"""An optimiser's batches: whole, random, or of rows of about equal length; the same however shared and
-wherever resumed.
-"""
+"""An optimiser's batches: whole, random or of like lengths, however shared and wherever resumed."""
 
 from __future__ import annotations
 

@@ -274,7 +274,8 @@ def test_recipe_check_names_every_problem_of_a_folder_with_file_and_line() -> No
         data="stage: data\nsource: miniature\n",
         sft="stage: sft\nmodel_name_or_path: missing.yaml\n",
         dpo="stage: policy\nobjective: dpo\nbta: 1\n",
-        ipo="stage: policy\nobjective: ipo\nmodel_name_or_path: gpt\ndata: data.yaml\nevaluate: evaluate.yaml\n",
+        ipo="stage: policy\nobjective: ipo\nmodel_name_or_path: gpt\n"
+        "data: data.yaml\nevaluate: evaluate.yaml\n",
         figure="stage: figure\npolicies: [ipo.yaml, none.yaml]\n",
     )
     write("suite/deeper", sft="stage: stf\n")
@@ -415,8 +416,10 @@ def test_status_says_where_the_time_of_the_recipe_went() -> None:
     lines = [line.split() for line in done("status", "--recipe", "dpo.yaml").splitlines()[-4:]]
     assert lines[0] == ["kind", "of", "stage", "up", "to", "date", "took", "share", "each"]
     assert lines[1:] == [
-        ["sft", "2", "1m10s", "87.6", "%", "35.2s"], ["data", "1", "10s", "12.4", "%", "10.0s"], ["all", "3", "1m20s"],
-    ]  # fmt: skip
+        ["sft", "2", "1m10s", "87.6", "%", "35.2s"],
+        ["data", "1", "10s", "12.4", "%", "10.0s"],
+        ["all", "3", "1m20s"],
+    ]
 
 
 def test_status_refuses_a_directory_that_is_no_workspace() -> None:
@@ -486,7 +489,8 @@ def prepare_letters() -> None:
         "letters",
         data="stage: data\nfiles: {pairs: pairs.jsonl, prompts_test: prompts.jsonl}\n",
         sft="stage: sft\nmodel_name_or_path: ./model\nmax_length: 9\n",
-        splits="stage: splits\ndata: data.yaml\ntokenizer: ./model\nheld_out: 1\nensemble: []\nlength_margin: 0.3\n",
+        splits="stage: splits\ndata: data.yaml\ntokenizer: ./model\n"
+        "held_out: 1\nensemble: []\nlength_margin: 0.3\n",
     )
     Path("letters/prompts.jsonl").write_text('{"prompt": "a b"}\n')
     rows = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in PAIRS]

@@ -1,6 +1,4 @@
-"""Properties of rows: which are drawn into which split, who is chosen, and that a bad row is named by file
-and line.
-"""
+"""Properties of rows: which split draws them, who is chosen, and that bad ones are named by line."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What e-DPO's min over members of different length bias selects at the reference, and what calibration
-changes: docs/ensemble.md.
+"""What e-DPO's min over members of different length bias selects, and what calibration changes.
+
+At the reference; see docs/ensemble.md.
 
 A world of finitely many kinds of pairs, counted exactly: what a Bayes-optimal reward model of a biased subset
 says, and what the objectives' own functions make of it.
@@ -18,8 +19,7 @@ from rpo_cli.objectives.members import MemberEma, ensemble_losses
 
 BIASES = (0.2, 0.4, 0.5, 0.6, 0.8)
 RHOS = (0.2, 0.3, 0.4, 0.6, 0.7, 0.8)
-# Kinds of pairs: how often the longer response wins and loses, of whole numbers of pairs. Half of all are won
-# by the longer one.
+# Kinds of pairs: how often the longer response wins and loses, in whole pairs; it wins half of all.
 WINS = torch.tensor([95, 80, 60, 40, 20, 5])
 LOSSES = 100 - WINS
 
@@ -34,9 +34,7 @@ def evidence() -> torch.Tensor:
 
 
 def pairs(kinds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every pair of the world: the number of its kind, spread over winners, and whether the longer response
-    wins.
-    """
+    """Every pair of the world: the number of its kind, and whether the longer response wins."""
     longer = torch.cat(
         [torch.ones(int(WINS.sum()), dtype=torch.bool), torch.zeros(int(LOSSES.sum()), dtype=torch.bool)]
     )
@@ -88,8 +86,7 @@ def test_calibrated_on_the_datas_mix_the_most_opposed_member_is_shrunk_and_taken
         float(in_data((member(bias) / t) ** 2, rho)) for bias, t in zip(BIASES, temperatures, strict=True)
     ]
     assert losses.index(min(losses)) == opposed
-    # Without any temperature these members, whose margins are right in their own worlds, leave the choice to
-    # another.
+    # Without any temperature these members, each right in its own world, leave the choice to another.
     raw = [float(in_data(member(bias) ** 2, rho)) for bias in BIASES]
     assert raw.index(min(raw)) != opposed and losses[opposed] < raw[opposed] / 4
 

@@ -1,6 +1,4 @@
-"""A plan's numbers are arithmetic that can be checked; a smaller figure says what it leaves out; weights go
-when told to.
-"""
+"""A plan's numbers are checkable arithmetic; a smaller figure says what it leaves out; weights can go."""
 
 from __future__ import annotations
 
@@ -55,8 +53,7 @@ def kinds(found: dict[str, Any], name: str) -> dict[str, int]:
 def test_a_dry_run_counts_every_stage_by_kind(empty: Tiny) -> None:
     found = plan(with_figure(empty), "figure figure2", "figure.yaml", "--tune")
     assert found["cells"]["validation"] == 3 * 3 * 2 * 3 and found["cells"]["test"] == 3 * 3 * 2
-    # For each seed: an oracle, and for each rho one reward model and three members; one validation and one
-    # test baseline.
+    # For each seed an oracle, for each rho one reward model and three members; two baselines.
     per_seed = {
         "data": 1,
         "sft": 1,
@@ -400,9 +397,7 @@ def test_a_reduced_figure_says_so_in_its_json_and_title_and_leaves_recipes_alone
 def cells_in(
     root: Path, advantages: dict[str, float]
 ) -> tuple[Workspace, list[Cell], dict[str, dict[str, Any]]]:
-    """Cells of one policy, rho and seed whose weights are there, and the manifests their evaluations are
-    about to get.
-    """
+    """Cells of one policy, rho and seed with weights, and manifests for their evaluations."""
     workspace = Workspace(root, "tiny")
     cells, found = [], {}
     for name, advantage in advantages.items():

@@ -1,6 +1,4 @@
-"""A full disk ends a stage in one line; nothing half-written counts, and the same command ends where an
-undisturbed one did.
-"""
+"""A full disk ends a stage in one line; nothing half-written counts, and the command can be repeated."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What vLLM is asked for, and what is made of its answers: by a stand-in with vLLM's names, for lack of a
-GPU.
-"""
+"""What vLLM is asked for and what becomes of its answers: by a stand-in, for lack of a GPU."""
 
 from __future__ import annotations
 

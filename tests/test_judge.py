@@ -1,6 +1,4 @@
-"""A judge that misbehaves costs time, never a verdict; one that is biased is found out; what was paid for is
-kept.
-"""
+"""A judge that misbehaves costs time, never a verdict; bias is found out; what was paid for is kept."""
 
 from __future__ import annotations
 
@@ -309,9 +307,7 @@ def test_samples_of_one_prompt_count_as_one() -> None:
 
 
 def test_a_judge_of_length_alone_is_even_at_equal_length() -> None:
-    """Wins follow sigmoid(theta + phi tanh(d / sd)): theta is found again whatever the lengths do to the
-    plain rate.
-    """
+    """Wins follow sigmoid(theta + phi tanh(d / sd)): theta is found whatever the lengths do."""
     rng = np.random.default_rng(1)
     lengths = rng.normal(loc=60, scale=40, size=4000)
     for theta in (0.0, 0.7):
@@ -450,8 +446,8 @@ def test_an_interrupted_run_asks_only_what_is_missing_and_ends_the_same(
         found, count = manifest(tiny.root, JUDGED), len(fake.seen)
         assert found["metrics"]["requests"] == len(answered) + len(later)
 
-        # Without an interruption: the same, to the bit. And nothing is asked twice, not even by --force
-        # without a key.
+        # Without an interruption: the same, to the bit.
+        # And nothing is asked twice, not even by --force without a key.
         other = Tiny(tiny.suite, tmp_path / "other")
         shutil.copytree(built.root, other.root)
         judge_of(other, fake)

@@ -1,6 +1,4 @@
-"""Properties of keys: they hold what changes a result and nothing else, and asking for them costs no torch
-where a recipe says it.
-"""
+"""Properties of keys: they hold what changes a result and nothing else, and cost no torch."""
 
 from __future__ import annotations
 

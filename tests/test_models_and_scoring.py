@@ -1,6 +1,4 @@
-"""Saved models are plain Hugging Face models, and every number read off them is the one a naive loop
-computes.
-"""
+"""Saved models are plain Hugging Face models, and their numbers are those of a naive loop."""
 
 from __future__ import annotations
 
@@ -73,9 +71,7 @@ GPT2 = {
 
 @pytest.fixture(scope="module")
 def absolute(tokenizer: Any) -> Any:
-    """A model with learnt absolute positions and large weights: a shifted position or a padding token seen
-    would show.
-    """
+    """A model with learnt positions and large weights: a shift or a padding token seen would show."""
     return new_causal(GPT2, tokenizer, CPU, 0).eval()
 
 
@@ -406,9 +402,7 @@ def test_samples_repeat_under_their_seed_and_end_in_eos_or_at_the_limit(
 def test_samples_follow_the_models_own_distribution(
     absolute: Any, tokenizer: Any, rows: list[TokenRow]
 ) -> None:
-    """First tokens of 4000 samples of one prompt, in a batch where it is padded, against the model's
-    probabilities.
-    """
+    """First tokens of 4000 samples of one padded prompt against the model's probabilities."""
     short, long = rows[0].prompt_ids[:5], rows[0].prompt_ids
     answers = sample(
         absolute,

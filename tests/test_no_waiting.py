@@ -14,8 +14,7 @@ from test_policy_training import teach
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What a GPU must have finished before Python knows its result: values on the host, and shapes that depend on
-# values.
+# What a GPU must have finished before Python goes on: values on the host, shapes that depend on values.
 METHODS = {
     "item",
     "tolist",

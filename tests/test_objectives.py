@@ -55,14 +55,12 @@ def test_gradient_of_dpo_is_the_closed_form():
 def test_distillation_sees_only_the_residual_in_reward_units():
     delta_h, delta_r = doubles(5), doubles(3, 5, seed=1)
     losses = distill_losses(delta_h, delta_r, 0.7)
-    # A shift of y_w's reward is undone by the policy's answer to it, pair by pair: no batch statistics take
-    # part.
+    # A shift of y_w's reward is undone by the policy's answer, pair by pair: no batch statistics take part.
     shift = doubles(5, seed=2)
     torch.testing.assert_close(
         distill_losses(delta_h + shift / 0.7, delta_r + shift, 0.7), losses, rtol=0, atol=1e-13
     )
-    # Rewards and β in other units only change the unit of the loss: raw logits are neither normalised nor
-    # divided by β.
+    # Rewards and β in other units only change the unit of the loss: nothing normalises raw logits.
     torch.testing.assert_close(distill_losses(delta_h, 3 * delta_r, 3 * 0.7), 9 * losses, rtol=1e-13, atol=0)
 
 

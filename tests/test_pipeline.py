@@ -1,4 +1,4 @@
-"""Properties of a workspace: what is built again and why, what a kill leaves behind, and what never gets into it."""
+"""Properties of a workspace: what is built again and why, what a kill leaves, what never gets into it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def same_artifact(one: Path, other: Path) -> None:
     assert manifests[0] == manifests[1]
 
 
-# ── What is built, and why ──────────────────────────────────────────────────────────────────────────────────────────
+# ── What is built, and why ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_second_run_builds_nothing(tiny: Tiny) -> None:
@@ -150,7 +150,7 @@ def test_an_artifact_missing_its_manifest_is_built_again(built: Tiny, tiny: Tiny
     same_artifact(tiny.root / RHO / "splits", built.root / RHO / "splits")
 
 
-# ── Whose directory it is ───────────────────────────────────────────────────────────────────────────────────────────
+# ── Whose directory it is ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_workspace_of_another_suite_is_refused(tiny: Tiny) -> None:
@@ -171,7 +171,7 @@ def test_a_foreign_directory_that_is_not_empty_is_refused(empty: Tiny) -> None:
     assert [file.name for file in empty.root.iterdir()] == ["thesis.tex"]
 
 
-# ── Failures, interruptions, kills ──────────────────────────────────────────────────────────────────────────────────
+# ── Failures, interruptions, kills ──────────────────────────────────────────────────────────────────────────
 
 
 def test_a_stage_that_fails_leaves_no_manifest_and_its_inputs_stay(
@@ -289,9 +289,11 @@ def test_after_kill_9_the_same_command_ends_where_the_undisturbed_one_did(tiny: 
     undisturbed.run("evaluate", "e-dpo.yaml", *settings)
     command = ["evaluate", "--recipe", tiny.suite / "e-dpo.yaml", "--workspace", tiny.root, *settings]
     process = subprocess.Popen(
-        [sys.executable, "-m", "rpo_cli.cli", *map(str, command)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "rpo_cli.cli", *map(str, command)],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
         cwd=Path(__file__).parents[1],
-    )  # fmt: skip
+    )
     try:
         while not (tiny.root / cell / "checkpoints/checkpoint-20" / STATE).exists():
             assert process.poll() is None
@@ -382,7 +384,7 @@ def test_two_jobs_give_the_same_bytes_as_one_and_their_libraries_say_nothing(
         same_artifact(tiny.root / member, built.root / member)
 
 
-# ── What is written down ────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is written down ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_manifests_say_where_a_result_comes_from(built: Tiny) -> None:

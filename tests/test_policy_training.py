@@ -1,6 +1,4 @@
-"""Properties of training: equal to TRL where it should be, the same however the batch is cut, repeatable,
-resumable.
-"""
+"""Properties of training: TRL's where it should be, however the batch is cut, repeatable, resumable."""
 
 from __future__ import annotations
 
@@ -158,9 +156,7 @@ def test_one_pair_eight_times_is_eight_pairs_once(tiny: Tiny, objective: str) ->
 def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(
     tiny: Tiny, tmp_path: Path, recipe: str
 ) -> None:
-    """64 pairs make five batches of 12 and a rest; the rest is left out of the epoch, however the batch is
-    cut.
-    """
+    """64 pairs make five batches of 12; the rest is left out however the batch is cut."""
     if recipe == "sft.yaml":
         tiny.edit("data.yaml", "rows: {sft_train: 64, pairs: 360, pairs_validation: 40}")
         tiny.make("data.yaml")

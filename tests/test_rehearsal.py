@@ -1,6 +1,4 @@
-"""The paper's suites from their data to their figures, through the shipped recipes with only places and sizes
-changed.
-"""
+"""The paper's suites from data to figures: the shipped recipes with only places and sizes changed."""
 
 from __future__ import annotations
 

@@ -82,9 +82,7 @@ def test_rivals_without_their_addition_are_dpo() -> None:
 
 
 def test_r_dpo_is_stationary_at_the_policy_of_the_reward_that_charges_length() -> None:
-    """With Bradley–Terry labels of r on all pairs: at π_ref e^{(r − α|y|)/β}, so α > 0 charges length and not
-    its opposite.
-    """
+    """With Bradley–Terry labels of r on all pairs: at π_ref e^{(r − α|y|)/β}, so α > 0 charges length."""
     n, beta, alpha = 6, 0.5, 0.3
     ref, reward, lengths = (
         doubles(n, seed=1),
@@ -211,9 +209,7 @@ def test_members_that_agree_and_a_single_member_are_not_shrunk() -> None:
 
 
 def spread(tiny: Tiny) -> np.ndarray:
-    """Give the ensemble's members margins of different scales that can be calibrated; [k, n] of the training
-    pairs.
-    """
+    """Give the ensemble's members calibratable margins of different scales; [k, n] of training pairs."""
     rng, margins = np.random.default_rng(0), []
     for scale, folder in enumerate(sorted((tiny.root / RHO / "scores/rm").glob("b-*")), start=1):
         for name in ("held_out", "train"):

@@ -1,5 +1,4 @@
-"""What comes from the hub: recorded once, used again, fetched ahead, and named in full when an offline
-machine lacks it.
+"""What comes from the hub: recorded once, used again, fetched ahead, and missed by name when offline.
 
 The hub is a server of this machine with tiny repositories; rpo runs as users run it, in a process of its own.
 """

@@ -1,6 +1,4 @@
-"""Published sets become the pipeline's tables: each from its own schema, split by post, everything left out
-counted.
-"""
+"""Published sets become tables: each from its own schema, split by post, what is left out counted."""
 
 from __future__ import annotations
 
@@ -111,8 +109,7 @@ def test_older_parquet_keeps_summaries_as_a_struct_of_lists(tmp_path: Path) -> N
 
 
 def test_no_post_is_in_two_kinds_of_tables(tmp_path: Path) -> None:
-    # The same post among training pairs, validation pairs and test prompts, with other white space and cut in
-    # one of them.
+    # The same post in training, in validation and among test prompts, with other white space and cut in one.
     long = post(1, "train", (150, 150))
     rows = [comparison(post(n, "train"), (" a b", f" c {n}"), 0) for n in range(8)]
     rows += [
@@ -221,9 +218,7 @@ def test_tldr_preference_leaves_out_articles_and_needs_one_normalisation(sets: P
 
 
 def test_derivatives_with_queries_end_marks_and_scores(tmp_path: Path) -> None:
-    """vwxyzjn's sets (query, chosen with <|endoftext|>, validation_cnndm) and mnoukhov's relabelled one
-    (prompt, scores).
-    """
+    """vwxyzjn's sets (query, <|endoftext|>, validation_cnndm) and mnoukhov's (prompt, scores)."""
     published.comparisons_parquet(tmp_path / "raw", 40, 4)
     published.oai_preprocessing(tmp_path / "v", 40, 4)
     published.oai_filtered(tmp_path / "f", 40, 4, 4)

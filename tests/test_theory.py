@@ -63,9 +63,7 @@ def margins(theta: Tensor, ref: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
 
 
 def minimise(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """Newton with backtracking, to the floor of float64; flat directions (a shift of all logits) are left
-    alone.
-    """
+    """Newton with backtracking, to the floor of float64; flat directions are left alone."""
     gradient_of, hessian_of = torch.func.grad(loss), torch.func.jacrev(torch.func.grad(loss))
     theta = start.clone()
     for _ in range(100):
@@ -216,9 +214,7 @@ def test_reverse_kl_would_not_pin_the_mass_of_a_pair():
 
 
 def advantage(theta: Tensor, ref: Tensor, reward: Tensor, beta: float) -> Tensor:
-    """J(π, r) = E_π[r] − E_ref[r] − β·KL(π ‖ π_ref); without the baseline E_ref[r] the identity below is
-    false.
-    """
+    """J(π, r) = E_π[r] − E_ref[r] − β·KL(π ‖ π_ref); the identity below needs the baseline E_ref[r]."""
     policy, base = log_policy(theta).exp(), log_policy(ref).exp()
     return (policy - base) @ reward - beta * forward_kl(theta, ref)
 
@@ -231,8 +227,7 @@ def test_best_advantage_of_a_reward_is_beta_times_forward_kl_to_its_policy(beta:
     assert best.item() == pytest.approx((beta * forward_kl(ref, optimal)).item(), rel=1e-13, abs=1e-14)
     for seed in range(100):
         other = ref + 2 * doubles(6, seed=100 + seed)
-        # The gap to any other policy is β·KL(π ‖ π_r) > 0: so this is the maximum, not merely a stationary
-        # value.
+        # The gap to any other policy is β·KL(π ‖ π_r) > 0: this is the maximum, not merely stationary.
         gap = beta * forward_kl(other, optimal)
         assert gap > 0
         assert (best - advantage(other, ref, reward, beta)).item() == pytest.approx(
@@ -241,9 +236,7 @@ def test_best_advantage_of_a_reward_is_beta_times_forward_kl_to_its_policy(beta:
 
 
 def least_kl_mixture(ref: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """(weights [k], KL) of the reward in the members' convex hull with least KL(π_ref ‖ π_r): Newton on every
-    face.
-    """
+    """(weights [k], KL) of the reward in the members' hull with least KL(π_ref ‖ π_r), by Newton."""
     k, candidates = len(rewards), []
     for size in range(1, k + 1):
         for face in map(list, itertools.combinations(range(k), size)):
@@ -271,8 +264,7 @@ def test_max_min_policy_over_a_convex_reward_set_belongs_to_its_least_kl_member(
         ref, rewards = doubles(6, seed=seed), doubles(3, 6, seed=100 + seed)
         weights, kl = least_kl_mixture(ref, rewards, beta)
         pessimistic = ref + weights @ rewards / beta
-        # J is affine in r, so its min over the hull is the min over the members. Both sides of the saddle
-        # point:
+        # J is affine in r, so its min over the hull is that over the members. Both sides of the saddle point:
         worst = min(advantage(pessimistic, ref, reward, beta).item() for reward in rewards)
         assert worst == pytest.approx((beta * kl).item(), rel=0, abs=1e-13)
         for other in doubles(40, 6, seed=200 + seed):
@@ -347,8 +339,7 @@ def test_ensemble_distillation_started_at_the_reference_can_stay_with_another_me
     """At Δh = 0 the min is a contest of margin scale E[Δr²], not of KL, and descent keeps the winner."""
     beta, gamma = 0.5, 1e-4
     ref = torch.log(torch.tensor([0.9, 0.025, 0.025, 0.025, 0.025], dtype=torch.float64))
-    # Member 0 moves a lot of unlikely mass about; member 1 has smaller margins but takes mass from the likely
-    # response.
+    # Member 0 moves much unlikely mass; member 1 has smaller margins but takes mass from the likely response.
     rewards = torch.tensor([[0.0, 1.0, -1.0, 1.0, -1.0], [-0.8, 0.8, 0.8, 0.8, 0.8]], dtype=torch.float64)
     delta_r = differences(rewards, ALL_PAIRS)
     kls = [forward_kl(ref, ref + reward / beta).item() for reward in rewards]
@@ -400,9 +391,7 @@ TOKENS, MASK = torch.tensor(SEQUENCES), torch.tensor([[1, 0]] + [[1, 1]] * 6)
 
 
 def two_token_logits(parameters: Tensor) -> Tensor:
-    """`parameters` [4, 3]: logits of the first token, then of the second given each first → [sequences, 2,
-    3].
-    """
+    """[4, 3] logits of the first token, and of the second given each first → [sequences, 2, 3]."""
     return torch.stack([parameters[0].expand(len(TOKENS), 3), parameters[1:][TOKENS[:, 0]]], 1)
 
 
@@ -482,9 +471,7 @@ def test_the_squared_loss_of_reward_aware_preference_optimization_is_distillatio
 def trl_loss(
     loss_type: str, logits: Tensor, ref_logits: Tensor, tokens: Tensor, mask: Tensor, beta: float
 ) -> Tensor:
-    """The loss of TRL's own DPOTrainer for rows [chosen…, rejected…]; position t's logits predict tokens[:,
-    t].
-    """
+    """The loss of TRL's DPOTrainer for rows [chosen…, rejected…]; logits at t predict tokens[:, t]."""
     from trl import DPOTrainer
 
     def log_probs(of: Tensor) -> Tensor:

@@ -36,6 +36,37 @@ COMMAND_OF = {
     "evaluate": "`rpo evaluate`, `rpo judge`",
     "figure": "`rpo figure`",
 }
+# How the pages begin.
+COMMANDS = f"""\
+# Commands
+
+{WRITTEN}
+
+Every command and option of `rpo`, from the program itself; `rpo COMMAND --help` says the same.
+A recipe is a path, or a name that is looked up in `./recipes`, in `./recipes/miniature` and among the
+packed recipes; its keys are in [recipes.md](recipes.md).
+
+Exit codes: 0 done, 1 the run failed, 2 the command line, a recipe or data is wrong, 130 interrupted.
+stdout is data, stderr is progress.
+
+"""
+RECIPES = f"""\
+# Recipe keys
+
+{WRITTEN}
+
+Every key of every kind of recipe, from the schema that checks them. `stage:` says which kind a file is.
+An unknown key is an error that names the file, the line and the nearest key. `rpo recipe show FILE`
+prints a recipe with the file and line that each value comes from.
+
+A recipe may begin with `extends:`, one file or a list, whose keys it takes over and overrides.
+Precedence: default < extended file < file < `by_rho` < `--set key=value` < a named option.
+
+† cannot change a result: an artifact stays up to date when such a key changes.
+
+| `stage:` | made by | |
+|---|---|---|
+"""
 
 
 def pages() -> dict[Path, str]:
@@ -49,14 +80,7 @@ def pages() -> dict[Path, str]:
 def commands_page() -> str:
     """Every command with its help, examples and options, in the order of the app."""
     root: Any = typer.main.get_command(app)
-    lines = [
-        "# Commands", "", WRITTEN, "",
-        "Every command and option of `rpo`, from the program itself; `rpo COMMAND --help` says the same.",
-        "A recipe is a path, or a name that is looked up in `./recipes`, in `./recipes/miniature` and among the",
-        "packed recipes; its keys are in [recipes.md](recipes.md).",
-        "", "Exit codes: 0 done, 1 the run failed, 2 the command line, a recipe or data is wrong, 130 interrupted.",
-        "stdout is data, stderr is progress.", "",
-    ]  # fmt: skip
+    lines = COMMANDS.splitlines()
     found = list(_commands(root, "rpo"))
     lines += [f"- [`{name}`](#{slug(name)}): {_first_sentence(command.help)}" for name, command in found]
     for name, command in found:
@@ -116,20 +140,10 @@ def _value(parameter: Any) -> str:
 
 def recipes_page() -> str:
     """The keys of every kind of recipe; what several kinds inherit stands once."""
-    lines = [
-        "# Recipe keys", "", WRITTEN, "",
-        "Every key of every kind of recipe, from the schema that checks them. `stage:` says which kind a file is.",
-        "An unknown key is an error that names the file, the line and the nearest key. `rpo recipe show FILE`",
-        "prints a recipe with the file and line that each value comes from.",
-        "", "A recipe may begin with `extends:`, one file or a list, whose keys it takes over and overrides.",
-        "Precedence: default < extended file < file < `by_rho` < `--set key=value` < a named option.",
-        "", "† cannot change a result: an artifact stays up to date when such a key changes.", "",
-        "| `stage:` | made by | |", "|---|---|---|",
-    ]  # fmt: skip
+    lines = RECIPES.splitlines()
     for stage, model in MODELS.items():
-        lines.append(
-            f"| [`{stage}`](#{slug(stage)}) | {COMMAND_OF.get(stage, '')} | {_first_sentence(model.__doc__)} |"
-        )
+        made_by, about = COMMAND_OF.get(stage, ""), _first_sentence(model.__doc__)
+        lines.append(f"| [`{stage}`](#{slug(stage)}) | {made_by} | {about} |")
     shared = _shared()
     sections: dict[str, type[BaseModel]] = {}
     for stage, model in MODELS.items():

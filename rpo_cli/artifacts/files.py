@@ -24,9 +24,7 @@ def hash_of(value: Any) -> str:
 
 
 def hash_path(path: Path) -> str:
-    """Content hash of a file or a directory; large files (model weights) count by size and modification
-    time.
-    """
+    """Content hash of a file or a directory; large files (weights) count by size and modification time."""
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         stat = file.stat()

@@ -94,9 +94,7 @@ class Stage:
         return self.identity["key"]
 
     def is_same(self, other: Stage) -> bool:
-        """Whether both describe one artifact, as recipes say it: a plan is made before the machine is asked
-        anything.
-        """
+        """Whether both describe one artifact as recipes say it: a plan asks the machine nothing."""
         rest, others = ((stage.kind, dict(stage.options), dict(stage.inputs)) for stage in (self, other))
         return rest == others and (
             self.recipe == other.recipe

@@ -1,6 +1,4 @@
-"""Whether the Hugging Face hub can be reached: asked once, before its client would try for half a minute for
-each file.
-"""
+"""Whether the Hugging Face hub can be reached, asked once: its client tries for half a minute a file."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ SECONDS = 5.0
 
 @cache
 def unreachable() -> str | None:
-    """Why the hub cannot be reached, in one attempt; None if it answers. Without it, only its cache is looked
-    at from here on.
-    """
+    """Why the hub cannot be reached, in one attempt; else None. From then on its cache is read."""
     from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():
@@ -30,8 +26,6 @@ def unreachable() -> str | None:
 
 
 def look_for(source: Path | str) -> str:
-    """What to add to an error about a model: nothing for a directory, for a hub name why the hub was not
-    asked.
-    """
+    """What to add to an error about a model: for a hub name why the hub was not asked."""
     why = None if Path(source).exists() else unreachable()
     return "" if why is None else f" ({why}; only what an earlier run has loaded can be used)"

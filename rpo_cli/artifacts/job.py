@@ -31,9 +31,7 @@ class Launch:
     port_given: bool
 
     def takes(self, kind: str) -> bool:
-        """Whether a stage runs in other processes than this: on a TPU every one, which holds it until its
-        process ends.
-        """
+        """Whether a stage runs in other processes than this: all do on a TPU, held until a process ends."""
         return KINDS[kind].trains or self.strategy == "XLA"
 
 
@@ -76,9 +74,7 @@ class Job(Generic[R]):
 
 
 class Outcome(NamedTuple):
-    """What a stage's function leaves besides its files: its metrics, the device it ran on, what it warned
-    of.
-    """
+    """What a stage's function leaves besides files: metrics, the device it ran on, its warnings."""
 
     metrics: dict[str, Any]
     device: str

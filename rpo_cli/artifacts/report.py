@@ -102,9 +102,7 @@ class Report:
             self.run.finish(exit_code=0 if kind is None else 1)
 
     def warn(self, line: str) -> None:
-        """Something the user must know though the stage goes on: said when it ends, kept in its log and its
-        manifest.
-        """
+        """Something the user must know though the stage goes on: said at its end, logged and recorded."""
         log.warning(line)
         self.warnings.append(line)
 
@@ -142,9 +140,7 @@ class Report:
 
 
 class Silence(Report):
-    """The voice of a process that is not the first of those that train together: it says and writes
-    nothing.
-    """
+    """The voice of all but the first of processes that train together: silence."""
 
     def __enter__(self) -> Report:
         return self

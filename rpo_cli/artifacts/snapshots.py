@@ -1,5 +1,4 @@
-"""What comes from the Hugging Face hub: which commit of it, recorded once; downloads; and what an offline
-machine lacks.
+"""What comes from the Hugging Face hub: commits, recorded once; downloads; what an offline machine lacks.
 
 No recipe need name a commit. The first run (or `rpo data fetch`) resolves every hub name and records the
 commits in a lock file beside the workspace, `runs/tldr.lock.json` for `runs/tldr`; later runs use those.
@@ -26,9 +25,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def lock_file(workspace: Workspace) -> Path:
-    """Where a workspace's commits are recorded: beside it, so that clearing the workspace does not forget
-    them.
-    """
+    """Where a workspace's commits are recorded: beside it, so that clearing it does not forget them."""
     root = Path(workspace.root)
     return root.with_name(f"{root.name}.lock.json")
 
@@ -70,8 +67,7 @@ def pin(targets: Sequence[Stage], workspace: Workspace) -> None:
 
 
 def record(targets: Sequence[Stage], workspace: Workspace, say: Callable[[str], None]) -> None:
-    """Resolve and record the hub names that the lock file does not have yet; offline, those that the cache
-    can resolve.
+    """Resolve and record hub names that the lock file lacks; offline, those that the cache can resolve.
 
     Raises:
         BadInput: a name or revision that the hub does not have.
@@ -151,8 +147,7 @@ def _refusal(error: Exception, external: External) -> str:
 
 
 def require(stages: Sequence[Stage], workspace: Workspace, recipe: str) -> None:
-    """Where the hub cannot be reached (or HF_HUB_OFFLINE=1), make sure that all these stages read is in the
-    hub's cache.
+    """Where the hub is out of reach (or HF_HUB_OFFLINE=1), see that its cache has all these stages read.
 
     Raises:
         BadInput: with the full list of what is missing.
@@ -239,8 +234,7 @@ def _each(targets: Sequence[Stage]) -> list[External]:
 
 
 def fetch(targets: Sequence[Stage], workspace: Workspace, say: Callable[[str], None]) -> list[dict[str, str]]:
-    """Record every commit below the targets and download what is needed of each, weights as safetensors;
-    `wanted` with `path`.
+    """Record all commits below the targets and download them, weights as safetensors: `wanted` with `path`.
 
     Raises:
         BadInput: the hub has not got it, or not in that form.

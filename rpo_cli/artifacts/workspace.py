@@ -128,9 +128,7 @@ class Workspace:
         return "unfinished" if os.path.isfile(os.path.join(directory, STARTED)) else "missing"
 
     def why_stale(self, path: str, wanted: Identity, *, weights: bool = False) -> str | None:
-        """Why the artifact must be built; None when it is up to date. `weights`: a dropped model will not
-        do.
-        """
+        """Why the artifact must be built; None: up to date. `weights`: a dropped model will not do."""
         found = self.manifest(path)
         if found is None:
             return self.why_absent(path) or "missing"  # a manifest that cannot be read is none
@@ -142,8 +140,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def building(self, path: str, identity: Identity, *, force: bool = False) -> Iterator[Path | None]:
-        """Hold the artifact's directory while it is built; keep an unfinished one only if it was started for
-        this key.
+        """Hold the artifact's directory while it is built; keep an unfinished one of this key only.
 
         A finished artifact of another key is set aside until the new one is published: bad input brings it
         back, and so does asking for it again. Yields None when another command finished it in the meantime,

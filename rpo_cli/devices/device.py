@@ -32,9 +32,7 @@ class Device:
 
     @property
     def trains_in_autocast(self) -> bool:
-        """Whether Trainer may bring its own autocast: on XLA accelerate's would round all of float32 to
-        bfloat16.
-        """
+        """Whether Trainer may bring its own autocast: on XLA it would round all of float32 to bfloat16."""
         return self.dtype_name == "bfloat16" and self.name != "xla"
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
@@ -48,9 +46,7 @@ class Device:
         )
 
     def optimizer(self, name: str) -> str:
-        """Trainer's name of an optimiser on this device; XLA fuses by itself and has no kernel for torch's
-        fused AdamW.
-        """
+        """Trainer's name of an optimiser here; XLA fuses by itself, without torch's fused AdamW."""
         if self.name == "xla" and name == "adamw_torch_fused":
             logging.getLogger("rpo").info(
                 "optim: adamw_torch_xla in place of adamw_torch_fused, the same update without its kernel"
@@ -65,9 +61,7 @@ class Device:
 
     @property
     def attention(self) -> str | None:
-        """attn_implementation where the recipe names none: sdpa reads the mask back to the host before it
-        calls XLA.
-        """
+        """attn_implementation where the recipe names none: sdpa reads the mask back before it calls XLA."""
         return "eager" if self.name == "xla" else None
 
     def place(self, model: Any) -> Any:

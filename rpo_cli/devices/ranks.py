@@ -34,8 +34,7 @@ def spread() -> bool:
 
 
 def join_spread(devices: int) -> None:
-    """Take this process's place among those that accelerate's TPU launcher started, one for each chip of each
-    host.
+    """Take this process's place among those of accelerate's TPU launcher, one for each chip of each host.
 
     The first process of the first host writes. By the order of hosts, not of XLA's processes, whose order is
     the runtime's.
@@ -53,9 +52,7 @@ def join_spread(devices: int) -> None:
 
 
 def cut_model(model: Any, optimizer: Any, rows: int) -> None:
-    """Where a model is spread over devices: cut its weights, and what the optimiser knows of them, for
-    batches of so many rows.
-    """
+    """Where a model is spread over devices: cut its weights and what the optimiser knows of them."""
     if spread():
         from rpo_cli.devices import spmd
 

@@ -1,5 +1,4 @@
-"""One model and its batches spread over all devices of XLA: fully sharded data parallelism by annotation
-(GSPMD).
+"""One model and its batches over all devices of XLA: fully sharded data parallelism by GSPMD.
 
 Every process runs the same program on what it sees as one device; XLA's compiler cuts it as the annotations
 say, and adds the gathers and sums. Source: Xu et al. 2021, arXiv 2105.04663; torch_xla.distributed.spmd.
@@ -22,18 +21,14 @@ ROWS, REST = "rows", "rest"
 
 @functools.cache
 def mesh(rows: int) -> Any:
-    """All devices as [ROWS, REST]: as many as divide a batch of so many rows have rows of their own, and
-    share each with the rest.
-    """
+    """All devices as [ROWS, REST]: as many as divide the batch have rows of their own, each with its rest."""
     count = torch_xla.runtime.global_runtime_device_count()
     slots = math.gcd(rows, count)
     return xs.Mesh(np.arange(count), (slots, count // slots), (ROWS, REST))
 
 
 def spec_of(shape: torch.Size, over: Any) -> tuple[Any, ...]:
-    """How a weight, or an optimiser's tensor of its shape, is cut: along its largest dimension that all
-    devices divide, else not.
-    """
+    """How a weight, or its optimiser's tensor, is cut: along the largest dimension that divides, or not."""
     count = over.size()
     divided = [dim for dim, length in enumerate(shape) if length and length % count == 0]
     largest = max(divided, key=lambda dim: shape[dim], default=None)
@@ -62,9 +57,7 @@ def shard_optimizer(optimizer: torch.optim.Optimizer, over: Any) -> None:
 
 
 def shard_batch(batch: dict[str, Any], over: Any) -> None:
-    """Cut a batch's tensors along their rows; those with another number of rows stay whole on every
-    device.
-    """
+    """Cut a batch's tensors along their rows; those with other numbers of rows stay whole everywhere."""
     slots = over.shape()[ROWS]
     for tensor in batch.values():
         if isinstance(tensor, torch.Tensor) and tensor.dim() and tensor.shape[0] % slots == 0:

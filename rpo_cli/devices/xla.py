@@ -23,8 +23,7 @@ def xla_hardware() -> str:
 
 
 def environment(recipes: Sequence[Recipe]) -> dict[str, str]:
-    """Variables that transformers and accelerate read when they are imported: torch-xla, where installed,
-    takes over unless told not to.
+    """Variables that transformers and accelerate read when imported; unless told, torch-xla takes over.
 
     Raises:
         DeviceError: some of the recipes ask for XLA and others for another device.
@@ -75,9 +74,7 @@ def step_mark(device: torch.device) -> None:
 
 
 def one_chip() -> dict[str, str]:
-    """Variables for a process that uses a TPU alone: one chip of this host, so that it waits for no other
-    host.
-    """
+    """Variables for a process that uses one chip of this host alone and waits for no other host."""
     if xla_hardware() != "TPU":
         return {}
     return {"TPU_VISIBLE_CHIPS": "0", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}

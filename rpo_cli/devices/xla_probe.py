@@ -1,5 +1,6 @@
-"""Whether this machine has a TPU and a torch-xla that can use it, found out without ever hanging. Imports
-nothing heavy.
+"""Whether this machine has a TPU and a torch-xla that can use it, found out without ever hanging.
+
+Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -34,9 +35,7 @@ print(json.dumps([runtime.addressable_device_count(), runtime.global_runtime_dev
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe found: devices of this host and of all hosts, 0 if there is no TPU to use, and why that is
-    said.
-    """
+    """What a probe found: devices of this host and of all hosts (0: no TPU to use), and why."""
 
     devices: int
     everywhere: int
@@ -58,9 +57,7 @@ def chips() -> int:
 
 
 def probe_tpu(seconds: float = PATIENCE) -> Probe:
-    """Look for a TPU: its chips first, then, in a process of its own and for so many seconds at most, whether
-    torch-xla can start it.
-    """
+    """Look for a TPU: its chips, then, in a process that ends after so many seconds, its runtime."""
     count = chips()
     if not count:
         return Probe(0, 0, "no TPU chip on the PCI bus")
@@ -105,9 +102,7 @@ def host() -> int:
 
 
 def torch_xla_problem() -> str | None:
-    """Why torch-xla cannot be used here, or None: it crashes at import with any torch but that of its own
-    release.
-    """
+    """Why torch-xla cannot be used here, or None: any torch but its own release's crashes its import."""
     if importlib.util.find_spec("torch_xla") is None:
         return "torch-xla is not installed (the extra `tpu`; see docs/tpu.md)"
     ours, theirs = metadata.version("torch-xla"), metadata.version("torch")

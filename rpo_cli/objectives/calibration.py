@@ -30,8 +30,7 @@ def fit_temperature(delta_r: Tensor, weights: Tensor | None = None) -> float:
     weight = weight[counted] / weight[counted].sum()
     scale = float(margins[counted].abs().max())
     margins = margins[counted] / scale  # s below is then of the order of 1, whatever the reward's units
-    # The loss is convex in s = 1/T: its slope is −½ Σ wΔr at s = 0 and turns positive only if some margin is
-    # negative.
+    # The loss is convex in s = 1/T: its slope is −½ Σ wΔr at s = 0 and ends positive only if a margin is < 0.
     if not float((weight * margins).sum()) > 0:
         raise ValueError(
             "held-out margins disagree with the labels on average: best temperature infinite (1/T = 0)"

@@ -23,6 +23,10 @@ def json_schema() -> dict[str, Any]:
         [(model, "validation") for model in MODELS.values()], ref_template="#/$defs/{model}"
     )
     definitions: dict[str, Any] = made["$defs"]
+    for definition in definitions.values():
+        # A docstring may be wrapped.
+        if "description" in definition:
+            definition["description"] = " ".join(definition["description"].split())
     rules: list[dict[str, Any]] = []
     for stage, model in MODELS.items():
         definition = definitions[model.__name__]

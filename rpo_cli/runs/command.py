@@ -37,9 +37,7 @@ def parameters_of(
     takes: Collection[str] | None = None,
     defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> list[inspect.Parameter]:
-    """These options, or those of them that a command takes, as a function's parameters; `defaults`: for this
-    command.
-    """
+    """These options, or those that a command takes, as parameters; `defaults`: for this command."""
     types = get_type_hints(kind, include_extras=True)
     found = []
     for each in fields(kind):
@@ -59,8 +57,9 @@ def sign(function: Callable[..., None], listed: Sequence[inspect.Parameter]) -> 
 
 @contextmanager
 def guarded(debug: bool) -> Iterator[None]:
-    """Turn the known failures into a line on stderr and an exit code: 2 bad input, 1 failed run, 130
-    interrupted.
+    """Turn the known failures into a line on stderr and an exit code.
+
+    2: bad input, 1: failed run, 130: interrupted.
 
     Interrupted is what Ctrl-C does, and SIGTERM, with which clusters take a machine back.
     """
@@ -98,8 +97,7 @@ def add_command(
     text: str | None = None,
     **defaults: object,
 ) -> Callable[[Callable[..., None]], None]:
-    """Add a command: the function's own parameters behind --recipe and --rho, then the shared options that it
-    takes.
+    """Add a command: the function's own parameters behind --recipe and --rho, then shared options.
 
     Its parameter `session` is a `Session` of those, `costs` stands for the options of `Costs`. `examples`:
     arguments, for the help; `text`: the help itself, where it is not the docstring. `defaults`: of shared

@@ -57,8 +57,7 @@ def inspect(
     rows: int,
     max_length: int | None,
 ) -> None:
-    """Build what is missing, then print every table of the targets, and `rows` rows of each kind of table in
-    tokens.
+    """Build what is missing, then print every table of the targets, with `rows` rows in tokens.
 
     Raises:
         BadInput: no tokenizer to count with.
@@ -124,8 +123,9 @@ def report_of(
     limits: Sequence[int],
     margin: float,
 ) -> TableReport:
-    """A table's numbers. `columns`: its responses; `margin`: the share by which the longer one must be
-    longer.
+    """A table's numbers.
+
+    columns: its responses; margin: the share by which the longer one must be longer.
     """
     lengths = {"prompt": np.array([len(row.prompt_ids) for row in tokens])}
     lengths |= {
@@ -164,9 +164,7 @@ def _joint_differs(
     tokens: Sequence[TokenRow],
     tokenizer: PreTrainedTokenizerBase,
 ) -> np.ndarray:
-    """For each row whether a token of `prompt + response` reaches over the boundary, where generation has
-    none: [n].
-    """
+    """For each row whether a token of `prompt + response` reaches over the boundary: [n]."""
     differs = np.zeros(len(rows), dtype=bool)
     for index, column in enumerate(columns):
         joint = tokenizer([row["prompt"] + row[column] for row in rows])["input_ids"]
@@ -216,9 +214,8 @@ def _print(
         for name, r in reports.items()
         for text, values in r.tokens.items()
     ]
-    print(
-        aligned([["table", "tokens of", "min", "median", "95 %", "max"], *lengths], right=range(2, 6)), end=""
-    )
+    head = ["table", "tokens of", "min", "median", "95 %", "max"]
+    print(aligned([head, *lengths], right=range(2, 6)), end="")
     for name, r in reports.items():
         if r.boundary_differs:
             session.say(

@@ -15,9 +15,7 @@ from rpo_cli.runs.planner import Planner
 
 
 def max_lengths(loaded: Loaded) -> dict[int, list[str]]:
-    """max_length -> the recipes beside this one that use what it makes, directly or relabelled and
-    resampled.
-    """
+    """max_length -> the recipes beside this one that use what it makes, directly or through others."""
     users: dict[int, list[str]] = {}
     for file in sorted(loaded.path.parent.glob("*.yaml")):
         try:
@@ -45,8 +43,7 @@ def _data_below(loaded: Loaded) -> list[Path]:
 def find_tokenizer(
     loaded: Loaded, planner: Planner, target: Stage, workspace: Workspace
 ) -> tuple[PreTrainedTokenizerBase, str]:
-    """The tokenizer to count with, and where it is from: the splits' own, the data's, or that of pi_SFT's
-    base model.
+    """The tokenizer to count with and whence: the splits' own, the data's, or that of pi_SFT's base.
 
     Raises:
         BadInput: none of these is there.

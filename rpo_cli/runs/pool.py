@@ -40,13 +40,11 @@ def _start_worker(events: Events) -> None:
     global _events
     _events = events
     os.environ.update(QUIET_ENVIRONMENT)
-    # Ctrl-C, and a cluster that wants its machine back, reach all processes: the parent decides, and ends its
-    # workers.
+    # Ctrl-C, and a cluster that wants its machine back, reach all processes: the parent ends its workers.
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    # On import it says, to the terminal alone, that QLoRA on a CPU could be faster; later words go to a
-    # stage's log.
+    # On import it tells the terminal that QLoRA on a CPU could be faster; later words go to a log.
     unheard = logging.getLogger("bitsandbytes")
     unheard.setLevel(logging.ERROR)
     for kind, row in KINDS.items():

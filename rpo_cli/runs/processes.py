@@ -1,5 +1,4 @@
-"""Training in several processes: what an accelerate configuration asks for, the share of each process, their
-launch.
+"""Training in several processes: what accelerate's file asks for, the share of each, their launch.
 
 Only the stages that train run there; this process plans, scores, evaluates, holds the artifact's lock and
 publishes it. On a TPU, which one process holds at a time, the other stages run in a process of their own
@@ -137,8 +136,7 @@ def check(stage: Stage, launch: Launch) -> None:
 
 
 def share(recipe: TrainingRecipe, processes: int) -> tuple[int, int]:
-    """Rows at a time and accumulated pieces of one process: together the processes see the recipe's batch in
-    a step.
+    """Rows at a time and pieces of one process; all see the recipe's batch together in a step.
 
     The batch of an optimiser step, per_device_train_batch_size x gradient_accumulation_steps, belongs to the
     recipe and to the artifact's key; how many processes share it changes the order of sums only, and is
@@ -173,16 +171,13 @@ def spread(recipe: TrainingRecipe, cores: int) -> tuple[int, int]:
 
 
 def follows(job: Job[Recipe]) -> bool:
-    """Whether this is a further host of a pod and trains the job's artifact with the first; others any host
-    makes alone.
-    """
+    """Whether this is a further host of a pod, which trains the job's artifact with the first one."""
     on_xla = job.launch is not None and job.launch.strategy == "XLA"
     return on_xla and KINDS[job.kind].trains and xla_probe.host() > 0
 
 
 def run(job: Job[Recipe], progress: Progress) -> Outcome:
-    """Run a stage's function in the processes of its `launch`; what `work.run_here` returns in the first, if
-    it is here.
+    """Run a stage's function in the processes of its `launch`; what the first returns, if it is here.
 
     Raises:
         BadInput, RunFailed: of the first process that failed.
@@ -220,9 +215,7 @@ def run(job: Job[Recipe], progress: Progress) -> Outcome:
 
 
 def _command(job: Job[Recipe], launch: Launch) -> tuple[list[str], dict[str, str]]:
-    """The module that runs a job, with its arguments, and what its environment needs besides this process's
-    own.
-    """
+    """The module that runs a job, its arguments, and what its environment needs besides our own."""
     on_xla = devices.environment([job.recipe]) if launch.strategy == "XLA" else {}
     child = "rpo_cli.runs.child"
     if not KINDS[job.kind].trains:
@@ -281,9 +274,7 @@ def _listen(job: Job[Recipe], process: subprocess.Popen[str], progress: Progress
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End the launcher and its processes: they end when their standard input closes, as after a kill of this
-    one.
-    """
+    """End the launcher and its processes, which end when their standard input closes."""
     assert process.stdin is not None and process.stdout is not None
     with suppress(OSError):
         process.stdin.close()

@@ -25,9 +25,7 @@ class Running:
     of: int = 1
 
     def remaining(self, now: float) -> float | None:
-        """Seconds to go at its own rate; None before its first report. A resumed stage begins with a later
-        step than one.
-        """
+        """Seconds to go at its own rate, from where it resumed; None before its first report."""
         if self.first is None or self.latest is None:
             return None
         (began, first), (at, step) = self.first, self.latest

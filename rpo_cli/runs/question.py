@@ -1,6 +1,4 @@
-"""What an estimate is asked for: the accelerator, the share of its peak that is reached, the price of an
-hour.
-"""
+"""What an estimate is asked for: the accelerator, the share of its peak reached, the price of an hour."""
 
 from __future__ import annotations
 

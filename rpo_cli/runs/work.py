@@ -1,6 +1,4 @@
-"""Making one artifact: the function of its kind of stage, its log, its failures in a line, its
-publication.
-"""
+"""Making one artifact: its stage's function, its log, its failures in a line, its publication."""
 
 from __future__ import annotations
 

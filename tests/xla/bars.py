@@ -1,6 +1,4 @@
-"""What the tests of XLA share: a suite built on the plain CPU, counters of XLA's, and a table of what was
-measured.
-"""
+"""What the tests of XLA share: a suite built on the plain CPU, XLA's counters, a table of measurements."""
 
 from __future__ import annotations
 
@@ -17,8 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-# Read when transformers, accelerate and XLA's compiler are imported; little optimisation makes small programs
-# compile faster.
+# Read when transformers, accelerate and the compiler are imported; little optimisation compiles faster.
 os.environ |= {"USE_TORCH_XLA": "1", "LOCAL_RANK": "0"}
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
@@ -133,9 +130,7 @@ tiny.run("train-rm", "rm.yaml")
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Tiny:
-    """The suite with all its policies, trained for STEPS steps on the plain CPU; to pytest one for each
-    module that imports it.
-    """
+    """The suite and its policies, trained for STEPS steps on the plain CPU; one for each module."""
     if not pytestconfig.pluginmanager.has_plugin("bars"):
         pytestconfig.pluginmanager.register(Table(), "bars")
     return _plain(tmp_path_factory.getbasetemp() / "plain")
@@ -170,9 +165,7 @@ def on_xla(plain: Tiny, tmp_path: Path) -> Iterator[Tiny]:
 
 
 def stretch(tiny: Tiny) -> None:
-    """Give the training rows texts of very different lengths: a few prompts and responses said twice or four
-    times.
-    """
+    """Give the training rows texts of very different lengths: some are said twice or four times."""
     draw = random.Random(0)
     pairs, written = tiny.root / RHO / "splits/train.parquet", tiny.root / "seed-0/data/sft_train.parquet"
     for file, columns, rows in (

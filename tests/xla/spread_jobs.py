@@ -1,6 +1,4 @@
-"""Several pickled jobs, one after another: spread over all devices where accelerate's TPU launcher starts it,
-else on one.
-"""
+"""Several pickled jobs in turn: spread over all devices under accelerate's TPU launcher, else on one."""
 
 from __future__ import annotations
 

@@ -34,9 +34,7 @@ LOG, WARM, LONG = 5, 30, 130
 def test_training_on_rows_of_mixed_lengths_compiles_few_programs_and_reads_nothing_back(
     on_xla: Tiny, name: str
 ) -> None:
-    """A program for every shape, logged or not, and a few small ones; then one run a step, and no value read
-    but for a log line.
-    """
+    """A program for every shape, logged or not, and a few small; then a run a step, read only for logs."""
     stretch(on_xla)
     recipe, *settings = RUNS[name]
     shapes, compiled, added = train_counted(

@@ -1,6 +1,4 @@
-"""What `make setup-tpu` made: torch and torch-xla that fit, and a torch-xla that nobody asked for stays out
-of the way.
-"""
+"""What `make setup-tpu` made: fitting torch and torch-xla; one nobody asked for stays out of the way."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Properties of a model spread over four devices: it learns what one device does, its weights are cut, and it
-resumes.
-"""
+"""Properties of a model spread over four devices: learns as on one, weights are cut, resumes."""
 
 from __future__ import annotations
 
@@ -57,9 +55,7 @@ def run(command: list[object], **more: str) -> str:
 
 @pytest.fixture(scope="module")
 def twins(plain: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, Path]]:
-    """Artifacts of each of RUNS: on the CPU without XLA, spread over four devices, and spread with a break in
-    the middle.
-    """
+    """Artifacts of each of RUNS: on the plain CPU, over four devices, and so with a break in the middle."""
     home = tmp_path_factory.mktemp("spread")
     alone, spread = [], []
     for name, (recipe, *settings) in RUNS.items():

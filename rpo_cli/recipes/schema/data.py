@@ -15,10 +15,10 @@ from rpo_cli.recipes.schema.base import ModelSource, Recipe, Share, SharedPrompt
 class Source:
     """A source of tables.
 
-    about: it in a few words; reads: "module:function" in stages/data/sources of one that is a data set, which takes `Sets`
-    and returns its pairs and written responses; published: the set that it reads unless the recipe names another
-    (name@revision where it is not on the main branch), none: the recipe must; folder: of the published set, which;
-    uses: which of the keys that not every set has a use for.
+    about: it in a few words; reads: "module:function" in stages/data/sources of one that is a data set, which
+    takes `Sets` and returns its pairs and written responses; published: the set that it reads unless the
+    recipe names another (name@revision where it is not on the main branch), none: the recipe must; folder: of
+    the published set, which; uses: which of the keys that not every set has a use for.
     """
 
     about: str
@@ -33,7 +33,8 @@ SOURCES = {
     "miniature": Source("the embedded world"),
     "files": Source("the JSONL / Parquet files below"),
     "tldr-comparisons": Source("OpenAI's raw comparisons", "tldr:read_comparisons",
-                               "openai/summarize_from_feedback@refs/convert/parquet", "comparisons", ("newlines",)),
+                               "openai/summarize_from_feedback@refs/convert/parquet", "comparisons",
+                               ("newlines",)),
     "tldr-preference": Source("TL;DR pairs with the prompt written out", "tldr:read_preference",
                               "trl-lib/tldr-preference", uses=("newlines",)),
     "hh-rlhf": Source("Anthropic's dialogues", "preference:read_dialogues",
@@ -58,7 +59,9 @@ LOADED_TABLES = (
 
 
 class DataRecipe(Recipe):
-    """Where posts, human preference pairs and prompts come from: the embedded miniature, files, or a published set."""
+    """Where posts, human preference pairs and prompts come from:
+    the embedded miniature, files, or a published set.
+    """
 
     stage: Literal["data"]
     source: SourceName = Field("files", description="; ".join(row.about for row in SOURCES.values()))
@@ -111,7 +114,7 @@ class DataRecipe(Recipe):
 
     @property
     def loaded(self) -> bool:
-        """Whether the tables come from a data set with a loader, rather than from the miniature or a list of files."""
+        """Whether the tables come from a data set with a loader, not from the miniature or listed files."""
         return self.of.reads is not None
 
     @property

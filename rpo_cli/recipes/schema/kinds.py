@@ -16,8 +16,7 @@ from rpo_cli.recipes.schema.training import RewardRecipe, SFTRecipe
 
 @dataclass(frozen=True)
 class Kind:
-    """What there is to know of a kind of stage; the planner's method, which finds its inputs, is named after
-    it.
+    """What there is to know of a kind of stage; the planner's method of its name finds its inputs.
 
     `recipe`: what its recipe may say. `run`: "module:function" that makes its artifact; None: it makes none.
     `command`: what handles its recipes; None: no file holds one, the planner derives it from others.
@@ -90,9 +89,7 @@ MODELS: dict[str, type[Recipe]] = {name: kind.recipe for name, kind in KINDS.ite
 
 @cache
 def _left_out(model: type[Recipe]) -> tuple[frozenset[str], dict[str, Any]]:
-    """Fields that are in no key as they stand, and the defaults of those that are in none at their
-    default.
-    """
+    """Fields that are in no key, and the defaults of those that are in none at their default."""
     fields = model.model_fields
     marks = {
         name: mark for name, field in fields.items() if isinstance(mark := field.json_schema_extra, dict)
