@@ -94,13 +94,13 @@ def main() -> None:
     from benchmarks.__main__ import quiet
     from benchmarks.sections import Bench
     from benchmarks.workloads import FULL
-    from rpo_cli.devices import Device
+    from rpo_cli.devices import DEVICES
 
     who: Any
     who, name, dtype = sys.argv[1:]
     quiet()
     with tempfile.TemporaryDirectory() as folder:
-        result = step_peak(who, Bench(FULL, Device(name, dtype, "benchmark"), Path(folder)))
+        result = step_peak(who, Bench(FULL, DEVICES[name](name, dtype, "benchmark"), Path(folder)))
     print(json.dumps(result))
 
 

@@ -21,7 +21,7 @@ from rpo_cli.figures.cells import Cell
 from rpo_cli.figures.selection import Budget, select, spread
 from rpo_cli.figures.tuning import WeightKeeper
 from rpo_cli.models import load_tokenizer, tokenise
-from rpo_cli.runs.question import DEVICES
+from rpo_cli.runs.question import ACCELERATORS
 from rpo_cli.stages.data.rows import read_rows
 
 FIGURE = (
@@ -305,7 +305,7 @@ def test_estimates_that_make_no_sense_are_refused(empty: Tiny, arguments: list[s
 
 
 def test_every_listed_device_has_its_numbers_and_no_price() -> None:
-    devices = yaml.safe_load(DEVICES.read_text())
+    devices = yaml.safe_load(ACCELERATORS.read_text())
     assert len(devices) >= 8
     for numbers in devices.values():
         assert numbers.keys() == {"tflops", "memory_gb", "bandwidth_gb_s"} and all(

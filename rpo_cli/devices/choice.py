@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rpo_cli.devices import xla_probe
 from rpo_cli.devices.device import Device, DeviceError
-from rpo_cli.devices.xla import environment, xla_hardware
+from rpo_cli.devices.xla import Xla, environment, xla_hardware
 from rpo_cli.recipes.schema import Recipe
 
-if TYPE_CHECKING:
-    pass
+# A device is a file with a subclass of Device, where it differs from it, and its row.
+DEVICES: dict[str, type[Device]] = {"cpu": Device, "cuda": Device, "xla": Xla}
 
 
 def choose(recipe: Recipe) -> Device:
@@ -40,10 +39,10 @@ def choose(recipe: Recipe) -> Device:
         else "torch sees no CUDA device"
     )
     if recipe.dtype != "auto":
-        return Device(name, recipe.dtype, f"{name}: {why}; dtype: as the recipe says")
+        return DEVICES[name](name, recipe.dtype, f"{name}: {why}; dtype: as the recipe says")
     if name == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return Device(name, "bfloat16", f"cuda: {why}; bfloat16: in this GPU's hardware")
-    return Device(name, "float32", f"{name}: {why}; float32: no bfloat16 in hardware assumed")
+        return DEVICES[name](name, "bfloat16", f"cuda: {why}; bfloat16: in this GPU's hardware")
+    return DEVICES[name](name, "float32", f"{name}: {why}; float32: no bfloat16 in hardware assumed")
 
 
 def _xla(recipe: Recipe) -> Device:
@@ -60,10 +59,10 @@ def _xla(recipe: Recipe) -> Device:
         else f"xla on {hardware}: the default"
     )
     if recipe.dtype != "auto":
-        return Device("xla", recipe.dtype, f"{why}; dtype: as the recipe says")
+        return Xla("xla", recipe.dtype, f"{why}; dtype: as the recipe says")
     if hardware == "TPU":
-        return Device("xla", "bfloat16", f"{why}; bfloat16: in a TPU's hardware")
-    return Device("xla", "float32", f"{why}; float32: no bfloat16 in hardware assumed")
+        return Xla("xla", "bfloat16", f"{why}; bfloat16: in a TPU's hardware")
+    return Xla("xla", "float32", f"{why}; float32: no bfloat16 in hardware assumed")
 
 
 def _need_torch_xla() -> None:

@@ -1,16 +1,12 @@
-"""A device and a dtype, with the reasons for both."""
+"""A device and a dtype, with the reasons for both: what is the same for all, and for cpu and cuda."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rpo_cli.errors import BadInput
-
-if TYPE_CHECKING:
-    pass
 
 
 class DeviceError(BadInput):
@@ -28,12 +24,12 @@ class Device:
     @property
     def fixed_shapes(self) -> bool:
         """Whether every new shape of a batch costs a compilation."""
-        return self.name == "xla"
+        return False
 
     @property
     def trains_in_autocast(self) -> bool:
-        """Whether Trainer may bring its own autocast: on XLA it would round all of float32 to bfloat16."""
-        return self.dtype_name == "bfloat16" and self.name != "xla"
+        """Whether Trainer may bring its own autocast."""
+        return self.dtype_name == "bfloat16"
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """What a forward pass outside a trainer runs under, so that it computes as training does."""
@@ -46,30 +42,22 @@ class Device:
         )
 
     def optimizer(self, name: str) -> str:
-        """Trainer's name of an optimiser here; XLA fuses by itself, without torch's fused AdamW."""
-        if self.name == "xla" and name == "adamw_torch_fused":
-            logging.getLogger("rpo").info(
-                "optim: adamw_torch_xla in place of adamw_torch_fused, the same update without its kernel"
-            )
-            return "adamw_torch_xla"
+        """Trainer's name of an optimiser on this device."""
         return name
 
     @property
     def checkpointing(self) -> dict[str, Any] | None:
         """How gradient checkpointing goes on this device, where it is not transformers' own way."""
-        return {"use_reentrant": True} if self.name == "xla" else None
+        return None
 
     @property
     def attention(self) -> str | None:
-        """attn_implementation where the recipe names none: sdpa reads the mask back before it calls XLA."""
-        return "eager" if self.name == "xla" else None
+        """attn_implementation where the recipe names none; None: the model's own."""
+        return None
 
     def place(self, model: Any) -> Any:
-        """The model on this device, its tied weights still tied: moving to XLA makes new parameters."""
-        model = model.to(self.name)
-        if self.name == "xla":
-            model.tie_weights()
-        return model
+        """The model on this device, its tied weights still tied."""
+        return model.to(self.name)
 
     def __str__(self) -> str:
         return f"{self.name}, {self.dtype_name} ({self.reason})"

@@ -6,15 +6,49 @@ in between."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rpo_cli.devices.device import DeviceError
+from rpo_cli.devices.device import Device, DeviceError
 from rpo_cli.recipes.schema import KINDS, Recipe
 
 if TYPE_CHECKING:
     import torch
+
+
+class Xla(Device):
+    """A TPU, or whatever else XLA compiles for."""
+
+    @property
+    def fixed_shapes(self) -> bool:
+        return True
+
+    @property
+    def trains_in_autocast(self) -> bool:
+        return False  # accelerate's would round all of float32 to bfloat16
+
+    def optimizer(self, name: str) -> str:
+        """XLA fuses by itself, and has no kernel for torch's fused AdamW."""
+        if name != "adamw_torch_fused":
+            return name
+        told = "optim: adamw_torch_xla in place of adamw_torch_fused, the same update without its kernel"
+        logging.getLogger("rpo").info(told)
+        return "adamw_torch_xla"
+
+    @property
+    def checkpointing(self) -> dict[str, Any] | None:
+        return {"use_reentrant": True}
+
+    @property
+    def attention(self) -> str | None:
+        return "eager"  # sdpa reads the mask back to the host before it calls XLA
+
+    def place(self, model: Any) -> Any:
+        model = model.to(self.name)
+        model.tie_weights()  # moving makes new parameters
+        return model
 
 
 def xla_hardware() -> str:

@@ -11,11 +11,11 @@ from rpo_cli.errors import BadInput
 from rpo_cli.runs.options import Costs
 
 MFU = 0.35
-DEVICES = Path(__file__).with_name("accelerators.yaml")
+ACCELERATORS = Path(__file__).with_name("accelerators.yaml")
 
 
 @dataclass(frozen=True)
-class Device:
+class Accelerator:
     """One accelerator: peak TFLOP/s, and GB and GB/s of memory where they are known."""
 
     name: str
@@ -28,7 +28,7 @@ class Device:
 class Question:
     """What an estimate is asked for."""
 
-    device: Device | None
+    device: Accelerator | None
     mfu: float
     price_per_hour: float | None
     params: float | None
@@ -47,12 +47,12 @@ def asked(dry_run: bool, costs: Costs) -> Question | None:
     name, tflops = costs.device_name, costs.tflops
     device = None
     if name is not None:
-        known = yaml.safe_load(DEVICES.read_text())
+        known = yaml.safe_load(ACCELERATORS.read_text())
         if name not in known:
             raise BadInput(f"--device-name {name}: not among {', '.join(known)}; give --tflops for another")
-        device = Device(name, **{**known[name], **({} if tflops is None else {"tflops": tflops})})
+        device = Accelerator(name, **{**known[name], **({} if tflops is None else {"tflops": tflops})})
     elif tflops is not None:
-        device = Device(f"a device of {tflops:g} TFLOP/s", tflops)
+        device = Accelerator(f"a device of {tflops:g} TFLOP/s", tflops)
     if device is None and (costs.mfu is not None or costs.price_per_hour is not None):
         raise BadInput("--mfu and --price-per-hour need a device: --device-name or --tflops")
     return Question(device, MFU if costs.mfu is None else costs.mfu, costs.price_per_hour, costs.params)
