@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
 import platform
@@ -15,40 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.quiet import quiet
+
 if TYPE_CHECKING:
-    from benchmarks.sections import Bench, Comparison
+    from benchmarks.bench import Bench, Comparison
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- measured: written by `make bench` -->", "<!-- end -->"
 CLOCKS = {"cpu": "seconds of the processor", "wall": "seconds on the clock"}
-
-
-def quiet(threads: int = 1) -> None:
-    """What must be set before torch and transformers are imported; and no bars, no reports, no telemetry."""
-    from rpo_cli.runs.work import QUIET_ENVIRONMENT
-
-    os.environ.update(QUIET_ENVIRONMENT)
-    os.environ |= {
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "WANDB_MODE": "disabled",
-    }
-    one_arena()
-    import torch
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging
-
-    torch.set_num_threads(threads)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bar()
-
-
-def one_arena() -> None:
-    """One heap for all threads (glibc): else each trainer's keeps its own peak, 15 GB with seven."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def machine(device: str, dtype: str, threads: int) -> dict[str, Any]:
@@ -162,7 +134,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     quiet(arguments.threads)
-    from benchmarks.sections import SECTIONS, Bench
+    from benchmarks.bench import Bench
+    from benchmarks.sections import SECTIONS
     from benchmarks.workloads import FULL, TOY
     from rpo_cli.devices import DEVICES
 

@@ -20,7 +20,7 @@ from rpo_cli.cli import app
 from rpo_cli.models import pair_rewards
 
 if TYPE_CHECKING:
-    from benchmarks.sections import Bench
+    from benchmarks.bench import Bench
 
 PAIRS_SCORED, PAIRS_TRAINED, MEMBERS, CELLS = (
     "scoring, by pairs",

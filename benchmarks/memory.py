@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from benchmarks.bench import Bench
     from benchmarks.contestants import Setting
-    from benchmarks.sections import Bench
     from rpo_cli.devices import Device
 
 HOW = (
@@ -91,8 +91,8 @@ def in_own_process(who: Setting, device: Device) -> dict[str, float]:
 
 
 def main() -> None:
-    from benchmarks.__main__ import quiet
-    from benchmarks.sections import Bench
+    from benchmarks.bench import Bench
+    from benchmarks.quiet import quiet
     from benchmarks.workloads import FULL
     from rpo_cli.devices import DEVICES
 

@@ -21,7 +21,8 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_every_benchmark_does_equal_work_for_one_step_at_toy_size(tmp_path: Path) -> None:
     from benchmarks.__main__ import BEGIN, END, machine, measure, put_into, table
-    from benchmarks.sections import SECTIONS, Bench
+    from benchmarks.bench import Bench
+    from benchmarks.sections import SECTIONS
     from benchmarks.workloads import TOY
     from rpo_cli.devices import Device
 
