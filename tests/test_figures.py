@@ -325,7 +325,7 @@ class Shelf:
     def why_stale(self, path: str, identity: object) -> str | None:
         return None if path in self.evaluated else "missing"
 
-    def manifest(self, path: str) -> dict[str, Any]:
+    def finished(self, path: str) -> dict[str, Any]:
         return {"metrics": {"advantage": self.evaluated[path]}}
 
     def drop_weights(self, path: str) -> None:
