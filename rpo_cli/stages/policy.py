@@ -185,7 +185,9 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
     torch.manual_seed(seed)  # what a model lacks is drawn when it is loaded
     model = load(device=device, training=True, bits=bits)
     kl_reference = load(device=device, bits=bits) if recipe.needs_reference else None
-    config = config_of(DPOConfig, job, device, seed, beta=recipe.beta, precompute_ref_log_probs=True)
+    config = config_of(
+        DPOConfig, job, device, seed, beta=recipe.beta, precompute_ref_log_probs=True, disable_dropout=False
+    )
     shared = recipe.shared_prompts and _shares(model, rows, pad_id(tokenizer))
     collator, shapes = collator_of(rows, recipe, device, pad_id(tokenizer), shared)
     trainer = PolicyTrainer(

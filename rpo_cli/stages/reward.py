@@ -150,7 +150,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
             "greater_is_better": False,
             "load_best_model_at_end": True,
         }
-    config = config_of(RewardConfig, job, device, seed, **early)
+    config = config_of(RewardConfig, job, device, seed, disable_dropout=False, **early)
     prompts, answers = [row.prompt_ids for row in rows], [row.responses for row in rows]
     shared = recipe.shared_prompts and can_share(model, response_rewards, prompts, answers, pad_id(tokenizer))
     table = table_of_pairs(rows)

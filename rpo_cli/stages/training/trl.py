@@ -40,7 +40,10 @@ Config = TypeVar("Config", bound=TrainingArguments)
 
 
 def config_of(kind: type[Config], job: Job[TrainingRecipe], device: Device, seed: int, **own: Any) -> Config:
-    """A stage's training arguments; for one GPU, as over several Trainer would split batches unasked."""
+    """A stage's training arguments; for one GPU, as over several Trainer would split batches unasked.
+
+    A model is loaded without dropout; TRL's `disable_dropout` would silence that of an adapter besides.
+    """
     recipe: TrainingRecipe = job.recipe
     config: Config = kind(**arguments(recipe, job.directory, device, seed) | own)
     if config.n_gpu > 1:
