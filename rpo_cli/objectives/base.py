@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,19 +94,27 @@ class Pair:
         """h(y_w) − h(y_l)."""
         return self.h_chosen - self.h_rejected
 
+    def read_as_reference(self, chosen: Tensor | float = 0.0, rejected: Tensor | float = 0.0) -> Pair:
+        """The same pairs where θ = ref, with these nats [B] added to the responses' log-probs."""
+        import torch
+
+        reference = self.columns["ref_chosen_logps"] + chosen, self.columns["ref_rejected_logps"] + rejected
+        return replace(self, logps=torch.cat(reference))
+
     @property
     def margins(self) -> Tensor:
         """Each teacher's r(x, y_w) − r(x, y_l): [k, B], reward units."""
         return self.columns["margins"].T
 
     @cached_property
-    def _lengths(self) -> Tensor:
+    def lengths(self) -> Tensor:
+        """Tokens of each response, in the order of `logps`."""
         return self.count_tokens()
 
     @property
     def chosen_lengths(self) -> Tensor:
-        return self._lengths[: len(self)]
+        return self.lengths[: len(self)]
 
     @property
     def rejected_lengths(self) -> Tensor:
-        return self._lengths[len(self) : 2 * len(self)]
+        return self.lengths[len(self) : 2 * len(self)]

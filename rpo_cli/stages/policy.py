@@ -37,6 +37,7 @@ from rpo_cli.recipes.schema import PolicyRecipe, seed_of
 from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
+from rpo_cli.stages.training.start import NOISE, FirstStep, beside_reference
 from rpo_cli.stages.training.teachers import calibrated_margins, policy_rows
 from rpo_cli.stages.training.trl import PairTrainer, config_of
 
@@ -55,6 +56,7 @@ class PolicyTrainer(PairTrainer):
         self.objective = recipe.declared
         self.members = members
         self.kl_reference = kl_reference
+        self.start: torch.Tensor | None = None  # of a step's last piece; see start.beside_reference
         super().__init__(**kwargs)
         if members is not None:
             self.add_callback(EndOfStep(self, members))
@@ -99,15 +101,27 @@ class PolicyTrainer(PairTrainer):
         if self.members is not None:
             losses = self.members.reduce(losses, self.batch_mean)
         loss = preference = losses.mean()
+        kl = None
         if self.objective.pessimistic:
             kl = self._forward_kl(logits, logps, inputs)
             gamma = gamma_at(self.state.global_step, self.args.max_steps, recipe.gamma, recipe.gamma_end)
             loss = preference + kl_weight(gamma, recipe.beta, recipe.kl_coefficient) * kl
             self.note("kl_to_reference", kl)
+        if self.state.global_step == 0 or self.device.fixed_shapes:  # there another step is another program
+            self.start = self._beside_reference(pair, kl)
         self.note("losses/preference", preference)
         if self.is_logged():
             self._note_rewards(pair)
         return (loss, {"logps": logps}) if return_outputs else loss
+
+    def first_losses(self) -> torch.Tensor | None:
+        """What the first step's last piece found `beside_reference`, mean over processes; None: resumed."""
+        return None if self.start is None else self.batch_mean(self.start)
+
+    @torch.no_grad()
+    def _beside_reference(self, pair: Pair, kl: torch.Tensor | None) -> torch.Tensor:
+        noise = NOISE[self.device.dtype_name]
+        return beside_reference(pair, lambda pair: self.objective.losses(pair, self.recipe), kl, noise)
 
     def _forward_kl(
         self, logits: torch.Tensor, logps: torch.Tensor, inputs: dict[str, torch.Tensor]
@@ -202,6 +216,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
         processing_class=tokenizer,
         peft_config=lora_of(recipe, "CAUSAL_LM"),
     )
+    trainer.add_callback(FirstStep(job.path, trainer.first_losses))
     if members is None:
         metrics: dict[str, Any] = train(trainer, report)
     else:
