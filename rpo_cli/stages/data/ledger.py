@@ -37,11 +37,11 @@ BLANK = re.compile(
 def visible(text: str) -> str:
     """A text as a reader tells it from others: any white space as one space, invisible signs gone."""
     shown = " ".join(text.split())
-    if not shown.isascii():
-        shown = BLANK.sub("", shown)
-    if not shown.isprintable():  # control, format and unassigned characters, separators but the space
-        shown = "".join(sign if sign.isprintable() else " " * sign.isspace() for sign in shown)
-    return " ".join(shown.split())
+    if shown.isascii() and shown.isprintable():
+        return shown
+    # Not printable are control, format and unassigned characters, and separators but the space.
+    seen = (sign for sign in BLANK.sub("", shown) if sign.isprintable() or sign.isspace())
+    return " ".join("".join(seen).split())
 
 
 @dataclass

@@ -178,7 +178,7 @@ def _instead(file: Path, packed: str | None) -> str:
 def _parse(line: bytes) -> Row | str | None:
     """The object on a line, None where a key stands in it twice, or what is wrong with the line."""
     try:
-        row = json.loads(line.decode(), object_pairs_hook=_once)
+        row = DECODER.decode(line.decode())
         if not isinstance(row, dict):
             return f"expected an object with columns, got {named(row)}"
         half = [name for name, value in row.items() if _is_half(name, value)] if HALF.search(line) else []
@@ -200,6 +200,9 @@ def _once(pairs: list[tuple[str, Any]]) -> Row:
     if len(row := dict(pairs)) < len(pairs):
         raise RepeatedKey
     return row
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _is_half(name: str, value: object) -> bool:
