@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import RHO, SEED, Tiny, manifest, pairs_of
+from conftest import PLAIN, RHO, SEED, Tiny, manifest, pairs_of
 from transformers import AutoTokenizer
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import tokenise
-from rpo_cli.recipes.schema import SplitsRecipe
+from rpo_cli.models import Row, tokenise
+from rpo_cli.recipes import schema
+from rpo_cli.recipes.schema import DataRecipe, SplitsRecipe
 from rpo_cli.stages.data.build import read_table
-from rpo_cli.stages.data.rows import read_rows
+from rpo_cli.stages.data.ledger import Ledger, visible
+from rpo_cli.stages.data.rows import AT_A_TIME, GROUP, read_rows, write_rows
+from rpo_cli.stages.data.sources import preference
+from rpo_cli.stages.data.sources.assemble import clean
+from rpo_cli.stages.data.sources.records import data_files, records
 from rpo_cli.stages.splits import LONGER, SHORTER, TIE, Split, bias_of, draw, preference_of_length
 
 # 600 longer, 500 shorter, 200 ties, in no order.
@@ -223,15 +230,17 @@ def lines(*rows: Any) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
+def table_of(file: Path, table: str = "pairs", **keys: Any) -> tuple[list[Row], Ledger]:
+    """The rows of a file, and what was counted."""
+    ledger = Ledger()
+    recipe = DataRecipe.model_validate({"stage": "data", **keys})
+    return list(read_table(file, table, recipe, ledger)), ledger
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (lines(GOOD, {"prompt": "a", "chosen": "c"}), ":2: no column 'rejected' (has: chosen, prompt)"),
-        (lines(GOOD, GOOD | {"prompt": "x", "chosen": " \n"}), ":2: chosen: empty"),
-        (
-            lines(GOOD, GOOD | {"chosen": "d"}),
-            ":2: chosen and rejected are the same text, so there is no preference to learn",
-        ),
         (lines(GOOD, GOOD | {"chosen": 3}), ":2: chosen: expected text, got a number"),
         (lines(GOOD, GOOD | {"chosen": None}), ":2: chosen: expected text, got null"),
         (
@@ -248,6 +257,19 @@ def lines(*rows: Any) -> bytes:
             lines(GOOD | {"id": "x"}, GOOD | {"id": "y"}, GOOD | {"id": "x", "chosen": "e"}),
             ":3: id 'x' belongs to another row as well",
         ),
+        (lines(GOOD | {"id": "half \udc3a"}), ":1: id: holds half of a surrogate pair, which is no text"),
+        (lines(GOOD | {"m\ud83d": 1}), r":1: 'm\ud83d': holds half of a surrogate pair, which is no text"),
+        (
+            b'{"prompt": "a", "n": {"m": [' + b"7" * 5000 + b"]}}\n",
+            ":1: n: a number of more than 4300 digits",
+        ),
+        (b"[" * 9000, ":1: a JSON array; "),
+        (lines(GOOD) + b'{"a": ' * 90000, ":2: not JSON that can be read: nested too deeply"),
+        (lines(GOOD | {"chosen": []}), ":1: chosen: expected text, got a list"),
+        (
+            lines(GOOD | {"tools": [{}]}),
+            ":1: tools: plain text has no use for it; `source: preference` reads",
+        ),
         (b"", ": no rows"),
         (b"\n \n", ": no rows"),
     ],
@@ -256,40 +278,39 @@ def test_a_bad_row_is_one_line_that_names_file_and_line(tmp_path: Path, content:
     file = tmp_path / "pairs.jsonl"
     file.write_bytes(content)
     with pytest.raises(BadInput) as caught:
-        read_table(file, "pairs")
+        table_of(file)
     assert str(caught.value).startswith(f"{file}{message}")
     assert "\n" not in str(caught.value)
 
 
 def test_bad_parquet_is_one_line_that_names_file_and_row(tmp_path: Path) -> None:
     file = tmp_path / "pairs.parquet"
-    pq.write_table(pa.Table.from_pylist([GOOD, GOOD | {"chosen": "d"}]), file)
-    with pytest.raises(BadInput, match=f"{file}: row 2: chosen and rejected are the same text"):
-        read_table(file, "pairs")
+    pq.write_table(pa.Table.from_pylist([GOOD, GOOD | {"chosen": None}]), file)
+    with pytest.raises(BadInput, match=f"{file}: row 2: chosen: expected text, got null"):
+        table_of(file)
     file.write_bytes(b"not parquet at all")
     with pytest.raises(BadInput, match=f"{file}: not a Parquet file: ") as caught:
-        read_table(file, "pairs")
+        table_of(file)
     assert "\n" not in str(caught.value)
     with pytest.raises(BadInput, match=r"expected a \.jsonl or \.parquet file"):
-        read_table(tmp_path / "pairs.csv", "pairs")
+        table_of(tmp_path / "pairs.csv")
 
 
-def test_rows_are_named_by_id_or_by_content_and_exact_duplicates_counted(tmp_path: Path) -> None:
+def test_rows_are_named_by_id_or_by_content_and_keep_their_order(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
-    file.write_bytes(lines(GOOD, GOOD | {"chosen": "e"}, GOOD, GOOD | {"id": 7, "note": "more"}))
-    rows, duplicates = read_table(file, "pairs")
-    assert duplicates == 1 and len(rows) == 3
-    assert rows[2] == {"id": "7", **GOOD}
-    assert len({row["id"] for row in rows}) == 3
-    again, _ = read_table(file, "pairs")
-    assert again == rows
+    file.write_bytes(lines(GOOD, GOOD | {"chosen": "e"}, GOOD | {"chosen": "f", "id": 7, "note": "more"}))
+    rows, ledger = table_of(file)
+    assert not ledger.counts and ledger.records == {"pairs": 3}
+    assert rows[2] == {"id": "7", **GOOD, "chosen": "f"}
+    assert [row["chosen"] for row in rows] == ["c", "e", "f"] and len({row["id"] for row in rows}) == 3
+    assert table_of(file)[0] == rows
 
 
 def test_text_with_any_kind_of_line_separator_inside_is_one_row(tmp_path: Path) -> None:
     odd = GOOD | {"chosen": "one\u2028two\x85three\x0bfour\x1cfive\nsix"}
     file = tmp_path / "pairs.jsonl"
     file.write_bytes(json.dumps(odd, ensure_ascii=False).encode() + b"\r\n" + lines(GOOD))
-    rows, _ = read_table(file, "pairs")
+    rows, _ = table_of(file)
     assert [row["chosen"] for row in rows] == [odd["chosen"], "c"]
 
 
@@ -464,3 +485,147 @@ def test_data_inspect_counts_the_prompts_that_tables_share(built: Tiny) -> None:
     result = built.run("data inspect", "splits.yaml")
     assert "prompts of held_out that are in train too: 0" in result.stdout
     assert "leak" not in result.stderr
+
+
+# ── What is left out ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " \t\n", "\u200b", "\x00", "\ufeff", "\u2060\u00ad", "\u2800", "\u3164\ufe0f", "\u2028\x85 \x1f"],
+)
+def test_text_without_a_visible_character_is_none(text: str) -> None:
+    assert visible(text) == "" and visible(f"{text}a{text}") == "a"
+
+
+def test_visible_text_is_the_same_whatever_its_white_space() -> None:
+    assert visible(" one\r\n\ttwo ") == visible("one two") == "one two"
+    for text in ("👩‍👩‍👧", "е́", "नमस्ते", "؟"):
+        assert visible(text)
+
+
+LEFT_OUT = {
+    "conflicts": lines(GOOD, {"prompt": "a b", "chosen": "d", "rejected": "c"}),
+    "duplicates": lines(GOOD | {"id": "x"}, GOOD | {"id": "y"}),
+    "ties": lines(GOOD | {"prompt": "z"}, GOOD | {"rejected": "c "}),
+    "empty": lines(GOOD, GOOD | {"rejected": "\u200b\x00\ufeff"}),
+    "no_prompt": lines(GOOD, GOOD | {"prompt": "\u200b"}),
+    "repeated_key": lines(GOOD) + b'{"prompt": "p", "chosen": "c", "chosen": "e", "rejected": "d"}\n',
+}
+
+
+@pytest.mark.parametrize("reason", LEFT_OUT)
+def test_what_a_file_loses_is_counted_by_reason_with_its_line(tmp_path: Path, reason: str) -> None:
+    (tmp_path / "pairs.jsonl").write_bytes(LEFT_OUT[reason])
+    rows, ledger = table_of(tmp_path / "pairs.jsonl")
+    assert [row["chosen"] for row in rows] == ["c"]
+    assert ledger.metrics() == {
+        "records/pairs": 2,
+        f"pairs/{reason}": 1,
+        "left_out_examples": {f"pairs/{reason}": [f"{tmp_path}/pairs.jsonl:2"]},
+    }
+
+
+def test_every_source_leaves_out_the_same_and_counts_it_alike(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_bytes(b"".join(LEFT_OUT.values()))
+    rows, ledger = table_of(tmp_path / "pairs.jsonl")
+    other = Ledger()
+    read = records([tmp_path / "pairs.jsonl"], "pairs", other, {})
+    kept = clean(preference.pairs(read, preference.Templated(None, None), other), other)
+    assert [(pair.prompt, pair.chosen, pair.rejected) for pair in kept] == [
+        (row["prompt"], row["chosen"], row["rejected"]) for row in rows
+    ]
+    assert other.examples == ledger.examples and ledger.counts["pairs/duplicates"] == 5
+    assert len(rows) + sum(ledger.counts.values()) == ledger.records["pairs"] == 12
+
+
+def test_prompts_and_written_responses_are_kept_once(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(lines(*({"id": n, "prompt": "p", "completion": "c"} for n in range(3))))
+    for table in ("sft_train", "prompts_test"):
+        rows, ledger = table_of(file, table)
+        assert len(rows) == 1 and ledger.counts == {f"{table}/duplicates": 2}
+
+
+def test_a_file_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(lines(*[GOOD | {"rejected": "\ufeff"}] * 5))
+    with pytest.raises(BadInput) as caught:
+        table_of(file)
+    said = str(caught.value).splitlines()
+    assert said[0] == f"{file}: no rows are left of 5"
+    assert said[1:] == [f"{file}:{n}: a response in which nothing can be seen" for n in (1, 2, 3)]
+
+
+def test_a_reason_that_takes_more_than_a_twentieth_is_a_warning_and_inspect_lists_all(tiny: Tiny) -> None:
+    rows = [GOOD | {"prompt": f"p{number}"} for number in range(100)]
+    written = [{"prompt": f"q{number}", "completion": "c"} for number in range(10)]
+    (tiny.suite / "pairs.jsonl").write_bytes(
+        lines(*rows, rows[0], *[row | {"chosen": "d "} for row in rows[:7]])
+    )
+    (tiny.suite / "sft.jsonl").write_bytes(lines(*written))
+    (tiny.suite / "data.yaml").write_text(
+        f"{PLAIN}stage: data\nfiles: {{pairs: pairs.jsonl, sft_train: sft.jsonl}}\n"
+    )
+    (tiny.suite / "sft.yaml").write_text((tiny.suite / "sft.yaml").read_text() + "model_name_or_path: gpt2\n")
+    result = tiny.run("data inspect", "data.yaml", code=2)  # no tokenizer: the ledger is shown all the same
+    file = tiny.suite / "pairs.jsonl"
+    ties = (
+        "pairs: 7 of 108 rows (6.5 %) left out: chosen and rejected are the same text, so there is no "
+        f"preference to learn ({file}:102, {file}:103, {file}:104, …)"
+    )
+    assert [line for line in result.stderr.splitlines() if line.startswith("warning")] == [
+        f"warning: seed-0/data: {ties}"
+    ]
+    assert "rows read: 108 pairs, 10 sft_train" in result.stdout
+    assert f"  pairs: 1 of 108 left out: the same row again ({file}:101)\n" in result.stdout
+    assert manifest(tiny.root, "seed-0/data")["warnings"] == [ties]
+
+
+@pytest.mark.parametrize("name", ["pairs.JSONL", "pairs.jsonl.gz", "pairs.json.GZ", "pairs.jsonl.zst"])
+def test_lines_are_read_however_they_are_packed(tmp_path: Path, name: str) -> None:
+    content = lines(GOOD, GOOD | {"chosen": "e"})
+    packed = {"gz": gzip.compress(content[:9]) + gzip.compress(content[9:])}  # two members, as `cat` makes
+    packed |= {"zst": pa.Codec("zstd").compress(content, asbytes=True)}
+    file = tmp_path / name
+    file.write_bytes(packed.get(name.lower().rsplit(".")[-1], content))
+    assert [row["chosen"] for row in table_of(file)[0]] == ["c", "e"]
+    found = list(records(data_files(tmp_path), "pairs", Ledger(), {}))
+    assert [place for place, _, _ in found] == [f"{file}:1", f"{file}:2"]
+    if not name.endswith("JSONL"):
+        file.write_bytes(file.read_bytes()[:-12])
+        with pytest.raises(BadInput, match=f"{file}: cannot be read: "):
+            table_of(file)
+
+
+def test_columns_of_the_data_are_read_under_our_names(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(lines({"question": "q", "chosen": "c", "rejected": "d", "prompt_id": "7"}))
+    assert table_of(file, columns={"prompt": "question", "completion": "none"})[0][0]["prompt"] == "q"
+    with pytest.raises(BadInput, match=r":1: no column 'ask', which columns: has for prompt \(has: chosen, "):
+        table_of(file, columns={"prompt": "ask"})
+    plain = {"stage": "data", "source": "files"}
+    assert "columns" not in schema.result_fields(DataRecipe.model_validate(plain))
+    named = schema.result_fields(DataRecipe.model_validate(plain | {"columns": {"prompt": "question"}}))
+    assert named["columns"] == {"prompt": "question"}
+
+
+def test_reading_a_table_keeps_only_hashes_of_its_rows(tmp_path: Path) -> None:
+    file, size = tmp_path / "pairs.jsonl", 1000
+    file.write_bytes(lines(*({**GOOD, "prompt": f"{n} " + "word " * 400} for n in range(size))))
+    tracemalloc.start()
+    count = sum(1 for _ in read_table(file, "pairs", DataRecipe(stage="data"), Ledger()))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == size and most / size < 400  # of 2,000 bytes of text each
+
+
+def test_rows_of_several_groups_are_written_in_their_order(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    size = GROUP + AT_A_TIME + 1
+    assert write_rows(({"id": str(n), "prompt": "p"} for n in range(size)), file) == size
+    assert pq.ParquetFile(file).num_row_groups == 2
+    assert pq.read_table(file)["id"].to_pylist() == [str(n) for n in range(size)]
+    write_rows([{"id": "x", "prompt": "p"}], file)
+    pq.write_table(pa.Table.from_pylist([{"id": "x", "prompt": "p"}]), tmp_path / "other.parquet")
+    assert file.read_bytes() == (tmp_path / "other.parquet").read_bytes()
