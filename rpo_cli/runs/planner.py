@@ -214,8 +214,10 @@ class Planner:
         if isinstance(tokenizer := inputs["tokenizer"], External):
             tokenizer.use = "tokenizer"
         limit = shortest_user(loaded) if recipe.max_length == "auto" else recipe.max_length
-        options = {} if limit is None else {"max_length": limit}
-        return self._add("splits", f"{rho_folder(recipe.rho)}/{loaded.path.stem}", loaded, inputs, options)
+        # Without a limit the key is that of splits from before there was one.
+        resolved = recipe.model_copy(update={"max_length": limit or "auto"})
+        place = f"{rho_folder(recipe.rho)}/{loaded.path.stem}"
+        return self._add("splits", place, loaded, inputs, recipe=resolved)
 
     def _need_model(self, loaded: Loaded) -> None:
         if getattr(loaded.recipe, "model_name_or_path", None) is None:

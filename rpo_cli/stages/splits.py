@@ -215,14 +215,14 @@ def bias_trained_on(
 def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
     """Write the ids of train, held_out and b-*.parquet; the first two have token counts and kinds, too.
 
-    Where the plan knows a max_length, all are drawn from the pairs that fit.
+    All are drawn from the pairs that fit; `auto` of a max_length is what is left where the plan found none.
     """
     recipe: SplitsRecipe = job.recipe
     pairs = rows_of(job, "pairs")
     revision = job.revisions.get("tokenizer")
     tokenizer = load_tokenizer(job.inputs["tokenizer"], revision=revision, need_pad=False)
     every = pairs.tokens(PAIR, tokenizer, job.path, warn=report.warn)
-    limit = job.options.get("max_length", UNLIMITED)
+    limit = recipe.max_length if isinstance(recipe.max_length, int) else UNLIMITED
     tokens = fitting(every, limit, "drop", job.path)
     pairs = pairs.take([place for place, row in enumerate(every) if row.longest <= limit])
     overlong = len(every) - len(tokens)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from rpo_cli.recipes.schema.base import ModelSource, Recipe, Share, SharedPrompts, Table, cosmetic
+from rpo_cli.recipes.schema.base import ModelSource, Recipe, Share, SharedPrompts, Table, added, cosmetic
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,7 @@ class SplitsRecipe(Recipe):
         "exclude", description="ties: left out of D_rho, or kept at their natural share; never counted in rho"
     )
     tokenizer: str = Field("sft.yaml", description="whose tokens lengths are counted in: recipe or model")
-    # In the key as the plan resolves it: what auto finds, if anything.
-    max_length: PositiveInt | Literal["auto"] | None = cosmetic(
+    max_length: PositiveInt | Literal["auto"] | None = added(
         "auto",
         "draw from pairs of at most so many tokens, prompt plus longer response; auto: the least max_length "
         "of the recipes beside this one that are trained on these splits with overlong: drop; null: no limit",
