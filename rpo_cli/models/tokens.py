@@ -157,9 +157,9 @@ def odd_tokens(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) -> 
     return [line for line in lines if line]
 
 
-def _holders(texts: Sequence[tuple[str, Tokens]], wanted: set[int | None]) -> dict[int, dict[str, None]]:
-    """Token -> the rows, by name and in order, in whose texts it is; of the tokens wanted."""
-    found: dict[int, dict[str, None]] = {}
+def _holders(texts: Sequence[tuple[str, Tokens]], wanted: set[int | None]) -> dict[int, set[str]]:
+    """Token -> names of the rows in whose texts it is; of the tokens wanted."""
+    found: dict[int, set[str]] = {}
     ids = np.array([token for token in wanted if token is not None])
     for start in range(0, len(texts), AT_A_TIME):
         some = texts[start : start + AT_A_TIME]
@@ -167,13 +167,13 @@ def _holders(texts: Sequence[tuple[str, Tokens]], wanted: set[int | None]) -> di
         hits = np.flatnonzero(np.isin(flat, ids))
         places = np.searchsorted(np.cumsum([len(tokens) for _, tokens in some]), hits, side="right")
         for token, place in zip(flat[hits].tolist(), places.tolist(), strict=True):
-            found.setdefault(token, {})[some[place][0]] = None
+            found.setdefault(token, set()).add(some[place][0])
     return found
 
 
 def _said(
     place: str,
-    found: dict[int, dict[str, None]],
+    found: dict[int, set[str]],
     rows: Sequence[TokenRow],
     tokenizer: PreTrainedTokenizerBase,
 ) -> str:
@@ -186,7 +186,8 @@ def _said(
         for token, names in sorted(found.items(), key=lambda item: -len(item[1]))
     ]
     tokens = ", ".join(listed[:SHOWN])
-    names = list(dict.fromkeys(name for holders in found.values() for name in holders))
+    holders = {name for names in found.values() for name in names}
+    names = [row.id for row in rows if row.id in holders]
     means = "; a policy ends its answer there" if "(EOS)" in tokens else ""
     cure = "take them out of the text"
     if "(padding)" in tokens:
