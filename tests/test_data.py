@@ -375,9 +375,14 @@ def test_dropped_rows_are_counted_and_left_out_of_every_table_of_a_policy(tiny: 
     """Reference, scores and policy drop the same rows, though each counts on its own."""
     for recipe in ("rm.yaml", "policy.yaml"):
         tiny.edit(recipe, "max_length: 20\noverlong: drop\nper_device_train_batch_size: 2")
+    tiny.edit("splits.yaml", "max_length: null")
     result = tiny.run("train-policy", "d-dpo.yaml", "--json")
     (found,) = json.loads(result.stdout).values()
     train = pairs_of(tiny.root, f"{RHO}/splits", "train")
+    kept = {row["id"] for row in read_rows(tiny.root / RHO / "scores/rm/all/train.parquet")}
+    longer = [row["longer_preferred"] == LONGER for row in train if row["id"] in kept]
+    assert found["metrics"]["longer_share"] == np.mean(longer) != 0.5
+    assert result.stderr.count("of those drawn; set max_length: 20 in the splits recipe") == 2
     assert found["metrics"]["rows"] + found["metrics"]["dropped"] == len(train)
     assert 0 < found["metrics"]["dropped"] < len(train)
     assert len(read_rows(tiny.root / RHO / "scores/rm/all/train.parquet")) == found["metrics"]["rows"]

@@ -39,7 +39,9 @@ from rpo_cli.models.tokens import (
     encode,
     fingerprint,
     fitting,
+    odd_tokens,
     pad_id,
     tokenise,
     views,
+    without_end,
 )

@@ -22,6 +22,7 @@ from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import FourBits, ModelSource
 
+WORD_MARKS = " \u2581\u0120#"  # with which vocabularies mark a word's beginning or its end
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
 
 
@@ -31,8 +32,8 @@ def load_tokenizer(
     """Tokenizer with an EOS and a padding token of its own, padding on the left as generation needs.
 
     Raises:
-        BadInput: no tokenizer there, no EOS, no padding token, or padding = EOS (models would never learn to
-            stop and reward models would read the token before the EOS).
+        BadInput: no tokenizer there, no EOS, no padding token, padding = EOS (models would never learn to
+            stop and reward models would read the token before the EOS), or a word for padding.
     """
     if source.is_absolute() and not source.exists():
         raise BadInput(f"{source}: no such model directory")
@@ -47,6 +48,8 @@ def load_tokenizer(
     if tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
     if recipe is not None and recipe.pad_token is not None:
+        if recipe.pad_token.strip(WORD_MARKS).isalnum():
+            raise BadInput(f"pad_token: {recipe.pad_token!r} is a word, which a text may hold; {PAD_HINT}")
         tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
     if not need_pad:
         return tokenizer

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from rpo_cli.artifacts import Stage
-from rpo_cli.models import Row, TokenRow
+from rpo_cli.models import Row, TokenRow, encode, odd_tokens, views, without_end
 from rpo_cli.recipes import Loaded, schema
 from rpo_cli.runs.inspect_tokens import find_tokenizer, max_lengths
 from rpo_cli.runs.planner import Planner
@@ -37,7 +37,7 @@ class TableReport:
 
     `tokens`: text column -> min, median, p95, max. `over`: max_length -> share of rows longer than it.
     `longer_preferred`: among pairs that are no ties. `boundary_differs`: rows whose prompt and response make
-    other tokens when tokenised together, among `boundary_rows` rows.
+    other tokens when tokenised together, among `boundary_rows` rows. `odd`: lines on control tokens in texts.
     """
 
     rows: int
@@ -48,6 +48,7 @@ class TableReport:
     ties: float | None
     boundary_differs: float | None
     boundary_rows: int
+    odd: list[str]
 
 
 def inspect(
@@ -109,7 +110,8 @@ def inspect(
             _print(session, limits, margin, reports)
             for (one, other), count in shared.items():
                 print(f"prompts of {other} that are in {one} too: {count}")
-        for line in leaks(shared, prompts):
+        odd = [f"{name}: {line}" for name, report in reports.items() for line in report.odd]
+        for line in [*odd, *leaks(shared, prompts)]:
             session.say(f"warning: {target.path}: {line}")
         if not session.as_json:
             _print_samples(session, samples)
@@ -171,6 +173,7 @@ def report_of(
         ties=bias.get("tie_share"),
         boundary_differs=float(differs.mean()) if columns else None,
         boundary_rows=len(differs),
+        odd=odd_tokens(tokens, tokenizer),
     )
 
 
@@ -188,9 +191,10 @@ def _joint_differs(
     """For each row whether a token of `prompt + response` reaches over the boundary: [n]."""
     differs = np.zeros(len(rows), dtype=bool)
     for index, column in enumerate(columns):
-        joint = tokenizer([row["prompt"] + row[column] for row in rows])["input_ids"]
-        apart = [[*one.prompt_ids, *one.responses[index][:-1]] for one in tokens]
-        differs |= np.array([list(ids) != other for ids, other in zip(joint, apart, strict=True)])
+        texts = [row["prompt"] + without_end(row[column], tokenizer) for row in rows]
+        joint = views(encode("prompt", texts, tokenizer))
+        apart = [np.concatenate([one.prompt_ids, one.responses[index][:-1]]) for one in tokens]
+        differs |= np.array([not np.array_equal(*pair) for pair in zip(joint, apart, strict=True)])
     return differs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -11,20 +12,17 @@ from rpo_cli.artifacts import External, Stage, Workspace
 from rpo_cli.errors import BadInput
 from rpo_cli.models import load_tokenizer
 from rpo_cli.recipes import Loaded, RecipeError, load, schema
-from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.planner import Planner, beside
 
 
 def max_lengths(loaded: Loaded) -> dict[int, list[str]]:
     """max_length -> the recipes beside this one that use what it makes, directly or through others."""
     users: dict[int, list[str]] = {}
-    for file in sorted(loaded.path.parent.glob("*.yaml")):
-        try:
-            user = load(str(file))
-            limit = getattr(user.recipe, "max_length", None)
-            if limit is not None and loaded.path in _data_below(user):
-                users.setdefault(limit, []).append(file.name)
-        except RecipeError:  # a file that others extend, or one that `rpo recipe check` complains of
-            continue
+    for user in beside(loaded):
+        limit = getattr(user.recipe, "max_length", None)
+        with suppress(RecipeError):  # one that names data that is not there
+            if isinstance(limit, int) and loaded.path in _data_below(user):
+                users.setdefault(limit, []).append(user.path.name)
     return users
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -212,7 +213,11 @@ class Planner:
         inputs = {"data": self.reference("data", loaded), "tokenizer": self.reference("tokenizer", loaded)}
         if isinstance(tokenizer := inputs["tokenizer"], External):
             tokenizer.use = "tokenizer"
-        return self._add("splits", f"{rho_folder(recipe.rho)}/{loaded.path.stem}", loaded, inputs)
+        limit = shortest_user(loaded) if recipe.max_length == "auto" else recipe.max_length
+        # Without a limit the key is that of splits from before there was one.
+        resolved = recipe.model_copy(update={"max_length": limit or "auto"})
+        place = f"{rho_folder(recipe.rho)}/{loaded.path.stem}"
+        return self._add("splits", place, loaded, inputs, recipe=resolved)
 
     def _need_model(self, loaded: Loaded) -> None:
         if getattr(loaded.recipe, "model_name_or_path", None) is None:
@@ -399,6 +404,24 @@ class Planner:
         place = evaluation.path.split("/", 1)[1].replace("/evaluations/", "/judged/")
         path = f"{place}/{re.sub(r'[^A-Za-z0-9.-]+', '-', recipe.judge.model)}"
         return self._add("judge", path, loaded, inputs, recipe=judge)
+
+
+def beside(loaded: Loaded) -> Iterator[Loaded]:
+    """The recipes in a recipe's folder; not files that others extend, nor what `rpo recipe check` refuses."""
+    for file in sorted(loaded.path.parent.glob("*.yaml")):
+        with suppress(RecipeError):
+            yield load(str(file))
+
+
+def shortest_user(splits: Loaded) -> int | None:
+    """The least max_length of the recipes beside these splits that train on them with overlong: drop."""
+    limits = []
+    for user in beside(splits):
+        recipe = user.recipe
+        if isinstance(recipe, schema.RewardRecipe | schema.PolicyRecipe) and recipe.overlong == "drop":
+            with suppress(RecipeError):
+                limits += [recipe.max_length] if user.reference("data") == splits.path else []
+    return min(limits, default=None)
 
 
 def _line(loaded: Loaded, name: str) -> str:

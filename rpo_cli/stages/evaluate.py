@@ -43,7 +43,8 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
     oracle_tokenizer = load_tokenizer(job.inputs["oracle"], recipe, job.revisions.get("oracle"))
     require_same_tokens(tokenizer, oracle_tokenizer, job.inputs["policy"], job.inputs["oracle"])
     what = f"{job.path}: prompts_{recipe.split}"
-    rows = each.named(list(texts)).tokens((), tokenizer, what, recipe.max_length, recipe.overlong)
+    named = each.named(list(texts))
+    rows = named.tokens((), tokenizer, what, recipe.max_length, recipe.overlong, report.warn)
     samples = draw(job, recipe, tokenizer, rows, report)
     samples["prompt"] = samples["prompt_id"].map(texts)
     samples.to_parquet(job.directory / SAMPLES, index=False)

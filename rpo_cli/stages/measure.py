@@ -50,7 +50,7 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     device = devices.choose(recipe)
     tokenizer = load_tokenizer(job.inputs["policy"], recipe)
     pairs = rows_of(job, "train")
-    rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
+    rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     prompt_of = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
     samples = samples_by_prompt(job)
     prompts = [row.prompt_ids for row in rows]
@@ -80,7 +80,8 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     seconds = step_seconds(policy, reference, prompts, groups, pad)
     costs = {f"milliseconds/{name}": 1000 * taken for name, taken in seconds.items()}
     report(total, total)
-    return {"rows": len(rows), **{name: float(np.mean(columns[name])) for name in list(columns)[1:]}, **costs}
+    counts = {"rows": len(rows), "dropped": len(pairs) - len(rows)}
+    return {**counts, **{name: float(np.mean(columns[name])) for name in list(columns)[1:]}, **costs}
 
 
 @torch.inference_mode()

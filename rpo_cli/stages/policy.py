@@ -186,7 +186,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
     seed = seed_of(recipe, "policy")
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
     teachers = calibrated_margins(job, recipe)
-    rows, dropped = policy_rows(job, recipe, tokenizer, teachers)
+    rows, pairs_left = policy_rows(job, recipe, tokenizer, teachers, report)
     need_rows(len(rows), recipe, job.path)
     members = None
     if recipe.takes_min:
@@ -226,7 +226,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
     temperatures = {f"temperature/{name}": value for name, value in teachers.temperatures.items()}
     counts = {
         "rows": len(rows),
-        "dropped": dropped,
+        **pairs_left,
         "steps": trainer.state.global_step,
         "shared_prompts": shared,
     }

@@ -16,11 +16,13 @@ def run_reference(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     recipe: ScoringRecipe = job.recipe
     source, revision = job.inputs["model"], job.revisions.get("model")
     tokenizer = load_tokenizer(source, recipe, revision)
-    rows = rows_of(job, "pairs").tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
+    pairs = rows_of(job, "pairs")
+    rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     device = devices.choose(recipe)
     model = load_causal(source, recipe, device, tokenizer, revision, bits=four_bits(recipe, device))
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     both = pair_logps(model, rows, pad_id(tokenizer), size, lambda n: report(n, 2 * len(rows)), shared=shared)
     columns = {"ref_chosen_logps": both[:, 0], "ref_rejected_logps": both[:, 1]}
     write_columns({"id": [row.id for row in rows], **columns}, job.directory / "logps.parquet")
-    return {"rows": len(rows), **{name: float(values.mean()) for name, values in columns.items()}}
+    counts = {"rows": len(rows), "dropped": len(pairs) - len(rows)}
+    return {**counts, **{name: float(values.mean()) for name, values in columns.items()}}

@@ -20,7 +20,7 @@ def run(job: Job[RelabelRecipe], report: Report) -> dict[str, Any]:
     source, revision = job.inputs["model"], job.revisions.get("model")
     tokenizer = load_tokenizer(source, recipe, revision)
     human = rows_of(job, "pairs")
-    rows = human.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
+    rows = human.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     model = load_reward(source, recipe, devices.choose(recipe), tokenizer, revision)
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     on_batch = partial(report, of=2 * len(rows))

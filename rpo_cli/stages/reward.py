@@ -28,6 +28,7 @@ from rpo_cli.models import (
 )
 from rpo_cli.recipes.schema import RewardRecipe, seed_of
 from rpo_cli.stages.data.rows import PAIR, Rows, rows_of
+from rpo_cli.stages.splits import bias_trained_on
 from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
@@ -123,10 +124,11 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
     pairs, held_out_pairs = training_rows(job)
 
     def tokens_of(pairs: Rows) -> list[TokenRow]:
-        return pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
+        return pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
 
     rows, held_out = tokens_of(pairs), tokens_of(held_out_pairs) if held_out_pairs else []
     need_rows(len(rows), recipe, job.path)
+    bias = bias_trained_on(job, pairs, rows, recipe.max_length, report)
     # The head is new when the model was a language model: its weights are drawn under the RM's seed.
     torch.manual_seed(seed)
     load = partial(
@@ -182,6 +184,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
             "held_out_loss": float(np.logaddexp(0, -margins).mean()),
         }
         assert held_out_pairs is not None
+        metrics["held_out_dropped"] = len(held_out_pairs) - len(held_out)
         metrics |= utility_accuracy(margins, held_out, held_out_pairs.notes.to_pylist())
     counts = {"rows": len(rows), "dropped": len(pairs) - len(rows), "steps": trainer.state.global_step}
-    return {**metrics, **counts, **shapes, "shared_prompts": shared}
+    return {**metrics, **counts, **bias, **shapes, "shared_prompts": shared}

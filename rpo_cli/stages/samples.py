@@ -23,7 +23,7 @@ def run_samples(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     source, revision = job.inputs["model"], job.revisions.get("model")
     tokenizer = load_tokenizer(source, recipe, revision)
     each = rows_of(job, "pairs").one_each()
-    rows = each.tokens((), tokenizer, job.path, recipe.max_length, recipe.overlong)
+    rows = each.tokens((), tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     device = devices.choose(recipe)
     model = load_causal(source, recipe, device, tokenizer, revision, bits=four_bits(recipe, device))
     repeated = [row for row in rows for _ in range(recipe.reference_samples)]
@@ -47,7 +47,8 @@ def run_samples(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     write_columns(columns, job.directory / SAMPLES)
     ended = float(np.mean([answer[-1] == tokenizer.eos_token_id for answer in answers]))
     tokens = float(np.mean([len(answer) for answer in answers]))
-    return {"rows": len(answers), "tokens_mean": tokens, "unfinished_share": 1 - ended}
+    counts = {"rows": len(answers), "dropped": len(each) - len(rows)}
+    return {**counts, "tokens_mean": tokens, "unfinished_share": 1 - ended}
 
 
 def samples_by_prompt(job: Job[Recipe]) -> dict[str, list[tuple[Tokens, float]]]:

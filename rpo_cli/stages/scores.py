@@ -24,12 +24,14 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     for table in ("train", "held_out"):
-        rows = rows_of(job, table).tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
+        pairs = rows_of(job, table)
+        rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
         on_batch = partial(report, of=2 * len(rows))
         values = pair_rewards(model, rows, pad_id(tokenizer), size, on_batch, shared=shared)
         columns = {"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]}
         write_columns(columns, job.directory / f"{table}.parquet")
         margins = values[:, 0] - values[:, 1]
+        metrics[f"{table}/dropped"] = len(pairs) - len(rows)
         metrics[f"{table}/accuracy"] = float((margins > 0).mean())
         metrics[f"{table}/margin_rms"] = float(np.sqrt((margins**2).mean()))
     return metrics

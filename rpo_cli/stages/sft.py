@@ -77,7 +77,7 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, Any]:
         model = load(device=device, bits=four_bits(recipe, device))
         whole_base = partial(load, device=devices.CPU)
     columns, what = columns_of(recipe.table)[1:], f"{job.path}: {recipe.table}"
-    tokens = rows.tokens(columns, tokenizer, what, recipe.max_length, recipe.overlong)
+    tokens = rows.tokens(columns, tokenizer, what, recipe.max_length, recipe.overlong, report.warn)
     need_rows(len(tokens), recipe, job.path)
     config = config_of(SFTConfig, job, device, seed, dataset_kwargs={"skip_prepare_dataset": True})
     table = [

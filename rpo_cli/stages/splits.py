@@ -15,11 +15,13 @@ import numpy as np
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
-from rpo_cli.models import load_tokenizer
+from rpo_cli.models import TokenRow, fitting, load_tokenizer
 from rpo_cli.recipes.schema import SplitsRecipe, seed_of
-from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
+from rpo_cli.stages.data.rows import FEW, PAIR, UNLIMITED, Rows, dropped, rows_of, write_columns
+from rpo_cli.text import percent
 
 LONGER, SHORTER, TIE = 1, -1, 0
+NEGLIGIBLE = 0.01  # by so much the share of longer-preferred pairs may move without a warning
 APART = "share no prompt with the {} held-out pairs; lower num_pairs or held_out"
 
 
@@ -184,17 +186,57 @@ def bias_of(kinds: np.ndarray, rows: Sequence[int] | np.ndarray) -> dict[str, fl
     }
 
 
+def bias_trained_on(
+    job: Job[Any], pairs: Rows, kept: Sequence[TokenRow], max_length: int, report: Report
+) -> dict[str, float | None]:
+    """The share of longer-preferred among the pairs of a D_rho that a stage keeps; none where it has others.
+
+    Warns where it is another than was drawn, or where many were dropped.
+    """
+    if not (job.inputs["data"] / "train.parquet").is_file():
+        return {}
+    drawn_from = rows_of(job, "train").notes
+    kind_of = dict(zip(*(drawn_from[name].to_pylist() for name in ("id", "longer_preferred")), strict=True))
+    shares = []
+    for names in (pairs.ids, [row.id for row in kept]):
+        kinds = np.array([kind_of[name] for name in names])
+        shares.append(bias_of(kinds, np.arange(len(kinds)))["longer_share"])
+    drawn, trained = shares
+    moved = drawn is not None and (trained is None or abs(trained - drawn) > NEGLIGIBLE)
+    if moved or len(kept) < (1 - FEW) * len(pairs):
+        report.warn(
+            f"the longer response is preferred in {percent(trained) or 'none'} of the pairs trained on, in "
+            f"{percent(drawn) or 'none'} of those drawn; set max_length: {max_length} in the splits recipe: "
+            "it draws from pairs that fit"
+        )
+    return {"longer_share": trained}
+
+
 def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
-    """Write the ids of train, held_out and b-*.parquet; the first two have token counts and kinds, too."""
+    """Write the ids of train, held_out and b-*.parquet; the first two have token counts and kinds, too.
+
+    All are drawn from the pairs that fit; `auto` of a max_length is what is left where the plan found none.
+    """
     recipe: SplitsRecipe = job.recipe
     pairs = rows_of(job, "pairs")
     revision = job.revisions.get("tokenizer")
     tokenizer = load_tokenizer(job.inputs["tokenizer"], revision=revision, need_pad=False)
-    tokens = pairs.tokens(PAIR, tokenizer, job.path)
+    every = pairs.tokens(PAIR, tokenizer, job.path, warn=report.warn)
+    limit = recipe.max_length if isinstance(recipe.max_length, int) else UNLIMITED
+    tokens = fitting(every, limit, "drop", job.path)
+    pairs = pairs.take([place for place, row in enumerate(every) if row.longest <= limit])
+    overlong = len(every) - len(tokens)
+    left_out = dropped(overlong, len(every), limit)
+    if overlong > FEW * len(every):
+        report.warn(left_out)
     chosen, rejected = (np.array([len(row.responses[side]) for row in tokens]) for side in (0, 1))
     kinds = preference_of_length(chosen, rejected, recipe.length_margin)
     prompts = pairs.texts("prompt")
-    split = draw(kinds, recipe, seed_of(recipe, "data"), prompts)
+    try:
+        split = draw(kinds, recipe, seed_of(recipe, "data"), prompts)
+    except BadInput as error:
+        cure = "; lower num_pairs or held_out, or set max_length: null in the splits recipe to draw from all"
+        raise BadInput(f"{error}; {left_out}{cure}" if overlong else str(error)) from None
     notes = {
         "id": np.asarray(pairs.ids, dtype=object),
         "chosen_tokens": chosen.astype(np.int32),
@@ -205,6 +247,7 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
     parts |= {f"b-{b:g}": rows for b, rows in split.subsets.items()}
     of_all = bias_of(kinds, np.arange(len(kinds)))
     metrics: dict[str, Any] = {f"all/{name}": value for name, value in of_all.items()}
+    metrics |= {"overlong": overlong, "max_length": limit} if limit < UNLIMITED else {}
     # Neither held out nor to be trained on, because another pair of their prompt is held out.
     held_prompts = {prompts[row] for row in split.held_out.tolist()}
     metrics["barred_by_prompt"] = sum(prompt in held_prompts for prompt in prompts) - len(split.held_out)

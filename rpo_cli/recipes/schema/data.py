@@ -200,6 +200,11 @@ class SplitsRecipe(Recipe):
         "exclude", description="ties: left out of D_rho, or kept at their natural share; never counted in rho"
     )
     tokenizer: str = Field("sft.yaml", description="whose tokens lengths are counted in: recipe or model")
+    max_length: PositiveInt | Literal["auto"] | None = added(
+        "auto",
+        "draw from pairs of at most so many tokens, prompt plus longer response; auto: the least max_length "
+        "of the recipes beside this one that are trained on these splits with overlong: drop; null: no limit",
+    )
 
     @model_validator(mode="after")
     def rho_needs_size(self) -> SplitsRecipe:

@@ -22,9 +22,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.artifacts import Job
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.models import Row, TokenRow, fitting
+from rpo_cli.models import Row, TokenRow, fitting, odd_tokens
 from rpo_cli.recipes.schema import Recipe
 from rpo_cli.stages.data.token_cache import TokenCache
+from rpo_cli.text import percent
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 COMPLETION_COLUMNS = ("prompt", "completion")
@@ -33,7 +34,13 @@ TEXTS = (*PAIR_COLUMNS, "completion")
 OTHER = {"chosen": "rejected", "rejected": "chosen"}
 UNLIMITED = 2**31
 AT_A_TIME, GROUP = 2**11, 2**15  # rows as mappings, which are ten times as large as their texts; as columns
+FEW = 0.05  # share of rows that may be left out for their length without a warning
 Value = TypeVar("Value")
+
+
+def dropped(count: int, of: int, max_length: int) -> str:
+    """That so many rows are left out for their length."""
+    return f"{count} of {of} rows ({percent(count / of)}) are left out: longer than max_length {max_length}"
 
 
 def columns_of(table: str) -> tuple[str, ...]:
@@ -137,13 +144,23 @@ class Rows:
         what: str,
         max_length: int = UNLIMITED,
         overlong: Literal["error", "drop"] = "error",
+        warn: Callable[[str], None] | None = None,
     ) -> list[TokenRow]:
-        """Tokens of the rows that fit, each with these responses; see `models.fitting` for what is raised."""
+        """Tokens of the rows that fit, each with these responses; see `models.fitting` for what is raised.
+
+        warn: is told what is odd in them, and of more than a few that do not fit.
+        """
         read = self.cache.reader(self.file, tokenizer)
         prompts, *responses = (self._of(column, read) for column in ("prompt", *columns))
         rows = zip(self.ids, prompts, strict=True)
         found = [TokenRow(name, prompt, [r[i] for r in responses]) for i, (name, prompt) in enumerate(rows)]
-        return fitting(found, max_length, overlong, what)
+        kept = fitting(found, max_length, overlong, what)
+        if warn is not None:
+            for line in odd_tokens(kept, tokenizer):
+                warn(line)
+            if len(kept) < (1 - FEW) * len(found):
+                warn(dropped(len(found) - len(kept), len(found), max_length))
+        return kept
 
     def to_list(self) -> list[Row]:
         """The rows as mappings, with all their columns."""

@@ -28,7 +28,7 @@ class TokenCache:
 
     def reader(self, file: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[np.ndarray]]:
         """What gives the tokens of a column of a Parquet file, int32, a list for each row."""
-        texts_and_tokenizer = {"file": hash_path(file), "tokenizer": fingerprint(tokenizer)}
+        texts_and_tokenizer = {"file": hash_path(file), "tokenizer": fingerprint(tokenizer), "encode": 2}
 
         @cache
         def read(column: str) -> list[np.ndarray]:

@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rpo_cli.artifacts import Job
+from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.objectives import TEACHERS
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.data.rows import PAIR, rows_of
 from rpo_cli.stages.samples import samples_by_prompt
-from rpo_cli.stages.splits import LONGER, SHORTER
+from rpo_cli.stages.splits import LONGER, SHORTER, bias_trained_on
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,15 @@ def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> flo
 
 
 def policy_rows(
-    job: Job[PolicyRecipe], recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase, teachers: Teachers
-) -> tuple[list[dict[str, Any]], int]:
-    """Rows for the collator, and how many pairs were dropped for their length."""
+    job: Job[PolicyRecipe],
+    recipe: PolicyRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    teachers: Teachers,
+    report: Report,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows for the collator; how many pairs were dropped for their length, and the bias of the others."""
     pairs = rows_of(job, "train")
-    tokens = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong)
+    tokens = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     logps = pq.read_table(job.inputs["reference"] / "logps.parquet").to_pydict()
     both = zip(logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)
     reference = dict(zip(logps["id"], both, strict=True))
@@ -111,4 +115,5 @@ def policy_rows(
         if teachers.margins:
             entry["margins"] = teachers.margins[row.id]
         result.append(entry)
-    return result, len(pairs) - len(tokens)
+    bias = bias_trained_on(job, pairs, tokens, recipe.max_length, report)
+    return result, {"dropped": len(pairs) - len(tokens), **bias}
