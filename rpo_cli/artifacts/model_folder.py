@@ -8,8 +8,8 @@ from typing import Any, Protocol
 # Model types with a table of positions as long as their max_position_embeddings.
 LEARNT = {
     "bart", "bert", "bert-generation", "big_bird", "bigbird_pegasus", "biogpt", "blenderbot",
-    "blenderbot-small", "electra", "ernie", "git", "gpt_neo", "marian", "mbart", "megatron-bert", "mvp", "opt",
-    "pegasus", "plbart", "prophetnet", "reformer", "rembert", "roc_bert", "roformer", "trocr", "xlm",
+    "blenderbot-small", "electra", "ernie", "git", "gpt_neo", "marian", "mbart", "megatron-bert", "mvp",
+    "opt", "pegasus", "plbart", "prophetnet", "reformer", "rembert", "roc_bert", "roformer", "trocr", "xlm",
 }  # fmt: skip
 # Here the table begins behind the padding token's id.
 BEHIND_PADDING = {
