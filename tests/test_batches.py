@@ -11,9 +11,10 @@ from conftest import RHO, Tiny, column
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rpo_cli.models import (
+    Layout,
     by_tokens,
-    can_share,
     disable_dropout,
+    layout_for,
     make_batch,
     predicts,
     response_lengths,
@@ -46,6 +47,7 @@ CANNOT: dict[str, dict[str, Any]] = {
     "mamba": {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 2},
 }
 VOCABULARY, PAD = 50, 0
+BOTH: tuple[Layout, ...] = ("plain", "shared")
 
 
 def model_of(kind: str, settings: dict[str, Any], auto: Any = AutoModelForCausalLM, **kwargs: Any) -> Any:
@@ -65,6 +67,10 @@ def model_of(kind: str, settings: dict[str, Any], auto: Any = AutoModelForCausal
     model = auto.from_config(config, dtype=torch.float32, **kwargs)
     disable_dropout(model)
     return model.eval()
+
+
+def shares(model: Any, prompts: list[list[int]], groups: list[list[list[int]]]) -> bool:
+    return layout_for(model, response_logps, prompts, groups, PAD, shared=True) == "shared"
 
 
 def some_rows(responses: int = 3) -> tuple[list[list[int]], list[list[list[int]]]]:
@@ -88,8 +94,8 @@ def test_shared_prompts_change_no_logp_and_no_gradient(kind: str, attention: str
     model = model_of(kind, ALIKE[kind], attn_implementation=attention)
     prompts, groups = some_rows()
     values, gradients = [], []
-    for shared in (False, True):
-        batch = make_batch(prompts, groups, PAD, shared=shared)
+    for layout in BOTH:
+        batch = make_batch(prompts, groups, PAD, layout)
         logps = response_logps(model, batch)
         model.zero_grad()
         (logps * torch.linspace(-1, 1, len(logps))).sum().backward()
@@ -104,9 +110,7 @@ def test_shared_prompts_change_no_logp_and_no_gradient(kind: str, attention: str
 def test_shared_prompts_change_no_reward(kind: str) -> None:
     model = model_of(kind, ALIKE[kind], AutoModelForSequenceClassification)
     prompts, groups = some_rows()
-    plain, shared = (
-        response_rewards(model, make_batch(prompts, groups, PAD, shared=shared)) for shared in (False, True)
-    )
+    plain, shared = (response_rewards(model, make_batch(prompts, groups, PAD, layout)) for layout in BOTH)
     assert plain.std() > 0.1
     assert shared.detach() == pytest.approx(plain.detach(), abs=1e-4)
 
@@ -118,10 +122,10 @@ def test_a_mask_that_lets_responses_see_each_other_would_show(
     from rpo_cli.models import layout
 
     model, (prompts, groups) = model_of(kind, ALIKE[kind]), some_rows()
-    assert can_share(model, response_logps, prompts, groups, PAD)
+    assert shares(model, prompts, groups)
     right = layout.attention_of
     monkeypatch.setattr(layout, "attention_of", lambda segments: right(segments.clamp(max=PROMPT)))
-    assert not can_share(model, response_logps, prompts, groups, PAD)
+    assert not shares(model, prompts, groups)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
@@ -131,7 +135,7 @@ def test_padding_that_is_seen_would_show(kind: str, monkeypatch: pytest.MonkeyPa
     model, (prompts, groups) = model_of(kind, ALIKE[kind]), some_rows()
     right = layout.attention_of
     monkeypatch.setattr(layout, "attention_of", lambda segments: right(segments.clamp(min=PROMPT)))
-    assert not can_share(model, response_logps, prompts, groups, PAD)
+    assert not shares(model, prompts, groups)
 
 
 def test_a_window_that_one_response_exceeds_is_found_out_whichever_row_it_is_in() -> None:
@@ -148,11 +152,9 @@ def test_a_window_that_one_response_exceeds_is_found_out_whichever_row_it_is_in(
     found = []
     for window in (23, 25):
         model = model_of("mistral", {**CANNOT["mistral"], "sliding_window": window})
-        values = [
-            response_logps(model, make_batch(prompts, groups, PAD, shared=shared)) for shared in (False, True)
-        ]
-        assert can_share(model, response_logps, prompts, groups, PAD) == torch.allclose(*values, atol=1e-3)
-        found.append(can_share(model, response_logps, prompts, groups, PAD))
+        values = [response_logps(model, make_batch(prompts, groups, PAD, layout)) for layout in BOTH]
+        assert shares(model, prompts, groups) == torch.allclose(*values, atol=1e-3)
+        found.append(shares(model, prompts, groups))
     assert found == [False, True]
 
 
@@ -160,7 +162,7 @@ def test_a_window_that_one_response_exceeds_is_found_out_whichever_row_it_is_in(
 def test_a_model_that_cannot_share_prompts_is_found_out(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     model, (prompts, groups) = model_of(kind, CANNOT[kind]), some_rows()
     model.train()
-    assert not can_share(model, response_logps, prompts, groups, PAD)
+    assert not shares(model, prompts, groups)
     assert "cannot share prompts" in caplog.text and "a row of its own" in caplog.text
     assert model.training
 
@@ -170,7 +172,7 @@ def test_gradient_checkpointing_and_adapters_work_on_shared_prompts() -> None:
     from peft import LoraConfig, get_peft_model
 
     prompts, groups = some_rows()
-    batch = make_batch(prompts, groups, PAD, shared=True)
+    batch = make_batch(prompts, groups, PAD, "shared")
     model = model_of("llama", ALIKE["llama"])
     before = response_logps(model, batch)
     before.sum().backward()
@@ -200,7 +202,7 @@ def test_gradient_checkpointing_and_adapters_work_on_shared_prompts() -> None:
 
 def test_both_layouts_hold_the_same_lengths_and_predict_the_same_positions() -> None:
     prompts, groups = some_rows()
-    plain, shared = (make_batch(prompts, groups, PAD, shared=shared) for shared in (False, True))
+    plain, shared = (make_batch(prompts, groups, PAD, layout) for layout in BOTH)
     lengths = [len(group[g]) for g in range(3) for group in groups]
     assert response_lengths(plain).tolist() == response_lengths(shared).tolist() == lengths
     # Two responses' first tokens have one position between them: the prompt's last.
@@ -215,7 +217,7 @@ def test_both_layouts_hold_the_same_lengths_and_predict_the_same_positions() -> 
 def test_the_exact_kl_is_the_same_in_both_layouts() -> None:
     policy, reference = model_of("llama", ALIKE["llama"]), model_of("gpt2", ALIKE["gpt2"])
     prompts, groups = some_rows()
-    plain, shared = (make_batch(prompts, groups, PAD, shared=shared) for shared in (False, True))
+    plain, shared = (make_batch(prompts, groups, PAD, layout) for layout in BOTH)
     logits = [[response_logits(model, batch) for model in (policy, reference)] for batch in (plain, shared)]
     one = kl_full(*(values[-5:] for values in logits[0]), predicts(plain, 1)[-5:])
     two = kl_full(*logits[1], predicts(shared, 3))
@@ -227,7 +229,7 @@ def test_the_exact_kl_is_the_same_in_both_layouts() -> None:
 def test_what_has_no_tokens_is_refused(kind: str) -> None:
     prompt, group = ([], [[5, 1]]) if kind == "prompt" else ([5], [[6, 1], []])
     with pytest.raises(ValueError, match="without tokens"):
-        make_batch([prompt], [group], PAD, shared=True)
+        make_batch([prompt], [group], PAD, "shared")
 
 
 def test_log_softmax_in_pieces_is_log_softmax(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,7 @@ def test_padding_changes_no_logp_whatever_is_in_it(
     alone = naive_logp(model, row.prompt_ids, row.responses[0])
     long = [5] * (len(row.prompt_ids) + 9)
     for pad in (tokenizer.pad_token_id, 7):
-        batch = make_batch([row.prompt_ids, long], [[row.responses[0]], [[9] * 14]], pad, shared=False)
+        batch = make_batch([row.prompt_ids, long], [[row.responses[0]], [[9] * 14]], pad, "plain")
         assert batch["input_ids"][0, 0] == pad and batch["input_ids"][0, -1] == pad
         assert response_logps(model, batch)[0].item() == pytest.approx(alone, rel=1e-6, abs=1e-5)
 

@@ -186,7 +186,7 @@ def test_the_exact_kl_is_zero_at_the_reference_and_the_sum_over_the_vocabulary_e
     one_by_one = []
     for prompt, answer in zip(prompts, answers, strict=True):
         with torch.no_grad():
-            batch = make_batch([prompt], [[answer]], pad, shared=False)
+            batch = make_batch([prompt], [[answer]], pad, "plain")
             p, q = (response_logits(model, batch)[0, :-1].log_softmax(-1) for model in (reference, policy))
         one_by_one.append(float((p.exp() * (p - q)).sum()))
     assert exact(policy, reference, prompts, answers, pad, 2) == pytest.approx(one_by_one, rel=1e-4, abs=1e-7)

@@ -1,14 +1,15 @@
 """A model and its tokens: load, batch, score, sample."""
 
 from rpo_cli.models.buckets import MOST, STEP, Buckets, Shape, for_batches, for_training, longest
+from rpo_cli.models.choice import layout_for
 from rpo_cli.models.draws import occurrences, pick, uniforms
 from rpo_cli.models.layout import (
     Batch,
+    Layout,
     PairCollator,
     attention_of,
     by_length,
     by_tokens,
-    can_share,
     groups_of,
     logps_of,
     make_batch,

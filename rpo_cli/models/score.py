@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from rpo_cli import devices
 from rpo_cli.errors import RunFailed
 from rpo_cli.models.buckets import Shape, for_batches, longest
+from rpo_cli.models.choice import layout_for
 from rpo_cli.models.layout import (
     Groups,
     Reader,
     by_length,
     by_tokens,
-    can_share,
     make_batch,
     response_logps,
     response_rewards,
@@ -43,22 +43,8 @@ def rewards(
     Raises:
         RunFailed: a reward is not finite.
     """
-    result = np.empty(len(sequences), dtype=np.float32)
-    done = 0
-    model.eval()
-    lengths = [len(sequence) for sequence in sequences]
-    for rows, shape in _cuts(lengths, [(length, 0) for length in lengths], batch_size, model.device):
-        width = shape[0] if shape else max(lengths[i] for i in rows)
-        table, mask = np.full((len(rows), width), pad), np.zeros((len(rows), width), dtype=np.int64)
-        for row, i in enumerate(rows):
-            table[row, : len(sequences[i])], mask[row, : len(sequences[i])] = sequences[i], 1
-        with devices.reading(model.device):
-            ids, seen = (torch.from_numpy(array).to(model.device) for array in (table, mask))
-            logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits
-            result[rows] = logits.squeeze(-1).float().cpu().numpy()
-        done = min(done + len(rows), len(sequences))
-        on_batch(done)
-    return _finite_rewards(result)
+    prompts, rest = [sequence[:1] for sequence in sequences], [[sequence[1:]] for sequence in sequences]
+    return _finite_rewards(_all(model, response_rewards, prompts, rest, pad, batch_size, on_batch)[:, 0])
 
 
 def _cuts(
@@ -99,8 +85,7 @@ def logps(
 ) -> np.ndarray:
     """log pi(response | prompt), summed over the response's tokens: float32 [n]."""
     groups = [[response] for response in responses]
-    values = _read(model, response_logps, prompts, groups, pad, batch_size, on_batch, shared=False)
-    return _finite_logps(values[:, 0])
+    return _finite_logps(_all(model, response_logps, prompts, groups, pad, batch_size, on_batch)[:, 0])
 
 
 def pair_logps(
@@ -116,8 +101,7 @@ def pair_logps(
 
     A batch holds at most `batch_size` responses of the longest rows.
     """
-    shared = shared and can_share(model, response_logps, *_prompts_and_groups(rows), pad)
-    return _finite_logps(_read_pairs(model, response_logps, rows, pad, batch_size, on_batch, shared))
+    return _finite_logps(_pairs(model, response_logps, rows, pad, batch_size, on_batch, shared))
 
 
 def _finite_logps(result: np.ndarray) -> np.ndarray:
@@ -142,17 +126,10 @@ def pair_rewards(
     Raises:
         RunFailed: a reward is not finite.
     """
-    if shared and can_share(model, response_rewards, *_prompts_and_groups(rows), pad):
-        return _finite_rewards(_read_pairs(model, response_rewards, rows, pad, batch_size, on_batch, True))
-    sequences = [np.concatenate([row.prompt_ids, answer]) for row in rows for answer in row.responses]
-    return rewards(model, sequences, pad, batch_size, on_batch).reshape(len(rows), -1)
+    return _finite_rewards(_pairs(model, response_rewards, rows, pad, batch_size, on_batch, shared))
 
 
-def _prompts_and_groups(rows: Sequence[TokenRow]) -> tuple[list[Tokens], list[Sequence[Tokens]]]:
-    return [row.prompt_ids for row in rows], [row.responses for row in rows]
-
-
-def _read_pairs(
+def _pairs(
     model: PreTrainedModel,
     read: Reader,
     rows: Sequence[TokenRow],
@@ -161,13 +138,13 @@ def _read_pairs(
     on_batch: Callable[[int], None],
     shared: bool,
 ) -> np.ndarray:
-    prompts, groups = _prompts_and_groups(rows)
+    prompts, groups = [row.prompt_ids for row in rows], [row.responses for row in rows]
     each = len(groups[0])
     size = max(1, batch_size // each)
-    return _read(model, read, prompts, groups, pad, size, lambda done: on_batch(done * each), shared=shared)
+    return _all(model, read, prompts, groups, pad, size, lambda done: on_batch(done * each), shared=shared)
 
 
-def _read(
+def _all(
     model: PreTrainedModel,
     read: Reader,
     prompts: Sequence[Tokens],
@@ -176,18 +153,21 @@ def _read(
     size: int,
     on_batch: Callable[[int], None],
     *,
-    shared: bool,
+    shared: bool = False,
 ) -> np.ndarray:
     """What `read` says of every response: float32 [n, G]."""
-    result = np.empty((len(prompts), len(groups[0])), dtype=np.float32)
+    result = np.empty((len(prompts), len(groups[0]) if groups else 1), dtype=np.float32)
+    if not prompts:
+        return result
     done = 0
     model.eval()
+    layout = layout_for(model, read, prompts, groups, pad, shared=shared)
     both = list(zip(prompts, groups, strict=True))
-    needed = [shape_of(prompt, group, shared=shared) for prompt, group in both]
+    needed = [shape_of(prompt, group, layout) for prompt, group in both]
     lengths = [len(prompt) + sum(map(len, group)) for prompt, group in both]
     for rows, shape in _cuts(lengths, needed, size, model.device):
         some, theirs = [prompts[i] for i in rows], [groups[i] for i in rows]
-        batch = make_batch(some, theirs, pad, shared=shared, shape=shape)
+        batch = make_batch(some, theirs, pad, layout, shape)
         with devices.reading(model.device):
             values = read(model, to_device(batch, model.device))
             result[rows] = values.cpu().numpy().reshape(-1, len(rows)).T

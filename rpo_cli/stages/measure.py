@@ -18,6 +18,7 @@ from rpo_cli.models import (
     Batch,
     Tokens,
     by_length,
+    layout_for,
     load_causal,
     load_tokenizer,
     logps,
@@ -95,8 +96,10 @@ def exact(
 ) -> np.ndarray:
     """kl_full along each sample: float64 [n], nats."""
     result = np.empty(len(samples))
+    groups = [[answer] for answer in samples]
+    layout = layout_for(policy, response_logps, prompts, groups, pad, shared=False)
     for rows in by_length([len(p) + len(s) for p, s in zip(prompts, samples, strict=True)], size):
-        batch = make_batch([prompts[i] for i in rows], [[samples[i]] for i in rows], pad, shared=False)
+        batch = make_batch([prompts[i] for i in rows], [groups[i] for i in rows], pad, layout)
         batch = to_device(batch, policy.device)
         kl = kl_full(response_logits(policy, batch), response_logits(reference, batch), predicts(batch, 1))
         result[rows] = kl.cpu().numpy()
@@ -115,7 +118,7 @@ def step_seconds(
 
     def rows(*names: str) -> Batch:
         answers = [[groups[name][i] for name in names] for i in range(size)]
-        return to_device(make_batch(prompts[:size], answers, pad, shared=True), policy.device)
+        return to_device(make_batch(prompts[:size], answers, pad, "shared"), policy.device)
 
     def step(estimator: str) -> None:
         batch = pairs if estimator == "data" else with_samples

@@ -18,9 +18,9 @@ from trl import DPOConfig
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.models import (
-    can_share,
     four_bits,
     groups_of,
+    layout_for,
     load_causal,
     load_tokenizer,
     logps_of,
@@ -202,8 +202,9 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
     config = config_of(
         DPOConfig, job, device, seed, beta=recipe.beta, precompute_ref_log_probs=True, disable_dropout=False
     )
-    shared = recipe.shared_prompts and _shares(model, rows, pad_id(tokenizer))
-    collator, shapes = collator_of(rows, recipe, device, pad_id(tokenizer), shared)
+    prompts, answers, pad = [row["prompt_ids"] for row in rows], list(map(groups_of, rows)), pad_id(tokenizer)
+    layout = layout_for(model, response_logps, prompts, answers, pad, shared=recipe.shared_prompts)
+    collator, shapes = collator_of(rows, recipe, device, pad, layout)
     trainer = PolicyTrainer(
         recipe,
         members,
@@ -228,12 +229,6 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
         "rows": len(rows),
         **pairs_left,
         "steps": trainer.state.global_step,
-        "shared_prompts": shared,
+        "shared_prompts": layout == "shared",
     }
     return {**metrics, **temperatures, **counts, **shapes}
-
-
-def _shares(model: PreTrainedModel, rows: list[dict[str, Any]], pad: int) -> bool:
-    return can_share(
-        model, response_logps, [row["prompt_ids"] for row in rows], [groups_of(row) for row in rows], pad
-    )

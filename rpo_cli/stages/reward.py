@@ -18,8 +18,8 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import (
     PairCollator,
     TokenRow,
-    can_share,
     four_bits,
+    layout_for,
     load_reward,
     load_tokenizer,
     pad_id,
@@ -52,7 +52,7 @@ class LeanRewardTrainer(LeanTrainer, RewardTrainer):
             return dict(super().evaluate(*args, **kwargs))
         self.model.eval()
         with self.compute_loss_context_manager():
-            size, shared = self.args.per_device_eval_batch_size, self.data_collator.shared
+            size, shared = self.args.per_device_eval_batch_size, self.data_collator.layout == "shared"
             scores = pair_rewards(
                 self.model, self.held_out, pad_id(self.processing_class), size, shared=shared
             )
@@ -154,9 +154,9 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
         }
     config = config_of(RewardConfig, job, device, seed, disable_dropout=False, **early)
     prompts, answers = [row.prompt_ids for row in rows], [row.responses for row in rows]
-    shared = recipe.shared_prompts and can_share(model, response_rewards, prompts, answers, pad_id(tokenizer))
-    table = table_of_pairs(rows)
-    collator, shapes = collator_of(table, recipe, device, pad_id(tokenizer), shared)
+    pad, table = pad_id(tokenizer), table_of_pairs(rows)
+    layout = layout_for(model, response_rewards, prompts, answers, pad, shared=recipe.shared_prompts)
+    collator, shapes = collator_of(table, recipe, device, pad, layout)
     trainer = LeanRewardTrainer(
         model,
         config,
@@ -174,9 +174,9 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
         scores = pair_rewards(
             device.place(trained),
             held_out,
-            pad_id(tokenizer),
+            pad,
             recipe.per_device_eval_batch_size,
-            shared=shared,
+            shared=layout == "shared",
         )
         margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
         metrics |= {
@@ -187,4 +187,4 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
         metrics["held_out_dropped"] = len(held_out_pairs) - len(held_out)
         metrics |= utility_accuracy(margins, held_out, held_out_pairs.notes.to_pylist())
     counts = {"rows": len(rows), "dropped": len(pairs) - len(rows), "steps": trainer.state.global_step}
-    return {**metrics, **counts, **bias, **shapes, "shared_prompts": shared}
+    return {**metrics, **counts, **bias, **shapes, "shared_prompts": layout == "shared"}

@@ -90,7 +90,7 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, Any]:
         for r in tokens
     ]
     collator, shapes = (
-        collator_of(table, recipe, device, pad_id(tokenizer), True) if device.fixed_shapes else (None, {})
+        collator_of(table, recipe, device, pad_id(tokenizer), "shared") if device.fixed_shapes else (None, {})
     )
     trainer = (FixedShapeSFTTrainer if device.fixed_shapes else TokenTrainer)(
         model,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpo_cli.devices import Device, processes, rank, spread
 from rpo_cli.errors import BadInput
-from rpo_cli.models import PairCollator, for_training, groups_of, shape_of
+from rpo_cli.models import Layout, PairCollator, for_training, groups_of, shape_of
 from rpo_cli.recipes.schema import TrainingRecipe
 
 if TYPE_CHECKING:
@@ -66,16 +66,16 @@ def need_rows(count: int, recipe: TrainingRecipe, what: str) -> None:
 
 
 def collator_of(
-    rows: list[dict[str, Any]], recipe: TrainingRecipe, device: Device, pad: int, shared: bool
+    rows: list[dict[str, Any]], recipe: TrainingRecipe, device: Device, pad: int, layout: Layout
 ) -> tuple[PairCollator, dict[str, float]]:
     """The collator of a stage's rows, and metrics of its batches' shapes where each must be compiled."""
     if not device.fixed_shapes:
-        return PairCollator(pad, shared), {}
-    needed = [shape_of(row["prompt_ids"], groups_of(row), shared=shared) for row in rows]
+        return PairCollator(pad, layout), {}
+    needed = [shape_of(row["prompt_ids"], groups_of(row), layout) for row in rows]
     pieces = recipe.gradient_accumulation_steps * processes()
     found = for_training(needed, recipe.per_device_train_batch_size, pieces)
     logging.getLogger("rpo").info("training batches: %s", found)
-    return PairCollator(pad, shared, found), {"shapes": len(found.shapes), "padding_share": found.padding}
+    return PairCollator(pad, layout, found), {"shapes": len(found.shapes), "padding_share": found.padding}
 
 
 def lora_of(recipe: TrainingRecipe, task: str) -> LoraConfig | None:

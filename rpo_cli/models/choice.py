@@ -1,0 +1,185 @@
+"""Which layout a model reads rightly: as it reads each row alone, which is what its numbers mean."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from rpo_cli import devices
+from rpo_cli.errors import BadInput
+from rpo_cli.models.buckets import longest
+from rpo_cli.models.layout import (
+    PADDING,
+    Batch,
+    Groups,
+    Layout,
+    Reader,
+    make_batch,
+    response_rewards,
+    shape_of,
+    to_device,
+)
+from rpo_cli.models.tokens import Tokens
+
+# Of the largest number read. In float32 the layouts of a model that is right differ by less than 1e-6, or by
+# some 1e-6 where it is large; a window, a padding token or a shifted position changes 1e-4 or more.
+TOLERANCE = 1e-5
+# Of numbers that differ only if a model is no causal one at all.
+LOOSE = 1e-3
+INSTEAD = {"shared": "every response gets a row of its own", "plain": "padding stands behind the rows"}
+
+
+def layout_for(
+    model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups, pad: int, *, shared: bool
+) -> Layout:
+    """The first of the layouts in which the model gives the numbers of rows read alone; logs which it cannot.
+
+    Shared prompts need attention that takes any mask, plain rows a model that heeds the mask of its padding:
+    recurrent states and windows often do neither. `read` is `response_logps` or `response_rewards`.
+
+    Raises:
+        BadInput: none, or a language model whose tokens see those behind them.
+    """
+    prompts, groups = telling_rows(prompts, groups)
+    layouts: list[Layout] = ["right"] if read is response_rewards else ["plain", "right"]
+    if shared:
+        layouts.insert(0, "shared")
+    name = type(model).__name__
+    with exactly(model):
+        alone = _alone(model, read, prompts, groups, pad)
+        if not alone.isfinite().all():
+            return layouts[0]  # whoever reads all rows says so
+        if read is not response_rewards and not is_causal(model, prompts[0]):
+            raise BadInput(f"{name}: its tokens see those behind them: it is no causal language model")
+        for layout in layouts:
+            reason = _trouble(model, read, prompts, groups, pad, layout, alone)
+            if reason is None:
+                return layout
+            if layout in INSTEAD:
+                what = "share prompts" if layout == "shared" else "read rows with padding before them"
+                log = logging.getLogger("rpo")
+                log.warning("%s cannot %s: %s; %s", name, what, reason, INSTEAD[layout])
+    raise BadInput(f"{name} cannot be read in batches: {reason}")
+
+
+def telling_rows(prompts: Sequence[Tokens], groups: Groups) -> tuple[list[Tokens], list[Sequence[Tokens]]]:
+    """At most six rows that lie on both sides of any window: the extremes of prompt and response lengths.
+
+    A model whose own masks have a window does not apply it to a mask it is given, so that the longest
+    response tells; one that looks back a number of columns whatever the mask loses the prompt in front of a
+    short response behind a long one. An even number, pairs of rows of different length.
+    """
+    found = [
+        (len(prompt), [len(response) for response in group])
+        for prompt, group in zip(prompts, groups, strict=True)
+    ]
+    extremes = (
+        lambda i: found[i][0] + sum(found[i][1]),
+        lambda i: -found[i][0] - min(found[i][1]),
+        lambda i: found[i][0] + max(found[i][1]),
+        lambda i: max(found[i][1]) - found[i][0],
+        lambda i: found[i][0] - min(found[i][1]),
+        lambda i: sum(found[i][1][:-1]) - found[i][1][-1],
+    )
+    chosen = list(dict.fromkeys(max(range(len(found)), key=extreme) for extreme in extremes))
+    chosen += chosen[:1] * (len(chosen) % 2)
+    return [prompts[i] for i in chosen], [groups[i] for i in chosen]
+
+
+@contextlib.contextmanager
+def exactly(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation without gradients, in float32: what bfloat16 rounds away must not hide a wrong mask."""
+    was_training = model.training
+    # bitsandbytes' linear layers have a type to compute in, too.
+    rounding = {
+        module: module.compute_dtype for module in model.modules() if hasattr(module, "compute_dtype")
+    }
+    model.eval()
+    for module in rounding:
+        module.compute_dtype = torch.float32
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        model.train(was_training)
+        for module, dtype in rounding.items():
+            module.compute_dtype = dtype
+
+
+def _alone(
+    model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups, pad: int
+) -> Tensor:
+    """What `read` says of each response in a batch of its own, without padding: [n, G]."""
+    shape = None
+    if devices.fixed_shapes(model.device):  # there all of one length, or each would be a program
+        both = zip(prompts, groups, strict=True)
+        shape = longest([shape_of(prompt, group, "right") for prompt, group in both])
+    values = []
+    for prompt, group in zip(prompts, groups, strict=True):
+        for response in group:
+            batch = make_batch([prompt], [[response]], pad, "right", shape)
+            values.append(read(model, to_device(batch, model.device)).cpu())
+    return torch.cat(values).reshape(len(prompts), -1)
+
+
+def is_causal(model: PreTrainedModel, prompt: Tokens) -> bool:
+    """Whether what stands behind a token has no influence on its logits."""
+    ids = torch.tensor([[*map(int, prompt), int(prompt[0])]], device=model.device)
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % model.config.get_text_config().vocab_size
+    one, two = (model(input_ids=some, use_cache=False).logits[0, :-1].float().cpu() for some in (ids, other))
+    return alike(one, two, LOOSE)
+
+
+def alike(values: Tensor, others: Tensor, tolerance: float = TOLERANCE) -> bool:
+    """Whether no number differs by more than this share of the largest."""
+    return bool((values - others).abs().max() <= tolerance * others.abs().max())
+
+
+def _trouble(
+    model: PreTrainedModel,
+    read: Reader,
+    prompts: Sequence[Tokens],
+    groups: Groups,
+    pad: int,
+    layout: Layout,
+    alone: Tensor,
+) -> str | None:
+    """Why this layout is not for the model, two rows at a time, as memory may not hold more; None: it is."""
+    if layout == "shared" and getattr(model, "_is_stateful", False):
+        return "a state runs through its rows"  # which in an untrained model may hardly show
+    values, shape, each = [], None, len(groups[0])
+    if fixed := devices.fixed_shapes(model.device):
+        both = zip(prompts, groups, strict=True)
+        shape = longest([shape_of(prompt, group, layout) for prompt, group in both])
+    try:
+        for start in range(0, len(prompts), 2):
+            some = slice(start, start + 2)
+            batch = make_batch(prompts[some], groups[some], pad, layout, shape)
+            if layout == "shared" or fixed:
+                batch = _padded(batch, pad)
+            values.append(read(model, to_device(batch, model.device)).cpu().reshape(each, -1).T)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        return str(error).strip().splitlines()[0]
+    found = torch.cat(values)
+    if alike(found, alone, LOOSE if layout == "right" else TOLERANCE):
+        return None
+    return f"its numbers would differ by {(found - alone).abs().max():.3g}"
+
+
+def _padded(batch: Batch, pad: int) -> Batch:
+    """The batch with one more column of padding behind, and one in front unless rows begin in the first."""
+    fillers = {"input_ids": pad, "position_ids": 0, "segments": PADDING, "attention_mask": 0}
+    ahead = int("position_ids" in batch)
+    wider = {
+        name: functional.pad(batch[name], (ahead, 1), value=filler)
+        for name, filler in fillers.items()
+        if name in batch
+    }
+    return wider | {"predictors": functional.pad(batch["predictors"], (0, 1)), "ends": batch["ends"] + ahead}
