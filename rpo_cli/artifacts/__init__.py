@@ -1,6 +1,15 @@
 """What is on disk: artifacts in a workspace, the graph that they form, and how they are written."""
 
-from rpo_cli.artifacts.files import hash_of, hash_path, no_room, publish, read_json, write_csv, write_json
+from rpo_cli.artifacts.files import (
+    hash_of,
+    hash_path,
+    no_memory,
+    no_room,
+    publish,
+    read_json,
+    write_csv,
+    write_json,
+)
 from rpo_cli.artifacts.graph import External, Stage, rho_folder, walk
 from rpo_cli.artifacts.hub import look_for, unreachable
 from rpo_cli.artifacts.job import Job, Launch, Outcome, job_from, job_of

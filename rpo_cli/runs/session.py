@@ -116,6 +116,11 @@ class Session(Options):
 
     def make(self, targets: Sequence[Stage], suite: str, **kwargs: Any) -> Workspace:
         """Build what the targets lack; on --dry-run only say it."""
+        self.try_all(targets, suite, **kwargs)
+        return self.open(suite)
+
+    def try_all(self, targets: Sequence[Stage], suite: str, **kwargs: Any) -> set[str]:
+        """Build what the targets lack; the stages that diverged, of those of which that is no failure."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise BadInput(
                 "WORLD_SIZE is above 1: start rpo once, without accelerate launch or torchrun, and with "
@@ -152,7 +157,7 @@ class Session(Options):
                         for t in todo
                     ]
                 )
-            return workspace
+            return set()
         if todo:
             snapshots.require([item.stage for item in todo], workspace, self.recipe)
             from rpo_cli import devices
@@ -166,7 +171,7 @@ class Session(Options):
                 [stage for stage in walk(targets) if stage.path not in built], workspace, device.name
             )
             inherited = {"report_to": "wandb"} if self.wandb else {}
-            execute(
+            return execute(
                 todo,
                 workspace,
                 self.err,
@@ -175,7 +180,7 @@ class Session(Options):
                 launch=launch,
                 **kwargs,
             )
-        return workspace
+        return set()
 
     def announce(self, todo: Sequence[Todo], reused: int, workspace: Workspace) -> None:
         """First lines: where, what is built and why, what is reused, how long it should take."""

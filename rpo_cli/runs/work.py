@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import signal
 import sys
 import time
 import traceback
@@ -23,11 +24,12 @@ from rpo_cli.artifacts import (
     Silence,
     Workspace,
     git_revision,
+    no_memory,
     no_room,
     read_json,
     versions,
 )
-from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.errors import BadInput, Died, NoRoom, OutOfMemory, RunFailed
 from rpo_cli.recipes.schema import KINDS, Recipe, seed_of
 from rpo_cli.runs import processes
 
@@ -61,7 +63,9 @@ def run_job(job: Job[Recipe], progress: Progress) -> Manifest:
             if directory is None:
                 return workspace.finished(job.path)
             return _build(job, workspace, directory, progress)
-    except OSError as error:
+    except (BadInput, RunFailed):
+        raise
+    except Exception as error:
         raise failed(job, error) from error
 
 
@@ -84,12 +88,34 @@ def failed(job: Job[Recipe], error: Exception) -> RunFailed:
     full = no_room(error, job.root)
     if full is not None:
         what = f"{full}: {job.directory}; make room, then the same command goes on from here"
-    elif isinstance(error, OSError):
+        return NoRoom(f"{job.path}: {what}")
+    line = next(iter(str(error).strip().splitlines()), "")
+    if no_memory(error):
+        return OutOfMemory(f"{job.path}: {type(error).__name__}: {line}; {_less_memory(job)}")
+    if isinstance(error, OSError):
         what = f"{error.strerror or error}: {error.filename or job.directory}"
     else:
-        line = next(iter(str(error).strip().splitlines()), "")
         what = f"{type(error).__name__}: {line} (log: {job.directory / 'log.txt'})"
     return RunFailed(f"{job.path}: {what}")
+
+
+def died(job: Job[Recipe], code: int | None) -> RunFailed:
+    """The end of a stage whose process ended without a word; `code`: its exit code, of a signal the negative.
+
+    The kernel takes back memory with signal 9.
+    """
+    if code == -signal.SIGKILL:
+        return OutOfMemory(f"{job.path}: its process was killed, as if out of memory; {_less_memory(job)}")
+    how = f"exit code {code}" if code is None or code >= 0 else signal.strsignal(-code)
+    return Died(f"{job.path}: its process died ({how}) (log: {job.directory / 'log.txt'})")
+
+
+def _less_memory(job: Job[Recipe]) -> str:
+    """What makes a stage need less memory, with the value that it has now."""
+    name = "per_device_train_batch_size" if KINDS[job.kind].trains else "per_device_eval_batch_size"
+    size = getattr(job.recipe, name, None)
+    smaller = "" if size is None else f"a smaller {name} than {size}, or "
+    return f"out of memory: give {smaller}fewer --jobs (log: {job.directory / 'log.txt'})"
 
 
 def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Progress) -> Manifest:
@@ -170,7 +196,10 @@ def told_in_a_line(job: Job[Recipe]) -> Iterator[None]:
     """Turn whatever goes wrong in a stage into BadInput or RunFailed; the traceback goes to the log."""
     try:
         yield
-    except (BadInput, RunFailed):
+    except (BadInput, RunFailed) as error:
+        logging.getLogger("rpo").error(error)
+        if isinstance(error, RunFailed) and job.path not in str(error):
+            raise type(error)(f"{job.path}: {error}") from error
         raise
     except Exception as error:
         logging.getLogger("rpo").error(traceback.format_exc())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from transformers import (
@@ -17,9 +17,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from rpo_cli.artifacts import Report, read_json, write_json
+from rpo_cli.artifacts import Job, Report, read_json, write_json
 from rpo_cli.devices import arrangement, cut_model, step_mark
-from rpo_cli.errors import RunFailed
+from rpo_cli.errors import Diverged
+from rpo_cli.recipes.schema import PolicyRecipe, Recipe, TrainingRecipe
 
 STATE = "rpo_state.json"
 
@@ -63,8 +64,7 @@ class Journal(TrainerCallback):
         values = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         for name in ("loss", "grad_norm", "eval_loss", "train_loss"):
             if name in values and not math.isfinite(values[name]):
-                found = f"{name} is {values[name]} at step {state.global_step}"
-                raise RunFailed(f"{self.report.job.path}: {found}; try a smaller learning_rate")
+                raise diverged(self.report.job, f"{name} is {values[name]} at step {state.global_step}")
         if "train_runtime" not in values and state.is_world_process_zero:
             self.report.log(values, state.global_step)
 
@@ -76,6 +76,14 @@ class Journal(TrainerCallback):
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_json(checkpoint / STATE, {**self.state(), "processes": arrangement()})
+
+
+def diverged(job: Job[Recipe], what: str) -> Diverged:
+    """The end of a training that left the finite numbers, with the settings that may have led there."""
+    recipe = cast(TrainingRecipe, job.recipe)
+    other = " or another {} (now {:g})".format(*recipe.strength) if isinstance(recipe, PolicyRecipe) else ""
+    smaller = f"try a smaller learning_rate (now {recipe.learning_rate:g}){other}"
+    return Diverged(f"{job.path}: {what}; {smaller}")
 
 
 def last_checkpoint(directory: Path, max_steps: int) -> Path | None:
