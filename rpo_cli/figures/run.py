@@ -86,7 +86,7 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
     _keep(session, recipe, selection, cells, tried, folder)
     paths = _draw(session, kind, folder, folder, options.allow_missing)
     if session.wandb or recipe.report_to == "wandb":
-        log_images(recipe.wandb_project, recipe.suite, paths, session.open(recipe.suite).root)
+        log_images(recipe.wandb_project, recipe.suite, paths, session.open(recipe.suite).root, session.say)
 
 
 def _plan(session: Session, maker: Cells, selection: Selection, grids: Grids, options: FigureOptions) -> None:

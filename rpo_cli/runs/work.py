@@ -125,7 +125,7 @@ def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Pr
         _check_inputs(job)
         with told_in_a_line(job):
             run = run_here if job.launch is None else processes.run
-            metrics, device, warnings = run(job, progress)
+            metrics, device, warnings, told = run(job, progress)
         manifest: Manifest = {
             **job.identity,  # type: ignore[typeddict-item]  # that has nothing of what need not be there
             "suite": job.suite,
@@ -145,7 +145,7 @@ def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Pr
             manifest["rows_of"] = "data"
         _check_inputs(job)
         workspace.publish(job.path, manifest)
-    return manifest
+    return {**manifest, "warnings": [*warnings, *told]} if told else manifest
 
 
 def _check_inputs(job: Job[Recipe]) -> None:
@@ -188,7 +188,7 @@ def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
         with contextlib.nullcontext() if KINDS[job.kind].trains else device.autocast():
             metrics = run(job, report)
         report.summary(metrics)
-    return Outcome(metrics, str(device), report.warnings)
+    return Outcome(metrics, str(device), report.warnings, report.told)
 
 
 @contextlib.contextmanager
