@@ -18,6 +18,12 @@ def damaged_files(directory: Path) -> Iterator[tuple[Path, str]]:
                 yield file, (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def cure(file: Path, why: Exception | str, artifact: Path) -> str:
+    """What to say of a damaged file of a finished artifact."""
+    line = (str(why).strip().splitlines() or [type(why).__name__])[0]
+    return f"{file} is damaged ({line}): delete {artifact}, and the same command makes it again"
+
+
 def _json(file: Path) -> None:
     json.loads(file.read_bytes())
 

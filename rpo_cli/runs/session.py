@@ -132,7 +132,8 @@ class Session(Options):
                 f"--jobs {self.jobs}: with --accelerate stages run one after another, each in all processes"
             )
         workspace = self.open(suite)
-        workspace.check()
+        if (note := workspace.check()) is not None:
+            self.say(f"note: {note}")
         forced = [target.path for target in targets] if self.force else []
         if not self.dry_run:
             snapshots.record(targets, workspace, self.say)

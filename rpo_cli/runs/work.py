@@ -23,6 +23,8 @@ from rpo_cli.artifacts import (
     Report,
     Silence,
     Workspace,
+    cure,
+    damaged_files,
     git_revision,
     no_memory,
     no_room,
@@ -198,12 +200,24 @@ def told_in_a_line(job: Job[Recipe]) -> Iterator[None]:
         yield
     except (BadInput, RunFailed) as error:
         logging.getLogger("rpo").error(error)
+        _name_damage(job, error)
         if isinstance(error, RunFailed) and job.path not in str(error):
             raise type(error)(f"{job.path}: {error}") from error
         raise
     except Exception as error:
         logging.getLogger("rpo").error(traceback.format_exc())
-        raise failed(job, error) from error
+        found = failed(job, error)
+        _name_damage(job, found)
+        raise found from error
+
+
+def _name_damage(job: Job[Recipe], error: BadInput | RunFailed) -> None:
+    """Where a file of an input is damaged, that is the reason of whatever else went wrong: RunFailed."""
+    if isinstance(error, OutOfMemory | NoRoom):
+        return
+    for artifact in dict.fromkeys([*(job.inputs[name] for name in job.artifacts), *job.tables]):
+        for file, why in damaged_files(artifact):
+            raise RunFailed(f"{job.path}: {cure(file, why, artifact)}") from error
 
 
 @contextlib.contextmanager
