@@ -12,7 +12,7 @@ from rpo_cli.runs.child import take_part
 
 for line in Path(sys.argv[1]).read_text().splitlines():
     job = job_from(line)
-    metrics, device, _ = take_part(job, lambda step, of: None)
+    metrics, device, *_ = take_part(job, lambda step, of: None)
     if devices.rank() == 0:
         write_json(
             job.directory / "manifest.json", {"metrics": json.loads(json.dumps(metrics)), "device": device}

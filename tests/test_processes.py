@@ -135,7 +135,7 @@ def twins(
     ]
     process = start([*launcher, "-m", "ranks", home / "jobs"])
     for job in ones:
-        metrics, device, _ = take_part(job, lambda step, of: None)
+        metrics, device, *_ = take_part(job, lambda step, of: None)
         write_json(job.directory / "manifest.json", {"metrics": metrics, "device": device})
     assert process.wait(300) == 0
     yield lambda name: (home / f"one, {name}", home / f"two, {name}")
@@ -331,7 +331,7 @@ def listen(shared: Tiny, script: str) -> Any:
 def test_the_first_failure_counts_and_a_silent_death_is_a_failure(shared: Tiny) -> None:
     done = '{"done": [{"loss": 1.5}, "cpu", ["a leak"]]}'
     result, steps = listen(shared, f"""print('{{"step": [1, 2]}}\\nnoise\\n{done}')""")
-    assert result == ({"loss": 1.5}, "cpu", ["a leak"]) and steps == [(1, 2)]
+    assert result == ({"loss": 1.5}, "cpu", ["a leak"], ()) and steps == [(1, 2)]
     with pytest.raises(BadInput, match=r"^first$"):
         listen(shared, """print('{"bad": "first"}\\n{"failed": "peer is gone"}'); raise SystemExit(1)""")
     with pytest.raises(RunFailed, match=r"a process died .exit code -9"):

@@ -8,8 +8,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,29 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CROWDED = 2**20  # bytes free
+# Of errors that have no class of their own: of the CPU's allocator, of CUDA, its libraries and its threads.
+STARVED = re.compile(
+    "can't allocate memory|cannot allocate memory|out of memory|OutOfMemory|bad_alloc|ALLOC_FAILED"
+    "|can't start new thread|not enough memory",
+    re.IGNORECASE,
+)
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it came from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, of the host or of a device, behind an error."""
+    return any(
+        isinstance(seen, MemoryError)
+        or (isinstance(seen, RuntimeError | OSError) and STARVED.search(str(seen)) is not None)
+        for seen in _behind(error)
+    )
 
 
 def no_room(error: BaseException, directory: Path) -> str | None:
@@ -60,8 +84,7 @@ def no_room(error: BaseException, directory: Path) -> str | None:
     safetensors, tokenizers and Arrow put the system's words into errors of their own; torch's writer says
     only that it is not where it should be.
     """
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in _behind(error):
         for code in FULL:
             if getattr(seen, "errno", None) == code or os.strerror(code) in str(seen):
                 return os.strerror(code)
@@ -71,7 +94,6 @@ def no_room(error: BaseException, directory: Path) -> str | None:
             and shutil.disk_usage(directory).free < CROWDED
         ):
             return os.strerror(errno.ENOSPC)
-        seen = seen.__cause__ or seen.__context__
     return None
 
 

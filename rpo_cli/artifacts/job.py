@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -74,11 +74,15 @@ class Job(Generic[R]):
 
 
 class Outcome(NamedTuple):
-    """What a stage's function leaves besides files: metrics, the device it ran on, its warnings."""
+    """What a stage's function leaves besides files: metrics, the device it ran on, its warnings.
+
+    `told`: what its user should know, and nobody else who reads the manifest.
+    """
 
     metrics: dict[str, Any]
     device: str
     warnings: list[str]
+    told: Sequence[str] = ()
 
 
 def job_from(text: str) -> Job[Recipe]:

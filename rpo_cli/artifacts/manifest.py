@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 MANIFEST = "manifest.json"  # of a finished artifact: its `Manifest`, written last
 STARTED = "started.json"  # of one that is being made: its `Identity`
@@ -23,6 +23,9 @@ class Identity(TypedDict):
     key: str
 
 
+SHAPE = {"kind": str, "key": str, "recipe": dict, "options": dict, "inputs": dict, "metrics": dict}
+
+
 class Manifest(Identity):
     """A finished artifact. `metrics`: what its stage measured; `warnings`: what it warned of; `git`: of this
     package; `rows_of`: the input whose rows it only names.
@@ -41,3 +44,13 @@ class Manifest(Identity):
     warnings: NotRequired[list[str]]
     rows_of: NotRequired[Literal["data"]]
     weights: NotRequired[Literal["dropped"]]
+
+
+def as_manifest(found: dict[str, Any] | None) -> Manifest | None:
+    """What was read, if it is a manifest as rpo writes them: keys by which an artifact is known, numbers."""
+    if found is None or not all(isinstance(found.get(name), kind) for name, kind in SHAPE.items()):
+        return None
+    keys, seconds = found["inputs"].values(), found.get("seconds", 0.0)
+    if not all(isinstance(key, str) for key in keys) or not isinstance(seconds, int | float):
+        return None
+    return cast(Manifest, found)

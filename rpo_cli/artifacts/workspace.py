@@ -17,14 +17,15 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from filelock import FileLock
 
 from rpo_cli.artifacts.files import no_room, read_json, write_json
-from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Identity, Manifest
+from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Identity, Manifest, as_manifest
 from rpo_cli.errors import BadInput, RunFailed
 
+NAME = "workspace.json"
 REPLACED = ".replaced"
 HASH = re.compile("[0-9a-f]{64}")
 PACKAGES = (
@@ -71,22 +72,54 @@ class Workspace:
         self.root = root
         self.suite = suite
 
-    def check(self) -> None:
-        """Make sure that what is there, if anything, is a workspace of this suite.
+    def check(self) -> str | None:
+        """Make sure that what is there, if anything, is a workspace of this suite; a note if that is lost.
 
         Raises:
             WorkspaceError: it is not.
         """
-        known = read_json(self.root / "workspace.json")
-        if known is not None and known.get("suite") != self.suite:
+        known = self._named()
+        note = None if known is not None else self._unnamed()
+        if known is None and note is not None:
+            manifests = [as_manifest(read_json(file)) for file in self._records() if file.name == MANIFEST]
+            suites = {found.get("suite", self.suite) for found in manifests if found is not None}
+            known = min(suites - {self.suite}, default=None)
+        if known not in (None, self.suite):
             raise WorkspaceError(
-                f"{self.root}: workspace of suite {known.get('suite')!r}, not {self.suite!r}; choose "
-                "another --workspace"
+                f"{self.root}: workspace of suite {known!r}, not {self.suite!r}; choose another --workspace"
             )
-        if known is None and self.root.is_dir() and any(self.root.iterdir()):
-            raise WorkspaceError(
-                f"{self.root}: neither empty nor a workspace of rpo; choose another --workspace"
-            )
+        return note
+
+    def _named(self) -> str | None:
+        """The suite that workspace.json names; None where it cannot be read."""
+        suite = (read_json(self.root / NAME) or {}).get("suite")
+        return suite if isinstance(suite, str) else None
+
+    def _records(self) -> Iterator[Path]:
+        """The files by which artifacts are known, finished ones and others."""
+        return (file for name in (MANIFEST, STARTED) for file in self.root.glob(f"seed-*/**/{name}"))
+
+    def _unnamed(self) -> str | None:
+        """What to say of a directory without a name: nothing if it is empty but for folders.
+
+        Raises:
+            WorkspaceError: it holds something, but no artifact.
+        """
+        if next(self._records(), None) is not None:
+            return f"{self.root}: {NAME} was lost or damaged; it is written again"
+        for file in self.root.rglob("*"):
+            within = file.relative_to(self.root)
+            if not file.is_dir() and not within.parts[0].startswith(".") and str(within) != NAME:
+                raise WorkspaceError(
+                    f"{self.root}: neither empty nor a workspace of rpo: it holds {within}; choose another "
+                    "--workspace"
+                )
+        return None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything to read."""
+        return self._named() is not None or next(self._records(), None) is not None
 
     def open(self) -> None:
         """Create the workspace if it is not there.
@@ -98,15 +131,15 @@ class Workspace:
         self.check()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            if not (self.root / "workspace.json").exists():
-                write_json(self.root / "workspace.json", {"suite": self.suite})
+            if self._named() is None:
+                write_json(self.root / NAME, {"suite": self.suite})
         except OSError as error:
             failed = WorkspaceError if no_room(error, Path()) is None else RunFailed
             raise failed(f"{self.root}: cannot be written: {error.strerror}") from error
 
     def manifest(self, path: str) -> Manifest | None:
         """Manifest of a finished artifact, None of an absent or unfinished one."""
-        return cast(Manifest | None, read_json(self.root / path / MANIFEST))
+        return as_manifest(read_json(self.root / path / MANIFEST))
 
     def finished(self, path: str) -> Manifest:
         """Manifest of an artifact that was finished.
@@ -131,7 +164,7 @@ class Workspace:
         """Why the artifact must be built; None: up to date. `weights`: a dropped model will not do."""
         found = self.manifest(path)
         if found is None:
-            return self.why_absent(path) or "missing"  # a manifest that cannot be read is none
+            return self.why_absent(path) or f"its {MANIFEST} is damaged"
         if found["key"] != wanted["key"]:
             return difference(found, wanted)
         if weights and found.get("weights") == "dropped":

@@ -102,12 +102,13 @@ class Cells:
         return Cell(name, rho, seed, loaded, target)
 
     def test(self, selection: Selection, chosen: Chosen | None = None) -> list[Cell]:
-        """The cells that a figure shows; `chosen`: with these strengths."""
+        """The cells that a figure shows; `chosen`: with these strengths, where there are any."""
         return [
             self.cell(name, rho, seed, "test", None if chosen is None else chosen[name][rho])
             for seed in selection.seeds
             for rho in selection.rhos
             for name in selection.policies
+            if chosen is None or rho in chosen.get(name, {})
         ]
 
     def grids(self, names: Sequence[str]) -> Grids:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from rpo_cli.figures.results import plain
-from rpo_cli.figures.table import Axes, Bootstrap, Rho, at, key, over_seeds, resample
+from rpo_cli.figures.selection import at
+from rpo_cli.figures.table import Axes, Bootstrap, Rho, key, over_seeds, resample
 from rpo_cli.recipes import schema
 from rpo_cli.statistics import Array, Interval, interval
 from rpo_cli.text import WIDEST, aligned

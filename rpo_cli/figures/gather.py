@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pandas as pd
 
-from rpo_cli.artifacts import Manifest, Stage, Workspace, snapshots
-from rpo_cli.errors import BadInput
+from rpo_cli.artifacts import Manifest, Stage, Workspace, cure, snapshots
+from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.figures.cells import Cell, bias_of
 from rpo_cli.figures.results import CHOICES
 from rpo_cli.recipes import schema
@@ -48,9 +49,9 @@ def provenance(there: Sequence[tuple[Cell, Manifest]], workspace: Workspace) -> 
         strength, value = cell.strength
         settings.setdefault(cell.policy, {})[cell.folder] = {strength: value, "key": cell.evaluation.key}
         trained = workspace.manifest(cell.policy_path)
-        revisions |= {str(found and found["git"]) for found in (manifest, trained)}
+        revisions |= {str(found and found.get("git")) for found in (manifest, trained)}
     _, first = there[0]
-    same = {name: first[name] for name in ("versions", "rpo", "device")}
+    same = {name: first.get(name) for name in ("versions", "rpo", "device")}
     return {"cells": settings, "suite": workspace.suite, "git": sorted(revisions), **same}
 
 
@@ -90,7 +91,19 @@ def evaluations(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
 
 def _samples(evaluated: Stage, cell: Cell, workspace: Workspace) -> pd.DataFrame:
     truncated = cast(schema.EvaluateRecipe, cell.evaluation.recipe).truncated
-    return per_prompt(pd.read_parquet(workspace.root / evaluated.path / "samples.parquet"), truncated)
+    return per_prompt(read(workspace.root / evaluated.path / "samples.parquet"), truncated)
+
+
+def read(file: Path) -> pd.DataFrame:
+    """A table of an artifact, Parquet or JSON lines.
+
+    Raises:
+        RunFailed: it is not as it was written.
+    """
+    try:
+        return pd.read_json(file, lines=True) if file.suffix == ".jsonl" else pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise RunFailed(cure(file, error, file.parent)) from error
 
 
 def members(cell: Cell, workspace: Workspace) -> Iterator[tuple[float, float]]:
@@ -111,5 +124,5 @@ def measures(
 
 def pairs_of(cell: Cell, workspace: Workspace) -> pd.DataFrame:
     """A measured cell's numbers, averaged over the pairs of each prompt: index prompt_id."""
-    rows = pd.read_parquet(workspace.root / cell.evaluation.path / "pairs.parquet")
+    rows = read(workspace.root / cell.evaluation.path / "pairs.parquet")
     return rows.groupby("prompt_id").mean()

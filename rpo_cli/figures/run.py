@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rpo_cli.artifacts import log_images, write_csv
-from rpo_cli.errors import BadInput
+from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
 from rpo_cli.figures.dry_run import plan_only
 from rpo_cli.figures.selection import Budget, Selection, select
@@ -16,6 +16,8 @@ from rpo_cli.figures.tuning import Keep, WeightKeeper, planned, tune
 from rpo_cli.recipes import load, schema
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.session import Session
+
+GAPS = "--allow-missing draws what there is"
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,22 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
         return
     chosen: Chosen | None = None
     tried: list[dict[str, Any]] = []
+    lost: list[str] = []
     if options.tune:
         keep: Keep = "all" if options.keep == "all" else "best"
         whole = kind == "figure2" and "grid" not in selection.left_out
         write = whole and not any(variant.set for variant in recipe.compared)
-        chosen, tried, _ = tune(session, maker, selection, grids, keep, write, "tuning")
+        chosen, tried, _, lost = tune(session, maker, selection, grids, keep, write, "tuning")
     cells = maker.test(selection, chosen)
     if not options.allow_missing:
         _build(session, cells, recipe.suite, options.keep)
+        if lost:
+            raise RunFailed("\n".join([*lost, f"no figure is drawn without them; {GAPS}"]))
     folder = options.out or session.open(recipe.suite).root / "figures" / loaded.path.stem
     _keep(session, recipe, selection, cells, tried, folder)
     paths = _draw(session, kind, folder, folder, options.allow_missing)
     if session.wandb or recipe.report_to == "wandb":
-        log_images(recipe.wandb_project, recipe.suite, paths, session.open(recipe.suite).root)
+        log_images(recipe.wandb_project, recipe.suite, paths, session.open(recipe.suite).root, session.say)
 
 
 def _plan(session: Session, maker: Cells, selection: Selection, grids: Grids, options: FigureOptions) -> None:
@@ -96,9 +101,11 @@ def _plan(session: Session, maker: Cells, selection: Selection, grids: Grids, op
 def _build(session: Session, cells: Sequence[Cell], suite: str, keep: Keep) -> None:
     """Evaluate what is missing; then nothing is left to do: with `none` not even the best policies stay."""
     workspace = session.open(suite)
-    session.make(
-        read_by(cells), suite, finished=WeightKeeper(cells, workspace, "none" if keep == "none" else "all")
-    )
+    keeper = WeightKeeper(cells, workspace, "none" if keep == "none" else "all")
+    try:
+        session.make(read_by(cells), suite, finished=keeper)
+    except RunFailed as error:
+        raise RunFailed(f"{error}\nno figure is drawn; {GAPS}") from error
     for cell in cells if keep == "none" else ():
         workspace.drop_weights(cell.policy_path)  # of cells that needed no evaluation any more
 

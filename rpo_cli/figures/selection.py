@@ -54,6 +54,11 @@ class Selection:
             self.left_out["grid"], self.of["grid"] = absent, max(map(len, grids.values()))
 
 
+def at(rho: float | None) -> str:
+    """` at rho 0.2`, ` without resampling`."""
+    return " without resampling" if rho is None else f" at rho {rho:g}"
+
+
 def spread(values: Sequence[T], count: int | None) -> list[T]:
     """`count` of the values, evenly spread, both ends among them; the middle one for 1; all for None."""
     if count is None or count >= len(values):

@@ -27,8 +27,9 @@ def show_status(session: Session) -> None:
     loaded = session.load(None)
     targets = _targets(loaded, session.seed)
     workspace = session.open(loaded.recipe.suite)
-    workspace.check()
-    exists = (workspace.root / "workspace.json").is_file()
+    note, exists = workspace.check(), workspace.exists
+    if note is not None:
+        session.say(f"note: {note}")
     todo = what_to_run(targets, workspace)
     stages = {stage.path: stage for stage in walk(targets)}
     found = workspace.artifacts() if exists else ()
@@ -78,7 +79,7 @@ def _by_kind(artifacts: Sequence[dict[str, Any]]) -> str:
     """Where the time went: seconds of the recipe's artifacts by kind of stage, the longest first."""
     seconds: dict[str, list[float]] = {}
     for artifact in artifacts:
-        seconds.setdefault(artifact["kind"], []).append(artifact["seconds"])
+        seconds.setdefault(artifact["kind"], []).append(artifact["seconds"] or 0.0)
     total = sum(map(sum, seconds.values()))
     if len(seconds) < 2:
         return ""
@@ -97,7 +98,8 @@ def _artifact(
     directory = workspace.root / path
     reason = None
     if found is None:
-        state = "unfinished" if path in wanted else "unfinished, not wanted by this recipe"
+        state = "damaged" if (directory / MANIFEST).exists() else "unfinished"
+        state += "" if path in wanted else ", not wanted by this recipe"
     elif path not in wanted:
         state = "not wanted by this recipe"
     else:
@@ -107,7 +109,7 @@ def _artifact(
         state += ", weights dropped"
     return {
         "path": path,
-        "kind": found.get("kind") if found else None,
+        "kind": found["kind"] if found else None,
         "state": state,
         "reason": reason,
         "bytes": sum(_stat(file)[0] for file in directory.rglob("*")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rpo_cli.errors import BadInput
+from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.figures.cells import Cells
 from rpo_cli.figures.dry_run import plan_only
 from rpo_cli.figures.selection import Budget, select
@@ -42,6 +42,8 @@ def run_sweep(
         by_rho = {p: {str(rho): values for rho, values in at.items()} for p, at in found.chosen.items()}
         said: dict[str, Any] = {"chosen": by_rho, "csv": str(found.file)}
         session.print_json(said | ({"left_out": selection.left_out} if selection.left_out else {}))
+    if found.lost:
+        raise RunFailed("\n".join(found.lost))
 
 
 def _swept(loaded: Loaded) -> tuple[list[str], list[float | None], list[int]]:

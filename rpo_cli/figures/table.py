@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from rpo_cli.figures.selection import at
 from rpo_cli.statistics import Array, interval, resample_means, weighted_means
 
 OF_ENSEMBLES = ("member", "same_bias")  # measures that are NaN for a policy without an ensemble
@@ -53,11 +54,6 @@ class Draws(NamedTuple):
 
     point: Array
     drawn: Array
-
-
-def at(rho: Rho) -> str:
-    """` at rho 0.2`, ` without resampling`."""
-    return " without resampling" if rho is None else f" at rho {rho:g}"
 
 
 def key(rho: Rho) -> float:

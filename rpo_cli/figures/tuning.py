@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from rpo_cli.artifacts import Stage, Workspace, snapshots, write_csv
 from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
-from rpo_cli.figures.selection import Selection, spread
+from rpo_cli.figures.selection import Selection, at, spread
 from rpo_cli.recipes import require_writable, schema, write_by_rho
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import what_to_run
@@ -23,11 +23,15 @@ SEEN = {  # what the table of a sweep has of an evaluation's metrics
 
 
 class Tuned(NamedTuple):
-    """What was chosen, every row that it was chosen from, and the file that has these rows."""
+    """What was chosen, every row that it was chosen from, and the file that has these rows.
+
+    `lost`: the policies and rhos for which every value diverged, so that there is nothing to choose.
+    """
 
     chosen: Chosen
     rows: list[dict[str, Any]]
     file: Path
+    lost: list[str]
 
 
 def tune(
@@ -35,7 +39,8 @@ def tune(
 ) -> Tuned:
     """Evaluate the grids on validation prompts and choose for each policy and rho by the mean over seeds.
 
-    `write`: what was chosen goes into the recipes' by_rho; `word`: what this is called in the first line.
+    A value under which training diverges is the worst of its grid. `write`: what was chosen goes into
+    the recipes' by_rho; `word`: what this is called in the first line.
     """
     if write:
         for name in selection.policies:
@@ -48,9 +53,25 @@ def tune(
     suite = maker.asked.recipe.suite
     workspace = session.open(suite)
     snapshots.pin([cell.evaluation for cell in cells], workspace)
-    session.make(read_by(cells), suite, finished=WeightKeeper(cells, workspace, keep))
-    rows = validation_table(cells, workspace)
-    found = Tuned(choose(rows), rows, workspace.root / "sweeps" / f"{maker.asked.path.stem}.csv")
+    keeper = WeightKeeper(cells, workspace, keep)
+    trials = [path for cell in cells for path in (cell.policy_path, cell.evaluation.path)]
+    diverged = session.try_all(read_by(cells), suite, finished=keeper, may_diverge=trials)
+    rows = validation_table(cells, workspace, diverged)
+    lost_cells = [cell for cell in cells if is_among(cell, diverged)]
+    keeper.give_up(lost_cells)
+    for cell in lost_cells:
+        value = "{} {:g}".format(*cell.strength)
+        session.say(
+            f"note: {cell.policy}{at(cell.rho)}, seed {cell.seed}: diverged at {value}: the worst choice"
+        )
+    chosen = choose(rows)
+    lost = [
+        f"{name}{at(rho)}: training diverged under every value of its grid"
+        for name in selection.policies
+        for rho in selection.rhos
+        if rho not in chosen.get(name, {})
+    ]
+    found = Tuned(chosen, rows, workspace.root / "sweeps" / f"{maker.asked.path.stem}.csv", lost)
     write_csv(rows, found.file)
     if not session.as_json:
         session.out.print(choice_table(found.chosen, selection.rhos))
@@ -68,7 +89,7 @@ def _write(session: Session, maker: Cells, selection: Selection, chosen: Chosen)
     for name in selection.policies:
         loaded = maker.policy(name)
         known = cast(schema.PolicyRecipe, loaded.recipe).by_rho
-        by_rho = {rho: values for rho, values in chosen[name].items() if rho is not None}
+        by_rho = {rho: values for rho, values in chosen.get(name, {}).items() if rho is not None}
         if by_rho:
             rhos = sorted({*known, *by_rho})
             write_by_rho(loaded.path, {rho: {**known.get(rho, {}), **by_rho.get(rho, {})} for rho in rhos})
@@ -101,11 +122,21 @@ def planned(
     return chosen
 
 
-def validation_table(cells: Sequence[Cell], workspace: Workspace) -> list[dict[str, Any]]:
-    """One row for each evaluated cell: what the sweep saw."""
+def is_among(cell: Cell, diverged: Collection[str]) -> bool:
+    """Whether a cell's policy diverged in training, or when it was evaluated."""
+    return cell.policy_path in diverged or cell.evaluation.path in diverged
+
+
+def validation_table(
+    cells: Sequence[Cell], workspace: Workspace, diverged: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """One row for each cell: what the sweep saw, which is nothing where training diverged."""
     rows = []
     for cell in cells:
-        metrics = workspace.finished(cell.evaluation.path)["metrics"]
+        if is_among(cell, diverged):
+            metrics = dict.fromkeys(SEEN.values())
+        else:
+            metrics = workspace.finished(cell.evaluation.path)["metrics"]
         name, value = cell.strength
         row = {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "parameter": name, "value": value}
         rows.append(row | {column: metrics[of] for column, of in SEEN.items()})
@@ -113,11 +144,15 @@ def validation_table(cells: Sequence[Cell], workspace: Workspace) -> list[dict[s
 
 
 def choose(rows: Sequence[Mapping[str, Any]]) -> Chosen:
-    """For each policy and rho the value of the highest advantage, mean over seeds; the smaller of equals."""
+    """For each policy and rho the value of the highest advantage, mean over seeds; the smaller of equals.
+
+    A value that diverged under any seed is not chosen; where all did, nothing is.
+    """
     seen: dict[tuple[str, float | None, str, float], list[float]] = {}
     for row in rows:
         place = (row["policy"], row["rho"], row["parameter"], row["value"])
-        seen.setdefault(place, []).append(row["advantage"])
+        advantage = row["advantage"]
+        seen.setdefault(place, []).append(float("-inf") if advantage is None else advantage)
     chosen: Chosen = {}
     best: dict[tuple[str, float | None], float] = {}
     for policy, rho, name, value in sorted(seen, key=lambda place: (place[0], place[1] or 0.0, place[3])):
@@ -191,3 +226,10 @@ class WeightKeeper:
             self.best[place] = score
         for _, other in self.seen[*place, loser]:
             self.workspace.drop_weights(other.policy_path)
+
+    def give_up(self, diverged: Sequence[Cell]) -> None:
+        """Drop the weights of values that diverged under a seed, which no mean over seeds will choose."""
+        lost = {(cell.policy, cell.rho, cell.strength[1]) for cell in diverged}
+        for cell in self.cells.values() if self.keep == "best" else ():
+            if (cell.policy, cell.rho, cell.strength[1]) in lost:
+                self.workspace.drop_weights(cell.policy_path)

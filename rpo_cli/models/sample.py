@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
-from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.errors import BadInput, Diverged
 from rpo_cli.models.draws import occurrences, pick, uniforms
 from rpo_cli.models.layout import by_length
 from rpo_cli.models.tokens import Tokens
@@ -45,7 +45,7 @@ def sample(
 
     Raises:
         BadInput: prompt and response would exceed the model's positions.
-        RunFailed: logits are not finite.
+        Diverged: logits are not finite.
     """
     room = getattr(model.config, "max_position_embeddings", None)
     longest = max((len(p) for p in prompts), default=0)
@@ -115,7 +115,7 @@ def _respond(
         # The only wait for the device in a step; without it, ended rows would be read to the end.
         for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if token < 0:
-                raise RunFailed("the model gave logits that are not finite")
+                raise Diverged("the model gave logits that are not finite")
             if step > 0 and answers[row][-1] == eos:
                 continue
             answers[row].append(token)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from rpo_cli import devices
-from rpo_cli.errors import RunFailed
+from rpo_cli.errors import Diverged
 from rpo_cli.models.buckets import for_batches
 from rpo_cli.models.draws import occurrences, pick, uniforms
 from rpo_cli.models.layout import by_length
@@ -37,7 +37,7 @@ def in_batches(
     """`sample` in batches of one size and few widths; a last batch too small reads its first prompt again.
 
     Raises:
-        RunFailed: logits are not finite.
+        Diverged: logits are not finite.
     """
     copies = occurrences(prompts)
     eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
@@ -58,7 +58,7 @@ def in_batches(
             end = answer.index(eos) + 1 if eos in answer else len(answer)
             result[i] = answer[:end]
             if -1 in result[i]:
-                raise RunFailed("the model gave logits that are not finite")
+                raise Diverged("the model gave logits that are not finite")
         done += len(rows)
         on_batch(done)
     return result

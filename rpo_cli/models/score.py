@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rpo_cli import devices
-from rpo_cli.errors import RunFailed
+from rpo_cli.errors import Diverged, RunFailed
 from rpo_cli.models.buckets import Shape, for_batches, longest
 from rpo_cli.models.choice import layout_for
 from rpo_cli.models.layout import (
@@ -106,7 +106,7 @@ def pair_logps(
 
 def _finite_logps(result: np.ndarray) -> np.ndarray:
     if not np.isfinite(result).all():
-        raise RunFailed("the model gave a log-probability that is not finite")
+        raise Diverged("the model gave a log-probability that is not finite")
     return result
 
 

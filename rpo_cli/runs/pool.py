@@ -1,71 +1,27 @@
-"""Run what is missing: stages in order, in this process or in workers that import once."""
+"""Run what is missing, in this process or in workers; a failure stops only what needs it."""
 
 from __future__ import annotations
 
-import gc
-import json
-import logging
-import multiprocessing
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from rpo_cli import devices
-from rpo_cli.artifacts import Job, Launch, Manifest, Stage, Workspace, job_from, job_of
-from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.recipes.schema import KINDS, Recipe
+from rpo_cli.artifacts import Job, Launch, Manifest, Stage, Workspace, job_of
+from rpo_cli.errors import BadInput, Died, OutOfMemory, RunFailed
+from rpo_cli.recipes.schema import Recipe
+from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.progress import PlanProgress
-from rpo_cli.runs.todo import Todo, _Line
-from rpo_cli.runs.work import QUIET_ENVIRONMENT, run_job, stage_function
-from rpo_cli.text import clock
+from rpo_cli.runs.room import Room
+from rpo_cli.runs.todo import Line, Todo
+from rpo_cli.runs.work import QUIET_ENVIRONMENT, run_job
+from rpo_cli.runs.workers import Made, Worker, ready
+from rpo_cli.text import clock, size
 
-if TYPE_CHECKING:
-    from multiprocessing.queues import Queue
-
-    Events = Queue[tuple[str, int, int]]  # a stage's path, and how many of how many steps it has done
 Finished = Callable[[Stage, Manifest], None]
-_events: Events
-
-
-def _start_worker(events: Events) -> None:
-    """Import the heavy libraries once; thread counts are set for each stage."""
-    global _events
-    _events = events
-    os.environ.update(QUIET_ENVIRONMENT)
-    # Ctrl-C, and a cluster that wants its machine back, reach all processes: the parent ends its workers.
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    # On import it tells the terminal that QLoRA on a CPU could be faster; later words go to a log.
-    unheard = logging.getLogger("bitsandbytes")
-    unheard.setLevel(logging.ERROR)
-    for kind, row in KINDS.items():
-        if row.heavy:
-            stage_function(kind)
-    unheard.setLevel(logging.NOTSET)
-    # What was imported stays: a training's own garbage collection need not look through it again.
-    gc.freeze()
-
-
-def _end_with_parent(parent: int) -> None:
-    """Leave when the parent was killed: an orphan would go on building behind the next command's back."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _work(text: str) -> str:
-    """The manifest of a job; both travel as JSON."""
-    job = job_from(text)
-    return json.dumps(run_job(job, lambda step, of: _events.put((job.path, step, of))))
 
 
 def execute(
@@ -77,80 +33,177 @@ def execute(
     inherited: Mapping[str, str] | None = None,
     finished: Finished = lambda stage, manifest: None,
     launch: Launch | None = None,
-) -> None:
+    may_diverge: Collection[str] = (),
+) -> set[str]:
     """Run a plan; what is done stays done when something fails or the user interrupts.
 
-    `finished` is called in this process after each stage. `inherited` goes to the tracker (reporting, group).
-    Stages that train run in the processes of `launch`, one stage after another.
+    A stage that fails stops only those that need it. `finished` is called in this process after each stage.
+    `inherited` goes to the tracker (reporting, group). Stages that train run in the processes of `launch`,
+    one stage after another. `may_diverge`: stages of which it is no failure if they do; returns those that
+    did.
 
     Raises:
-        BadInput, RunFailed: of the first stage that failed, after the ones already running have ended.
+        BadInput, RunFailed: what failed and why, and what was not tried, when all the rest is done.
         KeyboardInterrupt: after workers were stopped.
     """
     if not todo:
-        return
+        return set()
     os.environ.update(QUIET_ENVIRONMENT | devices.environment([item.stage.recipe for item in todo]))
     workspace.open()
-    expected = {item.stage.path: item.seconds for item in todo}
-    kinds = {item.stage.path: item.stage.kind for item in todo}
     forced = {item.stage.path for item in todo if item.reason == "forced"}
-    progress = PlanProgress(console, expected, min(jobs, len(todo)), kinds)
-
-    def job(stage: Stage) -> Job[Recipe]:
-        progress.start(stage.path)
-        return job_of(stage, workspace, inherited or {}, force=stage.path in forced, launch=launch)
-
-    def done(stage: Stage, manifest: Manifest) -> None:
-        progress.finish(stage.path, summary(manifest), manifest.get("warnings", ()))
-        finished(stage, manifest)
-
+    run = _Run(
+        Line(todo, longest_first=jobs > 1),
+        PlanProgress(
+            console,
+            {item.stage.path: item.seconds for item in todo},
+            min(jobs, len(todo)),
+            {item.stage.path: item.stage.kind for item in todo},
+        ),
+        lambda stage: job_of(stage, workspace, inherited or {}, force=stage.path in forced, launch=launch),
+        finished,
+    )
     try:
         if jobs == 1:
-            for item in todo:
-                done(item.stage, run_job(job(item.stage), partial(progress.step, item.stage.path)))
+            run.here()
         else:
-            _execute_parallel(_Line(todo), jobs, job, done, progress)
+            gpus = devices.gpus([item.stage.recipe for item in todo])
+            _Crew(run, jobs, gpus, Room(workspace, devices.free_bytes(gpus))).work()
     finally:
-        progress.close()
+        run.progress.close()
+    run.failures.leave([] if not run.failures.hopeless else [stage.path for stage in run.line])
+    forgiven = run.failures.forgive(may_diverge)
+    if (error := run.failures.error(workspace)) is not None:
+        raise error
+    return forgiven
 
 
-def _execute_parallel(
-    line: _Line, jobs: int, job: Callable[[Stage], Job[Recipe]], done: Finished, progress: PlanProgress
-) -> None:
-    context = multiprocessing.get_context("spawn")
-    running: dict[Future[str], Stage] = {}
-    error: Exception | None = None
-    events: Events = context.Queue()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(events,))
-    try:
-        while True:
-            while error is None and len(running) < jobs and (stage := line.next()) is not None:
-                running[pool.submit(_work, job(stage).to_json())] = stage
-            if not running:
+@dataclass
+class _Run:
+    """A plan on its way: the line of its stages, what is said of them, and what went wrong."""
+
+    line: Line
+    progress: PlanProgress
+    job: Callable[[Stage], Job[Recipe]]
+    finished: Finished
+    failures: Failures = field(default_factory=Failures)
+
+    def here(self) -> None:
+        """Run one stage after another in this process."""
+        for stage in self.line:
+            self.progress.start(stage.path)
+            try:
+                manifest = run_job(self.job(stage), partial(self.progress.step, stage.path))
+            except (BadInput, RunFailed) as error:
+                self.failed(stage, error)
+                if self.failures.hopeless:
+                    return
+            else:
+                self.done(stage, manifest)
+
+    def done(self, stage: Stage, manifest: Manifest) -> None:
+        self.line.done(stage)
+        self.progress.finish(stage.path, summary(manifest), manifest.get("warnings", ()))
+        self.finished(stage, manifest)
+
+    def failed(self, stage: Stage, error: BadInput | RunFailed) -> None:
+        behind = self.line.behind(stage)
+        self.failures.add(stage.path, error, behind)
+        self.progress.fail(stage.path, str(error), behind)
+
+
+@dataclass
+class _Crew:
+    """The workers of a run: at most `jobs`, and no more than there is memory for."""
+
+    run: _Run
+    jobs: int
+    gpus: Sequence[str]
+    room: Room
+    workers: list[Worker] = field(default_factory=list)
+    alone: list[Stage] = field(default_factory=list)  # to be tried once more, when nothing else runs
+    tried: set[str] = field(default_factory=set)  # once, and their worker died or had not the memory
+
+    def work(self) -> None:
+        """Run all stages that can be run."""
+        try:
+            while self._hand_out():
+                for worker in ready(self.workers):
+                    self._hear(worker)
+        finally:
+            for worker in self.workers:
+                worker.end()
+
+    def _hand_out(self) -> bool:
+        """Give stages to as many workers as may run; whether any is at work."""
+        busy = [worker for worker in self.workers if worker.at is not None]
+        while len(busy) < self.jobs and not self.run.failures.hopeless:
+            if any(worker.stage.path in self.tried for worker in busy):
+                break  # a second try has the machine for itself
+            if (stage := self.run.line.next()) is None:
+                if busy or not self.alone:
+                    break
+                stage = self.alone.pop(0)
+                self._dismiss(*self.workers)
+            idle = [worker for worker in self.workers if worker.at is None]
+            if (worker := idle[0] if idle else self._hire(stage)) is None:
+                self.run.line.put_back(stage)
                 break
-            ended, _ = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
-            while not events.empty():
-                progress.step(*events.get())
-            for future in ended:
-                stage = running.pop(future)
-                try:
-                    manifest = json.loads(future.result())
-                except (BadInput, RunFailed) as failure:
-                    error = error or failure
-                    continue
-                except BrokenProcessPool:
-                    what = "a worker process died (out of memory?); run the same command again"
-                    raise RunFailed(f"{stage.path}: {what}") from None
-                line.done(stage)
-                done(stage, manifest)
-        if error is not None:
-            raise error
-    except BaseException:
-        for process in list(pool._processes.values()):
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+            self.run.progress.start(stage.path)
+            worker.take(stage, self.run.job(stage))
+            busy.append(worker)
+        return bool(busy)
+
+    def _hire(self, stage: Stage) -> Worker | None:
+        """A new worker for a stage, if there is room; the first one always gets it."""
+        slots = {worker.slot for worker in self.workers}
+        slot = next(index for index in range(self.jobs) if index not in slots)
+        environment = devices.seen_by(slot, self.gpus)
+        gpu = environment.get("CUDA_VISIBLE_DEVICES", "")
+        held = [(w.stage, w.environment.get("CUDA_VISIBLE_DEVICES", "")) for w in self.workers]
+        place = self.room.lacks(stage, gpu, held)
+        if self.workers and place is not None:
+            need, free = (size(count) for count in (self.room.need(stage, gpu, place), self.room.free[place]))
+            where = "memory" if place == devices.HOST else f"memory of GPU {place}"
+            self.run.progress.note(
+                f"note: {len(held)} of {self.jobs} jobs at a time: {stage.path} is expected to need {need}, "
+                f"and the {free} of {where} that were free are taken"
+            )
+            return None
+        try:
+            self.workers.append(Worker(slot, environment))
+        except OSError as error:
+            if not self.workers:
+                raise RunFailed(f"no worker process can be started: {error.strerror or error}") from error
+            return None
+        return self.workers[-1]
+
+    def _hear(self, worker: Worker) -> None:
+        """Take in what a worker says."""
+        if worker.at is None:  # killed while it had nothing to do
+            self._dismiss(worker)
+            return
+        stage, said = worker.stage, worker.hear()
+        if isinstance(said, tuple) and not isinstance(said, Made):
+            self.run.progress.step(stage.path, *said)
+            return
+        worker.at = None
+        if isinstance(said, Made):
+            self.room.measured(stage, said.host, said.device)
+            self.run.done(stage, said.manifest)
+            return
+        if isinstance(said, Died | OutOfMemory):
+            self._dismiss(worker)
+            if stage.path not in self.tried:
+                self.tried.add(stage.path)
+                self.alone.append(stage)
+                self.run.progress.again(stage.path, f"{said}; it is tried once more, alone, at the end")
+                return
+        self.run.failed(stage, said)
+
+    def _dismiss(self, *workers: Worker) -> None:
+        for worker in workers:
+            worker.end()
+            self.workers.remove(worker)
 
 
 def summary(manifest: Manifest) -> str:

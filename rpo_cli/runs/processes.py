@@ -266,7 +266,7 @@ def _listen(job: Job[Recipe], process: subprocess.Popen[str], progress: Progress
     if failure is not None:
         raise failure
     if code == 0 and follows(job):
-        return Outcome({}, "", [])  # the first process is on the first host
+        return Outcome({}, "", [], [])  # the first process is on the first host
     if code != 0 or done is None:
         what = f"a process died (exit code {code}; out of memory?) (log: {job.directory / 'log.txt'})"
         raise RunFailed(f"{job.path}: {what}")

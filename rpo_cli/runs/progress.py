@@ -49,14 +49,18 @@ class PlanProgress:
     now: Callable[[], float] = time.monotonic
     done: dict[str, float] = field(default_factory=dict)  # path -> seconds it took
     running: dict[str, Running] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)  # failed, or behind one that did
     _spoken: float = -QUIET_SECONDS
+    _notes: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[eta]}"))
-            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._bar_width = self.console.width // 5 if self.console.width >= 60 else 0
+            texts = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[eta]}")]
+            bars = [BarColumn(self._bar_width)] if self._bar_width else []
+            self._bar = Progress(texts[0], *bars, texts[1], console=self.console, transient=True)
             self._task = self._bar.add_task("", total=1.0, eta="")
             self._bar.start()
 
@@ -76,7 +80,7 @@ class PlanProgress:
             took[kind] = took.get(kind, 0.0) + seconds
             meant[kind] = meant.get(kind, 0.0) + self.expected[path]
         any_kind = sum(took.values()) / sum(meant.values()) if took else 1.0
-        for path in self.expected.keys() - self.done.keys() - rest.keys():
+        for path in self.expected.keys() - self.done.keys() - rest.keys() - self.lost:
             kind = self.kinds.get(path)
             seconds = self.expected[path] * (took[kind] / meant[kind] if kind in took else any_kind)
             rest[path] = max(
@@ -113,19 +117,51 @@ class PlanProgress:
         for line in warnings:
             self.console.print(f"warning: {path}: {line}", highlight=False, markup=False, soft_wrap=True)
 
+    def fail(self, path: str, why: str, behind: Sequence[str]) -> None:
+        """A stage failed; those behind it are not tried."""
+        self.running.pop(path, None)
+        self.lost |= {path, *behind}
+        self._show(f"failed: {why}", always=True)
+
+    def again(self, path: str, why: str) -> None:
+        """A stage waits for another try."""
+        self.running.pop(path, None)
+        self._show(why, always=True)
+
+    def note(self, line: str) -> None:
+        """Say something, once."""
+        if line not in self._notes:
+            self._notes.add(line)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def _show(self, line: str, *, always: bool) -> None:
         now = self.now()
         if not always and now - self._spoken < (QUIET_SECONDS if self._bar is None else BAR_SECONDS):
             return
         self._spoken = now
-        remaining = f"{len(self.done)}/{len(self.expected)} stages, ETA {clock(self.eta())}"
+        counts = f"{len(self.done)}/{len(self.expected)} stages"
+        counts += f", {len(self.lost)} not made" if self.lost else ""
+        eta = f"ETA {clock(self.eta())}"
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.share(), description=line, eta=remaining)
+            name, tail = fitted(line, f"{eta}, {counts}", self.console.width - self._bar_width - 2)
+            self._bar.update(self._task, completed=self.share(), description=name, eta=tail)
             if always:
-                self._bar.console.print(line, highlight=False)
+                self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
-            self.console.print(f"{line}  [{remaining}]", highlight=False, markup=False, soft_wrap=True)
+            self.console.print(f"{line}  [{counts}, {eta}]", highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def fitted(name: str, tail: str, width: int) -> tuple[str, str]:
+    """A name and the text behind it, which begins with an ETA, in so many columns with one between them.
+
+    What does not fit is left out: of the name its beginning, of the text all behind the first comma. The ETA
+    stays whole.
+    """
+    if len(tail) > 0.8 * width:
+        tail = tail.split(",")[0]
+    room = max(0, width - len(tail) - 1)
+    return (name if len(name) <= room else f"…{name[len(name) - room + 1 :]}" if room > 1 else ""), tail

@@ -116,6 +116,11 @@ class Session(Options):
 
     def make(self, targets: Sequence[Stage], suite: str, **kwargs: Any) -> Workspace:
         """Build what the targets lack; on --dry-run only say it."""
+        self.try_all(targets, suite, **kwargs)
+        return self.open(suite)
+
+    def try_all(self, targets: Sequence[Stage], suite: str, **kwargs: Any) -> set[str]:
+        """Build what the targets lack; the stages that diverged, of those of which that is no failure."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise BadInput(
                 "WORLD_SIZE is above 1: start rpo once, without accelerate launch or torchrun, and with "
@@ -127,7 +132,8 @@ class Session(Options):
                 f"--jobs {self.jobs}: with --accelerate stages run one after another, each in all processes"
             )
         workspace = self.open(suite)
-        workspace.check()
+        if (note := workspace.check()) is not None:
+            self.say(f"note: {note}")
         forced = [target.path for target in targets] if self.force else []
         if not self.dry_run:
             snapshots.record(targets, workspace, self.say)
@@ -152,7 +158,7 @@ class Session(Options):
                         for t in todo
                     ]
                 )
-            return workspace
+            return set()
         if todo:
             snapshots.require([item.stage for item in todo], workspace, self.recipe)
             from rpo_cli import devices
@@ -166,7 +172,7 @@ class Session(Options):
                 [stage for stage in walk(targets) if stage.path not in built], workspace, device.name
             )
             inherited = {"report_to": "wandb"} if self.wandb else {}
-            execute(
+            return execute(
                 todo,
                 workspace,
                 self.err,
@@ -175,7 +181,7 @@ class Session(Options):
                 launch=launch,
                 **kwargs,
             )
-        return workspace
+        return set()
 
     def announce(self, todo: Sequence[Todo], reused: int, workspace: Workspace) -> None:
         """First lines: where, what is built and why, what is reused, how long it should take."""

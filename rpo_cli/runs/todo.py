@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rpo_cli.artifacts import Stage, Workspace, snapshots, walk
@@ -57,14 +57,14 @@ def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[
     return [Todo(stages[path], reason) for path, reason in reasons.items()]
 
 
-class _Line:
-    """Stages in the order in which workers take them: those whose inputs are there, the longest chain first.
+class Line:
+    """Stages in the order in which they are taken: those whose inputs are there, in the order of the plan.
 
-    So no worker is left waiting for a long chain at the end.
+    For several workers the longest chain goes first, so that none is left waiting for it at the end.
     """
 
-    def __init__(self, todo: Sequence[Todo]) -> None:
-        self._urgency = _urgency(todo)
+    def __init__(self, todo: Sequence[Todo], *, longest_first: bool) -> None:
+        self._urgency = _urgency(todo) if longest_first else {}
         self._stages = {item.stage.path: item.stage for item in todo}
         needs = {path: stage.needed().keys() & self._stages.keys() for path, stage in self._stages.items()}
         self._missing = {path: len(found) for path, found in needs.items()}
@@ -79,11 +79,20 @@ class _Line:
                 self._push(path)
 
     def _push(self, path: str) -> None:
-        heapq.heappush(self._ready, (-self._urgency[path], self._order[path], path))
+        heapq.heappush(self._ready, (-self._urgency.get(path, 0.0), self._order[path], path))
+
+    def __iter__(self) -> Iterator[Stage]:
+        """The stages that can run, until there is none; one that is done meanwhile may bring others."""
+        while self._ready:
+            yield self._stages[heapq.heappop(self._ready)[2]]
 
     def next(self) -> Stage | None:
-        """The most urgent stage that can run; None as long as there is none."""
-        return self._stages[heapq.heappop(self._ready)[2]] if self._ready else None
+        """The first stage that can run; None as long as there is none."""
+        return next(iter(self), None)
+
+    def put_back(self, stage: Stage) -> None:
+        """The stage was taken, and is to be taken once more."""
+        self._push(stage.path)
 
     def done(self, stage: Stage) -> None:
         """The stage was made: what waited for it alone can run."""
@@ -91,6 +100,15 @@ class _Line:
             self._missing[path] -= 1
             if self._missing[path] == 0:
                 self._push(path)
+
+    def behind(self, stage: Stage) -> list[str]:
+        """The stages that need this one, directly or through others, in the order of the plan."""
+        found: set[str] = set()
+        new = {stage.path}
+        while new:
+            found |= new
+            new = {path for needed in new for path in self._followers.get(needed, [])} - found
+        return sorted(found - {stage.path}, key=self._order.__getitem__)
 
 
 def _urgency(todo: Sequence[Todo]) -> dict[str, float]:

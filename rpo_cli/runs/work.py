@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import signal
 import sys
 import time
 import traceback
@@ -22,12 +23,15 @@ from rpo_cli.artifacts import (
     Report,
     Silence,
     Workspace,
+    cure,
+    damaged_files,
     git_revision,
+    no_memory,
     no_room,
     read_json,
     versions,
 )
-from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.errors import BadInput, Died, NoRoom, OutOfMemory, RunFailed
 from rpo_cli.recipes.schema import KINDS, Recipe, seed_of
 from rpo_cli.runs import processes
 
@@ -61,7 +65,9 @@ def run_job(job: Job[Recipe], progress: Progress) -> Manifest:
             if directory is None:
                 return workspace.finished(job.path)
             return _build(job, workspace, directory, progress)
-    except OSError as error:
+    except (BadInput, RunFailed):
+        raise
+    except Exception as error:
         raise failed(job, error) from error
 
 
@@ -84,12 +90,34 @@ def failed(job: Job[Recipe], error: Exception) -> RunFailed:
     full = no_room(error, job.root)
     if full is not None:
         what = f"{full}: {job.directory}; make room, then the same command goes on from here"
-    elif isinstance(error, OSError):
+        return NoRoom(f"{job.path}: {what}")
+    line = next(iter(str(error).strip().splitlines()), "")
+    if no_memory(error):
+        return OutOfMemory(f"{job.path}: {type(error).__name__}: {line}; {_less_memory(job)}")
+    if isinstance(error, OSError):
         what = f"{error.strerror or error}: {error.filename or job.directory}"
     else:
-        line = next(iter(str(error).strip().splitlines()), "")
         what = f"{type(error).__name__}: {line} (log: {job.directory / 'log.txt'})"
     return RunFailed(f"{job.path}: {what}")
+
+
+def died(job: Job[Recipe], code: int | None) -> RunFailed:
+    """The end of a stage whose process ended without a word; `code`: its exit code, of a signal the negative.
+
+    The kernel takes back memory with signal 9.
+    """
+    if code == -signal.SIGKILL:
+        return OutOfMemory(f"{job.path}: its process was killed, as if out of memory; {_less_memory(job)}")
+    how = f"exit code {code}" if code is None or code >= 0 else signal.strsignal(-code)
+    return Died(f"{job.path}: its process died ({how}) (log: {job.directory / 'log.txt'})")
+
+
+def _less_memory(job: Job[Recipe]) -> str:
+    """What makes a stage need less memory, with the value that it has now."""
+    name = "per_device_train_batch_size" if KINDS[job.kind].trains else "per_device_eval_batch_size"
+    size = getattr(job.recipe, name, None)
+    smaller = "" if size is None else f"a smaller {name} than {size}, or "
+    return f"out of memory: give {smaller}fewer --jobs (log: {job.directory / 'log.txt'})"
 
 
 def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Progress) -> Manifest:
@@ -99,7 +127,7 @@ def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Pr
         _check_inputs(job)
         with told_in_a_line(job):
             run = run_here if job.launch is None else processes.run
-            metrics, device, warnings = run(job, progress)
+            metrics, device, warnings, told = run(job, progress)
         manifest: Manifest = {
             **job.identity,  # type: ignore[typeddict-item]  # that has nothing of what need not be there
             "suite": job.suite,
@@ -119,7 +147,7 @@ def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Pr
             manifest["rows_of"] = "data"
         _check_inputs(job)
         workspace.publish(job.path, manifest)
-    return manifest
+    return {**manifest, "warnings": [*warnings, *told]} if told else manifest
 
 
 def _check_inputs(job: Job[Recipe]) -> None:
@@ -162,7 +190,7 @@ def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
         with contextlib.nullcontext() if KINDS[job.kind].trains else device.autocast():
             metrics = run(job, report)
         report.summary(metrics)
-    return Outcome(metrics, str(device), report.warnings)
+    return Outcome(metrics, str(device), report.warnings, report.told)
 
 
 @contextlib.contextmanager
@@ -170,11 +198,26 @@ def told_in_a_line(job: Job[Recipe]) -> Iterator[None]:
     """Turn whatever goes wrong in a stage into BadInput or RunFailed; the traceback goes to the log."""
     try:
         yield
-    except (BadInput, RunFailed):
+    except (BadInput, RunFailed) as error:
+        logging.getLogger("rpo").error(error)
+        _name_damage(job, error)
+        if isinstance(error, RunFailed) and job.path not in str(error):
+            raise type(error)(f"{job.path}: {error}") from error
         raise
     except Exception as error:
         logging.getLogger("rpo").error(traceback.format_exc())
-        raise failed(job, error) from error
+        found = failed(job, error)
+        _name_damage(job, found)
+        raise found from error
+
+
+def _name_damage(job: Job[Recipe], error: BadInput | RunFailed) -> None:
+    """Where a file of an input is damaged, that is the reason of whatever else went wrong: RunFailed."""
+    if isinstance(error, OutOfMemory | NoRoom):
+        return
+    for artifact in dict.fromkeys([*(job.inputs[name] for name in job.artifacts), *job.tables]):
+        for file, why in damaged_files(artifact):
+            raise RunFailed(f"{job.path}: {cure(file, why, artifact)}") from error
 
 
 @contextlib.contextmanager

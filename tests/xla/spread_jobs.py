@@ -26,7 +26,7 @@ def main() -> None:
                 raise RunFailed("killed")
 
         try:
-            metrics, device, _ = take_part(job, progress)
+            metrics, device, *_ = take_part(job, progress)
         except RunFailed as error:
             if str(error) != "killed":
                 raise

@@ -11,7 +11,7 @@ from rpo_cli.artifacts import Workspace
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cell
 from rpo_cli.figures.drawing import Picture, legend, zero_line
-from rpo_cli.figures.gather import Gathered, made, measures, pairs_of
+from rpo_cli.figures.gather import Gathered, made, measures, pairs_of, read
 from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.recipes import schema
 
@@ -42,7 +42,7 @@ def curve(cell: Cell, workspace: Workspace) -> pd.DataFrame:
 
     Columns policy, rho, seed, step, measure, value.
     """
-    lines = pd.read_json(workspace.root / cell.policy_path / "metrics.jsonl", lines=True)
+    lines = read(workspace.root / cell.policy_path / "metrics.jsonl")
     recipe = cast(schema.PolicyRecipe, cell.loaded.recipe)
     if "rewards/chosen" not in lines or lines["rewards/chosen"].count() < 2:
         steps = f"{recipe.max_steps} steps with logging_steps: {recipe.logging_steps}"

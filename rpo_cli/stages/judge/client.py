@@ -29,6 +29,7 @@ BACKOFF_SECONDS = 1.0  # before the first retry; doubles, with jitter
 LONGEST_BACKOFF = 60.0
 LONGEST_WAIT = 600.0  # a Retry-After beyond this ends the run, which can be resumed
 LARGEST_ANSWER = 4 * 2**20
+MOST_TOKENS = 2**31  # that one answer may have taken
 TOKENS = ("prompt_tokens", "completion_tokens")
 ASKED_AGAIN = 1  # times that an answer without a verdict is asked for again
 # To the end of the line: "Verdict: a close call" is none.
@@ -234,14 +235,36 @@ def _message(content: bytes) -> str:
 
 
 def _read(content: bytes) -> tuple[str, dict[str, int | None]]:
-    """Text and usage of a chat completion; _Again if it is none."""
+    """Text and usage of a chat completion; _Again if it is none, or cannot be kept."""
     try:
-        found = json.loads(content)
+        found = json.loads(content, parse_constant=_no_number)
         text = found["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, TypeError, IndexError):
+        usage = found.get("usage")
+        counts = {name: usage.get(name) if isinstance(usage, dict) else None for name in TOKENS}
+        # Without text: a refusal, or all of max_tokens spent on thinking: an answer without a verdict.
+        whole = {name: count if type(count) is int else None for name, count in counts.items()}
+        answer = kept_as({"verdict": None, "text": "" if text is None else text, **whole})
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         raise _Again("HTTP 200, but no chat completion") from None
-    usage = found.get("usage")
-    counts = {name: usage.get(name) if isinstance(usage, dict) else None for name in TOKENS}
-    # A refusal, or all of max_tokens spent on thinking: an answer without a verdict.
-    text = text if isinstance(text, str) else ""
-    return text, {name: count if type(count) is int else None for name, count in counts.items()}
+    return answer.text, whole
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def kept_as(found: Mapping[str, Any]) -> Answer:
+    """The answer with these fields.
+
+    Raises:
+        TypeError, ValueError: other fields, or values that cannot be written and read back: text with half a
+            character, a count beyond any.
+    """
+    answer = Answer(**found)
+    if answer.verdict not in ("A", "B", "tie", None):
+        raise ValueError(f"verdict {answer.verdict}")
+    answer.text.encode()
+    for count in (answer.prompt_tokens, answer.completion_tokens):
+        if count is not None and not (type(count) is int and 0 <= count < MOST_TOKENS):
+            raise ValueError("no count of tokens")
+    return answer

@@ -41,6 +41,10 @@ def run(job: Job[JudgeRecipe], report: Report) -> dict[str, Any]:
         if not same  # what nobody can tell apart is a tie, for nothing
     }
     verdicts = Verdicts(job.root / VERDICTS)
+    if verdicts.unread:
+        report.tell(
+            f"{verdicts.file}: {verdicts.unread} lines are no answers; those are asked for again"
+        )
     missing = {key: question for key, question in wanted.items() if key not in verdicts}
     log.info("judge %s: %d questions, %d of them new", recipe.model, len(wanted), len(missing))
     ask(recipe, missing, verdicts, lambda done: report(done, len(missing)))

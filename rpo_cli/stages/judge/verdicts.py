@@ -10,13 +10,16 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
-from rpo_cli.stages.judge.client import Answer
+from rpo_cli.stages.judge.client import Answer, kept_as
 
 VERDICTS = "judge/verdicts.jsonl"  # in the workspace: every policy, seed and run shares it
 
 
 class Verdicts:
-    """The answers known so far. Threads and processes may add; a line that a kill cut short is no answer."""
+    """The answers known so far. Threads and processes may add; a line that a kill cut short is no answer.
+
+    What else is none, such as an answer with half a character, is asked for again.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -25,6 +28,7 @@ class Verdicts:
         self._file_lock = FileLock(file.with_name(f".{file.name}.lock"))
         self._known: dict[str, Answer] = {}
         self._read = 0  # bytes of the file
+        self.unread = 0  # lines that are no answer
         if file.is_file():
             with self._file_lock, file.open("rb") as kept:
                 self._catch_up(kept)
@@ -35,9 +39,10 @@ class Verdicts:
         for line in file.read().splitlines():
             try:
                 found = json.loads(line)
-                self._known.setdefault(found.pop("key"), Answer(**found))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue
+                key = found.pop("key")
+                self._known.setdefault(key, kept_as(found))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                self.unread += bool(line.strip())
         self._read = file.tell()
 
     def __contains__(self, key: str) -> bool:

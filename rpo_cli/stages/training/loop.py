@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from transformers import (
@@ -17,11 +17,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from rpo_cli.artifacts import Report, read_json, write_json
+from rpo_cli.artifacts import Job, Report, damaged_files, read_json, write_json
 from rpo_cli.devices import arrangement, cut_model, step_mark
-from rpo_cli.errors import RunFailed
+from rpo_cli.errors import Diverged
+from rpo_cli.recipes.schema import PolicyRecipe, Recipe, TrainingRecipe
 
-STATE = "rpo_state.json"
+STATE, TRAINER_STATE = "rpo_state.json", "trainer_state.json"
 
 
 class Journal(TrainerCallback):
@@ -63,8 +64,7 @@ class Journal(TrainerCallback):
         values = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         for name in ("loss", "grad_norm", "eval_loss", "train_loss"):
             if name in values and not math.isfinite(values[name]):
-                found = f"{name} is {values[name]} at step {state.global_step}"
-                raise RunFailed(f"{self.report.job.path}: {found}; try a smaller learning_rate")
+                raise diverged(self.report.job, f"{name} is {values[name]} at step {state.global_step}")
         if "train_runtime" not in values and state.is_world_process_zero:
             self.report.log(values, state.global_step)
 
@@ -75,22 +75,53 @@ class Journal(TrainerCallback):
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(checkpoint / STATE, {**self.state(), "processes": arrangement()})
+            files = {
+                str(file.relative_to(checkpoint)): file.stat().st_size
+                for file in checkpoint.rglob("*")
+                if file.is_file()
+            }
+            write_json(checkpoint / STATE, {**self.state(), "processes": arrangement(), "files": files})
 
 
-def last_checkpoint(directory: Path, max_steps: int) -> Path | None:
+def diverged(job: Job[Recipe], what: str) -> Diverged:
+    """The end of a training that left the finite numbers, with the settings that may have led there."""
+    recipe = cast(TrainingRecipe, job.recipe)
+    other = " or another {} (now {:g})".format(*recipe.strength) if isinstance(recipe, PolicyRecipe) else ""
+    smaller = f"try a smaller learning_rate (now {recipe.learning_rate:g}){other}"
+    return Diverged(f"{job.path}: {what}; {smaller}")
+
+
+def last_checkpoint(directory: Path, max_steps: int, tell: Callable[[str], None]) -> Path | None:
     """The newest complete checkpoint of an unfinished run, written by processes arranged as now.
 
     Among fewer or more processes its last bits would differ. It leaves a step to do: after the last one
-    Trainer would do one more.
+    Trainer would do one more. One that was damaged after it was written is told of and passed over.
     """
     found = {int(folder.name.split("-")[1]): folder for folder in directory.glob("checkpoint-*")}
-    complete = [
-        step
-        for step, folder in found.items()
-        if step < max_steps and (read_json(folder / STATE) or {}).get("processes") == arrangement()
-    ]
-    return found[max(complete)] if complete else None
+    for step, folder in sorted(found.items(), reverse=True):
+        if step >= max_steps or (read_json(folder / STATE) or {}).get("processes") != arrangement():
+            continue
+        best = _best(folder)
+        damaged = _damaged(folder) or (None if best is None else _damaged(best))
+        if damaged is None:
+            return folder
+        tell(f"{damaged} is damaged: training goes on from the checkpoint before, or from its start")
+    return None
+
+
+def _damaged(checkpoint: Path) -> Path | None:
+    """The first file of a checkpoint that is not what was written; None if all are."""
+    files: dict[str, int] = (read_json(checkpoint / STATE) or {}).get("files", {})
+    for name, size in files.items():
+        if not (file := checkpoint / name).is_file() or file.stat().st_size != size:
+            return file
+    return next((file for file, _ in damaged_files(checkpoint)), None)
+
+
+def _best(checkpoint: Path) -> Path | None:
+    """The best checkpoint so far, as it is reached from this one; None where none is kept."""
+    best = (read_json(checkpoint / TRAINER_STATE) or {}).get("best_model_checkpoint")
+    return None if best is None else checkpoint.parent / Path(best).name
 
 
 def train(
@@ -107,7 +138,7 @@ def train(
         if weights.requires_grad:
             # TRL rounds an adapter on a base of 4 bits to bfloat16, where steps of 1e-5 would be lost.
             weights.data = weights.data.float()
-    checkpoint = last_checkpoint(report.job.directory / "checkpoints", trainer.args.max_steps)
+    checkpoint = last_checkpoint(report.job.directory / "checkpoints", trainer.args.max_steps, report.tell)
     if checkpoint is not None:
         restore(read_json(checkpoint / STATE) or {})
         _relocate(checkpoint)
@@ -118,7 +149,8 @@ def train(
 
 def _relocate(checkpoint: Path) -> None:
     """Name the best checkpoint as it is reached from here: Trainer forgets one that it does not find."""
-    file = checkpoint / "trainer_state.json"
-    state = read_json(file) or {}
-    if (best := state.get("best_model_checkpoint")) is not None:
-        write_json(file, state | {"best_model_checkpoint": str(checkpoint.parent / Path(best).name)})
+    if (best := _best(checkpoint)) is not None:
+        ours, theirs = read_json(checkpoint / STATE) or {}, read_json(checkpoint / TRAINER_STATE) or {}
+        files = {name: size for name, size in ours.get("files", {}).items() if name != TRAINER_STATE}
+        write_json(checkpoint / STATE, ours | {"files": files})
+        write_json(checkpoint / TRAINER_STATE, theirs | {"best_model_checkpoint": str(best)})

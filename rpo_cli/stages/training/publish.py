@@ -11,7 +11,7 @@ from accelerate import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from rpo_cli.devices import rank, spread, to_host
-from rpo_cli.errors import RunFailed
+from rpo_cli.errors import Diverged
 from rpo_cli.models import save
 from rpo_cli.stages.training.loop import STATE
 
@@ -61,7 +61,7 @@ def publish_model(
         else:
             model = model.merge_and_unload()
     if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
-        raise RunFailed(f"{directory}: the trained weights are not finite; try a smaller learning_rate")
+        raise Diverged(f"{directory}: the trained weights are not finite; try a smaller learning_rate")
     # TRL patches the forward of the instance; what is saved is the class's own.
     save(model, tokenizer, directory)
     for state in (directory / "checkpoints").glob(f"*/{STATE}"):

@@ -1,0 +1,64 @@
+"""Files that are not as they were written: cut short, emptied, overwritten."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def damaged_files(directory: Path) -> Iterator[tuple[Path, str]]:
+    """The files below a directory that are not what their suffix says, each with the reason in a line."""
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+        if (read := READERS.get(file.suffix)) is not None:
+            try:
+                read(file)
+            except Exception as error:  # of json, zipfile, Arrow and safetensors, each with its own
+                yield file, (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def cure(file: Path, why: Exception | str, artifact: Path) -> str:
+    """What to say of a damaged file of a finished artifact."""
+    line = (str(why).strip().splitlines() or [type(why).__name__])[0]
+    return f"{file} is damaged ({line}): delete {artifact}, and the same command makes it again"
+
+
+def _json(file: Path) -> None:
+    json.loads(file.read_bytes())
+
+
+def _lines(file: Path) -> None:
+    for line in file.read_bytes().splitlines():
+        json.loads(line)
+
+
+def _zip(file: Path) -> None:
+    """A file of torch.save, whose every part has its checksum."""
+    with zipfile.ZipFile(file) as parts:
+        if (damaged := parts.testzip()) is not None:
+            raise ValueError(f"checksum of {damaged}")
+
+
+def _parquet(file: Path) -> None:
+    import pyarrow.parquet as pq
+
+    for _ in pq.ParquetFile(file).iter_batches():
+        pass
+
+
+def _weights(file: Path) -> None:
+    """Weights that are all finite: those that a stage publishes are."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as weights:
+        for name in weights.keys():  # noqa: SIM118
+            tensor = weights.get_tensor(name)
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} has numbers that are not finite")
+
+
+READERS = {
+    ".json": _json, ".jsonl": _lines, ".pt": _zip, ".pth": _zip, ".bin": _zip, ".parquet": _parquet,
+    ".safetensors": _weights,
+}  # fmt: skip

@@ -1,0 +1,130 @@
+"""Weights & Biases, on which nothing depends: what goes wrong there is told, and all goes on without it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SECONDS = 5.0  # for an answer of the server's before anything is sent to it
+MODE = "WANDB_MODE"
+log = logging.getLogger("rpo")
+Tell = Callable[[str], None]
+
+
+def server() -> str:
+    """The address of Weights & Biases."""
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def wandb_mode() -> tuple[Any, str]:
+    """Weights & Biases' mode (online, offline, disabled) and why."""
+    if mode := os.environ.get(MODE):
+        return mode, f"{MODE} says so"
+    if os.environ.get("WANDB_API_KEY"):
+        return "online", "WANDB_API_KEY is set"
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    host = server().split("//")[-1].split("/")[0]
+    if netrc.is_file() and host in netrc.read_text():
+        return "online", f"logged in ({netrc})"
+    return "offline", "no login (run `wandb login`)"
+
+
+class Tracker:
+    """A run of Weights & Biases, or none: after the first trouble every call does nothing.
+
+    What one stage of a command found out (no network, no wandb) the next ones need not: it is kept in the
+    environment, for worker processes too.
+    """
+
+    def __init__(self, tell: Tell) -> None:
+        self.run: Any = None
+        self.tell = tell
+
+    def start(self, root: Path, **about: Any) -> None:
+        """Begin a run in a folder; offline, with the reason, where there is no login or no connection."""
+        with self._guarded():
+            mode: Any
+            mode, why = wandb_mode()
+            if mode == "disabled":
+                return
+            import wandb
+
+            root.mkdir(parents=True, exist_ok=True)
+            settings = wandb.Settings(
+                silent=True, init_timeout=30, finish_timeout=300, console="off", x_disable_stats=True
+            )
+            begin: dict[str, Any] = {"dir": str(root), "settings": settings, "resume": "allow", **about}
+            try:
+                if mode == "online":
+                    _need_answer()
+                self.run = wandb.init(**begin, mode=mode)
+            except Exception as error:  # of wandb, and of what it is made of
+                if mode != "online":
+                    raise
+                mode, why = "offline", f"not online: {_line(error)}"
+                self.tell(f"Weights & Biases: {why}; it goes on offline (`wandb sync` sends it later)")
+                os.environ[MODE] = mode
+                wandb.teardown()  # of the attempt: its service still holds the run's name
+                self.run = wandb.init(**begin, mode=mode)
+            log.info("W&B %s (%s): %s", mode, why, self.run.dir)
+
+    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        with self._guarded():
+            if self.run is not None:
+                self.run.log(dict(values), step=step)
+
+    def table(self, name: str, frame: pd.DataFrame) -> None:
+        with self._guarded():
+            if self.run is not None:
+                import wandb
+
+                self.run.log({name: wandb.Table(dataframe=frame)})
+
+    def images(self, files: Mapping[str, Path]) -> None:
+        with self._guarded():
+            if self.run is not None:
+                import wandb
+
+                self.run.log({name: wandb.Image(str(file)) for name, file in files.items()})
+
+    def summary(self, metrics: Mapping[str, Any]) -> None:
+        with self._guarded():
+            if self.run is not None:
+                self.run.summary.update(dict(metrics))
+
+    def finish(self, *, failed: bool = False) -> None:
+        with self._guarded():
+            if self.run is not None:
+                self.run.finish(exit_code=int(failed))
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of wandb, and of what it is made of
+            self.run = None
+            os.environ[MODE] = "disabled"
+            self.tell(f"Weights & Biases: {_line(error)}; all goes on without it")
+            with suppress(Exception):
+                import wandb
+
+                wandb.teardown()
+
+
+def _need_answer() -> None:
+    """Ask the server for any answer: its client would wait for minutes. OSError: there is none."""
+    with suppress(urllib.error.HTTPError):  # which is one
+        urllib.request.urlopen(urllib.request.Request(server(), method="HEAD"), timeout=SECONDS).close()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

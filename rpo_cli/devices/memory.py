@@ -1,0 +1,64 @@
+"""Free memory, of the host and of each GPU, and which GPU each worker process sees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from rpo_cli.devices.choice import choose
+from rpo_cli.recipes.schema import Recipe
+
+HOST = "host"  # a place with memory; the others are GPUs, as CUDA_VISIBLE_DEVICES names them
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def gpus(recipes: Sequence[Recipe]) -> list[str]:
+    """The GPUs that may be used, where some of these recipes run on one."""
+    if all(recipe.device in ("cpu", "xla") or choose(recipe).name != "cuda" for recipe in recipes):
+        return []
+    import torch
+
+    return named(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count)
+
+
+def named(visible: str | None, count: Callable[[], int]) -> list[str]:
+    """The GPUs of CUDA_VISIBLE_DEVICES, up to one that is none, as CUDA reads it; unset: all of them."""
+    if visible is None:
+        return [str(index) for index in range(count())]
+    names = [name.strip() for name in visible.split(",")]
+    ends = next((i for i, name in enumerate(names) if not name or name.startswith("-")), len(names))
+    return names[:ends]
+
+
+def seen_by(worker: int, gpus: Sequence[str]) -> dict[str, str]:
+    """The environment in which a worker, counted from 0, sees one of these GPUs alone: they take turns."""
+    return {"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if gpus else {}
+
+
+def free_bytes(gpus: Sequence[str], cgroup: Path = CGROUP) -> Mapping[str, int]:
+    """Bytes that are free now, by place; a GPU whose driver does not say is left out."""
+    limit, used = (_number(cgroup / f"memory.{name}") for name in ("max", "current"))
+    host = int(psutil.virtual_memory().available)
+    free = {HOST: host if limit is None or used is None else min(host, limit - used)}
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i"]
+    for gpu in gpus:
+        try:
+            said = subprocess.run(
+                [*query, gpu], capture_output=True, text=True, timeout=30, check=True
+            ).stdout
+            free[gpu] = int(said) * 2**20
+        except (OSError, subprocess.SubprocessError, ValueError):
+            continue
+    return free
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file of the system's; None where there is neither."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,60 @@
+"""Whether there is memory for one more worker: what stages need, as measured, or as they are expected to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rpo_cli import devices
+from rpo_cli.artifacts import External, Stage, Workspace
+from rpo_cli.errors import BadInput
+from rpo_cli.recipes.schema import KINDS
+
+LIBRARIES = 1_000_000_000  # bytes of a process that has imported torch, transformers and TRL
+Held = Iterable[tuple[Stage, str]]  # stages in memory, each with the GPU that it is on, or ""
+
+
+@dataclass
+class Room:
+    """Memory by place: `free` when nothing of the plan was in it; `peaks`: the largest seen of each kind."""
+
+    workspace: Workspace
+    free: Mapping[str, int]
+    peaks: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def measured(self, stage: Stage, on_host: int, on_gpu: int) -> None:
+        """What a stage's process has held."""
+        for place, peak in ((devices.HOST, on_host), ("gpu", on_gpu)):
+            self.peaks[stage.kind, place] = max(peak, self.peaks.get((stage.kind, place), 0))
+
+    def lacks(self, stage: Stage, gpu: str, held: Held) -> str | None:
+        """The place that has no room for a stage beside those that are held; None if it fits."""
+        others = list(held)
+        for place in (devices.HOST, gpu):
+            beside = sum(self.need(o, gpu, place) for o, at in others if place in (devices.HOST, at))
+            if place in self.free and beside + self.need(stage, gpu, place) > self.free[place]:
+                return place
+        return None
+
+    def need(self, stage: Stage, gpu: str, place: str) -> int:
+        """Bytes that a stage's process takes in a place: the largest seen of its kind, else as expected."""
+        host = place == devices.HOST
+        if (peak := self.peaks.get((stage.kind, place if host else "gpu"))) is not None:
+            return peak
+        return (LIBRARIES if host else 0) + (0 if host and gpu else self._expected(stage, bool(gpu)))
+
+    def _expected(self, stage: Stage, gpu: bool) -> int:
+        if gpu and KINDS[stage.kind].trains:  # torch is imported already: it was asked for the GPU
+            from rpo_cli.runs.estimate import Estimator
+
+            with suppress(BadInput, KeyError):
+                return int(sum(Estimator(self.workspace, None).memory(stage).values()))
+        weights = sum(map(self._weights, stage.inputs.values()))
+        return weights * (4 if KINDS[stage.kind].trains else 1)  # gradients, and two moments of each
+
+    def _weights(self, needed: Stage | External) -> int:
+        """Bytes of a model's weights, if they are on this disk."""
+        where = self.workspace.root / needed.path if isinstance(needed, Stage) else Path(needed.reference)
+        return sum(file.stat().st_size for file in where.glob("*.safetensors"))

@@ -1,0 +1,138 @@
+"""Worker processes: each imports the heavy libraries once, and makes one stage at a time."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+from rpo_cli.artifacts import Job, Manifest, Stage, job_from
+from rpo_cli.errors import BadInput, RunFailed, from_words, in_words
+from rpo_cli.recipes.schema import KINDS, Recipe
+from rpo_cli.runs.work import died, run_job, stage_function
+
+
+class Made(NamedTuple):
+    """A manifest, and the most bytes that the worker has held so far: of the host, and of its device."""
+
+    manifest: Manifest
+    host: int
+    device: int
+
+
+class Worker:
+    """A process, and the job that it is at. What it says comes through a pipe, which needs no thread.
+
+    `slot`: its number among those of now; `environment`: which GPU it sees. OSError: the system starts no
+    further process.
+    """
+
+    stage: Stage  # the last one that it took
+
+    def __init__(self, slot: int, environment: Mapping[str, str]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.slot, self.environment = slot, environment
+        self.at: Job[Recipe] | None = None
+        self.pipe, theirs = context.Pipe()
+        with theirs:
+            self._process = context.Process(target=serve, args=(theirs, dict(environment)))
+            self._process.start()
+
+    def take(self, stage: Stage, job: Job[Recipe]) -> None:
+        """Begin a stage."""
+        self.stage, self.at = stage, job
+        with suppress(OSError):  # it is dead: `hear` says so
+            self.pipe.send_bytes(job.to_json().encode())
+
+    def hear(self) -> tuple[int, int] | Made | BadInput | RunFailed:
+        """What it says next: steps, or the end of its stage; what it cannot say itself is `work.died`."""
+        assert self.at is not None
+        try:
+            said: dict[str, Any] = json.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError):
+            self._process.join()
+            return died(self.at, self._process.exitcode)
+        if "step" in said:
+            step, of = said["step"]
+            return step, of
+        return Made(*said["made"]) if "made" in said else from_words(*said["error"])
+
+    def end(self) -> None:
+        """End the process, whatever it is doing."""
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+
+def ready(workers: Sequence[Worker]) -> list[Worker]:
+    """Wait until some worker says something, or is dead: those."""
+    spoke = wait([worker.pipe for worker in workers])
+    return [worker for worker in workers if worker.pipe in spoke]
+
+
+def serve(pipe: Connection, environment: dict[str, str]) -> None:
+    """The life of a worker; thread counts are set for each stage."""
+    os.environ.update(environment)
+    # Ctrl-C, and a cluster that wants its machine back, reach all processes: the parent ends its workers.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # On import it tells the terminal that QLoRA on a CPU could be faster; later words go to a log.
+    unheard = logging.getLogger("bitsandbytes")
+    unheard.setLevel(logging.ERROR)
+    for kind, row in KINDS.items():
+        if row.heavy:
+            stage_function(kind)
+    unheard.setLevel(logging.NOTSET)
+    # What was imported stays: a training's own garbage collection need not look through it again.
+    gc.freeze()
+
+    def say(**message: object) -> None:
+        try:
+            pipe.send_bytes(json.dumps(message).encode())
+        except OSError:
+            os._exit(1)  # the parent is gone, and nobody wants the result
+
+    while True:
+        try:
+            job = job_from(pipe.recv_bytes().decode())
+        except (EOFError, OSError):
+            return
+        try:
+            manifest = run_job(job, lambda step, of: say(step=[step, of]))
+        except (BadInput, RunFailed) as error:
+            say(error=in_words(error))
+        else:
+            say(made=[manifest, *_peaks()])
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent was killed: an orphan would go on building behind the next command's back."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _peaks() -> tuple[int, int]:
+    """The most bytes that this process has held: of the host's memory, of its GPU's since the last time."""
+    import resource
+
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    host, device = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 0
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        device = torch.cuda.max_memory_reserved()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return host, device
