@@ -1,0 +1,42 @@
+"""What a model's config.json says before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+# Model types with a table of positions as long as their max_position_embeddings.
+LEARNT = {
+    "bart", "bert", "bert-generation", "big_bird", "bigbird_pegasus", "biogpt", "blenderbot",
+    "blenderbot-small", "electra", "ernie", "git", "gpt_neo", "marian", "mbart", "megatron-bert", "mvp", "opt",
+    "pegasus", "plbart", "prophetnet", "reformer", "rembert", "roc_bert", "roformer", "trocr", "xlm",
+}  # fmt: skip
+# Here the table begins behind the padding token's id.
+BEHIND_PADDING = {
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+OTHERS = {"mpt": "max_seq_len", "whisper": "max_target_positions"}
+
+
+class Config(Protocol):
+    """A transformers PretrainedConfig."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def positions_of(config: Mapping[str, Any] | Config) -> int | None:
+    """How many tokens a row may have: the length of the model's table of positions; None: it has none.
+
+    Rotary embeddings, ALiBi and recurrent states have no table. A rotary model's `max_position_embeddings`
+    says what it was trained for: beyond it a model is bad, not broken.
+    """
+    found = config if isinstance(config, Mapping) else config.to_dict()
+    if isinstance(found.get("text_config"), Mapping):
+        return positions_of(found["text_config"])
+    kind, longest = found.get("model_type"), found.get("max_position_embeddings")
+    if kind in BEHIND_PADDING and longest is not None:
+        padding = found.get("pad_token_id")
+        return int(longest) - (1 if padding is None else int(padding)) - 1
+    if kind not in LEARNT:
+        longest = found.get(OTHERS.get(str(kind), "n_positions"))
+    return None if longest is None else int(longest)
