@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rpo_cli.recipes.schema import JudgeSettings, Recipe
-from rpo_cli.recipes.yaml_lines import Keys
+from rpo_cli.recipes.yaml_lines import Keys, formerly, instead
 
 TYPES = {
     "float_type": "a number",
@@ -99,8 +99,16 @@ def got(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
-    shown = repr(value)
-    return f"{names.get(type(value), 'a value')} ({shown if len(shown) <= 60 else shown[:57] + '...'})"
+    return f"{names.get(type(value), 'a value')} ({short(value)})"
+
+
+def short(value: Any) -> str:
+    """A value in at most 60 characters."""
+    try:
+        shown = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of very many digits"
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _whole(value: Any) -> Any:
@@ -148,11 +156,12 @@ def _words(details: list[ErrorDetails], stage: str) -> str:
         return str(context["error"])
     if kind in BOUNDS:
         words, bound = BOUNDS[kind]
-        return f"must be {words} {context[bound]:g}, got {value!r}"
+        limit = context[bound]
+        return f"must be {words} {limit if isinstance(limit, int) else f'{limit:g}'}, got {short(value)}"
     if kind == "too_short":
         return f"needs at least {context['min_length']} item(s)"
     if kind == "finite_number":
-        return f"must be finite, got {value!r}"
+        return f"must be finite, got {short(value)}"
     return f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, got {got(value)}"
 
 
@@ -164,6 +173,9 @@ def _mismatch(details: list[ErrorDetails]) -> str:
         return "unknown key" + (suggest(value, choices) or f", expected {_either(choices)}")
     expected = [TYPES[detail["type"]] for detail in details if detail["type"] in TYPES]
     message = f"expected {_either([*choices, *expected])}, got {got(value)}"
+    meant = formerly(value) if isinstance(value, str) else None
+    if meant is not None and (TYPES["bool_type"] in expected) == isinstance(meant, bool):
+        return f"{message}; {instead(meant)}"
     if isinstance(value, str) and choices:
         return message + suggest(value, choices)
     scalar = isinstance(value, bool | int | float)
