@@ -30,6 +30,10 @@ def check_recipes(recipes: Sequence[str]) -> None:
     problems: list[str] = []
     absent: set[str] = set()
     checked: set[Path] = set()
+
+    def missing(line: str) -> str:
+        return line.split(": no such recipe")[0]
+
     for name in recipes:
         try:
             files, faults = _files(name)
@@ -39,12 +43,10 @@ def check_recipes(recipes: Sequence[str]) -> None:
         problems += faults
         made, _ = _load_all(files)
         for loaded in made.values():
-            # A reference to nothing was reported above with its line, which the planner does not have.
-            problems += [
-                _located(line, loaded.path)
-                for line in _plan(loaded, absent)
-                if LOCATED.match(line) or not faults
-            ]
+            # A reference to nothing was reported above.
+            known = {missing(fault) for fault in faults}
+            lines = [_located(line, loaded.path) for line in _plan(loaded, absent)]
+            problems += [line for line in lines if missing(line) not in known]
         checked |= made.keys()
     for note in sorted(absent):
         print(f"note: {note}", file=sys.stderr)
@@ -116,7 +118,8 @@ def cell(planner: Planner, figure: Loaded, variant: schema.Variant, rho: float |
     """What a figure reads of one of its variants at one rho."""
     at = at_rho(rho)
     overrides = [*variant_overrides(variant), *at.pop("overrides", [])]
-    policy = planner.load(figure.sibling(variant.recipe), overrides=overrides, expect="policy", **at)
+    key = "variants" if cast(schema.FigureRecipe, figure.recipe).variants else "policies"
+    policy = planner.load(figure.sibling(variant.recipe, key), overrides=overrides, expect="policy", **at)
     measured = cast(schema.FigureRecipe, figure.recipe).measured
     return planner.measure(policy) if measured else planner.evaluation(policy, "test")
 

@@ -303,12 +303,13 @@ def cut_of(recipe: schema.TrainingRecipe, launch: Launch | None) -> str:
 
 def suite_rhos(loaded: Loaded) -> list[float | None]:
     """What `--rho all` means: the list in the suite's splits recipe."""
-    recipe = loaded.recipe
-    while not isinstance(recipe, schema.SplitsRecipe):
-        name = getattr(recipe, "data", None)
-        if name is None or not schema.is_recipe(name):
+    recipe, seen = loaded.recipe, {loaded.path}
+    while not isinstance(recipe, schema.SplitsRecipe) and hasattr(recipe, "data"):
+        below = loaded.reference("data")
+        if below is None or below in seen:  # a circle, which the plan will complain of
             break
-        loaded = load(str(loaded.sibling(name)))
+        seen.add(below)
+        loaded = load(str(below))
         recipe = loaded.recipe
     if isinstance(recipe, schema.SplitsRecipe):
         # Without num_pairs nothing can be resampled: all there is are the pairs as they are.

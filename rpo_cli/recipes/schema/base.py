@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+
+from rpo_cli.text import unplain
 
 Table = Literal[
     "pretrain",
@@ -65,6 +67,13 @@ class Recipe(BaseModel):
     expected_seconds: PositiveFloat | None = cosmetic(
         None, "measured wall time on two CPU cores; feeds the first ETA only"
     )
+
+    @field_validator("suite")
+    @classmethod
+    def plain(cls, value: str) -> str:
+        if value and (why := unplain(value)) is not None:
+            raise ValueError(f"{why}: {value!r}")
+        return value
 
 
 class ModelSource(Recipe):
