@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ BOUNDS = {
     "less_than_equal": ("at most", "le"),
 }
 # Mappings whose values have no type of their own here: 10000.0 must stay a float.
+OF_KEY = re.compile(r"(\w+): ")
 UNTYPED = ("model_config_kwargs", "by_rho")
 
 
@@ -77,8 +79,18 @@ def _check(model: type[Recipe], values: Mapping[str, Any]) -> tuple[Recipe | Non
             # `str | list[str]` complains about the whole as well as about the item: the item says more.
             if keys and any(len(other) > len(keys) and other[: len(keys)] == keys for other in groups):
                 continue
-            absent = not keys or details[0]["type"] == "missing"
             message = _words(details, stage)
+            said = OF_KEY.match(message)
+            inside = known if not keys else known.get(str(keys[0]))
+            if (
+                said
+                and details[0]["type"] == "value_error"
+                and isinstance(inside, dict)
+                and said[1] in inside
+            ):
+                # A rule between keys names the one to look at.
+                keys, message = (*keys, said[1]), message[said.end() :]
+            absent = not keys or details[0]["type"] == "missing"
             if details[0]["type"] == "extra_forbidden":
                 message += suggest(str(keys[-1]), JudgeSettings.model_fields)
             complaints.append(Complaint(keys, message, absent))

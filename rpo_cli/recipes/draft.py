@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,12 @@ def same(one: Any, other: Any) -> bool:
 
 def _say(keys: Keys, message: str) -> str:
     return f"{dotted(keys)}: {message}" if keys else message
+
+
+def stands(places: Mapping[Keys, Place], path: Path, keys: Keys) -> str:
+    """Where a recipe's key stands, and its name, as a mistake begins; else the option that set it."""
+    place = places.get(keys) or places.get(keys[:1]) or (path, 1)
+    return place if isinstance(place, str) else f"{where(place)}: {dotted(keys)}"
 
 
 def where(place: Place) -> str:

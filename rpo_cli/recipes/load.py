@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.complaints import got, suggest
-from rpo_cli.recipes.draft import REFERENCES, Draft, Place, dotted, gather, where
+from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, stands, where
 from rpo_cli.recipes.files import RecipeError, find, near, shown
 from rpo_cli.recipes.resolve import asked_for, resolve
 from rpo_cli.recipes.schema import KINDS, MODELS, FigureRecipe, PolicyRecipe, Recipe, Variant, is_recipe
@@ -36,9 +36,8 @@ class Loaded:
     places: dict[Keys, Place] = field(repr=False, compare=False)
 
     def place(self, *keys: str | int) -> str:
-        """Where a key stands, and its name, as a mistake begins; the option that set it where one did."""
-        place = self.places.get(keys) or self.places.get(keys[:1]) or (self.path, 1)
-        return place if isinstance(place, str) else f"{where(place)}: {dotted(keys)}"
+        """Where a key stands, and its name."""
+        return stands(self.places, self.path, keys)
 
     def sibling(self, name: str, *keys: str | int) -> Path:
         """The file of a recipe that this one refers to: beside it, beside what it extends, else by `find`.

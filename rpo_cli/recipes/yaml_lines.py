@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -40,8 +40,6 @@ DEEPEST = 40  # mappings and lists inside each other
 class Loader(yaml.SafeLoader):
     """The safe loader with the core schema of YAML 1.2, and without aliases."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             problem = "an alias (*name): repeat the value, or use extends"
@@ -57,6 +55,7 @@ class Dumper(yaml.SafeDumper):
     """The safe dumper, which quotes also the text that only our loader takes for a number."""
 
 
+Loader.yaml_implicit_resolvers = {}
 Loader.add_constructor(TAG + "int", Loader.construct_yaml_int)
 for _tag, (_pattern, _first) in CORE.items():
     for _side in (Loader, Dumper):

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, walk
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes import Loaded, load, same, schema, source
-from rpo_cli.runs import processes
+from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
+from rpo_cli.runs import preflight, processes
 from rpo_cli.runs.options import Options
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.pool import execute
@@ -85,9 +85,6 @@ class Session(Options):
             if self.rho is not None:
                 raise BadInput(f"--rho: {first.path.name} is a {expect} recipe and knows no rho")
             return [first]
-        if isinstance(first.recipe, schema.PolicyRecipe):
-            for name in sorted(first.recipe.unused() & set(first.overrides)):
-                self.say(f"note: {name} has no effect with objective {first.recipe.objective}")
         rhos = self.rhos(suite_rhos(first))
         loads = [first] if rhos is None else [self.load(expect, rho=rho) for rho in rhos]
         for loaded in loads:
@@ -132,8 +129,7 @@ class Session(Options):
         if not self.dry_run:
             snapshots.record(targets, workspace, self.say)
         todo = what_to_run(targets, workspace, forced)
-        reused = len(walk(targets)) - len(todo)
-        self.announce(todo, reused, workspace)
+        self.announce(todo, walk(targets), workspace)
         if launch is not None:
             for item in todo:
                 processes.check(item.stage, launch)
@@ -156,7 +152,6 @@ class Session(Options):
         if todo:
             snapshots.require([item.stage for item in todo], workspace, self.recipe)
             from rpo_cli import devices
-            from rpo_cli.runs import preflight
 
             preflight.check(todo, workspace, self.jobs)
             device = devices.choose(targets[0].recipe)
@@ -177,8 +172,17 @@ class Session(Options):
             )
         return workspace
 
-    def announce(self, todo: Sequence[Todo], reused: int, workspace: Workspace) -> None:
-        """First lines: where, what is built and why, what is reused, how long it should take."""
+    def announce(self, todo: Sequence[Todo], stages: Sequence[Stage], workspace: Workspace) -> None:
+        """First lines: where, what is built and why, what is reused, how long it should take.
+
+        Raises:
+            RecipeError: what is built cannot be.
+        """
+        if found := preflight.problems([item.stage for item in todo]):
+            raise RecipeError(found)
+        for line in preflight.notes(stages, self.wandb):
+            self.say(f"note: {line}")
+        reused = len(stages) - len(todo)
         self.say(
             f"workspace {workspace.root}: {len(todo)} stages to build, {reused} up to date or not needed"
         )
