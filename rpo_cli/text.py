@@ -29,6 +29,15 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def unplain(word: str) -> str | None:
+    """Why a word cannot name a folder of the program's own, in words; None: it can."""
+    if not word or word != word.strip() or not word.isprintable() or set(word) & set("/\\"):
+        return "expected one word that can name a folder, without / and control characters"
+    if word[0] in ".-":
+        return f"a name does not begin with {word[0]!r}"
+    return "longer than 100 bytes" if len(word.encode("utf-8", "replace")) > 100 else None
+
+
 def percent(share: float | None) -> str:
     """A share as `12.3 %`; nothing where there was nothing to count."""
     return "" if share is None else f"{100 * share:.1f} %"

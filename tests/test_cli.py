@@ -219,7 +219,7 @@ def test_a_rho_for_which_nothing_was_chosen_is_noted_where_for_others_something_
     write(
         "suite",
         data="stage: data\nsource: miniature\n",
-        splits="stage: splits\ntokenizer: gpt\nnum_pairs: 5\n",
+        splits="stage: splits\ndata: data.yaml\ntokenizer: gpt\nnum_pairs: 5\n",
     )
     write("suite", dpo=recipe + "by_rho:\n  0.2: {beta: 0.4}\n", plain=recipe)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import shutil
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ import pytest
 import torch
 from conftest import RHO, Tiny, manifest, without_times
 from fake_judge import FakeJudge, Script, completion, responses
+from pydantic import ValidationError
 
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import RecipeError, load
@@ -111,15 +114,74 @@ def test_a_server_that_asks_to_wait_for_hours_ends_the_run() -> None:
         ask(lambda n, body: (429, {"Retry-After": "7200"}, b""))
 
 
-@pytest.mark.parametrize(("status", "tries"), [(400, 1), (401, 1), (403, 1), (404, 1)])
-def test_a_refusal_is_final_and_does_not_show_the_key(status: int, tries: int) -> None:
-    body = json.dumps({"error": {"message": f"bad key {KEY}\nfor you"}}).encode()
-    seen = []
-    with pytest.raises(RunFailed, match=f"HTTP {status}") as error:
-        ask(lambda n, request: seen.append(n) or (status, {}, body))
-    assert len(seen) == tries
-    assert KEY not in str(error.value) and "\n" not in str(error.value)
-    assert ("OPENAI_API_KEY" in str(error.value)) == (status in (401, 403))
+@pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 404, 422, 429, 500])
+@pytest.mark.parametrize("quoted", [KEY, quote(KEY[:-2]), KEY[3:12], base64.b64encode(KEY.encode()).decode()])
+def test_of_a_refusal_nothing_is_shown_but_its_status(status: int, quoted: str) -> None:
+    """A body may quote the key whole, encoded or in part, and so may a header or where a redirect leads."""
+    body = json.dumps({"error": {"message": f"bad key {quoted}\nfor you"}}).encode()
+    seen: list[int] = []
+    with pytest.raises(RunFailed) as error:
+        headers = {"Location": f"https://elsewhere.example/{quoted}", "X-Key": quoted}
+        ask(lambda n, request: seen.append(n) or (status, headers, body), retries=1)
+    assert len(seen) == (2 if status in (429, 500) else 1)  # what cannot pass is not asked again
+    hint = " (is OPENAI_API_KEY the key of this endpoint?)" if status in (401, 403) else ""
+    again = " (2 tries); the same command goes on from here" if status in (429, 500) else ""
+    assert str(error.value).partition(": ")[2] == f"HTTP {status}{hint}{again}"
+    assert error.value.__cause__ is None
+
+
+def test_what_is_no_http_is_not_shown_either() -> None:
+    with pytest.raises(RunFailed, match=r": RemoteProtocolError \(1 tries\)") as error:
+        ask(
+            lambda n, body: (200, {"Content-Length": "-1", KEY: KEY, f"{KEY} ": f"\x00{KEY}"}, b""), retries=0
+        )
+    assert KEY not in str(error.value)
+
+
+def test_a_key_that_an_answer_quotes_is_not_kept() -> None:
+    answer, _ = ask(lambda n, body: f"Your key is {KEY}.\nVerdict: A")
+    assert (answer.verdict, answer.text) == ("A", "Your key is ***.\nVerdict: A")
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("https://judge.example/v1", True), ("https://10.0.0.3:8000/v1", True),
+        ("http://localhost:8000/v1", True), ("http://127.0.0.1:8000/v1", True), ("http://127.9.9.9/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://judge.example/v1", False), ("http://10.0.0.3:8000/v1", False), ("http://[::2]/v1", False),
+        ("http://localhost.example/v1", False), ("http://127.0.0.1.example/v1", False),
+        ("http://2130706433/v1", False), ("http://0.0.0.0:8000/v1", False),
+    ],
+)  # fmt: skip
+def test_a_key_travels_encrypted_or_stays_on_this_machine(url: str, kept: bool) -> None:
+    given = {"model": "m", "base_url": url, "api_key_env": "AWS_SECRET_ACCESS_KEY"}
+    assert JudgeSettings.model_validate(given | {"api_key_env": None}).base_url == url
+    if kept:
+        assert JudgeSettings.model_validate(given).host in url
+        return
+    with pytest.raises(ValidationError, match=r"base_url: AWS_SECRET_ACCESS_KEY would go to .* unencrypted"):
+        JudgeSettings.model_validate(given)
+
+
+def test_no_proxy_sees_what_stays_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY")
+    answer, fake = ask(lambda n, body: "Verdict: A", retries=0)
+    assert (answer.verdict, fake.keys) == ("A", [f"Bearer {KEY}"])
+
+
+def test_a_plan_says_which_key_goes_where_and_never_the_key(
+    empty: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
+    empty.edit("evaluate.yaml", "judge: {model: m, api_key_env: AWS_SECRET_ACCESS_KEY}")
+    result = empty.run("judge", "e-dpo.yaml", "--dry-run")
+    assert "note: judge: the key in AWS_SECRET_ACCESS_KEY goes to api.openai.com\n" in result.stderr
+    result = empty.run("judge", "e-dpo.yaml", "--base-url", "http://judge.example/v1", "--dry-run", code=2)
+    assert "base_url: AWS_SECRET_ACCESS_KEY would go to judge.example unencrypted" in result.stderr
+    assert KEY not in result.output
 
 
 def test_an_answer_without_a_verdict_is_asked_for_once_more_and_both_are_billed() -> None:
@@ -195,7 +257,7 @@ def test_verdicts_are_kept_by_all_that_is_sent_but_the_key() -> None:
     other = [
         JudgeSettings(model="n"),
         JudgeSettings(model="m", temperature=1.0),
-        JudgeSettings(model="m", base_url="http://x/v1"),
+        JudgeSettings(model="m", base_url="https://x/v1"),
         JudgeSettings(model="m", max_tokens=1),
         JudgeSettings(model="m", extra_body={"seed": 1}),
     ]
@@ -492,6 +554,19 @@ def test_a_missing_key_is_said_before_anything_is_built(empty: Tiny, monkeypatch
         ("{model: m, retries: -1}", "judge.retries: must be at least 0"),
         ("{model: m, extra_body: {stream: true}}", "judge.extra_body: stream cannot be set here"),
         ("{model: m, against: [oracle]}", "judge.against"),
+        ("{model: m, against: [baseline, baseline]}", "judge.against: lists baseline twice"),
+        (
+            "{model: m, base_url: 'http://judge.example'}",
+            "OPENAI_API_KEY would go to judge.example",
+        ),
+        (
+            "{model: m, api_key_env: sk-secret-0123456789}",
+            "expected the name of an environment variable",
+        ),
+        (
+            "{model: m, extra_body: {headers: [{Api-Key: x}]}}",
+            "judge.extra_body: a secret has no place",
+        ),
     ],
 )
 def test_mistakes_in_a_judge_are_named_with_their_line(tiny: Tiny, section: str, says: str) -> None:

@@ -25,7 +25,7 @@ from rpo_cli.recipes import (
 )
 from rpo_cli.recipes.editor import NOT_BY_RHO, json_schema
 from rpo_cli.recipes.schema import MODELS, PolicyRecipe
-from rpo_cli.recipes.yaml_lines import parse
+from rpo_cli.recipes.yaml_lines import one_line, parse, parse_value
 
 POLICY = "stage: policy\nobjective: e-dpo\n"
 
@@ -78,7 +78,7 @@ def test_all_mistakes_are_reported_at_once_with_their_lines() -> None:
         "recipes/s/base.yaml:3: adam_beta1: must be less than 1, got 2",
         "--set gama: unknown key, did you mean gamma?",
         "--seed: must be at least 0, got -1",
-        "--set beta: expected a number, got false",
+        "--set beta: expected a number, got text ('no')",
     ]
 
 
@@ -93,11 +93,17 @@ def test_all_mistakes_are_reported_at_once_with_their_lines() -> None:
         ("beta: 0", "beta: must be greater than 0, got 0"),
         ("beta: .inf", "beta: must be finite, got inf"),
         ("beta: null", "beta: expected a number, got nothing (null)"),
-        ("beta: yes", "beta: expected a number, got true"),
+        ("beta: true", "beta: expected a number, got true"),
+        ("beta: 1_0", "beta: expected a number, got text ('1_0'); write 10 if that is meant"),
+        (
+            "max_steps: 1:30",
+            "max_steps: expected a whole number, got text ('1:30'); write 90 if that is meant",
+        ),
+        ("use_peft: Yes", "use_peft: expected true or false, got text ('Yes'); write true if that is meant"),
         ("beta: '0.1'", "beta: expected a number, got text ('0.1')"),
         ("max_steps: 1.5", "max_steps: expected a whole number, got a number (1.5)"),
         ("use_peft: 1", "use_peft: expected true or false, got a number (1)"),
-        ("description: no", "description: expected text, got false; put it in quotes if it is text"),
+        ("description: false", "description: expected text, got false; put it in quotes if it is text"),
         ("ensemble: {a: 1}", "ensemble: expected text or a list, got a mapping ({'a': 1})"),
         ("ensemble: [a, 1]", "ensemble[1]: expected text, got a number (1); put it in quotes if it is text"),
         ("grid: {bets: [1]}", "grid.bets: unknown key, did you mean beta?"),
@@ -192,11 +198,45 @@ def test_python_tags_are_refused_and_not_run() -> None:
     assert not Path("made").exists()
 
 
-@pytest.mark.parametrize("text", ["1e-6", "4e-3", "1E5", "+2e+1", "1.5e-3", "-3e0", ".5", "1_0.5", "1e3"])
+@pytest.mark.parametrize("text", ["1e-6", "4e-3", "1E5", "+2e+1", "1.5e-3", "-3e0", ".5", "1.", "1e3"])
 def test_numbers_in_exponent_notation_are_numbers(text: str) -> None:
     value = parse(f"x: {text}").values["x"]
     assert isinstance(value, float)
     assert value == float(text)
+
+
+def test_words_and_numbers_are_those_of_yaml_1_2_in_a_file_and_behind_set() -> None:
+    for text, value in {
+        "010": 10, "08": 8, "+012": 12, "0o10": 8, "0x1F": 31, "true": True, "False": False, "~": None,
+        "yes": "yes", "No": "No", "on": "on", "OFF": "OFF", "1:30": "1:30", "1_000": "1_000", "0b11": "0b11",
+        "1:30.5": "1:30.5", "1_0.5": "1_0.5", "0o9": "0o9", "<<": None, "=": "=",
+    }.items():  # fmt: skip
+        if text != "<<":
+            assert parse(f"x: {text}").values["x"] == parse_value(text) == value, text
+            assert type(parse_value(text)) is type(value), text
+        # What is written is read again as what it was, and not as what it looks like.
+        assert parse_value(one_line(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [("model_config_kwargs: {model_type: llama, tie_word_embeddings: yes}", "true"),
+     ("model_config_kwargs: {model_type: llama, hidden_size: 1_024}", "1024"),
+     ("model_config_kwargs: {model_type: llama, rope_scaling: {factor: 1:30}}", "90")],
+)  # fmt: skip
+def test_a_word_that_was_a_number_is_refused_where_nothing_else_would_notice(line: str, meant: str) -> None:
+    write("a.yaml", f"stage: sft\n{line}\n")
+    (found,) = problems("a.yaml")
+    assert found.startswith("a.yaml:2: model_config_kwargs.") and f"write {meant} if that is meant" in found
+    write("a.yaml", "stage: sft\nmodel_config_kwargs: {model_type: llama, x: 'yes'}\n")
+    (found,) = problems("a.yaml", overrides=["model_config_kwargs.y=off"])
+    assert found.startswith("--set model_config_kwargs.y: off is text: write false")
+
+
+def test_a_file_may_nest_no_deeper_than_a_person_would() -> None:
+    for text in ("[" * 400, "[" * 60 + "]" * 60, "{a: " * 50 + "1" + "}" * 50):
+        write("a.yaml", f"stage: data\nfiles: {text}\n")
+        assert any("lists or mappings inside each other" in problem for problem in problems("a.yaml"))
 
 
 @pytest.mark.parametrize("text", ["e-dpo", "2024-01-01", "1e", "e5", "1.2.3", "d-dpo", "none"])
@@ -236,7 +276,7 @@ def test_by_rho_follows_the_rho_in_force_up_to_rounding() -> None:
     assert get(load("a.yaml", overrides=["rho=0.3"]), "beta") == 3
     assert get(load("a.yaml", rho=0.4), "beta") == 1
     assert get(load("a.yaml", overrides=["by_rho={}"]), "beta") == 1
-    assert load("a.yaml", rho=0.3).where["beta"][1] == 6
+    assert load("a.yaml", rho=0.3).places["beta",][1] == 6
 
 
 def test_a_mistake_in_by_rho_is_reported_once_whichever_rho_is_loaded() -> None:
@@ -269,10 +309,10 @@ def test_later_bases_win_and_bases_may_extend_bases() -> None:
     path = write("a.yaml", "extends: [sub/one.yaml, two.yaml]\n" + POLICY)
     loaded = load("a.yaml")
     assert (get(loaded, "beta"), get(loaded, "tau"), get(loaded, "gamma")) == (1, 2, 3)
-    assert loaded.where["tau"] == (Path("sub/one.yaml").absolute(), 2)
-    assert loaded.where["objective"] == (path, 3)
-    assert "beta" in loaded.where
-    assert "max_steps" not in loaded.where
+    assert loaded.places["tau",] == (Path("sub/one.yaml").absolute(), 2)
+    assert loaded.places["objective",] == (path, 3)
+    assert ("beta",) in loaded.places
+    assert ("max_steps",) not in loaded.places
 
 
 def test_circles_and_missing_bases_are_reported_without_consequential_errors() -> None:
@@ -333,7 +373,7 @@ def test_set_reaches_into_mappings_and_is_remembered() -> None:
         "data_seed": 4,
         "seed": 2,
     }
-    assert "seed" not in loaded.where
+    assert loaded.places["seed",] == "--seed"
 
 
 def test_expected_seconds_follow_the_steps_that_are_asked_for() -> None:

@@ -12,8 +12,12 @@ from typing import Any, Literal
 from rpo_cli import devices
 from rpo_cli.artifacts.files import hash_of, hash_path
 from rpo_cli.artifacts.manifest import Identity
+from rpo_cli.errors import BadInput
 from rpo_cli.recipes import schema
+from rpo_cli.recipes.draft import Place
+from rpo_cli.recipes.yaml_lines import Keys
 
+LONGEST = 240  # bytes of an artifact's path, of which its lock's name is made
 AT_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@(\S+)")
 
 
@@ -59,7 +63,10 @@ class External:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One artifact to be: how to make it, from what, and where it goes."""
+    """One artifact to be: how to make it, from what, and where it goes.
+
+    `places`: where each key of its recipe was set.
+    """
 
     kind: str
     path: str
@@ -68,6 +75,15 @@ class Stage:
     inputs: Mapping[str, Stage | External] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[Keys, Place] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        # Every path of an artifact comes from here: what is written or removed lies below the workspace.
+        for word in self.path.split("/"):
+            if word in ("", ".", "..") or not word.isprintable():
+                raise BadInput(f"{self.path!r}: {word!r} names no folder of an artifact")
+        if len(self.path.encode("utf-8", "replace").replace(b"/", b"__")) > LONGEST:
+            raise BadInput(f"{self.path}: longer than {LONGEST} bytes; give its recipe a shorter name")
 
     @cached_property
     def identity(self) -> Identity:

@@ -127,9 +127,11 @@ class Cells:
         grids: Grids = {}
         for name in names:
             loaded = self.policy(name)
-            grid = cast(schema.PolicyRecipe, loaded.recipe).grid
-            if len(grid) != 1:
-                raise BadInput(f"{loaded.path}: grid: give one grid, of beta or of tau, to sweep over")
+            recipe = cast(schema.PolicyRecipe, loaded.recipe)
+            grid, strength = recipe.grid, recipe.declared.strength
+            if list(grid) != [strength]:
+                what = f"give one grid, of {strength}, to sweep over"
+                raise BadInput(f"{loaded.place('grid')}: {what} with objective: {recipe.objective}")
             ((parameter, values),) = grid.items()
             if parameter in self.variants[name].set:
                 raise BadInput(

@@ -39,7 +39,7 @@ def plan_only(
     targets = read_by([*validation, *test])
     todo = what_to_run(targets, workspace)
     stages = walk(targets)
-    session.announce(todo, len(stages) - len(todo), workspace)
+    session.announce(todo, stages, workspace)
     axes = {name: getattr(selection, name) for name in ("policies", "rhos", "seeds")}
     cells = {**axes, "validation": len(validation), "test": len(test), "grids": _grids(validation)}
     kinds = groups(stages, todo, workspace)

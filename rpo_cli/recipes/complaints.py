@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rpo_cli.recipes.schema import JudgeSettings, Recipe
-from rpo_cli.recipes.yaml_lines import Keys
+from rpo_cli.recipes.yaml_lines import Keys, formerly, instead
 
 TYPES = {
     "float_type": "a number",
@@ -27,6 +28,7 @@ BOUNDS = {
     "less_than_equal": ("at most", "le"),
 }
 # Mappings whose values have no type of their own here: 10000.0 must stay a float.
+OF_KEY = re.compile(r"(\w+): ")
 UNTYPED = ("model_config_kwargs", "by_rho")
 
 
@@ -77,8 +79,18 @@ def _check(model: type[Recipe], values: Mapping[str, Any]) -> tuple[Recipe | Non
             # `str | list[str]` complains about the whole as well as about the item: the item says more.
             if keys and any(len(other) > len(keys) and other[: len(keys)] == keys for other in groups):
                 continue
-            absent = not keys or details[0]["type"] == "missing"
             message = _words(details, stage)
+            said = OF_KEY.match(message)
+            inside = known if not keys else known.get(str(keys[0]))
+            if (
+                said
+                and details[0]["type"] == "value_error"
+                and isinstance(inside, dict)
+                and said[1] in inside
+            ):
+                # A rule between keys names the one to look at.
+                keys, message = (*keys, said[1]), message[said.end() :]
+            absent = not keys or details[0]["type"] == "missing"
             if details[0]["type"] == "extra_forbidden":
                 message += suggest(str(keys[-1]), JudgeSettings.model_fields)
             complaints.append(Complaint(keys, message, absent))
@@ -99,8 +111,16 @@ def got(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
-    shown = repr(value)
-    return f"{names.get(type(value), 'a value')} ({shown if len(shown) <= 60 else shown[:57] + '...'})"
+    return f"{names.get(type(value), 'a value')} ({short(value)})"
+
+
+def short(value: Any) -> str:
+    """A value in at most 60 characters."""
+    try:
+        shown = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of very many digits"
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _whole(value: Any) -> Any:
@@ -148,11 +168,12 @@ def _words(details: list[ErrorDetails], stage: str) -> str:
         return str(context["error"])
     if kind in BOUNDS:
         words, bound = BOUNDS[kind]
-        return f"must be {words} {context[bound]:g}, got {value!r}"
+        limit = context[bound]
+        return f"must be {words} {limit if isinstance(limit, int) else f'{limit:g}'}, got {short(value)}"
     if kind == "too_short":
         return f"needs at least {context['min_length']} item(s)"
     if kind == "finite_number":
-        return f"must be finite, got {value!r}"
+        return f"must be finite, got {short(value)}"
     return f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, got {got(value)}"
 
 
@@ -164,6 +185,9 @@ def _mismatch(details: list[ErrorDetails]) -> str:
         return "unknown key" + (suggest(value, choices) or f", expected {_either(choices)}")
     expected = [TYPES[detail["type"]] for detail in details if detail["type"] in TYPES]
     message = f"expected {_either([*choices, *expected])}, got {got(value)}"
+    meant = formerly(value) if isinstance(value, str) else None
+    if meant is not None and (TYPES["bool_type"] in expected) == isinstance(meant, bool):
+        return f"{message}; {instead(meant)}"
     if isinstance(value, str) and choices:
         return message + suggest(value, choices)
     scalar = isinstance(value, bool | int | float)

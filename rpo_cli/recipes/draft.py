@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ REFERENCES = (
     "data", "dataset", "sft_dataset", "model_name_or_path", "tokenizer", "reward_model", "ensemble", "oracle",
     "baseline", "evaluate", "policies",
 )  # fmt: skip
+LONGEST = 50  # files that extend each other
 INSTEAD = {"policies": "variants", "variants": "policies"}  # a file that has one takes the place of the other
 
 
@@ -81,7 +82,7 @@ class Draft:
                 self.values[key] = value
                 self.forget((key,))
         self.places |= over.places
-        self.problems += over.problems
+        self.problems += [problem for problem in over.problems if problem not in self.problems]
         self.files += [file for file in over.files if file not in self.files]
         self.broken |= over.broken
 
@@ -96,8 +97,13 @@ class Draft:
         return list(dict.fromkeys(f"{where(place)}: {message}" for place, message in problems))
 
 
-def gather(path: Path, below: Sequence[Path] = (), text: str | None = None) -> Draft:
-    """A file merged over those it extends. `below`: the files that lead here; `text`: in place of its own."""
+def gather(path: Path, text: str | None = None) -> Draft:
+    """A file merged over those it extends, each read once. `text`: in place of its own."""
+    return _gather(path, (), {}, text)
+
+
+def _gather(path: Path, below: Sequence[Path], gathered: dict[Path, Draft], text: str | None = None) -> Draft:
+    """`below`: the files that lead here; `gathered`: those that are merged already."""
     draft, own = Draft([path]), Draft([path])
     document = yaml_lines.read(path) if text is None else yaml_lines.parse(text)
     own.values = document.values
@@ -121,8 +127,13 @@ def gather(path: Path, below: Sequence[Path] = (), text: str | None = None) -> D
             circle = " -> ".join(shown(file) for file in [*chain[chain.index(base) :], base])
             own.complain(at, f"goes in a circle: {circle}")
             own.broken = True
+        elif len(chain) > LONGEST:
+            own.complain(at, f"more than {LONGEST} files, each of which extends the next")
+            own.broken = True
         else:
-            draft.merge(gather(base, chain))
+            if base not in gathered:
+                gathered[base] = _gather(base, chain, gathered)
+            draft.merge(gathered[base])
     own.forget(("extends",))
     anchor(own.values, path.parent)
     draft.merge(own)
@@ -164,6 +175,12 @@ def same(one: Any, other: Any) -> bool:
 
 def _say(keys: Keys, message: str) -> str:
     return f"{dotted(keys)}: {message}" if keys else message
+
+
+def stands(places: Mapping[Keys, Place], path: Path, keys: Keys) -> str:
+    """Where a recipe's key stands, and its name, as a mistake begins; else the option that set it."""
+    place = places.get(keys) or places.get(keys[:1]) or (path, 1)
+    return place if isinstance(place, str) else f"{where(place)}: {dotted(keys)}"
 
 
 def where(place: Place) -> str:

@@ -13,36 +13,52 @@ from typing import Any, Literal, cast
 
 from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.complaints import got, suggest
-from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, where
+from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, stands, where
 from rpo_cli.recipes.files import RecipeError, find, near, shown
 from rpo_cli.recipes.resolve import asked_for, resolve
 from rpo_cli.recipes.schema import KINDS, MODELS, FigureRecipe, PolicyRecipe, Recipe, Variant, is_recipe
 from rpo_cli.recipes.yaml_lines import Keys
+from rpo_cli.text import unplain
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A valid recipe and where it comes from.
 
-    `where`: top-level field -> file and line that set it, for fields that a file set.
     `overrides`: what the command line set, dotted keys as typed. `files`: the recipe and all it extends,
-    itself first.
+    itself first. `places`: of every key that was set, the file and line or the option.
     """
 
     recipe: Recipe
     path: Path
-    where: dict[str, tuple[Path, int]]
     overrides: dict[str, Any]
     files: tuple[Path, ...]
     places: dict[Keys, Place] = field(repr=False, compare=False)
 
-    def sibling(self, name: str) -> Path:
+    def place(self, *keys: str | int) -> str:
+        """Where a key stands, and its name."""
+        return stands(self.places, self.path, keys)
+
+    def sibling(self, name: str, *keys: str | int) -> Path:
         """The file of a recipe that this one refers to: beside it, beside what it extends, else by `find`.
 
+        A name that nobody wrote, the default of its key, is looked for beside the recipe, and beside the file
+        that says its stage, and nowhere else.
+
         Raises:
-            RecipeError: there is none.
+            RecipeError: there is none; with the line that refers to it.
         """
-        return near(name, list(dict.fromkeys(file.parent for file in self.files)))
+        if not keys or keys[:1] in self.places:
+            try:
+                return near(name, list(dict.fromkeys(file.parent for file in self.files)))
+            except RecipeError as error:
+                at = f"{self.place(*keys)}: " if keys else ""
+                raise RecipeError([f"{at}{line}" for line in error.problems]) from None
+        for file in (self.path, self.places["stage",][0]):
+            if isinstance(file, Path) and (beside := file.parent / name).is_file():
+                return beside
+        what = f"no {name}, its default, in {shown(self.path.parent)}; write one, or say which to use"
+        raise RecipeError([f"{self.place(*keys)}: {what}"])
 
     def reference(self, name: str) -> Path | None:
         """The file of the recipe that a field refers to; None if it is empty or names a model.
@@ -51,13 +67,7 @@ class Loaded:
             RecipeError: there is no such recipe; with the line that refers to it.
         """
         value = getattr(self.recipe, name)
-        if not isinstance(value, str) or not is_recipe(value):
-            return None
-        try:
-            return self.sibling(value)
-        except RecipeError as error:
-            place = self.places.get((name,), (self.path, 1))
-            raise RecipeError([f"{where(place)}: {name}: {problem}" for problem in error.problems]) from None
+        return self.sibling(value, name) if isinstance(value, str) and is_recipe(value) else None
 
 
 def load(
@@ -93,6 +103,8 @@ def _load(
     expect: str | None = None,
     text: str | None = None,
 ) -> Loaded:
+    if (why := unplain(path.stem)) is not None:
+        raise RecipeError([f"{shown(path)}: the name of a recipe names its artifacts: {why}"])
     draft = _gathered(path) if text is None else gather(path, text=text)
     model = _model(draft, expect)
     if not draft.values.get("suite"):
@@ -101,10 +113,8 @@ def _load(
     recipe = resolve(draft, model, asked)
     if draft.problems or recipe is None:
         raise RecipeError(draft.errors())
-    tops = {str(keys[0]): place for keys, place in draft.places.items() if len(keys) == 1}
-    in_files = {key: place for key, place in tops.items() if isinstance(place, tuple)}
     changed = {".".join(map(str, keys)): value for keys, (_, value) in asked.items()}
-    return Loaded(recipe, path, in_files, changed, tuple(draft.files), draft.places)
+    return Loaded(recipe, path, changed, tuple(draft.files), draft.places)
 
 
 _drafts: dict[tuple[Path, str], tuple[dict[Path, bytes], Draft]] = {}

@@ -24,7 +24,7 @@ def asked_for(
         key, place = key.strip(), f"--set {key.strip()}"
         keys: Keys = tuple(key.split("."))
         try:
-            value = yaml_lines.parse_value(text)
+            value = yaml_lines.parse_value(text, keys)
         except ValueError as error:
             draft.problems.append((place, str(error)))
             continue

@@ -1,7 +1,7 @@
 """YAML with the line of every key, and problems as plain sentences instead of exceptions.
 
-A recipe is read by PyYAML's safe loader with two of YAML 1.1's traps removed: `1e-6` is a number, and a date
-is text.
+A recipe is read by PyYAML's safe loader with the words and numbers of YAML 1.2's core schema: `1e-6` is a
+number, `010` is ten; `yes`, `1:30`, `1_000` and a date are text.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ import yaml
 Keys = tuple[str | int, ...]
 TAG = "tag:yaml.org,2002:"
 SCALARS = {TAG + name for name in ("null", "bool", "int", "float", "str")}
-FLOAT = re.compile(
-    r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
-    |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
-    |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
-    |[-+]?\.(?:inf|Inf|INF)
-    |\.(?:nan|NaN|NAN))$""",
-    re.VERBOSE,
-)
+# YAML 1.2, section 10.3.2, and the characters that may come first.
+CORE = {
+    "null": (r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    "bool": (r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    "int": (r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)", list("-+0123456789")),
+    "float": (
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))",
+        list("-+0123456789."),
+    ),
+}
+BASES = {"0o": 8, "0x": 16}
+# Mappings that are handed on as they are: nothing else would say of a word there that it is no number.
+OPEN: tuple[Keys, ...] = (("model_config_kwargs",), ("judge", "extra_body"))
+DEEPEST = 40  # mappings and lists inside each other
 
 
 class Loader(yaml.SafeLoader):
-    """The safe loader, with floats as in YAML 1.2, without dates and without aliases."""
+    """The safe loader with the core schema of YAML 1.2, and without aliases."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -41,19 +47,35 @@ class Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, problem, mark)
         return super().compose_node(parent, index)
 
-
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (TAG + "float", TAG + "timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Loader.add_implicit_resolver(TAG + "float", FLOAT, list("-+0123456789."))
+    def construct_yaml_int(self, node: Any) -> int:
+        return int(node.value, BASES.get(node.value[:2], 10))
 
 
 class Dumper(yaml.SafeDumper):
     """The safe dumper, which quotes also the text that only our loader takes for a number."""
 
 
-Dumper.add_implicit_resolver(TAG + "float", FLOAT, list("-+0123456789."))
+Loader.yaml_implicit_resolvers = {}
+Loader.add_constructor(TAG + "int", Loader.construct_yaml_int)
+for _tag, (_pattern, _first) in CORE.items():
+    for _side in (Loader, Dumper):
+        _side.add_implicit_resolver(TAG + _tag, re.compile(f"^{_pattern}$"), _first)
+
+
+def formerly(text: str) -> bool | int | float | None:
+    """What YAML 1.1 takes a word for that is text here: true for `yes`, 90 for `1:30`, 1000 for `1_000`."""
+    try:
+        if yaml.load(text, Loader) == text:
+            value = yaml.safe_load(text)
+            return value if isinstance(value, bool | int | float) else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        pass
+    return None
+
+
+def instead(value: bool | int | float) -> str:
+    """What to write for a value that YAML 1.1 reads in a word: `write true if that is meant`."""
+    return f"write {str(value).lower()} if that is meant"
 
 
 @dataclass
@@ -77,18 +99,21 @@ def read(path: Path) -> Document:
         return Document(problems=[(line, (), f"not UTF-8 text (byte 0x{data[error.start]:02x})")])
 
 
-def parse(text: str) -> Document:
-    """The YAML mapping in a text."""
-    return copy.deepcopy(_parsed(text))  # the caller may change it
+def parse(text: str, below: Keys = ()) -> Document:
+    """The YAML mapping in a text; `below`: the keys under which it stands."""
+    return copy.deepcopy(_parsed(text, below))  # the caller may change it
 
 
 @lru_cache(maxsize=256)
-def _parsed(text: str) -> Document:
+def _parsed(text: str, below: Keys) -> Document:
     # A plan of hundreds of cells reads the same few files again and again.
     document = Document()
     try:
         loader = Loader(text)
         node = loader.get_single_node()
+    except RecursionError:
+        document.problems.append((1, (), f"more than {DEEPEST} lists or mappings inside each other"))
+        return document
     except yaml.YAMLError as error:
         line, message = _syntax(error, text)
         document.problems.append((line, (), message))
@@ -101,17 +126,17 @@ def _parsed(text: str) -> Document:
             (node.start_mark.line + 1, (), f"expected lines of `key: value`, got {kind}")
         )
     else:
-        document.values = _value(loader, node, (), document)
+        document.values = _value(loader, node, below, document)
     return document
 
 
-def parse_value(text: str) -> Any:
-    """One value as `--set key=value` writes it.
+def parse_value(text: str, below: Keys = ()) -> Any:
+    """One value as `--set key=value` writes it, `below` being the key's parts.
 
     Raises:
         ValueError: it is not YAML; the message says why.
     """
-    document = parse("value: " + text)
+    document = parse("value: " + text, below)
     if not document.problems and document.values.keys() != {"value"}:
         raise ValueError("expected a single value")
     if document.problems:
@@ -163,6 +188,9 @@ def replace_block(text: str, key: str, body: Sequence[str]) -> str:
 def _value(loader: Loader, node: Any, keys: Keys, document: Document) -> Any:
     """Construct a node, noting lines and problems on the way."""
     line = node.start_mark.line + 1
+    if len(keys) > DEEPEST:
+        document.problems.append((line, keys[:1], f"more than {DEEPEST} lists or mappings inside each other"))
+        return None
     if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
         made: dict[Any, Any] = {}
         for key_node, value_node in node.value:
@@ -183,12 +211,18 @@ def _value(loader: Loader, node: Any, keys: Keys, document: Document) -> Any:
             document.lines[(*keys, index)] = item.start_mark.line + 1
         return [_value(loader, item, (*keys, index), document) for index, item in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode) and node.tag in SCALARS:
+        word = node.value if len(node.value) <= 60 else node.value[:57] + "..."
+        meant = (
+            formerly(word)
+            if node.style is None and any(keys[: len(open_)] == open_ for open_ in OPEN)
+            else None
+        )
+        if meant is not None:
+            document.problems.append((line, keys, f"{word} is text: {instead(meant)}, or put it in quotes"))
         try:
             return loader.construct_object(node)
         except (ValueError, KeyError):
-            document.problems.append(
-                (line, keys, f"{node.value!r} cannot be read as {node.tag.removeprefix(TAG)}")
-            )
+            document.problems.append((line, keys, f"{word!r} cannot be read as {node.tag.removeprefix(TAG)}"))
             return None
     tag = node.tag.replace(TAG, "!!")
     document.problems.append((line, keys, f"{tag} is not understood; if it is text, put it in quotes"))

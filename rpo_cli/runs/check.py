@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from rpo_cli.artifacts import Stage
+from rpo_cli.artifacts import Stage, walk
+from rpo_cli.errors import BadInput
 from rpo_cli.recipes import SETTINGS, Loaded, RecipeError, check_suite, load, schema, shown, variant_overrides
 from rpo_cli.recipes.listing import _load_all
+from rpo_cli.runs import preflight
 from rpo_cli.runs.planner import Planner, at_rho
 
 LOCATED = re.compile(r"\S.*?:\d+: ")
@@ -29,7 +31,12 @@ def check_recipes(recipes: Sequence[str]) -> None:
     """
     problems: list[str] = []
     absent: set[str] = set()
+    noted: set[str] = set()
     checked: set[Path] = set()
+
+    def missing(line: str) -> str:
+        return line.split(": no such recipe")[0]
+
     for name in recipes:
         try:
             files, faults = _files(name)
@@ -39,18 +46,17 @@ def check_recipes(recipes: Sequence[str]) -> None:
         problems += faults
         made, _ = _load_all(files)
         for loaded in made.values():
-            # A reference to nothing was reported above with its line, which the planner does not have.
-            problems += [
-                _located(line, loaded.path)
-                for line in _plan(loaded, absent)
-                if LOCATED.match(line) or not faults
-            ]
+            # A reference to nothing was reported above.
+            known = {missing(fault) for fault in faults}
+            lines = [_located(line, loaded.path) for line in _plan(loaded, absent, noted)]
+            problems += [line for line in lines if missing(line) not in known]
         checked |= made.keys()
-    for note in sorted(absent):
+    noted |= absent
+    for note in sorted(noted):
         print(f"note: {note}", file=sys.stderr)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    notes = f", {_count(len(absent), 'note')}" if absent else ""
+    notes = f", {_count(len(noted), 'note')}" if noted else ""
     print(f"{_count(len(checked), 'recipe')}, no problems{notes}")
 
 
@@ -90,11 +96,11 @@ class _Rehearsal(Planner):
             return super()._data(replace(loaded, recipe=loaded.recipe.model_copy(update={"files": {}})))
 
 
-def _plan(loaded: Loaded, absent: set[str]) -> list[str]:
-    """What stands in the way of a recipe's plan, and of every cell of a figure's."""
+def _plan(loaded: Loaded, absent: set[str], noted: set[str]) -> list[str]:
+    """What stands in the way of a recipe's plan, and of every cell of a figure's; what it notes."""
     planner = _Rehearsal(loaded.recipe.seed, absent)
     recipe = loaded.recipe
-    steps: list[Callable[[], Any]] = [partial(planner.build, loaded)]
+    steps: list[Callable[[], Stage | list[Stage]]] = [partial(planner.build, loaded)]
     if isinstance(recipe, schema.FigureRecipe):
         steps = [
             partial(cell, planner, loaded, variant, rho) for variant in recipe.compared for rho in recipe.rhos
@@ -103,20 +109,27 @@ def _plan(loaded: Loaded, absent: set[str]) -> list[str]:
         steps = [partial(planner.evaluation, loaded, "test")]
     elif isinstance(recipe, schema.RewardRecipe) and recipe.ensemble:
         steps.append(partial(planner.members, loaded))
-    problems = []
+    problems: list[str] = []
+    made: list[Stage] = []
     for step in steps:
         try:
-            step()
+            found = step()
+            made += found if isinstance(found, list) else [found]
         except RecipeError as error:
             problems += error.problems
-    return problems
+        except BadInput as error:
+            problems.append(str(error))
+    stages = walk(made)
+    noted |= set(preflight.notes(stages))
+    return problems + preflight.problems(stages)
 
 
 def cell(planner: Planner, figure: Loaded, variant: schema.Variant, rho: float | None) -> Stage:
     """What a figure reads of one of its variants at one rho."""
     at = at_rho(rho)
     overrides = [*variant_overrides(variant), *at.pop("overrides", [])]
-    policy = planner.load(figure.sibling(variant.recipe), overrides=overrides, expect="policy", **at)
+    key = "variants" if cast(schema.FigureRecipe, figure.recipe).variants else "policies"
+    policy = planner.load(figure.sibling(variant.recipe, key), overrides=overrides, expect="policy", **at)
     measured = cast(schema.FigureRecipe, figure.recipe).measured
     return planner.measure(policy) if measured else planner.evaluation(policy, "test")
 

@@ -65,8 +65,10 @@ def find_tokenizer(
     path = next(
         (file.parent / "sft.yaml" for file in loaded.files if (file.parent / "sft.yaml").is_file()), None
     )
-    while path is not None:
-        model = planner.load(path)
+    seen: set[Path | None] = {None}
+    while path not in seen:
+        seen.add(path)
+        model = planner.load(cast(Path, path))
         recipe = cast(schema.ModelSource, model.recipe)
         path = model.reference("model_name_or_path")
         if path is None and recipe.model_name_or_path is not None:

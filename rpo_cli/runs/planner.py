@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from rpo_cli.artifacts import External, Stage, hash_of, hash_path, rho_folder, walk
-from rpo_cli.recipes import Loaded, RecipeError, dotted, load, schema, shown, where
+from rpo_cli.recipes import Loaded, RecipeError, article, load, schema, shown
 from rpo_cli.recipes.yaml_lines import Keys
 
 # What a scoring recipe takes over from its policy; of 4 bits and the batch size `_scoring` decides.
@@ -24,6 +24,16 @@ SCORED = (
     - schema.FourBits.model_fields.keys()
     - {*("stage", "model_name_or_path", "per_device_eval_batch_size", "expected_seconds")}
 )
+TRAINED = ("sft", "reward", "policy")
+# The kinds of recipe that a key may name; of model_name_or_path, those that make a model of language.
+MADE_BY = {
+    "data": ("data", "relabel", "splits"), "tokenizer": TRAINED,
+    "model_name_or_path": ("sft", "policy"), "baseline": ("sft", "policy"),
+    "reward_model": ("reward",), "ensemble": ("reward",), "oracle": ("reward",),
+}  # fmt: skip
+# Folders of artifacts beside those that are called like a recipe.
+RESERVED = re.compile("unbiased|policies|scores|evaluations|judged|measures|(rho|seed|reference|external)-.*")
+DEEPEST = 40  # recipes, each of which needs the next
 
 
 def at_rho(rho: float | None) -> dict[str, Any]:
@@ -39,6 +49,7 @@ class Planner:
         self._stages: dict[str, Stage] = {}
         self._loaded: dict[tuple[str, ...], Loaded] = {}
         self._resolved: dict[tuple[Any, ...], Stage | External] = {}
+        self._under_way: dict[tuple[Path, Keys], str] = {}
 
     def load(self, path: Path, **kwargs: Any) -> Loaded:
         """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the
@@ -72,23 +83,56 @@ class Planner:
     ) -> Stage | External:
         takes_rho = "rho" in type(loaded.recipe).model_fields
         rho = getattr(loaded.recipe, "rho", None)
-        call = (reference, loaded.files, takes_rho, rho, revision)
+        call = (at[0], reference, loaded.files, takes_rho, rho, revision)
         if call not in self._resolved:
             place = Path(reference)
             if not schema.is_recipe(reference) and place.is_absolute() and not place.exists():
-                raise RecipeError([f"{_place(loaded, at)}: no such model directory: {shown(place)}"])
-            self._resolved[call] = self._find(reference, loaded, revision, takes_rho, rho)
+                raise RecipeError([f"{loaded.place(*at)}: no such model directory: {shown(place)}"])
+            with self._step(loaded, at):
+                self._resolved[call] = self._find(reference, loaded, at, revision, takes_rho, rho)
         return self._resolved[call]
 
+    @contextmanager
+    def _step(self, loaded: Loaded, at: Keys) -> Iterator[None]:
+        """Go from a recipe to one that it names; RecipeError on a way that comes back, or does not end."""
+        here, steps = (loaded.path, at), list(self._under_way)
+        if here in steps:
+            circle = [self._under_way[step] for step in steps[steps.index(here) :]]
+            first = circle.index(min(circle))  # one circle is one mistake, wherever it was entered
+            way = [*circle[first:], *circle[: first + 1]]
+            raise RecipeError([f"{way[0]}: goes in a circle: {' -> '.join(way)}"])
+        if len(steps) > DEEPEST:
+            raise RecipeError([f"{loaded.place(*at)}: more than {DEEPEST} recipes, each on the next"])
+        self._under_way[here] = loaded.place(*at)
+        try:
+            yield
+        finally:
+            del self._under_way[here]
+
     def _find(
-        self, reference: str, loaded: Loaded, revision: str | None, takes_rho: bool, rho: float | None
+        self,
+        reference: str,
+        loaded: Loaded,
+        at: Keys,
+        revision: str | None,
+        takes_rho: bool,
+        rho: float | None,
     ) -> Stage | External:
         if not schema.is_recipe(reference):
             return External.named(reference, revision)
-        sibling = self.load(loaded.sibling(reference))
+        file = loaded.sibling(reference, *at)
+        sibling = self.load(file)
+        kinds = (
+            TRAINED
+            if (loaded.recipe.stage, at[0]) == ("reward", "model_name_or_path")
+            else MADE_BY[str(at[0])]
+        )
+        if sibling.recipe.stage not in kinds:
+            made = f"expected a recipe of {', '.join(kinds)}, got {article(sibling.recipe.stage)} recipe"
+            raise RecipeError([f"{loaded.place(*at)}: {made}: {reference}"])
         if takes_rho and self._is_biased(sibling):
             # What is below a policy is made for the policy's own rho, whatever its recipe says.
-            sibling = self.load(loaded.sibling(reference), **at_rho(rho))
+            sibling = self.load(file, **at_rho(rho))
         if isinstance(sibling.recipe, schema.RewardRecipe):
             return self._reward(sibling)
         return self.build(sibling)
@@ -97,7 +141,7 @@ class Planner:
         """Whether a recipe makes a D_rho or is trained on one: an oracle or a warm-up knows no rho."""
         recipe = loaded.recipe
         if isinstance(recipe, schema.RewardRecipe) and schema.is_recipe(recipe.data):
-            return isinstance(self.load(loaded.sibling(recipe.data)).recipe, schema.SplitsRecipe)
+            return isinstance(self.load(loaded.sibling(recipe.data, "data")).recipe, schema.SplitsRecipe)
         return isinstance(recipe, schema.SplitsRecipe)
 
     def _add(
@@ -111,7 +155,14 @@ class Planner:
         files: Mapping[str, str] | None = None,
     ) -> Stage:
         place, recipe = f"seed-{self.seed}/{path}", recipe or loaded.recipe
-        stage = Stage(kind, place, recipe, loaded.path, inputs or {}, options or {}, files or {})
+        stem = loaded.path.stem
+        if RESERVED.fullmatch(stem) and f"/{stem}" in place and f"/policies/{stem}" not in place:
+            raise RecipeError(
+                [f"{shown(loaded.path)}: {stem} is a folder of other artifacts; rename the recipe"]
+            )
+        stage = Stage(
+            kind, place, recipe, loaded.path, inputs or {}, options or {}, files or {}, loaded.places
+        )
         known = self._stages.setdefault(place, stage)
         if known is not stage and not known.is_same(stage):
             other = f"another {place} than {shown(known.source)}; give one of them a name of its own"
@@ -121,7 +172,7 @@ class Planner:
     def _data(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.DataRecipe, loaded.recipe)
         missing = [
-            f"{_place(loaded, ('files', table))}: no such file: {shown(Path(file))}"
+            f"{loaded.place('files', table)}: no such file: {shown(Path(file))}"
             for table, file in recipe.files.items()
             if not Path(file).is_file()
         ]
@@ -152,14 +203,11 @@ class Planner:
                 found[name] = external
         return found
 
-    def _line(self, loaded: Loaded, name: str) -> str:
-        return _line(loaded, name)
-
     def _need_table(self, data: Stage | External, table: str, loaded: Loaded) -> None:
         """Refuse to plan on a table that a data recipe of files does not list, or that no loader makes."""
         if not isinstance(data, Stage):
             return
-        needs, file = f"{_place(loaded, ('data',))}: needs the table {table}", shown(data.source)
+        needs, file = f"{loaded.place('data')}: needs the table {table}", shown(data.source)
         loads = isinstance(data.recipe, schema.DataRecipe) and data.recipe.loaded
         if loads and table not in schema.LOADED_TABLES:
             raise RecipeError([f"{needs}; {file} makes {', '.join(schema.LOADED_TABLES)}"])
@@ -195,7 +243,9 @@ class Planner:
         recipe = cast(schema.RewardRecipe, loaded.recipe)
         if not recipe.ensemble:
             raise _wrong(loaded, "ensemble", "lists no biases, so there is no ensemble to train")
-        splits = self.load(loaded.sibling(recipe.data)).recipe if schema.is_recipe(recipe.data) else None
+        splits = (
+            self.load(loaded.sibling(recipe.data, "data")).recipe if schema.is_recipe(recipe.data) else None
+        )
         if isinstance(splits, schema.SplitsRecipe):
             unknown = [f"{b:g}" for b in recipe.ensemble if b not in splits.ensemble]
             if unknown:
@@ -228,9 +278,7 @@ class Planner:
         self._need_model(loaded)
         splits = self.reference("data", loaded)
         if not isinstance(splits, Stage) or splits.kind != "splits":
-            raise RecipeError(
-                [f"{self._line(loaded, 'data')}: data: a policy is trained on the pairs of a splits recipe"]
-            )
+            raise _wrong(loaded, "data", "a policy is trained on the pairs of a splits recipe")
         model = self.reference("model_name_or_path", loaded)
         inputs: dict[str, Stage | External] = {"data": splits, "model": model}
         pairs = cast(Stage, splits.inputs["data"])
@@ -275,36 +323,32 @@ class Planner:
                 yield "warm", self._warm(loaded)
             elif isinstance(recipe.ensemble, list):
                 if recipe.calibration == "temperature" and recipe.calibration_mix == "own":
-                    line = self._line(loaded, "ensemble")
-                    raise RecipeError(
-                        [
-                            f"{line}: ensemble: models in a list have no bias b of their own; set "
-                            "calibration_mix: data or calibration: none"
-                        ]
-                    )
+                    without = "models in a list have no bias b of their own"
+                    cure = "set calibration_mix: data or calibration: none"
+                    raise _wrong(loaded, "ensemble", f"{without}; {cure}")
                 for index, reference in enumerate(recipe.ensemble):
                     yield f"m{index}", self._resolve(reference, loaded, ("ensemble", index))
             else:
-                for member in self.members(self._ensemble(loaded, recipe.ensemble)):
+                for member in self._members(loaded, recipe.ensemble):
                     yield f"{member.options['member']:g}", member
+
+    def _members(self, loaded: Loaded, name: str) -> list[Stage]:
+        """The ensemble that a policy names."""
+        with self._step(loaded, ("ensemble",)):
+            return self.members(self._ensemble(loaded, name))
 
     def _ensemble(self, loaded: Loaded, name: str) -> Loaded:
         rho = cast(schema.PolicyRecipe, loaded.recipe).rho
-        return self.load(loaded.sibling(name), expect="reward", **at_rho(rho))
+        return self.load(loaded.sibling(name, "ensemble"), expect="reward", **at_rho(rho))
 
     def _warm(self, loaded: Loaded) -> Stage:
         """One reward model with the mean of the members' weights."""
         reference = cast(schema.PolicyRecipe, loaded.recipe).ensemble
         if isinstance(reference, list):
-            line = self._line(loaded, "ensemble")
-            raise RecipeError(
-                [
-                    f"{line}: ensemble: teacher: warm averages members of one initialisation; name a "
-                    "recipe with `ensemble:`"
-                ]
-            )
+            of_one = "teacher: warm averages members of one initialisation"
+            raise _wrong(loaded, "ensemble", f"{of_one}; name a recipe with `ensemble:`")
         ensemble = self._ensemble(loaded, reference)
-        members = self.members(ensemble)
+        members = self._members(loaded, reference)
         inputs: dict[str, Stage | External] = {
             f"members/{member.options['member']:g}": member for member in members
         }
@@ -348,7 +392,7 @@ class Planner:
         """Evaluation of the policy a recipe describes, against its baseline on the same prompts."""
         name = cast(schema.PolicyRecipe, policy.recipe).evaluate
         stage = self.build(policy)
-        loaded = self.load(policy.sibling(name), expect="evaluate", flags={"split": split})
+        loaded = self.load(policy.sibling(name, "evaluate"), expect="evaluate", flags={"split": split})
         baseline = self._evaluate(loaded)
         place = stage.path.split("/", 1)[1].replace("/policies/", "/evaluations/")
         inputs = {
@@ -377,7 +421,7 @@ class Planner:
         """
         evaluation = self.evaluation(policy, split)
         loaded = self.load(
-            policy.sibling(cast(schema.PolicyRecipe, policy.recipe).evaluate),
+            policy.sibling(cast(schema.PolicyRecipe, policy.recipe).evaluate, "evaluate"),
             expect="evaluate",
             overrides=overrides,
         )
@@ -424,22 +468,9 @@ def shortest_user(splits: Loaded) -> int | None:
     return min(limits, default=None)
 
 
-def _line(loaded: Loaded, name: str) -> str:
-    path, line = loaded.where.get(name, (loaded.path, 1))
-    return f"{shown(path)}:{line}"
-
-
 def _wrong(loaded: Loaded, name: str, what: str) -> RecipeError:
     """What is wrong with a recipe's field, and where it stands."""
-    return RecipeError([f"{_line(loaded, name)}: {name}: {what}"])
-
-
-def _place(loaded: Loaded, at: Keys) -> str:
-    """Where a recipe's key stands, and its name, as every mistake begins; the option that set it where one
-    did.
-    """
-    place = loaded.places.get(at) or loaded.places.get(at[:1]) or (loaded.path, 1)
-    return place if isinstance(place, str) else f"{where(place)}: {dotted(at)}"
+    return RecipeError([f"{loaded.place(name)}: {what}"])
 
 
 def _other_splits(teacher: Stage | External, splits: Stage) -> bool:

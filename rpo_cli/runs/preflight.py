@@ -1,21 +1,47 @@
-"""What a plan needs from its surroundings, asked for before the first hour is spent."""
+"""What a plan needs, asked for before the first hour is spent, by `rpo recipe check` and `--dry-run` as well.
+
+Nothing heavy is imported, but to name the modules of a model from scratch.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rpo_cli import devices
-from rpo_cli.artifacts import Workspace
+from rpo_cli.artifacts import External, Stage, Workspace, positions_of, wandb_mode
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes import schema
+from rpo_cli.recipes import schema, suggest
+from rpo_cli.recipes.draft import stands
+from rpo_cli.runs import local_models as models
 from rpo_cli.runs.todo import Todo
-from rpo_cli.stages.judge.client import api_key
 from rpo_cli.stages.judge.verdicts import VERDICTS
+
+PURPOSES = ("data", "rm", "policy", "sampling")
+# What Trainer imports for an optimiser, by its name; those without any ask for arguments that recipes lack.
+OPTIMISERS = (
+    ("adamw_torch_[48]bit", "torchao"), ("adamw_torch_xla", "torch_xla"),
+    ("adamw_torch_npu_fused", "torch_npu"), ("adamw_anyprecision", "torchdistx"),
+    ("(paged_|lion|ademamix|adamw_8bit|adamw_bnb|rmsprop_bnb).*", "bitsandbytes"),
+    ("(ada)?lomo", "lomo_optim"), ("grokadamw", "grokadamw"), ("schedule_free.*", "schedulefree"),
+    ("stable_adamw", "optimi"), ("(galore|apollo).*", None),
+)  # fmt: skip
+ATTENTION = {
+    "eager": None, "sdpa": None, "flex_attention": None, "flash_attention_2": "flash_attn",
+    "flash_attention_3": "flash_attn_interface", "flash_attention_4": "flash_attn",
+}  # fmt: skip
+# The key that names each of a stage's models, where it is not model_name_or_path.
+NAMED = {
+    ("relabel", "model"): "reward_model",
+    ("evaluate", "oracle"): "oracle",
+    ("evaluate", "policy"): "baseline",
+}
 
 
 def check(todo: Sequence[Todo], workspace: Workspace, jobs: int = 1) -> None:
-    """Refuse a plan that would stop in the middle: BadInput, one line."""
+    """Refuse a plan that would stop in the middle on this machine: BadInput, one line."""
     recipes = [item.stage.recipe for item in todo]
     devices.check(recipes, jobs)
     if (
@@ -25,7 +51,183 @@ def check(todo: Sequence[Todo], workspace: Workspace, jobs: int = 1) -> None:
         raise BadInput(
             "sampler: vllm needs the extra `vllm`: pip install 'rpo-cli[vllm]', or set sampler: transformers"
         )
+    for key, package, extra in (("use_peft", "peft", "lora"), ("load_in_4bit", "bitsandbytes", "qlora")):
+        if any(getattr(r, key, False) for r in recipes) and not _installed(package):
+            raise BadInput(f"{key} needs the extra `{extra}`: pip install 'rpo-cli[{extra}]'")
     for recipe in recipes:
         # Where verdicts are kept every question may have its answer already; then no key is needed.
         if isinstance(recipe, schema.JudgeRecipe) and not (workspace.root / VERDICTS).is_file():
+            from rpo_cli.stages.judge.client import api_key
+
             api_key(recipe)
+
+
+def problems(stages: Sequence[Stage]) -> list[str]:
+    """Why these stages cannot be made, as far as recipes and local files say: a line each, with its place."""
+    found = (line for stage in stages for line in _problems(stage))
+    return list(dict.fromkeys(found))
+
+
+def notes(stages: Sequence[Stage], wandb: bool = False) -> list[str]:
+    """What of their recipes has no effect, and what goes out of this machine: a line each."""
+    found = [line for stage in stages for line in _without_effect(stage)]
+    for stage in stages:
+        if isinstance(judge := stage.recipe, schema.JudgeRecipe) and judge.api_key_env is not None:
+            found.append(f"judge: the key in {judge.api_key_env} goes to {judge.host}")
+    if wandb or any(stage.recipe.report_to == "wandb" for stage in stages):
+        mode, why = wandb_mode()
+        missing = "" if _installed("wandb") else "; wandb is not installed"
+        if mode != "online" or missing:
+            found.append(f"Weights & Biases: {mode}, {why}{missing}")
+    return list(dict.fromkeys(found))
+
+
+def _at(stage: Stage, *keys: str) -> str:
+    return stands(stage.places, stage.source, keys)
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _without_effect(stage: Stage) -> Iterator[str]:
+    """Keys without effect that the recipe's own file or the command line sets: a base's are for others too.
+
+    Where an option takes the effect away, as in a figure's variants, the file is not to blame.
+    """
+    idle = dict(stage.recipe.idle())
+    if stage.kind in schema.MODELS:
+        seeds = schema.KINDS[stage.kind].seeds
+        idle |= {(f"{name}_seed",): "stage" for name in PURPOSES if name not in seeds}
+    if stage.kind == "reward" and getattr(stage.inputs["data"], "kind", None) != "splits":
+        idle["rho",] = "data"
+    for keys, decides in idle.items():
+        place, decided = stage.places.get(keys), stage.places.get((decides,))
+        in_file = place is not None and place[0] == stage.source and not isinstance(decided, str)
+        again = any(keys[-1:] == other[2:] and stage.places.get(other) == place for other in idle)  # by_rho's
+        if (isinstance(place, str) or in_file) and not (again and len(keys) == 1):
+            yield f"{_at(stage, *keys)}: no effect with {decides}: {_plain(getattr(stage.recipe, decides))}"
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _problems(stage: Stage) -> Iterator[str]:
+    recipe = stage.recipe
+    if isinstance(recipe, schema.TrainingRecipe):
+        if (why := _optimiser(recipe.optim)) is not None:
+            yield f"{_at(stage, 'optim')}: {why}"
+        yield from _adapters(stage, recipe)
+    if isinstance(recipe, schema.ModelSource):
+        if (why := _attention(recipe)) is not None:
+            yield f"{_at(stage, 'attn_implementation')}: {why}"
+        yield from _models(stage, recipe)
+    if isinstance(recipe, schema.DataRecipe) and recipe.prompt_format == "chat":
+        folder = models.folder_of(stage.inputs["tokenizer"])
+        if folder is not None and folder.is_dir() and not models.has_chat_template(folder):
+            yield f"{_at(stage, 'tokenizer')}: {folder} has no chat template, which prompt_format: chat needs"
+
+
+def _optimiser(name: str) -> str | None:
+    """Why Trainer would not take an optimiser of this name; None: it would."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return None
+    text = Path(spec.origin).with_name("training_args.py").read_text()
+    declared = re.search(r"class OptimizerNames\(.*?\n\n\n", text, re.DOTALL)
+    known = re.findall(r'^    \w+ = "(\w+)"', declared[0], re.MULTILINE) if declared else []
+    if known and name not in known:
+        return f"transformers has no optimiser {name!r}{suggest(name, known)}"
+    needed = next((package for pattern, package in OPTIMISERS if re.fullmatch(pattern, name)), "")
+    if needed is None:
+        return f"{name} needs optim_target_modules, for which recipes have no key"
+    return f"{name} needs {needed}, which is not installed" if needed and not _installed(needed) else None
+
+
+def _attention(recipe: schema.ModelSource) -> str | None:
+    """Why transformers would not take an attention of this name; None: it would."""
+    name = recipe.attn_implementation
+    if name is None:
+        return None
+    if "/" in name:  # a kernel from the hub
+        return None if _installed("kernels") else f"{name} needs kernels, which is not installed"
+    if name not in ATTENTION:
+        return f"transformers has no attention {name!r}{suggest(name, ATTENTION)}"
+    package = ATTENTION[name]
+    if package is None:
+        return None
+    if recipe.device == "cpu":
+        return f"{name} needs a GPU, and device is cpu; sdpa is there on both"
+    there = _installed(package) or _installed("kernels")
+    return None if there else f"{name} needs {package}, which is not installed; sdpa needs nothing"
+
+
+def _adapters(stage: Stage, recipe: schema.TrainingRecipe) -> Iterator[str]:
+    """Names of modules to adapt that the model has not got: peft takes a pattern whole, or a name's end."""
+    wanted = recipe.lora_target_modules
+    if not recipe.use_peft or wanted == "all-linear":
+        return
+    modules = models.modules_of(stage)
+    if isinstance(wanted, str):
+        try:
+            absent = [] if any(re.fullmatch(wanted, module) for module in modules) else [wanted]
+        except re.error as error:
+            yield f"{_at(stage, 'lora_target_modules')}: {wanted!r} is no regular expression: {error}"
+            return
+    else:
+        absent = [name for name in wanted if not any(f".{module}".endswith(f".{name}") for module in modules)]
+    if absent and modules:
+        last = sorted({module.rpartition(".")[2] for module in modules})
+        known = ", ".join(last)
+        yield f"{_at(stage, 'lora_target_modules')}: the model has no module {absent[0]}; it has {known}"
+
+
+def _models(stage: Stage, recipe: schema.ModelSource) -> Iterator[str]:
+    """What the models that a stage reads lack: positions, padding, one reward, the same tokens."""
+    read = {
+        name: node for name in ("model", "policy", "oracle") if (node := stage.inputs.get(name)) is not None
+    }
+    if models.settings_of(stage) is not None:
+        read["model"] = stage
+    for name, node in read.items():
+        config = models.config_of(node)
+        longest = None if config is None else positions_of(config)
+        if longest is not None and recipe.max_length > longest:
+            yield f"{_at(stage, 'max_length')}: {recipe.max_length} exceeds the model's {longest} positions"
+        if isinstance(node, External):
+            yield from _external(stage, recipe, name, node)
+    if stage.kind in ("scores", "evaluate"):
+        teacher, policy = ("model", "policy") if stage.kind == "scores" else ("oracle", "policy")
+        one, other = (models.tokens_of(read[name]) for name in (teacher, policy))
+        if one is not None and other is not None:
+            pad = recipe.pad_token
+            if (what := one.padded(pad).differs(other.padded(pad))) is not None:
+                where = _at(stage, "oracle" if teacher == "oracle" else _teacher(stage))
+                both = f"{one.folder} and {other.folder}: their tokenizers differ in {what}"
+                yield f"{where}: {both}; policy and reward models must share one"
+
+
+def _teacher(stage: Stage) -> str:
+    return "ensemble" if ("ensemble",) in stage.places else "reward_model"
+
+
+def _external(stage: Stage, recipe: schema.ModelSource, name: str, node: External) -> Iterator[str]:
+    """What a model from elsewhere lacks."""
+    key = _teacher(stage) if (stage.kind, name) == ("scores", "model") else "model_name_or_path"
+    at = _at(stage, NAMED.get((stage.kind, name), key))
+    tokens, config = models.tokens_of(node), models.config_of(node)
+    hint = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
+    if tokens is not None:
+        tokens = tokens.padded(recipe.pad_token)
+        if tokens.padless:
+            yield f"{at}: the tokenizer of {tokens.folder} has no padding token; {hint}"
+        elif tokens.pad is not None and tokens.pad == tokens.eos:
+            yield f"{at}: the padding token of {tokens.folder} is the EOS ({tokens.eos}); {hint}"
+    rewards = (stage.kind, name) in (("relabel", "model"), ("scores", "model"), ("evaluate", "oracle"))
+    if rewards and config is not None:
+        made = str((config.get("architectures") or [""])[0])
+        if made and "SequenceClassification" not in made:
+            yield f"{at}: {node.reference} is a {made}, no reward model"
+        elif (labels := models.labels_of(config)) != 1:
+            yield f"{at}: {node.reference} has {labels} labels; a reward model has one"

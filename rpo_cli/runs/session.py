@@ -18,8 +18,8 @@ from rich.table import Table
 
 from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, walk
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes import Loaded, load, same, schema, source
-from rpo_cli.runs import processes
+from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
+from rpo_cli.runs import preflight, processes
 from rpo_cli.runs.options import Options
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.pool import execute
@@ -85,9 +85,6 @@ class Session(Options):
             if self.rho is not None:
                 raise BadInput(f"--rho: {first.path.name} is a {expect} recipe and knows no rho")
             return [first]
-        if isinstance(first.recipe, schema.PolicyRecipe):
-            for name in sorted(first.recipe.unused() & set(first.overrides)):
-                self.say(f"note: {name} has no effect with objective {first.recipe.objective}")
         rhos = self.rhos(suite_rhos(first))
         loads = [first] if rhos is None else [self.load(expect, rho=rho) for rho in rhos]
         for loaded in loads:
@@ -138,8 +135,7 @@ class Session(Options):
         if not self.dry_run:
             snapshots.record(targets, workspace, self.say)
         todo = what_to_run(targets, workspace, forced)
-        reused = len(walk(targets)) - len(todo)
-        self.announce(todo, reused, workspace)
+        self.announce(todo, walk(targets), workspace)
         if launch is not None:
             for item in todo:
                 processes.check(item.stage, launch)
@@ -162,7 +158,6 @@ class Session(Options):
         if todo:
             snapshots.require([item.stage for item in todo], workspace, self.recipe)
             from rpo_cli import devices
-            from rpo_cli.runs import preflight
 
             preflight.check(todo, workspace, self.jobs)
             device = devices.choose(targets[0].recipe)
@@ -183,8 +178,17 @@ class Session(Options):
             )
         return set()
 
-    def announce(self, todo: Sequence[Todo], reused: int, workspace: Workspace) -> None:
-        """First lines: where, what is built and why, what is reused, how long it should take."""
+    def announce(self, todo: Sequence[Todo], stages: Sequence[Stage], workspace: Workspace) -> None:
+        """First lines: where, what is built and why, what is reused, how long it should take.
+
+        Raises:
+            RecipeError: what is built cannot be.
+        """
+        if found := preflight.problems([item.stage for item in todo]):
+            raise RecipeError(found)
+        for line in preflight.notes(stages, self.wandb):
+            self.say(f"note: {line}")
+        reused = len(stages) - len(todo)
         self.say(
             f"workspace {workspace.root}: {len(todo)} stages to build, {reused} up to date or not needed"
         )
@@ -309,12 +313,13 @@ def cut_of(recipe: schema.TrainingRecipe, launch: Launch | None) -> str:
 
 def suite_rhos(loaded: Loaded) -> list[float | None]:
     """What `--rho all` means: the list in the suite's splits recipe."""
-    recipe = loaded.recipe
-    while not isinstance(recipe, schema.SplitsRecipe):
-        name = getattr(recipe, "data", None)
-        if name is None or not schema.is_recipe(name):
+    recipe, seen = loaded.recipe, {loaded.path}
+    while not isinstance(recipe, schema.SplitsRecipe) and hasattr(recipe, "data"):
+        below = loaded.reference("data")
+        if below is None or below in seen:  # a circle, which the plan will complain of
             break
-        loaded = load(str(loaded.sibling(name)))
+        seen.add(below)
+        loaded = load(str(below))
         recipe = loaded.recipe
     if isinstance(recipe, schema.SplitsRecipe):
         # Without num_pairs nothing can be resampled: all there is are the pairs as they are.

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
+
+from rpo_cli.text import unplain
 
 Table = Literal[
     "pretrain",
@@ -19,6 +30,23 @@ Table = Literal[
 ]
 TABLES: tuple[str, ...] = get_args(Table)
 Share = Annotated[float, Field(gt=0, lt=1)]
+LARGEST = 3.4e38  # of float32, in which models compute
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # NumPy's, which Trainer seeds too
+Idle = dict[tuple[str, ...], str]  # keys without effect, and of each the key whose value takes it away
+
+
+def each_once(values: list[Item]) -> list[Item]:
+    """The list; ValueError where it has one thing twice, as folders are named and paths are resolved."""
+    named = [f"{value:g}" if isinstance(value, float) else os.path.normpath(str(value)) for value in values]
+    if twice := [name for index, name in enumerate(named) if name in named[:index]]:
+        raise ValueError(f"lists {twice[0]} twice")
+    return values
+
+
+EachOnce = AfterValidator(each_once)
+Item = TypeVar("Item")
 Purpose = Literal["data", "rm", "policy", "sampling"]
 
 
@@ -42,11 +70,11 @@ class Recipe(BaseModel):
     suite: str = cosmetic(
         "", "name of the experiment, the first folder in the workspace; default: the recipe's own folder"
     )
-    seed: int = Field(0, ge=0, description="master seed; the four below default to it")
-    data_seed: int | None = Field(None, ge=0, description="seed of data generation and of the draws of D_rho")
-    rm_seed: int | None = Field(None, ge=0, description="seed of reward model training")
-    policy_seed: int | None = Field(None, ge=0, description="seed of SFT and policy training")
-    sampling_seed: int | None = Field(None, ge=0, description="seed of sampled responses")
+    seed: Seed = Field(0, description="master seed; the four below default to it")
+    data_seed: Seed | None = Field(None, description="seed of data generation and of the draws of D_rho")
+    rm_seed: Seed | None = Field(None, description="seed of reward model training")
+    policy_seed: Seed | None = Field(None, description="seed of SFT and policy training")
+    sampling_seed: Seed | None = Field(None, description="seed of sampled responses")
     device: Literal["auto", "cpu", "cuda", "xla"] = cosmetic(
         "auto", "auto: cuda if there is one, else cpu; xla: a TPU (docs/tpu.md)"
     )
@@ -65,6 +93,17 @@ class Recipe(BaseModel):
     expected_seconds: PositiveFloat | None = cosmetic(
         None, "measured wall time on two CPU cores; feeds the first ETA only"
     )
+
+    @field_validator("suite")
+    @classmethod
+    def plain(cls, value: str) -> str:
+        if value and (why := unplain(value)) is not None:
+            raise ValueError(f"{why}: {value!r}")
+        return value
+
+    def idle(self) -> Idle:
+        """Keys that have no effect beside the others of this recipe, whether it sets them or not."""
+        return {}
 
 
 class ModelSource(Recipe):
@@ -87,6 +126,13 @@ class ModelSource(Recipe):
     overlong: Literal["error", "drop"] = Field(
         "error", description="rows longer than max_length: stop and name the first, or drop and count them"
     )
+
+    def idle(self) -> Idle:
+        if self.stage in ("evaluate", "relabel"):
+            return dict.fromkeys((("model_name_or_path",), ("model_revision",)), "stage")
+        model = self.model_name_or_path
+        named = model is None or is_recipe(model) or Path(model).exists()
+        return {("model_revision",): "model_name_or_path"} if named else {}
 
 
 class FourBits(BaseModel):

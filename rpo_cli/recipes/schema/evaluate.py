@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from rpo_cli.recipes.schema.base import ModelSource, Recipe, added, cosmetic
+from rpo_cli.recipes.schema.base import EachOnce, ModelSource, Recipe, added, cosmetic
 
 JUDGE_PROMPT = """\
 Two responses to the same prompt follow. Decide which of them is the better response to the prompt. \
@@ -31,6 +42,18 @@ Explain in a sentence or two, then end with one line that is exactly "Verdict: A
 """
 
 
+SECRET = re.compile(r"(?i)api[-_]?key|secret|password|authorization|access[-_]?token|bearer")
+
+
+def _names(value: object) -> Iterator[object]:
+    """The keys of a mapping and of all below it."""
+    for name, item in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
+        yield name
+        yield from _names(item)
+
+
 class JudgeSettings(BaseModel):
     """A model behind an OpenAI-compatible endpoint that compares responses, and what it is asked."""
 
@@ -40,7 +63,7 @@ class JudgeSettings(BaseModel):
     base_url: str = Field(
         "https://api.openai.com/v1", description="OpenAI-compatible endpoint; /chat/completions is added"
     )
-    against: list[Literal["baseline", "reference"]] = Field(
+    against: Annotated[list[Literal["baseline", "reference"]], EachOnce] = Field(
         ["baseline"],
         min_length=1,
         description="baseline: pi_SFT's samples; reference: the `completion` column of the prompts",
@@ -88,20 +111,46 @@ class JudgeSettings(BaseModel):
             raise ValueError(f"lacks {', '.join(absent)}")
         return value
 
-    @field_validator("against")
-    @classmethod
-    def each_once(cls, value: list[str]) -> list[str]:
-        if len(set(value)) < len(value):
-            raise ValueError("lists the same twice")
-        return value
-
     @field_validator("extra_body")
     @classmethod
     def no_overrides(cls, value: dict[str, Any]) -> dict[str, Any]:
         taken = sorted({"model", "messages", "max_tokens", "temperature", "n", "stream"} & value.keys())
         if taken:
             raise ValueError(f"{', '.join(taken)} cannot be set here")
+        if any(SECRET.search(str(name)) for name in _names(value)):
+            raise ValueError(
+                "a secret has no place in a recipe; api_key_env names the variable that holds it"
+            )
         return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def names_a_variable(cls, value: str | None) -> str | None:
+        # What does not look like a name may be the key itself, and is not shown.
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value):
+            raise ValueError("expected the name of an environment variable, not a key itself")
+        return value
+
+    @model_validator(mode="after")
+    def keeps_the_key(self) -> JudgeSettings:
+        if self.api_key_env is not None and self.base_url.startswith("http:") and not self.is_local:
+            cure = "use https://, or set api_key_env: null if the endpoint needs no key"
+            raise ValueError(f"base_url: {self.api_key_env} would go to {self.host} unencrypted; {cure}")
+        return self
+
+    @property
+    def host(self) -> str:
+        """Where questions go: host, and port if one is given."""
+        return urlsplit(self.base_url).netloc
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the endpoint is on this machine: localhost, 127.0.0.0/8 or ::1."""
+        name = urlsplit(self.base_url).hostname or ""
+        try:
+            return name == "localhost" or ip_address(name).is_loopback
+        except ValueError:
+            return False
 
 
 class EvaluateRecipe(ModelSource):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from rpo_cli.recipes.schema.base import Recipe, Share, added, cosmetic
+from rpo_cli.recipes.schema.base import EachOnce, Recipe, Seed, Share, added, cosmetic
 
 Kind = Literal["figure2", "degeneracy", "gamma", "ensemble", "kl", "unbiased"]
 # What each kind keeps and draws, and so what may be claimed of it; figures/kinds says what the numbers are.
@@ -141,7 +141,7 @@ class FigureRecipe(Recipe):
 
     stage: Literal["figure"]
     kind: Kind = Field("figure2", description="which picture; `rpo figure KIND` draws it")
-    policies: list[str] = Field(
+    policies: Annotated[list[str], EachOnce] = Field(
         [], description="figure2: policy recipes as they are, in the order of the legend; short for variants"
     )
     variants: list[Variant] = Field(
@@ -151,12 +151,12 @@ class FigureRecipe(Recipe):
         [],
         description="what the figure is to show, reported as passed or not; default in figure2: the paper's",
     )
-    rhos: list[Share | None] = Field(
+    rhos: Annotated[list[Share | None], EachOnce] = Field(
         [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
         min_length=1,
         description="biases of the pairs; null (not in figure2): without resampling",
     )
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+    seeds: Annotated[list[Seed], EachOnce] = Field([0], min_length=1)
     bootstrap_samples: PositiveInt = 2000
     title: Annotated[str, AfterValidator(drawable)] = cosmetic("", "over the picture")
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
     Field,
-    PositiveFloat,
     PositiveInt,
     create_model,
     field_validator,
@@ -16,7 +15,19 @@ from pydantic import (
 )
 
 from rpo_cli.objectives import OBJECTIVES, TEACHERS, Key, Objective
-from rpo_cli.recipes.schema.base import FourBits, ModelSource, Share, SharedPrompts, cosmetic
+from rpo_cli.recipes.schema.base import (
+    LARGEST,
+    EachOnce,
+    FourBits,
+    Idle,
+    ModelSource,
+    NotNegative,
+    Positive,
+    Purpose,
+    Share,
+    SharedPrompts,
+    cosmetic,
+)
 from rpo_cli.recipes.schema.training import TrainingRecipe
 
 NOT_BY_RHO = ("stage", "objective", "rho", "by_rho", "grid")
@@ -31,7 +42,8 @@ def _keys(name: str, keys: Iterable[Key]) -> type[BaseModel]:
     for key in keys:
         owners = " and ".join(f"{each.name}'s" for each in OBJECTIVES.values() if key in each.keys)
         description = f"{owners} {key.description}".strip()
-        fields[key.name] = key.type, Field(key.default, description=description, **key.bounds)
+        largest = {"le": LARGEST} if key.type is float and "lt" not in key.bounds else {}
+        fields[key.name] = key.type, Field(key.default, description=description, **{**largest, **key.bounds})
     return create_model(name, **fields)
 
 
@@ -60,7 +72,7 @@ class Taught(TrainingRecipe, SharedPrompts):
     data: str = Field("splits.yaml", description="recipe of the pairs: splits")
     rho: Share | None = Field(None, description="which D_rho; null: the unbiased pairs")
     reward_model: str = Field("rm.yaml", description=f"teacher of {OF_ONE}: recipe or model directory")
-    ensemble: str | list[str] = Field(
+    ensemble: str | Annotated[list[str], EachOnce] = Field(
         "rm.yaml",
         description=f"teachers of {OF_ENSEMBLE}: a recipe with `ensemble:`, or model directories",
     )
@@ -73,20 +85,18 @@ class Taught(TrainingRecipe, SharedPrompts):
 class Strengths(BaseModel):
     """How strongly a policy is held to the reference: each objective has one of them."""
 
-    beta: PositiveFloat = Field(
-        0.1, description="strength of the reference in reward units; dpo, d-dpo and kin"
-    )
-    tau: PositiveFloat = Field(0.1, description="ipo's regularisation: the target margin is 1 / (2 tau)")
+    beta: Positive = Field(0.1, description="strength of the reference in reward units; dpo, d-dpo and kin")
+    tau: Positive = Field(0.1, description="ipo's regularisation: the target margin is 1 / (2 tau)")
 
 
 class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
     """Offline preference optimisation from pi_SFT."""
 
-    gamma: float = Field(
-        1e-4, ge=0, description=f"weight of KL(pi_ref || pi_theta) at the first step; {PESSIMISTIC}"
+    gamma: NotNegative = Field(
+        1e-4, description=f"weight of KL(pi_ref || pi_theta) at the first step; {PESSIMISTIC}"
     )
-    gamma_end: float | None = Field(
-        1e-2, ge=0, description="weight at the last step (linear); null: constant"
+    gamma_end: NotNegative | None = Field(
+        1e-2, description="weight at the last step (linear); null: constant"
     )
     kl_estimator: Literal["full", "sample", "data"] = Field(
         "sample",
@@ -110,7 +120,9 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         "own", description="held-out pairs reweighted to the member's own b, or as they are"
     )
     by_rho: dict[Share, dict[str, Any]] = cosmetic({}, "values that model selection chose for each rho")
-    grid: dict[Literal["beta", "tau"], list[PositiveFloat]] = cosmetic({}, "what `rpo sweep` tries")
+    grid: dict[Literal["beta", "tau"], Annotated[list[Positive], EachOnce]] = cosmetic(
+        {}, "what `rpo sweep` tries"
+    )
     evaluate: str = cosmetic("evaluate.yaml", "the evaluation recipe of its samples")
     reference_samples: PositiveInt = Field(
         1, description="samples of pi_ref per training prompt, drawn once, for the KL"
@@ -190,6 +202,22 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
             "calibration_mix": self.compares_members and self.calibration != "none",
         }
         return {name for name, has_effect in used.items() if not has_effect}
+
+    def idle(self) -> Idle:
+        unused = self.unused() - {f"{purpose}_seed" for purpose in get_args(Purpose)}
+        decides = {  # beside the objective
+            **dict.fromkeys(("reward_model", "ensemble", *TEACHER_KEYS), "teacher"),
+            "ema_decay": "ensemble_min", "calibration_mix": "calibration",
+            "reference_samples": "kl_estimator", "max_new_tokens": "kl_estimator",
+        }  # fmt: skip
+        found = super().idle()
+        for name in unused:
+            key = decides.get(name, "objective")
+            if key in unused and not (key == "teacher" and self.declared.teacher == "one"):
+                key = "objective"
+            at_rho = [("by_rho", str(rho), name) for rho, chosen in self.by_rho.items() if name in chosen]
+            found |= dict.fromkeys([(name,), *at_rho, *([("grid", name)] if name in self.grid else [])], key)
+        return found
 
     @field_validator("by_rho", mode="before")
     @classmethod

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from rpo_cli.recipes.schema.base import FourBits, ModelSource, Share, SharedPrompts, Table, added, cosmetic
+from rpo_cli.recipes.schema.base import (
+    EachOnce,
+    FourBits,
+    Idle,
+    ModelSource,
+    NotNegative,
+    Positive,
+    Share,
+    SharedPrompts,
+    Table,
+    added,
+    cosmetic,
+)
+
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+WITHOUT_BETAS = re.compile("sgd|adagrad|adafactor|rmsprop|(ada)?lomo|schedule_free_sgd")
 
 
 class TrainingRecipe(ModelSource, FourBits):
     """Keys of transformers.TrainingArguments that the recipes use, under their own names."""
 
     max_steps: PositiveInt = Field(1000, description="optimiser steps")
-    learning_rate: PositiveFloat = Field(1e-6, description="peak learning rate")
+    learning_rate: Positive = Field(1e-6, description="peak learning rate")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     warmup_steps: int = Field(0, ge=0)
     per_device_train_batch_size: PositiveInt = Field(
@@ -35,8 +51,8 @@ class TrainingRecipe(ModelSource, FourBits):
     optim: str = "adamw_torch"
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.999
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: NotNegative = 1.0
     gradient_checkpointing: bool = cosmetic(False, "trade time for memory")
     logging_steps: PositiveInt = cosmetic(10, "steps between lines of metrics.jsonl")
     save_steps: PositiveInt | None = cosmetic(
@@ -51,6 +67,25 @@ class TrainingRecipe(ModelSource, FourBits):
     lora_alpha: PositiveInt = 32
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_target_modules: str | list[str] = "all-linear"
+
+    @model_validator(mode="after")
+    def warms_up_in_time(self) -> TrainingRecipe:
+        if self.warmup_steps > self.max_steps:
+            more = f"{self.warmup_steps} is more than all steps (max_steps: {self.max_steps})"
+            raise ValueError(f"warmup_steps: {more}")
+        return self
+
+    def idle(self) -> Idle:
+        found = super().idle()
+        if not self.use_peft:
+            found |= dict.fromkeys(((name,) for name in LORA), "use_peft")
+        if self.lr_scheduler_type == "constant":
+            found["warmup_steps",] = "lr_scheduler_type"
+        if WITHOUT_BETAS.match(self.optim):
+            found |= dict.fromkeys((("adam_beta1",), ("adam_beta2",)), "optim")
+        if self.save_steps is not None and self.save_steps > self.max_steps:
+            found["save_steps",] = "max_steps"
+        return found
 
     @model_validator(mode="after")
     def four_bits_are_frozen(self) -> TrainingRecipe:
@@ -91,7 +126,7 @@ class RewardRecipe(TrainingRecipe, SharedPrompts):
     data: str = Field("data.yaml", description="recipe of the pairs: data, relabel or splits")
     table: Table = Field("pairs", description="which table of a data recipe")
     rho: Share | None = Field(None, description="train on D_rho of a splits recipe")
-    ensemble: list[Share] = cosmetic(
+    ensemble: Annotated[list[Share], EachOnce] = cosmetic(
         [], "biases b of the ensemble: one member on each D_rho,b"
     )  # a member's own b is in its key
     stopping: Literal["steps", "early"] = Field(
@@ -107,3 +142,7 @@ class RewardRecipe(TrainingRecipe, SharedPrompts):
         if self.stopping == "early" and (self.eval_steps is None or self.eval_steps > self.max_steps):
             raise ValueError("stopping: early needs eval_steps, at most max_steps")
         return self
+
+    def idle(self) -> Idle:
+        told = self.stopping == "early" or "stopping" in self.model_fields_set
+        return super().idle() | ({} if told else {("eval_steps",): "stopping"})

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import httpx2
 
@@ -129,12 +128,17 @@ class Judge:
         self.settings = settings
         self.stop = stop
         self._key = key
-        self._host = urlsplit(settings.base_url).netloc
+        self._host = settings.host
         self._jitter = random.Random()
         headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
         limits = httpx2.Limits(max_connections=settings.concurrency)
+        # What stays on this machine goes past a proxy, which would see the key.
         self._client = httpx2.Client(
-            headers=headers, timeout=settings.timeout, limits=limits, follow_redirects=False
+            headers=headers,
+            timeout=settings.timeout,
+            limits=limits,
+            follow_redirects=False,
+            trust_env=not settings.is_local,
         )
 
     def __enter__(self) -> Judge:
@@ -207,31 +211,19 @@ class Judge:
         except httpx2.TimeoutException as error:
             raise _Again(f"{late} ({type(error).__name__})") from None
         except httpx2.RequestError as error:
-            raise _Again(self._safe(f"{type(error).__name__}: {error}")) from None
+            # Before there is a connection the words are this machine's; later they may quote the server.
+            said = f": {error}"[:200] if isinstance(error, httpx2.ConnectError) else ""
+            raise _Again(type(error).__name__ + said) from None
         if status in (408, 409, 425, 429) or status >= 500:
             raise _Again(f"HTTP {status}", retry_after(headers.get("Retry-After")))
         if status != 200:
-            # What a refused login says may quote the key, whole or in part.
-            said = "" if status in (401, 403) else f": {self._safe(_message(bytes(content)))}"
+            # Of what it says nothing is shown: it may quote the key, whole, in part or encoded.
             hint = (
                 f" (is {self.settings.api_key_env} the key of this endpoint?)" if status in (401, 403) else ""
             )
-            raise RunFailed(f"judge {self._host}: HTTP {status}{said}{hint}")
-        return _read(bytes(content))
-
-    def _safe(self, text: str) -> str:
-        """A text without the key, on one short line."""
-        line = " ".join(text.split())
-        return (line if self._key is None else line.replace(self._key, "***"))[:200]
-
-
-def _message(content: bytes) -> str:
-    """What an error's body says."""
-    try:
-        found = json.loads(content)
-        return str(found["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return content.decode("utf-8", "replace")
+            raise RunFailed(f"judge {self._host}: HTTP {status}{hint}")
+        text, usage = _read(bytes(content))
+        return text if self._key is None else text.replace(self._key, "***"), usage
 
 
 def _read(content: bytes) -> tuple[str, dict[str, int | None]]:

@@ -1,0 +1,177 @@
+"""What is known of a plan's models before anything heavy is imported: from folders that are there already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from rpo_cli.artifacts import External, Stage, read_json
+
+Node = Stage | External
+# Tokenizers without a padding token of their own: what their files do not name they have not got.
+PADLESS = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "GPT2Tokenizer",
+           "GPT2TokenizerFast")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer as its files have it. `padless`: they name no padding token, and their class has none."""
+
+    folder: Path
+    eos: str | None
+    pad: str | None
+    padless: bool = False
+
+    def padded(self, token: str | None) -> Tokens:
+        """The same with another padding token, if one is given."""
+        return self if token is None else replace(self, pad=token, padless=False)
+
+    def differs(self, other: Tokens) -> str | None:
+        """In what another tokenizer differs, as far as their files say; None: in nothing."""
+        for what, ours, theirs in (("EOS", self.eos, other.eos), ("padding token", self.pad, other.pad)):
+            if None not in (ours, theirs) and ours != theirs:
+                return f"{what} ({ours} and {theirs})"
+        if self.folder == other.folder:
+            return None
+        mine, others = _vocabulary(self.folder), _vocabulary(other.folder)
+        return "vocabulary" if None not in (mine, others) and mine != others else None
+
+
+def base_of(node: Node) -> Node:
+    """What a model comes from: a folder or hub name, or the stage that makes one from scratch."""
+    while isinstance(node, Stage) and (below := _below(node)) is not None:
+        node = below
+    return node
+
+
+def _below(stage: Stage) -> Node | None:
+    """The model that a stage goes on with; None where it makes one from scratch."""
+    if stage.kind == "warm":
+        return next(iter(stage.inputs.values()))
+    return None if settings_of(stage) is not None else stage.inputs.get("model")
+
+
+def settings_of(node: Node) -> Mapping[str, Any] | None:
+    """The keys of a config for a stage that makes a model from scratch."""
+    return getattr(node.recipe, "model_config_kwargs", None) if isinstance(node, Stage) else None
+
+
+def folder_of(node: Node) -> Path | None:
+    """The folder of a model that no stage makes: its own, or its snapshot in the hub's cache."""
+    if not isinstance(node, External):
+        return None
+    if not node.on_hub:
+        return Path(node.reference)
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(node.reference, "config.json", revision=node.commit or node.revision)
+    except ValueError:  # no possible name of a repository
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def config_of(node: Node) -> Mapping[str, Any] | None:
+    """The config.json behind a model; None where it is not here."""
+    base = base_of(node)
+    folder = folder_of(base)
+    return settings_of(base) if folder is None else _json(folder / "config.json")
+
+
+def labels_of(config: Mapping[str, Any]) -> int:
+    """How many labels a classifier has; two where its config does not say, as in transformers."""
+    named = config.get("id2label")
+    return len(named) if isinstance(named, Mapping) else int(config.get("num_labels") or 2)
+
+
+def tokens_of(node: Node) -> Tokens | None:
+    """The tokenizer that a model has, padding tokens that recipes give it included; None: not known here."""
+    if isinstance(node, Stage):
+        found = None if (below := _below(node)) is None else tokens_of(below)
+        return None if found is None else found.padded(getattr(node.recipe, "pad_token", None))
+    folder = folder_of(node)
+    config = None if folder is None else _json(folder / "tokenizer_config.json")
+    if folder is None or config is None:
+        return None
+    special = {**(_json(folder / "special_tokens_map.json") or {}), **config}
+    eos, pad = (_content(special.get(f"{name}_token")) for name in ("eos", "pad"))
+    return Tokens(folder, eos, pad, pad is None and config.get("tokenizer_class") in PADLESS)
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a tokenizer's folder brings a chat template, in one of the places where transformers looks."""
+    beside = [
+        folder / "chat_template.jinja",
+        folder / "chat_template.json",
+        folder / "additional_chat_templates",
+    ]
+    return any(path.exists() for path in beside) or bool(
+        (_json(folder / "tokenizer_config.json") or {}).get("chat_template")
+    )
+
+
+def _vocabulary(folder: Path) -> dict[str, int] | None:
+    """Every token's number, as a fast tokenizer's file has it; None without one."""
+    found = _json(folder / "tokenizer.json")
+    try:
+        words = cast(Any, found)["model"]["vocab"]
+        known = dict(words) if isinstance(words, dict) else {pair[0]: n for n, pair in enumerate(words)}
+        return known | {token["content"]: token["id"] for token in cast(Any, found)["added_tokens"]}
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def shapes_of(folder: Path) -> dict[str, list[int]]:
+    """The shapes of a model's weights by name, from the headers of its safetensors files."""
+    found: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with file.open("rb") as stream:
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            found |= {name: list(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError):
+            continue  # the stage that loads it says what is wrong
+    return found
+
+
+def modules_of(node: Node) -> set[str]:
+    """Names of a model's modules with weights; empty where they are not known here.
+
+    Of a model from scratch they are read off the model on the meta device, which imports transformers.
+    """
+    base = base_of(node)
+    settings, folder = settings_of(base), folder_of(base)
+    if settings is not None:
+        return _modules_from_scratch(json.dumps(dict(settings)))
+    names = shapes_of(folder) if folder is not None else {}
+    return {name.rpartition(".")[0] for name in names}
+
+
+@cache
+def _modules_from_scratch(settings: str) -> set[str]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(settings)))
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return set()  # the stage that makes it says what is wrong
+    return {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+
+
+def _content(token: object) -> str | None:
+    """A special token's text, which files have bare or in a mapping."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(file)
+    except (OSError, ValueError, RecursionError):
+        return None
