@@ -203,6 +203,17 @@ class Planner:
                 raise _wrong(loaded, "ensemble", what)
         return [self._reward(loaded, b) for b in recipe.ensemble]
 
+    def _pairs(self, loaded: Loaded) -> Stage:
+        inputs = {
+            "data": self.reference("data", loaded),
+            "model": self.reference("model_name_or_path", loaded),
+        }
+        recipe = cast(schema.PairsRecipe, loaded.recipe)
+        for table in (recipe.table, recipe.validation_table):
+            if table is not None:
+                self._need_table(inputs["data"], table, loaded)
+        return self._add("pairs", loaded.path.stem, loaded, inputs)
+
     def _relabel(self, loaded: Loaded) -> Stage:
         inputs = {"data": self.reference("data", loaded), "model": self.reference("reward_model", loaded)}
         return self._add("relabel", loaded.path.stem, loaded, inputs)

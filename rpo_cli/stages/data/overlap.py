@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-LEARNT = ("sft_train", "pairs", "train")
+LEARNT = ("sft_train", "prompts_train", "pairs", "train")
 JUDGED = ("pairs_validation", "held_out", "prompts_validation", "prompts_test")
 
 
