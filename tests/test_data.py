@@ -15,9 +15,10 @@ from conftest import RHO, SEED, Tiny, manifest, pairs_of
 from transformers import AutoTokenizer
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import tokenise
-from rpo_cli.recipes.schema import SplitsRecipe
+from rpo_cli.models import Row, tokenise
+from rpo_cli.recipes.schema import DataRecipe, SplitsRecipe
 from rpo_cli.stages.data.build import read_table
+from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import read_rows
 from rpo_cli.stages.splits import LONGER, SHORTER, TIE, Split, bias_of, draw, preference_of_length
 
@@ -223,15 +224,17 @@ def lines(*rows: Any) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
+def table_of(file: Path, table: str = "pairs", **keys: Any) -> tuple[list[Row], Ledger]:
+    """The rows of a file, and what was counted."""
+    ledger = Ledger()
+    recipe = DataRecipe.model_validate({"stage": "data", **keys})
+    return list(read_table(file, table, recipe, ledger)), ledger
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (lines(GOOD, {"prompt": "a", "chosen": "c"}), ":2: no column 'rejected' (has: chosen, prompt)"),
-        (lines(GOOD, GOOD | {"prompt": "x", "chosen": " \n"}), ":2: chosen: empty"),
-        (
-            lines(GOOD, GOOD | {"chosen": "d"}),
-            ":2: chosen and rejected are the same text, so there is no preference to learn",
-        ),
         (lines(GOOD, GOOD | {"chosen": 3}), ":2: chosen: expected text, got a number"),
         (lines(GOOD, GOOD | {"chosen": None}), ":2: chosen: expected text, got null"),
         (
@@ -256,40 +259,39 @@ def test_a_bad_row_is_one_line_that_names_file_and_line(tmp_path: Path, content:
     file = tmp_path / "pairs.jsonl"
     file.write_bytes(content)
     with pytest.raises(BadInput) as caught:
-        read_table(file, "pairs")
+        table_of(file)
     assert str(caught.value).startswith(f"{file}{message}")
     assert "\n" not in str(caught.value)
 
 
 def test_bad_parquet_is_one_line_that_names_file_and_row(tmp_path: Path) -> None:
     file = tmp_path / "pairs.parquet"
-    pq.write_table(pa.Table.from_pylist([GOOD, GOOD | {"chosen": "d"}]), file)
-    with pytest.raises(BadInput, match=f"{file}: row 2: chosen and rejected are the same text"):
-        read_table(file, "pairs")
+    pq.write_table(pa.Table.from_pylist([GOOD, GOOD | {"chosen": None}]), file)
+    with pytest.raises(BadInput, match=f"{file}: row 2: chosen: expected text, got null"):
+        table_of(file)
     file.write_bytes(b"not parquet at all")
     with pytest.raises(BadInput, match=f"{file}: not a Parquet file: ") as caught:
-        read_table(file, "pairs")
+        table_of(file)
     assert "\n" not in str(caught.value)
     with pytest.raises(BadInput, match=r"expected a \.jsonl or \.parquet file"):
-        read_table(tmp_path / "pairs.csv", "pairs")
+        table_of(tmp_path / "pairs.csv")
 
 
-def test_rows_are_named_by_id_or_by_content_and_exact_duplicates_counted(tmp_path: Path) -> None:
+def test_rows_are_named_by_id_or_by_content_and_keep_their_order(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
-    file.write_bytes(lines(GOOD, GOOD | {"chosen": "e"}, GOOD, GOOD | {"id": 7, "note": "more"}))
-    rows, duplicates = read_table(file, "pairs")
-    assert duplicates == 1 and len(rows) == 3
-    assert rows[2] == {"id": "7", **GOOD}
-    assert len({row["id"] for row in rows}) == 3
-    again, _ = read_table(file, "pairs")
-    assert again == rows
+    file.write_bytes(lines(GOOD, GOOD | {"chosen": "e"}, GOOD | {"chosen": "f", "id": 7, "note": "more"}))
+    rows, ledger = table_of(file)
+    assert not ledger.counts and ledger.records == {"pairs": 3}
+    assert rows[2] == {"id": "7", **GOOD, "chosen": "f"}
+    assert [row["chosen"] for row in rows] == ["c", "e", "f"] and len({row["id"] for row in rows}) == 3
+    assert table_of(file)[0] == rows
 
 
 def test_text_with_any_kind_of_line_separator_inside_is_one_row(tmp_path: Path) -> None:
     odd = GOOD | {"chosen": "one\u2028two\x85three\x0bfour\x1cfive\nsix"}
     file = tmp_path / "pairs.jsonl"
     file.write_bytes(json.dumps(odd, ensure_ascii=False).encode() + b"\r\n" + lines(GOOD))
-    rows, _ = read_table(file, "pairs")
+    rows, _ = table_of(file)
     assert [row["chosen"] for row in rows] == [odd["chosen"], "c"]
 
 

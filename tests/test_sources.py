@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from conftest import PLAIN, manifest, rpo
 from published import comparison, post, prompt_of, write_jsonl, write_parquet
 
 from rpo_cli.models import Row
+from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import read_rows
 from rpo_cli.stages.data.sources import tldr
 from rpo_cli.stages.data.sources.hh import dialogues, messages
@@ -101,8 +101,8 @@ def test_older_parquet_keeps_summaries_as_a_struct_of_lists(tmp_path: Path) -> N
     pairs = list(
         tldr.comparisons(
             [("here", None, {**row, "summaries": {"text": [" a b", " c"], "policy": ["x", "y"]}})],
-            tldr.Writer(None, None, "keep", Counter()),
-            Counter(),
+            tldr.Writer(None, None, "keep", Ledger()),
+            Ledger(),
         )
     )
     assert (pairs[0].chosen, pairs[0].rejected) == (" c", " a b")
@@ -177,14 +177,14 @@ def test_duplicates_ties_and_empty_responses_are_left_out_and_counted(tmp_path: 
 def test_a_long_post_is_cut_at_its_last_newline_and_counted_once(sets: Path) -> None:
     tokenizer = published.word_tokenizer(sets / "counting")
     info = post(5, "train", (10, 10, 10))
-    whole, counts = tldr.Post(info["subreddit"], info["title"], info["post"]), Counter[str]()
+    whole, ledger = tldr.Post(info["subreddit"], info["title"], info["post"]), Ledger()
     lines = info["post"].split("\n\n")
     size = len(tokenizer(whole.prompt)["input_ids"])
-    writer = tldr.Writer(tokenizer, size - 1, "keep", counts)
+    writer = tldr.Writer(tokenizer, size - 1, "keep", ledger)
     assert writer.prompt(whole) == prompt_of({**info, "post": "\n\n".join(lines[:2])})
-    assert writer.prompt(whole) == writer.prompt(whole) and counts["cut_posts"] == 1
+    assert writer.prompt(whole) == writer.prompt(whole) and ledger.counts["cut_posts"] == 1
     # Without a newline the longest beginning that fits.
-    one_line = tldr.Writer(tokenizer, size - 15, "keep", counts).prompt(
+    one_line = tldr.Writer(tokenizer, size - 15, "keep", ledger).prompt(
         tldr.Post("advice", info["title"], " ".join(lines))
     )
     assert len(tokenizer(one_line)["input_ids"]) <= size - 15
@@ -244,9 +244,9 @@ def test_derivatives_with_queries_end_marks_and_scores(tmp_path: Path) -> None:
 
 def test_reference_summaries_from_openais_filtered_files(tmp_path: Path) -> None:
     """subreddit, title, post and a summary without the leading space."""
-    writer = tldr.Writer(None, None, "keep", Counter())
+    writer = tldr.Writer(None, None, "keep", Ledger())
     row = {**post(1, "train"), "summary": "he left"}
-    assert [w.completion for w in tldr.written([("here", "train", row)], writer, Counter())] == [" he left"]
+    assert [w.completion for w in tldr.written([("here", "train", row)], writer, Ledger())] == [" he left"]
 
 
 def test_a_post_is_known_by_reddits_id_though_its_text_was_edited(tmp_path: Path) -> None:
@@ -284,11 +284,11 @@ def test_dialogues_are_split_at_the_last_common_turn_of_the_assistant() -> None:
         ("c", "train", {"chosen": "no dialogue", "rejected": "none"}),
         ("d", "test", {"chosen": f"{start}\n\nAssistant:", "rejected": f"{start}\n\nAssistant: b"}),
     ]
-    counts = Counter[str]()
-    found = list(dialogues(rows, counts))
+    ledger = Ledger()
+    found = list(dialogues(rows, ledger))
     assert found[0] == ("train", f"{start}\n\nAssistant:", " she left home", " she left")
     assert found[1] == ("test", f"{start}\n\nAssistant:", "", " b")
-    assert counts == {"pairs/part_early": 1, "pairs/no_dialogue": 1}
+    assert ledger.counts == {"pairs/part_early": 1, "pairs/no_dialogue": 1}
     assert messages(f"{start}\n\nAssistant:") == [
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": "hi there"},

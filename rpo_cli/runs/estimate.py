@@ -27,6 +27,7 @@ from rpo_cli.recipes import schema
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.todo import Todo
 from rpo_cli.stages.data.build import read_table
+from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import columns_of, read_rows
 from rpo_cli.text import aligned, clock, size
 
@@ -257,8 +258,8 @@ class Estimator:
         if file.is_file() and self.workspace.why_stale(data.path, data.identity) is None:
             return read_rows(file), str(file)
         if table in data.files:
-            rows, _ = read_table(Path(data.files[table]), table)
-            return rows[: cast(schema.DataRecipe, data.recipe).rows.get(table)], data.files[table]  # type: ignore[call-overload]
+            recipe = cast(schema.DataRecipe, data.recipe)
+            return list(read_table(Path(data.files[table]), table, recipe, Ledger())), data.files[table]
         return None, ""
 
     # ── Stages

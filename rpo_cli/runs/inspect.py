@@ -18,8 +18,9 @@ from rpo_cli.recipes import Loaded, schema
 from rpo_cli.runs.inspect_tokens import find_tokenizer, max_lengths
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session
+from rpo_cli.stages.data.ledger import losses
 from rpo_cli.stages.data.overlap import leaks, shared_prompts
-from rpo_cli.stages.data.rows import find_rows
+from rpo_cli.stages.data.rows import Rows, digest, find_rows
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.splits import bias_of, preference_of_length
 from rpo_cli.text import aligned, percent
@@ -67,20 +68,27 @@ def inspect(
     limits = {max_length: ["--max-length"]} if max_length is not None else max_lengths(loads[0])
     found: dict[str, dict[str, Any]] = {}
     for loaded, target in zip(loads, targets, strict=True):
+        stages = (target, *target.tables())
+        made = {stage.kind: workspace.finished(stage.path)["metrics"] for stage in stages}.get("data", {})
+        if not session.as_json:
+            print(f"{workspace.root / target.path}")
+            _print_left_out(made)
         tokenizer, source = find_tokenizer(loaded, planner, target, workspace)
         margin = getattr(loaded.recipe, "length_margin", LENGTH_MARGIN)
         reports: dict[str, TableReport] = {}
-        prompts: dict[str, set[str]] = {}
+        prompts: dict[str, set[int]] = {}
         samples: dict[str, list[dict[str, list[str]]]] = {}
         shown: set[tuple[str, ...]] = set()
-        folders = [workspace.root / stage.path for stage in (target, *target.tables())]
+        folders = [workspace.root / stage.path for stage in stages]
         for file in _tables(folders[0]):
             found_rows = find_rows(folders, file.stem, TokenCache(workspace.root))
-            content = found_rows.to_list()
-            prompts[file.stem] = {row["prompt"] for row in content}
+            prompts[file.stem] = {digest(prompt) for prompt in found_rows.texts("prompt")}
             columns = tuple(column for column in RESPONSES if column in found_rows.columns)
             tokens = found_rows.tokens(columns, tokenizer, str(file))
-            reports[file.stem] = report_of(content, columns, tokens, tokenizer, list(limits), margin)
+            distinct = len(prompts[file.stem])
+            reports[file.stem] = report_of(
+                found_rows, columns, tokens, tokenizer, list(limits), margin, distinct
+            )
             if columns not in shown:
                 samples[file.stem] = [_pieces(row, columns, tokenizer) for row in tokens[:rows]]
             shown.add(columns)
@@ -91,11 +99,13 @@ def inspect(
             "max_length": {str(limit): names for limit, names in limits.items()},
             "length_margin": margin,
             "shared_prompts": {f"{one}/{other}": count for (one, other), count in shared.items()},
+            "read": {name[8:]: count for name, count in made.items() if name.startswith("records/")},
+            "left_out": [asdict(loss) for loss in losses(made)],
             "tables": {name: asdict(report) for name, report in reports.items()},
             "samples": samples,
         }
         if not session.as_json:
-            print(f"{workspace.root / target.path}\ntokenizer: {source}")
+            print(f"tokenizer: {source}")
             _print(session, limits, margin, reports)
             for (one, other), count in shared.items():
                 print(f"prompts of {other} that are in {one} too: {count}")
@@ -115,17 +125,27 @@ def _tables(folder: Path) -> list[Path]:
     )
 
 
+def _print_left_out(made: Mapping[str, Any]) -> None:
+    """What the data stage read, and what it left out and why, by its manifest's metrics."""
+    read = [f"{n} {name.removeprefix('records/')}" for name, n in made.items() if name.startswith("records/")]
+    if read:
+        print(f"rows read: {', '.join(read)}")
+    for loss in losses(made):
+        print(f"  {loss.kind}: {loss.count} of {loss.read} {loss.why}")
+
+
 def report_of(
-    rows: Sequence[Row],
+    rows: Rows,
     columns: Sequence[str],
     tokens: Sequence[TokenRow],
     tokenizer: PreTrainedTokenizerBase,
     limits: Sequence[int],
     margin: float,
+    distinct: int,
 ) -> TableReport:
     """A table's numbers.
 
-    columns: its responses; margin: the share by which the longer one must be longer.
+    columns: its responses; margin: the share by which the longer one must be longer; distinct: prompts.
     """
     lengths = {"prompt": np.array([len(row.prompt_ids) for row in tokens])}
     lengths |= {
@@ -140,10 +160,11 @@ def report_of(
         kinds = preference_of_length(lengths["chosen"], lengths["rejected"], margin)
         bias = bias_of(kinds, np.arange(len(rows)))
     step = -(-len(rows) // BOUNDARY_ROWS)
-    differs = _joint_differs(rows[::step], columns, tokens[::step], tokenizer)
+    some = rows.take(range(0, len(rows), step)).to_list()
+    differs = _joint_differs(some, columns, tokens[::step], tokenizer)
     return TableReport(
         rows=len(rows),
-        duplicate_prompts=len(rows) - len({row["prompt"] for row in rows}),
+        duplicate_prompts=len(rows) - distinct,
         tokens={name: _statistics(values) for name, values in lengths.items()},
         over={limit: float((longest > limit).mean()) for limit in limits},
         longer_preferred=bias.get("longer_share"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from rpo_cli.recipes.schema.base import ModelSource, Recipe, Share, SharedPrompts, Table, cosmetic
+from rpo_cli.recipes.schema.base import ModelSource, Recipe, Share, SharedPrompts, Table, added, cosmetic
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Source:
 # One row for each; a new one is a file in stages/data/sources and its row here.
 SOURCES = {
     "miniature": Source("the embedded world"),
-    "files": Source("the JSONL / Parquet files below"),
+    "files": Source("the JSONL / Parquet files below", uses=("columns",)),
     "tldr-comparisons": Source("OpenAI's raw comparisons", "tldr:read_comparisons",
                                "openai/summarize_from_feedback@refs/convert/parquet", "comparisons",
                                ("newlines",)),
@@ -40,10 +40,11 @@ SOURCES = {
     "hh-rlhf": Source("Anthropic's dialogues", "preference:read_dialogues",
                       "Anthropic/hh-rlhf", "helpful-base", ("prompt_format",)),
     "shp": Source("answers on Reddit by their votes", "shp:read", "stanfordnlp/SHP", uses=("prompt_format",)),
-    "preference": Source("any set in TRL's preference formats", "preference:read"),
+    "preference": Source("any set in TRL's preference formats", "preference:read", uses=("columns",)),
 }  # fmt: skip
-OF_EVERY_SET = {"dataset", "data_dir", "sft_dataset", "tokenizer", "max_prompt_tokens", "validation_share"}
-OF_SOME_SETS = {"newlines", "prompt_format"}
+OF_EVERY_SET = {"dataset", "data_dir", "sft_dataset", "split", "tokenizer", "max_prompt_tokens",
+                "validation_share"}  # fmt: skip
+OF_SOME_SETS = {"newlines", "prompt_format", "columns"}
 if TYPE_CHECKING:
     SourceName = str
 else:
@@ -83,6 +84,14 @@ class DataRecipe(Recipe):
         None,
         description="written responses, named like dataset; its splits give the prompts too. Without: chosen "
         "responses",
+    )
+    split: dict[Literal["train", "validation", "test"], str] = added(
+        {},
+        "which published split is which, such as {train: train_prefs, test: test_prefs}; default: those of "
+        "these names (or with _prefs, for sft_dataset with _sft)",
+    )
+    columns: dict[Literal["prompt", "chosen", "rejected", "completion", "messages"], str] = added(
+        {}, "what the data calls a column, such as {prompt: question}"
     )
     tokenizer: str | None = Field(
         None,
@@ -126,7 +135,7 @@ class DataRecipe(Recipe):
 
     def unused(self) -> set[str]:
         """Fields that have no effect under this source, and so are no part of the tables' key."""
-        used = {*OF_EVERY_SET, *self.of.uses} if self.loaded else set()
+        used = {*self.of.uses, *(OF_EVERY_SET if self.loaded else ())}
         return (OF_EVERY_SET | OF_SOME_SETS) - used
 
     @model_validator(mode="after")
@@ -144,7 +153,10 @@ class DataRecipe(Recipe):
             raise ValueError(f"{why} needs a tokenizer")
         for name in ("dataset", "sft_dataset"):
             path = Path(getattr(self, name) or "")
-            if path.suffix in (".jsonl", ".json", ".parquet", ".gz") and not path.is_absolute():
+            if (
+                path.suffix.lower() in (".jsonl", ".json", ".parquet", ".gz", ".zst")
+                and not path.is_absolute()
+            ):
                 raise ValueError(f"{name}: a relative path begins with ./ (others are hub names)")
         return self
 

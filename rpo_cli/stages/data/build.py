@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from itertools import chain, count
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe, seed_of
-from rpo_cli.stages.data.overlap import leaks, shared_prompts
-from rpo_cli.stages.data.rows import columns_of, row_id, write_rows
-from rpo_cli.stages.data.sources.base import is_conversation, named
+from rpo_cli.stages.data.ledger import REASONS, Ledger, Sieve
+from rpo_cli.stages.data.overlap import leaks, prompts_of, shared_prompts
+from rpo_cli.stages.data.rows import columns_of, digest, row_id, write_rows
+from rpo_cli.stages.data.sources.base import columns_in, is_conversation, named
+from rpo_cli.stages.data.sources.records import rows_in
 
 MOST_PROBLEMS = 10  # of a file: they tend to be alike
 
 
 def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
-    """Write every table as Parquet (and the miniature's tokenizer); metrics count rows and shared prompts."""
+    """Write every table as Parquet (and the miniature's tokenizer).
+
+    Metrics count rows read, kept and left out, and shared prompts.
+    """
     recipe: DataRecipe = job.recipe
-    duplicates: dict[str, int] = {}
-    left_out: dict[str, int] = {}
+    ledger = Ledger()
+    tables: Mapping[str, Iterable[Row]]
     if recipe.source == "miniature":
         from rpo_cli.stages.data import miniature
 
@@ -37,99 +40,85 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
     elif recipe.loaded:
         from rpo_cli.stages.data.sources.load import load
 
-        tables, left_out = load(job, report)
+        tables = load(job, report, ledger)
     else:
         if not job.files:
             raise BadInput(
                 f"{job.path}: source: files needs files:, which maps tables to JSONL or Parquet files"
             )
-        tables = {}
-        for table, file in job.files.items():
-            rows, duplicates[table] = read_table(Path(file), table)
-            tables[table] = rows[: recipe.rows.get(table)]  # type: ignore[call-overload]
+        tables = {table: read_table(Path(file), table, recipe, ledger) for table, file in job.files.items()}
+    counts, prompts = {}, {}
     for index, (table, rows) in enumerate(sorted(tables.items())):
-        write_rows(rows, job.directory / f"{table}.parquet")
+        file = job.directory / f"{table}.parquet"
+        counts[f"rows/{table}"] = write_rows(rows, file)
+        prompts[table] = prompts_of(file)
         report(index + 1, len(tables))
-    counts = {f"rows/{table}": len(rows) for table, rows in sorted(tables.items())}
-    prompts = {table: [row["prompt"] for row in rows] for table, rows in tables.items()}
     shared = shared_prompts(prompts)
-    for line in leaks(shared, prompts):
+    for line in (*leaks(shared, prompts), *ledger.warnings()):
         report.warn(line)
     counts |= {f"shared_prompts/{one}/{other}": count for (one, other), count in shared.items()}
-    counts |= {f"duplicates/{table}": count for table, count in sorted(duplicates.items()) if count}
-    return counts | left_out
+    return counts | ledger.metrics()
 
 
-def read_table(file: Path, table: str) -> tuple[list[Row], int]:
-    """Rows of one JSONL or Parquet file, checked and named, and how many exact duplicates were left out.
+def read_table(file: Path, table: str, recipe: DataRecipe, ledger: Ledger) -> Iterator[Row]:
+    """Rows of one JSONL or Parquet file, checked and named, while they are read; at most those asked for.
 
     Raises:
-        BadInput: unreadable file, missing or empty column, equal responses, no rows; names file and line (or
-            row), each of the first `MOST_PROBLEMS` on a line of its own.
+        BadInput: unreadable file, missing column, what is no text, an id twice, no rows; names file and line
+            (or row), each of the first `MOST_PROBLEMS` on a line of its own.
     """
-    problems: list[str] = []
-    if file.suffix == ".parquet":
-        try:
-            found = pq.read_table(file).to_pylist()
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{file}: not a Parquet file: {error}") from error
-        raw: list[tuple[str, Any]] = [(f"{file}: row {number}", row) for number, row in enumerate(found, 1)]
-    elif file.suffix in (".jsonl", ".json"):
-        numbered = [(f"{file}:{number}", line) for number, line in enumerate(_lines(file), 1) if line.strip()]
-        raw = [(place, _parse(line)) for place, line in numbered]
-    else:
-        raise BadInput(f"{file}: expected a .jsonl or .parquet file")
-    if not raw:
-        raise BadInput(f"{file}: no rows")
-    rows: dict[str, Row] = {}
-    duplicates = 0
-    needed = columns_of(table)
-    for place, row in raw:
+    problems, sieve, ids = Problems(file), Sieve(ledger, table), set[int]()
+    most, needed = recipe.rows.get(table), columns_of(table)  # type: ignore[call-overload]
+    columns: dict[str, str] = {ours: theirs for ours, theirs in recipe.columns.items() if ours in needed}
+    first: tuple[str, ...] | None = None
+    for place, row in rows_in(file, table, ledger, columns):
+        if isinstance(row, str):
+            problems.add(place, row)
+            continue
         # A reference response, for a judge to compare with.
-        columns = (*needed, "completion") if table.startswith("prompts_") and "completion" in row else needed
-        if wrong := [row] if isinstance(row, str) else _wrong(row, columns):
-            problems += [f"{place}: {problem}" for problem in wrong]
+        own = ("completion",) if table.startswith("prompts_") and "completion" in row else ()
+        first = own if first is None else first
+        wrong = _wrong(row, (*needed, *own))
+        if own > first:
+            wrong.append("completion: the first row has none; give one to every row or to none")
+        problems.add(place, *wrong)
+        if wrong or not sieve.keeps(*(row[column] for column in needed)):
             continue
         given = isinstance(row.get("id"), str | int)
         name = str(row["id"]) if given else row_id(*(row[column] for column in needed))
-        if name not in rows:
-            rows[name] = {"id": name, **{column: row[column] for column in columns}}
-        elif all(rows[name][column] == row[column] for column in needed):
-            duplicates += 1
-        else:
-            problems.append(f"{place}: id {name!r} belongs to another row as well")
-    if problems:
-        more = len(problems) - MOST_PROBLEMS
-        last = [f"{file}: and {more} more problems"] if more > 0 else []
-        raise BadInput("\n".join(problems[:MOST_PROBLEMS] + last))
-    return list(rows.values()), duplicates
+        if (known := digest(name)) in ids:
+            problems.add(place, f"id {reprlib.repr(name)} belongs to another row as well")
+        ids.add(known)
+        if most is None or len(ids) <= most:
+            yield {"id": name, **{column: row[column] for column in (*needed, *own)}}
+    if not ids and not problems.count:
+        read = ledger.records[table]
+        problems.first.append(f"{file}: no rows" + (f" are left of {read}" if read else ""))
+        for name, places in ledger.examples.items():
+            kind, _, why = name.rpartition("/")
+            problems.first += [f"{place}: {REASONS[why]}" for place in places if kind == table]
+    problems.check()
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{file}:{line}: not UTF-8: {error.reason}") from error
-    if text.lstrip().startswith("["):
-        # The shell empties what it redirects to before jq reads: the command must name no file that there is.
-        endings = chain(("", "-lines"), (f"-lines-{number}" for number in count(2)))
-        paths = (file.with_name(f"{file.stem}{end}.jsonl") for end in endings)
-        target = next(path for path in paths if not path.exists())
-        raise BadInput(
-            f"{file}:1: a JSON array; expected JSON Lines, an object on each line: "
-            f"jq -c '.[]' {quote(str(file))} > {quote(str(target))}, then name {target.name} in files:"
-        )
-    return text.split("\n")
+@dataclass
+class Problems:
+    """What is wrong with a file, the first of it in words."""
 
+    file: Path
+    first: list[str] = field(default_factory=list)
+    count: int = 0
 
-def _parse(line: str) -> Row | str:
-    """The object on a line, or what is wrong with the line."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"not JSON: {error.msg}"
-    return row if isinstance(row, dict) else f"expected an object with columns, got {named(row)}"
+    def add(self, place: str, *problems: str) -> None:
+        """More of them, of one row."""
+        self.count += len(problems)
+        self.first += [f"{place}: {problem}" for problem in problems][: MOST_PROBLEMS - len(self.first)]
+
+    def check(self) -> None:
+        """Raise BadInput if there are any."""
+        more = self.count - len(self.first)
+        if self.first:
+            last = [f"{self.file}: and {more} more problems"] if more > 0 else []
+            raise BadInput("\n".join(self.first + last))
 
 
 def _wrong(row: Row, needed: tuple[str, ...]) -> list[str]:
@@ -137,15 +126,13 @@ def _wrong(row: Row, needed: tuple[str, ...]) -> list[str]:
     problems = []
     for column in needed:
         if column not in row:
-            problems.append(f"no column {column!r} (has: {', '.join(sorted(row))})")
+            problems.append(f"no column {column!r} (has: {columns_in(row)})")
         elif is_conversation(value := row[column]):
             problems.append(f"{column}: expected text, got a conversation; `source: preference` reads those")
         elif not isinstance(value, str):
             problems.append(f"{column}: expected text, got {named(value)}")
-        elif not value.strip():
-            problems.append(f"{column}: empty")
-        elif any("\ud800" <= sign <= "\udfff" for sign in value):
-            problems.append(f"{column}: holds half of a surrogate pair, which is no text")
-    if not problems and "chosen" in needed and row["chosen"] == row["rejected"]:
-        problems.append("chosen and rejected are the same text, so there is no preference to learn")
+    if row.get("tools"):
+        problems.append(
+            "tools: plain text has no use for it; `source: preference` reads conversations with it"
+        )
     return problems

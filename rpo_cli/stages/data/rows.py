@@ -8,8 +8,9 @@ hold texts of their own, which are read where they are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +32,7 @@ PAIR = ("chosen", "rejected")
 TEXTS = (*PAIR_COLUMNS, "completion")
 OTHER = {"chosen": "rejected", "rejected": "chosen"}
 UNLIMITED = 2**31
+AT_A_TIME, GROUP = 2**11, 2**15  # rows as mappings, which are ten times as large as their texts; as columns
 Value = TypeVar("Value")
 
 
@@ -46,9 +48,30 @@ def row_id(*texts: str) -> str:
     return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:16]
 
 
-def write_rows(rows: Sequence[Row], file: Path) -> None:
-    """Write rows as Parquet."""
-    pq.write_table(pa.Table.from_pylist(list(rows)), file)
+def digest(*texts: str) -> int:
+    """64 bits of a content's hash: enough to tell many texts apart without keeping them."""
+    return int.from_bytes(hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8).digest(), "big")
+
+
+def write_rows(rows: Iterable[Row], file: Path) -> int:
+    """Write rows as Parquet, while they come; how many. The first row has the columns of all."""
+    batches, count = _batches(iter(rows)), 0
+    first = next(batches)
+    batches = chain([first], batches)
+    with pq.ParquetWriter(file, first.schema) as writer:
+        while group := list(islice(batches, GROUP // AT_A_TIME)):
+            table = pa.Table.from_batches(group).combine_chunks()
+            writer.write_table(table)
+            count += len(table)
+    return count
+
+
+def _batches(rows: Iterator[Row]) -> Iterator[pa.RecordBatch]:
+    """Rows in batches, the first of which may be empty."""
+    batch = pa.RecordBatch.from_pylist(list(islice(rows, AT_A_TIME)))
+    yield batch
+    while some := list(islice(rows, AT_A_TIME)):
+        yield pa.RecordBatch.from_pylist(some, schema=batch.schema)
 
 
 def write_columns(columns: dict[str, Any], file: Path) -> None:

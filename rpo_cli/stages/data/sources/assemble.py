@@ -8,32 +8,28 @@ from dataclasses import replace
 from typing import TypeVar
 
 from rpo_cli.models import Row
-from rpo_cli.stages.data.rows import row_id
-from rpo_cli.stages.data.sources.base import Counts, Pair, Written
+from rpo_cli.stages.data.ledger import Ledger, Sieve
+from rpo_cli.stages.data.rows import digest, row_id
+from rpo_cli.stages.data.sources.base import Pair, Written
 
 Item = TypeVar("Item", Pair, Written)
 SPLITS = ("train", "validation", "test")
 
 
-def clean(pairs: Iterable[Pair], counts: Counts) -> list[Pair]:
-    """Pairs with two different, non-empty responses, each unordered pair once.
-
-    Once, because after relabelling its order is the oracle's. Counted: `empty`, `ties` (the same response
-    twice), `duplicates`, and `conflicts`, duplicates with the other response chosen.
-    """
-    kept: dict[tuple[str, ...], Pair] = {}
+def clean(pairs: Iterable[Pair], ledger: Ledger) -> list[Pair]:
+    """The pairs that are kept (`ledger.Sieve`), read on the way; `pairs/read` counts what comes here."""
+    sieve, kept = Sieve(ledger, "pairs"), []
     for pair in pairs:
-        counts["pairs/read"] += 1
-        key = (pair.prompt, *sorted((pair.chosen, pair.rejected)))
-        if not pair.chosen.strip() or not pair.rejected.strip():
-            counts["pairs/empty"] += 1
-        elif pair.chosen.strip() == pair.rejected.strip():
-            counts["pairs/ties"] += 1
-        elif key in kept:
-            counts["pairs/duplicates" if kept[key].chosen == pair.chosen else "pairs/conflicts"] += 1
-        else:
-            kept[key] = pair
-    return list(kept.values())
+        ledger.counts["pairs/read"] += 1
+        if sieve.keeps(pair.prompt, pair.chosen, pair.rejected):
+            kept.append(pair)
+    return kept
+
+
+def clean_written(written: Iterable[Written], ledger: Ledger) -> list[Written]:
+    """The written responses that are kept, read on the way."""
+    sieve = Sieve(ledger, "sft")
+    return [row for row in written if sieve.keeps(row.prompt, row.completion)]
 
 
 def place_of(post: str, seed: int) -> float:
@@ -62,29 +58,30 @@ def resplit(pairs: Sequence[Pair], share: float, seed: int, written: Sequence[Wr
             return next((name for name, (low, high) in drawn.items() if low <= at < high), "train")
         return names[pair.split]
 
-    return [replace(pair, split=split(pair)) for pair in pairs]
+    return [pair if split(pair) == pair.split else replace(pair, split=split(pair)) for pair in pairs]
 
 
 def tables(
     pairs: Iterable[Pair],
-    written: Sequence[Written],
+    written: Iterable[Written],
     sizes: dict[str, int],
     share: float,
     seed: int,
-    counts: Counts,
-) -> dict[str, list[Row]]:
-    """The tables of `schema.LOADED_TABLES`.
+    ledger: Ledger,
+) -> dict[str, list[Pair] | list[Written]]:
+    """The tables of `schema.LOADED_TABLES`, of which `row_of` makes rows.
 
     No post of an evaluation table is in a training table, no test post in a validation table. `sizes`: at
     most so many rows of a table, those of posts drawn under the seed. `share`: see `resplit`.
     """
 
     def kept(items: Sequence[Item], posts: set[str], table: str) -> list[Item]:
-        return _some(_without(items, posts, table, counts), sizes.get(table), seed)
+        return _some(_without(items, posts, table, ledger), sizes.get(table), seed)
 
-    found = resplit(clean(pairs, counts), share, seed, written)
+    cleaned, responses = clean(pairs, ledger), clean_written(written, ledger)
+    found = resplit(cleaned, share, seed, responses)
     parts = {split: [pair for pair in found if pair.split == split] for split in SPLITS}
-    answers = {split: [row for row in written if row.split == split] for split in SPLITS}
+    answers = {split: [row for row in responses if row.split == split] for split in SPLITS}
     test_prompts = _some(_one_each(answers["test"] or parts["test"]), sizes.get("prompts_test"), seed)
     test = _posts(test_prompts)
     validation_prompts = _one_each(answers["validation"] or parts["validation"])
@@ -96,12 +93,12 @@ def tables(
     sft_validation = answers["validation"] or _chosen(parts["validation"])
     sft_validation = kept(sft_validation, test, "sft_validation")
     return {
-        "sft_train": [_completion(row) for row in sft_train],
-        "sft_validation": [_completion(row) for row in sft_validation],
-        "pairs": [_pair(pair) for pair in train],
-        "pairs_validation": [_pair(pair) for pair in pairs_validation],
-        "prompts_validation": [_prompt(row) for row in validation_prompts],
-        "prompts_test": [_prompt(row) for row in test_prompts],
+        "sft_train": sft_train,
+        "sft_validation": sft_validation,
+        "pairs": train,
+        "pairs_validation": pairs_validation,
+        "prompts_validation": validation_prompts,
+        "prompts_test": test_prompts,
     }
 
 
@@ -121,9 +118,9 @@ def _one_each(items: Sequence[Pair] | Sequence[Written]) -> list[Written]:
     return kept
 
 
-def _without(items: Sequence[Item], posts: set[str], table: str, counts: Counts) -> list[Item]:
+def _without(items: Sequence[Item], posts: set[str], table: str, ledger: Ledger) -> list[Item]:
     kept = [item for item in items if not posts & set(item.posts)]
-    counts[f"{table}/of_evaluated_posts"] += len(items) - len(kept)
+    ledger.counts[f"{table}/of_evaluated_posts"] += len(items) - len(kept)
     return kept
 
 
@@ -138,20 +135,16 @@ def _some(items: Sequence[Item], size: int | None, seed: int) -> list[Item]:
 def _chosen(pairs: Sequence[Pair]) -> list[Written]:
     """The chosen responses as written ones, each once."""
     rows = (Written(pair.split, pair.posts, pair.prompt, pair.chosen) for pair in pairs)
-    return list({(row.prompt, row.completion): row for row in rows}.values())
+    return list({digest(row.prompt, row.completion): row for row in rows}.values())
 
 
-def _prompt(row: Written) -> Row:
-    return {"id": row_id(row.prompt), "prompt": row.prompt, "completion": row.completion}
-
-
-def _completion(row: Written) -> Row:
-    return {"id": row_id(row.prompt, row.completion), "prompt": row.prompt, "completion": row.completion}
-
-
-def _pair(pair: Pair) -> Row:
-    texts = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+def row_of(item: Pair | Written, table: str) -> Row:
+    """A table's row, named by its texts."""
+    if isinstance(item, Written):
+        name = row_id(item.prompt) if table.startswith("prompts_") else row_id(item.prompt, item.completion)
+        return {"id": name, "prompt": item.prompt, "completion": item.completion}
+    texts = {"prompt": item.prompt, "chosen": item.chosen, "rejected": item.rejected}
     row: Row = {"id": row_id(*texts.values()), **texts}
-    if pair.scores is not None:
-        row |= {"chosen_score": pair.scores[0], "rejected_score": pair.scores[1]}
+    if item.scores is not None:
+        row |= {"chosen_score": item.scores[0], "rejected_score": item.scores[1]}
     return row

@@ -6,15 +6,15 @@ nothing else knows a schema.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import DataRecipe
+from rpo_cli.stages.data.ledger import Ledger
 
-Counts = Counter[str]
+FAR = 1e300  # no score is so large; an integer may be too large for any float
 # Place for error messages, split as published or None, record.
 Records = Iterable[tuple[str, str | None, dict[str, Any]]]
 
@@ -23,18 +23,18 @@ Records = Iterable[tuple[str, str | None, dict[str, Any]]]
 class Sets:
     """What a source reads: records of pairs and of written responses, and what it does that with.
 
-    written: none without sft_dataset; tokenizer: None where the recipe names none; counts: of what is left
-    out, by reason.
+    written: none without sft_dataset; tokenizer: None where the recipe names none; ledger: told of what is
+    left out, while the record stands that it is of.
     """
 
     recipe: DataRecipe
     tokenizer: Any
     pairs: Records
     written: Records
-    counts: Counts
+    ledger: Ledger
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One comparison.
 
@@ -49,7 +49,7 @@ class Pair:
     scores: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Written:
     """One written response; `split` and `posts` as in `Pair`."""
 
@@ -69,8 +69,8 @@ def column(place: str, row: dict[str, Any], *names: str) -> Any:
         if row.get(name) is not None:
             return row[name]
     listed = " or ".join(repr(name) for name in names)
-    found = ", ".join(sorted(name for name, value in row.items() if value is not None))
-    raise BadInput(f"{place}: no column {listed} (has: {found})")
+    given = {name: value for name, value in row.items() if value is not None}
+    raise BadInput(f"{place}: no column {listed} (has: {columns_in(given)})")
 
 
 def text(place: str, row: dict[str, Any], *names: str) -> str:
@@ -79,6 +79,24 @@ def text(place: str, row: dict[str, Any], *names: str) -> str:
     if not isinstance(value, str):
         raise BadInput(f"{place}: {names[0]}: expected text, got {named(value)}")
     return value
+
+
+def number(place: str, row: dict[str, Any], name: str) -> float | None:
+    """A column that must be a number where it has a value."""
+    value = row.get(name)
+    if value is None or (isinstance(value, int | float) and abs(value) < FAR):
+        return None if value is None else float(value)
+    raise BadInput(f"{place}: {name}: expected a number, got {named(value)}")
+
+
+def shown_name(name: str) -> str:
+    """A column's name, on one line whatever it holds."""
+    return name if name.isprintable() else ascii(name)
+
+
+def columns_in(row: Mapping[str, Any]) -> str:
+    """The columns of a row, for a message."""
+    return ", ".join(map(shown_name, sorted(row)))
 
 
 def named(value: object) -> str:
@@ -98,9 +116,9 @@ def named(value: object) -> str:
 
 
 def is_conversation(value: object) -> bool:
-    """Whether a value is a list of messages with role and content."""
+    """Whether a value is a list of messages, with role and content or with from and value."""
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in value)
+        and all(isinstance(turn, dict) and not {"role", "from"}.isdisjoint(turn) for turn in value)
     )

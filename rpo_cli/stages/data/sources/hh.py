@@ -6,14 +6,15 @@ import os
 import re
 from collections.abc import Iterator
 
-from rpo_cli.stages.data.sources.base import Counts, Records, text
+from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.sources.base import Records, text
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-def dialogues(records: Records, counts: Counts) -> Iterator[tuple[str, str, str, str]]:
+def dialogues(records: Records, ledger: Ledger) -> Iterator[tuple[str, str, str, str]]:
     """(split, prompt, chosen, rejected): the prompt ends in `\\n\\nAssistant:`, responses begin with a space.
 
     Left out and counted: dialogues without an answer of the assistant, and those that part before the last
@@ -24,12 +25,12 @@ def dialogues(records: Records, counts: Counts) -> Iterator[tuple[str, str, str,
         # Cut back to the last turn of the assistant that both begin.
         end = os.path.commonprefix([chosen, rejected]).rfind(ASSISTANT)  # noqa: RUF071 - of texts
         if end < 0 or not chosen.startswith(HUMAN):
-            counts["pairs/no_dialogue"] += 1
+            ledger.leave_out("pairs/no_dialogue")
             continue
         end += len(ASSISTANT)
         answers = [dialogue[end:] for dialogue in (chosen, rejected)]
         if any(TURN.search(answer) for answer in answers):
-            counts["pairs/part_early"] += 1
+            ledger.leave_out("pairs/part_early")
             continue
         first, second = (f" {answer.strip()}" if answer.strip() else "" for answer in answers)
         yield split or "train", chosen[:end], first, second

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -10,53 +10,94 @@ from rpo_cli.artifacts import Job, Report, snapshots
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.recipes.schema import DataRecipe, seed_of
-from rpo_cli.stages.data.sources.assemble import tables
-from rpo_cli.stages.data.sources.base import Counts, Pair, Records, Sets, Written
-from rpo_cli.stages.data.sources.records import records
+from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.sources.assemble import row_of, tables
+from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written
+from rpo_cli.stages.data.sources.records import SPLITS, data_files, published_split, records
 
 NEEDED = ("sft_train", "pairs", "prompts_validation", "prompts_test")
+KINDS = {"dataset": "pairs", "sft_dataset": "sft"}
+USES = {"pairs": "prefs", "sft": "sft"}  # of UltraFeedback's splits: train_prefs, train_sft, and train_gen
+COLUMNS = {"pairs": {"prompt", "chosen", "rejected"}, "sft": {"prompt", "completion", "messages"}}
+Reader = Callable[[Sets], tuple[Iterator[Pair], Iterator[Written]]]
 
 
-def load(job: Job[DataRecipe], report: Report) -> tuple[dict[str, list[Row]], dict[str, int]]:
-    """Every table, and what was left out of which and why.
+def load(job: Job[DataRecipe], report: Report, ledger: Ledger) -> dict[str, Iterator[Row]]:
+    """Every table's rows; the ledger is told of what is left out.
 
     Raises:
         BadInput: the set cannot be read, is of another kind, or leaves a table without rows.
     """
     recipe: DataRecipe = job.recipe
-    counts, tokenizer = Counts(), None
+    tokenizer = None
     if "tokenizer" in job.inputs:
         revision = job.revisions.get("tokenizer")
         tokenizer = load_tokenizer(job.inputs["tokenizer"], revision=revision, need_pad=False)
-    pairs_of, written_of = (_records(job, name, report) for name in ("dataset", "sft_dataset"))
-    pairs, written = _reader(recipe)(Sets(recipe, tokenizer, pairs_of, written_of, counts))
+    pairs_of, written_of = (_records(job, name, report, ledger) for name in KINDS)
+    pairs, written = _reader(recipe)(Sets(recipe, tokenizer, pairs_of, written_of, ledger))
     sizes = {str(table): size for table, size in recipe.rows.items()}
-    found = tables(pairs, written, sizes, recipe.validation_share, seed_of(recipe, "data"), counts)
-    left_out = {name: count for name, count in sorted(counts.items()) if count}
+    found = tables(pairs, written, sizes, recipe.validation_share, seed_of(recipe, "data"), ledger)
     for table in NEEDED:
         if not found[table]:
-            left = ", ".join(f"{name} {count}" for name, count in left_out.items())
-            raise BadInput(f"{job.path}: no rows for {table} ({left or 'nothing was read'})")
-    return {table: rows for table, rows in found.items() if rows}, left_out
+            left = ", ".join(f"{name} {count}" for name, count in sorted(ledger.counts.items()) if count)
+            notes = "".join(f"; {note}" for note in ledger.notes)
+            raise BadInput(f"{job.path}: no rows for {table} ({left or 'nothing was read'}){notes}")
+    return {table: (row_of(item, table) for item in items) for table, items in found.items() if items}
 
 
-def _reader(recipe: DataRecipe) -> Callable[[Sets], tuple[list[Pair], list[Written]]]:
+def _reader(recipe: DataRecipe) -> Reader:
     """The function that the source's row names."""
     module, _, function = (recipe.of.reads or "").partition(":")
-    reader: Callable[[Sets], tuple[list[Pair], list[Written]]] = getattr(
-        import_module(f"rpo_cli.stages.data.sources.{module}"), function
-    )
+    reader: Reader = getattr(import_module(f"rpo_cli.stages.data.sources.{module}"), function)
     return reader
 
 
-def _records(job: Job[DataRecipe], name: str, report: Report) -> Records:
+def _records(job: Job[DataRecipe], name: str, report: Report, ledger: Ledger) -> Records:
     """Records of one of the job's data sets, from disk or the hub's cache; none where it has no such set."""
     if name not in job.inputs:
         return
-    recipe: DataRecipe = job.recipe
+    recipe, kind = job.recipe, KINDS[name]
     folders = recipe.folders if name == "dataset" else []
     place = snapshots.dataset_folder(str(job.inputs[name]), job.revisions.get(name), folders)
-    for number, record in enumerate(records(Path(place), folders)):
+    files = _of_splits(data_files(Path(place), folders), kind, recipe, ledger)
+    columns: dict[str, str] = {
+        ours: theirs for ours, theirs in recipe.columns.items() if ours in COLUMNS[kind]
+    }
+    for number, (where, published, row) in enumerate(records(files, kind, ledger, columns)):
         if number % 1000 == 0:
             report(number, number + 1000)
-        yield record
+        yield where, published and _split(published, kind, recipe), row
+
+
+def _split(published: str, kind: str, recipe: DataRecipe) -> str | None:
+    """The split that a published one is read as; None: it is not read."""
+    for ours, theirs in recipe.split.items():
+        if published == SPLITS.get(theirs, theirs):
+            return ours
+    if recipe.split and kind == "pairs":
+        return None
+    base, _, use = published.partition("_")
+    known = base in SPLITS and use in ("", USES[kind], "cnndm")  # cnndm: tldr.py leaves it out, and counts it
+    return (published if use == "cnndm" else base) if known else None
+
+
+def _of_splits(files: Sequence[Path], kind: str, recipe: DataRecipe, ledger: Ledger) -> list[Path]:
+    """The files of splits that are read; those that are not are noted, unless the recipe says which are.
+
+    Raises:
+        BadInput: the recipe names a split that is not there, or none is read.
+    """
+    splits = {file: published_split(file) for file in files}
+    found = ", ".join(sorted({split or "train" for split in splits.values()}))
+    if kind == "pairs":
+        for theirs in recipe.split.values():
+            if SPLITS.get(theirs, theirs) not in splits.values():
+                raise BadInput(f"split: there is no split {theirs} in dataset (splits found: {found})")
+    read = [file for file, split in splits.items() if split is None or _split(split, kind, recipe)]
+    others = sorted({split for file, split in splits.items() if file not in read and split is not None})
+    which = f"(splits found: {found}); `split: {{train: {', '.join(others[:1])}, …}}` names those to read"
+    if not read:
+        raise BadInput(f"no split of {'dataset' if kind == 'pairs' else 'sft_dataset'} is known {which}")
+    if others and not recipe.split:
+        ledger.notes.append(f"{kind}: not read: {', '.join(others)} {which}")
+    return read

@@ -1,20 +1,36 @@
 """Any set in TRL's preference formats: explicit or implicit prompt, plain text or conversations.
 
-https://huggingface.co/docs/trl/dataset_formats; the conversions are TRL's own functions.
+https://huggingface.co/docs/trl/dataset_formats; the chat template is applied by TRL's own function. Messages
+may be ShareGPT's.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
-from trl.data_utils import apply_chat_template, is_conversational, maybe_extract_prompt
+from trl.data_utils import apply_chat_template
 
 from rpo_cli.errors import BadInput
-from rpo_cli.stages.data.sources.base import Counts, Pair, Records, Sets, Written, column, named
-from rpo_cli.stages.data.sources.hh import dialogues, messages
+from rpo_cli.models import Row
+from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, column, named
+from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
+from rpo_cli.stages.data.sources.implicit import cut, prompt_like
+from rpo_cli.stages.data.sources.turns import Message, Part, answer, is_blank, part
+from rpo_cli.text import percent
+
+PAIR = ("chosen", "rejected")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+TEMPLATE = ("tools", "chat_template_kwargs")  # columns of TRL's that only a chat template has a use for
+READ = {*PAIR, "prompt", "completion", *TEMPLATE}
+CONTEXT = ("system", "context", "input", "instruction")  # columns that others read as parts of a prompt
+Example = dict[str, Part]
 
 
 @dataclass
@@ -24,25 +40,29 @@ class Templated:
     tokenizer: Any
     limit: int | None
 
-    def text(self, place: str, example: dict[str, Any]) -> dict[str, str]:
+    def text(self, place: str, example: Mapping[str, Part], row: Row | None = None) -> dict[str, str]:
         """Every part of the example as text; plain text stays as it is.
+
+        row: what else the template is given (`TEMPLATE`).
 
         Raises:
             BadInput: a conversation without a tokenizer that has a chat template, or one that the template
-                refuses.
+                refuses; a column of the row that nothing has a use for.
         """
-        if not is_conversational(example):
-            for name, value in example.items():
-                if not isinstance(value, str):
-                    expected = "expected text or messages with role and content"
-                    raise BadInput(f"{place}: {name}: {expected}, got {named(value)}")
-            return example
+        more = {name: row[name] for name in (*TEMPLATE, "images") if row and row.get(name)}
+        plain = {name: value for name, value in example.items() if isinstance(value, str)}
+        if unused := sorted(more.keys() if plain else more.keys() - {*TEMPLATE}):
+            why = "only text is read" if unused == ["images"] else "plain text has no use for it"
+            raise BadInput(f"{place}: {', '.join(unused)}: {why}; give messages, or leave the column out")
+        if plain:
+            return plain
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise BadInput(f"{place}: holds a conversation: name a tokenizer: that has a chat template")
+        tools, kwargs = _tools(place, more), _kwargs(place, more)
         try:
-            made = apply_chat_template(example, self.tokenizer)
+            made = apply_chat_template({**example, "chat_template_kwargs": kwargs}, self.tokenizer, tools)
         except Exception as error:  # templates raise what they like
-            why = str(error).splitlines()[0]
+            why = next(iter(str(error).splitlines()), type(error).__name__)
             raise BadInput(f"{place}: the chat template refuses it: {why}") from error
         bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token
         # BOS and EOS are added where rows are tokenised; twice they would be another text.
@@ -58,81 +78,218 @@ class Templated:
         return self.limit is None or len(self.tokenizer(prompt)["input_ids"]) <= self.limit
 
 
-def read(sets: Sets) -> tuple[list[Pair], list[Written]]:
+def _tools(place: str, row: Row) -> list[Any] | None:
+    """Schemas of functions, which may be one text of JSON."""
+    tools = row.get("tools")
+    try:
+        found = json.loads(tools) if isinstance(tools, str) else tools
+    except (ValueError, RecursionError):
+        raise BadInput(f"{place}: tools: the text is no JSON") from None
+    if not isinstance(found, list | None):
+        raise BadInput(f"{place}: tools: expected a list of functions, got {named(found)}")
+    return None if found is None else list(_without_none(found))
+
+
+def _kwargs(place: str, row: Row) -> dict[str, Any]:
+    found = row.get("chat_template_kwargs", {})
+    if not isinstance(found, dict):
+        raise BadInput(f"{place}: chat_template_kwargs: expected an object, got {named(found)}")
+    return dict(_without_none(found))
+
+
+def _without_none(value: Any) -> Any:
+    """A value of a Parquet file without what its rows have for keys that only others have."""
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return value
+
+
+def read(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
     """A set in TRL's preference formats."""
     templated = Templated(sets.tokenizer, sets.recipe.max_prompt_tokens)
-    found = list(pairs(sets.pairs, templated, sets.counts))
-    return found, list(written(sets.written, templated, sets.counts))
+    return pairs(sets.pairs, templated, sets.ledger), written(sets.written, templated, sets.ledger)
 
 
-def read_dialogues(sets: Sets) -> tuple[list[Pair], list[Written]]:
+def read_dialogues(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
     """Anthropic's hh-rlhf."""
     templated = Templated(sets.tokenizer, sets.recipe.max_prompt_tokens)
-    found = list(hh_pairs(sets.pairs, templated, sets.recipe.prompt_format == "chat", sets.counts))
-    return found, list(written(sets.written, templated, sets.counts))
+    found = hh_pairs(sets.pairs, templated, sets.recipe.prompt_format == "chat", sets.ledger)
+    return found, written(sets.written, templated, sets.ledger)
 
 
-def pairs(records: Records, templated: Templated, counts: Counts) -> Iterator[Pair]:
+def pairs(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Pair]:
     """Rows with chosen and rejected, and a prompt or what both have in common."""
+    unread = set[str]()
     for place, split, row in records:
-        example = {name: row[name] for name in ("prompt", "chosen", "rejected") if row.get(name) is not None}
-        for name in ("chosen", "rejected"):
-            column(place, example, name)
-        one, other = example["chosen"], example["rejected"]
-        if one == other:
-            counts["pairs/ties"] += 1
+        chosen, rejected = (part(place, name, column(place, row, name)) for name in PAIR)
+        if chosen == rejected:
+            ledger.leave_out("pairs/ties")
             continue
-        if "prompt" not in example and (one[: len(other)] == other or other[: len(one)] == one):
-            # One is the beginning of the other: nothing tells where the prompt ends.
-            counts["pairs/no_boundary"] += 1
+        prompt = _prompt(place, row)
+        if prompt is None or _begins_with_user(chosen, rejected):
+            example = _split_off(place, row, chosen, rejected, ledger)
+        else:
+            example = _aligned(prompt, {"chosen": chosen, "rejected": rejected})
+            unread |= {name for name in CONTEXT if isinstance(row.get(name), str) and row[name].strip()}
+        if example is None or not _sound(example, "pairs", ledger):
             continue
-        example = maybe_extract_prompt(example)
-        if not example["prompt"]:
-            counts["pairs/no_prompt"] += 1
-            continue
-        made = templated.text(place, example)
-        posts = (post_name(made["prompt"]),)
-        pair = Pair(split or "train", posts, made["prompt"], made["chosen"], made["rejected"])
-        yield from _fitting(pair, templated, counts)
+        made = templated.text(place, example, row)
+        if templated.fits(made["prompt"]):
+            posts = (post_name(made["prompt"]),)
+            yield Pair(split or "train", posts, made["prompt"], made["chosen"], made["rejected"])
+        else:
+            ledger.leave_out("pairs/long_prompt")
+    ledger.notes += _notes(ledger, sorted(unread))
 
 
-def hh_pairs(records: Records, templated: Templated, chat: bool, counts: Counts) -> Iterator[Pair]:
+def _prompt(place: str, row: Row) -> Part | None:
+    """The prompt that a row has in a column of its own: ShareGPT's conversation may be it, with `system`."""
+    if row.get("prompt") is not None:
+        return None if row["prompt"] == [] else part(place, "prompt", row["prompt"])
+    for name in CONVERSATIONS:
+        if isinstance(row.get(name), list) and row[name]:
+            turns = part(place, name, row[name])
+            if isinstance(turns, list) and turns[-1]["role"] != "assistant":
+                return [*_system(row, turns), *turns]
+    return None
+
+
+def _system(row: Row, turns: list[Message]) -> list[Message]:
+    """What stands beside a conversation as its system prompt."""
+    text = row.get("system")
+    if not isinstance(text, str) or not text.strip() or turns[0]["role"] == "system":
+        return []
+    return [{"role": "system", "content": text}]
+
+
+def _begins_with_user(chosen: Part, rejected: Part) -> bool:
+    """Whether both are whole conversations, whatever else is called a prompt."""
+    return all(
+        isinstance(side, list) and side[0]["role"] in ("user", "system") for side in (chosen, rejected)
+    )
+
+
+def _aligned(prompt: Part, answers: Mapping[str, Part]) -> Example:
+    """All parts plain text, or all messages: text beside messages is the user's or the assistant's."""
+    if isinstance(prompt, str) and all(isinstance(text, str) for text in answers.values()):
+        return {"prompt": prompt, **answers}
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    turns = {name: answer(text) if isinstance(text, str) else text for name, text in answers.items()}
+    return {"prompt": asked, **turns}
+
+
+def _split_off(place: str, row: Row, chosen: Part, rejected: Part, ledger: Ledger) -> Example | None:
+    """The prompt that both texts or conversations begin with, and the rest; None: there is none, counted."""
+    sides: Any = list(_aligned("", {"chosen": chosen, "rejected": rejected}).values())[1:]
+    texts = isinstance(sides[0], str)
+    shared: Any = os.path.commonprefix(sides) if texts else _common(*sides)  # noqa: RUF071 - of texts
+    if texts and all(text.startswith(HUMAN) and ASSISTANT in text for text in sides):
+        ledger.counts["pairs/as_dialogues"] += 1
+        found = next(dialogues([(place, None, row)], ledger), None)
+        return None if found is None else dict(zip(("prompt", *PAIR), found[1:], strict=True))
+    asked = not texts and any(turn["role"] == "user" for turn in shared)
+    if not asked and (names := prompt_like(row, shared if texts else "", READ)):
+        raise BadInput(
+            f"{place}: no column 'prompt', but {', '.join(names)} look{'s' * (len(names) == 1)} like one: "
+            f"set columns: {{prompt: {names[0]}}} in the data recipe (or, where chosen and rejected begin "
+            "with the prompt, leave that column out)"
+        )
+    end = len(shared)
+    if end == min(map(len, sides)):
+        # One is the beginning of the other: nothing tells where the prompt ends.
+        ledger.leave_out("pairs/no_boundary")
+        return None
+    if texts:
+        end, moved = cut(*sides)
+        ledger.counts["pairs/implicit_prompts"] += 1
+        ledger.counts["pairs/cut_back"] += moved
+    if end == 0:
+        ledger.leave_out("pairs/no_prompt")
+        return None
+    return {"prompt": sides[0][:end], "chosen": sides[0][end:], "rejected": sides[1][end:]}
+
+
+def _common(one: list[Message], other: list[Message]) -> list[Message]:
+    """The messages that both begin with."""
+    return [turn for turn, _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False))]
+
+
+def _sound(example: Example, kind: str, ledger: Ledger) -> bool:
+    """Whether a conversation has a prompt and nothing but answers after it; one that has not is counted."""
+    prompt, *answers = example.values()
+    if isinstance(prompt, str):  # `assemble.clean` looks at texts
+        return True
+    why = None
+    if is_blank(prompt):
+        why = "no_prompt"
+    elif any(turn["role"] == "user" for turns in answers for turn in turns if isinstance(turn, dict)):
+        why = "part_early"
+    elif any(map(is_blank, answers)):
+        why = "empty"
+    if why is not None:
+        ledger.leave_out(f"{kind}/{why}")
+    return why is None
+
+
+def _notes(ledger: Ledger, unread: list[str]) -> Iterator[str]:
+    """What the user must know of how prompts were found."""
+    implicit, moved = (ledger.counts[f"pairs/{name}"] for name in ("implicit_prompts", "cut_back"))
+    if moved:
+        yield (
+            f"pairs: {moved} of {implicit} prompts ({percent(moved / implicit)}) were cut back to the last "
+            "turn or white space, because chosen and rejected part inside a word or an answer; a column "
+            "`prompt` would say where they end"
+        )
+    if count := ledger.counts["pairs/as_dialogues"]:
+        share = percent(count / ledger.records["pairs"]) if ledger.records["pairs"] else "all"
+        yield (
+            f"pairs: {count} rows ({share}) look like dialogues of hh-rlhf (\\n\\nHuman: …): they were cut "
+            "at the last \\n\\nAssistant:; `source: hh-rlhf` reads such sets, and can make chat turns of them"
+        )
+    if unread:
+        yield (
+            f"pairs: beside prompt, rows have {', '.join(unread)}, which is not read; put it into the prompt "
+            "if it belongs there"
+        )
+
+
+def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger) -> Iterator[Pair]:
     """Anthropic's dialogues, as published or through the chat template."""
-    for split, prompt, chosen, rejected in dialogues(records, counts):
+    for split, prompt, chosen, rejected in dialogues(records, ledger):
         made = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         if chat and chosen and rejected:
-            sides = ("chosen", "rejected")
-            answers = {name: [{"role": "assistant", "content": made[name].strip()}] for name in sides}
-            made = templated.text("hh-rlhf", {"prompt": messages(prompt), **answers})
-        pair = Pair(split, (post_name(prompt),), made["prompt"], made["chosen"], made["rejected"])
-        yield from _fitting(pair, templated, counts)
+            answers = {name: answer(made[name].strip()) for name in PAIR}
+            made = templated.text(ledger.place, {"prompt": messages(prompt), **answers})
+        if templated.fits(made["prompt"]):
+            yield Pair(split, (post_name(prompt),), made["prompt"], made["chosen"], made["rejected"])
+        else:
+            ledger.leave_out("pairs/long_prompt")
 
 
-def written(records: Records, templated: Templated, counts: Counts) -> Iterator[Written]:
+def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Written]:
     """Rows with prompt and completion, or with messages that end in an answer."""
     for place, split, row in records:
-        if row.get("messages") is not None:
-            turns = row["messages"]
-            if not turns or turns[-1]["role"] != "assistant" or len(turns) < 2:
-                counts["sft/no_answer"] += 1
+        name = next((name for name in CONVERSATIONS if row.get(name) is not None), None)
+        if name is not None:
+            turns = part(place, name, row[name] or [])
+            if not isinstance(turns, list):
+                raise BadInput(f"{place}: {name}: expected messages with role and content, got text")
+            if turns[-1]["role"] != "assistant" or len(turns) < 2:
+                ledger.leave_out("sft/no_answer")
                 continue
-            example = {"prompt": turns[:-1], "completion": turns[-1:]}
+            example: Example = {"prompt": [*_system(row, turns), *turns[:-1]], "completion": turns[-1:]}
         else:
-            example = {name: column(place, row, name) for name in ("prompt", "completion")}
-        made = templated.text(place, example)
-        if not made["completion"].strip():
-            counts["sft/empty"] += 1
-        elif templated.fits(made["prompt"]):
-            yield Written(split or "train", (post_name(made["prompt"]),), made["prompt"], made["completion"])
+            prompt, completion = (part(place, n, column(place, row, n)) for n in ("prompt", "completion"))
+            example = _aligned(prompt, {"completion": completion})
+        if not _sound(example, "sft", ledger):
+            continue
+        made = templated.text(place, example, row)
+        if templated.fits(made["prompt"]):
+            yield Written(split or "train", (post_name(made["prompt"]),), **made)
         else:
-            counts["sft/long_prompt"] += 1
-
-
-def _fitting(pair: Pair, templated: Templated, counts: Counts) -> Iterator[Pair]:
-    if templated.fits(pair.prompt):
-        yield pair
-    else:
-        counts["pairs/long_prompt"] += 1
+            ledger.leave_out("sft/long_prompt")
 
 
 def post_name(prompt: str) -> str:

@@ -1,23 +1,47 @@
-"""Records of a data set in files: Parquet, JSON lines, either compressed, in the layouts that the hub has."""
+"""Records of files: Parquet, JSON lines, either compressed, in the layouts that the hub has."""
 
 from __future__ import annotations
 
-import gzip
+import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rpo_cli.errors import BadInput
+from rpo_cli.models import Row
+from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.sources.base import columns_in, named, shown_name
 
-SUFFIXES = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+KNOWN = "a .jsonl or .parquet file (lines may be packed: .jsonl.gz, .jsonl.zst)"
 # data/train-00000-of-00007-3d41a76ca5845f49.parquet
 SHARD = re.compile(r"(?P<split>[\w.]+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 VALIDATION = ("validation", "valid", "val", "eval", "dev")
 SPLITS = {"train": "train", "test": "test", **dict.fromkeys(VALIDATION, "validation")}
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+UTF_8_MARK = b"\xef\xbb\xbf"
+
+
+class RepeatedKey(Exception):
+    """An object in which one key stands twice."""
+
+
+def form_of(file: Path) -> tuple[str, str | None] | None:
+    """How a file's name says that it is written: `parquet` or `json`, and packed in what; None: neither."""
+    *others, last = ["", *(suffix.lower() for suffix in file.suffixes)]
+    packed = PACKED.get(last)
+    kind = others[-1] if packed and others else last
+    if kind in (".jsonl", ".json"):
+        return "json", packed
+    return ("parquet", None) if last == ".parquet" else None
 
 
 def data_files(source: Path, folders: Sequence[str] = ()) -> list[Path]:
@@ -36,7 +60,7 @@ def data_files(source: Path, folders: Sequence[str] = ()) -> list[Path]:
 
     places = [source / folder for folder in folders] or [source]
     files = [file for place in places for file in sorted(place.rglob("*")) if file.is_file()]
-    found = [file for file in files if file.name.endswith(SUFFIXES) and not bookkeeping(file)]
+    found = [file for file in files if form_of(file) and not bookkeeping(file)]
     if not found:
         raise BadInput(f"{', '.join(map(str, places))}: holds no Parquet or JSON lines files")
     return found
@@ -52,46 +76,150 @@ def split_of(file: Path) -> str | None:
     return next((SPLITS[part] for part in (stem, re.split(r"[-_]", stem)[-1]) if part in SPLITS), None)
 
 
-def records(source: Path, folders: Sequence[str] = ()) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
-    """(place, split as published or None, record) of every record, files in the order of their names.
+def published_split(file: Path) -> str | None:
+    """`split_of`, under one name for validation."""
+    split = split_of(file)
+    return SPLITS.get(split or "", split)
+
+
+def records(
+    files: Sequence[Path], kind: str, ledger: Ledger, columns: Mapping[str, str]
+) -> Iterator[tuple[str, str | None, Row]]:
+    """(place, split as published or None, record) of every record of these files; see `rows_in`.
 
     Raises:
-        BadInput: a file that cannot be read, with the line or row.
+        BadInput: a file or a record that cannot be read, with the line or row.
     """
-    for file in data_files(source, folders):
-        split = split_of(file)
-        for place, row in _parquet(file) if file.suffix == ".parquet" else _json(file):
-            yield place, SPLITS.get(split or "", split), row
+    for file in files:
+        split = published_split(file)
+        for place, row in rows_in(file, kind, ledger, columns):
+            if isinstance(row, str):
+                raise BadInput(f"{place}: {row}")
+            yield place, split, row
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows_in(
+    file: Path, kind: str, ledger: Ledger, columns: Mapping[str, str]
+) -> Iterator[tuple[str, Row | str]]:
+    """Each row of a file after its place, or what is wrong with it; the ledger is told of each.
+
+    Left out are rows in which a key stands twice. columns: ours -> the file's, which are renamed.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    form = form_of(file)
+    if form is None:
+        raise BadInput(f"{file}: expected {KNOWN}")
+    for place, row in _parquet(file) if form[0] == "parquet" else _json(file, form[1]):
+        ledger.read(kind, place)
+        if isinstance(row, dict):
+            yield place, _renamed(row, columns)
+        elif row is None:
+            ledger.leave_out(f"{kind}/repeated_key")
+        else:
+            yield place, row
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row | str:
+    """The row with our names for its columns, or what is wrong with it."""
+    for ours, theirs in columns.items():
+        if theirs in row:
+            row[ours] = row.pop(theirs)
+        elif ours not in row:
+            return f"no column {theirs!r}, which columns: has for {ours} (has: {columns_in(row)})"
+    return row
+
+
+def _parquet(file: Path) -> Iterator[tuple[str, Row]]:
     try:
         # Batches: the pre-tokenised columns of some derivatives are many times their text.
         opened = pq.ParquetFile(file)
         others = ("_token", "_label", "_token_len")
         columns = [name for name in opened.schema_arrow.names if not name.endswith(others)]
-        rows = (row for batch in opened.iter_batches(columns=columns) for row in batch.to_pylist())
+        batches = opened.iter_batches(columns=columns, batch_size=1000)
+        rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield f"{file}: row {number}", row
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file}: not a Parquet file: {error}") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise BadInput(f"{file}: not a Parquet file: {_line(error)}") from error
 
 
-def _json(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    open_file = gzip.open if file.suffix == ".gz" else open
-    number = 0
+def _json(file: Path, packed: str | None) -> Iterator[tuple[str, Row | str | None]]:
+    """Each line's row, None where a key stands in it twice, or what is wrong with it."""
+    empty = True
     try:
-        with open_file(file, "rt", encoding="utf-8-sig", newline="\n") as lines:
+        with io.BufferedReader(pa.input_stream(str(file), compression=packed)) as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        kind = type(row).__name__
-                        raise BadInput(f"{file}:{number}: expected an object with columns, got {kind}")
-                    yield f"{file}:{number}", row
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{file}:{number}: not JSON: {error.msg}") from error
+                bare = line.removeprefix(UTF_8_MARK) if number == 1 else line
+                if not bare.strip() or not (bare.isascii() or bare.decode(errors="replace").strip()):
+                    continue
+                if empty and bare.lstrip().startswith(b"["):
+                    raise BadInput(f"{file}:{number}: a JSON array; {_instead(file, packed)}")
+                empty = False
+                yield f"{file}:{number}", _parse(bare)
+    except (OSError, pa.ArrowException) as error:
+        raise BadInput(f"{file}: cannot be read: {_line(error)}") from error
+
+
+def _instead(file: Path, packed: str | None) -> str:
+    """What to write for a JSON array."""
+    expected = "expected JSON Lines, an object on each line"
+    if packed is not None:
+        return f"{expected}: unpack it, then jq -c '.[]'"
+    # The shell empties what it redirects to before jq reads: the command must name no file that there is.
+    endings = chain(("", "-lines"), (f"-lines-{number}" for number in count(2)))
+    paths = (file.with_name(f"{file.stem}{end}.jsonl") for end in endings)
+    target = next(path for path in paths if not path.exists())
+    command = f"jq -c '.[]' {quote(str(file))} > {quote(str(target))}"
+    return f"{expected}: {command}, then name {target.name} in files: or dataset:"
+
+
+def _parse(line: bytes) -> Row | str | None:
+    """The object on a line, None where a key stands in it twice, or what is wrong with the line."""
+    try:
+        row = json.loads(line.decode(), object_pairs_hook=_once)
+        if not isinstance(row, dict):
+            return f"expected an object with columns, got {named(row)}"
+        half = [name for name, value in row.items() if _is_half(name, value)] if HALF.search(line) else []
+    except RepeatedKey:
+        return None
     except UnicodeDecodeError as error:
-        raise BadInput(f"{file}:{number + 1}: not UTF-8: {error.reason}") from error
-    except (OSError, EOFError) as error:
-        raise BadInput(f"{file}: cannot be read: {error}") from error
+        return f"not UTF-8: {error.reason}"
+    except json.JSONDecodeError as error:
+        return f"not JSON: {error.msg}"
+    except RecursionError:
+        return "not JSON that can be read: nested too deeply"
+    except ValueError:
+        return _too_long(line)
+    names = ", ".join(map(shown_name, half))
+    return f"{names}: holds half of a surrogate pair, which is no text" if half else row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    if len(row := dict(pairs)) < len(pairs):
+        raise RepeatedKey
+    return row
+
+
+def _is_half(name: str, value: object) -> bool:
+    """Whether a column's name or value holds half of a surrogate pair, which no file can be written with."""
+    try:
+        json.dumps([name, value], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _too_long(line: bytes) -> str:
+    """Which column's number has more digits than Python converts."""
+    most = sys.get_int_max_str_digits()
+    row = json.loads(line, parse_int=str)
+    columns = row.items() if isinstance(row, dict) else [("the line", row)]
+    long = re.compile(rf"\d{{{most + 1}}}")
+    names = ", ".join(shown_name(name) for name, value in columns if long.search(json.dumps(value)))
+    return f"{names}: a number of more than {most} digits"
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -6,19 +6,20 @@ many pairs have one post. The prompt is the post as one turn, in hh-rlhf's form 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 
 from rpo_cli.errors import BadInput
+from rpo_cli.stages.data.ledger import visible
 from rpo_cli.stages.data.sources.base import Pair, Sets, Written, column, text
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN
 from rpo_cli.stages.data.sources.preference import Templated, post_name, written
 
 
-def read(sets: Sets) -> tuple[list[Pair], list[Written]]:
+def read(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
     """Pairs of every split; `assemble.clean` leaves out empty and equal answers, and counts them."""
     templated = Templated(sets.tokenizer, sets.recipe.max_prompt_tokens)
-    pairs = list(_pairs(sets, templated))
-    return pairs, list(written(sets.written, templated, sets.counts))
+    return _pairs(sets, templated), written(sets.written, templated, sets.ledger)
 
 
 def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
@@ -28,10 +29,13 @@ def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
         answers = [text(place, row, name).strip() for name in ("human_ref_A", "human_ref_B")]
         label = column(place, row, "labels")
         if label not in (0, 1):
-            raise BadInput(f"{place}: labels: expected 1 (A preferred) or 0 (B), got {label!r}")
+            raise BadInput(f"{place}: labels: expected 1 (A preferred) or 0 (B), got {reprlib.repr(label)}")
         chosen, rejected = answers if label == 1 else reversed(answers)
         sides = {"chosen": chosen, "rejected": rejected}
         made = {"prompt": f"{HUMAN} {post}{ASSISTANT}"} | {side: f" {own}" for side, own in sides.items()}
+        if not visible(post):
+            sets.ledger.leave_out("pairs/no_prompt")
+            continue
         if chat and chosen and rejected:
             turns = {side: [{"role": "assistant", "content": own}] for side, own in sides.items()}
             made = templated.text(place, {"prompt": [{"role": "user", "content": post}], **turns})
@@ -39,4 +43,4 @@ def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
             posts = (text(place, row, "post_id"), post_name(post))
             yield Pair(split or "train", posts, made["prompt"], made["chosen"], made["rejected"])
         else:
-            sets.counts["pairs/long_prompt"] += 1
+            sets.ledger.leave_out("pairs/long_prompt")

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+import reprlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rpo_cli.errors import BadInput
-from rpo_cli.stages.data.sources.base import Counts, Pair, Records, Sets, Written, column, text
+from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, column, named, number, text
 
 # Batches of CNN/DailyMail articles among the validation comparisons.
 CNNDM = ("batch0_cnndm", "cnndm0", "cnndm2")
@@ -56,7 +58,7 @@ class Writer:
     tokenizer: Any
     limit: int | None
     newlines: Literal["keep", "flatten"]
-    counts: Counts
+    ledger: Ledger
     known: dict[Post, str] = field(default_factory=dict)
 
     def prompt(self, post: Post) -> str:
@@ -75,7 +77,7 @@ class Writer:
     def _fitted(self, post: Post) -> str:
         if self.limit is None or self._fits(post):
             return post.prompt
-        self.counts["cut_posts"] += 1
+        self.ledger.counts["cut_posts"] += 1
         body = post.body
         while "\n" in body:
             body = body[: body.rindex("\n")].rstrip()
@@ -104,49 +106,49 @@ def response(summary: str) -> str:
     return f" {bare}" if bare else ""
 
 
-def read_comparisons(sets: Sets) -> tuple[list[Pair], list[Written]]:
+def read_comparisons(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
     """OpenAI's raw comparisons."""
     return _read(sets, comparisons)
 
 
-def read_preference(sets: Sets) -> tuple[list[Pair], list[Written]]:
+def read_preference(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
     """Pairs with the prompt written out."""
     return _read(sets, preference)
 
 
 def _read(
-    sets: Sets, pairs_of: Callable[[Records, Writer, Counts], Iterator[Pair]]
-) -> tuple[list[Pair], list[Written]]:
-    recipe = sets.recipe
-    writer = Writer(sets.tokenizer, recipe.max_prompt_tokens, recipe.newlines, sets.counts)
-    pairs = list(pairs_of(sets.pairs, writer, sets.counts))
-    others = list(written(sets.written, writer, sets.counts))
-    require_one_normalisation(pairs, others)
-    return pairs, others
+    sets: Sets, pairs_of: Callable[[Records, Writer, Ledger], Iterator[Pair]]
+) -> tuple[Iterator[Pair], Iterator[Written]]:
+    recipe, lines = sets.recipe, Lines()
+    writer = Writer(sets.tokenizer, recipe.max_prompt_tokens, recipe.newlines, sets.ledger)
+    pairs = lines.noted(pairs_of(sets.pairs, writer, sets.ledger))
+    return pairs, lines.compared(written(sets.written, writer, sets.ledger))
 
 
-def comparisons(records: Records, writer: Writer, counts: Counts) -> Iterator[Pair]:
+def comparisons(records: Records, writer: Writer, ledger: Ledger) -> Iterator[Pair]:
     """OpenAI's raw comparisons, JSON lines or the hub's Parquet; CNN/DailyMail is left out and counted."""
     for place, split, row in records:
-        info = column(place, row, "info")
+        info = _object(place, row, "info")
         if row.get("batch") in CNNDM or (not info.get("post") and info.get("article")):
-            counts["cnndm"] += 1
+            ledger.leave_out("cnndm")
             continue
         post = _post(place, info)
         summaries = column(place, row, "summaries")
         if isinstance(summaries, dict):  # Parquet made by older versions of datasets: a struct of lists
-            summaries = [{"text": summary} for summary in column(place, summaries, "text")]
+            summaries = column(place, summaries, "text")
+        if not isinstance(summaries, list):
+            raise BadInput(f"{place}: summaries: expected a list of two, got {named(summaries)}")
         choice = column(place, row, "choice")
         if len(summaries) != 2 or choice not in (0, 1):
-            got = f"{len(summaries)} and {choice!r}"
+            got = f"{len(summaries)} and {reprlib.repr(choice)}"
             raise BadInput(f"{place}: expected two summaries and choice 0 or 1, got {got}")
-        chosen, rejected = (str(summaries[i].get("text") or "") for i in (choice, 1 - choice))
+        chosen, rejected = (_summary(place, summaries[i]) for i in (int(choice), 1 - int(choice)))
         # The published splits are train, valid1 and valid2; the hub joins the latter two.
         where = "train" if (split or text(place, row, "split")) == "train" else "validation"
-        yield Pair(where, _names(post, info), writer.prompt(post), response(chosen), response(rejected))
+        yield Pair(where, _names(post, info), writer.prompt(post), chosen, rejected)
 
 
-def preference(records: Records, writer: Writer, counts: Counts) -> Iterator[Pair]:
+def preference(records: Records, writer: Writer, ledger: Ledger) -> Iterator[Pair]:
     """Pairs with the prompt written out.
 
     They are those of trl-lib/tldr-preference, vwxyzjn's set (`query`), and mnoukhov's relabelled one (with
@@ -155,16 +157,17 @@ def preference(records: Records, writer: Writer, counts: Counts) -> Iterator[Pai
     for place, split, row in records:
         post = _parsed(text(place, row, "prompt", "query"))
         if post is None or (split or "").endswith("cnndm"):
-            counts["cnndm"] += 1
+            ledger.leave_out("cnndm")
             continue
-        names, prompt = _names(post, row.get("info") or {}), writer.prompt(post)
+        info = _object(place, row, "info") if row.get("info") else {}
+        names, prompt = _names(post, info), writer.prompt(post)
         chosen, rejected = (response(text(place, row, side)) for side in ("chosen", "rejected"))
-        one, other = row.get("chosen_score"), row.get("rejected_score")
-        scores = None if one is None or other is None else (float(one), float(other))
+        one, other = (number(place, row, name) for name in ("chosen_score", "rejected_score"))
+        scores = None if one is None or other is None else (one, other)
         yield Pair(split or "train", names, prompt, chosen, rejected, scores)
 
 
-def written(records: Records, writer: Writer, counts: Counts) -> Iterator[Written]:
+def written(records: Records, writer: Writer, ledger: Ledger) -> Iterator[Written]:
     """Reference summaries.
 
     They are those of trl-lib/tldr (prompt, completion), vwxyzjn's, or OpenAI's filtered set (subreddit,
@@ -176,9 +179,6 @@ def written(records: Records, writer: Writer, counts: Counts) -> Iterator[Writte
         if post is None:
             raise BadInput(f"{place}: prompt: is no TL;DR prompt (SUBREDDIT, TITLE, POST, TL;DR:)")
         answer = response(text(place, row, "completion", "summary", "reference_response"))
-        if not answer:
-            counts["sft/empty"] += 1
-            continue
         yield Written(split or "train", _names(post, row), writer.prompt(post), answer)
 
 
@@ -190,7 +190,24 @@ def _names(post: Post, row: dict[str, Any]) -> tuple[str, ...]:
 
 def _post(place: str, row: dict[str, Any]) -> Post:
     """The post whose parts are columns."""
-    return Post(text(place, row, "subreddit"), str(row.get("title") or ""), text(place, row, "post"))
+    title = text(place, row, "title") if row.get("title") else ""
+    return Post(text(place, row, "subreddit"), title, text(place, row, "post"))
+
+
+def _object(place: str, row: dict[str, Any], name: str) -> dict[str, Any]:
+    """`column`, which must be an object."""
+    value = column(place, row, name)
+    if not isinstance(value, dict):
+        raise BadInput(f"{place}: {name}: expected an object, got {named(value)}")
+    return value
+
+
+def _summary(place: str, summary: object) -> str:
+    """The text of one of a row's summaries."""
+    found = summary.get("text") if isinstance(summary, dict) else summary
+    if not isinstance(found, str | None):
+        raise BadInput(f"{place}: summaries: expected text, got {named(found)}")
+    return response(found or "")
 
 
 def _parsed(prompt: str) -> Post | None:
@@ -199,16 +216,36 @@ def _parsed(prompt: str) -> Post | None:
     return None if found is None else Post(found["subreddit"], found["title"], found["post"])
 
 
-def require_one_normalisation(pairs: Iterable[Pair], others: Iterable[Written]) -> None:
-    """Raise BadInput when one of two sets alone has lost its blank lines: policies would meet new prompts."""
+@dataclass
+class Lines:
+    """Whether the pairs' posts have lines, and blank ones: where one of two sets alone has lost its blank
+    lines, policies would meet new prompts.
+    """
 
-    def blank(prompts: Iterable[str]) -> tuple[bool, bool]:
-        bodies = [prompt.split("POST: ", 1)[1].removesuffix("\n\nTL;DR:") for prompt in prompts]
-        return any("\n\n" in body for body in bodies), any("\n" in body for body in bodies)
+    any: bool = False
+    blank: bool = False
 
-    (one, lines), (other, _) = blank(pair.prompt for pair in pairs), blank(row.prompt for row in others)
-    if other and lines and not one:
-        raise BadInput(
-            "the pairs' posts have no blank lines but those of sft_dataset have: "
-            "set newlines: flatten, one prompt for both"
-        )
+    def noted(self, pairs: Iterator[Pair]) -> Iterator[Pair]:
+        """The pairs, looked at on their way."""
+        for pair in pairs:
+            self.any |= "\n" in _body(pair.prompt)
+            self.blank |= "\n\n" in _body(pair.prompt)
+            yield pair
+
+    def compared(self, others: Iterator[Written]) -> Iterator[Written]:
+        """The written responses, read after the pairs.
+
+        Raises:
+            BadInput: their posts have blank lines, and the pairs' have none.
+        """
+        for row in others:
+            if self.any and not self.blank and "\n\n" in _body(row.prompt):
+                raise BadInput(
+                    "the pairs' posts have no blank lines but those of sft_dataset have: "
+                    "set newlines: flatten, one prompt for both"
+                )
+            yield row
+
+
+def _body(prompt: str) -> str:
+    return prompt.split("POST: ", 1)[1].removesuffix("\n\nTL;DR:")

@@ -1,0 +1,144 @@
+"""What a data stage read and what it left out: one policy for every source, counted by reason."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rpo_cli.stages.data.rows import digest
+from rpo_cli.text import percent
+
+EXAMPLES = 3  # places that are named for each reason
+MANY = 0.05  # of the rows read: if one reason takes more of them, that is a warning
+REASONS = {
+    "no_prompt": "no prompt that can be seen",
+    "empty": "a response in which nothing can be seen",
+    "ties": "chosen and rejected are the same text, so there is no preference to learn",
+    "duplicates": "the same row again",
+    "conflicts": "a pair again with the other response chosen; the first is kept",
+    "repeated_key": "a key that stands twice in the row, so one of its values would be lost",
+    "no_boundary": "one text begins the other, so nothing tells where the prompt ends",
+    "no_dialogue": "no dialogue of Human and Assistant",
+    "part_early": "the dialogues part before the last answer",
+    "no_answer": "messages that do not end in an answer",
+    "long_prompt": "a prompt of more than max_prompt_tokens",
+    "of_evaluated_posts": "of a post that an evaluation table has",
+    "cnndm": "not a post of Reddit: an article of CNN/DailyMail",
+}
+# Letters and marks by their category that show nothing: fillers, variation selectors, the blank of Braille.
+BLANK = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+
+
+def visible(text: str) -> str:
+    """A text as a reader tells it from others: any white space as one space, invisible signs gone."""
+    shown = " ".join(text.split())
+    if not shown.isascii():
+        shown = BLANK.sub("", shown)
+    if not shown.isprintable():  # control, format and unassigned characters, separators but the space
+        shown = "".join(sign if sign.isprintable() else " " * sign.isspace() for sign in shown)
+    return " ".join(shown.split())
+
+
+@dataclass
+class Ledger:
+    """Rows read, rows left out by reason, and examples of each.
+
+    place: of the row that is being read; records: rows read of pairs, of written responses (`sft`), or of a
+    table of files; counts: by name, `pairs/ties`; notes: what else the user must know.
+    """
+
+    place: str = ""
+    records: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    notes: list[str] = field(default_factory=list)
+
+    def read(self, kind: str, place: str) -> None:
+        """Count a row of a file as read; what is left out next is this row."""
+        self.records[kind] += 1
+        self.place = place
+
+    def leave_out(self, name: str) -> None:
+        """Count the row that is being read as left out."""
+        self.counts[name] += 1
+        if len(self.examples[name]) < EXAMPLES:
+            self.examples[name].append(self.place)
+
+    def metrics(self) -> dict[str, Any]:
+        """All that was counted, for the manifest: `records/…`, the counts, and places by reason."""
+        records = {f"records/{kind}": count for kind, count in sorted(self.records.items())}
+        counts = {name: count for name, count in sorted(self.counts.items()) if count}
+        examples = {name: places for name, places in sorted(self.examples.items()) if places}
+        return records | counts | ({"left_out_examples": examples} if examples else {})
+
+    def warnings(self) -> Iterator[str]:
+        """The notes, and a line for each reason that took more than `MANY` of the rows read."""
+        yield from self.notes
+        for loss in losses(self.metrics()):
+            if loss.count > MANY * loss.read:
+                share = percent(loss.count / loss.read)
+                yield f"{loss.kind}: {loss.count} of {loss.read} rows ({share}) {loss.why}"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one reason took: of which rows, of how many, in words with places."""
+
+    kind: str
+    count: int
+    read: int
+    why: str
+
+
+def losses(metrics: Mapping[str, Any]) -> Iterator[Loss]:
+    """What was left out of the tables of a data stage, by its manifest's metrics."""
+    records = {name.removeprefix("records/"): n for name, n in metrics.items() if name.startswith("records/")}
+    for name, count in metrics.items():
+        kind, _, reason = name.rpartition("/")
+        if reason in REASONS and records:
+            places = metrics.get("left_out_examples", {}).get(name, [])
+            such = f" ({', '.join(places)}{', …' if count > len(places) else ''})" if places else ""
+            read = records.get(kind) or sum(records.values())
+            yield Loss(kind or "rows", count, read, f"left out: {REASONS[reason]}{such}")
+
+
+@dataclass
+class Sieve:
+    """Which rows are kept, whatever their source: with texts that can be seen, pairs that differ, each once.
+
+    kind: of the rows, for their names in the ledger; seen: hashes of the rows kept, and for each whether its
+    texts are in order.
+    """
+
+    ledger: Ledger
+    kind: str
+    seen: dict[int, bool] = field(default_factory=dict)
+
+    def keeps(self, prompt: str, *responses: str) -> bool:
+        """Whether a row is kept; one that is not has been counted.
+
+        An unordered pair is kept once: relabelling turns it as it likes. With the other response chosen it is
+        a conflict, and the first stays.
+        """
+        why = self._against(visible(prompt), [visible(text) for text in responses])
+        if why is not None:
+            self.ledger.leave_out(f"{self.kind}/{why}")
+        return why is None
+
+    def _against(self, prompt: str, responses: list[str]) -> str | None:
+        if not prompt:
+            return "no_prompt"
+        if not all(responses):
+            return "empty"
+        if len(responses) == 2 and responses[0] == responses[1]:
+            return "ties"
+        name, order = digest(prompt, *sorted(responses)), responses == sorted(responses)
+        if name in self.seen:
+            return "duplicates" if self.seen[name] == order else "conflicts"
+        self.seen[name] = order
+        return None
