@@ -159,9 +159,9 @@ class Planner:
         if not isinstance(data, Stage):
             return
         needs, file = f"{_place(loaded, ('data',))}: needs the table {table}", shown(data.source)
-        loads = isinstance(data.recipe, schema.DataRecipe) and data.recipe.loaded
-        if loads and table not in schema.LOADED_TABLES:
-            raise RecipeError([f"{needs}; {file} makes {', '.join(schema.LOADED_TABLES)}"])
+        read = isinstance(data.recipe, schema.DataRecipe) and data.recipe.loaded and data.recipe.of
+        if read and table not in (made := read.tables):
+            raise RecipeError([f"{needs}; {file} makes {', '.join(made)}"])
         if data.files and table not in data.files:
             raise RecipeError([f"{needs}, which files: of {file} does not list"])
 

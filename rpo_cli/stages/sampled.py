@@ -57,7 +57,7 @@ def rows_from(prompts: Sequence[Prompt], contrasts: Sequence[str]) -> list[Row]:
 
 
 def run(job: Job[PairsRecipe], report: Report) -> dict[str, Any]:
-    """Write pairs.parquet and pairs_validation.parquet; metrics count pairs, and what is left out by reason."""
+    """Write pairs.parquet and pairs_validation.parquet; metrics count them and what is left out."""
     recipe: PairsRecipe = job.recipe
     source, revision = job.inputs["model"], job.revisions.get("model")
     tokenizer = load_tokenizer(source, recipe, revision)
