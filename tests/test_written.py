@@ -1,4 +1,4 @@
-"""Sources without pairs: Debian's descriptions, written responses; and the suite that samples its own pairs."""
+"""Sources without pairs: Debian descriptions, written responses; and the suite that samples its own pairs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from test_sources import make
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = (
-    "filter archive window parser engine small fast daemon viewer editor library tool network image".split()
+WORDS = ["filter", "archive", "window", "parser", "engine", "small", "fast", "daemon", "viewer", "editor"]
 )
 
 
