@@ -19,7 +19,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = ["filter", "archive", "window", "parser", "engine", "small", "fast", "daemon", "viewer", "editor"]
-)
 
 
 def body(number: int, length: int = 30) -> str:
