@@ -111,6 +111,16 @@ def train_rm(
     build(session, "reward", ("rpo train-policy", "e-dpo.yaml", session.at), members=ensemble)
 
 
+@command("sample-pairs", "--recipe pairs.yaml", takes=ONE, recipe="pairs.yaml")
+def sample_pairs(session: "Session") -> None:
+    """Make preference pairs of a model's own samples:
+    two of a prompt, or what people wrote against one of them.
+    """
+    from rpo_cli.runs.make import build
+
+    build(session, "pairs", ("rpo relabel", "relabel.yaml", ""))
+
+
 @command("relabel", "--recipe relabel.yaml", takes=ONE, recipe="relabel.yaml")
 def relabel(session: "Session") -> None:
     """Replace human labels by the oracle's preference, with both scores kept."""

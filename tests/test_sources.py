@@ -37,7 +37,7 @@ def make(folder: Path, recipe: str, code: int = 0) -> Made:
     workspace = Workspace(root, "suite")
     workspace.open()
     made = run_job(job_of(stage, workspace, {}, force=True), lambda step, of: None)
-    files = {table: root / stage.path / f"{table}.parquet" for table in TABLES}
+    files = {table: root / stage.path / f"{table}.parquet" for table in (*TABLES, "prompts_train")}
     return {table: read_rows(file) for table, file in files.items() if file.is_file()}, made["metrics"]
 
 

@@ -15,7 +15,7 @@ from rpo_cli.recipes.yaml_lines import one_line
 from rpo_cli.runs.session import Session, planner_for
 from rpo_cli.runs.work import QUIET_ENVIRONMENT
 
-TABLES = ("data", "relabel", "splits")  # the kinds that make tables of texts
+TABLES = ("data", "pairs", "relabel", "splits")  # the kinds that make tables of texts
 Next = tuple[
     str, str, str
 ]  # a command, a recipe's name, further options: what one would type after this command
@@ -63,7 +63,7 @@ def inspect_data(session: Session, rows: int, max_length: int | None) -> None:
     """
     stage = session.load(None).recipe.stage
     if stage not in TABLES:
-        what = "data inspect takes a data, relabel or splits recipe"
+        what = "data inspect takes a data, pairs, relabel or splits recipe"
         raise BadInput(f"{session.recipe}: is {article(stage)} recipe; {what}")
     loads = session.at_rhos(stage)
     planner = planner_for(loads[0])

@@ -208,9 +208,9 @@ class Planner:
         if not isinstance(data, Stage):
             return
         needs, file = f"{loaded.place('data')}: needs the table {table}", shown(data.source)
-        loads = isinstance(data.recipe, schema.DataRecipe) and data.recipe.loaded
-        if loads and table not in schema.LOADED_TABLES:
-            raise RecipeError([f"{needs}; {file} makes {', '.join(schema.LOADED_TABLES)}"])
+        read = isinstance(data.recipe, schema.DataRecipe) and data.recipe.loaded and data.recipe.of
+        if read and table not in (made := read.tables):
+            raise RecipeError([f"{needs}; {file} makes {', '.join(made)}"])
         if data.files and table not in data.files:
             raise RecipeError([f"{needs}, which files: of {file} does not list"])
 
@@ -253,6 +253,17 @@ class Planner:
                 what = f"{', '.join(unknown)} is no subset of {recipe.data} ({listed})"
                 raise _wrong(loaded, "ensemble", what)
         return [self._reward(loaded, b) for b in recipe.ensemble]
+
+    def _pairs(self, loaded: Loaded) -> Stage:
+        inputs = {
+            "data": self.reference("data", loaded),
+            "model": self.reference("model_name_or_path", loaded),
+        }
+        recipe = cast(schema.PairsRecipe, loaded.recipe)
+        for table in (recipe.table, recipe.validation_table):
+            if table is not None:
+                self._need_table(inputs["data"], table, loaded)
+        return self._add("pairs", loaded.path.stem, loaded, inputs)
 
     def _relabel(self, loaded: Loaded) -> Stage:
         inputs = {"data": self.reference("data", loaded), "model": self.reference("reward_model", loaded)}

@@ -18,5 +18,6 @@ from rpo_cli.recipes.schema.figure import (
     as_it_is,
 )
 from rpo_cli.recipes.schema.kinds import KINDS, MODELS, Kind, result_fields
+from rpo_cli.recipes.schema.pairs import PairsRecipe
 from rpo_cli.recipes.schema.policy import NOT_BY_RHO, PolicyRecipe, ScoringRecipe
 from rpo_cli.recipes.schema.training import RewardRecipe, SFTRecipe, TrainingRecipe

@@ -25,6 +25,7 @@ Table = Literal[
     "warmup",
     "pairs",
     "pairs_validation",
+    "prompts_train",
     "prompts_validation",
     "prompts_test",
 ]

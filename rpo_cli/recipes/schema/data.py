@@ -18,7 +18,8 @@ class Source:
     about: it in a few words; reads: "module:function" in stages/data/sources of one that is a data set, which
     takes `Sets` and returns its pairs and written responses; published: the set that it reads unless the
     recipe names another (name@revision where it is not on the main branch), none: the recipe must; folder: of
-    the published set, which; uses: which of the keys that not every set has a use for.
+    the published set, which; uses: which of the keys that not every set has a use for; written: it has
+    written responses and no pairs.
     """
 
     about: str
@@ -26,6 +27,12 @@ class Source:
     published: str | None = None
     folder: str | None = None
     uses: tuple[str, ...] = ()
+    written: bool = False
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """What a data set of it is read as."""
+        return WRITTEN_TABLES if self.written else LOADED_TABLES
 
 
 # One row for each; a new one is a file in stages/data/sources and its row here.
@@ -40,15 +47,20 @@ SOURCES = {
     "hh-rlhf": Source("Anthropic's dialogues", "preference:read_dialogues",
                       "Anthropic/hh-rlhf", "helpful-base", ("prompt_format",)),
     "shp": Source("answers on Reddit by their votes", "shp:read", "stanfordnlp/SHP", uses=("prompt_format",)),
+    "debian": Source("a Debian archive's descriptions with their one-line summaries", "debian:read",
+                     uses=("sft_share",), written=True),
+    "written": Source("any set of written responses, to sample pairs for", "preference:read",
+                      uses=("columns", "sft_share"), written=True),
     "preference": Source("any set in TRL's preference formats", "preference:read", uses=("columns",)),
 }  # fmt: skip
 OF_EVERY_SET = {"dataset", "data_dir", "sft_dataset", "split", "tokenizer", "max_prompt_tokens",
                 "validation_share"}  # fmt: skip
-OF_SOME_SETS = {"newlines", "prompt_format", "columns"}
+OF_SOME_SETS = {"newlines", "prompt_format", "columns", "sft_share"}
 if TYPE_CHECKING:
     SourceName = str
 else:
     SourceName = Literal[tuple(SOURCES)]
+WRITTEN_TABLES = ("sft_train", "sft_validation", "prompts_train", "prompts_validation", "prompts_test")
 LOADED_TABLES = (
     "sft_train",
     "sft_validation",
@@ -111,6 +123,9 @@ class DataRecipe(Recipe):
     prompt_format: Literal["raw", "chat"] = Field(
         "raw", description="dialogues as published, or through the tokenizer's chat template"
     )
+    sft_share: Share = added(
+        0.5, "share of the training posts that SFT learns from; the others are prompts_train"
+    )
     validation_share: Share = Field(
         0.05,
         description="share of posts held out for validation (and for test) where the set has no split for it",
@@ -136,6 +151,8 @@ class DataRecipe(Recipe):
     def unused(self) -> set[str]:
         """Fields that have no effect under this source, and so are no part of the tables' key."""
         used = {*self.of.uses, *(OF_EVERY_SET if self.loaded else ())}
+        if self.of.written:
+            used -= {"sft_dataset"}
         return (OF_EVERY_SET | OF_SOME_SETS) - used
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from rpo_cli.recipes.schema.base import Purpose, Recipe, seed_of
 from rpo_cli.recipes.schema.data import DataRecipe, RelabelRecipe, SplitsRecipe
 from rpo_cli.recipes.schema.evaluate import EvaluateRecipe, JudgeRecipe
 from rpo_cli.recipes.schema.figure import FigureRecipe
+from rpo_cli.recipes.schema.pairs import PairsRecipe
 from rpo_cli.recipes.schema.policy import PolicyRecipe, ScoringRecipe
 from rpo_cli.recipes.schema.training import RewardRecipe, SFTRecipe
 
@@ -52,6 +53,10 @@ KINDS: dict[str, Kind] = {
     "reward": Kind(
         RewardRecipe, "rpo_cli.stages.reward:run", "rpo train-rm",
         seeds=("rm",), trains=True, heavy=True,
+    ),
+    "pairs": Kind(
+        PairsRecipe, "rpo_cli.stages.sampled:run", "rpo sample-pairs", seeds=("data", "sampling"),
+        guess_seconds=30.0,
     ),
     "relabel": Kind(
         RelabelRecipe, "rpo_cli.stages.relabel:run", "rpo relabel", seeds=("data",), guess_seconds=5.0,

@@ -26,6 +26,10 @@ REASONS = {
     "no_answer": "messages that do not end in an answer",
     "long_prompt": "a prompt of more than max_prompt_tokens",
     "of_evaluated_posts": "of a post that an evaluation table has",
+    "another_length": "a text that is shorter or longer than this source takes",
+    "copied": "a summary that stands in its post",
+    "family": "a package of the same source with the same first paragraph",
+    "upgrade": "a package that only eases an upgrade",
     "cnndm": "not a post of Reddit: an article of CNN/DailyMail",
 }
 # Letters and marks by their category that show nothing: fillers, variation selectors, the blank of Braille.

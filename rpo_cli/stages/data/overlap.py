@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from rpo_cli.stages.data.rows import digest
 
-LEARNT = ("sft_train", "pairs", "train")
+LEARNT = ("sft_train", "prompts_train", "pairs", "train")
 JUDGED = ("pairs_validation", "held_out", "prompts_validation", "prompts_test")
 
 

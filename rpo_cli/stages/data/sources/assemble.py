@@ -37,7 +37,7 @@ def place_of(post: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{post}".encode()).digest()[:8], "big") / 2**64
 
 
-def resplit(pairs: Sequence[Pair], share: float, seed: int, written: Sequence[Written]) -> list[Pair]:
+def resplit(pairs: Sequence[Item], share: float, seed: int, written: Sequence[Written]) -> list[Item]:
     """Pairs in train, validation and test: as published, and what is not published held out of train by post.
 
     Where written responses bring the test prompts, held-out pairs are for validation alone.
@@ -52,7 +52,7 @@ def resplit(pairs: Sequence[Pair], share: float, seed: int, written: Sequence[Wr
         names |= dict.fromkeys(published - {"train"}, "test")
         drawn = {"validation": (0, share)} | ({} if published - {"train"} else {"test": (share, 2 * share)})
 
-    def split(pair: Pair) -> str:
+    def split(pair: Item) -> str:
         if pair.split == "train":
             at = place_of(pair.posts[0], seed)
             return next((name for name, (low, high) in drawn.items() if low <= at < high), "train")
@@ -100,6 +100,35 @@ def tables(
         "prompts_validation": validation_prompts,
         "prompts_test": test_prompts,
     }
+
+
+def tables_of_written(
+    written: Iterable[Written],
+    sizes: dict[str, int],
+    share: float,
+    sft_share: float,
+    seed: int,
+    ledger: Ledger,
+) -> dict[str, list[Pair] | list[Written]]:
+    """The tables of `schema.WRITTEN_TABLES`: some training posts are for SFT, the others to sample from.
+
+    Posts are held out as in `tables`.
+    """
+    found = resplit(clean_written(written, ledger), share, seed, ())
+    parts = {split: [row for row in found if row.split == split] for split in SPLITS}
+    test_prompts = _some(_one_each(parts["test"]), sizes.get("prompts_test"), seed)
+    unseen, evaluated = _posts(parts["test"]), _posts(parts["test"] + parts["validation"])
+    validation = _without(parts["validation"], unseen, "prompts_validation", ledger)
+    train = _without(parts["train"], evaluated, "sft_train", ledger)
+    of_sft = {post for post in _posts(train) if place_of(post, seed + 2) < sft_share}
+    sorted_out: dict[str, list[Written]] = {
+        "sft_train": [row for row in train if row.posts[0] in of_sft],
+        "sft_validation": validation,
+        "prompts_train": _one_each([row for row in train if row.posts[0] not in of_sft]),
+        "prompts_validation": _one_each(validation),
+    }
+    kept = {table: _some(rows, sizes.get(table), seed) for table, rows in sorted_out.items()}
+    return {**kept, "prompts_test": test_prompts}
 
 
 def _posts(items: Iterable[Pair | Written]) -> set[str]:

@@ -11,11 +11,11 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import Ledger
-from rpo_cli.stages.data.sources.assemble import row_of, tables
+from rpo_cli.stages.data.sources.assemble import row_of, tables, tables_of_written
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written
 from rpo_cli.stages.data.sources.records import SPLITS, data_files, published_split, records
 
-NEEDED = ("sft_train", "pairs", "prompts_validation", "prompts_test")
+SPARE = ("sft_validation", "pairs_validation")  # a set may leave them without rows
 KINDS = {"dataset": "pairs", "sft_dataset": "sft"}
 USES = {"pairs": "prefs", "sft": "sft"}  # of UltraFeedback's splits: train_prefs, train_sft, and train_gen
 COLUMNS = {"pairs": {"prompt", "chosen", "rejected"}, "sft": {"prompt", "completion", "messages"}}
@@ -33,11 +33,19 @@ def load(job: Job[DataRecipe], report: Report, ledger: Ledger) -> dict[str, Iter
     if "tokenizer" in job.inputs:
         revision = job.revisions.get("tokenizer")
         tokenizer = load_tokenizer(job.inputs["tokenizer"], revision=revision, need_pad=False)
-    pairs_of, written_of = (_records(job, name, report, ledger) for name in KINDS)
-    pairs, written = _reader(recipe)(Sets(recipe, tokenizer, pairs_of, written_of, ledger))
+    kinds = {"dataset": "sft"} if recipe.of.written else KINDS
+    sets = {kind: _records(job, name, kind, report, ledger) for name, kind in kinds.items()}
+    pairs, written = _reader(recipe)(Sets(recipe, tokenizer, sets.get("pairs", ()), sets["sft"], ledger))
     sizes = {str(table): size for table, size in recipe.rows.items()}
-    found = tables(pairs, written, sizes, recipe.validation_share, seed_of(recipe, "data"), ledger)
-    for table in NEEDED:
+    share, seed = recipe.validation_share, seed_of(recipe, "data")
+    found = (
+        tables_of_written(written, sizes, share, recipe.sft_share, seed, ledger)
+        if recipe.of.written
+        else tables(pairs, written, sizes, share, seed, ledger)
+    )
+    for table in recipe.of.tables:
+        if table in SPARE:
+            continue
         if not found[table]:
             left = ", ".join(f"{name} {count}" for name, count in sorted(ledger.counts.items()) if count)
             notes = "".join(f"; {note}" for note in ledger.notes)
@@ -52,11 +60,11 @@ def _reader(recipe: DataRecipe) -> Reader:
     return reader
 
 
-def _records(job: Job[DataRecipe], name: str, report: Report, ledger: Ledger) -> Records:
+def _records(job: Job[DataRecipe], name: str, kind: str, report: Report, ledger: Ledger) -> Records:
     """Records of one of the job's data sets, from disk or the hub's cache; none where it has no such set."""
     if name not in job.inputs:
         return
-    recipe, kind = job.recipe, KINDS[name]
+    recipe = job.recipe
     folders = recipe.folders if name == "dataset" else []
     place = snapshots.dataset_folder(str(job.inputs[name]), job.revisions.get(name), folders)
     files = _of_splits(data_files(Path(place), folders), kind, recipe, ledger)

@@ -1,9 +1,10 @@
-"""Records of files: Parquet, JSON lines, either compressed, in the layouts that the hub has."""
+"""Records of files: Parquet, JSON lines, Debian indices, packed or not, in the layouts that the hub has."""
 
 from __future__ import annotations
 
 import io
 import json
+import lzma
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,8 @@ from rpo_cli.models import Row
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources.base import columns_in, named, shown_name
 
-PACKED = {".gz": "gzip", ".zst": "zstd"}
+PACKED = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bz2", ".lz4": "lz4"}
+INDEX = re.compile(r"(^|_)(Packages|Translation-en)$")  # of a Debian archive, or as apt names them
 KNOWN = "a .jsonl or .parquet file (lines may be packed: .jsonl.gz, .jsonl.zst)"
 # data/train-00000-of-00007-3d41a76ca5845f49.parquet
 SHARD = re.compile(r"(?P<split>[\w.]+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
@@ -35,10 +37,12 @@ class RepeatedKey(Exception):
 
 
 def form_of(file: Path) -> tuple[str, str | None] | None:
-    """How a file's name says that it is written: `parquet` or `json`, and packed in what; None: neither."""
+    """How a file's name says that it is written: `parquet`, `json` or `index`, and packed in what."""
     *others, last = ["", *(suffix.lower() for suffix in file.suffixes)]
     packed = PACKED.get(last)
     kind = others[-1] if packed and others else last
+    if INDEX.search(file.name.removesuffix(file.suffix) if packed else file.name):
+        return "index", packed
     if kind in (".jsonl", ".json"):
         return "json", packed
     return ("parquet", None) if last == ".parquet" else None
@@ -111,7 +115,9 @@ def rows_in(
     form = form_of(file)
     if form is None:
         raise BadInput(f"{file}: expected {KNOWN}")
-    for place, row in _parquet(file) if form[0] == "parquet" else _json(file, form[1]):
+    kind_of, packed = form
+    read = _parquet(file) if kind_of == "parquet" else (_json if kind_of == "json" else _index)(file, packed)
+    for place, row in read:
         ledger.read(kind, place)
         if isinstance(row, dict):
             yield place, _renamed(row, columns)
@@ -149,7 +155,7 @@ def _json(file: Path, packed: str | None) -> Iterator[tuple[str, Row | str | Non
     """Each line's row, None where a key stands in it twice, or what is wrong with it."""
     empty = True
     try:
-        with io.BufferedReader(pa.input_stream(str(file), compression=packed)) as lines:
+        with _opened(file, packed) as lines:
             for number, line in enumerate(lines, 1):
                 bare = line.removeprefix(UTF_8_MARK) if number == 1 else line
                 if not bare.strip() or not (bare.isascii() or bare.decode(errors="replace").strip()):
@@ -158,7 +164,36 @@ def _json(file: Path, packed: str | None) -> Iterator[tuple[str, Row | str | Non
                     raise BadInput(f"{file}:{number}: a JSON array; {_instead(file, packed)}")
                 empty = False
                 yield f"{file}:{number}", _parse(bare)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
+        raise BadInput(f"{file}: cannot be read: {_line(error)}") from error
+
+
+def _opened(file: Path, packed: str | None) -> io.BufferedReader:
+    """The bytes of a file, unpacked."""
+    if packed == "xz":
+        return io.BufferedReader(lzma.LZMAFile(file))
+    return io.BufferedReader(pa.input_stream(str(file), compression=packed))
+
+
+def _index(file: Path, packed: str | None) -> Iterator[tuple[str, Row]]:
+    """Each paragraph of a Debian index: its fields, with the lines that go on as they are."""
+    row: Row = {}
+    first, last = 0, ""
+    try:
+        with _opened(file, packed) as lines:
+            for number, line in enumerate(chain(lines, [b"\n"]), 1):
+                shown = line.decode(errors="replace").rstrip("\n")
+                if not shown.strip():
+                    if row:
+                        yield f"{file}:{first}", row
+                    row = {}
+                elif shown[0] in " \t" and row:
+                    row[last] += f"\n{shown}"
+                elif ":" in shown:
+                    first = first if row else number
+                    last, _, value = shown.partition(":")
+                    row[last] = value.strip()
+    except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
         raise BadInput(f"{file}: cannot be read: {_line(error)}") from error
 
 

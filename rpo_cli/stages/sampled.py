@@ -1,0 +1,149 @@
+"""Preference pairs from a model's own samples: against each other, or against what people wrote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rpo_cli import devices
+from rpo_cli.artifacts import Job, Report
+from rpo_cli.errors import BadInput
+from rpo_cli.models import Row, load_causal, load_tokenizer, sample
+from rpo_cli.recipes.schema import PairsRecipe, seed_of
+from rpo_cli.stages.data.rows import Rows, row_id, rows_of, write_rows
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, its model's samples that ended, and the written responses to it and to another prompt."""
+
+    text: str
+    samples: Sequence[str] = ()
+    written: str | None = None
+    other: str | None = None
+
+
+def pairs_of(prompt: Prompt, contrasts: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """(contrast, chosen, rejected) of a prompt; equal or empty responses make none.
+
+    Samples are paired in the order drawn, each once: their order says nothing, `relabel` is to say it.
+    """
+    distinct = list({answer.strip(): answer for answer in prompt.samples if answer.strip()}.values())
+    for contrast in contrasts:
+        if contrast == "samples":
+            found = list(zip(distinct[::2], distinct[1::2], strict=False))
+        else:
+            rejected = distinct if contrast == "written-samples" else [prompt.other or ""]
+            found = [(prompt.written or "", each) for each in rejected]
+        for chosen, other in found:
+            if chosen.strip() and other.strip() and chosen.strip() != other.strip():
+                yield contrast, chosen, other
+
+
+def rows_from(prompts: Sequence[Prompt], contrasts: Sequence[str]) -> list[Row]:
+    """Rows id, prompt, chosen, rejected, contrast; a pair that is made twice stands once."""
+    found: dict[str, Row] = {}
+    for prompt in prompts:
+        for contrast, chosen, rejected in pairs_of(prompt, contrasts):
+            texts = {"prompt": prompt.text, "chosen": chosen, "rejected": rejected}
+            name = row_id(*texts.values())
+            found.setdefault(name, {"id": name, **texts, "contrast": contrast})
+    return list(found.values())
+
+
+def run(job: Job[PairsRecipe], report: Report) -> dict[str, Any]:
+    """Write pairs.parquet and pairs_validation.parquet; metrics count them and what is left out."""
+    recipe: PairsRecipe = job.recipe
+    source, revision = job.inputs["model"], job.revisions.get("model")
+    tokenizer = load_tokenizer(source, recipe, revision)
+    sampler = Sampler(job, tokenizer, report) if recipe.needs_samples else None
+    tables = {"pairs": recipe.table, "pairs_validation": recipe.validation_table}
+    metrics: dict[str, Any] = {}
+    for name, table in tables.items():
+        if table is None:
+            continue
+        prompts, counts = _prompts(job, table, tokenizer, sampler)
+        rows = rows_from(prompts, recipe.contrasts)
+        if not rows:
+            left = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+            raise BadInput(f"{job.path}: {table} makes no pairs ({left})")
+        write_rows(rows, job.directory / f"{name}.parquet")
+        kinds = Counter(row["contrast"] for row in rows)
+        metrics |= {f"rows/{name}": len(rows)}
+        metrics |= {f"{name}/{kind}": count for kind, count in (*counts.items(), *kinds.items())}
+    return metrics
+
+
+class Sampler:
+    """The model's samples, loaded once for all tables."""
+
+    def __init__(self, job: Job[PairsRecipe], tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
+        self.recipe, self.tokenizer, self.report = job.recipe, tokenizer, report
+        device = devices.choose(self.recipe)
+        revision = job.revisions.get("model")
+        self.model = load_causal(job.inputs["model"], self.recipe, device, tokenizer, revision)
+        self.seed = seed_of(self.recipe, "sampling")
+
+    def draw(self, prompts: Sequence[Any]) -> list[list[list[int]]]:
+        """num_samples responses for each prompt's tokens; the i-th of all under one temperature."""
+        recipe, kinds = self.recipe, len(self.recipe.temperatures)
+        drawn: list[list[list[int]]] = [[] for _ in prompts]
+        for turn, temperature in enumerate(recipe.temperatures):
+            each = len(range(turn, recipe.num_samples, kinds))
+            done, total = len(prompts) * turn * each, len(prompts) * recipe.num_samples
+            answers = sample(
+                self.model,
+                self.tokenizer,
+                [prompt for prompt in prompts for _ in range(each)],
+                temperature=temperature,
+                top_p=recipe.top_p,
+                max_new_tokens=recipe.max_new_tokens,
+                batch_size=recipe.per_device_eval_batch_size,
+                # Under one seed a prompt's samples at two temperatures would share their random numbers.
+                seed=int(np.random.SeedSequence([self.seed, turn]).generate_state(1)[0]),
+                on_batch=lambda n, done=done, total=total: self.report(done + n, total),  # type: ignore[misc]
+            )
+            for index, own in enumerate(drawn):
+                own += answers[index * each : (index + 1) * each]
+        return drawn
+
+
+def _prompts(
+    job: Job[PairsRecipe], table: str, tokenizer: PreTrainedTokenizerBase, sampler: Sampler | None
+) -> tuple[list[Prompt], dict[str, int]]:
+    """A table's prompts with all that pairs are made of, and counts."""
+    recipe: PairsRecipe = job.recipe
+    rows = rows_of(job, table)
+    rows = rows.take(range(len(rows))[: recipe.num_prompts])
+    written, others = _written(job, table, rows) if recipe.needs_written else ([None] * len(rows),) * 2
+    texts = rows.texts("prompt")
+    counts = {"prompts": len(rows)}
+    drawn: dict[str, list[str]] = {}
+    if sampler is not None:
+        what = f"{job.path}: {table}"
+        tokens = rows.tokens((), tokenizer, what, recipe.max_length, recipe.overlong)
+        counts["overlong_prompts"] = len(rows) - len(tokens)
+        answers = sampler.draw([row.prompt_ids for row in tokens])
+        ended = [[own for own in each if own[-1] == tokenizer.eos_token_id] for each in answers]
+        counts["drawn"] = sum(map(len, answers))
+        counts["unfinished"] = counts["drawn"] - sum(map(len, ended))
+        decoded = [tokenizer.batch_decode(own, skip_special_tokens=True) for own in ended]
+        drawn = dict(zip((row.id for row in tokens), decoded, strict=True))
+    each = zip(rows.ids, texts, written, others, strict=True)
+    return [Prompt(text, drawn.get(name, ()), own, other) for name, text, own, other in each], counts
+
+
+def _written(job: Job[PairsRecipe], table: str, rows: Rows) -> tuple[list[str], list[str]]:
+    """The written responses, and for each prompt that of another one, drawn under the data seed."""
+    if "completion" not in rows.columns:
+        needs = ", ".join(contrast for contrast in job.recipe.contrasts if contrast != "samples")
+        raise BadInput(f"{job.path}: {table} has no column `completion`, which contrasts: {needs} needs")
+    written = rows.texts("completion")
+    order = np.random.default_rng([seed_of(job.recipe, "data"), 40]).permutation(len(written))
+    other_of = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    return written, [written[other_of[index]] for index in range(len(written))]
