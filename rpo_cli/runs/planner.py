@@ -27,7 +27,7 @@ SCORED = (
 TRAINED = ("sft", "reward", "policy")
 # The kinds of recipe that a key may name; of model_name_or_path, those that make a model of language.
 MADE_BY = {
-    "data": ("data", "relabel", "splits"), "tokenizer": TRAINED,
+    "data": ("data", "pairs", "relabel", "splits"), "tokenizer": TRAINED,
     "model_name_or_path": ("sft", "policy"), "baseline": ("sft", "policy"),
     "reward_model": ("reward",), "ensemble": ("reward",), "oracle": ("reward",),
 }  # fmt: skip
