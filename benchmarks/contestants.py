@@ -37,8 +37,8 @@ from rpo_cli.stages.reward import LeanRewardTrainer
 from rpo_cli.stages.training.arguments import arguments
 from rpo_cli.stages.training.loop import train
 
-# How a step runs: with deterministic algorithms, as every stage of rpo; as stock TRL, transformers and torch
-# do; and TRL on a CPU as on a GPU, where its LM head reads the responses' tokens only (without Triton it
+# How a step runs: as every stage of rpo, with deterministic algorithms on a CPU; as stock TRL, transformers
+# and torch do; and TRL on a CPU as on a GPU, where its LM head reads the responses' tokens only (without Triton it
 # reads every token, padding too, to keep shapes).
 Setting = Literal["rpo", "stock", "compact"]
 NEVER = 10**6  # steps: whoever measures says when to stop
@@ -479,7 +479,7 @@ def timed(work: Callable[[], Any], device: str) -> Spent:
 def run_as(setting: Setting) -> None:
     """Set the process up for one contestant's turn."""
     if setting == "rpo":
-        devices.prepare(None)
+        devices.prepare(None, not torch.cuda.is_available())
     else:
         torch.use_deterministic_algorithms(False)
     trl.trainer.utils._use_triton = _always if setting == "compact" else _USE_TRITON

@@ -72,6 +72,19 @@ def test_threads_that_one_stage_asks_for_are_not_the_next_ones() -> None:
     assert torch.get_num_threads() == own
 
 
+def test_algorithms_are_deterministic_on_the_cpu_unless_told_otherwise_and_the_manifest_says_so(
+    tiny: Tiny,
+) -> None:
+    _, plain = tiny.make("splits.yaml")
+    assert torch.are_deterministic_algorithms_enabled() and "deterministic" not in plain["device"]
+    _, fast = tiny.make("splits.yaml", "deterministic=false")
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert fast["device"].endswith("; deterministic algorithms off") and fast["key"] != plain["key"]
+    tiny.make("splits.yaml", "deterministic=true")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert devices.Device("cpu", "float32", "").repeats and not devices.Device("cuda", "bfloat16", "").repeats
+
+
 def test_processes_on_the_cpu_are_refused_where_the_plan_is_for_a_gpu(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:

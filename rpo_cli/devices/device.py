@@ -27,6 +27,11 @@ class Device:
         return False
 
     @property
+    def repeats(self) -> bool:
+        """Whether algorithms are deterministic unless the recipe says otherwise: on a GPU they cost a third."""
+        return self.name != "cuda"
+
+    @property
     def trains_in_autocast(self) -> bool:
         """Whether Trainer may bring its own autocast."""
         return self.dtype_name == "bfloat16"

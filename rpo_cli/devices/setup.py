@@ -6,8 +6,8 @@ import os
 from functools import cache
 
 
-def prepare(threads: int | None) -> None:
-    """Fix what would let the same seed give another result: thread count and algorithm choice."""
+def prepare(threads: int | None, deterministic: bool = True) -> None:
+    """Fix what would let the same seed give another result: thread count and, if asked to, the algorithms."""
     import torch
 
     torch.set_num_threads(_own_threads() if threads is None else threads)
@@ -15,7 +15,7 @@ def prepare(threads: int | None) -> None:
         # What `cuda` without a number means from here on.
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # Filling every new tensor would make a small model's step five times slower; none is read unwritten.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -182,7 +182,9 @@ class _LogFile(logging.FileHandler):
 def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
     """Run the stage's function in this process."""
     device = devices.choose(job.recipe)
-    devices.prepare(job.recipe.threads)
+    asked = job.recipe.deterministic
+    deterministic = device.repeats if asked is None else asked
+    devices.prepare(job.recipe.threads, deterministic)
     devices.quiet()
     with (Report if devices.rank() == 0 else Silence)(job, progress) as report:
         run = stage_function(job.kind)
@@ -190,7 +192,10 @@ def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
         with contextlib.nullcontext() if KINDS[job.kind].trains else device.autocast():
             metrics = run(job, report)
         report.summary(metrics)
-    return Outcome(metrics, str(device), report.warnings, report.told)
+    ran = str(device)
+    if asked is not None or not deterministic:
+        ran += f"; deterministic algorithms {'on' if deterministic else 'off'}"
+    return Outcome(metrics, ran, report.warnings, report.told)
 
 
 @contextlib.contextmanager

@@ -82,6 +82,11 @@ class Recipe(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the device has it in hardware, else float32"
     )
+    deterministic: bool | None = added(
+        None,
+        "algorithms that give the same bytes for the same seed on the same device; default: on the CPU and on "
+        "XLA yes, on a GPU no (there they cost a third of a step and more)",
+    )
     threads: PositiveInt | None = Field(
         None,
         description="CPU threads of the stage; fixed, because the order of sums, hence the last bit, depends "

@@ -48,7 +48,7 @@ SOURCES = {
                       "Anthropic/hh-rlhf", "helpful-base", ("prompt_format",)),
     "shp": Source("answers on Reddit by their votes", "shp:read", "stanfordnlp/SHP", uses=("prompt_format",)),
     "debian": Source("a Debian archive's descriptions with their one-line summaries", "debian:read",
-                     uses=("sft_share",), written=True),
+                     "/var/lib/apt/lists", uses=("sft_share",), written=True),
     "written": Source("any set of written responses, to sample pairs for", "preference:read",
                       uses=("columns", "sft_share"), written=True),
     "preference": Source("any set in TRL's preference formats", "preference:read", uses=("columns",)),
