@@ -38,8 +38,8 @@ from rpo_cli.stages.training.arguments import arguments
 from rpo_cli.stages.training.loop import train
 
 # How a step runs: as every stage of rpo, with deterministic algorithms on a CPU; as stock TRL, transformers
-# and torch do; and TRL on a CPU as on a GPU, where its LM head reads the responses' tokens only (without Triton it
-# reads every token, padding too, to keep shapes).
+# and torch do; and TRL on a CPU as on a GPU, where its LM head reads the responses' tokens only (without
+# Triton it reads every token, padding too, to keep shapes).
 Setting = Literal["rpo", "stock", "compact"]
 NEVER = 10**6  # steps: whoever measures says when to stop
 

@@ -28,7 +28,7 @@ class Device:
 
     @property
     def repeats(self) -> bool:
-        """Whether algorithms are deterministic unless the recipe says otherwise: on a GPU they cost a third."""
+        """Whether algorithms are deterministic unless the recipe says so: on a GPU that costs a third."""
         return self.name != "cuda"
 
     @property

@@ -84,8 +84,8 @@ class Recipe(BaseModel):
     )
     deterministic: bool | None = added(
         None,
-        "algorithms that give the same bytes for the same seed on the same device; default: on the CPU and on "
-        "XLA yes, on a GPU no (there they cost a third of a step and more)",
+        "algorithms that give the same bytes for the same seed on the same device; default: on the CPU and "
+        "on XLA yes, on a GPU no (there they cost a third of a step and more)",
     )
     threads: PositiveInt | None = Field(
         None,
