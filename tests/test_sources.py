@@ -483,7 +483,7 @@ TURNS = SAME_PAIR["role and content"]
         (TURNS | {"chat_template_kwargs": "x"}, "chat_template_kwargs: expected an object, got text"),
         (TURNS | {"images": ["x"]}, "images: only text is read; give messages, or leave the column out"),
         (PLAIN_PAIR | {"tools": [TOOL]}, "tools: plain text has no use for it; give messages, or leave"),
-        (PLAIN_PAIR | {"chosen": None}, "no column 'chosen' (has: prompt, rejected)"),
+        (PLAIN_PAIR | {"chosen": None}, "no column 'chosen' (has: prompt, rejected); columns: {chosen: …} "),
         (
             ANSWERS | {"question": "Who left?"},
             "no column 'prompt', but question looks like one: set columns: {prompt: question} in the data",
@@ -560,6 +560,15 @@ def test_a_response_in_which_the_user_speaks_is_left_out(sets: Path) -> None:
     ):
         found, ledger = read_pair(row, tokenizer)
         assert not found and ledger.counts == {"pairs/part_early": 1}
+
+
+def test_a_prompt_that_stands_before_both_answers_again_is_said() -> None:
+    rows = [{"prompt": "Who?", "chosen": "Who? She", "rejected": "Who? He"}]
+    ledger = Ledger(records=Counter(pairs=1))
+    read = ((f"here:{number}", None, row) for number, row in enumerate(rows))
+    assert len(list(preference.pairs(read, preference.Templated(None, None), ledger))) == 1
+    (note,) = ledger.notes
+    assert note.startswith("pairs: in 1 rows chosen and rejected begin with the prompt")
 
 
 def test_columns_beside_a_prompt_that_may_belong_to_it_are_said() -> None:
