@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ import published
 import pytest
 from conftest import PLAIN, manifest, rpo
 from published import comparison, post, prompt_of, write_jsonl, write_parquet
+from transformers import AutoTokenizer
 
+from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import read_rows
-from rpo_cli.stages.data.sources import tldr
+from rpo_cli.stages.data.sources import preference, tldr
+from rpo_cli.stages.data.sources.base import Pair
 from rpo_cli.stages.data.sources.hh import dialogues, messages
+from rpo_cli.stages.data.sources.implicit import cut
 from rpo_cli.stages.data.sources.records import split_of
+from rpo_cli.stages.data.sources.turns import EXPECTED
 
 TABLES = ("sft_train", "sft_validation", "pairs", "pairs_validation", "prompts_validation", "prompts_test")
 Made = tuple[dict[str, list[Row]], dict[str, Any]]
@@ -206,8 +212,6 @@ def test_prompts_of_every_table_fit(sets: Path) -> None:
 def test_tldr_preference_leaves_out_articles_and_needs_one_normalisation(sets: Path) -> None:
     published.tldr_preference(sets / "preference")
     recipe = f"source: tldr-preference\ndataset: {sets}/preference\nsft_dataset: {sets}/tldr\n"
-    from rpo_cli.errors import BadInput
-
     with pytest.raises(BadInput, match="newlines: flatten"):
         make(sets, recipe)
     tables, metrics = make(sets, recipe + "newlines: flatten\n")
@@ -371,6 +375,210 @@ def test_every_preference_format_of_trl(kind: str, sets: Path) -> None:
     assert not posts(tables["prompts_test"]) & (posts(tables["pairs"]) | posts(tables["pairs_validation"]))
 
 
+def read_pair(row: Row, tokenizer: Any = None) -> tuple[list[Pair], Ledger]:
+    """What `source: preference` makes of one row."""
+    ledger = Ledger(place="here:1")
+    templated = preference.Templated(tokenizer, None)
+    return list(preference.pairs([("here:1", None, row)], templated, ledger)), ledger
+
+
+ASKED = [{"role": "user", "content": "q"}]
+FROM = [{"from": "human", "value": "q"}]
+GOOD, BAD = ({"role": "assistant", "content": text} for text in ("good", "bad"))
+PARTS = [{"type": "text", "text": "go", "image_url": None}, {"type": "text", "text": "od"}]
+SAME_PAIR: dict[str, Row] = {
+    "role and content": {"prompt": ASKED, "chosen": [GOOD], "rejected": [BAD]},
+    "ShareGPT, ranked as for LLaMA-Factory": {
+        "conversations": FROM,
+        "chosen": {"from": "gpt", "value": "good"},
+        "rejected": {"from": "gpt", "value": "bad"},
+    },
+    "ShareGPT, whole conversations": {
+        "chosen": [*FROM, {"from": "gpt", "value": "good"}],
+        "rejected": [*FROM, {"from": "gpt", "value": "bad"}],
+    },
+    "UltraFeedback, the prompt twice": {
+        "prompt": "q",
+        "messages": [*ASKED, GOOD],
+        "chosen": [*ASKED, GOOD],
+        "rejected": [*ASKED, BAD],
+    },
+    "the prompt as messages, and again before the answers": {
+        "prompt": ASKED,
+        "chosen": [*ASKED, GOOD],
+        "rejected": [*ASKED, BAD],
+    },
+    "a prompt as text, answers as messages": {"prompt": "q", "chosen": [GOOD], "rejected": [BAD]},
+    "a prompt as messages, answers as text": {"prompt": ASKED, "chosen": "good", "rejected": "bad"},
+    "messages, answers as text": {"messages": ASKED, "chosen": "good", "rejected": "bad"},
+    "content in parts": {"prompt": ASKED, "chosen": [GOOD | {"content": PARTS}], "rejected": [BAD]},
+    "keys that only other rows have": {
+        "prompt": [ASKED[0] | {"name": None}],
+        "chosen": [GOOD],
+        "rejected": [BAD | {"from": None, "tool_calls": None}],
+        "tools": None,
+        "chat_template_kwargs": None,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SAME_PAIR)
+def test_a_conversation_is_the_same_pair_however_it_is_written(sets: Path, name: str) -> None:
+    (pair,), ledger = read_pair(SAME_PAIR[name], AutoTokenizer.from_pretrained(sets / "tokenizer"))
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("<user>q</s><assistant>", "good", "bad")
+    assert not ledger.counts and not ledger.notes
+
+
+def test_written_conversations_may_be_sharegpts_and_have_a_system_prompt(sets: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(sets / "tokenizer")
+    turns_ = [*FROM, {"from": "gpt", "value": "good"}]
+    row = {"conversations": turns_, "system": "be kind"}
+    templated = preference.Templated(tokenizer, None)
+    (found,) = preference.written([("here:1", None, row)], templated, Ledger())
+    assert (found.prompt, found.completion) == ("<system>be kind</s><user>q</s><assistant>", "good")
+
+
+TOOL = {"type": "function", "function": {"name": "look", "description": None}}
+WITH_TOOLS = "{% if tools %}[{{ tools[0].function.name }} {{ mood }}]{% endif %}" + published.CHAT
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])])
+def test_tools_and_template_arguments_reach_the_chat_template(tmp_path: Path, tools: Any) -> None:
+    tokenizer = published.word_tokenizer(tmp_path / "tools", WITH_TOOLS)
+    more = {"tools": tools, "chat_template_kwargs": {"mood": "gay", "other": None}}
+    (pair,), _ = read_pair(SAME_PAIR["role and content"] | more, tokenizer)
+    assert pair.prompt == "[look gay]<user>q</s><assistant>" and pair.chosen == "good"
+    templated = preference.Templated(tokenizer, None)
+    row = {"messages": [*ASKED, GOOD]} | more
+    (found,) = preference.written([("here:1", None, row)], templated, Ledger())
+    assert found.prompt == pair.prompt
+
+
+PLAIN_PAIR = {"prompt": "q", "chosen": " c", "rejected": " d"}
+ANSWERS = {"chosen": "the long answer", "rejected": "the other answer"}
+TURNS = SAME_PAIR["role and content"]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (TURNS | {"chosen": []}, f"chosen: {EXPECTED}, got an empty list"),
+        (TURNS | {"chosen": {}}, f"chosen: {EXPECTED}, got an object"),
+        (TURNS | {"chosen": 3}, f"chosen: {EXPECTED}, got a number"),
+        (TURNS | {"chosen": ["good"]}, "chosen: message 1: expected role and content, got text"),
+        (TURNS | {"rejected": [BAD | {"content": None}]}, "rejected: message 1 has no content"),
+        (TURNS | {"rejected": [BAD | {"content": 7}]}, "rejected: message 1: content: expected text, got"),
+        (TURNS | {"prompt": [*ASKED, {"content": "x"}]}, "prompt: message 2 has no role (has: content)"),
+        (TURNS | {"prompt": [{"role": 1, "content": ""}]}, "prompt: message 1: role: expected text, got"),
+        (
+            TURNS | {"prompt": [{"from": "function_call", "value": "x"}]},
+            "prompt: message 1: from: 'function_call' is none of assistant, bot, ",
+        ),
+        (
+            TURNS | {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+            "prompt: message 1: content: only parts of text are read, got a part of type 'image'",
+        ),
+        (TURNS | {"tools": "[{"}, "tools: the text is no JSON"),
+        (TURNS | {"tools": {"a": 1}}, "tools: expected a list of functions, got an object"),
+        (TURNS | {"chat_template_kwargs": "x"}, "chat_template_kwargs: expected an object, got text"),
+        (TURNS | {"images": ["x"]}, "images: only text is read; give messages, or leave the column out"),
+        (PLAIN_PAIR | {"tools": [TOOL]}, "tools: plain text has no use for it; give messages, or leave"),
+        (PLAIN_PAIR | {"chosen": None}, "no column 'chosen' (has: prompt, rejected); columns: {chosen: …} "),
+        (
+            ANSWERS | {"question": "Who left?"},
+            "no column 'prompt', but question looks like one: set columns: {prompt: question} in the data",
+        ),
+        (ANSWERS | {"instruction": "Say", "input": "so it is"}, "no column 'prompt', but input looks like"),
+        (ANSWERS | {"user_query": "Wer?"}, "no column 'prompt', but user_query looks like one"),
+        (ANSWERS | {"dialogue_turns": ASKED}, "no column 'prompt', but dialogue_turns looks like one"),
+        ({"chosen": [GOOD], "rejected": [BAD], "question": "Who?"}, "no column 'prompt', but question looks"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_pair_of_texts_is_refused_by_column(sets: Path, row: Row, says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        read_pair(row, AutoTokenizer.from_pretrained(sets / "tokenizer"))
+    assert str(caught.value).startswith(f"here:1: {says}")
+    assert "\n" not in str(caught.value)
+
+
+CUTS = {  # what both begin with | what is the answer's own / the other's
+    "Q0: pet? Answer:| parrots/ parasites": True,
+    "Q0: pet? Answer:| parrots are/ parrots were": True,
+    "Q: Is it?\n|Yes, sir/No": False,
+    "Say it:| good one/ bad": False,
+    "A tale of| two cities/ twins": True,
+    "12 and| 3.14/ 3.15": True,
+    "It is| 12:30/ 12:45": True,
+    "one two| three/ four": False,
+    "one two|\tthree/ four": False,
+    "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n|The cat/The dog": True,
+    "[INST] q [/INST]| Of course: a/ Of course: b": True,
+    "\nHuman: q\n\nAssistant:| I think so/ I think not": True,
+    "Does Answer: come first? Then| yes/ no": False,
+}
+
+
+@pytest.mark.parametrize("text", CUTS)
+def test_an_implicit_prompt_ends_at_a_turn_or_at_white_space(text: str) -> None:
+    prompt, _, answers = text.rpartition("|")
+    one, other = (prompt + answer for answer in answers.split("/"))
+    end, moved = cut(one, other)
+    assert (one[:end], moved) == (prompt, CUTS[text]) and cut(other, one)[0] == end
+
+
+def test_a_prompt_column_that_the_texts_repeat_is_no_reason_to_refuse() -> None:
+    (pair,), _ = read_pair({"question": "Who left?", "chosen": "Who left? She", "rejected": "Who left? He"})
+    assert (pair.prompt, pair.chosen) == ("Who left?", " She")
+
+
+def test_moved_cuts_and_dialogues_are_said_with_their_share() -> None:
+    dialogue = published.dialogue("hello", "hi") + "\n\nHuman: who\n\nAssistant:"
+    rows = [
+        {"chosen": f"{dialogue} I think she", "rejected": f"{dialogue} I think he"},
+        {"chosen": "Pets? parrots", "rejected": "Pets? parasites"},
+        {"chosen": "Pets: a", "rejected": "Pets: b"},
+    ]
+    ledger = Ledger(records=Counter(pairs=3))
+    found = list(
+        preference.pairs([("x", None, row) for row in rows], preference.Templated(None, None), ledger)
+    )
+    assert [pair.prompt for pair in found] == [dialogue, "Pets?", "Pets:"]
+    assert found[0].chosen == " I think she"
+    moved, hh = ledger.notes
+    assert moved.startswith("pairs: 1 of 2 prompts (50.0 %) were cut back to the last turn or white space")
+    assert (
+        hh.startswith("pairs: 1 rows (33.3 %) look like dialogues of hh-rlhf") and "`source: hh-rlhf`" in hh
+    )
+
+
+def test_a_response_in_which_the_user_speaks_is_left_out(sets: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(sets / "tokenizer")
+    more = [GOOD, *ASKED, BAD]
+    for row in (
+        {"chosen": [*ASKED, *more], "rejected": [*ASKED, BAD]},
+        {"prompt": ASKED, "chosen": more, "rejected": [BAD]},
+    ):
+        found, ledger = read_pair(row, tokenizer)
+        assert not found and ledger.counts == {"pairs/part_early": 1}
+
+
+def test_a_prompt_that_stands_before_both_answers_again_is_said() -> None:
+    rows = [{"prompt": "Who?", "chosen": "Who? She", "rejected": "Who? He"}]
+    ledger = Ledger(records=Counter(pairs=1))
+    read = ((f"here:{number}", None, row) for number, row in enumerate(rows))
+    assert len(list(preference.pairs(read, preference.Templated(None, None), ledger))) == 1
+    (note,) = ledger.notes
+    assert note.startswith("pairs: in 1 rows chosen and rejected begin with the prompt")
+
+
+def test_columns_beside_a_prompt_that_may_belong_to_it_are_said() -> None:
+    _, ledger = read_pair(PLAIN_PAIR | {"system": "be kind", "source": "x"})
+    assert ledger.notes == [
+        "pairs: beside prompt, rows have system, which is not read; put it into the prompt if it belongs "
+        "there"
+    ]
+
+
 def test_implicit_prompts_that_nothing_marks_are_left_out(sets: Path) -> None:
     rows = [{"chosen": f"say {n}: good", "rejected": f"say {n}: bad"} for n in range(60)]
     rows += [
@@ -401,6 +609,58 @@ def test_rows_limits_tables_to_drawn_posts_that_the_rest_avoids(sets: Path) -> N
     again, _ = make(sets, recipe + "rows: {prompts_test: 2}\n")
     assert again["prompts_test"] == tables["prompts_test"]
     assert len(other["prompts_test"]) == 2
+
+
+# ── Splits ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ultrafeedback(folder: Path, *splits: str) -> Path:
+    """The published layout: a file for each split, of which every one has the columns of pairs."""
+    for split in splits:
+        rows = [
+            {"prompt": f"{split} {n}:", "chosen": " good", "rejected": " bad", "messages": None}
+            for n in range(40)
+        ]
+        write_parquet(folder / f"data/{split}-00000-of-00001.parquet", rows)
+    return folder
+
+
+ALL_SPLITS = [f"{split}_{use}" for split in ("train", "test") for use in ("prefs", "gen")]
+
+
+def splits_read(tables: dict[str, list[Row]]) -> dict[str, set[str]]:
+    return {table: {row["prompt"].split()[0] for row in rows} for table, rows in tables.items()}
+
+
+def test_ultrafeedbacks_own_splits_are_train_and_test(tmp_path: Path) -> None:
+    folder = ultrafeedback(tmp_path / "ultra", *ALL_SPLITS)
+    tables, counts = make(tmp_path, f"source: preference\ndataset: {folder}\nvalidation_share: 0.2\n")
+    found = splits_read(tables)
+    assert found["pairs"] == found["pairs_validation"] == {"train_prefs"}
+    assert found["prompts_test"] == {"test_prefs"} and counts["records/pairs"] == 80
+    (warned,) = manifest(tmp_path / "runs", "seed-0/data")["warnings"]
+    assert warned == (
+        "pairs: not read: test_gen, train_gen (splits found: test_gen, test_prefs, train_gen, train_prefs); "
+        "`split: {train: train_gen, …}` names those to read"
+    )
+
+
+def test_split_says_which_published_split_is_which(tmp_path: Path) -> None:
+    folder = ultrafeedback(tmp_path / "ultra", *ALL_SPLITS, "extra")
+    recipe = f"source: preference\ndataset: {folder}\n"
+    tables, _ = make(tmp_path, recipe + "split: {train: train_gen, validation: extra, test: test_gen}\n")
+    found = splits_read(tables)
+    assert found["pairs"] == {"train_gen"} and found["prompts_test"] == {"test_gen"}
+    assert found["pairs_validation"] == found["prompts_validation"] == {"extra"}
+    assert "warnings" not in manifest(tmp_path / "runs", "seed-0/data")
+    listed = "splits found: extra, test_gen, test_prefs, train_gen, train_prefs"
+    with pytest.raises(BadInput, match=rf"split: there is no split train_sft in dataset \({listed}\)"):
+        make(tmp_path, recipe + "split: {train: train_sft}\n")
+    only = ultrafeedback(tmp_path / "only", "first", "second")
+    with pytest.raises(
+        BadInput, match=r"no split of dataset is known \(splits found: first, second\); `split: "
+    ):
+        make(tmp_path, f"source: preference\ndataset: {only}\n")
 
 
 # ── All of them, to look at: pytest -s -k first_record ──────────────────────────────────────────────────────
@@ -501,8 +761,6 @@ def test_a_wrong_data_recipe_is_named(recipe: str, says: str, tmp_path: Path) ->
 def test_a_row_of_another_schema_is_named_with_its_line(
     row: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
-    from rpo_cli.errors import BadInput
-
     write_jsonl(
         tmp_path / "raw/batch3.json",
         [*(comparison(post(n, "train"), (" a", f" b {n}"), 0) for n in range(40)), row],
@@ -513,8 +771,6 @@ def test_a_row_of_another_schema_is_named_with_its_line(
 
 
 def test_a_set_that_leaves_a_table_empty_says_what_was_left_out(tmp_path: Path) -> None:
-    from rpo_cli.errors import BadInput
-
     write_jsonl(tmp_path / "raw/batch3.json", [published.cnndm()])
     with pytest.raises(BadInput, match=r"no rows for sft_train \(cnndm 1\)"):
         make(tmp_path, f"source: tldr-comparisons\ndataset: {tmp_path}/raw\n")

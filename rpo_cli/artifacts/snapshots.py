@@ -20,7 +20,10 @@ from rpo_cli.artifacts.workspace import Workspace
 from rpo_cli.errors import BadInput
 
 TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
-RECORD_FILES = ("*.parquet", "*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz")
+RECORD_FILES = (
+    "*.parquet",
+    *(f"*.json{lines}{packed}" for lines in ("", "l") for packed in ("", ".gz", ".zst")),
+)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

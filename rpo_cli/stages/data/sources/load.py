@@ -103,7 +103,8 @@ def _of_splits(files: Sequence[Path], kind: str, recipe: DataRecipe, ledger: Led
                 raise BadInput(f"split: there is no split {theirs} in dataset (splits found: {found})")
     read = [file for file, split in splits.items() if split is None or _split(split, kind, recipe)]
     others = sorted({split for file, split in splits.items() if file not in read and split is not None})
-    which = f"(splits found: {found}); `split: {{train: {', '.join(others[:1])}, …}}` names those to read"
+    likely = sorted(others, key=lambda split: "train" not in split)[:1]
+    which = f"(splits found: {found}); `split: {{train: {', '.join(likely)}, …}}` names those to read"
     if not read:
         raise BadInput(f"no split of {'dataset' if kind == 'pairs' else 'sft_dataset'} is known {which}")
     if others and not recipe.split:

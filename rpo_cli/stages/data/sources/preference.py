@@ -18,8 +18,8 @@ from trl.data_utils import apply_chat_template
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
-from rpo_cli.stages.data.ledger import Ledger
-from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, column, named
+from rpo_cli.stages.data.ledger import MANY, Ledger
+from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, columns_in, named
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
 from rpo_cli.stages.data.sources.turns import Message, Part, answer, is_blank, part
@@ -123,7 +123,7 @@ def pairs(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Pa
     """Rows with chosen and rejected, and a prompt or what both have in common."""
     unread = set[str]()
     for place, split, row in records:
-        chosen, rejected = (part(place, name, column(place, row, name)) for name in PAIR)
+        chosen, rejected = (_given(place, row, name) for name in PAIR)
         if chosen == rejected:
             ledger.leave_out("pairs/ties")
             continue
@@ -132,6 +132,9 @@ def pairs(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Pa
             example = _split_off(place, row, chosen, rejected, ledger)
         else:
             example = _aligned(prompt, {"chosen": chosen, "rejected": rejected})
+            texts = [side for side in (prompt, chosen, rejected) if isinstance(side, str) and side]
+            if len(texts) == 3 and all(text.startswith(texts[0]) for text in texts):
+                ledger.counts["pairs/prompt_again"] += 1
             unread |= {name for name in CONTEXT if isinstance(row.get(name), str) and row[name].strip()}
         if example is None or not _sound(example, "pairs", ledger):
             continue
@@ -142,6 +145,17 @@ def pairs(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Pa
         else:
             ledger.leave_out("pairs/long_prompt")
     ledger.notes += _notes(ledger, sorted(unread))
+
+
+def _given(place: str, row: Row, name: str) -> Part:
+    """A column that a row must have, as text or messages."""
+    if row.get(name) is None:
+        given = {other: value for other, value in row.items() if value is not None}
+        raise BadInput(
+            f"{place}: no column {name!r} (has: {columns_in(given)}); columns: {{{name}: …}} in the data "
+            "recipe says what the data calls it"
+        )
+    return part(place, name, row[name])
 
 
 def _prompt(place: str, row: Row) -> Part | None:
@@ -248,6 +262,11 @@ def _notes(ledger: Ledger, unread: list[str]) -> Iterator[str]:
             f"pairs: {count} rows ({share}) look like dialogues of hh-rlhf (\\n\\nHuman: …): they were cut "
             "at the last \\n\\nAssistant:; `source: hh-rlhf` reads such sets, and can make chat turns of them"
         )
+    if (again := ledger.counts["pairs/prompt_again"]) > MANY * ledger.records["pairs"]:
+        yield (
+            f"pairs: in {again} rows chosen and rejected begin with the prompt, which is there twice then; "
+            "leave the column `prompt` out to have it taken from them"
+        )
     if unread:
         yield (
             f"pairs: beside prompt, rows have {', '.join(unread)}, which is not read; put it into the prompt "
@@ -281,7 +300,7 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
                 continue
             example: Example = {"prompt": [*_system(row, turns), *turns[:-1]], "completion": turns[-1:]}
         else:
-            prompt, completion = (part(place, n, column(place, row, n)) for n in ("prompt", "completion"))
+            prompt, completion = (_given(place, row, name) for name in ("prompt", "completion"))
             example = _aligned(prompt, {"completion": completion})
         if not _sound(example, "sft", ledger):
             continue
