@@ -20,6 +20,7 @@ from transformers.utils import is_bitsandbytes_available
 from rpo_cli.artifacts import look_for
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
+from rpo_cli.models.generation import fit_generation
 from rpo_cli.recipes.schema import FourBits, ModelSource
 
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
@@ -213,11 +214,7 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     """Make room for an added padding token, and agree on special tokens."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.eos_token_id = tokenizer.eos_token_id
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    fit_generation(model, tokenizer)
 
 
 def disable_dropout(model: PreTrainedModel) -> None:
