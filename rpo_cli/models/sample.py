@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
+from rpo_cli.artifacts import positions_of
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models.decode import Decoder, decoder_for
 from rpo_cli.models.draws import occurrences, pick, uniforms
@@ -47,7 +48,7 @@ def sample(
         BadInput: prompt and response would exceed the model's positions, or it is no causal model.
         RunFailed: logits are not finite.
     """
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = positions_of(model.config) or getattr(model.config, "max_position_embeddings", None)
     longest = max((len(p) for p in prompts), default=0)
     if room is not None and longest + max_new_tokens > room:
         asked = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
