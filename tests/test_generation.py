@@ -159,23 +159,22 @@ def test_ended_rows_are_read_no_further_and_copies_read_their_prompt_once(
     monkeypatch.setattr(SAMPLING, "RETIRE", 1e-9)
     with forwarded(model) as seen:
         answers = draw(model, PROMPTS, len(PROMPTS))
-    steps = [rows for rows, _ in seen[2:]]  # behind the question for a cache and the prompts
-    assert steps == [
-        sum(len(answer) > step for answer in answers) for step in range(1, max(map(len, answers)))
-    ]
-    assert steps[-1] < len(PROMPTS)
+    expected = [sum(len(answer) > step for answer in answers) for step in range(1, max(map(len, answers)))]
+    prompts, *steps = seen[-len(expected) - 1 :]  # what is before them are trials
+    assert [rows for rows, _ in steps] == expected and expected[-1] < len(PROMPTS)
     if name in UNCACHED:
         return
-    assert seen[1] == (len(set(map(tuple, PROMPTS))), 12)
-    assert {columns for _, columns in seen[2:]} == {1}
+    assert prompts == (len(set(map(tuple, PROMPTS))), 12)
+    assert {columns for _, columns in steps} == {1}
 
 
 def test_rows_leave_when_enough_of_them_have_ended(llama: Any) -> None:
     with forwarded(llama) as seen:
         answers = draw(llama, PROMPTS, len(PROMPTS))
     open_rows = [sum(len(answer) > step for answer in answers) for step in range(1, max(map(len, answers)))]
-    steps = [rows for rows, _ in seen[2:]]
-    assert len(steps) == len(open_rows)
+    (_, first), *_ = prompts_and_steps = seen[-len(open_rows) - 1 :]
+    steps = [rows for rows, _ in prompts_and_steps[1:]]
+    assert first == 12
     assert all(
         going <= rows < going / (1 - SAMPLING.RETIRE) for rows, going in zip(steps, open_rows, strict=True)
     )

@@ -1,9 +1,13 @@
-"""What a model's config.json says before anything heavy is imported."""
+"""What a model's folder says before anything heavy is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
+
+from rpo_cli.artifacts.files import read_json
+from rpo_cli.errors import BadInput
 
 # Model types with a table of positions as long as their max_position_embeddings.
 LEARNT = {
@@ -40,3 +44,23 @@ def positions_of(config: Mapping[str, Any] | Config) -> int | None:
     if kind not in LEARNT:
         longest = found.get(OTHERS.get(str(kind), "n_positions"))
     return None if longest is None else int(longest)
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The base model, a folder or a name of the hub, of a folder with an adapter only; None: it is another.
+
+    Raises:
+        BadInput: it names none, or a folder that is not there.
+    """
+    config = folder / "adapter_config.json"
+    if not config.is_file() or (folder / "config.json").is_file():
+        return None
+    base = (read_json(config) or {}).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise BadInput(f"{config}: base_model_name_or_path is missing; an adapter is no model without it")
+    for place in (Path(base), folder / base):
+        if place.is_dir():
+            return str(place)
+    if Path(base).is_absolute() or base.startswith(".") or base.count("/") > 1:
+        raise BadInput(f"{folder} is an adapter whose base model {base} is not there; correct {config.name}")
+    return base

@@ -17,9 +17,11 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
-from rpo_cli.artifacts import look_for
+from rpo_cli.artifacts import base_of_adapter, look_for
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
+from rpo_cli.models.generation import fit_generation
+from rpo_cli.models.weights import read_weights
 from rpo_cli.recipes.schema import FourBits, ModelSource
 
 WORD_MARKS = " \u2581\u0120#"  # with which vocabularies mark a word's beginning or its end
@@ -37,6 +39,8 @@ def load_tokenizer(
     """
     if source.is_absolute() and not source.exists():
         raise BadInput(f"{source}: no such model directory")
+    if source.is_dir() and not (source / "tokenizer_config.json").is_file():
+        source = Path(base_of_adapter(source) or source)  # an adapter's own folder may have none
     offline = look_for(source)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -91,7 +95,7 @@ def load_causal(
         bits: its linear layers in 4 bits instead; see `four_bits`.
 
     Raises:
-        BadInput: it cannot be loaded, or lacks weights that training would not make.
+        BadInput: it cannot be loaded, or lacks weights.
     """
     return _load(AutoModelForCausalLM, source, recipe, device, tokenizer, revision, training, bits)
 
@@ -154,30 +158,21 @@ def _load(
     attention = recipe.attn_implementation or device.attention
     if attention is not None:
         kwargs["attn_implementation"] = attention
-    offline = look_for(source)
     device_map = None
     if bits is not None:
         device_map = {"": torch.cuda.current_device() if device.name == "cuda" else device.name}
-    try:
+    model = read_weights(
+        auto,
+        source,
+        revision,
+        len(tokenizer),
+        new_head=training and "num_labels" in kwargs,
         # float32 everywhere: bfloat16, if asked for, comes by autocast, the same in training and in scoring.
-        model, loading = auto.from_pretrained(
-            str(source),
-            dtype=torch.float32,
-            revision=revision or "main",
-            trust_remote_code=False,
-            use_safetensors=True,
-            quantization_config=bits,
-            device_map=device_map,
-            output_loading_info=True,
-            **kwargs,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise BadInput(f"{source}: no model can be loaded: {why}{offline}") from error
-    lacking = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
-    if lacking and not training:
-        weights = ", ".join(lacking[:3])
-        raise BadInput(f"{source}: not a trained model of this kind: it has no weights for {weights}")
+        dtype=torch.float32,
+        quantization_config=bits,
+        device_map=device_map,
+        **kwargs,
+    )
     if len(tokenizer) > model.get_input_embeddings().num_embeddings and not training:
         raise BadInput(
             f"{source}: the pad_token is new to its vocabulary; name an unused token of the vocabulary, "
@@ -216,11 +211,7 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     """Make room for an added padding token, and agree on special tokens."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.eos_token_id = tokenizer.eos_token_id
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    fit_generation(model, tokenizer)
 
 
 def disable_dropout(model: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+from transformers import PreTrainedModel, StaticCache
 
 from rpo_cli import devices
 from rpo_cli.errors import Diverged
@@ -25,7 +25,8 @@ LOOK = 16  # steps between two looks at whether all rows have ended: each look w
 
 def in_batches(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    pad: int,
+    stops: Sequence[int],
     prompts: Sequence[Tokens],
     temperature: float,
     top_p: float,
@@ -40,7 +41,6 @@ def in_batches(
         Diverged: logits are not finite.
     """
     copies = occurrences(prompts)
-    eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
     size = min(batch_size, len(prompts))
     # The depth is part of the cache's shape, not of what is read: it is the same in all.
     needed = [(len(prompt), 0) for prompt in prompts]
@@ -53,9 +53,9 @@ def in_batches(
         filled = [*rows, *[rows[0]] * (size - len(rows))]
         width, _ = buckets.of((max(len(prompts[i]) for i in rows), 0))
         table = uniforms([prompts[i] for i in filled], [copies[i] for i in filled], max_new_tokens, seed)
-        tokens = _respond(model, [prompts[i] for i in filled], width, table, temperature, top_p, eos, pad)
+        tokens = _respond(model, [prompts[i] for i in filled], width, table, temperature, top_p, stops, pad)
         for i, answer in zip(rows, tokens.tolist(), strict=False):
-            end = answer.index(eos) + 1 if eos in answer else len(answer)
+            end = next((place for place, token in enumerate(answer, 1) if token in stops), len(answer))
             result[i] = answer[:end]
             if -1 in result[i]:
                 raise Diverged("the model gave logits that are not finite")
@@ -71,10 +71,10 @@ def _respond(
     table: Tensor,
     temperature: float,
     top_p: float,
-    eos: int,
+    stops: Sequence[int],
     pad: int,
 ) -> Tensor:
-    """Tokens [N, steps] that the numbers of `table` choose, on the host; behind an EOS they mean nothing.
+    """Tokens [N, steps] that the numbers of `table` choose, on the host; behind a stop they mean nothing.
 
     Two programs: one reads the prompts, padded on the left to `width`, the other is a step, whose number is a
     tensor.
@@ -87,12 +87,13 @@ def _respond(
     ids = torch.tensor(padded).to(device)
     mask = (columns >= starts[:, None]).long().to(device)
     positions = (columns[:width] - starts[:, None]).clamp(min=0).to(device)
-    state = _State(table.to(device), torch.full((count, room), eos).to(device), lengths.to(device))
+    answers = torch.full((count, room), stops[0])
+    state = _State(*(tensor.to(device) for tensor in (table, answers, lengths, torch.tensor(stops))))
     cache = StaticCache(config=model.config, max_cache_len=width + room)
     logits = _read(model, ids, positions, mask, cache)
     devices.step_mark(device)
     for step in range(1, room + 1):
-        tokens = state.take(logits, temperature, top_p, eos)
+        tokens = state.take(logits, temperature, top_p)
         # The last step reads its tokens for nothing: without that it would be a third program.
         logits = _read(model, tokens, state.positions, mask, cache)
         devices.step_mark(device)
@@ -112,22 +113,23 @@ def _read(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor, 
 class _State:
     """What a step changes besides the cache, all of it on the device.
 
-    table: [N, steps] numbers; answers: [N, steps] tokens; lengths: [N] tokens of each prompt.
+    table: [N, steps] numbers; answers: [N, steps] tokens; lengths: [N] tokens of each prompt; stops: [S] what
+    ends a response.
     """
 
-    def __init__(self, table: Tensor, answers: Tensor, lengths: Tensor) -> None:
-        self.table, self.answers = table, answers
+    def __init__(self, table: Tensor, answers: Tensor, lengths: Tensor, stops: Tensor) -> None:
+        self.table, self.answers, self.stops = table, answers, stops
         self.step = torch.zeros(1, dtype=torch.long).to(table.device)
         self.ended = torch.zeros(len(table), dtype=torch.bool).to(table.device)
         self.all_ended = self.ended.all()
         self.positions = (lengths - 1)[:, None]
 
-    def take(self, logits: Tensor, temperature: float, top_p: float, eos: int) -> Tensor:
-        """The next tokens [N, 1], EOS for rows that have ended, written into the answers."""
+    def take(self, logits: Tensor, temperature: float, top_p: float) -> Tensor:
+        """The next tokens [N, 1], a stop for rows that have ended, written into the answers."""
         chosen = pick(logits, self.table.index_select(1, self.step)[:, 0], temperature, top_p)
-        tokens = chosen.masked_fill(self.ended, eos)
+        tokens = chosen.where(~self.ended, self.stops[0])
         self.answers = self.answers.index_copy(1, self.step, tokens[:, None])
-        self.ended = self.ended | (tokens == eos) | (tokens < 0)
+        self.ended = self.ended | (tokens[:, None] == self.stops).any(1) | (tokens < 0)
         self.all_ended = self.ended.all()
         self.step = self.step + 1
         self.positions = self.positions + 1

@@ -32,12 +32,13 @@ def sample(
     on_batch: Callable[[int], None] = lambda done: None,
     revision: str | None = None,
     dtype: str = "auto",
+    stops: Sequence[int] = (),
 ) -> list[list[int]]:
-    """One sample for each prompt: response tokens, ending in EOS unless max_new_tokens came first.
+    """One sample for each prompt: response tokens, ending in a stop token unless max_new_tokens came first.
 
-    model: a directory or a hub name; vLLM loads it itself. Every prompt has a seed of its own, by its place
-    in `prompts`, so the cut into chunks changes no sample; whether equal arguments give equal bits is up to
-    vLLM's kernels.
+    model: a directory or a hub name; vLLM loads it itself. stops: besides the tokenizer's EOS. Every prompt
+    has a seed of its own, by its place in `prompts`, so the cut into chunks changes no sample; whether equal
+    arguments give equal bits is up to vLLM's kernels.
 
     Raises:
         BadInput: vLLM is not installed, or cannot load the model, or has no room for a prompt.
@@ -63,7 +64,7 @@ def sample(
         )
     except ValueError as error:
         raise BadInput(f"{model}: vLLM cannot load it: {str(error).strip().splitlines()[0]}") from error
-    eos = tokenizer.eos_token_id
+    ends = list(dict.fromkeys([int(tokenizer.eos_token_id), *stops]))
     result: list[list[int]] = []
     step = CHUNK * batch_size
     try:
@@ -75,14 +76,14 @@ def sample(
                     top_p=top_p,
                     max_tokens=max_new_tokens,
                     seed=_seed(seed, start + place),
-                    stop_token_ids=[eos],
+                    stop_token_ids=ends,
                     detokenize=False,
                 )
                 for place in range(len(chunk))
             ]
             inputs = [TokensPrompt(prompt_token_ids=list(map(int, prompt))) for prompt in chunk]
             outputs = engine.generate(inputs, settings, use_tqdm=False)
-            result += [_response(output.outputs[0], eos) for output in outputs]
+            result += [_response(output.outputs[0], ends) for output in outputs]
             on_batch(len(result))
     finally:
         # The engine holds most of the GPU; the models that score the samples need it next.
@@ -96,9 +97,13 @@ def _seed(seed: int, index: int) -> int:
     return (seed * 1_000_003 + index * 7_919 + 17) % 2**63
 
 
-def _response(output: Any, eos: int) -> list[int]:
-    """A completion's tokens up to its EOS, which is added where vLLM stopped at it without listing it."""
+def _response(output: Any, ends: Sequence[int]) -> list[int]:
+    """A completion's tokens up to its stop token, which is added where vLLM stopped without listing it."""
     tokens = [int(token) for token in output.token_ids]
-    if eos in tokens:
-        return tokens[: tokens.index(eos) + 1]
-    return [*tokens, eos] if output.finish_reason == "stop" else tokens
+    for place, token in enumerate(tokens, 1):
+        if token in ends:
+            return tokens[:place]
+    if output.finish_reason != "stop":
+        return tokens
+    found = getattr(output, "stop_reason", None)  # None: at the EOS
+    return [*tokens, found if isinstance(found, int) else ends[0]]

@@ -22,6 +22,8 @@ from rpo_cli.models import (
     rewards,
     sample,
     sample_vllm,
+    stops_in,
+    stops_of,
 )
 from rpo_cli.recipes.schema import EvaluateRecipe, seed_of
 from rpo_cli.stages.data.rows import row_id, rows_of
@@ -83,10 +85,12 @@ def draw(
     if recipe.sampler == "vllm":
         # First and alone: vLLM takes the GPU for itself.
         revision = job.revisions.get("policy")
+        settings |= {"stops": stops_in(job.inputs["policy"], revision, tokenizer), "revision": revision}
         answers = sample_vllm.sample(
-            job.inputs["policy"], tokenizer, prompts, revision=revision, dtype=device.dtype_name, **settings
+            job.inputs["policy"], tokenizer, prompts, dtype=device.dtype_name, **settings
         )
     policy = loaded(load_causal, "policy")
+    stops = stops_of(policy.generation_config, tokenizer)
     if recipe.sampler == "transformers":
         answers = sample(policy, tokenizer, prompts, **settings)
     pad = pad_id(tokenizer)
@@ -106,7 +110,7 @@ def draw(
             "sample": list(range(recipe.num_samples)) * len(rows),
             "response": tokenizer.batch_decode(answers, skip_special_tokens=True),
             "tokens": np.array([len(a) for a in answers], dtype=np.int32),
-            "finished": [a[-1] == tokenizer.eos_token_id for a in answers],
+            "finished": [a[-1] in stops for a in answers],
             "reward": scores.astype(np.float64),
             "logp": logp.astype(np.float64),
             "ref_logp": ref_logp.astype(np.float64),

@@ -10,7 +10,17 @@ import pyarrow.parquet as pq
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import Tokens, four_bits, load_causal, load_tokenizer, logps, pad_id, sample, views
+from rpo_cli.models import (
+    Tokens,
+    four_bits,
+    load_causal,
+    load_tokenizer,
+    logps,
+    pad_id,
+    sample,
+    stops_of,
+    views,
+)
 from rpo_cli.recipes.schema import Recipe, ScoringRecipe, seed_of
 from rpo_cli.stages.data.rows import pairs_below, rows_of, write_columns
 
@@ -45,7 +55,8 @@ def run_samples(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     kept = pa.array(answers, pa.list_(pa.int32()))
     columns = {"id": [row.id for row in repeated], "sample_ids": kept, "ref_sample_logps": values}
     write_columns(columns, job.directory / SAMPLES)
-    ended = float(np.mean([answer[-1] == tokenizer.eos_token_id for answer in answers]))
+    stops = stops_of(model.generation_config, tokenizer)
+    ended = float(np.mean([answer[-1] in stops for answer in answers]))
     tokens = float(np.mean([len(answer) for answer in answers]))
     counts = {"rows": len(answers), "dropped": len(each) - len(rows)}
     return {**counts, "tokens_mean": tokens, "unfinished_share": 1 - ended}

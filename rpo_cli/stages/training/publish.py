@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from rpo_cli.artifacts import base_of_adapter
 from rpo_cli.devices import rank, spread, to_host
 from rpo_cli.errors import Diverged
 from rpo_cli.models import save
@@ -49,11 +50,14 @@ def publish_model(
     if hasattr(model, "merge_and_unload"):
         from peft import PeftModel
 
+        stands_alone = True
         for config in model.peft_config.values():
             base = Path(config.base_model_name_or_path or "")
             if base.is_dir():  # peft looks from wherever it is called
                 config.base_model_name_or_path = str(base.resolve())
-        model.save_pretrained(directory / "adapter")
+                stands_alone = base_of_adapter(base) is None  # peft can load none on top of another
+        if stands_alone:
+            model.save_pretrained(directory / "adapter")
         if getattr(model, "is_loaded_in_4bit", False):
             assert whole_base is not None
             adapted = PeftModel.from_pretrained(whole_base(), directory / "adapter")

@@ -1,0 +1,185 @@
+"""A model reading texts token by token, as fast as it does so rightly: as each alone, without a cache."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from rpo_cli.errors import BadInput
+from rpo_cli.models.choice import alike, exactly, is_causal
+from rpo_cli.models.tokens import Tokens
+
+STEPS = 4  # that a cache is tried for
+# Of the largest logit, with a cache and without: rounding makes 1e-6, a shifted position 1e-2.
+TOLERANCE = 1e-4
+
+
+class Decoder(Protocol):
+    """A model reading rows of tokens; each call gives the logits behind the last ones: [rows, V]."""
+
+    def start(self, prompts: Sequence[Tokens], room: int) -> Tensor: ...
+
+    def step(self, tokens: Tensor) -> Tensor: ...
+
+    def keep(self, rows: Tensor) -> None: ...
+
+
+def decoder_for(
+    model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: int, batch_size: int
+) -> tuple[Decoder, bool]:
+    """How to read this model's rows step by step, and whether only prompts of one length go together.
+
+    Whatever goes fastest among what gives, a few steps long, the logits of rows read alone without a cache.
+    """
+    name, log = type(model).__name__, logging.getLogger("rpo")
+    longest = max(prompts, key=len)
+    with exactly(model):
+        if not is_causal(model, longest):
+            raise BadInput(f"{name}: its tokens see those behind them: it is no causal language model")
+        if (cache := _cache_of(model, int(longest[0]))) is None:
+            reason = "has no cache this sampler knows"
+        else:
+            texts = _telling_texts(model, longest, min(map(len, prompts)), room)
+            more = [[text[step % len(text)] for step in range(min(STEPS, room - 1))] for text in texts]
+            cached = _Cached(model, pad, cache)
+            alone = torch.cat([_alone(model, *row) for row in zip(texts, more, strict=True)])
+            if batch_size > 1 and _gives(alone, cached, [(texts, more)]):
+                return cached, False
+            if _gives(alone, cached, [([text], [tokens]) for text, tokens in zip(texts, more, strict=True)]):
+                if batch_size > 1:
+                    log.warning("%s heeds padding before prompts: those of one length go together", name)
+                return cached, batch_size > 1
+            reason = "gives other logits with its cache than without"
+    log.warning("%s %s: every step reads the whole response again", name, reason)
+    return _Recomputed(model, pad), False
+
+
+def _cache_of(model: PreTrainedModel, token: int) -> str | None:
+    """What the model's cache is called, found by giving it one token and asking for it; None: it has none."""
+    output = model(input_ids=torch.tensor([[token]], device=model.device), use_cache=True)
+    names = ("past_key_values", "cache_params")  # the second is that of state-space models
+    return next((name for name in names if isinstance(getattr(output, name, None), Cache)), None)
+
+
+def _telling_texts(model: PreTrainedModel, longest: Tokens, shortest: int, room: int) -> list[list[int]]:
+    """Texts of lengths that samples may have: the extremes, and just below windows that the config names.
+
+    The first comes twice, as copies of a prompt do.
+    """
+    most = len(longest) + max(0, room - 1 - STEPS)
+    settings = model.config.get_text_config().to_dict()
+    windows = [value for name, value in settings.items() if "window" in name and isinstance(value, int)]
+    below = [window - 2 for window in windows if shortest < window - 2 < most]
+    lengths = sorted({shortest, len(longest), most, *below})
+    text = list(map(int, longest)) * (1 + most // len(longest))
+    return [text[:length] for length in [*lengths, lengths[0]]]
+
+
+def _alone(model: PreTrainedModel, text: Sequence[int], more: Sequence[int]) -> Tensor:
+    """Logits behind a text and each of the tokens that follow, read at once without a cache: [1, K, V]."""
+    takes = inspect.signature(model.forward).parameters.keys()
+    kept = {"logits_to_keep": len(more) + 1} if "logits_to_keep" in takes else {}
+    logits: Tensor = model(input_ids=torch.tensor([[*text, *more]], device=model.device), **kept).logits
+    return logits[:, -len(more) - 1 :]
+
+
+def _gives(
+    alone: Tensor, decoder: Decoder, batches: Sequence[tuple[list[list[int]], list[list[int]]]]
+) -> bool:
+    """Whether batches of texts and of the tokens that follow, read step by step, have these logits."""
+    found = []
+    try:
+        for texts, more in batches:
+            logits = [decoder.start(texts, len(more[0]) + 1)]
+            for tokens in zip(*more, strict=True):
+                logits.append(decoder.step(torch.tensor(tokens, device=alone.device)))
+            found.append(torch.stack(logits, 1))
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+        return False
+    return alike(torch.cat(found), alone, TOLERANCE)
+
+
+class _Cached:
+    """Prompts padded on the left, each read once however many rows have it; then a token per row and step."""
+
+    def __init__(self, model: PreTrainedModel, pad: int, cache: str) -> None:
+        self.model, self.pad, self.cache_name = model, pad, cache
+        self.takes = inspect.signature(model.forward).parameters.keys()
+
+    def start(self, prompts: Sequence[Tokens], room: int) -> Tensor:
+        distinct = list(dict.fromkeys(map(tuple, prompts)))
+        place = {prompt: index for index, prompt in enumerate(distinct)}
+        lengths = torch.tensor([len(prompt) for prompt in distinct])
+        self.width = int(lengths.max())
+        ids = torch.tensor([[self.pad] * (self.width - len(prompt)) + list(prompt) for prompt in distinct])
+        self.mask: Tensor | None = None
+        if int(lengths.min()) < self.width:
+            # Without padding no mask is needed, nor positions: a model then has faster ways.
+            columns = torch.arange(self.width + room)
+            self.mask = (columns >= self.width - lengths[:, None]).long().to(self.model.device)
+            self.lengths = lengths.to(self.model.device)
+        self.cache: Cache | None = None
+        positions = (torch.arange(self.width) - (self.width - lengths)[:, None]).clamp(min=0)
+        logits = self._read(ids.to(self.model.device), positions.to(self.model.device))
+        if len(distinct) == len(prompts):
+            return logits
+        rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=logits.device)
+        self.keep(rows)
+        return logits[rows]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.width += 1
+        if self.mask is None:
+            return self._read(tokens[:, None], None)
+        self.lengths = self.lengths + 1
+        return self._read(tokens[:, None], self.lengths[:, None] - 1)
+
+    def keep(self, rows: Tensor) -> None:
+        assert self.cache is not None
+        self.cache.reorder_cache(rows)  # unlike batch_select_indices it is there for recurrent states, too
+        if self.mask is not None:
+            self.mask, self.lengths = self.mask[rows], self.lengths[rows]
+
+    def _read(self, ids: Tensor, positions: Tensor | None) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}
+        inputs[self.cache_name] = self.cache
+        # A recurrent state has the padding behind it: only the prompt needs its mask.
+        if self.mask is not None and (self.cache is None or self.cache_name == "past_key_values"):
+            inputs |= {"attention_mask": self.mask[:, : self.width], "position_ids": positions}
+        output = self.model(**{name: value for name, value in inputs.items() if name in self.takes})
+        self.cache = getattr(output, self.cache_name)
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+class _Recomputed:
+    """All tokens in every step, padded on the right, which no causal model sees: for any of them, slowly."""
+
+    def __init__(self, model: PreTrainedModel, pad: int) -> None:
+        self.model, self.pad = model, pad
+
+    def start(self, prompts: Sequence[Tokens], room: int) -> Tensor:
+        self.rows = [list(prompt) for prompt in prompts]
+        return self._read()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.append(token)
+        return self._read()
+
+    def keep(self, rows: Tensor) -> None:
+        self.rows = [self.rows[row] for row in rows.tolist()]
+
+    def _read(self) -> Tensor:
+        width = max(map(len, self.rows))
+        padded = [row + [self.pad] * (width - len(row)) for row in self.rows]
+        ids = torch.tensor(padded, device=self.model.device)
+        last = torch.tensor([len(row) - 1 for row in self.rows], device=self.model.device)
+        logits: Tensor = self.model(input_ids=ids).logits[torch.arange(len(ids), device=ids.device), last]
+        return logits

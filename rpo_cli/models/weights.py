@@ -1,0 +1,146 @@
+"""The weights of a model's folder: each of them there, none left over, an adapter merged into its base."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils import find_adapter_config_file
+
+from rpo_cli.artifacts import base_of_adapter, look_for
+from rpo_cli.errors import BadInput
+
+# Buffers of older versions of transformers, which are computed today.
+COMPUTED = re.compile(r"(inv_freq|position_ids|att(ention|n)\.(masked_)?bias)$")
+
+
+def read_weights(
+    auto: Any, source: Path, revision: str | None, vocabulary: int, *, new_head: bool, **kwargs: Any
+) -> PreTrainedModel:
+    """A model with exactly the weights that its folder has; of an adapter's folder base and adapter in one.
+
+    Args:
+        vocabulary: tokens that there are; a base gets as many before its adapter is added.
+        new_head: the head may be missing, as a causal model's that a reward model is made of.
+
+    Raises:
+        BadInput: it cannot be loaded, or lacks weights, or has some that its config.json has no place for.
+    """
+    model, missing = _whole(auto, source, revision, vocabulary, **kwargs)
+    if missing and not new_head:
+        raise _lacking(source, missing)
+    return model
+
+
+def _whole(
+    auto: Any, source: Path, revision: str | None, vocabulary: int, **kwargs: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model, and what weights of a head it does not have."""
+    adapter = _adapter_in(source, revision)
+    if adapter is None:
+        return _read(auto, source, revision, **kwargs)
+    return _merged(auto, source, adapter, vocabulary, **kwargs)
+
+
+def _adapter_in(source: Path, revision: str | None) -> Path | None:
+    """The folder of an adapter, for a name of the hub one of its cache; None: it is a whole model."""
+    if source.is_dir():
+        return source if base_of_adapter(source) is not None else None
+    look_for(source)
+    try:
+        found = find_adapter_config_file(str(source), revision=revision or "main")
+    except (OSError, ValueError):
+        return None  # as whoever loads the model will say
+    folder = None if found is None else Path(found).parent
+    return folder if folder is not None and base_of_adapter(folder) is not None else None
+
+
+def _merged(
+    auto: Any, source: Path, adapter: Path, vocabulary: int, **kwargs: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """The base with its adapter merged in, and what weights of a head neither of them has."""
+    try:
+        import peft
+    except ImportError as error:
+        raise BadInput(f"{source} is an adapter, which needs the extra `lora`: rpo-cli[lora]") from error
+    base = Path(str(base_of_adapter(adapter)))
+    if kwargs.get("quantization_config") is not None:
+        raise BadInput(f"{source} is an adapter, and cannot be merged into 4 bits; set load_in_4bit: false")
+    try:
+        model, missing = _whole(auto, base, None, vocabulary, **kwargs)
+    except BadInput as error:
+        raise BadInput(f"{source} is an adapter, and its base model is not to be had: {error}") from error
+    if vocabulary > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(vocabulary)
+    config = peft.PeftConfig.from_pretrained(str(adapter))
+    config.task_type = None  # a causal model's may become a part of a reward model
+    try:
+        adapted = peft.PeftModel.from_pretrained(model, str(adapter), config=config)
+        loaded, there = peft.get_peft_model_state_dict(adapted), peft.load_peft_weights(str(adapter), "cpu")
+        merged: PreTrainedModel = adapted.merge_and_unload()
+    except Exception as error:  # of peft, whose kinds of adapters are many
+        raise BadInput(f"{source}: the adapter cannot be merged into {base}: {_line(error)}") from error
+    if strange := sorted(name for name in loaded.keys() ^ there.keys() if not _of_head(name)):
+        raise BadInput(f"{source}: the adapter does not fit {base}: {_some(strange)}")
+    merged.name_or_path = str(source)
+    brought = getattr(config, "modules_to_save", None) or []
+    return merged, [name for name in missing if name.split(".")[0] not in brought]
+
+
+def _read(auto: Any, source: Path, revision: str | None, **kwargs: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A model, and what weights of a head its folder does not have."""
+    offline = look_for(source)
+    try:
+        model, loading = auto.from_pretrained(
+            str(source),
+            revision=revision or "main",
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # said below, in a sentence
+            output_loading_info=True,
+            **kwargs,
+        )
+    except Exception as error:  # of transformers, safetensors, or the implementation of attention
+        raise BadInput(f"{source}: no model can be loaded: {_line(error)}{offline}") from error
+    for name, found, expected in sorted(loading["mismatched_keys"]):
+        if not _is_body(model, name) and len(found) == len(expected) and found[1:] == expected[1:]:
+            raise BadInput(f"{source}: {name} has {found[0]} labels; a reward model has {expected[0]}")
+        shapes = f"{list(found)}, and by its config.json {list(expected)}"
+        raise BadInput(f"{source}: no model can be loaded: {name} is of shape {shapes}")
+    missing = sorted(loading["missing_keys"])
+    if any(_is_body(model, name) for name in missing):
+        raise _lacking(source, missing)
+    surplus = sorted(
+        name for name in loading["unexpected_keys"] if _is_body(model, name) and not COMPUTED.search(name)
+    )
+    if surplus:
+        raise BadInput(f"{source}: its config.json has no place for its weights {_some(surplus)}")
+    return model, missing
+
+
+def _is_body(model: PreTrainedModel, name: str) -> bool:
+    """Whether a weight is below the head; checkpoints of the body alone have names without its prefix.
+
+    What an encoder pools its rows by is part of the head.
+    """
+    parts = name.removeprefix(f"{model.base_model_prefix}.").split(".")
+    return parts[0] in dict(model.base_model.named_children()) and not _of_head(name)
+
+
+def _of_head(name: str) -> bool:
+    return not {"pooler", "score", "classifier", "lm_head", "embed_out"}.isdisjoint(name.split("."))
+
+
+def _lacking(source: Path, names: list[str]) -> BadInput:
+    return BadInput(f"{source}: not a trained model of this kind: it has no weights for {_some(names)}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
