@@ -42,9 +42,7 @@ def run(job: Job[JudgeRecipe], report: Report) -> dict[str, Any]:
     }
     verdicts = Verdicts(job.root / VERDICTS)
     if verdicts.unread:
-        report.tell(
-            f"{verdicts.file}: {verdicts.unread} lines are no answers; those are asked for again"
-        )
+        report.tell(f"{verdicts.file}: {verdicts.unread} lines are no answers; those are asked for again")
     missing = {key: question for key, question in wanted.items() if key not in verdicts}
     log.info("judge %s: %d questions, %d of them new", recipe.model, len(wanted), len(missing))
     ask(recipe, missing, verdicts, lambda done: report(done, len(missing)))
