@@ -224,8 +224,8 @@ def test_out_of_memory_names_the_stage_and_the_batch(tiny: Tiny) -> None:
     )
     tiny.edit("sft.yaml", settings.replace("intermediate_size: 32", "intermediate_size: 1000000000000"))
     (line,) = tiny.run("train-sft", "sft.yaml", code=1).stderr.splitlines()[-1:]
-    assert line.startswith("seed-0/sft: RuntimeError: ") and "can't allocate memory" in line
-    assert "give a smaller per_device_train_batch_size than 8, or fewer --jobs (log: " in line
+    assert line.startswith("seed-0/sft: out of memory (") and "can't allocate memory" in line
+    assert "; a smaller per_device_train_batch_size (now 8) or fewer --jobs need less (log: " in line
 
 
 @pytest.mark.parametrize(
@@ -489,6 +489,7 @@ def test_a_line_is_shortened_never_its_eta(width: int, eta: str) -> None:
     assert name.endswith(shown.removeprefix("…"))
 
 
+@pytest.mark.slow
 def test_a_figure_of_ensembles_without_a_b_is_drawn(tiny: Tiny) -> None:
     (tiny.suite / "figure.yaml").write_text(
         "stage: figure\nkind: ensemble\nbootstrap_samples: 50\nrhos: [0.5]\n"
