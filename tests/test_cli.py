@@ -376,7 +376,7 @@ def test_status_tells_up_to_date_stale_unfinished_and_unwanted_apart() -> None:
     old = json.loads(json.dumps(stages["seed-0/pretrain"].identity))
     old["recipe"]["max_steps"] = 7
     publish("seed-0/pretrain", {**old, "key": "old"})
-    publish("seed-9/data", {"key": "other"})
+    publish("seed-9/data", {**stages["seed-0/data"].identity, "key": "other"})
     (workspace.root / "seed-0/sft").mkdir(parents=True)
     write_json(workspace.root / "seed-0/sft" / STARTED, {"key": "x"})
     (workspace.root / "seed-0/data" / "pairs.parquet").write_bytes(b"x" * 5000)

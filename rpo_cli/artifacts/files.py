@@ -56,7 +56,7 @@ CROWDED = 2**20  # bytes free
 # Of errors that have no class of their own: of the CPU's allocator, of CUDA, its libraries and its threads.
 STARVED = re.compile(
     "can't allocate memory|cannot allocate memory|out of memory|OutOfMemory|bad_alloc|ALLOC_FAILED"
-    "|can't start new thread|not enough memory",
+    "|can't start new thread|not enough memory|failed to map segment",
     re.IGNORECASE,
 )
 
@@ -73,7 +73,7 @@ def no_memory(error: BaseException) -> bool:
     """Whether there was too little memory, of the host or of a device, behind an error."""
     return any(
         isinstance(seen, MemoryError)
-        or (isinstance(seen, RuntimeError | OSError) and STARVED.search(str(seen)) is not None)
+        or (isinstance(seen, RuntimeError | OSError | ImportError) and STARVED.search(str(seen)) is not None)
         for seen in _behind(error)
     )
 

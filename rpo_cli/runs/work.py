@@ -93,7 +93,7 @@ def failed(job: Job[Recipe], error: Exception) -> RunFailed:
         return NoRoom(f"{job.path}: {what}")
     line = next(iter(str(error).strip().splitlines()), "")
     if no_memory(error):
-        return OutOfMemory(f"{job.path}: {type(error).__name__}: {line}; {_less_memory(job)}")
+        return OutOfMemory(f"{job.path}: out of memory ({line or type(error).__name__}); {_less_memory(job)}")
     if isinstance(error, OSError):
         what = f"{error.strerror or error}: {error.filename or job.directory}"
     else:
@@ -109,15 +109,15 @@ def died(job: Job[Recipe], code: int | None) -> RunFailed:
     if code == -signal.SIGKILL:
         return OutOfMemory(f"{job.path}: its process was killed, as if out of memory; {_less_memory(job)}")
     how = f"exit code {code}" if code is None or code >= 0 else signal.strsignal(-code)
-    return Died(f"{job.path}: its process died ({how}) (log: {job.directory / 'log.txt'})")
+    return Died(f"{job.path}: its process died ({how}); if for want of memory, {_less_memory(job)}")
 
 
 def _less_memory(job: Job[Recipe]) -> str:
     """What makes a stage need less memory, with the value that it has now."""
     name = "per_device_train_batch_size" if KINDS[job.kind].trains else "per_device_eval_batch_size"
     size = getattr(job.recipe, name, None)
-    smaller = "" if size is None else f"a smaller {name} than {size}, or "
-    return f"out of memory: give {smaller}fewer --jobs (log: {job.directory / 'log.txt'})"
+    smaller = "" if size is None else f"a smaller {name} (now {size}) or "
+    return f"{smaller}fewer --jobs need less (log: {job.directory / 'log.txt'})"
 
 
 def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Progress) -> Manifest:

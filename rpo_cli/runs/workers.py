@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from rpo_cli.artifacts import Job, Manifest, Stage, job_from
 from rpo_cli.errors import BadInput, RunFailed, from_words, in_words
 from rpo_cli.recipes.schema import KINDS, Recipe
-from rpo_cli.runs.work import died, run_job, stage_function
+from rpo_cli.runs.work import died, failed, run_job, stage_function
 
 
 class Made(NamedTuple):
@@ -82,19 +82,11 @@ def ready(workers: Sequence[Worker]) -> list[Worker]:
 def serve(pipe: Connection, environment: dict[str, str]) -> None:
     """The life of a worker; thread counts are set for each stage."""
     os.environ.update(environment)
-    # Ctrl-C, and a cluster that wants its machine back, reach all processes: the parent ends its workers.
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # On import it tells the terminal that QLoRA on a CPU could be faster; later words go to a log.
-    unheard = logging.getLogger("bitsandbytes")
-    unheard.setLevel(logging.ERROR)
-    for kind, row in KINDS.items():
-        if row.heavy:
-            stage_function(kind)
-    unheard.setLevel(logging.NOTSET)
-    # What was imported stays: a training's own garbage collection need not look through it again.
-    gc.freeze()
+    trouble: Exception | None = None
+    try:
+        _set_up()
+    except Exception as error:  # of whatever cannot be imported, or has no memory for it
+        trouble = error
 
     def say(**message: object) -> None:
         try:
@@ -108,11 +100,30 @@ def serve(pipe: Connection, environment: dict[str, str]) -> None:
         except (EOFError, OSError):
             return
         try:
+            if trouble is not None:
+                raise failed(job, trouble)
             manifest = run_job(job, lambda step, of: say(step=[step, of]))
         except (BadInput, RunFailed) as error:
             say(error=in_words(error))
         else:
             say(made=[manifest, *_peaks()])
+
+
+def _set_up() -> None:
+    """What is done once: how the process ends, and the imports."""
+    # Ctrl-C, and a cluster that wants its machine back, reach all processes: the parent ends its workers.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # On import it tells the terminal that QLoRA on a CPU could be faster; later words go to a log.
+    unheard = logging.getLogger("bitsandbytes")
+    unheard.setLevel(logging.ERROR)
+    for kind, row in KINDS.items():
+        if row.heavy:
+            stage_function(kind)
+    unheard.setLevel(logging.NOTSET)
+    # What was imported stays: a training's own garbage collection need not look through it again.
+    gc.freeze()
 
 
 def _end_with_parent() -> None:

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MEMBERS = [*CELL, "member", "share", "temperature", "margin_rms"]
+
+
 def gather(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
     """Evaluations, and the mean b of the members that taught; members.csv.
 
     `same_bias`: the share of pairs that the member with b = rho taught. Both are NaN without an ensemble.
     """
     found = evaluations(cells, workspace)
-    shares = found.choices.assign(member_b=found.choices["member"] * found.choices["share"])
+    shares = found.choices.astype({"rho": float, "member": float, "share": float})  # where there is none, too
+    shares["member_b"] = shares["member"] * shares["share"]
     shares["same_bias"] = shares["share"].where(np.isclose(shares["member"], shares["rho"]), 0.0)
     sums = shares.groupby(CELL, dropna=False)[["member_b", "same_bias"]].sum()
     frame = found.cells.join(sums.rename(columns={"member_b": "member"}), on=CELL)
@@ -46,7 +50,7 @@ def member_table(cells: Sequence[Cell], workspace: Workspace) -> pd.DataFrame:
             scored = workspace.finished(cast(Stage, scores[f"scores/{b:g}"]).path)
             row = {**cell.keys, "member": b, "share": share, "temperature": metrics[f"temperature/{b:g}"]}
             rows.append(row | {"margin_rms": scored["metrics"]["train/margin_rms"]})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=MEMBERS)
 
 
 def draw(figure: Figure, picture: Picture) -> None:

@@ -34,7 +34,7 @@ def drawable(text: str) -> str:
 
             try:
                 MathTextParser("path").parse(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 reason = str(error).strip().splitlines()[-1]
                 raise ValueError(rf"no formula that can be drawn ({reason}); a dollar is \$") from None
     return text
