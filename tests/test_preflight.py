@@ -11,6 +11,8 @@ import torch
 from conftest import PLAIN, Tiny, rpo, write_suite
 from safetensors.torch import save_file
 
+from tools import fuzz_recipes
+
 CIRCLES = {
     "data that names itself": ({"splits.yaml": "data: splits.yaml"}, "splits.yaml", ["splits.yaml"]),
     "a model that names itself": (
@@ -436,3 +438,24 @@ def test_a_grid_of_another_strength_is_swept_by_nobody(empty: Tiny) -> None:
     line = len((empty.suite / "e-dpo.yaml").read_text().splitlines())
     what = "grid: give one grid, of beta, to sweep over with objective: e-dpo"
     assert said == f"{empty.suite}/e-dpo.yaml:{line}: {what}\n"
+
+
+def test_a_next_command_is_named_only_if_it_would_run(tiny: Tiny) -> None:
+    at = f"next: rpo train-rm --recipe {tiny.suite}/oracle.yaml --workspace {tiny.root}\n"
+    oracle = (tiny.suite / "oracle.yaml").read_text()
+    for text, runs in (
+        (oracle, True),
+        (oracle.replace("table: pairs", "data: nowhere.yaml"), False),
+        (oracle.replace("max_steps", "max_stps"), False),
+        (oracle + "optim: adamw_torhc\n", False),
+        ((tiny.suite / "data.yaml").read_text(), False),
+    ):
+        (tiny.suite / "oracle.yaml").write_text(text)
+        said = tiny.run("train-sft", "sft.yaml").stderr
+        assert (at in said) == ("next:" in said) == runs
+
+
+def test_a_recipe_with_anything_wrong_is_refused_in_a_line_or_planned(tmp_path: Path) -> None:
+    """A slice of `python -m tools.fuzz_recipes`."""
+    ends, wrong = fuzz_recipes.run(25, 1, tmp_path)
+    assert wrong == [] and ends["as it should"] > 25
