@@ -11,8 +11,6 @@ import torch
 from conftest import PLAIN, Tiny, rpo, write_suite
 from safetensors.torch import save_file
 
-from tools import fuzz_recipes
-
 CIRCLES = {
     "data that names itself": ({"splits.yaml": "data: splits.yaml"}, "splits.yaml", ["splits.yaml"]),
     "a model that names itself": (
@@ -457,5 +455,7 @@ def test_a_next_command_is_named_only_if_it_would_run(tiny: Tiny) -> None:
 
 def test_a_recipe_with_anything_wrong_is_refused_in_a_line_or_planned(tmp_path: Path) -> None:
     """A slice of `python -m tools.fuzz_recipes`."""
+    from tools import fuzz_recipes
+
     ends, wrong = fuzz_recipes.run(25, 1, tmp_path)
     assert wrong == [] and ends["as it should"] > 25

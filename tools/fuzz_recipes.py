@@ -30,10 +30,11 @@ SUITES = ("miniature", "own-data", "tldr", "helpfulness")
 SECONDS = 60
 VALUES = (
     "", "~", "true", "no", "0", "-1", "010", "1_000", "1:30", "0x10", "1e400", "-.inf", ".nan", "1e-400",
-    "9" * 30, "9" * 5000, "0.5", "[]", "{}", "[[]]", "[1, 1]", "{a: 1}", "{0.5: {beta: 1}}", "''", "' '", "text",
-    "..", "../x", "/", "x.yaml", "data.yaml", "dpo.yaml", "figure2.yaml", "./nowhere", "~/x", "!x y", "&a b",
-    "!!python/name:os.system", "*a", "<<", '"\\ud83d"', '"\\0"', '"a\\nb"', "[" * 200, "é", "$x_$",
-    "\u200b", "0.2, 0.3", "- a", "|\n  a\n  b", "2024-01-01", "{? [a] : b}", "sft.yaml@main", "org/model@main",
+    "9" * 30, "9" * 5000, "0.5", "[]", "{}", "[[]]", "[1, 1]", "{a: 1}", "{0.5: {beta: 1}}", "''", "' '",
+    "text", "..", "../x", "/", "x.yaml", "data.yaml", "dpo.yaml", "figure2.yaml", "./nowhere", "~/x", "!x y",
+    "&a b", "!!python/name:os.system", "*a", "<<", '"\\ud83d"', '"\\0"', '"a\\nb"', "[" * 200, "é", "$x_$",
+    "\u200b", "0.2, 0.3", "- a", "|\n  a\n  b", "2024-01-01", "{? [a] : b}", "sft.yaml@main",
+    "org/model@main",
 )  # fmt: skip
 
 
@@ -176,9 +177,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="rpo-fuzz-"))
     ends, wrong = run(given.number, given.seed, folder, SECONDS)
     print("\n".join(wrong))
-    print(
-        f"{given.number} mutants, {sum(ends.values())} commands: {ends['not']} ended otherwise than they should"
-    )
+    commands = sum(ends.values())
+    print(f"{given.number} mutants, {commands} commands: {ends['not']} ended otherwise than they should")
     sys.exit(bool(wrong))
 
 
