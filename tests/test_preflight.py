@@ -459,3 +459,19 @@ def test_a_recipe_with_anything_wrong_is_refused_in_a_line_or_planned(tmp_path: 
 
     ends, wrong = fuzz_recipes.run(25, 1, tmp_path)
     assert wrong == [] and ends["as it should"] > 25
+
+
+def test_a_figure_asks_for_its_folder_before_it_trains(empty: Tiny) -> None:
+    (empty.suite / "figure.yaml").write_text(
+        "stage: figure\nkind: figure2\npolicies: [dpo.yaml]\nrhos: [0.5]\n"
+    )
+    (empty.root / "seed-0/data").mkdir(parents=True)
+    (empty.root / "seed-0/data/manifest.json").touch()
+    for out, says in (
+        (empty.suite / "dpo.yaml", "is no folder in which files can be written"),
+        (empty.suite / "dpo.yaml/below", "is no folder in which files can be written"),
+        (f"{empty.root}/a\nb", "is no folder in which files can be written"),
+        (empty.root / "seed-0/data/pictures", "lies inside an artifact"),
+    ):
+        (line,) = empty.run("figure figure2", "figure.yaml", "--out", out, code=2).stderr.splitlines()
+        assert line.startswith("--out ") and says in line
