@@ -475,3 +475,20 @@ def test_a_figure_asks_for_its_folder_before_it_trains(empty: Tiny) -> None:
     ):
         (line,) = empty.run("figure figure2", "figure.yaml", "--out", out, code=2).stderr.splitlines()
         assert line.startswith("--out ") and says in line
+
+
+def test_a_plan_that_disk_or_memory_may_not_hold_is_warned_of(empty: Tiny, tmp_path: Path) -> None:
+    """The header of its weights says how large a model is; nothing else of them is read."""
+    base = model_folder(tmp_path / "base", {})
+    header = json.dumps({"w": {"dtype": "F32", "shape": [10**8, 10**7], "data_offsets": [0, 4]}}).encode()
+    (base / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    on(empty.suite, base)
+    said = empty.run("train-rm", "rm.yaml", "--ensemble", "--jobs", "2", "--dry-run").stderr
+    # pi_SFT, its oracle and three members; two of them train at a time.
+    assert "note: disk: the models of this plan take up to 20000.0 TB with --jobs 2, " in said
+    assert "note: memory: the models of this plan take up to 32000.0 TB with --jobs 2, " in said
+    said = empty.run(
+        "train-sft", "sft.yaml", "--set", "use_peft=true", "--set", "save_steps=2", "--dry-run"
+    ).stderr
+    assert "disk: the models of this plan take up to 28000.0 TB with --jobs 1, " in said
+    assert "memory: the models of this plan take up to 4000.0 TB with --jobs 1, " in said
