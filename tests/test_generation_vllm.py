@@ -53,6 +53,7 @@ class Engine:
         max_model_len: int,
         generation_config: str,
         trust_remote_code: bool,
+        load_format: str,
     ) -> Engine:
         if self.refuses:
             raise ValueError(self.refuses)
@@ -63,6 +64,7 @@ class Engine:
                 "dtype": dtype,
                 "max_model_len": max_model_len,
                 "trust": trust_remote_code,
+                "weights": load_format,
             }
         )
         return self
@@ -125,7 +127,14 @@ def test_every_prompt_has_a_seed_of_its_own_that_no_batch_size_changes(
     assert len({s.seed for s in settings}) == len(PROMPTS)
     assert {(s.temperature, s.top_p, s.max_tokens, s.detokenize) for s in settings} == {(0.7, 0.9, 6, False)}
     assert engine.made == [
-        {"model": "somewhere", "revision": "abc", "dtype": "bfloat16", "max_model_len": 10, "trust": False}
+        {
+            "model": "somewhere",
+            "revision": "abc",
+            "dtype": "bfloat16",
+            "max_model_len": 10,
+            "trust": False,
+            "weights": "safetensors",
+        }
     ]
     assert draw(built, batch_size=5) == first
     assert draw(built, seed=4) != first

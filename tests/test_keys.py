@@ -210,7 +210,7 @@ def test_a_seed_that_a_stage_never_draws_under_is_refused_on_the_command_line(
 
 def test_a_seed_that_this_objective_does_not_draw_under_is_noted(tiny: Tiny) -> None:
     result = tiny.run("train-policy", "dpo.yaml", "--dry-run", "--set", "sampling_seed=5")
-    assert "note: sampling_seed has no effect with objective dpo" in result.stderr
+    assert "note: --set sampling_seed: no effect with objective: dpo\n" in result.stderr
     tiny.run("train-policy", "dpo.yaml")
     assert reasons(tiny, "train-policy", "dpo.yaml", "--set", "sampling_seed=5") == {}
 

@@ -436,3 +436,59 @@ def test_a_grid_of_another_strength_is_swept_by_nobody(empty: Tiny) -> None:
     line = len((empty.suite / "e-dpo.yaml").read_text().splitlines())
     what = "grid: give one grid, of beta, to sweep over with objective: e-dpo"
     assert said == f"{empty.suite}/e-dpo.yaml:{line}: {what}\n"
+
+
+def test_a_next_command_is_named_only_if_it_would_run(tiny: Tiny) -> None:
+    at = f"next: rpo train-rm --recipe {tiny.suite}/oracle.yaml --workspace {tiny.root}\n"
+    oracle = (tiny.suite / "oracle.yaml").read_text()
+    for text, runs in (
+        (oracle, True),
+        (oracle.replace("table: pairs", "data: nowhere.yaml"), False),
+        (oracle.replace("max_steps", "max_stps"), False),
+        (oracle + "optim: adamw_torhc\n", False),
+        ((tiny.suite / "data.yaml").read_text(), False),
+    ):
+        (tiny.suite / "oracle.yaml").write_text(text)
+        said = tiny.run("train-sft", "sft.yaml").stderr
+        assert (at in said) == ("next:" in said) == runs
+
+
+def test_a_recipe_with_anything_wrong_is_refused_in_a_line_or_planned(tmp_path: Path) -> None:
+    """A slice of `python -m tools.fuzz_recipes`."""
+    from tools import fuzz_recipes
+
+    ends, wrong = fuzz_recipes.run(25, 1, tmp_path)
+    assert wrong == [] and ends["as it should"] > 25
+
+
+def test_a_figure_asks_for_its_folder_before_it_trains(empty: Tiny) -> None:
+    (empty.suite / "figure.yaml").write_text(
+        "stage: figure\nkind: figure2\npolicies: [dpo.yaml]\nrhos: [0.5]\n"
+    )
+    (empty.root / "seed-0/data").mkdir(parents=True)
+    (empty.root / "seed-0/data/manifest.json").touch()
+    for out, says in (
+        (empty.suite / "dpo.yaml", "is no folder in which files can be written"),
+        (empty.suite / "dpo.yaml/below", "is no folder in which files can be written"),
+        (f"{empty.root}/a\nb", "is no folder in which files can be written"),
+        (empty.root / "seed-0/data/pictures", "lies inside an artifact"),
+    ):
+        (line,) = empty.run("figure figure2", "figure.yaml", "--out", out, code=2).stderr.splitlines()
+        assert line.startswith("--out ") and says in line
+
+
+def test_a_plan_that_disk_or_memory_may_not_hold_is_warned_of(empty: Tiny, tmp_path: Path) -> None:
+    """The header of its weights says how large a model is; nothing else of them is read."""
+    base = model_folder(tmp_path / "base", {})
+    header = json.dumps({"w": {"dtype": "F32", "shape": [10**8, 10**7], "data_offsets": [0, 4]}}).encode()
+    (base / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    on(empty.suite, base)
+    said = empty.run("train-rm", "rm.yaml", "--ensemble", "--jobs", "2", "--dry-run").stderr
+    # pi_SFT, its oracle and three members; two of them train at a time.
+    assert "note: disk: the models of this plan take up to 20000.0 TB with --jobs 2, " in said
+    assert "note: memory: the models of this plan take up to 32000.0 TB with --jobs 2, " in said
+    said = empty.run(
+        "train-sft", "sft.yaml", "--set", "use_peft=true", "--set", "save_steps=2", "--dry-run"
+    ).stderr
+    assert "disk: the models of this plan take up to 28000.0 TB with --jobs 1, " in said
+    assert "memory: the models of this plan take up to 4000.0 TB with --jobs 1, " in said

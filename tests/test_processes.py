@@ -20,6 +20,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import RHO, Tiny, journal, manifest, rpo, weights
+from repository import copy_tracked, tracked
 from safetensors.torch import load_file
 from test_policy_training import SGD, teach
 
@@ -467,8 +468,8 @@ def test_rpo_itself_is_started_once(shared: Tiny, monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_presets_are_accelerates_own_and_no_recipes() -> None:
-    presets = sorted(PRESETS.glob("*.yaml"))
+def test_presets_are_accelerates_own_and_no_recipes(tmp_path: Path) -> None:
+    presets = tracked("recipes/accelerate")
     tpus = ["tpu-v3-32", "tpu-v3-8", "tpu-v4-8", "tpu-v5e-8"]
     assert [path.stem for path in presets] == ["cpu-2", "fsdp2", "multi-gpu", "single-gpu", *tpus]
     for path in presets:
@@ -483,7 +484,8 @@ def test_presets_are_accelerates_own_and_no_recipes() -> None:
             )
             assert config.main_training_function == "main" and callable(rpo_cli.runs.child.main)
             assert not config.tpu_use_cluster and not config.tpu_use_sudo
-    assert "no problems" in rpo("recipe", "check", ROOT / "recipes").stdout
+    copy_tracked("recipes", tmp_path)
+    assert "no problems" in rpo("recipe", "check", tmp_path / "recipes").stdout
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from rpo_cli.artifacts import log_images, write_csv
+from rpo_cli.artifacts import MANIFEST, STARTED, log_images, write_csv
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
 from rpo_cli.figures.dry_run import plan_only
@@ -45,6 +46,8 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
     A tuned Figure 2 writes what it chose into the recipes' by_rho, if these are its policies as they stand
     and their grids were searched whole; else the choice is for this figure alone.
     """
+    if options.out is not None:
+        _require_folder(options.out)
     if options.from_results is not None:
         _draw(session, kind, options.from_results, options.out or options.from_results, options.allow_missing)
         return
@@ -87,6 +90,16 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
     paths = _draw(session, kind, folder, folder, options.allow_missing)
     if session.wandb or recipe.report_to == "wandb":
         log_images(recipe.wandb_project, recipe.suite, paths, session.open(recipe.suite).root, session.say)
+
+
+def _require_folder(out: Path) -> None:
+    """BadInput unless files can go into this folder, which need not be there yet, and is no artifact."""
+    above = [out.absolute(), *out.absolute().parents]
+    there = next(place for place in above if place.exists())
+    if not str(out).isprintable() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise BadInput(f"--out {str(out)!r}: {there} is no folder in which files can be written")
+    if any((place / mark).is_file() for place in above for mark in (MANIFEST, STARTED)):
+        raise BadInput(f"--out {out}: lies inside an artifact, which is removed when it is made again")
 
 
 def _plan(session: Session, maker: Cells, selection: Selection, grids: Grids, options: FigureOptions) -> None:

@@ -61,6 +61,7 @@ def sample(
             # Not the model's own defaults: a repetition penalty there would not be pi's sample.
             generation_config="vllm",
             trust_remote_code=False,
+            load_format="safetensors",  # a pickle can run code
         )
     except ValueError as error:
         raise BadInput(f"{model}: vLLM cannot load it: {str(error).strip().splitlines()[0]}") from error

@@ -48,7 +48,7 @@ def check_recipes(recipes: Sequence[str]) -> None:
         for loaded in made.values():
             # A reference to nothing was reported above.
             known = {missing(fault) for fault in faults}
-            lines = [_located(line, loaded.path) for line in _plan(loaded, absent, noted)]
+            lines = [_located(line, loaded.path) for line in plan_problems(loaded, absent, noted)]
             problems += [line for line in lines if missing(line) not in known]
         checked |= made.keys()
     noted |= absent
@@ -96,7 +96,7 @@ class _Rehearsal(Planner):
             return super()._data(replace(loaded, recipe=loaded.recipe.model_copy(update={"files": {}})))
 
 
-def _plan(loaded: Loaded, absent: set[str], noted: set[str]) -> list[str]:
+def plan_problems(loaded: Loaded, absent: set[str], noted: set[str]) -> list[str]:
     """What stands in the way of a recipe's plan, and of every cell of a figure's; what it notes."""
     planner = _Rehearsal(loaded.recipe.seed, absent)
     recipe = loaded.recipe
@@ -122,6 +122,19 @@ def _plan(loaded: Loaded, absent: set[str], noted: set[str]) -> list[str]:
     stages = walk(made)
     noted |= set(preflight.notes(stages))
     return problems + preflight.problems(stages)
+
+
+def would_run(command: str, recipe: Path) -> bool:
+    """Whether a command on this recipe of a suite could be planned, with every file there."""
+    try:
+        loaded = load(str(recipe))
+    except RecipeError:
+        return False
+    kind = getattr(loaded.recipe, "kind", None)
+    own = schema.KINDS[loaded.recipe.stage].command if kind is None else f"rpo figure {kind}"
+    takes = {own, "rpo evaluate"} if loaded.recipe.stage == "policy" else {own}
+    absent: set[str] = set()
+    return command in takes and not plan_problems(loaded, absent, set()) and not absent
 
 
 def cell(planner: Planner, figure: Loaded, variant: schema.Variant, rho: float | None) -> Stage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -136,6 +137,12 @@ def shapes_of(folder: Path) -> dict[str, list[int]]:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError):
             continue  # the stage that loads it says what is wrong
     return found
+
+
+def parameters_of(node: Node) -> int:
+    """How many weights the model has that a model comes from; 0 where it is not here."""
+    folder = folder_of(base_of(node))
+    return 0 if folder is None else sum(math.prod(shape) for shape in shapes_of(folder).values())
 
 
 def modules_of(node: Node) -> set[str]:

@@ -12,6 +12,7 @@ from rpo_cli.artifacts import Stage
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import Loaded, RecipeError, article, find, shown
 from rpo_cli.recipes.yaml_lines import one_line
+from rpo_cli.runs.check import would_run
 from rpo_cli.runs.session import Session, planner_for
 from rpo_cli.runs.work import QUIET_ENVIRONMENT
 
@@ -82,9 +83,9 @@ def _make(session: Session, loaded: Loaded, targets: Sequence[Stage], following:
 
 
 def _as_typed(loaded: Loaded, command: str, name: str, rest: str) -> str | None:
-    """A command on the recipe of this name in the suite of another; None where the suite has none."""
+    """A command on the recipe of this name in the suite of another; None where it would not run."""
     beside = loaded.path.with_name(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
-    if not beside.is_file():
+    if not beside.is_file() or not would_run(command, beside):
         return None
     for typed in (beside.name, f"{beside.parent.name}/{beside.name}"):
         with suppress(RecipeError):

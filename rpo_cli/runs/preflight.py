@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
 
 from rpo_cli import devices
 from rpo_cli.artifacts import External, Stage, Workspace, positions_of, wandb_mode
@@ -17,7 +20,7 @@ from rpo_cli.recipes import schema, suggest
 from rpo_cli.recipes.draft import stands
 from rpo_cli.runs import local_models as models
 from rpo_cli.runs.todo import Todo
-from rpo_cli.stages.judge.verdicts import VERDICTS
+from rpo_cli.text import size
 
 PURPOSES = ("data", "rm", "policy", "sampling")
 # What Trainer imports for an optimiser, by its name; those without any ask for arguments that recipes lack.
@@ -54,11 +57,12 @@ def check(todo: Sequence[Todo], workspace: Workspace, jobs: int = 1) -> None:
     for key, package, extra in (("use_peft", "peft", "lora"), ("load_in_4bit", "bitsandbytes", "qlora")):
         if any(getattr(r, key, False) for r in recipes) and not _installed(package):
             raise BadInput(f"{key} needs the extra `{extra}`: pip install 'rpo-cli[{extra}]'")
-    for recipe in recipes:
-        # Where verdicts are kept every question may have its answer already; then no key is needed.
-        if isinstance(recipe, schema.JudgeRecipe) and not (workspace.root / VERDICTS).is_file():
-            from rpo_cli.stages.judge.client import api_key
+    for recipe in (each for each in recipes if isinstance(each, schema.JudgeRecipe)):
+        from rpo_cli.stages.judge.client import api_key
+        from rpo_cli.stages.judge.verdicts import VERDICTS
 
+        # Where verdicts are kept every question may have its answer already; then no key is needed.
+        if not (workspace.root / VERDICTS).is_file():
             api_key(recipe)
 
 
@@ -80,6 +84,34 @@ def notes(stages: Sequence[Stage], wandb: bool = False) -> list[str]:
         if mode != "online" or missing:
             found.append(f"Weights & Biases: {mode}, {why}{missing}")
     return list(dict.fromkeys(found))
+
+
+def room(stages: Sequence[Stage], root: Path, jobs: int) -> list[str]:
+    """Where disk or memory may not do for what these stages train, so many of them at a time: a line each.
+
+    In float32: 4 bytes a weight saved, 12 in a checkpoint, of which two are kept; 16 while it trains,
+    gradients and Adam's moments included, 4 under an adapter. Activations come on top.
+    """
+    bases = {id(base): base for stage in stages if schema.KINDS[stage.kind].trains
+             for base in [models.base_of(stage)]}  # fmt: skip
+    weights = {name: models.parameters_of(base) for name, base in bases.items()}
+    saved, checkpoints, memory = 0, [0], [0]
+    for stage in stages:
+        if isinstance(recipe := stage.recipe, schema.TrainingRecipe) and schema.KINDS[stage.kind].trains:
+            count = weights[id(models.base_of(stage))]
+            saved += 4 * count
+            checkpoints.append(24 * count if recipe.save_steps else 0)
+            memory.append((4 if recipe.use_peft else 16) * count if recipe.device == "cpu" else 0)
+    place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
+    wanted = (
+        ("disk", saved + sum(sorted(checkpoints)[-jobs:]), shutil.disk_usage(place).free),
+        ("memory", sum(sorted(memory)[-jobs:]), psutil.virtual_memory().available),
+    )
+    return [
+        f"{what}: the models of this plan take up to {size(need)} with --jobs {jobs}, {size(free)} are free"
+        for what, need, free in wanted
+        if need > free
+    ]
 
 
 def _at(stage: Stage, *keys: str) -> str:

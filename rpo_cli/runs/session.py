@@ -184,9 +184,11 @@ class Session(Options):
         Raises:
             RecipeError: what is built cannot be.
         """
-        if found := preflight.problems([item.stage for item in todo]):
+        planned = [item.stage for item in todo]
+        if found := preflight.problems(planned):
             raise RecipeError(found)
-        for line in preflight.notes(stages, self.wandb):
+        notes = preflight.notes(stages, self.wandb) + preflight.room(planned, workspace.root, self.jobs)
+        for line in notes:
             self.say(f"note: {line}")
         reused = len(stages) - len(todo)
         self.say(

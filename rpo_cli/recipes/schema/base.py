@@ -32,9 +32,23 @@ Table = Literal[
 TABLES: tuple[str, ...] = get_args(Table)
 Share = Annotated[float, Field(gt=0, lt=1)]
 LARGEST = 3.4e38  # of float32, in which models compute
-Positive = Annotated[float, Field(gt=0, le=LARGEST)]
-NotNegative = Annotated[float, Field(ge=0, le=LARGEST)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # NumPy's, which Trainer seeds too
+LAST_SEED = 2**32 - 1  # NumPy's, which Trainer seeds too
+
+
+def at_most(largest: float) -> AfterValidator:
+    """A bound that needs no word in the reference of keys."""
+
+    def check(value: Number) -> Number:
+        if value > largest:
+            raise ValueError(f"must be at most {largest:.12g}, got {repr(value)[:24]}")
+        return value
+
+    return AfterValidator(check)
+
+
+Positive = Annotated[float, Field(gt=0), at_most(LARGEST)]
+NotNegative = Annotated[float, Field(ge=0), at_most(LARGEST)]
+Seed = Annotated[int, Field(ge=0), at_most(LAST_SEED)]
 Idle = dict[tuple[str, ...], str]  # keys without effect, and of each the key whose value takes it away
 
 
@@ -48,6 +62,7 @@ def each_once(values: list[Item]) -> list[Item]:
 
 EachOnce = AfterValidator(each_once)
 Item = TypeVar("Item")
+Number = TypeVar("Number", int, float)
 Purpose = Literal["data", "rm", "policy", "sampling"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,9 +23,9 @@ from rpo_cli.recipes.schema.base import (
     ModelSource,
     NotNegative,
     Positive,
-    Purpose,
     Share,
     SharedPrompts,
+    at_most,
     cosmetic,
 )
 from rpo_cli.recipes.schema.training import TrainingRecipe
@@ -42,8 +42,8 @@ def _keys(name: str, keys: Iterable[Key]) -> type[BaseModel]:
     for key in keys:
         owners = " and ".join(f"{each.name}'s" for each in OBJECTIVES.values() if key in each.keys)
         description = f"{owners} {key.description}".strip()
-        largest = {"le": LARGEST} if key.type is float and "lt" not in key.bounds else {}
-        fields[key.name] = key.type, Field(key.default, description=description, **{**largest, **key.bounds})
+        kind = Annotated[float, at_most(LARGEST)] if key.type is float else key.type
+        fields[key.name] = kind, Field(key.default, description=description, **key.bounds)
     return create_model(name, **fields)
 
 
@@ -204,14 +204,13 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         return {name for name, has_effect in used.items() if not has_effect}
 
     def idle(self) -> Idle:
-        unused = self.unused() - {f"{purpose}_seed" for purpose in get_args(Purpose)}
         decides = {  # beside the objective
             **dict.fromkeys(("reward_model", "ensemble", *TEACHER_KEYS), "teacher"),
             "ema_decay": "ensemble_min", "calibration_mix": "calibration",
-            "reference_samples": "kl_estimator", "max_new_tokens": "kl_estimator",
+            **dict.fromkeys(("reference_samples", "max_new_tokens", "sampling_seed"), "kl_estimator"),
         }  # fmt: skip
         found = super().idle()
-        for name in unused:
+        for name in (unused := self.unused()):
             key = decides.get(name, "objective")
             if key in unused and not (key == "teacher" and self.declared.teacher == "one"):
                 key = "objective"
