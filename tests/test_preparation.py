@@ -383,5 +383,8 @@ def test_splits_that_lack_pairs_that_fit_say_so_and_what_to_write(tiny: Tiny) ->
         "out: longer than max_length 20; lower num_pairs or held_out, or set max_length: null in the splits",
         said,
     )
-    tiny.edit("splits.yaml", "max_length: 2")
-    assert "no rows of at most 2 tokens" in tiny.run("make-biased-splits", "splits.yaml", code=2).stderr
+    tiny.edit("splits.yaml", "max_length: 2\nties: include")
+    said = tiny.run("make-biased-splits", "splits.yaml", code=2).stderr
+    assert (
+        "preferred, 0 exist; 360 of 360 rows (100.0 %) are left out: longer than max_length 2; lower" in said
+    )

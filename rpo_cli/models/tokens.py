@@ -110,7 +110,9 @@ def fitting(
                 f"max_length is {max_length}; raise max_length, shorten the text, or set overlong: drop"
             )
     if not result:
-        raise BadInput(f"{what}: no rows" + (f" of at most {max_length} tokens" if rows else ""))
+        raise BadInput(
+            f"{what}: no rows" + (f" of at most {max_length} tokens; raise max_length" if rows else "")
+        )
     return result
 
 

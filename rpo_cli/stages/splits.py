@@ -15,7 +15,7 @@ import numpy as np
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
-from rpo_cli.models import TokenRow, fitting, load_tokenizer
+from rpo_cli.models import TokenRow, load_tokenizer
 from rpo_cli.recipes.schema import SplitsRecipe, seed_of
 from rpo_cli.stages.data.rows import FEW, PAIR, UNLIMITED, Rows, dropped, rows_of, write_columns
 from rpo_cli.text import percent
@@ -115,7 +115,7 @@ def _biased(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of D_rho and held-out rows. `names`: [n], equal for pairs of one prompt."""
     assert recipe.rho is not None and recipe.num_pairs is not None
-    tie_share = len(pools[TIE]) / len(names) if recipe.ties == "include" else 0.0
+    tie_share = len(pools[TIE]) / max(1, len(names)) if recipe.ties == "include" else 0.0
     counts = []
     for size in (recipe.num_pairs, recipe.held_out):
         ties = round(size * tie_share)
@@ -223,13 +223,12 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.inputs["tokenizer"], revision=revision, need_pad=False)
     every = pairs.tokens(PAIR, tokenizer, job.path, warn=report.warn)
     limit = recipe.max_length if isinstance(recipe.max_length, int) else UNLIMITED
-    tokens = fitting(every, limit, "drop", job.path)
-    pairs = pairs.take([place for place, row in enumerate(every) if row.longest <= limit])
-    overlong = len(every) - len(tokens)
+    fits = [place for place, row in enumerate(every) if row.longest <= limit]
+    pairs, tokens, overlong = pairs.take(fits), [every[place] for place in fits], len(every) - len(fits)
     left_out = dropped(overlong, len(every), limit)
     if overlong > FEW * len(every):
         report.warn(left_out)
-    chosen, rejected = (np.array([len(row.responses[side]) for row in tokens]) for side in (0, 1))
+    chosen, rejected = (np.array([len(row.responses[side]) for row in tokens], int) for side in (0, 1))
     kinds = preference_of_length(chosen, rejected, recipe.length_margin)
     prompts = pairs.texts("prompt")
     try:
