@@ -191,8 +191,8 @@ def test_a_seed_without_effect_in_a_file_makes_nothing_stale(tiny: Tiny, line: s
     ("command", "recipe", "seed", "takers"),
     [
         ("train-policy", "e-dpo.yaml", "rm_seed", "reward"),
-        ("train-policy", "e-dpo.yaml", "data_seed", "data or relabel or splits"),
-        ("train-sft", "sft.yaml", "sampling_seed", "policy or evaluate"),
+        ("train-policy", "e-dpo.yaml", "data_seed", "data or pairs or relabel or splits"),
+        ("train-sft", "sft.yaml", "sampling_seed", "pairs or policy or evaluate"),
         ("train-rm", "rm.yaml", "policy_seed", "sft or policy"),
         ("make-biased-splits", "splits.yaml", "policy_seed", "sft or policy"),
     ],
