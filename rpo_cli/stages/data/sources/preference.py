@@ -203,20 +203,19 @@ def _split_off(place: str, row: Row, chosen: Part, rejected: Part, ledger: Ledge
         ledger.counts["pairs/as_dialogues"] += 1
         found = next(dialogues([(place, None, row)], ledger), None)
         return None if found is None else dict(zip(("prompt", *PAIR), found[1:], strict=True))
+    end, moved = cut(*sides) if texts else (len(shared), False)
     asked = not texts and any(turn["role"] == "user" for turn in shared)
-    if not asked and (names := prompt_like(row, shared if texts else "", READ)):
+    if not asked and (names := prompt_like(row, shared[:end] if texts else "", READ)):
         raise BadInput(
             f"{place}: no column 'prompt', but {', '.join(names)} look{'s' * (len(names) == 1)} like one: "
             f"set columns: {{prompt: {names[0]}}} in the data recipe (or, where chosen and rejected begin "
             "with the prompt, leave that column out)"
         )
-    end = len(shared)
-    if end == min(map(len, sides)):
+    if len(shared) == min(map(len, sides)):
         # One is the beginning of the other: nothing tells where the prompt ends.
         ledger.leave_out("pairs/no_boundary")
         return None
     if texts:
-        end, moved = cut(*sides)
         ledger.counts["pairs/implicit_prompts"] += 1
         ledger.counts["pairs/cut_back"] += moved
     if end == 0:
