@@ -488,9 +488,11 @@ TURNS = SAME_PAIR["role and content"]
             ANSWERS | {"question": "Who left?"},
             "no column 'prompt', but question looks like one: set columns: {prompt: question} in the data",
         ),
-        (ANSWERS | {"instruction": "Say", "input": "so it is"}, "no column 'prompt', but input looks like"),
+        (ANSWERS | {"instruction": "Say", "input": "so"}, "no column 'prompt', but input, instruction look"),
         (ANSWERS | {"user_query": "Wer?"}, "no column 'prompt', but user_query looks like one"),
         (ANSWERS | {"dialogue_turns": ASKED}, "no column 'prompt', but dialogue_turns looks like one"),
+        (ANSWERS | {"text": "Who left?", "prompt_id": "7"}, "no column 'prompt', but text looks like one"),
+        ({"chosen": [GOOD], "rejected": [BAD], "input": "x"}, "no column 'prompt', but input looks like one"),
         ({"chosen": [GOOD], "rejected": [BAD], "question": "Who?"}, "no column 'prompt', but question looks"),
     ],
 )  # fmt: skip
@@ -527,7 +529,8 @@ def test_an_implicit_prompt_ends_at_a_turn_or_at_white_space(text: str) -> None:
 
 
 def test_a_prompt_column_that_the_texts_repeat_is_no_reason_to_refuse() -> None:
-    (pair,), _ = read_pair({"question": "Who left?", "chosen": "Who left? She", "rejected": "Who left? He"})
+    more = {"question": "Who left?", "prompt_id": "7", "note": "two words"}
+    (pair,), _ = read_pair({"chosen": "Who left? She", "rejected": "Who left? He", **more})
     assert (pair.prompt, pair.chosen) == ("Who left?", " She")
 
 

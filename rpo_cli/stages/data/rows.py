@@ -27,13 +27,13 @@ from rpo_cli.recipes.schema import Recipe
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.text import percent
 
+AT_A_TIME, GROUP = 2**11, 2**15  # rows as mappings, which are ten times as large as their texts; as columns
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 COMPLETION_COLUMNS = ("prompt", "completion")
 PAIR = ("chosen", "rejected")
 TEXTS = (*PAIR_COLUMNS, "completion")
 OTHER = {"chosen": "rejected", "rejected": "chosen"}
 UNLIMITED = 2**31
-AT_A_TIME, GROUP = 2**11, 2**15  # rows as mappings, which are ten times as large as their texts; as columns
 FEW = 0.05  # share of rows that may be left out for their length without a warning
 Value = TypeVar("Value")
 

@@ -86,7 +86,7 @@ def number(place: str, row: dict[str, Any], name: str) -> float | None:
     value = row.get(name)
     if value is None or (isinstance(value, int | float) and abs(value) < FAR):
         return None if value is None else float(value)
-    raise BadInput(f"{place}: {name}: expected a number, got {named(value)}")
+    raise BadInput(f"{place}: {name}: expected a finite number, got {named(value)}")
 
 
 def shown_name(name: str) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Set
+
+from rpo_cli.stages.data.sources.base import is_conversation
 
 # What a template or a habit writes before an answer.
 TURN = re.compile(
@@ -13,7 +16,8 @@ TURN = re.compile(
 )
 ENDS = re.compile(r"(?:\s|(?<!\d)[:?!>\]])\Z")
 COLUMN = re.compile(
-    "prompt|question|instruction|query|input|context|message|conversation|dialog|history|post|problem|request",
+    r"(?:prompt|question|instruction|query|input|context|message|conversation|dialog|history|post|problem"
+    r"|request)(?!.*(?:ids?|hash|length|tokens?|type|source|model|score)$)",
     re.IGNORECASE,
 )
 
@@ -34,18 +38,19 @@ def cut(chosen: str, rejected: str) -> tuple[int, bool]:
     return end, end < longest
 
 
-def prompt_like(row: dict[str, object], shared: str, others: set[str]) -> list[str]:
-    """Columns of a row, besides these others, that look like a prompt and that both texts do not hold."""
+def prompt_like(row: Mapping[str, object], shared: str, others: Set[str]) -> list[str]:
+    """Columns of a row, besides these others, that look like a prompt and that its texts do not begin with.
+
+    They hold messages, or are called so, or hold several words where what the texts share ends no turn.
+    """
+    asked = ENDS.search(shared.rstrip(" ")) or TURN.search(shared)
 
     def looks(name: str, value: object) -> bool:
-        if isinstance(value, str):
-            words = value.strip()
-            many = " " in words or words.endswith("?") or not words.isascii()
-            return bool(COLUMN.search(name)) and many and words not in shared
-        return (
-            isinstance(value, list)
-            and bool(value)
-            and all(isinstance(turn, dict) and not {"role", "from"}.isdisjoint(turn) for turn in value)
-        )
+        if not isinstance(value, str):
+            return is_conversation(value)
+        words = value.strip()
+        if not words or words in shared:
+            return False
+        return bool(COLUMN.search(name)) or (not asked and (" " in words or words.endswith("?")))
 
     return sorted(name for name, value in row.items() if name not in others and looks(name, value))

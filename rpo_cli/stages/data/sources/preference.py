@@ -1,109 +1,31 @@
 """Any set in TRL's preference formats: explicit or implicit prompt, plain text or conversations.
 
-https://huggingface.co/docs/trl/dataset_formats; the chat template is applied by TRL's own function. Messages
-may be ShareGPT's.
+https://huggingface.co/docs/trl/dataset_formats; messages may be ShareGPT's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
-
-from trl.data_utils import apply_chat_template
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.stages.data.ledger import MANY, Ledger
-from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, columns_in, named
+from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, columns_in
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
+from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated
 from rpo_cli.stages.data.sources.turns import Message, Part, answer, is_blank, part
 from rpo_cli.text import percent
 
 PAIR = ("chosen", "rejected")
 CONVERSATIONS = ("messages", "conversations", "conversation")
-TEMPLATE = ("tools", "chat_template_kwargs")  # columns of TRL's that only a chat template has a use for
 READ = {*PAIR, "prompt", "completion", *TEMPLATE}
 CONTEXT = ("system", "context", "input", "instruction")  # columns that others read as parts of a prompt
 Example = dict[str, Part]
-
-
-@dataclass
-class Templated:
-    """Turns conversations into text by a tokenizer's chat template, and tells which prompts are too long."""
-
-    tokenizer: Any
-    limit: int | None
-
-    def text(self, place: str, example: Mapping[str, Part], row: Row | None = None) -> dict[str, str]:
-        """Every part of the example as text; plain text stays as it is.
-
-        row: what else the template is given (`TEMPLATE`).
-
-        Raises:
-            BadInput: a conversation without a tokenizer that has a chat template, or one that the template
-                refuses; a column of the row that nothing has a use for.
-        """
-        more = {name: row[name] for name in (*TEMPLATE, "images") if row and row.get(name)}
-        plain = {name: value for name, value in example.items() if isinstance(value, str)}
-        if unused := sorted(more.keys() if plain else more.keys() - {*TEMPLATE}):
-            why = "only text is read" if unused == ["images"] else "plain text has no use for it"
-            raise BadInput(f"{place}: {', '.join(unused)}: {why}; give messages, or leave the column out")
-        if plain:
-            return plain
-        if getattr(self.tokenizer, "chat_template", None) is None:
-            raise BadInput(f"{place}: holds a conversation: name a tokenizer: that has a chat template")
-        tools, kwargs = _tools(place, more), _kwargs(place, more)
-        try:
-            made = apply_chat_template({**example, "chat_template_kwargs": kwargs}, self.tokenizer, tools)
-        except Exception as error:  # templates raise what they like
-            why = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BadInput(f"{place}: the chat template refuses it: {why}") from error
-        bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token
-        # BOS and EOS are added where rows are tokenised; twice they would be another text.
-        if bos and (self.tokenizer("")["input_ids"] or [None])[0] == self.tokenizer.bos_token_id:
-            made["prompt"] = made["prompt"].removeprefix(bos)
-        for name in set(made) - {"prompt"}:
-            if eos and made[name].rstrip().endswith(eos):
-                made[name] = made[name].rstrip().removesuffix(eos)
-        return {name: str(value) for name, value in made.items()}
-
-    def fits(self, prompt: str) -> bool:
-        """Whether a prompt has at most the allowed number of tokens."""
-        return self.limit is None or len(self.tokenizer(prompt)["input_ids"]) <= self.limit
-
-
-def _tools(place: str, row: Row) -> list[Any] | None:
-    """Schemas of functions, which may be one text of JSON."""
-    tools = row.get("tools")
-    try:
-        found = json.loads(tools) if isinstance(tools, str) else tools
-    except (ValueError, RecursionError):
-        raise BadInput(f"{place}: tools: the text is no JSON") from None
-    if not isinstance(found, list | None):
-        raise BadInput(f"{place}: tools: expected a list of functions, got {named(found)}")
-    return None if found is None else list(_without_none(found))
-
-
-def _kwargs(place: str, row: Row) -> dict[str, Any]:
-    found = row.get("chat_template_kwargs", {})
-    if not isinstance(found, dict):
-        raise BadInput(f"{place}: chat_template_kwargs: expected an object, got {named(found)}")
-    return dict(_without_none(found))
-
-
-def _without_none(value: Any) -> Any:
-    """A value of a Parquet file without what its rows have for keys that only others have."""
-    if isinstance(value, list):
-        return [_without_none(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _without_none(item) for name, item in value.items() if item is not None}
-    return value
 
 
 def read(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
@@ -203,20 +125,19 @@ def _split_off(place: str, row: Row, chosen: Part, rejected: Part, ledger: Ledge
         ledger.counts["pairs/as_dialogues"] += 1
         found = next(dialogues([(place, None, row)], ledger), None)
         return None if found is None else dict(zip(("prompt", *PAIR), found[1:], strict=True))
+    end, moved = cut(*sides) if texts else (len(shared), False)
     asked = not texts and any(turn["role"] == "user" for turn in shared)
-    if not asked and (names := prompt_like(row, shared if texts else "", READ)):
+    if not asked and (names := prompt_like(row, shared[:end] if texts else "", READ)):
         raise BadInput(
             f"{place}: no column 'prompt', but {', '.join(names)} look{'s' * (len(names) == 1)} like one: "
             f"set columns: {{prompt: {names[0]}}} in the data recipe (or, where chosen and rejected begin "
             "with the prompt, leave that column out)"
         )
-    end = len(shared)
-    if end == min(map(len, sides)):
+    if len(shared) == min(map(len, sides)):
         # One is the beginning of the other: nothing tells where the prompt ends.
         ledger.leave_out("pairs/no_boundary")
         return None
     if texts:
-        end, moved = cut(*sides)
         ledger.counts["pairs/implicit_prompts"] += 1
         ledger.counts["pairs/cut_back"] += moved
     if end == 0:

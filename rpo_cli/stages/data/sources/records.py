@@ -252,10 +252,12 @@ def _is_half(name: str, value: object) -> bool:
 def _too_long(line: bytes) -> str:
     """Which column's number has more digits than Python converts."""
     most = sys.get_int_max_str_digits()
-    row = json.loads(line, parse_int=str)
-    columns = row.items() if isinstance(row, dict) else [("the line", row)]
     long = re.compile(rf"\d{{{most + 1}}}")
-    names = ", ".join(shown_name(name) for name, value in columns if long.search(json.dumps(value)))
+    try:
+        columns = json.loads(line, parse_int=str).items()
+        names = ", ".join(shown_name(name) for name, value in columns if long.search(json.dumps(value)))
+    except (ValueError, AttributeError, RecursionError):  # more is wrong with the line
+        names = "the line"
     return f"{names}: a number of more than {most} digits"
 
 

@@ -1,0 +1,90 @@
+"""Conversations as text, by a tokenizer's chat template and TRL's own function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trl.data_utils import apply_chat_template
+
+from rpo_cli.errors import BadInput
+from rpo_cli.models import Row
+from rpo_cli.stages.data.sources.base import named
+from rpo_cli.stages.data.sources.turns import Part
+
+TEMPLATE = ("tools", "chat_template_kwargs")  # columns of TRL's that only a chat template has a use for
+
+
+@dataclass
+class Templated:
+    """Turns conversations into text by a tokenizer's chat template, and tells which prompts are too long."""
+
+    tokenizer: Any
+    limit: int | None
+
+    def text(self, place: str, example: Mapping[str, Part], row: Row | None = None) -> dict[str, str]:
+        """Every part of the example as text; plain text stays as it is.
+
+        row: what else the template is given (`TEMPLATE`).
+
+        Raises:
+            BadInput: a conversation without a tokenizer that has a chat template, or one that the template
+                refuses; a column of the row that nothing has a use for.
+        """
+        more = {name: row[name] for name in (*TEMPLATE, "images") if row and row.get(name)}
+        plain = {name: value for name, value in example.items() if isinstance(value, str)}
+        if unused := sorted(more.keys() if plain else more.keys() - {*TEMPLATE}):
+            why = "only text is read" if unused == ["images"] else "plain text has no use for it"
+            raise BadInput(f"{place}: {', '.join(unused)}: {why}; give messages, or leave the column out")
+        if plain:
+            return plain
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise BadInput(f"{place}: holds a conversation: name a tokenizer: that has a chat template")
+        tools, kwargs = _tools(place, more), _kwargs(place, more)
+        try:
+            made = apply_chat_template({**example, "chat_template_kwargs": kwargs}, self.tokenizer, tools)
+        except Exception as error:  # templates raise what they like
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BadInput(f"{place}: the chat template refuses it: {why}") from error
+        bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token
+        # BOS and EOS are added where rows are tokenised; twice they would be another text.
+        if bos and (self.tokenizer("")["input_ids"] or [None])[0] == self.tokenizer.bos_token_id:
+            made["prompt"] = made["prompt"].removeprefix(bos)
+        for name in set(made) - {"prompt"}:
+            if eos and made[name].rstrip().endswith(eos):
+                made[name] = made[name].rstrip().removesuffix(eos)
+        return {name: str(value) for name, value in made.items()}
+
+    def fits(self, prompt: str) -> bool:
+        """Whether a prompt has at most the allowed number of tokens."""
+        return self.limit is None or len(self.tokenizer(prompt)["input_ids"]) <= self.limit
+
+
+def _tools(place: str, row: Row) -> list[Any] | None:
+    """Schemas of functions, which may be one text of JSON."""
+    tools = row.get("tools")
+    try:
+        found = json.loads(tools) if isinstance(tools, str) else tools
+    except (ValueError, RecursionError):
+        raise BadInput(f"{place}: tools: the text is no JSON") from None
+    if not isinstance(found, list | None):
+        raise BadInput(f"{place}: tools: expected a list of functions, got {named(found)}")
+    return None if found is None else list(_without_none(found))
+
+
+def _kwargs(place: str, row: Row) -> dict[str, Any]:
+    found = row.get("chat_template_kwargs", {})
+    if not isinstance(found, dict):
+        raise BadInput(f"{place}: chat_template_kwargs: expected an object, got {named(found)}")
+    return dict(_without_none(found))
+
+
+def _without_none(value: Any) -> Any:
+    """A value of a Parquet file without what its rows have for keys that only others have."""
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return value
