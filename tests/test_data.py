@@ -485,10 +485,10 @@ def test_prompts_that_tables_share_are_counted_and_a_leak_is_said(empty: Tiny) -
     assert shared == {"shared_prompts/pairs/prompts_test": 2, "shared_prompts/sft_train/prompts_test": 0}
 
 
-def test_data_inspect_counts_the_prompts_that_tables_share(built: Tiny) -> None:
-    (data,) = json.loads(built.run("data inspect", "data.yaml", "--json").stdout).values()
+def test_data_inspect_counts_the_prompts_that_tables_share(tiny: Tiny) -> None:
+    (data,) = json.loads(tiny.run("data inspect", "data.yaml", "--json").stdout).values()
     assert len(data["shared_prompts"]) == 7 and set(data["shared_prompts"].values()) == {0}
-    result = built.run("data inspect", "splits.yaml")
+    result = tiny.run("data inspect", "splits.yaml")
     assert "prompts of held_out that are in train too: 0" in result.stdout
     assert "leak" not in result.stderr
 

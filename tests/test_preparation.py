@@ -308,6 +308,11 @@ def test_a_prompt_with_turns_is_no_cause_for_a_warning_but_padding_a_second_bos_
     )
 
 
+def test_responses_that_differ_in_nothing_but_the_eos_are_said() -> None:
+    (line,) = said("ChatML", PLAIN, ("Answer:", " Yes", " Yes<|im_end|>"))
+    assert line == "1 of 2 rows have the same tokens in both responses (row b)"
+
+
 def test_an_unknown_word_is_no_control_token() -> None:
     assert said("WordPiece", ("Answer: \u0904", " \u0904", " No")) == []
 

@@ -137,7 +137,7 @@ def tokenise(
 
 
 def odd_tokens(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What to know of control tokens in the text of these rows, and of a tokenizer that ends it: lines.
+    """What to know of control tokens in the text of these rows, of a tokenizer that ends it, of ties: lines.
 
     In a response that is each but its last EOS. In a prompt, where a chat template marks turns with such
     tokens, it is padding, a second BOS, and an EOS at the end.
@@ -156,6 +156,10 @@ def odd_tokens(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) -> 
     if after:
         ends = "".join(tokenizer.convert_ids_to_tokens(after))
         lines.append(f"the tokenizer puts {ends} after every text (add_eos_token); prompts are read without")
+    same = [row.id for row in rows if len(row.responses) == 2 and np.array_equal(*row.responses)]
+    if same:
+        names = ", ".join(same[:SHOWN])
+        lines.append(f"{len(same)} of {len(rows)} rows have the same tokens in both responses (row {names})")
     return [line for line in lines if line]
 
 

@@ -123,10 +123,13 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
     pairs, held_out_pairs = training_rows(job)
 
-    def tokens_of(pairs: Rows) -> list[TokenRow]:
-        return pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
+    def tokens_of(pairs: Rows, name: str = "") -> list[TokenRow]:
+        def warn(line: str) -> None:
+            report.warn(name + line)
 
-    rows, held_out = tokens_of(pairs), tokens_of(held_out_pairs) if held_out_pairs else []
+        return pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, warn)
+
+    rows, held_out = tokens_of(pairs), tokens_of(held_out_pairs, "held out: ") if held_out_pairs else []
     need_rows(len(rows), recipe, job.path)
     bias = bias_trained_on(job, pairs, rows, recipe.max_length, report)
     # The head is new when the model was a language model: its weights are drawn under the RM's seed.
@@ -184,7 +187,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
             "held_out_loss": float(np.logaddexp(0, -margins).mean()),
         }
         assert held_out_pairs is not None
-        metrics["held_out_dropped"] = len(held_out_pairs) - len(held_out)
+        metrics |= {"held_out_rows": len(held_out), "held_out_dropped": len(held_out_pairs) - len(held_out)}
         metrics |= utility_accuracy(margins, held_out, held_out_pairs.notes.to_pylist())
     counts = {"rows": len(rows), "dropped": len(pairs) - len(rows), "steps": trainer.state.global_step}
     return {**metrics, **counts, **bias, **shapes, "shared_prompts": layout == "shared"}
