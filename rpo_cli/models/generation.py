@@ -25,6 +25,26 @@ def stops_in(source: Path, revision: str | None, tokenizer: PreTrainedTokenizerB
     return stops_of(generation, tokenizer)
 
 
+def warn_of_turns(source: Path, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> None:
+    """Log a warning where the chat template ends turns in another token than the EOS of responses."""
+    if not tokenizer.chat_template:
+        return
+    turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # templates raise what they like, and the data stage says so
+        return
+    behind = tokenizer(text.rpartition("B")[2].strip(), add_special_tokens=False)["input_ids"]
+    if not behind or behind[0] == tokenizer.eos_token_id or behind[0] not in tokenizer.all_special_ids:
+        return
+    end, eos = tokenizer.convert_ids_to_tokens(behind[0]), tokenizer.eos_token
+    known = "sampling stops at either" if behind[0] in stops else "which does not stop sampling"
+    log = logging.getLogger("rpo")
+    log.warning(
+        "%s: the chat template ends turns in %s, %s; responses end in the EOS %s", source, end, known, eos
+    )
+
+
 def fit_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Have generation_config and config agree with the tokenizer, so that `generate` ends as sampling here.
 

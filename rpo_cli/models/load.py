@@ -20,7 +20,7 @@ from transformers.utils import is_bitsandbytes_available
 from rpo_cli.artifacts import base_of_adapter, look_for
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
-from rpo_cli.models.generation import fit_generation
+from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
 from rpo_cli.models.weights import read_weights
 from rpo_cli.recipes.schema import FourBits, ModelSource
 
@@ -179,6 +179,8 @@ def _load(
             "or train from it first"
         )
     fit_to_tokenizer(model, tokenizer)
+    if training:
+        warn_of_turns(source, tokenizer, stops_of(getattr(model, "generation_config", None), tokenizer))
     disable_dropout(model)
     for module in model.modules() if bits is not None else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -84,6 +84,7 @@ def _merged(
         raise BadInput(f"{source}: the adapter cannot be merged into {base}: {_line(error)}") from error
     if strange := sorted(name for name in loaded.keys() ^ there.keys() if not _of_head(name)):
         raise BadInput(f"{source}: the adapter does not fit {base}: {_some(strange)}")
+    merged.requires_grad_(True)  # peft froze the base
     merged.name_or_path = str(source)
     brought = getattr(config, "modules_to_save", None) or []
     return merged, [name for name in missing if name.split(".")[0] not in brought]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,8 @@ def publish_model(
                 stands_alone = base_of_adapter(base) is None  # peft can load none on top of another
         if stands_alone:
             model.save_pretrained(directory / "adapter")
+        else:
+            logging.getLogger("rpo").warning("trained on an adapter: only the merged model is kept")
         if getattr(model, "is_loaded_in_4bit", False):
             assert whole_base is not None
             adapted = PeftModel.from_pretrained(whole_base(), directory / "adapter")
