@@ -94,7 +94,7 @@ def disturb(process: subprocess.Popen[bytes], root: Path, way: str, dice: random
         file.unlink() if how == "deleted" else file.write_bytes(
             content[: len(content) // 2] if how == "cut short" else b""
         )
-        return f"all killed, {file.relative_to(root)} {how}"
+        return f"a checkpoint damaged, {file.relative_to(root)} {how}"
     return {"term": "SIGTERM", "first": "the first process killed"}.get(way, "all killed")
 
 
