@@ -118,7 +118,7 @@ class PlanProgress:
             self.console.print(f"warning: {path}: {line}", highlight=False, markup=False, soft_wrap=True)
 
     def fail(self, path: str, why: str, behind: Sequence[str]) -> None:
-        """A stage failed; those behind it are not tried. At the end, which may be now, all is told at once."""
+        """A stage failed; those behind it are not tried. At the end, maybe now, all is told at once."""
         self.running.pop(path, None)
         self.lost |= {path, *behind}
         if len(self.done) + len(self.lost) < len(self.expected):
