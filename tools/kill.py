@@ -71,6 +71,11 @@ def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def disturb(process: subprocess.Popen[bytes], root: Path, way: str, dice: random.Random) -> str:
     """Do it; what was done."""
+    if way == "damage":
+        for _ in range(600):  # tenths of a second, until there is a checkpoint
+            if process.poll() is not None or any(root.glob("seed-*/**/checkpoints/*/rpo_state.json")):
+                break
+            time.sleep(0.1)
     with suppress(ProcessLookupError, psutil.Error):
         if way == "worker" and (found := workers(process)):
             dice.choice(found).kill()
