@@ -150,6 +150,25 @@ def test_a_diverged_cell_is_the_worst_choice_of_its_grid(tiny: Tiny) -> None:
     assert (tiny.suite / "dpo.yaml").read_bytes() == before  # nothing is written where nothing was chosen
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tune", [False, True])
+def test_a_figure_with_a_failed_cell_is_drawn_only_if_gaps_are_allowed(tiny: Tiny, tune: bool) -> None:
+    tiny.edit("dpo.yaml", "grid: {beta: [0.1, 0.2]}")
+    change = "grid: {beta: [1.0e+38, 2.0e+38]}" if tune else "beta: 1.0e+38"
+    (tiny.suite / "figure.yaml").write_text(
+        "stage: figure\nkind: gamma\nbootstrap_samples: 50\nrhos: [0.5]\n"
+        f"variants: [{{name: good, recipe: dpo.yaml}}, {{name: bad, recipe: dpo.yaml, set: {{{change}}}}}]\n"
+    )
+    figure = ("figure gamma", "figure.yaml", *(["--tune"] if tune else []))
+    lines = tiny.run(*figure, code=1).stderr.splitlines()
+    assert "no figure is drawn; --allow-missing draws what there is" in lines
+    assert "bad at rho 0.5" in lines[-1] if tune else "grad_norm is inf" in lines[-1]
+    assert not (tiny.root / "figures").exists()
+    tiny.run(*figure, "--allow-missing")
+    found = json.loads((tiny.root / "figures/figure/gamma.json").read_text())
+    assert [cell["policy"] for cell in found["missing"]] == ["bad"]
+
+
 def test_a_value_that_diverged_under_one_seed_is_not_chosen_for_the_others() -> None:
     def row(value: float, seed: int, advantage: float | None) -> dict[str, Any]:
         place = {"policy": "dpo", "rho": 0.5, "parameter": "beta", "value": value}
