@@ -403,11 +403,11 @@ def test_a_resumed_sweep_knows_what_it_evaluated_with_a_model_of_the_hub(
     workspace.publish(cell.evaluation.path, {**cell.evaluation.identity, "metrics": {"advantage": 1.0}})
     keepers: list[WeightKeeper] = []
 
-    def make(self: Session, targets: object, suite: str, finished: WeightKeeper) -> None:
+    def try_all(self: Session, targets: object, suite: str, finished: WeightKeeper, **more: object) -> None:
         keepers.append(finished)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Session, "make", make)
+    monkeypatch.setattr(Session, "try_all", try_all)
     empty.run("sweep", "dpo.yaml", "--rho", "0.5", "--seeds", "0", code=130)
     assert [value for _, _, value in keepers[0].seen] == [0.1]
 

@@ -77,11 +77,11 @@ def test_one_failure_is_its_own_line_and_several_are_a_table_with_what_they_kept
     assert str(found.error(TINY)) == "a: no\nmore"
     found.add("b", BadInput("file.jsonl:3: no"), ["c", "d"])
     assert str(found.error(TINY)).splitlines() == [
-        "failed     a  no",
-        "failed     b  file.jsonl:3: no",
+        "2 stages failed, 2 not tried; the same command tries these again",
         "not tried  c  needs b",
         "not tried  d  needs b",
-        "2 stages failed, 2 not tried; the same command tries these again",
+        "failed  a  no",
+        "failed  b  file.jsonl:3: no",
     ]
 
 
@@ -125,10 +125,10 @@ def test_a_failed_stage_stops_only_what_needs_it_and_the_same_command_tries_just
     command = ("evaluate", "dpo.yaml", "--rho", "0.2,0.5", "--jobs", jobs)
     lines = tiny.run(*command, code=1).stderr.splitlines()
     failed, kept = POLICIES.format(0.2, "1e+38"), "seed-0/rho-0.2/evaluations/dpo/beta-1e+38/test"
-    assert lines[-3].split()[:2] == ["failed", failed] and str(tiny.root / failed / "log.txt") in lines[-3]
-    assert "grad_norm is inf at step 1; try a smaller learning_rate (now 0.003) or another beta" in lines[-3]
+    assert lines[-3] == "1 stage failed, 1 not tried; the same command tries these again"
     assert lines[-2].split() == ["not", "tried", kept, "needs", failed]
-    assert lines[-1] == "1 stage failed, 1 not tried; the same command tries these again"
+    what = "grad_norm is inf at step 1; try a smaller learning_rate (now 0.003) or another beta (now 1e+38)"
+    assert lines[-1] == f"{failed}: {what}"
     assert (tiny.root / "seed-0/rho-0.5/evaluations/dpo/beta-0.2/test/manifest.json").exists()
     assert set(plan(tiny, *command[:-2])) == {failed, kept}
     tiny.edit("dpo.yaml", "by_rho: {0.2: {beta: 0.2}}")
@@ -148,6 +148,25 @@ def test_a_diverged_cell_is_the_worst_choice_of_its_grid(tiny: Tiny) -> None:
     lines = tiny.run(*sweep, code=1).stderr.splitlines()
     assert lines[-1] == "dpo at rho 0.5: training diverged under every value of its grid"
     assert (tiny.suite / "dpo.yaml").read_bytes() == before  # nothing is written where nothing was chosen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tune", [False, True])
+def test_a_figure_with_a_failed_cell_is_drawn_only_if_gaps_are_allowed(tiny: Tiny, tune: bool) -> None:
+    tiny.edit("dpo.yaml", "grid: {beta: [0.1, 0.2]}")
+    change = "grid: {beta: [1.0e+38, 2.0e+38]}" if tune else "beta: 1.0e+38"
+    (tiny.suite / "figure.yaml").write_text(
+        "stage: figure\nkind: gamma\nbootstrap_samples: 50\nrhos: [0.5]\n"
+        f"variants: [{{name: good, recipe: dpo.yaml}}, {{name: bad, recipe: dpo.yaml, set: {{{change}}}}}]\n"
+    )
+    figure = ("figure gamma", "figure.yaml", *(["--tune"] if tune else []))
+    lines = tiny.run(*figure, code=1).stderr.splitlines()
+    assert "no figure is drawn; --allow-missing draws what there is" in lines
+    assert "bad at rho 0.5" in lines[-1] if tune else "grad_norm is inf" in lines[-1]
+    assert not (tiny.root / "figures").exists()
+    tiny.run(*figure, "--allow-missing")
+    found = json.loads((tiny.root / "figures/figure/gamma.json").read_text())
+    assert [cell["policy"] for cell in found["missing"]] == ["bad"]
 
 
 def test_a_value_that_diverged_under_one_seed_is_not_chosen_for_the_others() -> None:

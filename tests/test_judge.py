@@ -85,6 +85,62 @@ def test_an_answer_comes_through_every_passing_failure() -> None:
     assert len(fake.seen) == len(said)
 
 
+def said(content: str, usage: str = '{"prompt_tokens": 1, "completion_tokens": 2}') -> bytes:
+    """The body of a chat completion, whose parts need not be what they should be."""
+    return f'{{"choices": [{{"message": {{"content": {content}}}}}], "usage": {usage}}}'.encode()
+
+
+UNFIT = {
+    "half a character": said(r'"Verdict: A \ud800"'),
+    "a count of 400 digits": said('"A"', f'{{"prompt_tokens": {"9" * 400}}}'),
+    "a count of 5000 digits": said('"A"', f'{{"prompt_tokens": {"9" * 5000}}}'),
+    "a count below zero": said('"A"', '{"completion_tokens": -1}'),
+    "no number": said('"A"', '{"prompt_tokens": NaN}'),
+    "without an end": said('"A"', '{"prompt_tokens": Infinity}'),
+    "nested without an end": said("[" * 100_000),
+    "text that is a list": said('["Verdict: A"]'),
+    "text that is a number": said("5"),
+    "a choice that is text": b'{"choices": "A"}',
+    "no object": b'"A"',
+    "no Unicode": b'{"choices": "\xff"}',
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_an_answer_that_cannot_be_kept_is_asked_for_again(tmp_path: Path, name: str) -> None:
+    answer, fake = ask(lambda n, body: "Verdict: B" if n else (200, {}, UNFIT[name]), retries=1)
+    assert answer.verdict == "B" and len(fake.seen) == 2
+    Verdicts(tmp_path / "v.jsonl").add("key", answer)
+    assert Verdicts(tmp_path / "v.jsonl")["key"] == answer
+
+
+@pytest.mark.parametrize("usage", ['{"prompt_tokens": "1"}', '{"prompt_tokens": 1.5}', "[]", "null", "5"])
+def test_tokens_that_were_not_counted_do_not_spoil_an_answer(usage: str) -> None:
+    answer, fake = ask(lambda n, body: (200, {}, said('"Verdict: A"', usage)))
+    assert answer == Answer("A", "Verdict: A", None, None) and len(fake.seen) == 1
+
+
+POISON = (
+    r'{"key": "k", "verdict": "A", "text": "\ud800", "prompt_tokens": 1, "completion_tokens": 1}',
+    f'{{"key": "k", "verdict": "A", "text": "", "prompt_tokens": {"9" * 400}, "completion_tokens": 1}}',
+    '{"key": "k", "verdict": "C", "text": "", "prompt_tokens": 1, "completion_tokens": 1}',
+    '{"key": "k", "verdict": "A", "text": null, "prompt_tokens": 1, "completion_tokens": 1}',
+    '{"key": "k", "verdict": ["A"], "text": "", "prompt_tokens": 1, "completion_tokens": 1}',
+    '{"key": ["k"], "verdict": "A", "text": "", "prompt_tokens": 1, "completion_tokens": 1}',
+    "[" * 100_000,
+    "5",
+)
+
+
+def test_kept_answers_that_cannot_be_read_are_passed_over_and_counted(tmp_path: Path) -> None:
+    file = tmp_path / "verdicts.jsonl"
+    file.write_text("".join(f"{line}\n" for line in POISON))
+    found = Verdicts(file)
+    assert "k" not in found and found.unread == len(POISON)
+    found.add("k", Answer("B", "", 1, 1))
+    assert Verdicts(file)["k"].verdict == "B"
+
+
 @pytest.mark.parametrize("fault", [(500, {}, b""), "reset", 90.0, (200, {}, b"[]"), (429, {}, b"")])
 def test_a_failure_that_does_not_pass_ends_the_run_in_one_line(fault: Any) -> None:
     with pytest.raises(

@@ -71,6 +71,11 @@ def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def disturb(process: subprocess.Popen[bytes], root: Path, way: str, dice: random.Random) -> str:
     """Do it; what was done."""
+    if way == "damage":
+        for _ in range(600):  # tenths of a second, until there is a checkpoint
+            if process.poll() is not None or any(root.glob("seed-*/**/checkpoints/*/rpo_state.json")):
+                break
+            time.sleep(0.1)
     with suppress(ProcessLookupError, psutil.Error):
         if way == "worker" and (found := workers(process)):
             dice.choice(found).kill()
@@ -94,7 +99,7 @@ def disturb(process: subprocess.Popen[bytes], root: Path, way: str, dice: random
         file.unlink() if how == "deleted" else file.write_bytes(
             content[: len(content) // 2] if how == "cut short" else b""
         )
-        return f"all killed, {file.relative_to(root)} {how}"
+        return f"a checkpoint damaged, {file.relative_to(root)} {how}"
     return {"term": "SIGTERM", "first": "the first process killed"}.get(way, "all killed")
 
 

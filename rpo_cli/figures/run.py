@@ -84,7 +84,7 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
     if not options.allow_missing:
         _build(session, cells, recipe.suite, options.keep)
         if lost:
-            raise RunFailed("\n".join([*lost, f"no figure is drawn without them; {GAPS}"]))
+            raise RunFailed("\n".join([f"no figure is drawn; {GAPS}", *lost]))
     folder = options.out or session.open(recipe.suite).root / "figures" / loaded.path.stem
     _keep(session, recipe, selection, cells, tried, folder)
     paths = _draw(session, kind, folder, folder, options.allow_missing)
@@ -118,7 +118,7 @@ def _build(session: Session, cells: Sequence[Cell], suite: str, keep: Keep) -> N
     try:
         session.make(read_by(cells), suite, finished=keeper)
     except RunFailed as error:
-        raise RunFailed(f"{error}\nno figure is drawn; {GAPS}") from error
+        raise RunFailed(f"no figure is drawn; {GAPS}\n{error}") from error
     for cell in cells if keep == "none" else ():
         workspace.drop_weights(cell.policy_path)  # of cells that needed no evaluation any more
 

@@ -46,7 +46,7 @@ class Failures:
         return forgiven
 
     def error(self, workspace: Workspace) -> BadInput | RunFailed | None:
-        """All of it as one error: its line where one stage failed and no other waits for it, else a table.
+        """All of it as one error, the reasons at its end: the line of a single failure stays as it is.
 
         Bad input where nothing else went wrong, and a failed run elsewhere.
         """
@@ -55,12 +55,20 @@ class Failures:
         errors = list(self.failed.values())
         if len(errors) == 1 and not self.not_tried:
             return errors[0]
-        rows = [("failed", path, _reason(path, error, workspace)) for path, error in self.failed.items()]
-        rows += [("not tried", path, why) for path, why in self.not_tried.items()]
-        more = f"... and {len(rows) - MANY} more\n" if len(rows) > MANY else ""
         count = f"{len(errors)} stage{'s' * (len(errors) > 1)} failed, {len(self.not_tried)} not tried"
-        told = f"{aligned(rows[:MANY])}{more}{count}; the same command tries these again"
-        return (BadInput if all(isinstance(error, BadInput) for error in errors) else RunFailed)(told)
+        lines = [f"{count}; the same command tries these again"]
+        lines += _table([("not tried", path, why) for path, why in self.not_tried.items()])
+        rows = [("failed", path, _reason(path, error, workspace)) for path, error in self.failed.items()]
+        lines += _table(rows) if len(rows) > 1 else [str(errors[0])]
+        return (BadInput if all(isinstance(error, BadInput) for error in errors) else RunFailed)(
+            "\n".join(lines)
+        )
+
+
+def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Rows as lines, as many as a screen takes."""
+    more = [f"... and {len(rows) - MANY} more"] if len(rows) > MANY else []
+    return [*aligned(rows[:MANY]).splitlines(), *more] if rows else []
 
 
 def _reason(path: str, error: BadInput | RunFailed, workspace: Workspace) -> str:

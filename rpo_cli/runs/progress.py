@@ -118,10 +118,11 @@ class PlanProgress:
             self.console.print(f"warning: {path}: {line}", highlight=False, markup=False, soft_wrap=True)
 
     def fail(self, path: str, why: str, behind: Sequence[str]) -> None:
-        """A stage failed; those behind it are not tried."""
+        """A stage failed; those behind it are not tried. At the end, maybe now, all is told at once."""
         self.running.pop(path, None)
         self.lost |= {path, *behind}
-        self._show(f"failed: {why}", always=True)
+        if len(self.done) + len(self.lost) < len(self.expected):
+            self._show(f"failed: {why}", always=True)
 
     def again(self, path: str, why: str) -> None:
         """A stage waits for another try."""
