@@ -170,8 +170,6 @@ def _load(
         )
     except (OSError, ValueError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0]
-        if "ignore_mismatched_sizes" in why:  # the library points to a report that nobody sees
-            why = "its weights have other shapes than its config says, or than a reward model's one label"
         raise BadInput(f"{source}: no model can be loaded: {why}{offline}") from error
     lacking = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if lacking and not training:
