@@ -184,9 +184,12 @@ def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
     try:
-        return [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError:
         raise BadInput(f"--seeds {text}: expected whole numbers with commas, such as 0,1,2") from None
+    if len(set(found)) < len(found):
+        raise BadInput(f"--seeds {text}: one of them twice")
+    return found
 
 
 @command("sweep", "--recipe figure2.yaml --rho all --seeds 0,1,2 --jobs 2", takes=FIGURE, rho="all")

@@ -227,7 +227,7 @@ def test_a_rho_for_which_nothing_was_chosen_is_noted_where_for_others_something_
     def notes(name: str, *arguments: str) -> list[str]:
         result = rpo("train-policy", "--recipe", f"suite/{name}.yaml", *arguments, "--dry-run")
         assert result.exit_code == 0, result.output
-        return [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+        return [line for line in result.stderr.splitlines() if line.startswith(f"note: {name}")]
 
     assert notes("dpo", "--rho", "0.2,0.25") == [
         "note: dpo.yaml chose nothing for rho 0.25; beta 0.3 from suite/dpo.yaml:4"

@@ -555,7 +555,7 @@ def test_an_interrupted_run_asks_only_what_is_missing_and_ends_the_same(
     ) as fake:
         mood = [10**6]
         lines = judge_of(tiny, fake, code=1).stderr.splitlines()
-        assert ": judge 127.0.0.1" in lines[-1] and "HTTP 400: enough" in lines[-1]
+        assert ": judge 127.0.0.1" in lines[-1] and lines[-1].endswith("HTTP 400")
         assert len((tiny.root / VERDICTS).read_bytes().splitlines()) == 10
         mood, answered = [len(fake.seen)], {json.dumps(body) for body in fake.seen[:10]}
         judge_of(tiny, fake)

@@ -177,6 +177,15 @@ def test_a_suite_is_a_plain_word(empty: Tiny, suite: str) -> None:
     assert not empty.root.exists()
 
 
+def test_a_folder_whose_name_is_no_plain_word_asks_for_a_suite(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / ".hidden")
+    said = rpo("train-sft", "--recipe", suite / "sft.yaml", "--dry-run", code=2).stderr
+    assert said.startswith(
+        f"{suite}/sft.yaml:1: suite: a name does not begin with '.', got '.hidden'; unless"
+    )
+    rpo("train-sft", "--recipe", suite / "sft.yaml", "--dry-run", "--set", "suite=seen")
+
+
 @pytest.mark.parametrize("model", ["..", ".", "../..", "a\nb"])
 def test_a_judges_name_cannot_lead_out_of_the_workspace(empty: Tiny, model: str) -> None:
     arguments = ("--model", model, "--base-url", "http://localhost:9/v1", "--dry-run")
@@ -436,6 +445,18 @@ def test_a_grid_of_another_strength_is_swept_by_nobody(empty: Tiny) -> None:
     line = len((empty.suite / "e-dpo.yaml").read_text().splitlines())
     what = "grid: give one grid, of beta, to sweep over with objective: e-dpo"
     assert said == f"{empty.suite}/e-dpo.yaml:{line}: {what}\n"
+
+
+def test_a_model_that_an_offline_machine_cannot_get_is_noted_in_a_dry_run(empty: Tiny) -> None:
+    on(empty.suite, Path("some/model"))
+    said = empty.run("train-sft", "sft.yaml", "--dry-run").stderr
+    assert "note: HF_HUB_OFFLINE is set, and the hub's cache lacks some/model\n" in said
+
+
+@pytest.mark.parametrize("option", ["--rho=0.2,0.5,0.20", "--seeds=1,2,1"])
+def test_nothing_is_asked_for_twice_on_the_command_line(empty: Tiny, option: str) -> None:
+    said = empty.run("sweep", "dpo.yaml", option, "--dry-run", code=2).stderr
+    assert said == f"{option.replace('=', ' ')}: one of them twice\n"
 
 
 def test_a_next_command_is_named_only_if_it_would_run(tiny: Tiny) -> None:

@@ -319,7 +319,7 @@ def test_circles_and_missing_bases_are_reported_without_consequential_errors() -
     write("a.yaml", "extends: b.yaml\n")
     write("b.yaml", "beta: 1\nextends: [a.yaml, nowhere.yaml]\n")
     assert problems("a.yaml") == [
-        "b.yaml:2: extends[0]: goes in a circle: a.yaml -> b.yaml -> a.yaml",
+        "b.yaml:2: extends[0]: goes in a circle: a.yaml:1 -> b.yaml:2 -> a.yaml:1",
         "b.yaml:2: extends[1]: nowhere.yaml: no such recipe; `rpo recipe list` shows what there is",
     ]
     # The missing file may hold the objective, and num_pairs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,13 @@ class Draft:
 
 def gather(path: Path, text: str | None = None) -> Draft:
     """A file merged over those it extends, each read once. `text`: in place of its own."""
-    return _gather(path, (), {}, text)
+    return _gather(path, {}, {}, text)
 
 
-def _gather(path: Path, below: Sequence[Path], gathered: dict[Path, Draft], text: str | None = None) -> Draft:
-    """`below`: the files that lead here; `gathered`: those that are merged already."""
+def _gather(
+    path: Path, below: Mapping[Path, str], gathered: dict[Path, Draft], text: str | None = None
+) -> Draft:
+    """`below`: the files that lead here, each with its line that does; `gathered`: those that are merged."""
     draft, own = Draft([path]), Draft([path])
     document = yaml_lines.read(path) if text is None else yaml_lines.parse(text)
     own.values = document.values
@@ -116,7 +118,8 @@ def _gather(path: Path, below: Sequence[Path], gathered: dict[Path, Draft], text
         own.complain(("extends",), f"expected the name of a recipe or a list of names, got {got(extends)}")
         own.broken, names = True, []
     for index, name in enumerate(names):
-        chain, at = [*below, path], ("extends",) if isinstance(extends, str) else ("extends", index)
+        at: Keys = ("extends",) if isinstance(extends, str) else ("extends", index)
+        chain = {**below, path: where(own.places.get(at) or own.places.get(at[:1]) or (path, 1))}
         try:
             base = near(name, [path.parent])
         except RecipeError as error:
@@ -124,8 +127,8 @@ def _gather(path: Path, below: Sequence[Path], gathered: dict[Path, Draft], text
             own.broken = True
             continue
         if base in chain:
-            circle = " -> ".join(shown(file) for file in [*chain[chain.index(base) :], base])
-            own.complain(at, f"goes in a circle: {circle}")
+            places = list(chain.values())[list(chain).index(base) :]
+            own.complain(at, f"goes in a circle: {' -> '.join([*places, places[0]])}")
             own.broken = True
         elif len(chain) > LONGEST:
             own.complain(at, f"more than {LONGEST} files, each of which extends the next")

@@ -104,7 +104,7 @@ def _load(
     text: str | None = None,
 ) -> Loaded:
     if (why := unplain(path.stem)) is not None:
-        raise RecipeError([f"{shown(path)}: the name of a recipe names its artifacts: {why}"])
+        raise RecipeError([f"{shown(path)!a}: the name of a recipe names its artifacts: {why}"])
     draft = _gathered(path) if text is None else gather(path, text=text)
     model = _model(draft, expect)
     if not draft.values.get("suite"):

@@ -129,6 +129,8 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
 def shapes_of(folder: Path) -> dict[str, list[int]]:
     """The shapes of a model's weights by name, from the headers of its safetensors files."""
     found: dict[str, list[int]] = {}
+    if not (folder / "config.json").is_file():  # an adapter's weights are no model's
+        return found
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with file.open("rb") as stream:

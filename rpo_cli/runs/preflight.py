@@ -6,6 +6,7 @@ Nothing heavy is imported, but to name the modules of a model from scratch.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -84,6 +85,15 @@ def notes(stages: Sequence[Stage], wandb: bool = False) -> list[str]:
         if mode != "online" or missing:
             found.append(f"Weights & Biases: {mode}, {why}{missing}")
     return list(dict.fromkeys(found))
+
+
+def absent(stages: Sequence[Stage]) -> list[str]:
+    """Models of the hub that are not in its cache where HF_HUB_OFFLINE forbids to ask: a line each."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
+        return []
+    read = (node for stage in stages for node in stage.inputs.values() if isinstance(node, External))
+    missing = {node.reference for node in read if node.use == "model" and models.folder_of(node) is None}
+    return [f"HF_HUB_OFFLINE is set, and the hub's cache lacks {name}" for name in sorted(missing)]
 
 
 def room(stages: Sequence[Stage], root: Path, jobs: int) -> list[str]:

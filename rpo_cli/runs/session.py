@@ -76,6 +76,8 @@ class Session(Options):
             last = values[-1]
             if last is not None and not 0 < last < 1:
                 raise BadInput(f"--rho {self.rho}: {last:g} is not between 0 and 1")
+        if len(set(values)) < len(values):
+            raise BadInput(f"--rho {self.rho}: one of them twice")
         return values
 
     def at_rhos(self, expect: str) -> list[Loaded]:
@@ -187,8 +189,8 @@ class Session(Options):
         planned = [item.stage for item in todo]
         if found := preflight.problems(planned):
             raise RecipeError(found)
-        notes = preflight.notes(stages, self.wandb) + preflight.room(planned, workspace.root, self.jobs)
-        for line in notes:
+        notes = preflight.notes(stages, self.wandb) + preflight.absent(planned)
+        for line in notes + preflight.room(planned, workspace.root, self.jobs):
             self.say(f"note: {line}")
         reused = len(stages) - len(todo)
         self.say(
