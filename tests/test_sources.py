@@ -643,8 +643,8 @@ def test_ultrafeedbacks_own_splits_are_train_and_test(tmp_path: Path) -> None:
     assert found["prompts_test"] == {"test_prefs"} and counts["records/pairs"] == 80
     (warned,) = manifest(tmp_path / "runs", "seed-0/data")["warnings"]
     assert warned == (
-        "pairs: not read: test_gen, train_gen (splits found: test_gen, test_prefs, train_gen, train_prefs); "
-        "`split: {train: train_gen, …}` names those to read"
+        "dataset: not read: test_gen, train_gen (splits found: test_gen, test_prefs, train_gen, train_prefs)"
+        "; `split: {train: train_gen, …}` names those to read"
     )
 
 
@@ -657,8 +657,12 @@ def test_split_says_which_published_split_is_which(tmp_path: Path) -> None:
     assert found["pairs_validation"] == found["prompts_validation"] == {"extra"}
     assert "warnings" not in manifest(tmp_path / "runs", "seed-0/data")
     listed = "splits found: extra, test_gen, test_prefs, train_gen, train_prefs"
-    with pytest.raises(BadInput, match=rf"split: there is no split train_sft in dataset \({listed}\)"):
+    with pytest.raises(BadInput, match=rf"/data: split: dataset has no split train_sft \({listed}\)"):
         make(tmp_path, recipe + "split: {train: train_sft}\n")
+    (alone,) = ultrafeedback(tmp_path / "alone", "test").rglob("*.parquet")
+    with pytest.raises(BadInput, match=r"no rows for sft_train \(pairs/read 40; splits found: test\)"):
+        make(tmp_path, f"source: preference\ndataset: {alone}\n")
+    assert make(tmp_path, f"source: preference\ndataset: {alone}\nsplit: {{train: test}}\n")[0]["pairs"]
     only = ultrafeedback(tmp_path / "only", "first", "second")
     with pytest.raises(
         BadInput, match=r"no split of dataset is known \(splits found: first, second\); `split: "
@@ -775,7 +779,7 @@ def test_a_row_of_another_schema_is_named_with_its_line(
 
 def test_a_set_that_leaves_a_table_empty_says_what_was_left_out(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "raw/batch3.json", [published.cnndm()])
-    with pytest.raises(BadInput, match=r"no rows for sft_train \(cnndm 1\)"):
+    with pytest.raises(BadInput, match=r"no rows for sft_train \(cnndm 1; splits found: train\)"):
         make(tmp_path, f"source: tldr-comparisons\ndataset: {tmp_path}/raw\n")
 
 
