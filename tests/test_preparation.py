@@ -26,23 +26,14 @@ from trl.data_utils import apply_chat_template, extract_prompt, is_conversationa
 from rpo_cli.errors import BadInput
 from rpo_cli.models import TokenRow, load_tokenizer, odd_tokens, tokenise
 from rpo_cli.recipes.schema import RewardRecipe
+from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import find_rows
 from rpo_cli.stages.data.sources import preference
 from rpo_cli.stages.data.token_cache import TokenCache
 
-try:
-    from rpo_cli.stages.data.ledger import Ledger
-except ImportError:
-    from rpo_cli.stages.data.sources.base import Counts as Ledger
-
 PAIR = ("chosen", "rejected")
 EACH, FEWER = {"explicit": 370, "implicit": 370}, 50  # rows of a tokenizer and format; for the other trainers
-CELLS = [
-    (name, form)
-    for name in SORTS
-    for form in formats_of(name)
-    if form != "tools" or hasattr(preference, "TEMPLATE")
-]
+CELLS = [(name, form) for name in SORTS for form in formats_of(name)]
 WITH_PROMPTS = [cell for cell in CELLS if "implicit" not in cell[1]]
 
 

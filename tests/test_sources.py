@@ -11,7 +11,6 @@ import published
 import pytest
 from conftest import PLAIN, manifest, rpo
 from published import comparison, post, prompt_of, write_jsonl, write_parquet
-from transformers import AutoTokenizer
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
@@ -59,6 +58,13 @@ def sets(tmp_path: Path) -> Path:
     published.hh(tmp_path / "hh")
     published.word_tokenizer(tmp_path / "tokenizer", published.CHAT, ["<user>", "<assistant>"])
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer with a chat template."""
+    folder = tmp_path_factory.mktemp("chat")
+    return published.word_tokenizer(folder, published.CHAT, ["<user>", "<assistant>"])
 
 
 # ── TL;DR ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -423,17 +429,16 @@ SAME_PAIR: dict[str, Row] = {
 
 
 @pytest.mark.parametrize("name", SAME_PAIR)
-def test_a_conversation_is_the_same_pair_however_it_is_written(sets: Path, name: str) -> None:
-    (pair,), ledger = read_pair(SAME_PAIR[name], AutoTokenizer.from_pretrained(sets / "tokenizer"))
+def test_a_conversation_is_the_same_pair_however_it_is_written(chat: Any, name: str) -> None:
+    (pair,), ledger = read_pair(SAME_PAIR[name], chat)
     assert (pair.prompt, pair.chosen, pair.rejected) == ("<user>q</s><assistant>", "good", "bad")
     assert not ledger.counts and not ledger.notes
 
 
-def test_written_conversations_may_be_sharegpts_and_have_a_system_prompt(sets: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(sets / "tokenizer")
+def test_written_conversations_may_be_sharegpts_and_have_a_system_prompt(chat: Any) -> None:
     turns_ = [*FROM, {"from": "gpt", "value": "good"}]
     row = {"conversations": turns_, "system": "be kind"}
-    templated = preference.Templated(tokenizer, None)
+    templated = preference.Templated(chat, None)
     (found,) = preference.written([("here:1", None, row)], templated, Ledger())
     assert (found.prompt, found.completion) == ("<system>be kind</s><user>q</s><assistant>", "good")
 
@@ -496,9 +501,9 @@ TURNS = SAME_PAIR["role and content"]
         ({"chosen": [GOOD], "rejected": [BAD], "question": "Who?"}, "no column 'prompt', but question looks"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_no_pair_of_texts_is_refused_by_column(sets: Path, row: Row, says: str) -> None:
+def test_a_row_that_is_no_pair_of_texts_is_refused_by_column(chat: Any, row: Row, says: str) -> None:
     with pytest.raises(BadInput) as caught:
-        read_pair(row, AutoTokenizer.from_pretrained(sets / "tokenizer"))
+        read_pair(row, chat)
     assert str(caught.value).startswith(f"here:1: {says}")
     assert "\n" not in str(caught.value)
 
@@ -554,14 +559,13 @@ def test_moved_cuts_and_dialogues_are_said_with_their_share() -> None:
     )
 
 
-def test_a_response_in_which_the_user_speaks_is_left_out(sets: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(sets / "tokenizer")
+def test_a_response_in_which_the_user_speaks_is_left_out(chat: Any) -> None:
     more = [GOOD, *ASKED, BAD]
     for row in (
         {"chosen": [*ASKED, *more], "rejected": [*ASKED, BAD]},
         {"prompt": ASKED, "chosen": more, "rejected": [BAD]},
     ):
-        found, ledger = read_pair(row, tokenizer)
+        found, ledger = read_pair(row, chat)
         assert not found and ledger.counts == {"pairs/part_early": 1}
 
 
@@ -643,8 +647,8 @@ def test_ultrafeedbacks_own_splits_are_train_and_test(tmp_path: Path) -> None:
     assert found["prompts_test"] == {"test_prefs"} and counts["records/pairs"] == 80
     (warned,) = manifest(tmp_path / "runs", "seed-0/data")["warnings"]
     assert warned == (
-        "pairs: not read: test_gen, train_gen (splits found: test_gen, test_prefs, train_gen, train_prefs); "
-        "`split: {train: train_gen, …}` names those to read"
+        "dataset: not read: test_gen, train_gen (splits found: test_gen, test_prefs, train_gen, train_prefs)"
+        "; `split: {train: train_gen, …}` names those to read"
     )
 
 
@@ -657,8 +661,12 @@ def test_split_says_which_published_split_is_which(tmp_path: Path) -> None:
     assert found["pairs_validation"] == found["prompts_validation"] == {"extra"}
     assert "warnings" not in manifest(tmp_path / "runs", "seed-0/data")
     listed = "splits found: extra, test_gen, test_prefs, train_gen, train_prefs"
-    with pytest.raises(BadInput, match=rf"split: there is no split train_sft in dataset \({listed}\)"):
+    with pytest.raises(BadInput, match=rf"/data: split: dataset has no split train_sft \({listed}\)"):
         make(tmp_path, recipe + "split: {train: train_sft}\n")
+    (alone,) = ultrafeedback(tmp_path / "alone", "test").rglob("*.parquet")
+    with pytest.raises(BadInput, match=r"no rows for sft_train \(pairs/read 40; splits found: test\)"):
+        make(tmp_path, f"source: preference\ndataset: {alone}\n")
+    assert make(tmp_path, f"source: preference\ndataset: {alone}\nsplit: {{train: test}}\n")[0]["pairs"]
     only = ultrafeedback(tmp_path / "only", "first", "second")
     with pytest.raises(
         BadInput, match=r"no split of dataset is known \(splits found: first, second\); `split: "
@@ -775,7 +783,7 @@ def test_a_row_of_another_schema_is_named_with_its_line(
 
 def test_a_set_that_leaves_a_table_empty_says_what_was_left_out(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "raw/batch3.json", [published.cnndm()])
-    with pytest.raises(BadInput, match=r"no rows for sft_train \(cnndm 1\)"):
+    with pytest.raises(BadInput, match=r"no rows for sft_train \(cnndm 1; splits found: train\)"):
         make(tmp_path, f"source: tldr-comparisons\ndataset: {tmp_path}/raw\n")
 
 

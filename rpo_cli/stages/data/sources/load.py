@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -48,8 +48,10 @@ def load(job: Job[DataRecipe], report: Report, ledger: Ledger) -> dict[str, Iter
             continue
         if not found[table]:
             left = ", ".join(f"{name} {count}" for name, count in sorted(ledger.counts.items()) if count)
-            notes = "".join(f"; {note}" for note in ledger.notes)
-            raise BadInput(f"{job.path}: no rows for {table} ({left or 'nothing was read'}){notes}")
+            splits = ", ".join(sorted(set(_files(job, "dataset").values())))
+            raise BadInput(
+                f"{job.path}: no rows for {table} ({left or 'nothing was read'}; splits found: {splits})"
+            )
     return {table: (row_of(item, table) for item in items) for table, items in found.items() if items}
 
 
@@ -60,53 +62,60 @@ def _reader(recipe: DataRecipe) -> Reader:
     return reader
 
 
+def _files(job: Job[DataRecipe], name: str) -> dict[Path, str]:
+    """The files of one of the job's data sets, on disk or in the hub's cache, and the split of each."""
+    folders = job.recipe.folders if name == "dataset" else []
+    place = snapshots.dataset_folder(str(job.inputs[name]), job.revisions.get(name), folders)
+    return {file: published_split(file) or "train" for file in data_files(Path(place), folders)}
+
+
 def _records(job: Job[DataRecipe], name: str, kind: str, report: Report, ledger: Ledger) -> Records:
-    """Records of one of the job's data sets, from disk or the hub's cache; none where it has no such set."""
+    """Records of one of the job's data sets; none where it has no such set."""
     if name not in job.inputs:
         return
     recipe = job.recipe
-    folders = recipe.folders if name == "dataset" else []
-    place = snapshots.dataset_folder(str(job.inputs[name]), job.revisions.get(name), folders)
-    files = _of_splits(data_files(Path(place), folders), kind, recipe, ledger)
+    files = _of_splits(_files(job, name), name, kind, job, ledger)
     columns: dict[str, str] = {
         ours: theirs for ours, theirs in recipe.columns.items() if ours in COLUMNS[kind]
     }
     for number, (where, published, row) in enumerate(records(files, kind, ledger, columns)):
         if number % 1000 == 0:
             report(number, number + 1000)
-        yield where, published and _split(published, kind, recipe), row
+        untold = published is None and not recipe.split  # tldr.py knows it from the row
+        yield where, None if untold else _split(published or "train", name, kind, recipe), row
 
 
-def _split(published: str, kind: str, recipe: DataRecipe) -> str | None:
+def _split(published: str, name: str, kind: str, recipe: DataRecipe) -> str | None:
     """The split that a published one is read as; None: it is not read."""
     for ours, theirs in recipe.split.items():
         if published == SPLITS.get(theirs, theirs):
             return ours
-    if recipe.split and kind == "pairs":
+    if recipe.split and name == "dataset":
         return None
     base, _, use = published.partition("_")
     known = base in SPLITS and use in ("", USES[kind], "cnndm")  # cnndm: tldr.py leaves it out, and counts it
-    return (published if use == "cnndm" else base) if known else None
+    return (published if use == "cnndm" else SPLITS[base]) if known else None
 
 
-def _of_splits(files: Sequence[Path], kind: str, recipe: DataRecipe, ledger: Ledger) -> list[Path]:
+def _of_splits(
+    files: dict[Path, str], name: str, kind: str, job: Job[DataRecipe], ledger: Ledger
+) -> list[Path]:
     """The files of splits that are read; those that are not are noted, unless the recipe says which are.
 
     Raises:
         BadInput: the recipe names a split that is not there, or none is read.
     """
-    splits = {file: published_split(file) for file in files}
-    found = ", ".join(sorted({split or "train" for split in splits.values()}))
-    if kind == "pairs":
-        for theirs in recipe.split.values():
-            if SPLITS.get(theirs, theirs) not in splits.values():
-                raise BadInput(f"split: there is no split {theirs} in dataset (splits found: {found})")
-    read = [file for file, split in splits.items() if split is None or _split(split, kind, recipe)]
-    others = sorted({split for file, split in splits.items() if file not in read and split is not None})
+    recipe = job.recipe
+    found = ", ".join(sorted(set(files.values())))
+    for theirs in recipe.split.values() if name == "dataset" else ():
+        if SPLITS.get(theirs, theirs) not in files.values():
+            raise BadInput(f"{job.path}: split: {name} has no split {theirs} (splits found: {found})")
+    read = [file for file, split in files.items() if _split(split, name, kind, recipe)]
+    others = sorted({split for file, split in files.items() if file not in read})
     likely = sorted(others, key=lambda split: "train" not in split)[:1]
     which = f"(splits found: {found}); `split: {{train: {', '.join(likely)}, …}}` names those to read"
     if not read:
-        raise BadInput(f"no split of {'dataset' if kind == 'pairs' else 'sft_dataset'} is known {which}")
+        raise BadInput(f"{job.path}: no split of {name} is known {which}")
     if others and not recipe.split:
-        ledger.notes.append(f"{kind}: not read: {', '.join(others)} {which}")
+        ledger.notes.append(f"{name}: not read: {', '.join(others)} {which}")
     return read
