@@ -156,7 +156,11 @@ def odd_tokens(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) -> 
     if after:
         ends = "".join(tokenizer.convert_ids_to_tokens(after))
         lines.append(f"the tokenizer puts {ends} after every text (add_eos_token); prompts are read without")
-    same = [row.id for row in rows if len(row.responses) == 2 and np.array_equal(*row.responses)]
+    same = [
+        row.id
+        for row in rows
+        if len(row.responses) == 2 and np.array_equal(row.responses[0], row.responses[1])
+    ]
     if same:
         names = ", ".join(same[:SHOWN])
         lines.append(f"{len(same)} of {len(rows)} rows have the same tokens in both responses (row {names})")
