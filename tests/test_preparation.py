@@ -27,7 +27,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import TokenRow, load_tokenizer, odd_tokens, tokenise
 from rpo_cli.recipes.schema import RewardRecipe
 from rpo_cli.stages.data.ledger import Ledger
-from rpo_cli.stages.data.rows import find_rows
+from rpo_cli.stages.data.rows import find_rows, read_rows, write_rows
 from rpo_cli.stages.data.sources import preference
 from rpo_cli.stages.data.token_cache import TokenCache
 
@@ -297,6 +297,22 @@ def test_a_prompt_with_turns_is_no_cause_for_a_warning_but_padding_a_second_bos_
     assert line.startswith(
         "1 of 2 rows have control tokens at the end of a prompt: <|im_end|> (EOS) in 1 (row b)"
     )
+
+
+def test_a_stage_and_inspect_warn_of_control_tokens(tiny: Tiny) -> None:
+    file, eos = (
+        tiny.root / SEED / "data/sft_train.parquet",
+        load_tokenizer(tiny.root / SEED / "sft").eos_token,
+    )
+    first, *others = read_rows(file)
+    words = first["completion"]
+    write_rows([first | {"completion": f"{words} {eos} {words}{eos}"}, *others], file)
+    (line,) = tiny.make("sft.yaml")[1]["warnings"]
+    assert line == (
+        f"1 of 200 rows have control tokens inside a response: {eos} (EOS) in 1 (row {first['id']}); "
+        "a policy ends its answer there; take them out of the text"
+    )
+    assert f"warning: {SEED}/data: sft_train: {line}\n" in tiny.run("data inspect", "data.yaml").stderr
 
 
 def test_responses_that_differ_in_nothing_but_the_eos_are_said() -> None:

@@ -131,7 +131,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
 
     rows, held_out = tokens_of(pairs), tokens_of(held_out_pairs, "held out: ") if held_out_pairs else []
     need_rows(len(rows), recipe, job.path)
-    bias = bias_trained_on(job, pairs, rows, recipe.max_length, report)
+    bias = bias_trained_on(pairs, rows, recipe.max_length, report)
     # The head is new when the model was a language model: its weights are drawn under the RM's seed.
     torch.manual_seed(seed)
     load = partial(

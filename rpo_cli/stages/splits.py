@@ -187,21 +187,17 @@ def bias_of(kinds: np.ndarray, rows: Sequence[int] | np.ndarray) -> dict[str, fl
 
 
 def bias_trained_on(
-    job: Job[Any], pairs: Rows, kept: Sequence[TokenRow], max_length: int, report: Report
+    pairs: Rows, kept: Sequence[TokenRow], max_length: int, report: Report
 ) -> dict[str, float | None]:
     """The share of longer-preferred among the pairs of a D_rho that a stage keeps; none where it has others.
 
     Warns where it is another than was drawn, or where many were dropped.
     """
-    if not (job.inputs["data"] / "train.parquet").is_file():
+    if "longer_preferred" not in pairs.notes.column_names:
         return {}
-    drawn_from = rows_of(job, "train").notes
-    kind_of = dict(zip(*(drawn_from[name].to_pylist() for name in ("id", "longer_preferred")), strict=True))
-    shares = []
-    for names in (pairs.ids, [row.id for row in kept]):
-        kinds = np.array([kind_of[name] for name in names])
-        shares.append(bias_of(kinds, np.arange(len(kinds)))["longer_share"])
-    drawn, trained = shares
+    kinds, names = pairs.notes["longer_preferred"].to_numpy(), {row.id for row in kept}
+    left = [place for place, name in enumerate(pairs.ids) if name in names]
+    drawn, trained = (bias_of(kinds, rows)["longer_share"] for rows in (np.arange(len(kinds)), left))
     moved = drawn is not None and (trained is None or abs(trained - drawn) > NEGLIGIBLE)
     if moved or len(kept) < (1 - FEW) * len(pairs):
         report.warn(
@@ -213,7 +209,7 @@ def bias_trained_on(
 
 
 def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
-    """Write the ids of train, held_out and b-*.parquet; the first two have token counts and kinds, too.
+    """Write train, held_out and b-*.parquet: ids of pairs, their token counts and kinds.
 
     All are drawn from the pairs that fit; `auto` of a max_length is what is left where the plan found none.
     """
@@ -251,8 +247,7 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
     held_prompts = {prompts[row] for row in split.held_out.tolist()}
     metrics["barred_by_prompt"] = sum(prompt in held_prompts for prompt in prompts) - len(split.held_out)
     for index, (name, rows) in enumerate(parts.items()):
-        said = notes if name in ("train", "held_out") else {"id": notes["id"]}
-        write_columns({key: values[rows] for key, values in said.items()}, job.directory / f"{name}.parquet")
+        write_columns({key: values[rows] for key, values in notes.items()}, job.directory / f"{name}.parquet")
         metrics |= {f"{name}/{key}": value for key, value in bias_of(kinds, rows).items()}
         report(index + 1, len(parts))
     return metrics

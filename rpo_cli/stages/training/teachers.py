@@ -115,5 +115,5 @@ def policy_rows(
         if teachers.margins:
             entry["margins"] = teachers.margins[row.id]
         result.append(entry)
-    bias = bias_trained_on(job, pairs, tokens, recipe.max_length, report)
+    bias = bias_trained_on(pairs, tokens, recipe.max_length, report)
     return result, {"dropped": len(pairs) - len(tokens), **bias}
