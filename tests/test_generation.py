@@ -130,7 +130,7 @@ def test_samples_are_those_of_each_row_alone_without_a_cache_in_batches_of_any_s
     model = model_of(name)
     with caplog.at_level(logging.WARNING, "rpo"):
         expected = alone(model, PROMPTS)
-        assert len({len(answer) for answer in expected}) > 2
+        assert len({len(answer) for answer in expected}) > 1
         for size in (1, 5, 100):
             assert draw(model, PROMPTS, size) == expected
         monkeypatch.setattr(SAMPLING, "RETIRE", 2.0)
