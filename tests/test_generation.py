@@ -58,9 +58,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
         "context_length": 64,
     },
+    "bart": {
+        "model_type": "bart", "d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 32, "max_position_embeddings": 64, "init_std": 0.5,
+    },
+    "gpt_neo": {
+        "model_type": "gpt_neo", "hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 6,
+        "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64,
+        "initializer_range": 0.5,
+    },
+    "bloom": {"model_type": "bloom", "hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5},
+    "opt": {"model_type": "opt", **SIZES, "ffn_dim": 32, "word_embed_proj_dim": 16},
 }  # fmt: skip
 UNCACHED = ("openai-gpt", "rwkv")
-QUICK = ("llama", "mistral", "openai-gpt")  # one of each kind of cache
+UNEVEN = ("bart",)  # which heeds padding in front, and is read without
+QUICK = ("llama", "mistral", "openai-gpt", "bart")  # one of each kind of cache
 # Lengths 3 to 12; others of equal length, and copies that lie apart.
 PROMPTS = [
     list(range(first, first + length))
@@ -118,12 +130,13 @@ def test_samples_are_those_of_each_row_alone_without_a_cache_in_batches_of_any_s
     model = model_of(name)
     with caplog.at_level(logging.WARNING, "rpo"):
         expected = alone(model, PROMPTS)
-        assert len({len(answer) for answer in expected}) > 2
+        assert len({len(answer) for answer in expected}) > 1
         for size in (1, 5, 100):
             assert draw(model, PROMPTS, size) == expected
         monkeypatch.setattr(SAMPLING, "RETIRE", 2.0)
         assert draw(model, PROMPTS, 100) == expected
     assert ("has no cache this sampler knows" in caplog.text) == (name in UNCACHED)
+    assert ("those of one length go together" in caplog.text) == (name in UNEVEN)
 
 
 def test_samples_do_not_depend_on_the_order_or_on_the_other_prompts(llama: Any) -> None:
@@ -178,6 +191,37 @@ def test_rows_leave_when_enough_of_them_have_ended(llama: Any) -> None:
     assert all(
         going <= rows < going / (1 - SAMPLING.RETIRE) for rows, going in zip(steps, open_rows, strict=True)
     )
+
+
+def test_a_response_ends_at_the_first_of_the_models_stop_tokens_in_both_samplers() -> None:
+    from rpo_cli.models.sample_static import in_batches
+
+    model = model_of("llama")
+    plain = draw(model, PROMPTS)
+    stops = [EOS, plain[0][1], plain[1][2]]
+    model.generation_config.eos_token_id = stops[1:]
+    ends = [next((at for at, token in enumerate(answer, 1) if token in stops), LIMIT) for answer in plain]
+    expected = [answer[:end] for answer, end in zip(plain, ends, strict=True)]
+    assert draw(model, PROMPTS) == expected != plain
+    with torch.inference_mode():
+        static = in_batches(
+            model, TOKENIZER.pad_token_id, stops, PROMPTS, 1.5, 0.9, LIMIT, 7, 3, lambda done: None
+        )
+    assert static == expected
+
+
+def test_a_cache_that_gives_other_logits_is_not_used(llama: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def shifted(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        cached = kwargs["input_ids"].shape[1] == 1 and kwargs.get("past_key_values") is not None
+        return args, {**kwargs, "input_ids": (kwargs["input_ids"] + 1) % 70} if cached else kwargs
+
+    right = draw(llama, PROMPTS)
+    handle = llama.register_forward_pre_hook(shifted, with_kwargs=True)
+    try:
+        assert draw(llama, PROMPTS) == right
+    finally:
+        handle.remove()
+    assert "gives other logits with its cache than without: every step reads the whole" in caplog.text
 
 
 # ── The choice of a token ───────────────────────────────────────────────────────────────────────────────────

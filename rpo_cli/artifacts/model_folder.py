@@ -59,7 +59,7 @@ def base_of_adapter(folder: Path) -> str | None:
     if not isinstance(base, str) or not base:
         raise BadInput(f"{config}: base_model_name_or_path is missing; an adapter is no model without it")
     for place in (Path(base), folder / base):
-        if place.is_dir():
+        if place.is_dir() and place.resolve() != folder.resolve():
             return str(place)
     if Path(base).is_absolute() or base.startswith(".") or base.count("/") > 1:
         raise BadInput(f"{folder} is an adapter whose base model {base} is not there; correct {config.name}")

@@ -39,8 +39,8 @@ def load_tokenizer(
     """
     if source.is_absolute() and not source.exists():
         raise BadInput(f"{source}: no such model directory")
-    if source.is_dir() and not (source / "tokenizer_config.json").is_file():
-        source = Path(base_of_adapter(source) or source)  # an adapter's own folder may have none
+    while not (source / "tokenizer_config.json").is_file() and (base := base_of_adapter(source)) is not None:
+        source = Path(base)  # an adapter's folder may have no tokenizer of its own
     offline = look_for(source)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

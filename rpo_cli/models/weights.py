@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,16 @@ def _merged(
     config = peft.PeftConfig.from_pretrained(str(adapter))
     config.task_type = None  # a causal model's may become a part of a reward model
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(adapter), config=config)
-        loaded, there = peft.get_peft_model_state_dict(adapted), peft.load_peft_weights(str(adapter), "cpu")
+        with warnings.catch_warnings(action="ignore"):  # of keys that are missing, as is said below
+            adapted = peft.PeftModel.from_pretrained(model, str(adapter), config=config)
+        loaded = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        there = peft.load_peft_weights(str(adapter), device="cpu")
         merged: PreTrainedModel = adapted.merge_and_unload()
     except Exception as error:  # of peft, whose kinds of adapters are many
         raise BadInput(f"{source}: the adapter cannot be merged into {base}: {_line(error)}") from error
-    if strange := sorted(name for name in loaded.keys() ^ there.keys() if not _of_head(name)):
+    # Embeddings are kept whole beside an adapter where its training made new tokens.
+    differ = (name for name in loaded.keys() ^ there.keys() if "lora" in name or name in loaded)
+    if strange := sorted(name for name in differ if not _of_head(name)):
         raise BadInput(f"{source}: the adapter does not fit {base}: {_some(strange)}")
     merged.requires_grad_(True)  # peft froze the base
     merged.name_or_path = str(source)
