@@ -100,6 +100,15 @@ def test_only_where_all_was_bad_input_it_is_bad_input(errors: list[Any], kind: t
     assert isinstance(found.error(TINY), kind)
 
 
+def test_a_failure_holds_no_memory_of_its_stage_while_others_run() -> None:
+    try:
+        raise RunFailed("a: x") from ValueError("x")
+    except RunFailed as error:
+        found = Failures({"a": error})
+    found.let_go()
+    assert found.failed["a"].__traceback__ is None and found.failed["a"].__cause__ is None
+
+
 def test_after_a_full_disk_nothing_more_is_tried() -> None:
     found = Failures()
     found.add("a", RunFailed("x"), [])
@@ -304,7 +313,8 @@ def test_a_worker_is_started_only_where_its_stage_fits_beside_the_others(tmp_pat
 def test_a_containers_limit_counts_as_the_machines_memory(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("2000\n")
-    assert free_bytes([], tmp_path)[HOST] == 3000
+    (tmp_path / "memory.stat").write_text("anon 1500\ninactive_file 300\nactive_file 200\n")
+    assert free_bytes([], tmp_path)[HOST] == 3500
     (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes([], tmp_path)[HOST] > 5000
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -41,9 +42,7 @@ def seen_by(worker: int, gpus: Sequence[str]) -> dict[str, str]:
 
 def free_bytes(gpus: Sequence[str], cgroup: Path = CGROUP) -> Mapping[str, int]:
     """Bytes that are free now, by place; a GPU whose driver does not say is left out."""
-    limit, used = (_number(cgroup / f"memory.{name}") for name in ("max", "current"))
-    host = int(psutil.virtual_memory().available)
-    free = {HOST: host if limit is None or used is None else min(host, limit - used)}
+    free = {HOST: min(int(psutil.virtual_memory().available), _left_by(cgroup))}
     query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i"]
     for gpu in gpus:
         try:
@@ -56,9 +55,11 @@ def free_bytes(gpus: Sequence[str], cgroup: Path = CGROUP) -> Mapping[str, int]:
     return free
 
 
-def _number(file: Path) -> int | None:
-    """The number in a file of the system's; None where there is neither."""
+def _left_by(cgroup: Path) -> int:
+    """Bytes that a container's limit leaves, beside files that the kernel keeps only as long as it likes."""
     try:
-        return int(file.read_text())
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        kept = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
-        return None
+        return sys.maxsize  # there is none
+    return limit - used + int(kept.get("inactive_file", 0)) + int(kept.get("active_file", 0))

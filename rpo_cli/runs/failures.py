@@ -26,6 +26,11 @@ class Failures:
         for other in behind:
             self.not_tried.setdefault(other, f"needs {path}")
 
+    def let_go(self) -> None:
+        """Forget where the errors came from: their tracebacks hold models in memory, and are in the logs."""
+        for error in self.failed.values():
+            error.__cause__ = error.__context__ = error.__traceback__ = None
+
     @property
     def hopeless(self) -> bool:
         """Whether no further stage need be tried."""

@@ -90,6 +90,7 @@ class _Run:
     def here(self) -> None:
         """Run one stage after another in this process."""
         for stage in self.line:
+            self.failures.let_go()
             self.progress.start(stage.path)
             try:
                 manifest = run_job(self.job(stage), partial(self.progress.step, stage.path))
