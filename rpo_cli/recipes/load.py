@@ -108,7 +108,7 @@ def _load(
     draft = _gathered(path) if text is None else gather(path, text=text)
     model = _model(draft, expect)
     if not draft.values.get("suite"):
-        draft.values["suite"] = path.parent.name
+        draft.values["suite"] = path.parent.name if unplain(path.parent.name) is None else ""
     asked = asked_for(draft, model, overrides, options or {})
     recipe = resolve(draft, model, asked)
     if draft.problems or recipe is None:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -171,6 +172,7 @@ def _problems(stage: Stage) -> Iterator[str]:
             yield f"{_at(stage, 'tokenizer')}: {folder} has no chat template, which prompt_format: chat needs"
 
 
+@cache
 def _optimiser(name: str) -> str | None:
     """Why Trainer would not take an optimiser of this name; None: it would."""
     spec = importlib.util.find_spec("transformers")

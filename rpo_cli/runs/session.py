@@ -110,7 +110,11 @@ class Session(Options):
             self.say(f"note: {loaded.path.name} chose nothing for rho {recipe.rho:g}; {', '.join(values)}")
 
     def open(self, suite: str) -> Workspace:
-        """The workspace of a suite: --workspace, or runs/<suite>."""
+        """The workspace of a suite: --workspace, or runs/<suite>; BadInput without the name of one."""
+        if not suite:
+            raise BadInput(
+                f"{self.recipe}: the name of its folder can be no suite's; set `suite:` to one that can"
+            )
         return Workspace(self.workspace or Path("runs") / suite, suite)
 
     def make(self, targets: Sequence[Stage], suite: str, **kwargs: Any) -> Workspace:

@@ -119,7 +119,7 @@ class Recipe(BaseModel):
     @classmethod
     def plain(cls, value: str) -> str:
         if value and (why := unplain(value)) is not None:
-            raise ValueError(f"{why}, got {value!r}; unless it is set, it is the name of the recipe's folder")
+            raise ValueError(f"{why}, got {value!r}")
         return value
 
     def idle(self) -> Idle:
