@@ -111,7 +111,7 @@ def train_rm(
     build(session, "reward", ("rpo train-policy", "e-dpo.yaml", session.at), members=ensemble)
 
 
-@command("sample-pairs", "--recipe pairs.yaml", takes=ONE, recipe="pairs.yaml")
+@command("sample-pairs", "--recipe small/pairs.yaml", takes=ONE, recipe="pairs.yaml")
 def sample_pairs(session: "Session") -> None:
     """Make preference pairs of a model's own samples:
     two of a prompt, or what people wrote against one of them.

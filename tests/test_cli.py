@@ -474,7 +474,7 @@ def test_doctor_tests_trl_against_the_range_that_is_installed() -> None:
     assert f'"trl{doctor.TESTED_TRL}"' in (REPOSITORY / "pyproject.toml").read_text()
 
 
-PAIRS = [("a a", " a", " a a a"), ("a a", " a a", " a a "), ("a a", "b", " a"), ("a", " a a", " a")]
+PAIRS = [("a a", " a", " a a a"), ("a a", " a a", "a a a"), ("a a", "b", " a"), ("a", " a a", " a")]
 
 
 def prepare_letters() -> None:

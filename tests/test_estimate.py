@@ -394,6 +394,11 @@ def test_a_reduced_figure_says_so_in_its_json_and_title_and_leaves_recipes_alone
 # ── What stays on disk ──────────────────────────────────────────────────────────────────────────────────────
 
 
+def finished(name: str, **metrics: float) -> Any:
+    """The manifest of an artifact with this key."""
+    return {"kind": "policy", "key": name, "recipe": {}, "options": {}, "inputs": {}, "metrics": metrics}
+
+
 def cells_in(
     root: Path, advantages: dict[str, float]
 ) -> tuple[Workspace, list[Cell], dict[str, dict[str, Any]]]:
@@ -403,7 +408,7 @@ def cells_in(
     for name, advantage in advantages.items():
         (root / "p" / name).mkdir(parents=True)
         (root / "p" / name / "model.safetensors").write_bytes(b"weights")
-        workspace.publish(f"p/{name}", {"key": name})
+        workspace.publish(f"p/{name}", finished(name))
         stage = SimpleNamespace(path=f"e/{name}", key=name, identity={"key": name})
         strength = ("beta", float(len(cells) + 1))
         cells.append(
@@ -419,7 +424,7 @@ def cells_in(
                 ),
             )
         )
-        found[name] = {"key": name, "metrics": {"advantage": advantage}}
+        found[name] = finished(name, advantage=advantage)
     return workspace, cells, found
 
 

@@ -316,10 +316,10 @@ def test_a_rivals_key_holds_its_own_field_and_no_others() -> None:
     ("settings", "message"),
     [
         (
-            ("teacher=warm", "ensemble=[rm.yaml, rm.yaml]"),
+            ("teacher=warm", "ensemble=[rm.yaml, oracle.yaml]"),
             "teacher: warm averages members of one initialisation",
         ),
-        (("teacher=mean", "ensemble=[rm.yaml, rm.yaml]"), "have no bias b of their own"),
+        (("teacher=mean", "ensemble=[rm.yaml, oracle.yaml]"), "have no bias b of their own"),
         (("teacher=median",), "teacher"),
         (("teacher=lcb", "ensemble=[]"), "teacher: lcb needs at least one reward model"),
     ],

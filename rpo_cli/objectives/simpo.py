@@ -38,5 +38,6 @@ SIMPO = Objective(
     loss=lambda pair, beta, simpo_gamma: simpo_losses(
         pair.chosen_logps, pair.rejected_logps, pair.chosen_lengths, pair.rejected_lengths, beta, simpo_gamma
     ),
+    reference_free=True,
     keys=(Key("simpo_gamma", float, 0.5, "margin, in reward units", {"ge": 0}),),
 )

@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Launch, Outcome, Progress
 from rpo_cli.devices import xla_probe
@@ -66,7 +68,7 @@ def read_launch(path: Path) -> Launch:
         line, keys, message = document.problems[0]
         what = f"{keys[0]}: {message}" if keys else message.split(": a recipe")[0]
         raise BadInput(f"{shown(path)}:{line}: {what}")
-    values = document.values
+    values = yaml.safe_load(path.read_text())  # accelerate reads YAML 1.1, where `no` is false
 
     def wrong(key: str, message: str) -> BadInput:
         return BadInput(f"{shown(path)}:{document.lines.get((key,), 1)}: {key}: {message}")

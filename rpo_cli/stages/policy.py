@@ -107,7 +107,8 @@ class PolicyTrainer(PairTrainer):
             gamma = gamma_at(self.state.global_step, self.args.max_steps, recipe.gamma, recipe.gamma_end)
             loss = preference + kl_weight(gamma, recipe.beta, recipe.kl_coefficient) * kl
             self.note("kl_to_reference", kl)
-        if self.state.global_step == 0 or self.device.fixed_shapes:  # there another step is another program
+        # On XLA in every step: there another step is another program.
+        if (self.state.global_step == 0 or self.device.fixed_shapes) and not self.objective.reference_free:
             self.start = self._beside_reference(pair, kl)
         self.note("losses/preference", preference)
         if self.is_logged():
