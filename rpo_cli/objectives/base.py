@@ -32,7 +32,8 @@ class Objective:
 
     loss: (pair, strength, keys; by name) to losses [B]; [k, B], one row for each member, where the teacher is
     an ensemble. strength: the key that is swept; only beta is a factor of the reward. teacher: whose margins
-    it distils. pessimistic: whether γ·KL(π_ref ‖ π_θ) is added. reference_free: the loss reads no log-prob of the reference.
+    it distils. pessimistic: whether γ·KL(π_ref ‖ π_θ) is added. reference_free: the loss reads no log-prob of
+    the reference.
     """
 
     name: str
