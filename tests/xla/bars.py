@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch_xla.core.xla_model as xm
 import torch_xla.debug.metrics as met
-from conftest import RHO, Tiny, pairs_of, write_suite
+from conftest import RHO, SEED, Tiny, pairs_of, write_suite
+from worlds import Plain, logp
 
 from rpo_cli.stages.data.rows import read_rows, write_rows
 
@@ -179,5 +180,18 @@ def stretch(tiny: Tiny) -> None:
             ],
             file,
         )
-    assert pq.read_table(tiny.root / RHO / "splits/train.parquet").num_rows
+    assert pq.read_table(pairs).num_rows
+    _refer(tiny, read_rows(pairs))
     tiny.edit("base.yaml", "max_length: 160")
+
+
+def _refer(tiny: Tiny, rows: Sequence[dict[str, Any]]) -> None:
+    """Give rows the reference log-probs of their texts: training starts there."""
+    said = Plain(tiny.root)
+    model, file = said.policy(f"{SEED}/sft"), tiny.root / SEED / "reference-logps/relabel/logps.parquet"
+    known = {row["id"]: row for row in read_rows(file)}
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            logps = logp(model, said.prompt(row["prompt"]), said.response(row[side]))
+            known[row["id"]][f"ref_{side}_logps"] = logps
+    write_rows(list(known.values()), file)
