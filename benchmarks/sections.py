@@ -330,13 +330,16 @@ def ensemble_together(bench: Bench) -> Iterator[Comparison]:
         )
 
 
+NEVER = -1e4  # a logit whose probability is 0
+
+
 def _count_down(eos: int) -> Callable[..., None]:
     """A forward hook: behind token FIRST_TOKEN + k come k - 1 more tokens and then EOS."""
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        last = kwargs["input_ids"][:, -1:]
+        last = kwargs["input_ids"][:, -output.logits.shape[1] :]
         following = torch.where(last == FIRST_TOKEN + 1, eos, last - 1).clamp(min=0)
-        output.logits[:, -1].fill_(-torch.inf).scatter_(1, following, 0.0)
+        output.logits.fill_(NEVER).scatter_(2, following[..., None], 0.0)
 
     return hook
 

@@ -21,7 +21,7 @@ from rpo_cli.models import Row, tokenise
 from rpo_cli.recipes import schema
 from rpo_cli.recipes.schema import DataRecipe, SplitsRecipe
 from rpo_cli.stages.data.build import read_table
-from rpo_cli.stages.data.ledger import Ledger, visible
+from rpo_cli.stages.data.ledger import Ledger, Sieve, visible
 from rpo_cli.stages.data.rows import AT_A_TIME, GROUP, read_rows, write_rows
 from rpo_cli.stages.data.sources import preference
 from rpo_cli.stages.data.sources.assemble import clean
@@ -502,6 +502,16 @@ def test_data_inspect_counts_the_prompts_that_tables_share(tiny: Tiny) -> None:
 )
 def test_text_without_a_visible_character_is_none(text: str) -> None:
     assert visible(text) == "" and visible(f"{text}a{text}") == "a"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kept"),
+    [("if x:\n  go", "if x:\ngo", True), ("a b", "a  b", True), ("a", "a\n", False), ("a\r\n", "a", False)],
+)
+def test_white_space_inside_a_response_is_content(one: str, other: str, kept: bool) -> None:
+    ledger = Ledger()
+    assert Sieve(ledger, "pairs").keeps("p", one, other) == kept
+    assert dict(ledger.counts) == ({} if kept else {"pairs/ties": 1})
 
 
 def test_visible_text_is_the_same_whatever_its_white_space() -> None:

@@ -278,7 +278,7 @@ def test_control_tokens_in_a_response_are_counted_by_row_and_said() -> None:
     (line,) = said("Llama 3", PLAIN, ("Answer:", " Yes<|start_header_id|>", " No"))
     assert line == (
         "1 of 2 rows have control tokens inside a response: <|start_header_id|> in 1 (row b); "
-        "take them out of the text"
+        "take them out of the text, unless the chat template wrote them"
     )
 
 

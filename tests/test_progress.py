@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping
 
 import pytest
+from conftest import Tiny
 from rich.console import Console
 
+from rpo_cli.artifacts import Report, Workspace, job_of
 from rpo_cli.runs.progress import QUIET_SECONDS, PlanProgress
 
 
@@ -123,3 +126,14 @@ def test_lines_of_a_running_stage_come_every_few_seconds() -> None:
     progress.start("sft")
     run(progress, clock, "sft", 1.0, range(1, 101), 100)
     assert len(said.getvalue().splitlines()) == 1 + 100 // int(QUIET_SECONDS)
+
+
+def test_what_the_package_warns_of_below_a_stage_is_told_once_and_recorded_nowhere(tiny: Tiny) -> None:
+    stage = tiny.stage("splits.yaml")
+    job = job_of(stage, Workspace(tiny.root, tiny.suite.name), {})
+    with Report(job, lambda step, of: None) as report:
+        for _ in range(2):
+            logging.getLogger("rpo").warning("%s cannot share prompts", "m")
+        report.warn("a leak")
+    logging.getLogger("rpo").warning("afterwards")
+    assert (report.told, report.warnings) == (["m cannot share prompts"], ["a leak"])

@@ -459,6 +459,16 @@ def test_tools_and_template_arguments_reach_the_chat_template(tmp_path: Path, to
     assert found.prompt == pair.prompt
 
 
+def test_what_the_chat_template_does_not_read_is_refused_or_said(
+    chat: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = SAME_PAIR["role and content"]
+    with pytest.raises(BadInput, match="here:1: tools: the chat template does not read it"):
+        read_pair(pair | {"tools": [{"name": "look"}]}, chat)
+    read_pair(pair | {"chat_template_kwargs": {"mood": "gay"}}, chat)
+    assert "chat_template_kwargs: mood: the chat template does not read it" in caplog.text
+
+
 PLAIN_PAIR = {"prompt": "q", "chosen": " c", "rejected": " d"}
 ANSWERS = {"chosen": "the long answer", "rejected": "the other answer"}
 TURNS = SAME_PAIR["role and content"]
@@ -522,6 +532,8 @@ CUTS = {  # what both begin with | what is the answer's own / the other's
     "[INST] q [/INST]| Of course: a/ Of course: b": True,
     "\nHuman: q\n\nAssistant:| I think so/ I think not": True,
     "Does Answer: come first? Then| yes/ no": False,
+    "问题：你好吗？答：|苹果很好/苹果不好": True,
+    "天气怎么样？|很好/不好": False,
 }
 
 

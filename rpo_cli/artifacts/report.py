@@ -24,6 +24,19 @@ log = logging.getLogger("rpo")
 Progress = Callable[[int, int], None]  # told so many of so many steps
 
 
+class _Heard(logging.Handler):
+    """Tells a stage's user what the package warns of below the stage's own code, each line once."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.WARNING)
+        self.report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if record.levelno == logging.WARNING and line not in (*self.report.told, *self.report.warnings):
+            self.report.told.append(line)
+
+
 class Report:
     """A stage's voice. As a context manager it opens and closes the W&B run."""
 
@@ -34,12 +47,14 @@ class Report:
         self.tracker = Tracker(self.tell)
         self.warnings: list[str] = []
         self.told: list[str] = []
+        self.heard = _Heard(self)
 
     def __call__(self, step: int, of: int) -> None:
         """Progress: `step` of `of` done."""
         self.progress(step, of)
 
     def __enter__(self) -> Report:
+        log.addHandler(self.heard)
         reporting = self.job.inherited.get("report_to", self.job.recipe.report_to)
         if reporting == "wandb":
             rho = getattr(self.job.recipe, "rho", None)
@@ -60,17 +75,18 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        log.removeHandler(self.heard)
         self.tracker.finish(failed=kind is not None)
 
     def warn(self, line: str) -> None:
         """Something the user must know though the stage goes on: said at its end, logged and recorded."""
-        log.warning(line)
         self.warnings.append(line)
+        log.warning(line)
 
     def tell(self, line: str) -> None:
         """What the user should know and has no part in the result: said at the stage's end, and logged."""
-        log.warning(line)
         self.told.append(line)
+        log.warning(line)
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """Append one line to metrics.jsonl (and to W&B)."""

@@ -35,7 +35,8 @@ def warn_of_turns(source: Path, tokenizer: PreTrainedTokenizerBase, stops: Seque
     except Exception:  # templates raise what they like, and the data stage says so
         return
     behind = tokenizer(text.rpartition("B")[2].strip(), add_special_tokens=False)["input_ids"]
-    if not behind or behind[0] == tokenizer.eos_token_id or behind[0] not in tokenizer.all_special_ids:
+    special = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    if not behind or behind[0] == tokenizer.eos_token_id or behind[0] not in special:
         return
     end, eos = tokenizer.convert_ids_to_tokens(behind[0]), tokenizer.eos_token
     known = "sampling stops at either" if behind[0] in stops else "which does not stop sampling"

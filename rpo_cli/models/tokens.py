@@ -199,7 +199,9 @@ def _said(
     holders = {name for names in found.values() for name in names}
     names = [row.id for row in rows if row.id in holders]
     means = "; a policy ends its answer there" if "(EOS)" in tokens else ""
-    cure = "take them out of the text"
+    written = tokenizer.chat_template or ""
+    ours = all(tokenizer.convert_ids_to_tokens(token) in str(written) for token in found)
+    cure = "take them out of the text" + (", unless the chat template wrote them" if ours else "")
     if "(padding)" in tokens:
         cure += ", or set pad_token: to one that no text holds, such as '[PAD]'"
     head = f"{len(names)} of {len(rows)} rows have control tokens {place}: {tokens}"

@@ -48,6 +48,11 @@ def visible(text: str) -> str:
     return " ".join("".join(seen).split())
 
 
+def _gaps(text: str) -> str:
+    """The white space inside a text: indentation and lines are content where code is written."""
+    return "|".join(re.findall(r"\s+", text.strip().replace("\r\n", "\n")))
+
+
 @dataclass
 class Ledger:
     """Rows read, rows left out by reason, and examples of each.
@@ -129,7 +134,10 @@ class Sieve:
         An unordered pair is kept once: relabelling turns it as it likes. With the other response chosen it is
         a conflict, and the first stays.
         """
-        why = self._against(visible(prompt), [visible(text) for text in responses])
+        shown = [visible(text) for text in responses]
+        if len(shown) == 2 and shown[0] == shown[1] and len({_gaps(text) for text in responses}) == 2:
+            shown = [f"{text}\n{_gaps(own)}" for text, own in zip(shown, responses, strict=True) if text]
+        why = self._against(visible(prompt), shown)
         if why is not None:
             self.ledger.leave_out(f"{self.kind}/{why}")
         return why is None

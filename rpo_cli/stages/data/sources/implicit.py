@@ -13,8 +13,9 @@ TURN = re.compile(
     r"\n\nAssistant:|<\|im_start\|>assistant\n|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n"
     r"|<start_of_turn>model\n|<\|assistant\|>\n?|\[/INST\]|\bTL;DR:"
     r"|(?:^|(?<=\s))(?:### ?)?(?:Answer|Response|Assistant|Output):\n?(?=[^\n?]*\Z)"
+    r"|(?:答|回答|答案|回复|助手|答え|답변|답)[:：]\n?(?=[^\n?？]*\Z)"
 )
-ENDS = re.compile(r"(?:\s|(?<!\d)[:?!>\]])\Z")
+ENDS = re.compile(r"(?:\s|(?<!\d)[:?!>\]]|[：？！。])\Z")
 COLUMN = re.compile(
     r"(?:prompt|question|instruction|query|input|context|message|conversation|dialog|history|post|problem"
     r"|request)(?!.*(?:ids?|hash|length|tokens?|type|source|model|score)$)",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trl.data_utils import apply_chat_template
@@ -23,6 +24,7 @@ class Templated:
 
     tokenizer: Any
     limit: int | None
+    unread: set[str] = field(default_factory=set)  # what was said not to be read
 
     def text(self, place: str, example: Mapping[str, Part], row: Row | None = None) -> dict[str, str]:
         """Every part of the example as text; plain text stays as it is.
@@ -43,6 +45,13 @@ class Templated:
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise BadInput(f"{place}: holds a conversation: name a tokenizer: that has a chat template")
         tools, kwargs = _tools(place, more), _kwargs(place, more)
+        if tools and not self._reads("tools"):
+            raise BadInput(f"{place}: tools: the chat template does not read it; leave it out")
+        for name in kwargs.keys() - self.unread:
+            if not self._reads(name):
+                self.unread.add(name)
+                what = f"chat_template_kwargs: {name}: the chat template does not read it"
+                logging.getLogger("rpo").warning("%s (first in %s)", what, place)
         try:
             made = apply_chat_template({**example, "chat_template_kwargs": kwargs}, self.tokenizer, tools)
         except Exception as error:  # templates raise what they like
@@ -56,6 +65,11 @@ class Templated:
             if eos and made[name].rstrip().endswith(eos):
                 made[name] = made[name].rstrip().removesuffix(eos)
         return {name: str(value) for name, value in made.items()}
+
+    def _reads(self, name: str) -> bool:
+        """Whether any of the tokenizer's chat templates names a variable."""
+        template = self.tokenizer.chat_template
+        return name in (template if isinstance(template, str) else " ".join(map(str, template.values())))
 
     def fits(self, prompt: str) -> bool:
         """Whether a prompt has at most the allowed number of tokens."""
