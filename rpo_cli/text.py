@@ -43,6 +43,11 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
+def first_line(error: Exception | str) -> str:
+    """What an error says, as far as its first line; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def clock(seconds: float) -> str:
     """Seconds as `1h02m`, `3m05s` or `12s`."""
     whole = max(0, round(seconds))

@@ -79,11 +79,17 @@ def test_a_policy_learns_from_the_models_own_pairs_as_the_oracle_orders_them(pup
     assert manifest(pupil.root, f"{SEED}/unbiased/policies/dpo/beta-0.2")["metrics"]["rows"] == 32
 
 
+def test_keys_of_samples_are_said_to_have_no_effect_where_none_are_drawn(empty: Tiny) -> None:
+    (empty.suite / "pairs.yaml").write_text(RECIPE + "contrasts: [written-others]\n")
+    said = empty.run("sample-pairs", "pairs.yaml", "--dry-run").stderr
+    assert "num_samples: no effect with contrasts" in said
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ("contrasts: [samples]\nnum_samples: 1", "num_samples of at least 2"),
-        ("contrasts: [written-samples, written-samples]", "names one twice"),
+        ("contrasts: [written-samples, written-samples]", "lists written-samples twice"),
         ("temperatures: [0]", "temperatures"),
     ],
 )

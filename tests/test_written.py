@@ -18,6 +18,8 @@ from test_sources import make
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rpo_cli.errors import BadInput
+
 WORDS = ["filter", "archive", "window", "parser", "engine", "small", "fast", "daemon", "viewer", "editor"]
 
 
@@ -82,6 +84,13 @@ def test_packages_of_one_source_are_on_one_side_and_alike_ones_stand_once(tmp_pa
         assert len({each.removeprefix("sft_") for each in sides} - {"train"}) <= 1
         assert sides <= {"test"} or sides <= {"validation", "sft_validation"} or len(sides) == 1
     assert metrics["sft/family"] == 30
+
+
+def test_indices_without_descriptions_say_what_to_fetch(tmp_path: Path) -> None:
+    folder = archive(tmp_path / "lists", texts(3))
+    (folder / "mirror_dists_stable_main_i18n_Translation-en").unlink()
+    with pytest.raises(BadInput, match="Translation-en: apt-get -o Acquire::Languages=en update"):
+        make(tmp_path, f"source: debian\ndataset: {folder}\n")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from rpo_cli.text import first_line
+
 
 def damaged_files(directory: Path) -> Iterator[tuple[Path, str]]:
     """The files below a directory that are not what their suffix says, each with the reason in a line."""
@@ -15,13 +17,12 @@ def damaged_files(directory: Path) -> Iterator[tuple[Path, str]]:
             try:
                 read(file)
             except Exception as error:  # of json, zipfile, Arrow and safetensors, each with its own
-                yield file, (str(error).strip().splitlines() or [type(error).__name__])[0]
+                yield file, first_line(error)
 
 
 def cure(file: Path, why: Exception | str, artifact: Path) -> str:
     """What to say of a damaged file of a finished artifact."""
-    line = (str(why).strip().splitlines() or [type(why).__name__])[0]
-    return f"{file} is damaged ({line}): delete {artifact}, and the same command makes it again"
+    return f"{file} is damaged ({first_line(why)}): delete {artifact}, and the same command makes it again"
 
 
 def _json(file: Path) -> None:

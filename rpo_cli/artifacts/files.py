@@ -25,12 +25,15 @@ def hash_of(value: Any) -> str:
 
 
 def hash_path(path: Path) -> str:
-    """Content hash of a file or a directory; large files (weights) count by size and modification time."""
+    """Content hash of a file or a directory.
+
+    Large files (weights), and those that may not be read (apt's lock), count by size and modification time.
+    """
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         stat = file.stat()
         digest.update(str(file.relative_to(path)).encode())
-        if stat.st_size <= SMALL_FILE:
+        if stat.st_size <= SMALL_FILE and os.access(file, os.R_OK):
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         else:
             digest.update(f"{stat.st_size}:{stat.st_mtime_ns}".encode())

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rpo_cli.text import first_line
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -70,7 +72,7 @@ class Tracker:
             except Exception as error:  # of wandb, and of what it is made of
                 if mode != "online":
                     raise
-                mode, why = "offline", f"not online: {_line(error)}"
+                mode, why = "offline", f"not online: {first_line(error)}"
                 self.tell(f"Weights & Biases: {why}; it goes on offline (`wandb sync` sends it later)")
                 os.environ[MODE] = mode
                 wandb.teardown()  # of the attempt: its service still holds the run's name
@@ -113,7 +115,7 @@ class Tracker:
         except Exception as error:  # of wandb, and of what it is made of
             self.run = None
             os.environ[MODE] = "disabled"
-            self.tell(f"Weights & Biases: {_line(error)}; all goes on without it")
+            self.tell(f"Weights & Biases: {first_line(error)}; all goes on without it")
             with suppress(Exception):
                 import wandb
 
@@ -124,7 +126,3 @@ def _need_answer() -> None:
     """Ask the server for any answer: its client would wait for minutes. OSError: there is none."""
     with suppress(urllib.error.HTTPError):  # which is one
         urllib.request.urlopen(urllib.request.Request(server(), method="HEAD"), timeout=SECONDS).close()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from rpo_cli.devices.choice import choose
 from rpo_cli.recipes.schema import Recipe

@@ -26,6 +26,7 @@ from rpo_cli.models.layout import (
     to_device,
 )
 from rpo_cli.models.tokens import Tokens
+from rpo_cli.text import first_line
 
 # Of the largest number read. In float32 the layouts of a model that is right differ by less than 1e-6, or by
 # some 1e-6 where it is large; a window, a padding token or a shifted position changes 1e-4 or more.
@@ -166,7 +167,7 @@ def _trouble(
                 batch = _padded(batch, pad)
             values.append(read(model, to_device(batch, model.device)).cpu().reshape(each, -1).T)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     found = torch.cat(values)
     if alike(found, alone, LOOSE if layout == "right" else TOLERANCE):
         return None

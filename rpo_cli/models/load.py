@@ -23,6 +23,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
 from rpo_cli.models.weights import read_weights
 from rpo_cli.recipes.schema import FourBits, ModelSource
+from rpo_cli.text import first_line
 
 WORD_MARKS = " \u2581\u0120#"  # with which vocabularies mark a word's beginning or its end
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
@@ -47,7 +48,7 @@ def load_tokenizer(
             str(source), revision=revision or "main", trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise BadInput(f"{source}: no tokenizer can be loaded: {why}{offline}") from error
     if tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models.tokens import Tokens
+from rpo_cli.text import first_line
 
 # Batches at a time: vLLM fills its own batches, more prompts at a time let it; fewer show progress.
 CHUNK = 16
@@ -64,7 +65,7 @@ def sample(
             load_format="safetensors",  # a pickle can run code
         )
     except ValueError as error:
-        raise BadInput(f"{model}: vLLM cannot load it: {str(error).strip().splitlines()[0]}") from error
+        raise BadInput(f"{model}: vLLM cannot load it: {first_line(error)}") from error
     ends = list(dict.fromkeys([int(tokenizer.eos_token_id), *stops]))
     result: list[list[int]] = []
     step = CHUNK * batch_size

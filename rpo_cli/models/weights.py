@@ -12,6 +12,7 @@ from transformers.utils import find_adapter_config_file
 
 from rpo_cli.artifacts import base_of_adapter, look_for
 from rpo_cli.errors import BadInput
+from rpo_cli.text import first_line
 
 # Buffers of older versions of transformers, which are computed today.
 COMPUTED = re.compile(r"(inv_freq|position_ids|att(ention|n)\.(masked_)?bias)$")
@@ -84,7 +85,7 @@ def _merged(
         there = peft.load_peft_weights(str(adapter), device="cpu")
         merged: PreTrainedModel = adapted.merge_and_unload()
     except Exception as error:  # of peft, whose kinds of adapters are many
-        raise BadInput(f"{source}: the adapter cannot be merged into {base}: {_line(error)}") from error
+        raise BadInput(f"{source}: the adapter cannot be merged into {base}: {first_line(error)}") from error
     # Embeddings are kept whole beside an adapter where its training made new tokens.
     differ = (name for name in loaded.keys() ^ there.keys() if "lora" in name or name in loaded)
     if strange := sorted(name for name in differ if not _of_head(name)):
@@ -109,7 +110,7 @@ def _read(auto: Any, source: Path, revision: str | None, **kwargs: Any) -> tuple
             **kwargs,
         )
     except Exception as error:  # of transformers, safetensors, or the implementation of attention
-        raise BadInput(f"{source}: no model can be loaded: {_line(error)}{offline}") from error
+        raise BadInput(f"{source}: no model can be loaded: {first_line(error)}{offline}") from error
     for name, found, expected in sorted(loading["mismatched_keys"]):
         if not _is_body(model, name) and len(found) == len(expected) and found[1:] == expected[1:]:
             raise BadInput(f"{source}: {name} has {found[0]} labels; a reward model has {expected[0]}")
@@ -146,7 +147,3 @@ def _lacking(source: Path, names: list[str]) -> BadInput:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Outcome, Progress, job_from

@@ -15,10 +15,10 @@ from packaging.specifiers import SpecifierSet
 
 from rpo_cli import __version__
 from rpo_cli.artifacts import git_revision, wandb_mode
-from rpo_cli.devices import xla_probe
+from rpo_cli.devices import HOST, free_bytes, xla_probe
 from rpo_cli.errors import RunFailed
 from rpo_cli.recipes import schema
-from rpo_cli.text import aligned, size
+from rpo_cli.text import aligned, first_line, size
 
 # As in pyproject.toml; private names of TRL change with every minor release.
 TESTED_TRL = ">=1.16,<1.17"
@@ -103,8 +103,8 @@ def _device(found: Findings) -> dict[str, Any]:
         for name in ("transformers", "trl", "wandb"):
             importlib.import_module(name)
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        found.problems.append(f"the libraries cannot be imported: {type(error).__name__}: {first}")
+        line = f"{type(error).__name__}: {first_line(error)}"
+        found.problems.append(f"the libraries cannot be imported: {line}")
         return {}
     threads, cpus = torch.get_num_threads(), _cpus()
     if threads > cpus:
@@ -146,22 +146,13 @@ def _cpus() -> int:
 def _machine(found: Findings) -> dict[str, Any]:
     here = os.getcwd()
     disk = shutil.disk_usage(here).free
-    memory = _free_memory()
+    memory = free_bytes(())[HOST]
     for what, count in (("disk", disk), ("memory", memory)):
         if count is not None and count < LITTLE:
             found.warnings.append(f"only {size(count)} of {what} free")
     if not os.access(here, os.W_OK):
         found.problems.append(f"{here}: cannot be written; choose another directory, or a --workspace")
     return {"cpus": _cpus(), "directory": here, "free_disk_bytes": disk, "free_memory_bytes": memory}
-
-
-def _free_memory() -> int | None:
-    """Bytes that a new process can have; None where nobody knows."""
-    try:
-        import psutil  # type: ignore[import-untyped]
-    except ImportError:
-        return None
-    return int(psutil.virtual_memory().available)
 
 
 def _hub(found: Findings) -> dict[str, Any]:

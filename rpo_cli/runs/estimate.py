@@ -29,7 +29,7 @@ from rpo_cli.runs.todo import Todo
 from rpo_cli.stages.data.build import read_table
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import columns_of, read_rows
-from rpo_cli.text import aligned, clock, size
+from rpo_cli.text import aligned, clock, first_line, size
 
 WAYS = ("train", "score", "decode")
 SAMPLE = 1000  # rows that lengths are measured on
@@ -157,7 +157,7 @@ class Estimator:
                 made = auto.from_config(config)
         except (OSError, ValueError, KeyError, TypeError) as error:
             if self.params is None:
-                line = str(error).strip().splitlines()[0]
+                line = first_line(error)
                 raise BadInput(
                     f"{source}: its config cannot be read ({line}); give --params, such as --params 1.4e9"
                 ) from error

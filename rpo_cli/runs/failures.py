@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rpo_cli.artifacts import Workspace
 from rpo_cli.errors import BadInput, Diverged, NoRoom, RunFailed
-from rpo_cli.text import aligned
+from rpo_cli.text import aligned, first_line
 
 MANY = 25  # rows of the table
 
@@ -78,6 +78,6 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
 
 def _reason(path: str, error: BadInput | RunFailed, workspace: Workspace) -> str:
     """The first line of an error, without the path that stands before it, and where its log is."""
-    line = str(error).strip().splitlines()[0].removeprefix(f"{path}: ")
+    line = first_line(error).removeprefix(f"{path}: ")
     log = Path(workspace.root) / path / "log.txt"
     return f"{line} (log: {log})" if log.is_file() and "(log: " not in line else line

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
-
 from rpo_cli import devices
 from rpo_cli.artifacts import External, Stage, Workspace, positions_of, wandb_mode
 from rpo_cli.errors import BadInput
@@ -103,20 +101,20 @@ def room(stages: Sequence[Stage], root: Path, jobs: int) -> list[str]:
     In float32: 4 bytes a weight saved, 12 in a checkpoint, of which two are kept; 16 while it trains,
     gradients and Adam's moments included, 4 under an adapter. Activations come on top.
     """
-    bases = {id(base): base for stage in stages if schema.KINDS[stage.kind].trains
-             for base in [models.base_of(stage)]}  # fmt: skip
-    weights = {name: models.parameters_of(base) for name, base in bases.items()}
+    trained = [stage for stage in stages if schema.KINDS[stage.kind].trains]
+    bases = [models.base_of(stage) for stage in trained]
+    weights = {id(base): models.parameters_of(base) for base in {id(base): base for base in bases}.values()}
     saved, checkpoints, memory = 0, [0], [0]
-    for stage in stages:
-        if isinstance(recipe := stage.recipe, schema.TrainingRecipe) and schema.KINDS[stage.kind].trains:
-            count = weights[id(models.base_of(stage))]
+    for stage, base in zip(trained, bases, strict=True):
+        if isinstance(recipe := stage.recipe, schema.TrainingRecipe):
+            count = weights[id(base)]
             saved += 4 * count
             checkpoints.append(24 * count if recipe.save_steps else 0)
             memory.append((4 if recipe.use_peft else 16) * count if recipe.device == "cpu" else 0)
     place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
     wanted = (
         ("disk", saved + sum(sorted(checkpoints)[-jobs:]), shutil.disk_usage(place).free),
-        ("memory", sum(sorted(memory)[-jobs:]), psutil.virtual_memory().available),
+        ("memory", sum(sorted(memory)[-jobs:]), devices.free_bytes(())[devices.HOST]),
     )
     return [
         f"{what}: the models of this plan take up to {size(need)} with --jobs {jobs}, {size(free)} are free"

@@ -27,6 +27,7 @@ from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import shown, suggest
 from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe
 from rpo_cli.recipes.yaml_lines import read
+from rpo_cli.text import first_line
 
 if TYPE_CHECKING:
     from rpo_cli.artifacts import Stage
@@ -111,7 +112,7 @@ def _parse(path: Path, values: dict[str, Any], wrong: Callable[[str, str], BadIn
     try:
         load_config_from_file(str(path))
     except (ValueError, TypeError) as error:
-        raise BadInput(f"{shown(path)}: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"{shown(path)}: {first_line(error)}") from error
 
 
 def check(stage: Stage, launch: Launch) -> None:

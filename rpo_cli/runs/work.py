@@ -34,6 +34,7 @@ from rpo_cli.artifacts import (
 from rpo_cli.errors import BadInput, Died, NoRoom, OutOfMemory, RunFailed
 from rpo_cli.recipes.schema import KINDS, Recipe, seed_of
 from rpo_cli.runs import processes
+from rpo_cli.text import first_line
 
 QUIET_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -91,9 +92,9 @@ def failed(job: Job[Recipe], error: Exception) -> RunFailed:
     if full is not None:
         what = f"{full}: {job.directory}; make room, then the same command goes on from here"
         return NoRoom(f"{job.path}: {what}")
-    line = next(iter(str(error).strip().splitlines()), "")
+    line = first_line(error)
     if no_memory(error):
-        return OutOfMemory(f"{job.path}: out of memory ({line or type(error).__name__}); {_less_memory(job)}")
+        return OutOfMemory(f"{job.path}: out of memory ({line}); {_less_memory(job)}")
     if isinstance(error, OSError):
         what = f"{error.strerror or error}: {error.filename or job.directory}"
     else:

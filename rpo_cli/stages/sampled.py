@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,13 +90,16 @@ class Sampler:
         self.model = load_causal(job.inputs["model"], self.recipe, device, tokenizer, revision)
         self.seed = seed_of(self.recipe, "sampling")
 
+    def _report(self, before: int, total: int, now: int) -> None:
+        self.report(before + now, total)
+
     def draw(self, prompts: Sequence[Any]) -> list[list[list[int]]]:
         """num_samples responses for each prompt's tokens; the i-th of all under one temperature."""
         recipe, kinds = self.recipe, len(self.recipe.temperatures)
         drawn: list[list[list[int]]] = [[] for _ in prompts]
         for turn, temperature in enumerate(recipe.temperatures):
             each = len(range(turn, recipe.num_samples, kinds))
-            done, total = len(prompts) * turn * each, len(prompts) * recipe.num_samples
+            before, total = sum(map(len, drawn)), len(prompts) * recipe.num_samples
             answers = sample(
                 self.model,
                 self.tokenizer,
@@ -106,7 +110,7 @@ class Sampler:
                 batch_size=recipe.per_device_eval_batch_size,
                 # Under one seed a prompt's samples at two temperatures would share their random numbers.
                 seed=int(np.random.SeedSequence([self.seed, turn]).generate_state(1)[0]),
-                on_batch=lambda n, done=done, total=total: self.report(done + n, total),  # type: ignore[misc]
+                on_batch=partial(self._report, before, total),
             )
             for index, own in enumerate(drawn):
                 own += answers[index * each : (index + 1) * each]

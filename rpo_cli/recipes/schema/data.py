@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     SourceName = str
 else:
     SourceName = Literal[tuple(SOURCES)]
+# What a file of a data set is called by; packed ones by their packing.
+FILES = {".jsonl", ".json", ".parquet", ".gz", ".zst", ".xz", ".bz2", ".lz4"}
 WRITTEN_TABLES = ("sft_train", "sft_validation", "prompts_train", "prompts_validation", "prompts_test")
 LOADED_TABLES = (
     "sft_train",
@@ -170,10 +172,7 @@ class DataRecipe(Recipe):
             raise ValueError(f"{why} needs a tokenizer")
         for name in ("dataset", "sft_dataset"):
             path = Path(getattr(self, name) or "")
-            if (
-                path.suffix.lower() in (".jsonl", ".json", ".parquet", ".gz", ".zst")
-                and not path.is_absolute()
-            ):
+            if path.suffix.lower() in FILES and not path.is_absolute():
                 raise ValueError(f"{name}: a relative path begins with ./ (others are hub names)")
         return self
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from rpo_cli.recipes.schema.base import ModelSource, Table, cosmetic
+from rpo_cli.recipes.schema.base import EachOnce, Idle, ModelSource, Positive, Table, cosmetic
 
 Contrast = Literal["samples", "written-samples", "written-others"]
 
@@ -21,7 +21,7 @@ class PairsRecipe(ModelSource):
     validation_table: Table | None = Field(
         "prompts_validation", description="whose prompts make `pairs_validation`; null: none"
     )
-    contrasts: list[Contrast] = Field(
+    contrasts: Annotated[list[Contrast], EachOnce] = Field(
         ["samples"],
         min_length=1,
         description="samples: two of a prompt, in the order drawn, for `relabel` to order; written-samples: "
@@ -29,7 +29,7 @@ class PairsRecipe(ModelSource):
     )
     num_prompts: PositiveInt | None = Field(None, description="use the first so many prompts; null: all")
     num_samples: PositiveInt = Field(2, description="samples for each prompt")
-    temperatures: list[PositiveFloat] = Field(
+    temperatures: list[Positive] = Field(
         [1.0], min_length=1, description="a prompt's samples take turns with them"
     )
     top_p: float = Field(1.0, gt=0, le=1)
@@ -42,9 +42,12 @@ class PairsRecipe(ModelSource):
     def samples_come_in_twos(self) -> PairsRecipe:
         if "samples" in self.contrasts and self.num_samples < 2:
             raise ValueError("contrasts: samples needs num_samples of at least 2")
-        if len(set(self.contrasts)) < len(self.contrasts):
-            raise ValueError("contrasts: names one twice")
         return self
+
+    def idle(self) -> Idle:
+        of_samples = ("num_samples", "temperatures", "top_p", "max_new_tokens")
+        unused = () if self.needs_samples else of_samples
+        return super().idle() | {(name,): "contrasts" for name in unused}
 
     @property
     def needs_samples(self) -> bool:

@@ -52,5 +52,6 @@ class FirstStep(TrainerCallback):
                 raise RunFailed(
                     f"{self.what}: the first loss is {found:.6g}, but at the reference, where training "
                     f"starts, it is {there:.6g} (± {allowed:.2g} for rounding): the model is not the one of "
-                    "the reference log-probs, or reads the pairs otherwise"
+                    "the reference log-probs, or reads the pairs otherwise; if those are of an older "
+                    "version, delete reference-logps in the workspace, and the same command makes them again"
                 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from rpo_cli.errors import BadInput
 from rpo_cli.stages.data.ledger import visible
 from rpo_cli.stages.data.rows import digest
 from rpo_cli.stages.data.sources.base import Pair, Sets, Written, text
@@ -33,6 +34,7 @@ def _written(sets: Sets) -> Iterator[Written]:
     source_of: dict[str, str] = {}
     described: dict[str, tuple[str, str]] = {}
     seen: set[int] = set()
+    place = ""
     for place, _, row in sets.written:
         name = text(place, row, "Package")
         if row.get("Version") is not None:  # a paragraph of Packages; Translation-en has none
@@ -46,6 +48,11 @@ def _written(sets: Sets) -> Iterator[Written]:
             sets.ledger.leave_out(f"sft/{why}")
         else:
             described.setdefault(name, found)
+    if source_of and not described:
+        raise BadInput(
+            f"{place}: these indices hold no long descriptions, which stand in Translation-en: "
+            "apt-get -o Acquire::Languages=en update, or fetch main/i18n/Translation-en.xz of a mirror"
+        )
     families: set[tuple[str, str]] = set()
     for name, (post, summary) in described.items():
         source = source_of.get(name, name)

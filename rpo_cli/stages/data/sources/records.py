@@ -20,6 +20,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources.base import columns_in, named, shown_name
+from rpo_cli.text import first_line
 
 PACKED = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bz2", ".lz4": "lz4"}
 INDEX = re.compile(r"(^|_)(Packages|Translation-en)$")  # of a Debian archive, or as apt names them
@@ -148,7 +149,7 @@ def _parquet(file: Path) -> Iterator[tuple[str, Row]]:
         for number, row in enumerate(rows, 1):
             yield f"{file}: row {number}", row
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise BadInput(f"{file}: not a Parquet file: {_line(error)}") from error
+        raise BadInput(f"{file}: not a Parquet file: {first_line(error)}") from error
 
 
 def _json(file: Path, packed: str | None) -> Iterator[tuple[str, Row | str | None]]:
@@ -165,7 +166,7 @@ def _json(file: Path, packed: str | None) -> Iterator[tuple[str, Row | str | Non
                 empty = False
                 yield f"{file}:{number}", _parse(bare)
     except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
-        raise BadInput(f"{file}: cannot be read: {_line(error)}") from error
+        raise BadInput(f"{file}: cannot be read: {first_line(error)}") from error
 
 
 def _opened(file: Path, packed: str | None) -> io.BufferedReader:
@@ -194,7 +195,7 @@ def _index(file: Path, packed: str | None) -> Iterator[tuple[str, Row]]:
                     last, _, value = shown.partition(":")
                     row[last] = value.strip()
     except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
-        raise BadInput(f"{file}: cannot be read: {_line(error)}") from error
+        raise BadInput(f"{file}: cannot be read: {first_line(error)}") from error
 
 
 def _instead(file: Path, packed: str | None) -> str:
@@ -259,7 +260,3 @@ def _too_long(line: bytes) -> str:
     except (ValueError, AttributeError, RecursionError):  # more is wrong with the line
         names = "the line"
     return f"{names}: a number of more than {most} digits"
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -14,6 +14,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.stages.data.sources.base import named
 from rpo_cli.stages.data.sources.turns import Part
+from rpo_cli.text import first_line
 
 TEMPLATE = ("tools", "chat_template_kwargs")  # columns of TRL's that only a chat template has a use for
 
@@ -55,8 +56,7 @@ class Templated:
         try:
             made = apply_chat_template({**example, "chat_template_kwargs": kwargs}, self.tokenizer, tools)
         except Exception as error:  # templates raise what they like
-            why = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BadInput(f"{place}: the chat template refuses it: {why}") from error
+            raise BadInput(f"{place}: the chat template refuses it: {first_line(error)}") from error
         bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token
         # BOS and EOS are added where rows are tokenised; twice they would be another text.
         if bos and (self.tokenizer("")["input_ids"] or [None])[0] == self.tokenizer.bos_token_id:
