@@ -534,6 +534,7 @@ CUTS = {  # what both begin with | what is the answer's own / the other's
     "Does Answer: come first? Then| yes/ no": False,
     "问题：你好吗？答：|苹果很好/苹果不好": True,
     "天气怎么样？|很好/不好": False,
+    "天气怎么样？|很好/很坏": True,
 }
 
 

@@ -141,7 +141,7 @@ HEAD = """\
 What becomes of {count} types of `AutoModelForCausalLM` of transformers {version}, each tried as a small
 random model whose windows are shorter than its rows. It is no list that `rpo` reads: every stage tries its
 own model on rows of its own data before it reads, trains or samples, with a row read alone as the measure,
-and says in its log what it fell back to.
+and says at its end what it fell back to.
 
 - *shared prompts*: a row holds a prompt once and all its responses. *a row each*: prompts end in one column,
   padding on both sides. *a row each, padded behind*: no padding before a prompt.

@@ -26,15 +26,16 @@ COLUMN = re.compile(
 def cut(chosen: str, rejected: str) -> tuple[int, bool]:
     """How long the prompt of two different texts is, and whether it is shorter than what they share.
 
-    It ends at the last turn of the assistant that both begin; else at the last white space, unless both part
-    where a word or a line ends. One space before a response is the response's own, as in TRL.
+    It ends at the last turn of the assistant that both begin; else at the last white space (or sentence, in
+    scripts that write none), unless both part where a word or a line ends. One space before a response is the
+    response's own, as in TRL.
     """
     shared = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - of texts
     end = len(shared)
     if turns := list(TURN.finditer(shared)):
         end = turns[-1].end()
     elif not ENDS.search(shared) and not all(text[end : end + 1].isspace() for text in (chosen, rejected)):
-        end = max((found.end() for found in re.finditer(r"\s", shared)), default=0)
+        end = max((found.end() for found in re.finditer(r"[\s：？！。]", shared)), default=0)
     end, longest = (at - (at > 0 and chosen[at - 1] == " ") for at in (end, len(shared)))
     return end, end < longest
 
