@@ -137,6 +137,8 @@ def _keep(
 
     row = KINDS[recipe.kind]
     found = row.gather(cells, session.open(recipe.suite))
+    if recipe.unit == "sd":
+        found.cells["advantage"] /= found.cells.pop("baseline_sd")
     title = recipe.title or row.title
     variants = [variant for variant in recipe.compared if variant.name in selection.policies]
     meta = {
@@ -150,6 +152,8 @@ def _keep(
         "bootstrap_samples": recipe.bootstrap_samples,
         "title": title,
     }
+    told = {"intervals": recipe.intervals, "unit": recipe.unit}
+    meta |= {name: value for name, value in told.items() if value not in ("bootstrap", "oracle")}
     if selection.left_out:
         meta |= {"left_out": selection.left_out, "title": f"{title} [reduced: {selection.note()}]"}
     save_results(Results(found.cells, found.choices, meta, found.tables), folder)

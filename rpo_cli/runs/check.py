@@ -107,7 +107,7 @@ def plan_problems(loaded: Loaded, absent: set[str], noted: set[str]) -> list[str
         ]
     elif isinstance(recipe, schema.PolicyRecipe):
         steps = [partial(planner.evaluation, loaded, "test")]
-    elif isinstance(recipe, schema.RewardRecipe) and recipe.ensemble:
+    elif isinstance(recipe, schema.RewardRecipe) and recipe.has_members:
         steps.append(partial(planner.members, loaded))
     problems: list[str] = []
     made: list[Stage] = []

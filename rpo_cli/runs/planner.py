@@ -33,6 +33,7 @@ MADE_BY = {
 }  # fmt: skip
 # Folders of artifacts beside those that are called like a recipe.
 RESERVED = re.compile("unbiased|policies|scores|evaluations|judged|measures|(rho|seed|reference|external)-.*")
+SEEDS_APART = 1000  # from one member of an ensemble of seeds to the next
 DEEPEST = 40  # recipes, each of which needs the next
 
 
@@ -222,25 +223,39 @@ class Planner:
             inputs["model"] = self.reference("model_name_or_path", loaded)
         return self._add("sft", loaded.path.stem, loaded, inputs)
 
-    def _reward(self, loaded: Loaded, member: float | None = None) -> Stage:
-        recipe = cast(schema.RewardRecipe, loaded.recipe)
+    def _reward(
+        self,
+        loaded: Loaded,
+        name: str = "all",
+        options: Mapping[str, Any] | None = None,
+        recipe: schema.RewardRecipe | None = None,
+    ) -> Stage:
+        """A reward model; of an ensemble's member, its folder `name`, and options and recipe of its own."""
+        recipe = recipe or cast(schema.RewardRecipe, loaded.recipe)
         self._need_model(loaded)
         data = self.reference("data", loaded)
         self._need_table(data, recipe.table, loaded)
         inputs = {"data": data, "model": self.reference("model_name_or_path", loaded)}
         if isinstance(data, Stage) and data.kind == "splits":
-            name = "all" if member is None else f"b-{member:g}"
-            options = {} if member is None else {"member": member}
             path = f"{rho_folder(recipe.rho)}/{loaded.path.stem}/{name}"
-            return self._add("reward", path, loaded, inputs, options)
-        if member is not None:
+            return self._add("reward", path, loaded, inputs, options, recipe)
+        if name != "all":
             needed = "a splits recipe, which makes the subsets of its members"
             raise _wrong(loaded, "data", f"an ensemble needs {needed}")
         return self._add("reward", loaded.path.stem, loaded, inputs)
 
     def members(self, loaded: Loaded) -> list[Stage]:
-        """The ensemble of a reward recipe, in the order of its biases."""
+        """The ensemble of a reward recipe, in the order of its biases, halves or seeds."""
         recipe = cast(schema.RewardRecipe, loaded.recipe)
+        numbers, seed = range(recipe.ensemble_size), schema.seed_of(recipe, "rm")
+        if recipe.ensemble_of == "halves":
+            return [self._reward(loaded, f"half-{i}", {"half": i}) for i in numbers]
+        if recipe.ensemble_of == "seeds":  # the first is the one model of all pairs
+            own = [recipe.model_copy(update={"rm_seed": seed + SEEDS_APART * i}) for i in numbers]
+            return [
+                self._reward(loaded, f"seed-{i}" if i else "all", recipe=own[i] if i else None)
+                for i in numbers
+            ]
         if not recipe.ensemble:
             raise _wrong(loaded, "ensemble", "lists no biases, so there is no ensemble to train")
         splits = (
@@ -252,7 +267,7 @@ class Planner:
                 listed = ", ".join(f"{b:g}" for b in splits.ensemble)
                 what = f"{', '.join(unknown)} is no subset of {recipe.data} ({listed})"
                 raise _wrong(loaded, "ensemble", what)
-        return [self._reward(loaded, b) for b in recipe.ensemble]
+        return [self._reward(loaded, f"b-{b:g}", {"member": b}) for b in recipe.ensemble]
 
     def _pairs(self, loaded: Loaded) -> Stage:
         inputs = {
@@ -290,6 +305,10 @@ class Planner:
         splits = self.reference("data", loaded)
         if not isinstance(splits, Stage) or splits.kind != "splits":
             raise _wrong(loaded, "data", "a policy is trained on the pairs of a splits recipe")
+        biases = cast(schema.SplitsRecipe, splits.recipe).ensemble
+        if recipe.subset is not None and recipe.subset not in biases:
+            listed = ", ".join(f"{b:g}" for b in biases)
+            raise _wrong(loaded, "subset", f"{recipe.subset:g} is no subset of {recipe.data} ({listed})")
         model = self.reference("model_name_or_path", loaded)
         inputs: dict[str, Stage | External] = {"data": splits, "model": model}
         pairs = cast(Stage, splits.inputs["data"])
@@ -327,7 +346,9 @@ class Planner:
     def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Stage | External]]:
         """The reward models an objective distils, under the names of the cells' histogram."""
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
-        if recipe.asks_one:
+        if recipe.asks_one and recipe.reward_member is not None:
+            yield f"{recipe.reward_member:g}", self._member(loaded)
+        elif recipe.asks_one:
             yield "rm", self.reference("reward_model", loaded)
         elif recipe.asks_ensemble:
             if not recipe.compares_members:
@@ -341,12 +362,29 @@ class Planner:
                     yield f"m{index}", self._resolve(reference, loaded, ("ensemble", index))
             else:
                 for member in self._members(loaded, recipe.ensemble):
-                    yield f"{member.options['member']:g}", member
+                    yield name_of(member), member
 
     def _members(self, loaded: Loaded, name: str) -> list[Stage]:
         """The ensemble that a policy names."""
         with self._step(loaded, ("ensemble",)):
             return self.members(self._ensemble(loaded, name))
+
+    def _member(self, loaded: Loaded) -> Stage:
+        """The one member of an ensemble that a policy asks for by its bias."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        if not schema.is_recipe(recipe.reward_model):
+            what = f"reward_model: {recipe.reward_model} is a model; only a recipe has members"
+            raise _wrong(loaded, "reward_member", what)
+        with self._step(loaded, ("reward_model",)):
+            ensemble = self.load(
+                loaded.sibling(recipe.reward_model, "reward_model"), expect="reward", **at_rho(recipe.rho)
+            )
+            members = {member.options.get("member"): member for member in self.members(ensemble)}
+        if recipe.reward_member not in members:
+            listed = ", ".join(f"{b:g}" for b in members if b is not None) or "none has a bias of its own"
+            what = f"{recipe.reward_member:g} is no member of {recipe.reward_model} ({listed})"
+            raise _wrong(loaded, "reward_member", what)
+        return members[recipe.reward_member]
 
     def _ensemble(self, loaded: Loaded, name: str) -> Loaded:
         rho = cast(schema.PolicyRecipe, loaded.recipe).rho
@@ -360,9 +398,7 @@ class Planner:
             raise _wrong(loaded, "ensemble", f"{of_one}; name a recipe with `ensemble:`")
         ensemble = self._ensemble(loaded, reference)
         members = self._members(loaded, reference)
-        inputs: dict[str, Stage | External] = {
-            f"members/{member.options['member']:g}": member for member in members
-        }
+        inputs: dict[str, Stage | External] = {f"members/{name_of(member)}": member for member in members}
         recipe = ensemble.recipe.model_copy(update={"expected_seconds": 1.0})
         place = f"{rho_folder(cast(schema.RewardRecipe, recipe).rho)}/{ensemble.path.stem}/warm"
         return self._add("warm", place, ensemble, inputs, recipe=recipe)
@@ -459,6 +495,11 @@ class Planner:
         place = evaluation.path.split("/", 1)[1].replace("/evaluations/", "/judged/")
         path = f"{place}/{re.sub(r'[^A-Za-z0-9.-]+', '-', recipe.judge.model)}"
         return self._add("judge", path, loaded, inputs, recipe=judge)
+
+
+def name_of(member: Stage) -> str:
+    """What a member of an ensemble is called in metrics: its bias, or its folder."""
+    return f"{member.options['member']:g}" if "member" in member.options else Path(member.path).name
 
 
 def beside(loaded: Loaded) -> Iterator[Loaded]:

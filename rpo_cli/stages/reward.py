@@ -93,8 +93,12 @@ def training_rows(job: Job[RewardRecipe]) -> tuple[Rows, Rows | None]:
     recipe: RewardRecipe = job.recipe
     folder = job.inputs["data"]
     if (folder / "held_out.parquet").is_file():
-        member = job.options.get("member")
-        return rows_of(job, "train" if member is None else f"b-{member:g}"), rows_of(job, "held_out")
+        member, half = job.options.get("member"), job.options.get("half")
+        pairs = rows_of(job, "train" if member is None else f"b-{member:g}")
+        if half is not None:
+            order = np.random.default_rng([seed_of(recipe, "rm"), 40, half]).permutation(len(pairs))
+            pairs = pairs.take(np.sort(order[: len(pairs) // 2]).tolist())
+        return pairs, rows_of(job, "held_out")
     held_out = "pairs_validation"
     has_held_out = (folder / f"{held_out}.parquet").is_file()
     return rows_of(job, recipe.table), rows_of(job, held_out) if has_held_out else None

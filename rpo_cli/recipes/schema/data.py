@@ -209,6 +209,14 @@ class SplitsRecipe(Recipe):
         "equal",
         description="equal: the largest size that every b allows; largest: for each b its own; or a number",
     )
+    subset_draw: Literal["nested", "independent"] = added(
+        "nested",
+        "nested: each subset takes the same first pairs of either kind, as far as its bias allows; "
+        "independent: each is drawn from D_rho by itself",
+    )
+    length_counts_eos: bool = added(
+        True, "whether the EOS is one of a response's tokens where lengths are compared"
+    )
     length_margin: float = Field(
         0.1, ge=0, description="longer means at least this share more tokens; closer pairs are ties"
     )

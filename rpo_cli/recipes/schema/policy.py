@@ -25,6 +25,7 @@ from rpo_cli.recipes.schema.base import (
     Positive,
     Share,
     SharedPrompts,
+    added,
     at_most,
     cosmetic,
 )
@@ -71,7 +72,13 @@ class Taught(TrainingRecipe, SharedPrompts):
     objective: ObjectiveName
     data: str = Field("splits.yaml", description="recipe of the pairs: splits")
     rho: Share | None = Field(None, description="which D_rho; null: the unbiased pairs")
+    subset: Share | None = added(
+        None, "train on the pairs of the subset D_rho,b of this bias b, instead of all of D_rho"
+    )
     reward_model: str = Field("rm.yaml", description=f"teacher of {OF_ONE}: recipe or model directory")
+    reward_member: Share | None = added(
+        None, "the member of this bias b of the ensemble that reward_model describes, not its one model"
+    )
     ensemble: str | Annotated[list[str], EachOnce] = Field(
         "rm.yaml",
         description=f"teachers of {OF_ENSEMBLE}: a recipe with `ensemble:`, or model directories",
@@ -116,6 +123,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
     calibration: Literal["none", "temperature"] = Field(
         "temperature", description="temperature: divide each member's rewards by a T fitted on held-out pairs"
     )
+    calibrate_one: bool = added(False, f"whether calibration holds for the one reward model of {OF_ONE}, too")
     calibration_mix: Literal["own", "data"] = Field(
         "own", description="held-out pairs reweighted to the member's own b, or as they are"
     )
@@ -173,6 +181,16 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         return self.takes_min or (self.asks_ensemble and TEACHERS[self.teacher].scored == "members")
 
     @property
+    def calibrates(self) -> bool:
+        """Whether the rewards of its teachers are divided by a temperature."""
+        return self.calibration == "temperature" and self.may_calibrate
+
+    @property
+    def may_calibrate(self) -> bool:
+        """Whether `calibration` has a say: where margins meet, or where one model's is asked for."""
+        return self.compares_members or (self.asks_one and self.calibrate_one)
+
+    @property
     def samples_reference(self) -> bool:
         """Whether the KL is estimated on samples of pi_ref."""
         return self.declared.pessimistic and self.kl_estimator != "data"
@@ -194,18 +212,20 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
             **dict.fromkeys(("gamma", "gamma_end", "kl_estimator", "kl_coefficient"), objective.pessimistic),
             **dict.fromkeys(("reference_samples", "max_new_tokens", "sampling_seed"), self.samples_reference),
             "reward_model": self.asks_one,
+            "reward_member": self.asks_one,
+            "calibrate_one": self.asks_one and self.calibration != "none",
             "teacher": distils_other,
             "ensemble": self.asks_ensemble,
             "ensemble_min": self.takes_min,
             "ema_decay": self.takes_min and self.ensemble_min == "dataset",
-            "calibration": self.compares_members,
-            "calibration_mix": self.compares_members and self.calibration != "none",
+            "calibration": self.may_calibrate,
+            "calibration_mix": self.calibrates,
         }
         return {name for name, has_effect in used.items() if not has_effect}
 
     def idle(self) -> Idle:
         decides = {  # beside the objective
-            **dict.fromkeys(("reward_model", "ensemble", *TEACHER_KEYS), "teacher"),
+            **dict.fromkeys(("reward_model", "reward_member", "ensemble", *TEACHER_KEYS), "teacher"),
             "ema_decay": "ensemble_min", "calibration_mix": "calibration",
             **dict.fromkeys(("reference_samples", "max_new_tokens", "sampling_seed"), "kl_estimator"),
         }  # fmt: skip

@@ -129,6 +129,12 @@ class RewardRecipe(TrainingRecipe, SharedPrompts):
     ensemble: Annotated[list[Share], EachOnce] = cosmetic(
         [], "biases b of the ensemble: one member on each D_rho,b"
     )  # a member's own b is in its key
+    ensemble_of: Literal["subsets", "halves", "seeds"] = cosmetic(
+        "subsets",
+        "what members differ in. subsets: each on its D_rho,b. Told nothing of length: halves, each on "
+        "another random half of D_rho; seeds, each on all of D_rho under another rm_seed",
+    )  # a member's half or seed is in its key
+    ensemble_size: PositiveInt = cosmetic(5, "members of ensemble_of: halves or seeds")
     stopping: Literal["steps", "early"] = Field(
         "steps",
         description="the last step, or the evaluated step with the lowest held-out loss (paper: unknown)",
@@ -144,5 +150,14 @@ class RewardRecipe(TrainingRecipe, SharedPrompts):
         return self
 
     def idle(self) -> Idle:
-        told = self.stopping == "early" or "stopping" in self.model_fields_set
-        return super().idle() | ({} if told else {("eval_steps",): "stopping"})
+        found = super().idle()
+        if self.stopping != "early" and "stopping" not in self.model_fields_set:
+            found["eval_steps",] = "stopping"
+        if self.ensemble_of == "subsets":
+            found["ensemble_size",] = "ensemble_of"
+        return found
+
+    @property
+    def has_members(self) -> bool:
+        """Whether it describes an ensemble beside the one model of all pairs."""
+        return bool(self.ensemble) or self.ensemble_of != "subsets"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.data.rows import PAIR, rows_of
 from rpo_cli.stages.samples import samples_by_prompt
 from rpo_cli.stages.splits import LONGER, SHORTER, bias_trained_on
+
+# Models of all of D_rho or of a random part: their own mix is that of the held-out pairs.
+ALL_PAIRS = re.compile("rm|all|seed-.*|half-.*")
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
         folder = job.inputs[f"scores/{name}"]
         scores = pq.read_table(folder / "train.parquet").to_pydict()
         temperature = 1.0
-        if recipe.calibration == "temperature" and recipe.compares_members:
+        if recipe.calibrates:
             try:
                 temperature = _temperature(job, recipe, name)
             except ValueError as error:
@@ -70,7 +74,7 @@ def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> flo
     held_out = pq.read_table(job.inputs[f"scores/{name}"] / "held_out.parquet").to_pydict()
     chosen, rejected = (torch.tensor(held_out[side], dtype=torch.float64) for side in PAIR)
     margins = chosen - rejected
-    if recipe.calibration_mix == "data":
+    if recipe.calibration_mix == "data" or ALL_PAIRS.fullmatch(name):
         return fit_temperature(margins)
     try:
         mix = float(name)
@@ -93,7 +97,7 @@ def policy_rows(
     report: Report,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows for the collator; how many pairs were dropped for their length, and the bias of the others."""
-    pairs = rows_of(job, "train")
+    pairs = rows_of(job, "train" if recipe.subset is None else f"b-{recipe.subset:g}")
     tokens = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     logps = pq.read_table(job.inputs["reference"] / "logps.parquet").to_pydict()
     both = zip(logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)
