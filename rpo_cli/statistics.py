@@ -8,6 +8,7 @@ seeds, of which there are few, there is Student's t beside it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ def interval(mean: float, draws: Array) -> Interval:
     return Interval(float(mean), float(low), float(high))
 
 
+@cache
 def student_angles(freedom: int) -> tuple[Array, Array]:
     """Distribution function of Student's t: angles θ and P(t ≤ √freedom · tan θ) at each.
 
