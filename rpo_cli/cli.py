@@ -90,11 +90,11 @@ def main(
 
 
 @command("train-sft", "--recipe miniature/sft.yaml", takes=ONE, recipe="sft.yaml")
-def train_sft(session: "Session") -> None:
+def train_sft(session: "Session", costs: Costs) -> None:
     """Fine-tune on written responses: makes pi_SFT, the reference policy."""
     from rpo_cli.runs.make import build
 
-    build(session, "sft", ("rpo train-rm", "oracle.yaml", ""))
+    build(session, "sft", ("rpo train-rm", "oracle.yaml", ""), costs=costs)
 
 
 MEMBERS = "Train the ensemble's members, one on each subset D_rho,b."
@@ -103,12 +103,15 @@ RHO_02 = "--recipe rm.yaml --rho 0.2 --ensemble --jobs 2"
 
 @command("train-rm", "--recipe oracle.yaml", RHO_02, takes=EVERY, recipe="rm.yaml")
 def train_rm(
-    session: "Session", ensemble: Annotated[bool, Option("--ensemble", help=MEMBERS)] = False
+    session: "Session",
+    costs: Costs,
+    ensemble: Annotated[bool, Option("--ensemble", help=MEMBERS)] = False,
 ) -> None:
     """Train a Bradley-Terry reward model: the oracle, the one of D_rho, or an ensemble."""
     from rpo_cli.runs.make import build
 
-    build(session, "reward", ("rpo train-policy", "e-dpo.yaml", session.at), members=ensemble)
+    following = ("rpo train-policy", "e-dpo.yaml", session.at)
+    build(session, "reward", following, members=ensemble, costs=costs)
 
 
 @command("sample-pairs", "--recipe small/pairs.yaml", takes=ONE, recipe="pairs.yaml")
@@ -142,15 +145,16 @@ def make_biased_splits(session: "Session") -> None:
 
 
 @command("train-policy", "--recipe e-dpo.yaml --rho 0.2", takes=EVERY, text=TRAIN_POLICY)
-def train_policy(session: "Session") -> None:
+def train_policy(session: "Session", costs: Costs) -> None:
     from rpo_cli.runs import make
 
-    make.train_policy(session)
+    make.train_policy(session, costs)
 
 
 @command("evaluate", "--recipe e-dpo.yaml --rho 0.2 --split test", takes=EVERY)
 def evaluate(
     session: "Session",
+    costs: Costs,
     split: Annotated[Split, Option(help="Prompts: validation chooses, test reports.")] = "test",
 ) -> None:
     """Sample from a policy and score with the oracle:
@@ -160,7 +164,7 @@ def evaluate(
     """
     from rpo_cli.runs import make
 
-    make.evaluate(session, split)
+    make.evaluate(session, split, costs)
 
 
 @command("judge", "--recipe own-data/dpo.yaml --model gpt-4.1-mini", takes=EVERY - {"accelerate"})
