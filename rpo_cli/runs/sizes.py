@@ -126,13 +126,13 @@ class Sizes:
             note = f"{source}: {size_of}; no activations are estimated for it"
             self.notes += [] if note in self.notes else [note]
             return Model(source, self.params, None)
-        head = getattr(made, "score", None) if reward else made.get_output_embeddings()
+        head: Any = getattr(made, "score", None) if reward else made.get_output_embeddings()
         linear = [
             (m.in_features, m.out_features)
             for m in made.modules()
             if isinstance(m, torch.nn.Linear) and m is not head
         ]
-        tied = head is None or head.weight is made.get_input_embeddings().weight
+        tied = reward or head is None or head.weight is made.get_input_embeddings().weight
         own = 0.0 if tied else float(head.weight.numel())
         return Model(source, float(sum(p.numel() for p in made.parameters())), config, linear, own)
 
