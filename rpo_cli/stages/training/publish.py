@@ -59,15 +59,17 @@ def publish_model(
             if base.is_dir():  # peft looks from wherever it is called
                 config.base_model_name_or_path = str(base.resolve())
                 stands_alone = base_of_adapter(base) is None  # peft can load none on top of another
-        model.save_pretrained(adapter)
-        if any(weights.dtype != torch.float32 for weights in model.parameters()):
+        rounded = any(weights.dtype != torch.float32 for weights in model.parameters())
+        if stands_alone or rounded:
+            model.save_pretrained(adapter, save_embedding_layers="auto" if stands_alone else False)
+        if rounded:
             assert whole_base is not None
             adapted = PeftModel.from_pretrained(whole_base(), adapter)
             model = adapted.merge_and_unload().to(trainer.args.device).eval()
         else:
             model = model.merge_and_unload()
         if not stands_alone:
-            shutil.rmtree(adapter)
+            shutil.rmtree(adapter, ignore_errors=True)
             logging.getLogger("rpo").warning("trained on an adapter: only the merged model is kept")
     if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
         raise Diverged(f"{directory}: the trained weights are not finite; try a smaller learning_rate")
