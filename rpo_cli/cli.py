@@ -184,6 +184,50 @@ def judge(
     make.judge(session, split, model, base_url)
 
 
+PUSH = "Upload it as well, to this name of the hub: USER/NAME. The token: `hf auth login`, or HF_TOKEN."
+OUT_OF = "Replace a model that was exported there before."
+EXPORTED = {"recipe", "rho", "seed", "overrides", "workspace", "device"}
+
+
+@command(
+    "export", "--recipe e-dpo.yaml --rho 0.2 --to my-model", "--recipe own-data/dpo.yaml --to my-model "
+    "--push anna/my-model --dtype bfloat16", takes=EXPORTED
+)  # fmt: skip
+def export(
+    session: "Session",
+    to: Annotated[Path, Option(help="Folder to write: new, or empty.")],
+    push: Annotated[str | None, Option(help=PUSH)] = None,
+    adapter: Annotated[
+        bool, Option("--adapter/--merged", help="The LoRA adapter alone, or the whole model.")
+    ] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, Option(help="Round the weights. Default: float32.")
+    ] = None,
+    private: Annotated[bool, Option("--private", help="With --push: only you can see it.")] = False,
+    force: Annotated[bool, Option("--force", help=OUT_OF)] = False,
+) -> None:
+    """Write a trained model into a folder of its own:
+    weights, tokenizer, and a model card with the evaluations that there are.
+    """
+    from rpo_cli.runs.export import Wanted
+    from rpo_cli.runs.export import export as write
+
+    write(session, Wanted(to, push, adapter, dtype, private, force))
+
+
+@command("rebuild", "my-model/README.md", takes={"workspace", "device", "dry_run", "jobs"})
+def rebuild(
+    session: "Session", card: Annotated[Path, typer.Argument(help="The model's README.md, or its folder.")]
+) -> None:
+    """Train the model of a card again, with everything behind it, and compare the weights.
+
+    Its data and base models must be what they were. The workspace is runs/SUITE-rebuilt, unless you name one.
+    """
+    from rpo_cli.runs.rebuild import rebuild as again
+
+    again(session, card)
+
+
 def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
