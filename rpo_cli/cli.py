@@ -90,11 +90,11 @@ def main(
 
 
 @command("train-sft", "--recipe miniature/sft.yaml", takes=ONE, recipe="sft.yaml")
-def train_sft(session: "Session") -> None:
+def train_sft(session: "Session", costs: Costs) -> None:
     """Fine-tune on written responses: makes pi_SFT, the reference policy."""
     from rpo_cli.runs.make import build
 
-    build(session, "sft", ("rpo train-rm", "oracle.yaml", ""))
+    build(session, "sft", ("rpo train-rm", "oracle.yaml", ""), costs=costs)
 
 
 MEMBERS = "Train the ensemble's members, one on each subset D_rho,b."
@@ -103,12 +103,15 @@ RHO_02 = "--recipe rm.yaml --rho 0.2 --ensemble --jobs 2"
 
 @command("train-rm", "--recipe oracle.yaml", RHO_02, takes=EVERY, recipe="rm.yaml")
 def train_rm(
-    session: "Session", ensemble: Annotated[bool, Option("--ensemble", help=MEMBERS)] = False
+    session: "Session",
+    costs: Costs,
+    ensemble: Annotated[bool, Option("--ensemble", help=MEMBERS)] = False,
 ) -> None:
     """Train a Bradley-Terry reward model: the oracle, the one of D_rho, or an ensemble."""
     from rpo_cli.runs.make import build
 
-    build(session, "reward", ("rpo train-policy", "e-dpo.yaml", session.at), members=ensemble)
+    following = ("rpo train-policy", "e-dpo.yaml", session.at)
+    build(session, "reward", following, members=ensemble, costs=costs)
 
 
 @command("sample-pairs", "--recipe small/pairs.yaml", takes=ONE, recipe="pairs.yaml")
@@ -142,15 +145,16 @@ def make_biased_splits(session: "Session") -> None:
 
 
 @command("train-policy", "--recipe e-dpo.yaml --rho 0.2", takes=EVERY, text=TRAIN_POLICY)
-def train_policy(session: "Session") -> None:
+def train_policy(session: "Session", costs: Costs) -> None:
     from rpo_cli.runs import make
 
-    make.train_policy(session)
+    make.train_policy(session, costs)
 
 
 @command("evaluate", "--recipe e-dpo.yaml --rho 0.2 --split test", takes=EVERY)
 def evaluate(
     session: "Session",
+    costs: Costs,
     split: Annotated[Split, Option(help="Prompts: validation chooses, test reports.")] = "test",
 ) -> None:
     """Sample from a policy and score with the oracle:
@@ -160,7 +164,7 @@ def evaluate(
     """
     from rpo_cli.runs import make
 
-    make.evaluate(session, split)
+    make.evaluate(session, split, costs)
 
 
 @command("judge", "--recipe own-data/dpo.yaml --model gpt-4.1-mini", takes=EVERY - {"accelerate"})
@@ -178,6 +182,50 @@ def judge(
     from rpo_cli.runs import make
 
     make.judge(session, split, model, base_url)
+
+
+PUSH = "Upload it as well, to this name of the hub: USER/NAME. The token: `hf auth login`, or HF_TOKEN."
+OUT_OF = "Replace a model that was exported there before."
+EXPORTED = {"recipe", "rho", "seed", "overrides", "workspace", "device"}
+
+
+@command(
+    "export", "--recipe e-dpo.yaml --rho 0.2 --to my-model", "--recipe own-data/dpo.yaml --to my-model "
+    "--push anna/my-model --dtype bfloat16", takes=EXPORTED
+)  # fmt: skip
+def export(
+    session: "Session",
+    to: Annotated[Path, Option(help="Folder to write: new, or empty.")],
+    push: Annotated[str | None, Option(help=PUSH)] = None,
+    adapter: Annotated[
+        bool, Option("--adapter/--merged", help="The LoRA adapter alone, or the whole model.")
+    ] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, Option(help="Round the weights. Default: float32.")
+    ] = None,
+    private: Annotated[bool, Option("--private", help="With --push: only you can see it.")] = False,
+    force: Annotated[bool, Option("--force", help=OUT_OF)] = False,
+) -> None:
+    """Write a trained model into a folder of its own:
+    weights, tokenizer, and a model card with the evaluations that there are.
+    """
+    from rpo_cli.runs.export import Wanted
+    from rpo_cli.runs.export import export as write
+
+    write(session, Wanted(to, push, adapter, dtype, private, force))
+
+
+@command("rebuild", "my-model/README.md", takes={"workspace", "device", "dry_run", "jobs"})
+def rebuild(
+    session: "Session", card: Annotated[Path, typer.Argument(help="The model's README.md, or its folder.")]
+) -> None:
+    """Train the model of a card again, with everything behind it, and compare the weights.
+
+    Its data and base models must be what they were. The workspace is runs/SUITE-rebuilt, unless you name one.
+    """
+    from rpo_cli.runs.rebuild import rebuild as again
+
+    again(session, card)
 
 
 def _numbers(text: str | None) -> list[int] | None:

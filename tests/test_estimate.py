@@ -282,7 +282,8 @@ def test_a_model_that_cannot_be_read_is_named_or_given(empty: Tiny) -> None:
 
 def test_rows_that_nobody_knows_are_not_counted_and_said_so(empty: Tiny) -> None:
     with_figure(empty)
-    from rpo_cli.runs.estimate import Lengths, Unknown, _rows
+    from rpo_cli.runs.costs import _rows
+    from rpo_cli.runs.sizes import Lengths, Unknown
 
     with pytest.raises(Unknown, match="how many rows pairs has"):
         _rows(Lengths(None, 1.0, 1.0, 1, ""), "pairs")
@@ -311,6 +312,29 @@ def test_every_listed_device_has_its_numbers_and_no_price() -> None:
         assert numbers.keys() == {"tflops", "memory_gb", "bandwidth_gb_s"} and all(
             value > 0 for value in numbers.values()
         )
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe"),
+    [
+        ("train-sft", "sft.yaml"),
+        ("train-rm", "oracle.yaml"),
+        ("train-policy", "e-dpo.yaml"),
+        ("evaluate", "e-dpo.yaml"),
+    ],
+)
+def test_every_training_command_estimates_what_its_own_plan_costs(
+    empty: Tiny, command: str, recipe: str
+) -> None:
+    found = plan(empty, command, recipe, "--estimate", "--device-name", "a100-80g")
+    counted = {group["kind"]: group["stages"] for group in found["estimate"]["by_kind"]}
+    planned = [item["kind"] for item in found["todo"] if item["kind"] not in ("data", "splits")]
+    assert counted == {kind: planned.count(kind) for kind in planned}
+    assert found["estimate"]["hours"] > 0 and all(peak["fits"] for peak in found["estimate"]["memory"])
+    text = empty.run(command, recipe, "--dry-run", "--estimate").stdout
+    assert "memory to train sft" in text and "--keep-weights" not in text
+    assert "go with --dry-run" in empty.run(command, recipe, "--estimate", code=2).stderr
+    assert not empty.root.exists()
 
 
 # ── Less of it ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -247,5 +247,7 @@ def test_a_stage_trains_from_an_adapter_and_keeps_the_merged_model(tiny: Tiny, t
     start = load_causal(folder, RECIPE, CPU, load_tokenizer(folder)).state_dict()
     trained = load_file(made / "model.safetensors")
     assert torch.allclose(trained[LAYER], start[LAYER], atol=1e-6)
-    made, _ = tiny.make("oracle.yaml", override, "max_steps=1", "use_peft=true", "lora_r=2")
-    assert (made / "model.safetensors").is_file() and not (made / "adapter").exists()
+    for dtype in ("float32", "bfloat16"):
+        lora = ("use_peft=true", "lora_r=2", f"dtype={dtype}")
+        made, _ = tiny.make("oracle.yaml", override, "max_steps=1", *lora)
+        assert (made / "model.safetensors").is_file() and not (made / "adapter").exists()

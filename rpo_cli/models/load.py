@@ -92,6 +92,8 @@ def load_causal(
 ) -> PreTrainedModel:
     """Causal language model that agrees with the tokenizer: float32 weights, no dropout, in evaluation mode.
 
+    Where nothing of it is trained and bfloat16 is computed in, its linear layers are held in that.
+
     Args:
         bits: its linear layers in 4 bits instead; see `four_bits`.
 
@@ -168,7 +170,7 @@ def _load(
         revision,
         len(tokenizer),
         new_head=training and "num_labels" in kwargs,
-        # float32 everywhere: bfloat16, if asked for, comes by autocast, the same in training and in scoring.
+        # bfloat16, if asked for, comes by autocast, the same in training and in scoring.
         dtype=torch.float32,
         quantization_config=bits,
         device_map=device_map,
@@ -183,6 +185,8 @@ def _load(
     if training:
         warn_of_turns(source, tokenizer, stops_of(getattr(model, "generation_config", None), tokenizer))
     disable_dropout(model)
+    if device.trains_in_autocast and not (training and not getattr(recipe, "use_peft", False)):
+        hold_in_bfloat16(model)
     for module in model.modules() if bits is not None else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Else bitsandbytes scores in bfloat16 on such a CPU, but trains in float32: the reference would
@@ -190,6 +194,20 @@ def _load(
             module.support_avx512bf16_for_cpu = False
     fitted: PreTrainedModel = (model if bits is not None else device.place(model)).eval()
     return fitted
+
+
+def hold_in_bfloat16(model: PreTrainedModel) -> None:
+    """Round linear layers that nobody trains to what autocast would round them to in every step.
+
+    The numbers are the same, and take half the memory. Embeddings, and a head that is tied to them, norms and
+    a reward model's head stay in float32, in which autocast reads them or training changes them.
+    """
+    kept = {id(model.get_input_embeddings().weight)}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "score" and id(module.weight) not in kept:
+            for weights in module.parameters(recurse=False):
+                if weights.dtype == torch.float32:  # of 4 bits they are bytes
+                    weights.data = weights.data.bfloat16()
 
 
 def new_causal(
