@@ -306,6 +306,8 @@ class Estimator:
         )
 
     def _scores(self, stage: Stage) -> Work:
+        if "model" not in stage.inputs:  # columns of the data
+            return Work()
         found, table = self._pairs(stage)
         splits = cast(schema.SplitsRecipe, cast(Stage, stage.inputs["data"]).recipe)
         rows = _rows(found, table) if splits.num_pairs is None else splits.num_pairs + splits.held_out

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from rpo_cli.recipes.schema.base import EachOnce, ModelSource, Recipe, added, cosmetic
+from rpo_cli.recipes.schema.base import EachOnce, Labelled, ModelSource, Recipe, added, cosmetic
 
 JUDGE_PROMPT = """\
 Two responses to the same prompt follow. Decide which of them is the better response to the prompt. \
@@ -153,7 +153,7 @@ class JudgeSettings(BaseModel):
             return False
 
 
-class EvaluateRecipe(ModelSource):
+class EvaluateRecipe(ModelSource, Labelled):
     """Sample for test prompts, score with the oracle, compare with pi_SFT."""
 
     stage: Literal["evaluate"]
