@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import PLAIN, Tiny, weights
+from conftest import PLAIN, Tiny, manifest, weights
 from foreign import model_of, plainly
 from preparing import WORDS
 from published import write_jsonl
+from transformers import AutoTokenizer
 
 SETTINGS = "max_length: 400\n"
 SUITE = {
@@ -92,6 +93,7 @@ def test_a_foreign_reward_model_reads_conversations_by_its_own_template(talks: T
 
 
 COLUMNS = ("score", "other")
+ASKED = "score_chosen, score_rejected"
 
 
 def write_scores(talks: Tiny) -> None:
@@ -131,3 +133,94 @@ def test_margins_of_columns_make_the_policy_that_reward_models_of_the_same_margi
         "margin_columns"
         in json.loads((policies / next(iter(by_models)) / "manifest.json").read_text())["recipe"]
     )
+
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system prompt') }}{% endif %}"
+
+
+def with_template(folder: Path, before: str) -> None:
+    """Have a tokenizer's chat template begin with this."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = before + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+
+
+def test_rows_that_a_template_refuses_are_left_out_and_scores_are_turned_with_their_responses(
+    talks: Tiny,
+) -> None:
+    with_template(talks.suite / "judge", NO_SYSTEM)
+    talks.edit("splits.yaml", "data: relabel.yaml")
+    talks.edit(
+        "policy.yaml", f"objective: e-dpo\nensemble: [./judge, {{columns: [{ASKED}]}}]\ncalibration: none"
+    )
+    said = talks.run("train-policy", "policy.yaml").stderr
+    relabelled = pd.read_parquet(talks.root / "seed-0/relabel/pairs.parquet")
+    rows = rows_of(talks)
+    kept = {name: row for name, row in rows.items() if row["prompt"][0]["role"] != "system"}
+    assert set(relabelled["id"]) == set(kept) < set(rows)
+    refused = f"{len(rows) - len(kept)} of {len(rows)} rows are left out: the chat template of "
+    assert refused in said and "refuses them (row " in said and "no system prompt" in said
+    swapped = dict(zip(relabelled["id"], relabelled["swapped"], strict=True))
+    assert len(set(swapped.values())) == 2
+    by_judge = dict(zip(relabelled["id"], relabelled["chosen_score"], strict=True))
+    sides = {False: ("chosen", "rejected"), True: ("rejected", "chosen")}
+    seen = set()
+    for file in (talks.root / "seed-0/unbiased/scores").glob("*/train.parquet"):
+        scores = pd.read_parquet(file)
+        given = [tuple(rows[row]["score_" + side] for side in sides[swapped[row]]) for row in scores["id"]]
+        of_columns = given == list(zip(scores["chosen"], scores["rejected"], strict=True))
+        seen.add(of_columns)
+        if not of_columns:
+            assert scores["chosen"].to_list() == pytest.approx(
+                [by_judge[row] for row in scores["id"]], abs=1e-4
+            )
+    assert seen == {True, False}
+
+
+def test_conversations_that_the_tokenizers_template_refuses_are_left_out_and_counted(talks: Tiny) -> None:
+    with_template(talks.suite / "base", NO_SYSTEM)
+    said = talks.run("data inspect", "data.yaml", "--rows", 0).output
+    assert "the chat template refuses it: no system prompt" in said
+    metrics = manifest(talks.root, "seed-0/data")["metrics"]
+    assert metrics["pairs/refused"] == 15 and metrics["records/pairs"] == 60
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "says"),
+    [
+        ("policy.yaml", "teacher: columns", "margin_columns: teacher: columns distils one pair of columns"),
+        ("policy.yaml", "teacher: columns\nmargin_columns: [[a, b], [c, d]]", "teacher: mean or lcb makes"),
+        ("policy.yaml", "margin_columns: [[a, b]]", "margin_columns: no effect with teacher: one; set"),
+        ("policy.yaml", "teacher: columns\nmargin_columns: [[a, score_rejected]]",
+         "margin_columns: {data} keeps no column a; add keep_columns: [a, score_rejected] to it"),
+        ("policy.yaml", "objective: e-dpo\nensemble: [./judge, {columns: [a, b]}]\ncalibration: none",
+         "ensemble[1]: {data} keeps no column a"),
+        ("policy.yaml", "teacher: columns\nmargin_columns: [[a]]", "margin_columns[0]: needs at least 2"),
+        ("policy.yaml", f"teacher: mean\nmargin_columns: [[{ASKED}]]",
+         "margin_columns: members in a list have no bias b of their own"),
+        ("policy.yaml", "reward_label: help", None),
+        ("data.yaml", "keep_columns: [prompt]", "keep_columns: prompt: rpo has columns of this name"),
+        ("data.yaml", "source: hh-rlhf", "keep_columns: no effect with source: hh-rlhf"),
+    ],
+)  # fmt: skip
+def test_what_columns_cannot_mean_is_said_with_the_recipe(
+    talks: Tiny, recipe: str, change: str, says: str | None
+) -> None:
+    talks.edit(recipe, change)
+    found = talks.run("train-policy", "policy.yaml", "--dry-run", code=0 if says is None else 2).stderr
+    if says is not None:
+        (line,) = found.splitlines()
+        assert line.startswith(f"{talks.suite / recipe}:")
+        assert says.format(data=talks.suite / "data.yaml") in line
+
+
+def test_a_column_of_text_is_no_score(talks: Tiny) -> None:
+    file = talks.suite / "pairs.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for value, says in (
+        ("high", "score_chosen: expected a finite number, got text"),
+        (None, "no column 'score_c"),
+    ):
+        write_jsonl(file, [*rows[:3], rows[3] | {"score_chosen": value}, *rows[4:]])
+        found = talks.run("data inspect", "data.yaml", code=2).stderr
+        assert f"{file}:4: {says}" in found

@@ -208,7 +208,7 @@ class RelabelRecipe(ModelSource, SharedPrompts, Labelled):
 
     stage: Literal["relabel"]
     data: str = Field("data.yaml", description="the data recipe")
-    reward_model: str = Field("oracle.yaml", description="the oracle: recipe or model directory")
+    reward_model: str = Field("oracle.yaml", description="the oracle: recipe, hub name or directory")
     labels: Literal["argmax", "sample"] = Field(
         "argmax", description="the oracle's preferred response, or a Bradley-Terry draw"
     )

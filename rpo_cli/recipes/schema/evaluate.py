@@ -159,7 +159,7 @@ class EvaluateRecipe(ModelSource, Labelled):
     stage: Literal["evaluate"]
     data: str = Field("data.yaml", description="the data recipe")
     split: Literal["validation", "test"] = Field("test", description="validation chooses, test reports")
-    oracle: str = Field("oracle.yaml", description="the scoring reward model: recipe or model directory")
+    oracle: str = Field("oracle.yaml", description="the scoring reward model: recipe, hub name or directory")
     baseline: str = Field("sft.yaml", description="whose samples are the zero of the advantage")
     num_prompts: PositiveInt | None = Field(None, description="how many prompts; null: all")
     num_samples: PositiveInt = Field(1, description="samples per prompt")

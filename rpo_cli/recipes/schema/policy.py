@@ -88,7 +88,10 @@ class Taught(TrainingRecipe, SharedPrompts, Labelled):
     objective: ObjectiveName
     data: str = Field("splits.yaml", description="recipe of the pairs: splits")
     rho: Share | None = Field(None, description="which D_rho; null: the unbiased pairs")
-    reward_model: str = Field("rm.yaml", description=f"teacher of {OF_ONE}: recipe or model directory")
+    reward_model: str = Field(
+        "rm.yaml",
+        description=f"teacher of {OF_ONE}: recipe, or any sequence classifier (hub name, directory)",
+    )
     ensemble: str | Annotated[list[str | Columns], EachOnce] = Field(
         "rm.yaml",
         description=f"teachers of {OF_ENSEMBLE}: a recipe with `ensemble:`, or a list of models and of "
