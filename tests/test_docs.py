@@ -74,8 +74,8 @@ def test_documented_command_line_is_understood(
     words = shlex.split(line, comments=True)[1:]
     if words[:2] == ["recipe", "schema"]:
         words = [word.replace("recipes/", "") for word in words]  # not over the real one
-    if words[:2] == ["data", "inspect"]:
-        words.append("--help")  # builds the data; its own tests run it
+    if words[:2] == ["data", "inspect"] or words[0] in ("score", "sample"):
+        words.append("--help")  # builds the data, reads files; its own tests run it
     elif "--from" in words:
         words += [] if "--out" in words else ["--out", str(tmp_path / "drawn")]
         words = [str(tmp_path / "drawn") if word.startswith("/tmp/") else word for word in words]

@@ -33,7 +33,6 @@ from rpo_cli.models import (
     make_batch,
     new_causal,
     pair_rewards,
-    require_same_tokens,
     response_logps,
     rewards,
     sample,
@@ -496,23 +495,6 @@ def test_a_folder_without_a_tokenizer_or_a_model_is_one_line(tokenizer: Any, tmp
         with pytest.raises(BadInput, match=str(tmp_path)) as caught:
             load(tmp_path)
         assert "\n" not in str(caught.value)
-
-
-def test_teachers_with_another_tokenizer_are_refused(
-    built: Tiny, tiny: Tiny, tokenizer: Any, tmp_path: Path
-) -> None:
-    for change, what in (({"eos_token": "<unk>"}, "EOS"), ({"pad_token": "<unk>"}, "padding")):
-        other = AutoTokenizer.from_pretrained(built.root / POLICY, **change)
-        with pytest.raises(BadInput, match=f"differ in {what}"):
-            require_same_tokens(tokenizer, other, Path("a"), Path("b"))
-    foreign = Path(shutil.copytree(built.root / REWARD, tmp_path / "foreign"))
-    file = foreign / "tokenizer.json"
-    content = json.loads(file.read_text())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["So:"], vocabulary["Basically:"] = vocabulary["Basically:"], vocabulary["So:"]
-    file.write_text(json.dumps(content))
-    result = tiny.run("train-policy", "d-dpo.yaml", "--set", f"reward_model={foreign}", code=2)
-    assert "their tokenizers differ in vocabulary; policy and reward models must share one" in result.stderr
 
 
 def test_a_language_model_is_no_judge(built: Tiny, tokenizer: Any) -> None:

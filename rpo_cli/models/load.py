@@ -30,7 +30,12 @@ PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'
 
 
 def load_tokenizer(
-    source: Path, recipe: ModelSource | None = None, revision: str | None = None, *, need_pad: bool = True
+    source: Path,
+    recipe: ModelSource | None = None,
+    revision: str | None = None,
+    *,
+    need_pad: bool = True,
+    need_eos: bool = True,
 ) -> PreTrainedTokenizerBase:
     """Tokenizer with an EOS and a padding token of its own, padding on the left as generation needs.
 
@@ -50,7 +55,7 @@ def load_tokenizer(
     except (OSError, ValueError) as error:
         why = first_line(error)
         raise BadInput(f"{source}: no tokenizer can be loaded: {why}{offline}") from error
-    if tokenizer.eos_token_id is None:
+    if need_eos and tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
     if recipe is not None and recipe.pad_token is not None:
         if recipe.pad_token.strip(WORD_MARKS).isalnum():
@@ -66,18 +71,11 @@ def load_tokenizer(
     return tokenizer
 
 
-def require_same_tokens(
-    one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, source: Path, other_source: Path
-) -> None:
-    """Raise BadInput when two tokenizers differ: rewards are read over exactly the policy's tokens."""
-    for what, ours, theirs in (
-        ("EOS", one.eos_token_id, other.eos_token_id),
-        ("padding", one.pad_token_id, other.pad_token_id),
-        ("vocabulary", one.get_vocab(), other.get_vocab()),
-    ):
-        if ours != theirs:
-            differ = f"{source} and {other_source}: their tokenizers differ in {what}"
-            raise BadInput(f"{differ}; policy and reward models must share one")
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers have the same vocabulary, EOS and padding token."""
+    kept = ("eos_token_id", "pad_token_id")
+    alike = all(getattr(one, name) == getattr(other, name) for name in kept)
+    return alike and one.get_vocab() == other.get_vocab()
 
 
 def load_causal(
@@ -112,18 +110,57 @@ def load_reward(
     *,
     training: bool = False,
     bits: BitsAndBytesConfig | None = None,
+    label: str | None = None,
+    foreign: bool = False,
 ) -> PreTrainedModel:
     """Sequence classifier whose one logit is the reward; for training, a causal model gets a new head.
 
     Args:
         bits: its linear layers but the head in 4 bits; see `four_bits`.
+        label: of a head with several, the one that is the reward, by its name in the config's id2label.
+        foreign: it is only read, with its own tokenizer, which may have no EOS and more tokens than it knows.
 
     Raises:
         BadInput: it cannot be loaded, or (not for training) has no head of one label: its rewards would be
             random.
     """
+    chosen = None if label is None else _number_of(label, source, revision)
+    heads: dict[str, Any] = {"num_labels": 1} if chosen is None else {}
     auto = AutoModelForSequenceClassification
-    return _load(auto, source, recipe, device, tokenizer, revision, training, bits, num_labels=1)
+    model = _load(auto, source, recipe, device, tokenizer, revision, training, bits, foreign, **heads)
+    if chosen is not None:
+        _keep_label(model, chosen, source)
+    return model
+
+
+def _number_of(label: str, source: Path, revision: str | None) -> int | None:
+    """Which of a classifier's several labels has this name; None: it has but one, whatever that is called."""
+    try:
+        config = AutoConfig.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        why = f"{first_line(error)}{look_for(source)}"
+        raise BadInput(f"{source}: reward_label: no config can be read: {why}") from error
+    names = {str(name): int(number) for number, name in config.id2label.items()}
+    if len(names) > 1 and label not in names:
+        raise BadInput(f"{source}: reward_label: it has no label {label!r} (has: {', '.join(names)})")
+    return names[label] if len(names) > 1 else None
+
+
+def _keep_label(model: PreTrainedModel, label: int, source: Path) -> None:
+    """Leave of a classifier's head the one label."""
+    count, body = model.config.num_labels, set(model.base_model.modules())
+    heads = [
+        module
+        for module in model.modules()
+        if module not in body and isinstance(module, torch.nn.Linear) and module.out_features == count
+    ]
+    if not heads:
+        raise BadInput(f"{source}: reward_label: its head is of a kind whose labels cannot be told apart")
+    head = heads[-1]
+    head.weight = torch.nn.Parameter(head.weight.detach()[label : label + 1].clone())
+    if head.bias is not None:
+        head.bias = torch.nn.Parameter(head.bias.detach()[label : label + 1].clone())
+    head.out_features = 1
 
 
 def four_bits(recipe: FourBits, device: Device) -> BitsAndBytesConfig | None:
@@ -156,6 +193,7 @@ def _load(
     revision: str | None,
     training: bool,
     bits: BitsAndBytesConfig | None,
+    foreign: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel:
     attention = recipe.attn_implementation or device.attention
@@ -176,7 +214,7 @@ def _load(
         device_map=device_map,
         **kwargs,
     )
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings and not training:
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings and not (training or foreign):
         raise BadInput(
             f"{source}: the pad_token is new to its vocabulary; name an unused token of the vocabulary, "
             "or train from it first"

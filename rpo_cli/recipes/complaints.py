@@ -20,6 +20,7 @@ TYPES = {
     "bool_type": "true or false",
     "list_type": "a list",
     "dict_type": "a mapping",
+    "model_type": "a mapping",
 }
 BOUNDS = {
     "greater_than": ("greater than", "gt"),
@@ -162,8 +163,6 @@ def _words(details: list[ErrorDetails], stage: str) -> str:
         return f"missing; a {stage} recipe needs it" if len(detail["loc"]) == 1 else "missing"
     if kind == "extra_forbidden":
         return "unknown key"
-    if kind == "model_type":
-        return f"expected a mapping, got {got(value)}"
     if kind == "value_error":
         return str(context["error"])
     if kind in BOUNDS:

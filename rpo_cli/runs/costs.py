@@ -74,6 +74,8 @@ def _reference(stage: Stage, sizes: Sizes) -> Work:
 
 
 def _scores(stage: Stage, sizes: Sizes) -> Work:
+    if "model" not in stage.inputs:  # columns of the data
+        return Work()
     found, table = _pairs(stage, sizes)
     splits = cast(schema.SplitsRecipe, cast(Stage, stage.inputs["data"]).recipe)
     rows = _rows(found, table) if splits.num_pairs is None else splits.num_pairs + splits.held_out

@@ -83,10 +83,12 @@ def config_of(node: Node) -> Mapping[str, Any] | None:
     return settings_of(base) if folder is None else _json(folder / "config.json")
 
 
-def labels_of(config: Mapping[str, Any]) -> int:
-    """How many labels a classifier has; two where its config does not say, as in transformers."""
+def labels_of(config: Mapping[str, Any]) -> list[str]:
+    """A classifier's labels; two where its config does not say, as in transformers."""
     named = config.get("id2label")
-    return len(named) if isinstance(named, Mapping) else int(config.get("num_labels") or 2)
+    if isinstance(named, Mapping):
+        return [str(name) for name in named.values()]
+    return [f"LABEL_{number}" for number in range(int(config.get("num_labels") or 2))]
 
 
 def tokens_of(node: Node) -> Tokens | None:

@@ -24,6 +24,7 @@ SCORED = (
     - schema.FourBits.model_fields.keys()
     - {*("stage", "model_name_or_path", "per_device_eval_batch_size", "expected_seconds")}
 )
+Teacher = Stage | External | tuple[str, ...]  # a reward model, or two columns of the data
 TRAINED = ("sft", "reward", "policy")
 # The kinds of recipe that a key may name; of model_name_or_path, those that make a model of language.
 MADE_BY = {
@@ -325,17 +326,7 @@ class Planner:
                 "samples", f"reference-samples{bits}/{of_pairs}", loaded, scored, kept
             )
         for name, teacher in self._teachers(loaded):
-            place = (
-                teacher.path.split("/", 1)[1].removeprefix(rho_folder(recipe.rho) + "/")
-                if isinstance(teacher, Stage)
-                else f"external-{hash_of(teacher.key)[:8]}"
-            )
-            if _other_splits(teacher, splits):
-                place = f"{place}/{splits.path.rsplit('/', 1)[1]}"
-            path = f"{rho_folder(recipe.rho)}/scores/{place}"
-            inputs[f"scores/{name}"] = self._scoring(
-                "scores", path, loaded, {"model": teacher, "data": splits, "policy": model}
-            )
+            inputs[f"scores/{name}"] = self._scores(loaded, teacher, splits, model)
         return self._add(
             "policy",
             f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}",
@@ -343,26 +334,61 @@ class Planner:
             inputs,
         )
 
-    def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Stage | External]]:
-        """The reward models an objective distils, under the names of the cells' histogram."""
+    def _scores(self, loaded: Loaded, teacher: Teacher, splits: Stage, model: Stage | External) -> Stage:
+        """What a teacher says of a D_rho's pairs."""
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
-        if recipe.asks_one and recipe.reward_member is not None:
+        rho, label = rho_folder(recipe.rho), recipe.reward_label
+        inputs: dict[str, Stage | External] = {"data": splits, "policy": model}
+        if isinstance(teacher, tuple):
+            path = f"{rho}/scores/external-{hash_of(teacher)[:8]}"
+            return self._scoring("scores", path, loaded, inputs, columns=teacher)
+        inputs["model"] = teacher
+        if isinstance(teacher, External):
+            name = teacher.key if label is None else [teacher.key, label]
+            path = f"{rho}/scores/external-{hash_of(name)[:8]}"
+            return self._scoring("scores", path, loaded, inputs, label=label)
+        place = teacher.path.split("/", 1)[1].removeprefix(f"{rho}/")
+        if _other_splits(teacher, splits):
+            place = f"{place}/{splits.path.rsplit('/', 1)[1]}"
+        return self._scoring("scores", f"{rho}/scores/{place}", loaded, inputs)
+
+    def _columns(self, loaded: Loaded, columns: Sequence[str], *at: str | int) -> tuple[str, ...]:
+        """Columns of scores, which the data recipe must keep."""
+        below = cast(Stage, self.reference("data", loaded))
+        while not isinstance(recipe := below.recipe, schema.DataRecipe):
+            below = cast(Stage, below.inputs["data"])
+        if lacking := [name for name in columns if name not in recipe.keep_columns]:
+            named = f"{shown(below.source)} keeps no column {lacking[0]}"
+            cure = f"add keep_columns: [{', '.join(columns)}] to it"
+            raise RecipeError([f"{loaded.place(*at)}: {named}; {cure}"])
+        return tuple(columns)
+
+    def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Teacher]]:
+        """What an objective distils, under the names of the cells' histogram."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        if recipe.asks_columns:
+            yield "rm", self._columns(loaded, recipe.margin_columns[0], "margin_columns")
+        elif recipe.asks_one and recipe.reward_member is not None:
             yield f"{recipe.reward_member:g}", self._member(loaded)
         elif recipe.asks_one:
             yield "rm", self.reference("reward_model", loaded)
         elif recipe.asks_ensemble:
             if not recipe.compares_members:
                 yield "warm", self._warm(loaded)
-            elif isinstance(recipe.ensemble, list):
+            elif not isinstance(recipe.members, str):
+                key = "margin_columns" if recipe.margin_columns else "ensemble"
                 if recipe.calibration == "temperature" and recipe.calibration_mix == "own":
-                    without = "models in a list have no bias b of their own"
+                    without = "members in a list have no bias b of their own"
                     cure = "set calibration_mix: data or calibration: none"
-                    raise _wrong(loaded, "ensemble", f"{without}; {cure}")
-                for index, reference in enumerate(recipe.ensemble):
-                    yield f"m{index}", self._resolve(reference, loaded, ("ensemble", index))
+                    raise _wrong(loaded, key, f"{without}; {cure}")
+                for index, member in enumerate(recipe.members):
+                    if isinstance(member, schema.Columns):
+                        yield f"m{index}", self._columns(loaded, member.columns, key, index)
+                    else:
+                        yield f"m{index}", self._resolve(member, loaded, (key, index))
             else:
-                for member in self._members(loaded, recipe.ensemble):
-                    yield name_of(member), member
+                for trained in self._members(loaded, recipe.members):
+                    yield name_of(trained), trained
 
     def _members(self, loaded: Loaded, name: str) -> list[Stage]:
         """The ensemble that a policy names."""
@@ -410,17 +436,20 @@ class Planner:
         loaded: Loaded,
         inputs: Mapping[str, Stage | External],
         bits: Mapping[str, Any] | None = None,
+        label: str | None = None,
+        columns: Sequence[str] = (),
     ) -> Stage:
         policy = cast(schema.PolicyRecipe, loaded.recipe)
         values = {name: getattr(policy, name) for name in SCORED} | dict(bits or {})
-        values |= {name: None for name in ("rm_seed", "policy_seed")}
+        values |= {"rm_seed": None, "policy_seed": None, "reward_label": label}
         if kind != "samples":
             values |= {"reference_samples": 1, "max_new_tokens": 1, "sampling_seed": None}
         if "per_device_eval_batch_size" in policy.model_fields_set:
             # Memory allows no more.
             values["per_device_eval_batch_size"] = policy.per_device_eval_batch_size
         recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
-        return self._add(kind, path, loaded, inputs, recipe=recipe)
+        options = {"columns": list(columns)} if columns else {}
+        return self._add(kind, path, loaded, inputs, options, recipe=recipe)
 
     def _evaluate(self, loaded: Loaded) -> Stage:
         """The baseline's own evaluation: what `rpo evaluate` without a policy means."""

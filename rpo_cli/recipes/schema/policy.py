@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     PositiveInt,
     create_model,
@@ -20,6 +21,7 @@ from rpo_cli.recipes.schema.base import (
     EachOnce,
     FourBits,
     Idle,
+    Labelled,
     ModelSource,
     NotNegative,
     Positive,
@@ -65,7 +67,21 @@ else:
     ObjectiveKeys = _keys("ObjectiveKeys", OBJECTIVE_KEYS.values())
 
 
-class Taught(TrainingRecipe, SharedPrompts):
+TwoColumns = Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+class Columns(BaseModel):
+    """A member of an ensemble that is no model: the data's own scores of chosen and rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    columns: TwoColumns = Field(description="scores of chosen and of rejected")
+
+    def __str__(self) -> str:
+        return f"columns {', '.join(self.columns)}"
+
+
+class Taught(TrainingRecipe, SharedPrompts, Labelled):
     """What a policy learns, and whom from."""
 
     stage: Literal["policy"]
@@ -75,13 +91,23 @@ class Taught(TrainingRecipe, SharedPrompts):
     subset: Share | None = added(
         None, "train on the pairs of the subset D_rho,b of this bias b, instead of all of D_rho"
     )
-    reward_model: str = Field("rm.yaml", description=f"teacher of {OF_ONE}: recipe or model directory")
+    reward_model: str = Field(
+        "rm.yaml",
+        description=f"teacher of {OF_ONE}: recipe, or any sequence classifier (hub name, directory)",
+    )
     reward_member: Share | None = added(
         None, "the member of this bias b of the ensemble that reward_model describes, not its one model"
     )
-    ensemble: str | Annotated[list[str], EachOnce] = Field(
+    ensemble: str | Annotated[list[str | Columns], EachOnce] = Field(
         "rm.yaml",
-        description=f"teachers of {OF_ENSEMBLE}: a recipe with `ensemble:`, or model directories",
+        description=f"teachers of {OF_ENSEMBLE}: a recipe with `ensemble:`, or a list of models and of "
+        "`{columns: [a, b]}`",
+    )
+    margin_columns: Annotated[list[TwoColumns], EachOnce] = added(
+        [],
+        "scores of chosen and rejected in the data, such as [[score_chosen, score_rejected]], in place of "
+        "reward models: one pair for teacher: columns, members for mean, lcb and objectives with an "
+        "ensemble; the data recipe names them in keep_columns",
     )
     teacher: TeacherName = Field(
         "one",
@@ -139,7 +165,15 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
 
     @model_validator(mode="after")
     def has_teachers(self) -> PolicyRecipe:
-        if self.asks_ensemble and not self.ensemble:
+        if self.asks_columns and len(self.margin_columns) != 1:
+            several = "teacher: mean or lcb makes one of several"
+            raise ValueError(
+                f"margin_columns: teacher: columns distils one pair of columns, not "
+                f"{len(self.margin_columns)}; {several}"
+            )
+        if self.margin_columns and (self.asks_one or self.asks_weights):
+            raise ValueError(f"margin_columns: no effect with teacher: {self.teacher}; set teacher: columns")
+        if self.asks_ensemble and not self.members:
             who = self.objective if self.declared.teacher == "ensemble" else f"teacher: {self.teacher}"
             raise ValueError(f"ensemble: {who} needs at least one reward model")
         return self
@@ -166,9 +200,24 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         return self.declared.teacher == "one" and TEACHERS[self.teacher].scored == "one"
 
     @property
+    def asks_columns(self) -> bool:
+        """Whether the teacher is one pair of `margin_columns`."""
+        return self.declared.teacher == "one" and TEACHERS[self.teacher].scored == "columns"
+
+    @property
+    def asks_weights(self) -> bool:
+        """Whether the teacher is one model with the mean of the members' weights."""
+        return self.declared.teacher == "one" and TEACHERS[self.teacher].scored == "weights"
+
+    @property
     def asks_ensemble(self) -> bool:
-        """Whether there are teachers and they are `ensemble`."""
-        return self.declared.teacher != "none" and not self.asks_one
+        """Whether there are teachers and they are the members."""
+        return self.declared.teacher != "none" and not (self.asks_one or self.asks_columns)
+
+    @property
+    def members(self) -> str | Sequence[str | Columns]:
+        """The ensemble: `margin_columns` where there are some, else `ensemble`."""
+        return [Columns(columns=pair) for pair in self.margin_columns] or self.ensemble
 
     @property
     def takes_min(self) -> bool:
@@ -215,7 +264,9 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
             "reward_member": self.asks_one,
             "calibrate_one": self.asks_one and self.calibration != "none",
             "teacher": distils_other,
-            "ensemble": self.asks_ensemble,
+            "ensemble": self.asks_ensemble and not self.margin_columns,
+            "margin_columns": self.asks_ensemble or self.asks_columns,
+            "reward_label": self.asks_one or self.asks_ensemble,
             "ensemble_min": self.takes_min,
             "ema_decay": self.takes_min and self.ensemble_min == "dataset",
             "calibration": self.may_calibrate,
@@ -225,7 +276,10 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
 
     def idle(self) -> Idle:
         decides = {  # beside the objective
-            **dict.fromkeys(("reward_model", "reward_member", "ensemble", *TEACHER_KEYS), "teacher"),
+            **dict.fromkeys(
+                ("reward_model", "reward_member", "ensemble", "margin_columns", "reward_label", *TEACHER_KEYS),
+                "teacher",
+            ),
             "ema_decay": "ensemble_min", "calibration_mix": "calibration",
             **dict.fromkeys(("reference_samples", "max_new_tokens", "sampling_seed"), "kl_estimator"),
         }  # fmt: skip
@@ -251,7 +305,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         return value
 
 
-class ScoringRecipe(ModelSource, SharedPrompts, FourBits):
+class ScoringRecipe(ModelSource, SharedPrompts, FourBits, Labelled):
     """Work that a policy recipe implies and nobody writes down: reference log-probs and samples, rewards."""
 
     stage: Literal["reference", "samples", "scores", "measure"]

@@ -42,11 +42,10 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
         RunFailed: a member's temperature cannot be fitted.
     """
     names = [name.removeprefix("scores/") for name in job.inputs if name.startswith("scores/")]
-    columns, temperatures = [], {}
-    ids: list[str] = []
+    found: list[dict[str, float]] = []
+    temperatures: dict[str, float] = {}
     for name in names:
-        folder = job.inputs[f"scores/{name}"]
-        scores = pq.read_table(folder / "train.parquet").to_pydict()
+        scores = pq.read_table(job.inputs[f"scores/{name}"] / "train.parquet").to_pydict()
         temperature = 1.0
         if recipe.calibrates:
             try:
@@ -54,12 +53,13 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
             except ValueError as error:
                 what = f"the temperature of ensemble member {name} cannot be fitted"
                 raise RunFailed(f"{job.path}: {what}: {error}") from error
-        if ids and scores["id"] != ids:
-            raise RunFailed(f"{folder}: scores other rows than the ensemble's first member")
-        ids = scores["id"]
-        columns.append((np.array(scores["chosen"]) - np.array(scores["rejected"])) / temperature)
+        margins = (np.array(scores["chosen"]) - np.array(scores["rejected"])) / temperature
+        found.append(dict(zip(scores["id"], margins.tolist(), strict=True)))
         temperatures[name] = temperature
-    stacked = _as_one(np.stack(columns), recipe).T.tolist() if columns else []
+    # Each may have left out rows that its own chat template refuses.
+    ids = [row for row in (found[0] if found else ()) if all(row in each for each in found)]
+    columns = np.array([[each[row] for row in ids] for each in found])
+    stacked = _as_one(columns, recipe).T.tolist() if found else []
     return Teachers(dict(zip(ids, stacked, strict=True)), temperatures)
 
 
@@ -96,9 +96,11 @@ def policy_rows(
     teachers: Teachers,
     report: Report,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows for the collator; how many pairs were dropped for their length, and the bias of the others."""
+    """Rows for the collator; how many pairs were left out, too long or without margins; the others' bias."""
     pairs = rows_of(job, "train" if recipe.subset is None else f"b-{recipe.subset:g}")
     tokens = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
+    if teachers.margins:
+        tokens = [row for row in tokens if row.id in teachers.margins]
     logps = pq.read_table(job.inputs["reference"] / "logps.parquet").to_pydict()
     both = zip(logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)
     reference = dict(zip(logps["id"], both, strict=True))

@@ -11,7 +11,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import Ledger
-from rpo_cli.stages.data.sources.assemble import row_of, tables, tables_of_written
+from rpo_cli.stages.data.sources.assemble import rows_of, tables, tables_of_written
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written
 from rpo_cli.stages.data.sources.records import SPLITS, data_files, published_split, records
 
@@ -52,7 +52,7 @@ def load(job: Job[DataRecipe], report: Report, ledger: Ledger) -> dict[str, Iter
             raise BadInput(
                 f"{job.path}: no rows for {table} ({left or 'nothing was read'}; splits found: {splits})"
             )
-    return {table: (row_of(item, table) for item in items) for table, items in found.items() if items}
+    return {table: rows_of(items, table) for table, items in found.items() if items}
 
 
 def _reader(recipe: DataRecipe) -> Reader:
