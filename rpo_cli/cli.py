@@ -16,7 +16,7 @@ from rpo_cli import __version__
 from rpo_cli.errors import BadInput
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.runs.command import add_command
-from rpo_cli.runs.options import Costs, Options
+from rpo_cli.runs.options import RECIPE, Costs, Options, like
 
 TRAIN_POLICY = "\n\n".join(
     [
@@ -35,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Robust preference optimisation: distil reward models into policies, pessimistically.",
     epilog="Start: [bold]rpo train-policy --recipe e-dpo.yaml[/bold] builds everything it needs; "
     "[bold]--dry-run[/bold] says what that is.",
@@ -267,7 +268,7 @@ def recipe_list(session: "Session") -> None:
 
 @add_command(recipe_app, "show", "e-dpo.yaml --rho 0.2", takes={"rho", "seed", "overrides"})
 def recipe_show(
-    session: "Session", recipe: Annotated[str, typer.Argument(help="Recipe: a path or a name.")]
+    session: "Session", recipe: Annotated[str, typer.Argument(help=RECIPE, autocompletion=like)]
 ) -> None:
     """The resolved recipe, with the file and line that each value comes from."""
     from rpo_cli.recipes import resolved_yaml
@@ -281,7 +282,7 @@ def recipe_show(
 
 @add_command(recipe_app, "check", "recipes/miniature")
 def recipe_check(
-    recipes: Annotated[list[str], typer.Argument(help="Recipes, or folders of recipes.")],
+    recipes: Annotated[list[str], typer.Argument(help="Recipes, or suites.", autocompletion=like)],
 ) -> None:
     """Check recipes and what they refer to; every problem is named with its file and line."""
     from rpo_cli.runs.check import check_recipes
