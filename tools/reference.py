@@ -60,7 +60,7 @@ Every key of every kind of recipe, from the schema that checks them. `stage:` sa
 An unknown key is an error that names the file, the line and the nearest key. `rpo recipe show FILE`
 prints a recipe with the file and line that each value comes from.
 
-A file with `recipes:` is a suite in one file: `recipes: {dpo: {stage: policy, ...}, ...}` is read as a folder
+A file with `recipes:` is a suite in one file: `recipes: {{dpo: {{stage: policy, …}}, …}}` is read as a folder
 with the recipe `dpo.yaml` in it, and so on. Its recipes name each other by these names (`data: splits.yaml`),
 and a command has `mine.yaml:dpo`, or `mine.yaml` where only one recipe of it fits.
 

@@ -20,7 +20,12 @@ REFERENCES = (
     "baseline", "evaluate", "policies",
 )  # fmt: skip
 LONGEST = 50  # files that extend each other
-INSTEAD = {"policies": "variants", "variants": "policies"}  # a file that has one takes the place of the other
+# A file that has one takes the place of the other.
+INSTEAD = {
+    "policies": "variants", "variants": "policies",
+    "max_steps": "num_train_epochs", "num_train_epochs": "max_steps",
+}  # fmt: skip
+DURATIONS = ("max_steps", "num_train_epochs")
 
 
 @dataclass

@@ -273,7 +273,8 @@ class Estimator:
     def _sft(self, stage: Stage) -> Work:
         recipe = cast(schema.SFTRecipe, stage.recipe)
         found = self.lengths(stage.inputs["data"], recipe.table, recipe.max_length, stage)
-        return _training(recipe, self.model(stage), found.prompt + found.response)
+        seen = _rows_seen(recipe, stage, found, recipe.table)
+        return _training(recipe, self.model(stage), seen * (found.prompt + found.response))
 
     def _pairs(self, stage: Stage) -> tuple[Lengths, str]:
         recipe = cast(Any, stage.recipe)
@@ -283,10 +284,10 @@ class Estimator:
 
     def _reward(self, stage: Stage) -> Work:
         recipe = cast(schema.RewardRecipe, stage.recipe)
-        found, _ = self._pairs(stage)
+        found, table = self._pairs(stage)
         model = self.model(stage, reward=True)
         per_pair = _of_pair(recipe, found)
-        work = _training(recipe, model, per_pair)
+        work = _training(recipe, model, _rows_seen(recipe, stage, found, table) * per_pair)
         data = stage.inputs["data"]
         if isinstance(data, Stage) and isinstance(data.recipe, schema.SplitsRecipe):
             work += _scoring(model, data.recipe.held_out * per_pair)
@@ -321,16 +322,16 @@ class Estimator:
 
     def _policy(self, stage: Stage) -> Work:
         recipe = cast(schema.PolicyRecipe, stage.recipe)
-        found, _ = self._pairs(stage)
-        model = self.model(stage)
+        found, table = self._pairs(stage)
+        model, seen = self.model(stage), _rows_seen(recipe, stage, found, table)
         sampled = (
             (0.0 if recipe.shared_prompts else found.prompt) + recipe.max_new_tokens
             if "samples" in stage.inputs
             else 0.0
         )
-        work = _training(recipe, model, _of_pair(recipe, found) + sampled)
+        work = _training(recipe, model, seen * (_of_pair(recipe, found) + sampled))
         if recipe.needs_reference:
-            work += _scoring(model, _steps(recipe) * sampled)
+            work += _scoring(model, seen * sampled)
         return work
 
     def _measure(self, stage: Stage) -> Work:
@@ -410,8 +411,15 @@ def _rows(found: Lengths, table: str) -> int:
     return found.rows
 
 
-def _steps(recipe: schema.TrainingRecipe) -> int:
-    return recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+def _rows_seen(recipe: schema.TrainingRecipe, stage: Stage, found: Lengths, table: str) -> int:
+    """Rows that pass through training, each as often as it does."""
+    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    if recipe.num_train_epochs is None:
+        return recipe.max_steps * batch
+    data = stage.inputs["data"]
+    splits = data.recipe if isinstance(data, Stage) else None
+    drawn = splits.num_pairs if isinstance(splits, schema.SplitsRecipe) else None
+    return recipe.steps(_rows(found, table) if drawn is None else drawn, batch) * batch
 
 
 def _trained(recipe: schema.TrainingRecipe, model: Model) -> float:
@@ -440,9 +448,8 @@ def _of_pair(recipe: Any, found: Lengths) -> float:
     return (1 if once else 2) * found.prompt + 2 * found.response
 
 
-def _training(recipe: schema.TrainingRecipe, model: Model, tokens_per_row: float) -> Work:
+def _training(recipe: schema.TrainingRecipe, model: Model, tokens: float) -> Work:
     factor = (4 if recipe.use_peft else 6) + (2 if recipe.gradient_checkpointing else 0)
-    tokens = _steps(recipe) * tokens_per_row
     return Work(train=factor * model.parameters * tokens, train_tokens=tokens)
 
 

@@ -259,13 +259,8 @@ def _external(stage: Stage, recipe: schema.ModelSource, name: str, node: Externa
     key = _teacher(stage) if (stage.kind, name) == ("scores", "model") else "model_name_or_path"
     at = _at(stage, NAMED.get((stage.kind, name), key))
     tokens, config = models.tokens_of(node), models.config_of(node)
-    hint = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
-    if tokens is not None:
-        tokens = tokens.padded(recipe.pad_token)
-        if tokens.padless:
-            yield f"{at}: the tokenizer of {tokens.folder} has no padding token; {hint}"
-        elif tokens.pad is not None and tokens.pad == tokens.eos:
-            yield f"{at}: the padding token of {tokens.folder} is the EOS ({tokens.eos}); {hint}"
+    if tokens is not None and recipe.pad_token is not None and recipe.pad_token == tokens.eos:
+        yield f"{_at(stage, 'pad_token')}: is the EOS of {tokens.folder}; leave the key out"
     rewards = (stage.kind, name) in (("relabel", "model"), ("scores", "model"), ("evaluate", "oracle"))
     if rewards and config is not None:
         made = str((config.get("architectures") or [""])[0])
