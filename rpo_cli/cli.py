@@ -90,6 +90,69 @@ def main(
     os.environ.update({"USE_TORCH_XLA": "0", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
 
 
+@command("demo", takes={"workspace", "jobs", "dry_run"}, jobs=2)
+def demo(session: "Session") -> None:
+    """See it work, in a minute on two cores: DPO beside a distilled policy under length bias.
+
+    Trains small models of the embedded world from scratch; needs no network.
+    """
+    from rpo_cli.runs.demo import demo
+
+    demo(session)
+
+
+PAIRS = "Your pairs: a JSONL or Parquet file, or a data set of the hub, in any of TRL's formats."
+TEACHER = "A reward model to distil; several make the ensemble of e-dpo. Default: trained on the pairs."
+WISHES = "Objectives, with commas. Default: dpo and what the teachers are for: d-dpo, or e-dpo of several."
+LORA = "Train an adapter, or all weights. Default: all weights where they fit into memory."
+
+
+@command(
+    "init",
+    "mine --pairs pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --reward-model ./my-rm",
+    takes={"workspace"},
+)
+def init(
+    session: "Session",
+    name: Annotated[str, typer.Argument(help="What to call it: writes NAME.yaml, works in runs/NAME.")],
+    pairs: Annotated[str, Option(help=PAIRS)],
+    model: Annotated[str, Option(help="The model to start from: hub name or directory.")],
+    reward_model: Annotated[list[str] | None, Option(help=TEACHER)] = None,
+    objective: Annotated[str | None, Option(help=WISHES)] = None,
+    oracle: Annotated[
+        str | None, Option(help="A reward model that judges, no teacher. Default: none.")
+    ] = None,
+    sft: Annotated[str | None, Option(help="Written responses to fine-tune on first. Default: none.")] = None,
+    prompts: Annotated[
+        str | None, Option(help="Prompts to evaluate on, a file. Default: of the pairs.")
+    ] = None,
+    epochs: Annotated[float, Option(min=0.001, help="Passes over the pairs.")] = 1.0,
+    lora: Annotated[bool | None, Option("--lora/--full", help=LORA)] = None,
+    overwrite: Annotated[bool, Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a recipe for your own pairs: one file for the whole pipeline, filled in from the data.
+
+    Reads the pairs, counts what is left out, holds out prompts to evaluate on, and sets lengths, steps and
+    batches. Prints the next command.
+    """
+    from rpo_cli.runs.init import Wanted, init
+
+    wanted = (
+        name,
+        pairs,
+        model,
+        reward_model or [],
+        objective,
+        oracle,
+        sft,
+        prompts,
+        epochs,
+        lora,
+        overwrite,
+    )
+    init(session, Wanted(*wanted))
+
+
 @command("train-sft", "--recipe miniature/sft.yaml", takes=ONE, recipe="sft.yaml")
 def train_sft(session: "Session") -> None:
     """Fine-tune on written responses: makes pi_SFT, the reference policy."""

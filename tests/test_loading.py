@@ -252,7 +252,7 @@ def test_a_stage_trains_from_an_adapter_and_keeps_the_merged_model(tiny: Tiny, t
 
 
 def padding_with_eos(base: Path, folder: Path, *, spare: bool) -> Path:
-    """A copy of a model whose tokenizer and config pad with the EOS; `spare`: its own padding stays special."""
+    """A copy of a model that pads with its EOS; `spare`: its own padding token stays a special one."""
     shutil.copytree(base, folder)
     tokenizer = AutoTokenizer.from_pretrained(base)
     for name, change in (("config.json", {"pad_token_id": tokenizer.eos_token_id}),
@@ -274,7 +274,7 @@ def test_a_model_that_pads_with_its_eos_learns_what_one_with_padding_does(tiny: 
     base = tiny.root / SFT
     for recipe, spare in (("dpo.yaml", False), ("rm.yaml", True)):
         made = {}
-        for folder in (base, padding_with_eos(base, tmp_path / recipe, spare=spare)):
+        for folder in (base, padding_with_eos(base, tmp_path / recipe.removesuffix(".yaml"), spare=spare)):
             tiny.edit("policy.yaml", f"model_name_or_path: {folder}\n")
             tiny.edit("rm.yaml", f"model_name_or_path: {folder}\n")
             directory, _ = tiny.make(recipe)

@@ -397,7 +397,8 @@ class Planner:
     def _judged(self, loaded: Loaded) -> dict[str, Stage | External]:
         data = self.reference("data", loaded)
         self._need_table(data, f"prompts_{cast(schema.EvaluateRecipe, loaded.recipe).split}", loaded)
-        return {"data": data, "oracle": self.reference("oracle", loaded)}
+        without = cast(schema.EvaluateRecipe, loaded.recipe).oracle is None
+        return {"data": data} if without else {"data": data, "oracle": self.reference("oracle", loaded)}
 
     def evaluation(self, policy: Loaded, split: str) -> Stage:
         """Evaluation of the policy a recipe describes, against its baseline on the same prompts."""
