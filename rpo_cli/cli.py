@@ -16,7 +16,7 @@ from rpo_cli import __version__
 from rpo_cli.errors import BadInput
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.runs.command import add_command
-from rpo_cli.runs.options import Costs, Options
+from rpo_cli.runs.options import RECIPE, Costs, Options, like
 
 TRAIN_POLICY = "\n\n".join(
     [
@@ -35,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Robust preference optimisation: distil reward models into policies, pessimistically.",
     epilog="Start: [bold]rpo train-policy --recipe e-dpo.yaml[/bold] builds everything it needs; "
     "[bold]--dry-run[/bold] says what that is.",
@@ -87,6 +88,69 @@ def main(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # accelerate and transformers take torch-xla where it is installed; torch-tpu loads itself with torch.
     os.environ.update({"USE_TORCH_XLA": "0", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
+
+
+@command("demo", takes={"workspace", "jobs", "dry_run"}, jobs=2)
+def demo(session: "Session") -> None:
+    """See it work, in a minute on two cores: DPO beside a distilled policy under length bias.
+
+    Trains small models of the embedded world from scratch; needs no network.
+    """
+    from rpo_cli.runs.demo import demo
+
+    demo(session)
+
+
+PAIRS = "Your pairs: a JSONL or Parquet file, or a data set of the hub, in any of TRL's formats."
+TEACHER = "A reward model to distil; several make the ensemble of e-dpo. Default: trained on the pairs."
+WISHES = "Objectives, with commas. Default: dpo and what the teachers are for: d-dpo, or e-dpo of several."
+LORA = "Train an adapter, or all weights. Default: all weights where they fit into memory."
+
+
+@command(
+    "init",
+    "mine --pairs pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --reward-model ./my-rm",
+    takes={"workspace"},
+)
+def init(
+    session: "Session",
+    name: Annotated[str, typer.Argument(help="What to call it: writes NAME.yaml, works in runs/NAME.")],
+    pairs: Annotated[str, Option(help=PAIRS)],
+    model: Annotated[str, Option(help="The model to start from: hub name or directory.")],
+    reward_model: Annotated[list[str] | None, Option(help=TEACHER)] = None,
+    objective: Annotated[str | None, Option(help=WISHES)] = None,
+    oracle: Annotated[
+        str | None, Option(help="A reward model that judges, no teacher. Default: none.")
+    ] = None,
+    sft: Annotated[str | None, Option(help="Written responses to fine-tune on first. Default: none.")] = None,
+    prompts: Annotated[
+        str | None, Option(help="Prompts to evaluate on, a file. Default: of the pairs.")
+    ] = None,
+    epochs: Annotated[float, Option(min=0.001, help="Passes over the pairs.")] = 1.0,
+    lora: Annotated[bool | None, Option("--lora/--full", help=LORA)] = None,
+    overwrite: Annotated[bool, Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a recipe for your own pairs: one file for the whole pipeline, filled in from the data.
+
+    Reads the pairs, counts what is left out, holds out prompts to evaluate on, and sets lengths, steps and
+    batches. Prints the next command.
+    """
+    from rpo_cli.runs.init import Wanted, init
+
+    wanted = (
+        name,
+        pairs,
+        model,
+        reward_model or [],
+        objective,
+        oracle,
+        sft,
+        prompts,
+        epochs,
+        lora,
+        overwrite,
+    )
+    init(session, Wanted(*wanted))
 
 
 @command("train-sft", "--recipe miniature/sft.yaml", takes=ONE, recipe="sft.yaml")
@@ -380,7 +444,7 @@ def recipe_list(session: "Session") -> None:
 
 @add_command(recipe_app, "show", "e-dpo.yaml --rho 0.2", takes={"rho", "seed", "overrides"})
 def recipe_show(
-    session: "Session", recipe: Annotated[str, typer.Argument(help="Recipe: a path or a name.")]
+    session: "Session", recipe: Annotated[str, typer.Argument(help=RECIPE, autocompletion=like)]
 ) -> None:
     """The resolved recipe, with the file and line that each value comes from."""
     from rpo_cli.recipes import resolved_yaml
@@ -394,7 +458,7 @@ def recipe_show(
 
 @add_command(recipe_app, "check", "recipes/miniature")
 def recipe_check(
-    recipes: Annotated[list[str], typer.Argument(help="Recipes, or folders of recipes.")],
+    recipes: Annotated[list[str], typer.Argument(help="Recipes, or suites.", autocompletion=like)],
 ) -> None:
     """Check recipes and what they refer to; every problem is named with its file and line."""
     from rpo_cli.runs.check import check_recipes

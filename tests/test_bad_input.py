@@ -156,10 +156,6 @@ CASES = {
         "max_length is 20; raise max_length, shorten the text, or set overlong: drop",
         command=("train-sft", "sft.yaml"), more=("max_length=20",), makes=f"{SEED}/sft",
     ),
-    "a tokenizer without padding": Case(
-        "the tokenizer has no padding token; set `pad_token:`",
-        lambda tiny: without_special(tiny, "pad_token"), ("train-rm", "rm.yaml"), makes=f"{RHO}/rm/all",
-    ),
     "a tokenizer without EOS": Case(
         "the tokenizer has no EOS token, so a response could never end",
         lambda tiny: without_special(tiny, "eos_token"), ("train-rm", "rm.yaml"), makes=f"{RHO}/rm/all",

@@ -70,11 +70,13 @@ def test_documented_command_line_is_understood(
     shutil.copytree(
         tmp_path / "recipes" / "own-data", tmp_path / "recipes" / "mine"
     )  # as its README tells to
+    example = (tmp_path / "recipes" / "example.yaml").read_text()  # as `rpo init mine` writes it
+    (tmp_path / "mine.yaml").write_text(example.replace("./own-data", "./recipes/own-data"))
     (tmp_path / "results").symlink_to(ROOT / "results")
     words = shlex.split(line, comments=True)[1:]
     if words[:2] == ["recipe", "schema"]:
         words = [word.replace("recipes/", "") for word in words]  # not over the real one
-    if words[:2] == ["data", "inspect"] or words[0] in ("score", "sample"):
+    if words[:2] == ["data", "inspect"] or words[0] in ("init", "score", "sample"):
         words.append("--help")  # builds the data, reads files; its own tests run it
     elif "--from" in words:
         words += [] if "--out" in words else ["--out", str(tmp_path / "drawn")]

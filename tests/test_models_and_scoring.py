@@ -458,23 +458,25 @@ def words(folder: Path, **special: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("special", "message"),
-    [
-        ({"pad_token": "<pad>"}, "has no EOS token"),
-        ({"eos_token": "</s>"}, "has no padding token; set `pad_token:`"),
-        (
-            {"eos_token": "</s>", "pad_token": "</s>"},
-            r"the padding token is the EOS \(</s>\); set `pad_token:`",
-        ),
-    ],
-)
-def test_a_tokenizer_without_eos_or_a_padding_token_of_its_own_is_refused(
-    tmp_path: Path, special: dict[str, str], message: str
-) -> None:
-    with pytest.raises(BadInput, match=message) as caught:
-        load_tokenizer(words(tmp_path, **special))
-    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+def test_a_tokenizer_without_eos_or_with_a_recipe_that_pads_with_it_is_refused(tmp_path: Path) -> None:
+    padded = RECIPE.model_copy(update={"pad_token": "</s>"})
+    for special, recipe, message in (
+        ({"pad_token": "<pad>"}, RECIPE, "has no EOS token"),
+        ({"eos_token": "</s>"}, padded, "pad_token: </s> is the EOS of .*; leave the key out"),
+    ):
+        with pytest.raises(BadInput, match=message) as caught:
+            load_tokenizer(words(tmp_path, **special), recipe)
+        assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pad", [{}, {"pad_token": "</s>"}], ids=["none", "the EOS"])
+def test_padding_is_found_where_a_tokenizer_has_none_of_its_own(tmp_path: Path, pad: dict[str, str]) -> None:
+    """A special token to spare, else the EOS; for a reward model rather a new one."""
+    spare = words(tmp_path / "spare", eos_token="</s>", additional_special_tokens=["<pad>", "b"], **pad)
+    assert load_tokenizer(spare).pad_token == "<pad>" and len(load_tokenizer(spare)) == 4
+    none = words(tmp_path / "none", eos_token="</s>", **pad)
+    assert load_tokenizer(none).pad_token == "</s>" and len(load_tokenizer(none)) == 4
+    assert load_tokenizer(none, own_pad=True).pad_token == "[PAD]"
 
 
 def test_pad_token_of_the_recipe_may_be_new_or_known(tmp_path: Path) -> None:

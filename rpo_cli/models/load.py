@@ -27,6 +27,8 @@ from rpo_cli.text import first_line
 
 WORD_MARKS = " \u2581\u0120#"  # with which vocabularies mark a word's beginning or its end
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
+NEW_PAD = "[PAD]"
+SPARE = ("pad", "reserved", "unused", "endoftext", "")  # what a spare token may be called, the best first
 
 
 def load_tokenizer(
@@ -36,12 +38,19 @@ def load_tokenizer(
     *,
     need_pad: bool = True,
     need_eos: bool = True,
+    own_pad: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """Tokenizer with an EOS and a padding token of its own, padding on the left as generation needs.
+    """Tokenizer with an EOS and a padding token, padding on the left as generation needs.
+
+    Where it has no padding token, or pads with its EOS, a spare token of its vocabulary becomes one. Without
+    one the EOS pads: batches are read by masks, so that only those at the end of responses are learnt.
+
+    Args:
+        own_pad: rather add a token than have the EOS pad: of a reward model, which transformers read at the
+            last token that is no padding.
 
     Raises:
-        BadInput: no tokenizer there, no EOS, no padding token, padding = EOS (models would never learn to
-            stop and reward models would read the token before the EOS), or a word for padding.
+        BadInput: no tokenizer there, no EOS, or a recipe's `pad_token` that is the EOS or a word.
     """
     if source.is_absolute() and not source.exists():
         raise BadInput(f"{source}: no such model directory")
@@ -63,12 +72,27 @@ def load_tokenizer(
         tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
     if not need_pad:
         return tokenizer
-    if tokenizer.pad_token_id is None:
-        raise BadInput(f"{source}: the tokenizer has no padding token; {PAD_HINT}")
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise BadInput(f"{source}: the padding token is the EOS ({tokenizer.eos_token}); {PAD_HINT}")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        if recipe is not None and recipe.pad_token is not None:
+            raise BadInput(f"pad_token: {recipe.pad_token} is the EOS of {source}; leave the key out")
+        new = NEW_PAD if own_pad else tokenizer.eos_token
+        tokenizer.add_special_tokens({"pad_token": spare_token(tokenizer) or new})
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A special token that no text of this tokenizer is made of, to pad with; None: it has none to spare."""
+    entries = tokenizer.added_tokens_decoder.items()
+    special = [(number, entry.content) for number, entry in entries if entry.special]
+    used = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
+    template = str(tokenizer.chat_template or "")
+    spare = [(number, text) for number, text in special if text not in used and text not in template]
+
+    def rank(token: tuple[int, str]) -> tuple[int, int]:
+        return next(n for n, name in enumerate(SPARE) if name in token[1].lower()), token[0]
+
+    return min(spare, key=rank)[1] if spare else None
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -270,6 +294,9 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     """Make room for an added padding token, and agree on special tokens."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
+    embeddings = model.get_input_embeddings()
+    if getattr(embeddings, "padding_idx", None) == tokenizer.eos_token_id:
+        embeddings.padding_idx = None  # an EOS that pads as well is learnt where a text has it
     fit_generation(model, tokenizer)
 
 

@@ -38,7 +38,8 @@ class Work:
 def _sft(stage: Stage, sizes: Sizes) -> Work:
     recipe = cast(schema.SFTRecipe, stage.recipe)
     found = sizes.lengths(stage.inputs["data"], recipe.table, recipe.max_length, stage)
-    return _training(recipe, sizes.model(stage), found.prompt + found.response)
+    seen = _rows_seen(recipe, stage, found, recipe.table)
+    return _training(recipe, sizes.model(stage), seen * (found.prompt + found.response))
 
 
 def _pairs(stage: Stage, sizes: Sizes) -> tuple[Lengths, str]:
@@ -50,10 +51,10 @@ def _pairs(stage: Stage, sizes: Sizes) -> tuple[Lengths, str]:
 
 def _reward(stage: Stage, sizes: Sizes) -> Work:
     recipe = cast(schema.RewardRecipe, stage.recipe)
-    found, _ = _pairs(stage, sizes)
+    found, table = _pairs(stage, sizes)
     model = sizes.model(stage, reward=True)
     per_pair = _of_pair(recipe, found)
-    work = _training(recipe, model, per_pair)
+    work = _training(recipe, model, _rows_seen(recipe, stage, found, table) * per_pair)
     data = stage.inputs["data"]
     if isinstance(data, Stage) and isinstance(data.recipe, schema.SplitsRecipe):
         work += _scoring(model, data.recipe.held_out * per_pair)
@@ -93,16 +94,16 @@ def _samples(stage: Stage, sizes: Sizes) -> Work:
 
 def _policy(stage: Stage, sizes: Sizes) -> Work:
     recipe = cast(schema.PolicyRecipe, stage.recipe)
-    found, _ = _pairs(stage, sizes)
-    model = sizes.model(stage)
+    found, table = _pairs(stage, sizes)
+    model, seen = sizes.model(stage), _rows_seen(recipe, stage, found, table)
     sampled = (
         (0.0 if recipe.shared_prompts else found.prompt) + recipe.max_new_tokens
         if "samples" in stage.inputs
         else 0.0
     )
-    work = _training(recipe, model, _of_pair(recipe, found) + sampled)
+    work = _training(recipe, model, seen * (_of_pair(recipe, found) + sampled))
     if recipe.needs_reference:
-        work += _scoring(model, _steps(recipe) * sampled)
+        work += _scoring(model, seen * sampled)
     return work
 
 
@@ -132,7 +133,8 @@ def _evaluate(stage: Stage, sizes: Sizes) -> Work:
     work += _scoring(policy, count * tokens)
     if stage.inputs["reference"].key != stage.inputs["policy"].key:
         work += _scoring(reference, count * tokens)
-    work += _scoring(sizes.model(stage.inputs["oracle"], reward=True), count * tokens)
+    if "oracle" in stage.inputs:
+        work += _scoring(sizes.model(stage.inputs["oracle"], reward=True), count * tokens)
     return work
 
 
@@ -190,8 +192,15 @@ def _rows(found: Lengths, table: str) -> int:
     return found.rows
 
 
-def _steps(recipe: schema.TrainingRecipe) -> int:
-    return recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+def _rows_seen(recipe: schema.TrainingRecipe, stage: Stage, found: Lengths, table: str) -> int:
+    """Rows that pass through training, each as often as it does."""
+    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    if recipe.num_train_epochs is None:
+        return recipe.max_steps * batch
+    data = stage.inputs["data"]
+    splits = data.recipe if isinstance(data, Stage) else None
+    drawn = splits.num_pairs if isinstance(splits, schema.SplitsRecipe) else None
+    return recipe.steps(_rows(found, table) if drawn is None else drawn, batch) * batch
 
 
 def _trained(recipe: schema.TrainingRecipe, model: Model) -> float:
@@ -222,9 +231,8 @@ def _of_pair(recipe: Any, found: Lengths) -> float:
     return (1 if once else 2) * found.prompt + 2 * found.response
 
 
-def _training(recipe: schema.TrainingRecipe, model: Model, tokens_per_row: float) -> Work:
+def _training(recipe: schema.TrainingRecipe, model: Model, tokens: float) -> Work:
     factor = (4 if recipe.use_peft else 6) + (2 if recipe.gradient_checkpointing else 0)
-    tokens = _steps(recipe) * tokens_per_row
     return Work(train=factor * model.parameters * tokens, train_tokens=tokens)
 
 

@@ -13,23 +13,19 @@ from typing import Any, cast
 from rpo_cli.artifacts import External, Stage, read_json
 
 Node = Stage | External
-# Tokenizers without a padding token of their own: what their files do not name they have not got.
-PADLESS = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "GPT2Tokenizer",
-           "GPT2TokenizerFast")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenizer as its files have it. `padless`: they name no padding token, and their class has none."""
+    """A tokenizer as its files have it; what they do not name is not known."""
 
     folder: Path
     eos: str | None
     pad: str | None
-    padless: bool = False
 
     def padded(self, token: str | None) -> Tokens:
         """The same with another padding token, if one is given."""
-        return self if token is None else replace(self, pad=token, padless=False)
+        return self if token is None else replace(self, pad=token)
 
     def differs(self, other: Tokens) -> str | None:
         """In what another tokenizer differs, as far as their files say; None: in nothing."""
@@ -102,7 +98,7 @@ def tokens_of(node: Node) -> Tokens | None:
         return None
     special = {**(_json(folder / "special_tokens_map.json") or {}), **config}
     eos, pad = (_content(special.get(f"{name}_token")) for name in ("eos", "pad"))
-    return Tokens(folder, eos, pad, pad is None and config.get("tokenizer_class") in PADLESS)
+    return Tokens(folder, eos, None if pad == eos else pad)  # another is found when it is loaded
 
 
 def has_chat_template(folder: Path) -> bool:

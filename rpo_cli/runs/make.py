@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from rpo_cli.artifacts import Stage
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes import Loaded, RecipeError, article, find, shown
+from rpo_cli.recipes import Loaded, article, short_name, there
 from rpo_cli.recipes.yaml_lines import one_line
 from rpo_cli.runs.check import would_run
 from rpo_cli.runs.options import Costs
@@ -39,7 +37,8 @@ def build(
 def train_policy(session: Session, costs: Costs) -> None:
     """Train the policy of a recipe; the command after it evaluates the same, what --set changed included."""
     changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
-    build(session, "policy", ("rpo evaluate", Path(session.recipe).name, session.at + changed), costs=costs)
+    following = ("rpo evaluate", session.load("policy").path.name, session.at + changed)
+    build(session, "policy", following, costs=costs)
 
 
 def evaluate(session: Session, split: str, costs: Costs) -> None:
@@ -98,10 +97,6 @@ def _make(
 def _as_typed(loaded: Loaded, command: str, name: str, rest: str) -> str | None:
     """A command on the recipe of this name in the suite of another; None where it would not run."""
     beside = loaded.path.with_name(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
-    if not beside.is_file() or not would_run(command, beside):
+    if not there(beside) or not would_run(command, beside):
         return None
-    for typed in (beside.name, f"{beside.parent.name}/{beside.name}"):
-        with suppress(RecipeError):
-            if find(typed) == beside:
-                return f"{command} --recipe {typed}{rest}"
-    return f"{command} --recipe {shown(beside)}{rest}"
+    return f"{command} {short_name(beside)}{rest}"

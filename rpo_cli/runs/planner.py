@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rpo_cli.artifacts import External, Stage, hash_of, hash_path, rho_folder, walk
-from rpo_cli.recipes import Loaded, RecipeError, article, load, schema, shown
+from rpo_cli.recipes import Loaded, RecipeError, article, load, recipes_in, schema, shown, where
 from rpo_cli.recipes.yaml_lines import Keys
 
 # What a scoring recipe takes over from its policy; of 4 bits and the batch size `_scoring` decides.
@@ -168,7 +168,7 @@ class Planner:
         known = self._stages.setdefault(place, stage)
         if known is not stage and not known.is_same(stage):
             other = f"another {place} than {shown(known.source)}; give one of them a name of its own"
-            raise RecipeError([f"{shown(loaded.path)}:1: asks for {other}"])
+            raise RecipeError([f"{where((loaded.path, 0))}: asks for {other}"])
         return known
 
     def _data(self, loaded: Loaded) -> Stage:
@@ -298,7 +298,7 @@ class Planner:
 
     def _need_model(self, loaded: Loaded) -> None:
         if getattr(loaded.recipe, "model_name_or_path", None) is None:
-            raise RecipeError([f"{shown(loaded.path)}:1: model_name_or_path: missing"])
+            raise RecipeError([f"{where((loaded.path, 0))}: model_name_or_path: missing"])
 
     def _policy(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
@@ -462,7 +462,8 @@ class Planner:
     def _judged(self, loaded: Loaded) -> dict[str, Stage | External]:
         data = self.reference("data", loaded)
         self._need_table(data, f"prompts_{cast(schema.EvaluateRecipe, loaded.recipe).split}", loaded)
-        return {"data": data, "oracle": self.reference("oracle", loaded)}
+        without = cast(schema.EvaluateRecipe, loaded.recipe).oracle is None
+        return {"data": data} if without else {"data": data, "oracle": self.reference("oracle", loaded)}
 
     def evaluation(self, policy: Loaded, split: str) -> Stage:
         """Evaluation of the policy a recipe describes, against its baseline on the same prompts."""
@@ -504,7 +505,7 @@ class Planner:
         recipe = cast(schema.EvaluateRecipe, loaded.recipe)
         if recipe.judge is None:
             what = "missing; add `judge: {model: ...}`, or name one with --model"
-            raise RecipeError([f"{shown(loaded.path)}:1: judge: {what}"])
+            raise RecipeError([f"{where((loaded.path, 0))}: judge: {what}"])
         inputs = {"evaluation": evaluation, "baseline": evaluation.inputs["baseline"]}
         if "reference" in recipe.judge.against:
             inputs["data"] = evaluation.inputs["data"]
@@ -533,7 +534,7 @@ def name_of(member: Stage) -> str:
 
 def beside(loaded: Loaded) -> Iterator[Loaded]:
     """The recipes in a recipe's folder; not files that others extend, nor what `rpo recipe check` refuses."""
-    for file in sorted(loaded.path.parent.glob("*.yaml")):
+    for file in recipes_in(loaded.path.parent):
         with suppress(RecipeError):
             yield load(str(file))
 

@@ -265,13 +265,8 @@ def _external(stage: Stage, recipe: schema.ModelSource, name: str, node: Externa
     at = _at(stage, NAMED.get((stage.kind, name), key))
     tokens = models.tokens_of(node)
     rewards = name in REWARDS.get(stage.kind, ())
-    hint = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
-    if tokens is not None and not rewards:  # of reward models masks hide what padding is
-        tokens = tokens.padded(recipe.pad_token)
-        if tokens.padless:
-            yield f"{at}: the tokenizer of {tokens.folder} has no padding token; {hint}"
-        elif tokens.pad is not None and tokens.pad == tokens.eos:
-            yield f"{at}: the padding token of {tokens.folder} is the EOS ({tokens.eos}); {hint}"
+    if tokens is not None and recipe.pad_token is not None and recipe.pad_token == tokens.eos and not rewards:
+        yield f"{_at(stage, 'pad_token')}: is the EOS of {tokens.folder}; leave the key out"
     label = getattr(recipe, "reward_label", None)
     if rewards and (why := no_reward(node, label, "reward_label:")) is not None:
         yield f"{at if label is None else _at(stage, 'reward_label')}: {why}"

@@ -152,7 +152,7 @@ class Session(Options):
             for item in todo:
                 processes.check(item.stage, launch)
         if targets and isinstance(recipe := targets[0].recipe, schema.TrainingRecipe):
-            self.say(f"effective batch: {cut_of(recipe, launch)}, {recipe.max_steps} steps")
+            self.say(f"effective batch: {cut_of(recipe, launch)}, {recipe.duration}")
         if self.dry_run:
             self.show_plan(todo, workspace, question)
             return set()

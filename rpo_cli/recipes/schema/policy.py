@@ -276,10 +276,8 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
 
     def idle(self) -> Idle:
         decides = {  # beside the objective
-            **dict.fromkeys(
-                ("reward_model", "reward_member", "ensemble", "margin_columns", "reward_label", *TEACHER_KEYS),
-                "teacher",
-            ),
+            **dict.fromkeys(("reward_model", "reward_member", "ensemble"), "teacher"),
+            **dict.fromkeys(("margin_columns", "reward_label", *TEACHER_KEYS), "teacher"),
             "ema_decay": "ensemble_min", "calibration_mix": "calibration",
             **dict.fromkeys(("reference_samples", "max_new_tokens", "sampling_seed"), "kl_estimator"),
         }  # fmt: skip
