@@ -362,8 +362,14 @@ class Estimator:
         work += _scoring(policy, count * tokens)
         if stage.inputs["reference"].key != stage.inputs["policy"].key:
             work += _scoring(reference, count * tokens)
-        work += _scoring(self.model(stage.inputs["oracle"], reward=True), count * tokens)
+        if "oracle" in stage.inputs:
+            work += _scoring(self.model(stage.inputs["oracle"], reward=True), count * tokens)
         return work
+
+    def _held_out(self, stage: Stage) -> Work:
+        found, _ = self._pairs(stage)
+        splits = cast(schema.SplitsRecipe, cast(Stage, stage.inputs["data"]).recipe)
+        return _scoring(self.model(stage.inputs["policy"]), splits.held_out * _of_pair(stage.recipe, found))
 
     def memory(self, stage: Stage) -> dict[str, float]:
         """Bytes that training a stage needs on its device, by part."""

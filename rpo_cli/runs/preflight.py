@@ -241,7 +241,7 @@ def _models(stage: Stage, recipe: schema.ModelSource) -> Iterator[str]:
             yield from _external(stage, recipe, name, node)
     if stage.kind in ("scores", "evaluate"):
         teacher, policy = ("model", "policy") if stage.kind == "scores" else ("oracle", "policy")
-        one, other = (models.tokens_of(read[name]) for name in (teacher, policy))
+        one, other = (models.tokens_of(read[name]) if name in read else None for name in (teacher, policy))
         if one is not None and other is not None:
             pad = recipe.pad_token
             if (what := one.padded(pad).differs(other.padded(pad))) is not None:

@@ -1,4 +1,4 @@
-"""Sample for test prompts, score with the oracle, compare with pi_SFT on the same prompts."""
+"""Sample for test prompts, score with the oracle if there is one, compare with pi_SFT on the same prompts."""
 
 from __future__ import annotations
 
@@ -42,15 +42,17 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
     # Named by content: seeds whose prompts differ must not look as if they shared them.
     texts = {row_id(prompt): prompt for prompt in each.texts("prompt")}
     tokenizer = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
-    oracle_tokenizer = load_tokenizer(job.inputs["oracle"], recipe, job.revisions.get("oracle"))
-    require_same_tokens(tokenizer, oracle_tokenizer, job.inputs["policy"], job.inputs["oracle"])
+    if "oracle" in job.inputs:
+        oracle_tokenizer = load_tokenizer(job.inputs["oracle"], recipe, job.revisions.get("oracle"))
+        require_same_tokens(tokenizer, oracle_tokenizer, job.inputs["policy"], job.inputs["oracle"])
     what = f"{job.path}: prompts_{recipe.split}"
     named = each.named(list(texts))
     rows = named.tokens((), tokenizer, what, recipe.max_length, recipe.overlong, report.warn)
     samples = draw(job, recipe, tokenizer, rows, report)
     samples["prompt"] = samples["prompt_id"].map(texts)
     samples.to_parquet(job.directory / SAMPLES, index=False)
-    report.table("samples", samples.head(SHOWN)[["prompt", "response", "tokens", "finished", "reward"]])
+    shown = [name for name in ("prompt", "response", "tokens", "finished", "reward") if name in samples]
+    report.table("samples", samples.head(SHOWN)[shown])
     baseline = pd.read_parquet(job.inputs["baseline"] / SAMPLES) if "baseline" in job.inputs else samples
     seed, resamples = seed_of(recipe, "sampling"), recipe.bootstrap_samples
     metrics = summarise(samples, baseline, truncated=recipe.truncated, resamples=resamples, seed=seed)
@@ -66,14 +68,14 @@ def draw(
     rows: list[TokenRow],
     report: Report,
 ) -> pd.DataFrame:
-    """num_samples samples for each prompt with oracle reward, log pi_theta and log pi_ref."""
+    """num_samples samples for each prompt: log pi_theta, log pi_ref and, with an oracle, its reward."""
 
     def loaded(load: Callable[..., PreTrainedModel], name: str) -> PreTrainedModel:
         return load(job.inputs[name], recipe, device, tokenizer, job.revisions.get(name))
 
     device = devices.choose(recipe)
     prompts = [row.prompt_ids for row in rows for _ in range(recipe.num_samples)]
-    total, size = 3 * len(prompts), recipe.per_device_eval_batch_size
+    total, size = (3 if "oracle" in job.inputs else 2) * len(prompts), recipe.per_device_eval_batch_size
     settings: dict[str, Any] = {
         "temperature": recipe.temperature,
         "top_p": recipe.top_p,
@@ -101,9 +103,12 @@ def draw(
         reference = loaded(load_causal, "reference")
         ref_logp = logps(reference, prompts, answers, pad, size)
         del reference
-    oracle = loaded(load_reward, "oracle")
-    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    scores = rewards(oracle, whole, pad, size, lambda n: report(2 * len(prompts) + n, total))
+    scored = {}
+    if "oracle" in job.inputs:
+        oracle = loaded(load_reward, "oracle")
+        whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        scores = rewards(oracle, whole, pad, size, lambda n: report(2 * len(prompts) + n, total))
+        scored = {"reward": scores.astype(np.float64)}
     return pd.DataFrame(
         {
             "prompt_id": [row.id for row in rows for _ in range(recipe.num_samples)],
@@ -111,7 +116,7 @@ def draw(
             "response": tokenizer.batch_decode(answers, skip_special_tokens=True),
             "tokens": np.array([len(a) for a in answers], dtype=np.int32),
             "finished": [a[-1] in stops for a in answers],
-            "reward": scores.astype(np.float64),
+            **scored,
             "logp": logp.astype(np.float64),
             "ref_logp": ref_logp.astype(np.float64),
         }

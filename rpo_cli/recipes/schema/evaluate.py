@@ -154,13 +154,19 @@ class JudgeSettings(BaseModel):
 
 
 class EvaluateRecipe(ModelSource):
-    """Sample for test prompts, score with the oracle, compare with pi_SFT."""
+    """Sample for test prompts, score with the oracle if there is one, compare with pi_SFT."""
 
     stage: Literal["evaluate"]
     data: str = Field("data.yaml", description="the data recipe")
     split: Literal["validation", "test"] = Field("test", description="validation chooses, test reports")
-    oracle: str = Field("oracle.yaml", description="the scoring reward model: recipe or model directory")
-    baseline: str = Field("sft.yaml", description="whose samples are the zero of the advantage")
+    oracle: str | None = Field(
+        "oracle.yaml",
+        description="the scoring reward model: recipe or model directory; null: none, so samples have no "
+        "rewards and policies are compared by held-out pairs, lengths and KL",
+    )
+    baseline: str = Field(
+        "sft.yaml", description="whose samples are the zero of the advantage: recipe or model"
+    )
     num_prompts: PositiveInt | None = Field(None, description="how many prompts; null: all")
     num_samples: PositiveInt = Field(1, description="samples per prompt")
     temperature: PositiveFloat = 1.0
