@@ -64,7 +64,7 @@ def _costs(stages: Sequence[Stage], found: dict[str, Manifest]) -> list[dict[str
             )
             cost["stages"] += 1
             cost["seconds"] += manifest.get("seconds", 0.0)
-            device = str(manifest.get("device", "")).split(";")[0]
+            device = str(manifest.get("device", "")).split(" (")[0]
             cost["devices"] += [] if device in cost["devices"] else [device]
     return list(costs.values())
 

@@ -218,16 +218,15 @@ def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[s
 
 def _manifests(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
     """Where the numbers of each policy and seed are from."""
-    baselines: dict[str, tuple[int, Stage]] = {}
+    baselines: dict[str, int] = {}
     for cell in cells:
-        stages = {"policy": cell.evaluation.inputs["policy"], "evaluation": cell.evaluation}
-        stages |= {"held_out": cast(Stage, cell.held_out)} | ({"judged": cell.judged} if cell.judged else {})
-        paths = {name: f"{stage.path}/{MANIFEST}" for name, stage in stages.items()}  # type: ignore[union-attr]
-        yield {"policy": cell.policy, "seed": cell.seed, **paths}
-        baseline = cast(Stage, cell.evaluation.inputs["baseline"])
-        baselines[baseline.path] = cell.seed, baseline
-    for path, (seed, _) in baselines.items():
-        yield {"policy": BASELINE, "seed": seed, "evaluation": f"{path}/{MANIFEST}"}
+        found = {"policy": cell.evaluation.inputs["policy"], "evaluation": cell.evaluation}
+        found |= {name: stage for name in ("held_out", "judged") if (stage := getattr(cell, name))}
+        paths = {name: f"{cast(Stage, stage).path}/{MANIFEST}" for name, stage in found.items()}
+        yield {"policy": cell.policy, "seed": cell.seed, "paths": paths}
+        baselines[cast(Stage, cell.evaluation.inputs["baseline"]).path] = cell.seed
+    for path, seed in baselines.items():
+        yield {"policy": BASELINE, "seed": seed, "paths": {"evaluation": f"{path}/{MANIFEST}"}}
 
 
 def _notes(
