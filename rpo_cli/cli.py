@@ -52,6 +52,7 @@ command = partial(add_command, app)
 # Options that commands share: all of them, those of a command for one artifact, those of one for a figure.
 EVERY = frozenset(field.name for field in fields(Options))
 ONE, FIGURE = EVERY - {"rho", "jobs"}, EVERY - {"seed", "force"}
+COMPARING = FIGURE - {"recipe"}
 
 Split = Literal["validation", "test"]
 KEEP = (
@@ -70,6 +71,10 @@ OUT = "Folder for pictures and results. Default: figures/ in the workspace."
 GAPS = "Train nothing; draw what there is and mark the gaps."
 TUNE = "First choose beta and tau on validation (the full protocol)."
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
+COMPARED = "Policy recipes, or a folder of them."
+AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
+SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
+KEPT = "What `rpo compare --json` printed; builds nothing."
 
 
 def _version(value: bool) -> None:
@@ -389,6 +394,59 @@ def sweep(
     question = asked(session.dry_run, costs)
     reduced = Budget(budget == "small", objectives, grid_size)
     run_sweep(session, _numbers(seeds), write, keep_weights, reduced, question)
+
+
+Compared = Annotated[list[str], typer.Argument(help=COMPARED)]
+Against = Annotated[str | None, Option(help=AGAINST)]
+Sweep = Annotated[bool, Option("--sweep", help=SWEEP)]
+COMPARE = "miniature/dpo.yaml miniature/d-dpo.yaml miniature/e-dpo.yaml"
+
+
+@command(
+    "compare", f"{COMPARE} --rho 0.2 --seeds 0,1,2 --jobs 2", "recipes/own-data", takes=FIGURE - {"recipe"}
+)
+def compare(
+    session: "Session",
+    costs: Costs,
+    recipes: Compared,
+    against: Against = None,
+    seeds: Seeds = None,
+    sweep: Sweep = False,
+    grid_size: GridSize = None,
+) -> None:
+    """Train policies on the same pairs and compare them:
+    held-out accuracy and margin, advantage, length, KL, wins by a judge, with paired 95 % intervals.
+
+    Works without an oracle: `oracle: null` in the evaluate recipe.
+    """
+    from rpo_cli.figures import Budget, Comparing, run_compare
+    from rpo_cli.runs.question import asked
+
+    question, budget = asked(session.dry_run, costs), Budget(grid_size=grid_size)
+    run_compare(session, Comparing(recipes, against, _numbers(seeds), sweep, budget, question))
+
+
+@command("report", f"{COMPARE} --rho 0.2 --out report.html", takes=COMPARING - {"as_json"})
+def report(
+    session: "Session",
+    recipes: Annotated[list[str] | None, typer.Argument(help=COMPARED)] = None,
+    from_results: Annotated[Path | None, Option("--from", help=KEPT)] = None,
+    out: Annotated[Path, Option(help="The page to write.")] = Path("report.html"),
+    against: Against = None,
+    seeds: Seeds = None,
+    sweep: Sweep = False,
+    grid_size: GridSize = None,
+) -> None:
+    """Write a comparison as one HTML page:
+    numbers, figure, learning curves, samples side by side, data, reward models, costs.
+
+    The page loads nothing from elsewhere. What is missing is built first, as `rpo compare` does.
+    """
+    from rpo_cli.figures import Budget, Comparing, run_report
+
+    budget = Budget(grid_size=grid_size)
+    asked = Comparing(recipes or [], against, _numbers(seeds), sweep, budget)
+    run_report(session, asked, from_results, out)
 
 
 def _figure(kind: str, text: str, recipe: str, *more: str) -> None:

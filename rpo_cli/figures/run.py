@@ -68,6 +68,7 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
     if options.tune:
         grids = maker.grids(selection.policies)
         selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
+        maker.test(selection)  # what cannot be drawn is said before anything is tried
     if session.dry_run:
         if not options.allow_missing:
             _plan(session, maker, selection, grids, options)

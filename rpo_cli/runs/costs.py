@@ -138,9 +138,16 @@ def _evaluate(stage: Stage, sizes: Sizes) -> Work:
     return work
 
 
+def _held_out(stage: Stage, sizes: Sizes) -> Work:
+    found, _ = _pairs(stage, sizes)
+    splits = cast(schema.SplitsRecipe, cast(Stage, stage.inputs["data"]).recipe)
+    return _scoring(sizes.model(stage.inputs["policy"]), splits.held_out * _of_pair(stage.recipe, found))
+
+
 OF = {
     "sft": _sft, "reward": _reward, "relabel": _relabel, "reference": _reference, "scores": _scores,
     "samples": _samples, "policy": _policy, "measure": _measure, "evaluate": _evaluate,
+    "held_out": _held_out,
 }  # fmt: skip
 
 

@@ -42,14 +42,20 @@ def train_policy(session: Session, costs: Costs) -> None:
 
 
 def evaluate(session: Session, split: str, costs: Costs) -> None:
-    """Evaluate the policy of a recipe at every --rho, or the baseline of an evaluation recipe."""
+    """Evaluate the policy of a recipe at every --rho, or the baseline of an evaluation recipe.
+
+    Without an oracle a policy's held-out pairs are measured too.
+    """
     question = asked(session.dry_run, costs)
     first = session.load(None)
     planner = planner_for(first)
     if first.recipe.stage == "evaluate":
         targets = [planner.build(session.load("evaluate", split=split))]
     else:
-        targets = [planner.evaluation(loaded, split) for loaded in session.at_rhos("policy")]
+        loads = session.at_rhos("policy")
+        targets = [planner.evaluation(loaded, split) for loaded in loads]
+        if "oracle" not in targets[0].inputs:
+            targets += map(planner.held_out, loads)
     _make(session, first, targets, ("rpo figure figure2", "figure2.yaml", ""), question)
 
 

@@ -33,7 +33,9 @@ MADE_BY = {
     "reward_model": ("reward",), "ensemble": ("reward",), "oracle": ("reward",),
 }  # fmt: skip
 # Folders of artifacts beside those that are called like a recipe.
-RESERVED = re.compile("unbiased|policies|scores|evaluations|judged|measures|(rho|seed|reference|external)-.*")
+RESERVED = re.compile(
+    "unbiased|policies|scores|evaluations|judged|measures|held-out|(rho|seed|reference|external)-.*"
+)
 SEEDS_APART = 1000  # from one member of an ensemble of seeds to the next
 DEEPEST = 40  # recipes, each of which needs the next
 
@@ -479,6 +481,13 @@ class Planner:
             **self._judged(loaded),
         }
         return self._add("evaluate", f"{place}/{split}", loaded, inputs)
+
+    def held_out(self, policy: Loaded) -> Stage:
+        """What the policy a recipe describes makes of the pairs that its splits hold out."""
+        stage = self.build(policy)
+        inputs = {"policy": stage, **{name: stage.inputs[name] for name in ("data", "reference")}}
+        place = stage.path.split("/", 1)[1].replace("/policies/", "/held-out/")
+        return self._scoring("held_out", place, policy, inputs)
 
     def measure(self, policy: Loaded) -> Stage:
         """What the policy a recipe describes made of its training pairs, and how far it is from the

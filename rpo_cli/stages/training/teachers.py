@@ -17,6 +17,7 @@ from rpo_cli.objectives import TEACHERS
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.data.rows import PAIR, rows_of
+from rpo_cli.stages.reference import reference_logps
 from rpo_cli.stages.samples import samples_by_prompt
 from rpo_cli.stages.splits import LONGER, SHORTER, bias_trained_on
 
@@ -101,9 +102,7 @@ def policy_rows(
     tokens = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     if teachers.margins:
         tokens = [row for row in tokens if row.id in teachers.margins]
-    logps = pq.read_table(job.inputs["reference"] / "logps.parquet").to_pydict()
-    both = zip(logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)
-    reference = dict(zip(logps["id"], both, strict=True))
+    reference = reference_logps(job.inputs["reference"])
     sampled = recipe.samples_reference
     samples = samples_by_prompt(job) if sampled else {}
     prompts = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True)) if sampled else {}
