@@ -1,4 +1,4 @@
-"""One reward model's rewards for the pairs of a D_rho, trained on and held out."""
+"""One reward model's rewards for pairs: of a D_rho those trained on and held out, else those held out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
 
 
 def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
-    """Write train and held_out.parquet: the rewards of a D_rho's pairs, over exactly the policy's tokens."""
+    """Write train and held_out.parquet: the rewards of the pairs, over exactly the policy's tokens."""
     recipe: ScoringRecipe = job.recipe
     source, policy, revision = job.inputs["model"], job.inputs["policy"], job.revisions.get("model")
     tokenizer = load_tokenizer(policy, recipe, job.revisions.get("policy"))
@@ -23,8 +23,10 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     model = load_reward(source, recipe, devices.choose(recipe), tokenizer, revision)
     metrics: dict[str, Any] = {}
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
-    for table in ("train", "held_out"):
-        pairs = rows_of(job, table)
+    splits = (job.inputs["data"] / "held_out.parquet").is_file()
+    tables = {"train": "train", "held_out": "held_out"} if splits else {"held_out": "pairs_validation"}
+    for table, source_table in tables.items():
+        pairs = rows_of(job, source_table)
         rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
         on_batch = partial(report, of=2 * len(rows))
         values = pair_rewards(model, rows, pad_id(tokenizer), size, on_batch, shared=shared)
