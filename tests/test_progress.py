@@ -137,3 +137,13 @@ def test_what_the_package_warns_of_below_a_stage_is_told_once_and_recorded_nowhe
         report.warn("a leak")
     logging.getLogger("rpo").warning("afterwards")
     assert (report.told, report.warnings) == (["m cannot share prompts"], ["a leak"])
+
+
+def test_a_line_of_a_running_stage_says_what_its_journal_says() -> None:
+    progress, clock, said = plan({"policy": 10})
+    progress.latest = lambda path: f"loss of {path}"
+    progress.start("policy")
+    run(progress, clock, "policy", 10.0, range(1, 3), 10)
+    progress.finish("policy", "done")
+    lines = said.getvalue().splitlines()
+    assert lines[1].startswith("policy: 1/10  loss of policy  [") and "loss of" not in lines[-1]

@@ -47,6 +47,7 @@ class PlanProgress:
     jobs: int
     kinds: Mapping[str, str] = field(default_factory=dict)
     now: Callable[[], float] = time.monotonic
+    latest: Callable[[str], str] = lambda path: ""  # what a running stage's journal says
     done: dict[str, float] = field(default_factory=dict)  # path -> seconds it took
     running: dict[str, Running] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)  # failed, or behind one that did
@@ -108,7 +109,7 @@ class PlanProgress:
         if (stage := self.running.get(path)) is not None:
             stage.latest, stage.of = (self.now(), step), of
             stage.first = stage.first or stage.latest
-        self._show(f"{path}: {step}/{of}", always=False)
+        self._show(f"{path}: {step}/{of}", always=False, of=path)
 
     def finish(self, path: str, note: str, warnings: Sequence[str] = ()) -> None:
         stage = self.running.pop(path, None)
@@ -135,11 +136,13 @@ class PlanProgress:
             self._notes.add(line)
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _show(self, line: str, *, always: bool) -> None:
+    def _show(self, line: str, *, always: bool, of: str | None = None) -> None:
         now = self.now()
         if not always and now - self._spoken < (QUIET_SECONDS if self._bar is None else BAR_SECONDS):
             return
         self._spoken = now
+        said = "" if of is None else self.latest(of)
+        line += f"  {said}" if said else ""
         counts = f"{len(self.done)}/{len(self.expected)} stages"
         counts += f", {len(self.lost)} not made" if self.lost else ""
         eta = f"ETA {clock(self.eta())}"
