@@ -172,7 +172,7 @@ def report_of(
         ties=bias.get("tie_share"),
         boundary_differs=float(differs.mean()) if columns else None,
         boundary_rows=len(differs),
-        odd=odd_tokens(tokens, tokenizer),
+        odd=[rows.placed(line) for line in odd_tokens(tokens, tokenizer)],
     )
 
 

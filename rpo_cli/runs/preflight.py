@@ -20,8 +20,9 @@ from rpo_cli.recipes import schema, suggest
 from rpo_cli.recipes.draft import stands
 from rpo_cli.runs import local_models as models
 from rpo_cli.runs.todo import Todo
-from rpo_cli.text import size
+from rpo_cli.text import is_word, size
 
+PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
 PURPOSES = ("data", "rm", "policy", "sampling")
 # What Trainer imports for an optimiser, by its name; those without any ask for arguments that recipes lack.
 OPTIMISERS = (
@@ -163,6 +164,9 @@ def _problems(stage: Stage) -> Iterator[str]:
     if isinstance(recipe, schema.ModelSource):
         if (why := _attention(recipe)) is not None:
             yield f"{_at(stage, 'attn_implementation')}: {why}"
+        if recipe.pad_token is not None and is_word(recipe.pad_token):
+            what = f"{recipe.pad_token!r} is a word, which a text may hold; {PAD_HINT}"
+            yield f"{_at(stage, 'pad_token')}: {what}"
         yield from _models(stage, recipe)
     if isinstance(recipe, schema.DataRecipe) and recipe.prompt_format == "chat":
         folder = models.folder_of(stage.inputs["tokenizer"])
@@ -259,13 +263,12 @@ def _external(stage: Stage, recipe: schema.ModelSource, name: str, node: Externa
     key = _teacher(stage) if (stage.kind, name) == ("scores", "model") else "model_name_or_path"
     at = _at(stage, NAMED.get((stage.kind, name), key))
     tokens, config = models.tokens_of(node), models.config_of(node)
-    hint = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
     if tokens is not None:
         tokens = tokens.padded(recipe.pad_token)
         if tokens.padless:
-            yield f"{at}: the tokenizer of {tokens.folder} has no padding token; {hint}"
+            yield f"{at}: the tokenizer of {tokens.folder} has no padding token; {PAD_HINT}"
         elif tokens.pad is not None and tokens.pad == tokens.eos:
-            yield f"{at}: the padding token of {tokens.folder} is the EOS ({tokens.eos}); {hint}"
+            yield f"{at}: the padding token of {tokens.folder} is the EOS ({tokens.eos}); {PAD_HINT}"
     rewards = (stage.kind, name) in (("relabel", "model"), ("scores", "model"), ("evaluate", "oracle"))
     if rewards and config is not None:
         made = str((config.get("architectures") or [""])[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -53,6 +54,7 @@ class PlanProgress:
     lost: set[str] = field(default_factory=set)  # failed, or behind one that did
     _spoken: float = -QUIET_SECONDS
     _notes: set[str] = field(default_factory=set)
+    _warned: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._bar: Progress | None = None
@@ -116,7 +118,9 @@ class PlanProgress:
         self.done[path] = 0.0 if stage is None else self.now() - stage.started
         self._show(f"{path}: {note}", always=True)
         for line in warnings:
-            self.console.print(f"warning: {path}: {line}", highlight=False, markup=False, soft_wrap=True)
+            self._warned[line] += 1
+            if self._warned[line] == 1:
+                self.console.print(f"warning: {path}: {line}", highlight=False, markup=False, soft_wrap=True)
 
     def fail(self, path: str, why: str, behind: Sequence[str]) -> None:
         """A stage failed; those behind it are not tried. At the end, maybe now, all is told at once."""
@@ -157,6 +161,10 @@ class PlanProgress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+        for line, count in self._warned.items():
+            if count > 1:
+                again = f"warning: {count} stages in all warned: {line}"
+                self.console.print(again, highlight=False, markup=False, soft_wrap=True)
 
 
 def fitted(name: str, tail: str, width: int) -> tuple[str, str]:

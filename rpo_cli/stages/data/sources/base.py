@@ -7,7 +7,7 @@ nothing else knows a schema.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rpo_cli.errors import BadInput
@@ -38,7 +38,8 @@ class Sets:
 class Pair:
     """One comparison.
 
-    `split`: train, validation or test as published; `posts`: names of its post, any of which identifies it.
+    `split`: train, validation or test as published; `posts`: names of its post, any of which identifies it;
+    `place`: the file and line that it was read from.
     """
 
     split: str
@@ -47,16 +48,18 @@ class Pair:
     chosen: str
     rejected: str
     scores: tuple[float, float] | None = None
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One written response; `split` and `posts` as in `Pair`."""
+    """One written response; `split`, `posts` and `place` as in `Pair`."""
 
     split: str
     posts: tuple[str, ...]
     prompt: str
     completion: str
+    place: str = field(default="", compare=False)
 
 
 def column(place: str, row: dict[str, Any], *names: str) -> Any:

@@ -66,7 +66,7 @@ def pairs(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Pa
             yield Pair(split or "train", posts, made["prompt"], made["chosen"], made["rejected"])
         else:
             ledger.leave_out("pairs/long_prompt")
-    ledger.notes += _notes(ledger, sorted(unread))
+    ledger.notes += [*_notes(ledger, sorted(unread)), *templated.notes("pairs")]
 
 
 def _given(place: str, row: Row, name: str) -> Part:
@@ -206,6 +206,7 @@ def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger)
             yield Pair(split, (post_name(prompt),), made["prompt"], made["chosen"], made["rejected"])
         else:
             ledger.leave_out("pairs/long_prompt")
+    ledger.notes += templated.notes("pairs")
 
 
 def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Written]:
@@ -230,6 +231,7 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
             yield Written(split or "train", (post_name(made["prompt"]),), **made)
         else:
             ledger.leave_out("sft/long_prompt")
+    ledger.notes += templated.notes("sft")
 
 
 def post_name(prompt: str) -> str:

@@ -44,3 +44,4 @@ def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
             yield Pair(split or "train", posts, made["prompt"], made["chosen"], made["rejected"])
         else:
             sets.ledger.leave_out("pairs/long_prompt")
+    sets.ledger.notes += templated.notes("pairs")
