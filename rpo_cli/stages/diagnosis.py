@@ -134,7 +134,7 @@ def price_of_tokens(margins: Array, tokens: Array) -> Interval | None:
     variances (White 1980). One deviation is that of a response's reward about its pair's mean, rms(margin) /
     sqrt(2).
     """
-    squares, scale = float((tokens**2).sum()), float(np.sqrt((margins**2).mean() / 2))
+    squares, scale = float((tokens**2).sum()), float(np.sqrt(np.square(margins).mean() / 2))
     if squares == 0 or scale == 0:
         return None
     slope = float((tokens * margins).sum()) / squares
@@ -161,7 +161,7 @@ def agreement(margins: Array) -> Agreement | None:
     signs = [float((np.sign(margins[i]) == np.sign(margins[j])).mean()) for i, j in two]
     with np.errstate(invalid="ignore", divide="ignore"):
         correlations = [float(np.corrcoef(margins[i], margins[j])[0, 1]) for i, j in two]
-    scale = np.sqrt((margins**2).mean(1, keepdims=True))
+    scale = np.sqrt(np.square(margins).mean(1, keepdims=True))
     scaled = np.divide(margins, scale, out=np.zeros_like(margins), where=scale > 0)
     return Agreement(
         float(np.mean(signs)), float(np.mean(correlations)), min(correlations), float(scaled.std(0).mean())

@@ -145,7 +145,8 @@ def train(
         _relocate(checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     lines = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {"first_loss": lines[0]["loss"], "last_loss": lines[-1]["loss"], **ending(lines)} if lines else {}
+    losses = [line["loss"] for line in lines]
+    return {"first_loss": losses[0], "last_loss": losses[-1], **ending(lines)} if losses else {}
 
 
 def ending(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
