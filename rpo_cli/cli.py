@@ -167,6 +167,7 @@ def train_sft(session: "Session", costs: Costs) -> None:
 
 
 MEMBERS = "Train the ensemble's members, one on each subset D_rho,b."
+DIAGNOSED = "Diagnose the members of a reward recipe's ensemble."
 RHO_02 = "--recipe rm.yaml --rho 0.2 --ensemble --jobs 2"
 
 
@@ -563,6 +564,26 @@ def data_fetch(session: "Session") -> None:
     from rpo_cli.runs.fetch import fetch_data
 
     fetch_data(session)
+
+
+@command(
+    "diagnose",
+    "--recipe d-dpo.yaml --rho 0.2",
+    "--recipe rm.yaml --rho 0.2 --ensemble",
+    takes=EVERY - {"force", "wandb", "accelerate"},
+)
+def diagnose(
+    session: "Session", ensemble: Annotated[bool, Option("--ensemble", help=DIAGNOSED)] = False
+) -> None:
+    """What your pairs prefer and what your reward models know of them: length bias, accuracy by kind,
+    calibration, the price of a token, agreement; and what follows for the objective.
+
+    The recipe is one of data, of splits, of a reward model (that one is diagnosed) or of a policy (its
+    teachers are, and the oracle).
+    """
+    from rpo_cli.runs import make
+
+    make.diagnose(session, members=ensemble)
 
 
 @command(

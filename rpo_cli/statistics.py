@@ -30,6 +30,16 @@ class Interval(NamedTuple):
     high: float
 
 
+def wilson(hits: int, count: int) -> Interval:
+    """A share of counted things with its 95 % score interval (Wilson 1927); NaN where nothing was counted."""
+    if count == 0:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    share, square = hits / count, 1.959964**2
+    middle = (hits + square / 2) / (count + square)
+    half = (square * (share * (1 - share) + square / (4 * count)) * count) ** 0.5 / (count + square)
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
 def interval(mean: float, draws: Array) -> Interval:
     """An estimate with the 2.5 and 97.5 percentiles of its bootstrap draws [resamples] that are not NaN."""
     draws = draws[np.isfinite(draws)]

@@ -425,7 +425,8 @@ def test_wandb_runs_offline_inside_the_workspace_and_no_secret_is_written(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_MODE", "offline")
     before = set(Path.cwd().iterdir())
-    tiny.run("train-policy", "dpo.yaml", "--wandb")
+    told = tiny.run("train-policy", "dpo.yaml", "--wandb").stderr
+    assert f"Weights & Biases: runs in {tiny.root / 'wandb'}; `wandb sync" in told
     cell = tiny.root / RHO / "policies/dpo/beta-0.2"
     (run,) = (tiny.root / "wandb").glob("offline-run-*")
     assert run.name.endswith(manifest(tiny.root, f"{RHO}/policies/dpo/beta-0.2")["key"][:16])

@@ -516,3 +516,11 @@ def test_a_plan_that_disk_or_memory_may_not_hold_is_warned_of(empty: Tiny, tmp_p
     ).stderr
     assert "disk: the models of this plan take up to 28000.0 TB with --jobs 1, " in said
     assert "memory: the models of this plan take up to 4000.0 TB with --jobs 1, " in said
+
+
+def test_a_word_for_padding_is_refused_before_anything_is_loaded(empty: Tiny) -> None:
+    empty.edit("oracle.yaml", "pad_token: cat\n")
+    says = "pad_token: 'cat' is a word, which a text may hold; set `pad_token:`"
+    for arguments in (("train-rm", "oracle.yaml", "--dry-run"), ("train-rm", "oracle.yaml")):
+        assert says in empty.run(*arguments, code=2).stderr
+    assert says in rpo("recipe", "check", empty.suite, code=2).stderr

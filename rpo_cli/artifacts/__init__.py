@@ -18,6 +18,6 @@ from rpo_cli.artifacts.job import Job, Launch, Outcome, job_from, job_of
 from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Identity, Manifest
 from rpo_cli.artifacts.model_folder import base_of_adapter, positions_of
 from rpo_cli.artifacts.origin import RECIPES, Origin, origin_of, portable
-from rpo_cli.artifacts.report import Progress, Report, Silence, log_images
-from rpo_cli.artifacts.tracker import wandb_mode
+from rpo_cli.artifacts.report import METRICS, Progress, Report, Silence, log_images
+from rpo_cli.artifacts.tracker import wandb_mode, wandb_place
 from rpo_cli.artifacts.workspace import Workspace, difference, git_revision, versions

@@ -19,6 +19,10 @@ from rpo_cli.runs.question import Question
 from rpo_cli.runs.session import Session
 
 GAPS = "--allow-missing draws what there is"
+ONE_SEED = (
+    "one seed: the intervals are over prompts alone, and another seed may contradict any of these claims; "
+    "docs/results.md has five and ten, --seeds 0,1,2,3,4 runs five here"
+)
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,8 @@ def _draw(session: Session, kind: str, folder: Path, out: Path, allow_missing: b
     if session.as_json:
         session.print_json({"files": [str(path) for path in paths], KINDS[kind].rows: rows})
     else:
+        if rows and max(len(row["by_seed"]) for row in rows) == 1:
+            session.say(ONE_SEED)
         session.out.print(claims_table(rows, session.out))
         for path in paths:
             session.out.print(str(path), highlight=False, soft_wrap=True)

@@ -23,9 +23,8 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
 from rpo_cli.models.weights import read_weights
 from rpo_cli.recipes.schema import FourBits, ModelSource
-from rpo_cli.text import first_line
+from rpo_cli.text import first_line, is_word
 
-WORD_MARKS = " \u2581\u0120#"  # with which vocabularies mark a word's beginning or its end
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
 NEW_PAD = "[PAD]"
 SPARE = ("pad", "reserved", "unused", "endoftext", "")  # what a spare token may be called, the best first
@@ -67,7 +66,7 @@ def load_tokenizer(
     if need_eos and tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
     if recipe is not None and recipe.pad_token is not None:
-        if recipe.pad_token.strip(WORD_MARKS).isalnum():
+        if is_word(recipe.pad_token):
             raise BadInput(f"pad_token: {recipe.pad_token!r} is a word, which a text may hold; {PAD_HINT}")
         tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
     if not need_pad:

@@ -89,6 +89,30 @@ def inspect_data(session: Session, rows: int, max_length: int | None) -> None:
     inspect(session, planner, loads, targets, rows, max_length)
 
 
+def diagnose(session: Session, *, members: bool) -> None:
+    """Say what the pairs of a recipe prefer and what its reward models know of them.
+
+    Raises:
+        BadInput: a recipe without pairs.
+    """
+    stage = session.load(None).recipe.stage
+    if stage not in (*TABLES, "reward", "policy"):
+        what = "diagnose takes a data, pairs, relabel, splits, reward or policy recipe"
+        raise BadInput(f"{session.recipe}: is {article(stage)} recipe; {what}")
+    if members and stage != "reward":
+        raise BadInput(
+            f"--ensemble: {session.recipe} is {article(stage)} recipe; the members are a reward recipe's"
+        )
+    loads = session.at_rhos(stage)
+    planner = planner_for(loads[0])
+    for loaded in loads:
+        planner.diagnosis(loaded, members=members)  # says what is wrong before anything heavy is imported
+    os.environ.update(QUIET_ENVIRONMENT)
+    from rpo_cli.runs.diagnose import diagnose
+
+    diagnose(session, planner, loads, members=members)
+
+
 def _make(
     session: Session,
     loaded: Loaded,

@@ -441,8 +441,8 @@ class Planner:
         label: str | None = None,
         columns: Sequence[str] = (),
     ) -> Stage:
-        policy = cast(schema.PolicyRecipe, loaded.recipe)
-        values = {name: getattr(policy, name) for name in SCORED} | dict(bits or {})
+        policy = cast(schema.PolicyRecipe, loaded.recipe)  # or a reward model's, to diagnose it
+        values = {name: getattr(policy, name) for name in SCORED if hasattr(policy, name)} | dict(bits or {})
         values |= {"rm_seed": None, "policy_seed": None, "reward_label": label}
         if kind != "samples":
             values |= {"reference_samples": 1, "max_new_tokens": 1, "sampling_seed": None}
@@ -500,6 +500,52 @@ class Planner:
         inputs = {"policy": stage, "model": model, "data": stage.inputs["data"], "samples": samples}
         place = stage.path.split("/", 1)[1].replace("/policies/", "/measures/")
         return self._scoring("measure", place, policy, inputs)
+
+    def diagnosis(self, loaded: Loaded, *, members: bool = False) -> tuple[Stage, dict[str, Stage]]:
+        """The pairs that a recipe is about, and scores of the held-out ones by each of its reward models.
+
+        Those of a policy are its teachers and the oracle that its evaluation names; of a reward recipe it is
+        the one that it trains, or its ensemble.
+        """
+        recipe = loaded.recipe
+        if isinstance(recipe, schema.PolicyRecipe):
+            inputs = self.build(loaded).inputs
+            splits, model = cast(Stage, inputs["data"]), inputs["model"]
+            scores = {
+                name.removeprefix("scores/"): cast(Stage, node)
+                for name, node in inputs.items()
+                if name.startswith("scores/")
+            }
+            if (oracle := self._oracle(loaded)) is not None:
+                scores["oracle"] = self._scores(loaded, oracle, splits, model)
+            return splits, scores
+        if not isinstance(recipe, schema.RewardRecipe):
+            return self.build(loaded), {}
+        made = self.members(loaded) if members else [self._reward(loaded)]
+        data = cast(Stage, made[0].inputs["data"])
+        if data.kind != "splits":
+            self._need_table(data, "pairs_validation", loaded)
+            if data.kind == "relabel":
+                raise _wrong(loaded, "data", "has no held-out pairs to diagnose a reward model on")
+        scores = {}
+        for stage in made:
+            # Read as it was trained; what a policy distils are scores of the policy's own stage.
+            *folders, name = stage.path.split("/")[1:]
+            place = "/".join([*folders[:1], "scores", "own", *folders[1:], name])
+            inputs = {"model": stage, "data": data, "policy": stage}
+            scores[name_of(stage) if members else loaded.path.stem] = self._scoring(
+                "scores", place, loaded, inputs
+            )
+        return data, scores
+
+    def _oracle(self, policy: Loaded) -> Stage | External | None:
+        """The oracle that a policy's samples are evaluated with; None without one."""
+        name = cast(schema.PolicyRecipe, policy.recipe).evaluate
+        if not policy.path.with_name(name).is_file():
+            return None
+        loaded = self.load(policy.sibling(name, "evaluate"), expect="evaluate")
+        named: str | None = cast(schema.EvaluateRecipe, loaded.recipe).oracle
+        return None if named is None else self.reference("oracle", loaded)
 
     def judgement(self, policy: Loaded, split: str, overrides: Sequence[str] = ()) -> Stage:
         """A judge's verdicts on an evaluated policy; `overrides` change the `judge:` section

@@ -16,10 +16,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, walk
+from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, walk, wandb_place
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
-from rpo_cli.runs import preflight, processes
+from rpo_cli.runs import preflight, processes, results
 from rpo_cli.runs.options import Options
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.pool import execute
@@ -168,7 +168,7 @@ class Session(Options):
                 [stage for stage in walk(targets) if stage.path not in built], workspace, device.name
             )
             inherited = {"report_to": "wandb"} if self.wandb else {}
-            return execute(
+            diverged = execute(
                 todo,
                 workspace,
                 self.err,
@@ -177,6 +177,9 @@ class Session(Options):
                 launch=launch,
                 **kwargs,
             )
+            if self.wandb or any(item.stage.recipe.report_to == "wandb" for item in todo):
+                self.say(wandb_place(workspace.root))
+            return diverged
         return set()
 
     def show_plan(self, todo: Sequence[Todo], workspace: Workspace, question: Question | None) -> None:
@@ -269,10 +272,21 @@ class Session(Options):
             return
         for path, manifest in found.items():
             self.out.print(str(workspace.root / path), highlight=False, soft_wrap=True)
-            grid = Table(box=None, show_header=False, padding=(0, 2))
-            for name, value in manifest["metrics"].items():
-                grid.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-            self.out.print(grid)
+            if lines := results.in_words(manifest["kind"], manifest["metrics"]):
+                self.out.print(
+                    "".join(f"  {line}\n" for line in lines),
+                    end="",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
+            else:
+                grid = Table(box=None, show_header=False, padding=(0, 2))
+                for name, value in manifest["metrics"].items():
+                    grid.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+                self.out.print(grid)
+            for line in results.warnings_of(manifest["metrics"]):
+                self.say(f"warning: {path}: {line}")
         if next_command:
             given = {"--workspace": self.workspace, "--seed": self.seed, "--device": self.device}
             options = [

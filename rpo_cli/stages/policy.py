@@ -148,6 +148,7 @@ class PolicyTrainer(PairTrainer):
         self.note("rewards/chosen", scale * pair.h_chosen.mean())
         self.note("rewards/rejected", scale * pair.h_rejected.mean())
         self.note("rewards/margins", scale * pair.delta_h.mean())
+        self.note("kl_data", -(pair.h_chosen + pair.h_rejected).mean() / 2)
         self.note("rewards/accuracies", (pair.h_chosen > pair.h_rejected).float().mean())
         self.note("logps/chosen", pair.chosen_logps.mean())
         self.note("logps/rejected", pair.rejected_logps.mean())

@@ -28,7 +28,8 @@ from rpo_cli.models import (
 )
 from rpo_cli.recipes.schema import RewardRecipe, seed_of
 from rpo_cli.stages.data.rows import PAIR, Rows, rows_of
-from rpo_cli.stages.splits import bias_trained_on
+from rpo_cli.stages.diagnosis import short_form
+from rpo_cli.stages.splits import LENGTH_MARGIN, bias_trained_on, preference_of_length
 from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
@@ -102,6 +103,15 @@ def training_rows(job: Job[RewardRecipe]) -> tuple[Rows, Rows | None]:
     held_out = "pairs_validation"
     has_held_out = (folder / f"{held_out}.parquet").is_file()
     return rows_of(job, recipe.table), rows_of(job, held_out) if has_held_out else None
+
+
+def by_length(margins: np.ndarray, rows: Sequence[TokenRow], pairs: Rows) -> dict[str, float | int]:
+    """Accuracy where the longer, where the shorter response won, and where neither is longer."""
+    if "longer_preferred" in pairs.notes.column_names:
+        known = dict(zip(pairs.ids, pairs.notes["longer_preferred"].to_pylist(), strict=True))
+        return short_form(margins, np.array([known[row.id] for row in rows]))
+    chosen, rejected = (np.array([len(row.responses[side]) for row in rows]) for side in (0, 1))
+    return short_form(margins, preference_of_length(chosen, rejected, LENGTH_MARGIN))
 
 
 def utility_accuracy(
@@ -192,6 +202,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
         }
         assert held_out_pairs is not None
         metrics |= {"held_out_rows": len(held_out), "held_out_dropped": len(held_out_pairs) - len(held_out)}
+        metrics |= by_length(margins, held_out, held_out_pairs)
         metrics |= utility_accuracy(margins, held_out, held_out_pairs.notes.to_pylist())
     counts = {"rows": len(rows), "dropped": len(pairs) - len(rows), "steps": trainer.state.global_step}
     return {**metrics, **counts, **bias, **shapes, "shared_prompts": layout == "shared"}

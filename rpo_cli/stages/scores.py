@@ -1,4 +1,4 @@
-"""Each pair of a D_rho scored once, trained on and held out: by a reward model, or by columns of the data."""
+"""Pairs scored once, of a D_rho also those trained on: by a reward model, or by columns of the data."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from rpo_cli.stages.reading import reading_of
 def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     """Write train and held_out.parquet: two numbers for each pair that fits in the policy's tokens.
 
-    They are rewards of the input `model`, or where there is none the columns that the job's options name.
+    They are rewards of the input `model`, or where there is none the columns that the job's options name. Of
+    pairs that are no D_rho there are only those held out.
     """
     recipe: ScoringRecipe = job.recipe
     policy = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
-    tables = {table: rows_of(job, table) for table in ("train", "held_out")}
-    talks = tables["train"].talks
+    drawn = (job.inputs["data"] / "held_out.parquet").is_file()
+    names = {"train": "train", "held_out": "held_out"} if drawn else {"held_out": "pairs_validation"}
+    tables = {table: rows_of(job, source) for table, source in names.items()}
+    talks = tables["held_out"].talks
     reading = None
     if (source := job.inputs.get("model")) is not None:
         reading = reading_of(source, recipe, job.revisions.get("model"), policy, talks=talks)

@@ -21,6 +21,7 @@ from rpo_cli.stages.data.rows import FEW, PAIR, UNLIMITED, Rows, dropped, rows_o
 from rpo_cli.text import percent
 
 LONGER, SHORTER, TIE = 1, -1, 0
+LENGTH_MARGIN: float = SplitsRecipe.model_fields["length_margin"].default
 NEGLIGIBLE = 0.01  # by so much the share of longer-preferred pairs may move without a warning
 APART = "share no prompt with the {} held-out pairs; lower num_pairs or held_out"
 

@@ -14,7 +14,7 @@ from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import REASONS, Ledger, Sieve
 from rpo_cli.stages.data.overlap import leaks, prompts_of, shared_prompts
-from rpo_cli.stages.data.rows import PAIR_COLUMNS, columns_of, digest, row_id, write_rows
+from rpo_cli.stages.data.rows import PAIR_COLUMNS, columns_of, digest, row_id, write_places, write_rows
 from rpo_cli.stages.data.sources.base import columns_in, is_conversation, named, numbers
 from rpo_cli.stages.data.sources.records import rows_in
 
@@ -50,7 +50,9 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
     counts, prompts = {}, {}
     for index, (table, rows) in enumerate(sorted(tables.items())):
         file = job.directory / f"{table}.parquet"
-        counts[f"rows/{table}"] = write_rows(rows, file)
+        places: list[tuple[str, str]] = []
+        counts[f"rows/{table}"] = write_rows(noting(rows, ledger, places), file)
+        write_places(places, file)
         prompts[table] = prompts_of(file)
         report(index + 1, len(tables))
     shared = shared_prompts(prompts)
@@ -58,6 +60,14 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
         report.warn(line)
     counts |= {f"shared_prompts/{one}/{other}": count for (one, other), count in shared.items()}
     return counts | ledger.metrics()
+
+
+def noting(rows: Iterable[Row], ledger: Ledger, places: list[tuple[str, str]]) -> Iterator[Row]:
+    """The rows as they come; where each that has a place was read from goes into `places`, by its id."""
+    for row in rows:
+        if ledger.place:
+            places.append((str(row["id"]), ledger.place))
+        yield row
 
 
 def read_table(file: Path, table: str, recipe: DataRecipe, ledger: Ledger) -> Iterator[Row]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -28,6 +29,7 @@ from rpo_cli.recipes.schema import Recipe
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.text import percent
 
+PLACES = "places"  # folder beside tables, of where their rows were read from
 AT_A_TIME, GROUP = 2**11, 2**15  # rows as mappings, which are ten times as large as their texts; as columns
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 COMPLETION_COLUMNS = ("prompt", "completion")
@@ -37,6 +39,7 @@ MESSAGES = "messages"  # the conversation that a row's texts were made of, as JS
 OTHER = {"chosen": "rejected", "rejected": "chosen"}
 UNLIMITED = 2**31
 FEW = 0.05  # share of rows that may be left out for their length without a warning
+NAMED = re.compile(r"row ([^\s,()]+(?:, [^\s,()]+)*)")  # as warnings name rows
 Value = TypeVar("Value")
 
 
@@ -86,6 +89,14 @@ def _batches(rows: Iterator[Row]) -> Iterator[pa.RecordBatch]:
 def write_columns(columns: dict[str, Any], file: Path) -> None:
     """Write columns as Parquet."""
     pq.write_table(pa.table(columns), file)
+
+
+def write_places(places: Sequence[tuple[str, str]], table: Path) -> None:
+    """Keep where rows were read from, by id, beside their table; what no result rests on."""
+    if places:
+        (table.parent / PLACES).mkdir(exist_ok=True)
+        ids, read_from = zip(*places, strict=True)
+        write_columns({"id": ids, "place": read_from}, table.parent / PLACES / table.name)
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -198,13 +209,29 @@ class Rows:
         prompts, *responses = (self._of(column, read) for column in ("prompt", *columns))
         rows = zip(self.ids, prompts, strict=True)
         found = [TokenRow(name, prompt, [r[i] for r in responses]) for i, (name, prompt) in enumerate(rows)]
-        kept = fitting(found, max_length, overlong, what)
+        try:
+            kept = fitting(found, max_length, overlong, what)
+        except BadInput as error:
+            raise BadInput(self.placed(str(error))) from None
         if warn is not None:
             for line in odd_tokens(kept, tokenizer):
-                warn(line)
+                warn(self.placed(line))
             if len(kept) < (1 - FEW) * len(found):
                 warn(dropped(len(found) - len(kept), len(found), max_length))
         return kept
+
+    def placed(self, line: str) -> str:
+        """A line in which rows that are named are found by file and line, where these are known."""
+        file = self.file.parent / PLACES / self.file.name
+        if NAMED.search(line) is None or not file.is_file():
+            return line
+        places = pq.read_table(file)
+        at = dict(zip(places["id"].to_pylist(), places["place"].to_pylist(), strict=True))
+
+        def named(found: re.Match[str]) -> str:
+            return "row " + ", ".join(at.get(name, name) for name in found[1].split(", "))
+
+        return NAMED.sub(named, line)
 
     def to_list(self) -> list[Row]:
         """The rows as mappings, with all their columns."""

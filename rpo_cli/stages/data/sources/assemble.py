@@ -23,14 +23,15 @@ def clean(pairs: Iterable[Pair], ledger: Ledger) -> list[Pair]:
     for pair in pairs:
         ledger.counts["pairs/read"] += 1
         if sieve.keeps(pair.prompt, pair.chosen, pair.rejected):
-            kept.append(pair)
+            kept.append(replace(pair, place=ledger.place))
     return kept
 
 
 def clean_written(written: Iterable[Written], ledger: Ledger) -> list[Written]:
     """The written responses that are kept, read on the way."""
     sieve = Sieve(ledger, "sft")
-    return [row for row in written if sieve.keeps(row.prompt, row.completion)]
+    kept = (row for row in written if sieve.keeps(row.prompt, row.completion))
+    return [replace(row, place=ledger.place) for row in kept]
 
 
 def place_of(post: str, seed: int) -> float:
@@ -143,7 +144,7 @@ def _one_each(items: Sequence[Pair] | Sequence[Written]) -> list[Written]:
     for item in items:
         if not seen & set(item.posts):
             own = item.chosen if isinstance(item, Pair) else item.completion
-            kept.append(Written(item.split, item.posts, item.prompt, own, item.messages))
+            kept.append(Written(item.split, item.posts, item.prompt, own, item.messages, item.place))
         seen |= set(item.posts)
     return kept
 
@@ -164,7 +165,7 @@ def _some(items: Sequence[Item], size: int | None, seed: int) -> list[Item]:
 
 def _chosen(pairs: Sequence[Pair]) -> list[Written]:
     """The chosen responses as written ones, each once."""
-    rows = (Written(pair.split, pair.posts, pair.prompt, pair.chosen) for pair in pairs)
+    rows = (Written(pair.split, pair.posts, pair.prompt, pair.chosen, pair.place) for pair in pairs)
     return list({digest(row.prompt, row.completion): row for row in rows}.values())
 
 

@@ -39,7 +39,8 @@ class Pair:
     """One comparison.
 
     `split`: train, validation or test as published; `posts`: names of its post, any of which identifies it;
-    `messages`: the conversation that its texts were made of (`turns.as_json`); `kept`: numbers beside it.
+    `messages`: the conversation that its texts were made of (`turns.as_json`); `kept`: numbers beside it;
+    `place`: the file and line that it was read from.
     """
 
     split: str
@@ -50,17 +51,19 @@ class Pair:
     scores: tuple[float, float] | None = None
     messages: str | None = None
     kept: Mapping[str, float] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One written response; `split`, `posts` and `messages` as in `Pair`."""
+    """One written response; `split`, `posts`, `messages` and `place` as in `Pair`."""
 
     split: str
     posts: tuple[str, ...]
     prompt: str
     completion: str
     messages: str | None = None
+    place: str = field(default="", compare=False)
 
 
 def column(place: str, row: dict[str, Any], *names: str) -> Any:

@@ -79,7 +79,7 @@ def pairs(records: Records, templated: Templated, ledger: Ledger, keep: Sequence
             yield Pair(split or "train", posts, *each, messages=told, kept=kept)
         else:
             ledger.leave_out("pairs/long_prompt")
-    ledger.notes += _notes(ledger, sorted(unread))
+    ledger.notes += [*_notes(ledger, sorted(unread)), *templated.notes("pairs")]
 
 
 def _made(
@@ -236,6 +236,7 @@ def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger)
             yield Pair(split, (post_name(prompt),), *texts, messages=told)
         else:
             ledger.leave_out("pairs/long_prompt")
+    ledger.notes += templated.notes("pairs")
 
 
 def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Written]:
@@ -263,6 +264,7 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
             yield Written(split or "train", (post_name(made["prompt"]),), **made, messages=told)
         else:
             ledger.leave_out("sft/long_prompt")
+    ledger.notes += templated.notes("sft")
 
 
 def post_name(prompt: str) -> str:

@@ -48,3 +48,4 @@ def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
             yield Pair(split or "train", posts, *texts, messages=told)
         else:
             sets.ledger.leave_out("pairs/long_prompt")
+    sets.ledger.notes += templated.notes("pairs")
