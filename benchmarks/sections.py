@@ -348,12 +348,12 @@ def sampling(bench: Bench) -> Iterator[Comparison]:
     """Sampling beside `generate` on batches in the data's order: responses of one length, and of many."""
     scale = bench.scale
     count, new = scale.sampled
-    yield _sampled(bench, [new] * count, new, f"{new} new tokens each")
+    yield sampled(bench, [new] * count, new, f"{new} new tokens each")
     shortest, longest = scale.sampled_lengths
     drawn = np.random.default_rng(0).lognormal(np.log(new), 0.7, count)
     lengths = np.clip(drawn, shortest, longest).astype(int).tolist()
     middle = statistics.median(lengths)
-    yield _sampled(
+    yield sampled(
         bench,
         lengths,
         longest,
@@ -361,7 +361,7 @@ def sampling(bench: Bench) -> Iterator[Comparison]:
     )
 
 
-def _sampled(bench: Bench, wanted: list[int], limit: int, what: str) -> Comparison:
+def sampled(bench: Bench, wanted: list[int], limit: int, what: str) -> Comparison:
     """Both sides draw responses of exactly these lengths."""
     scale, settings = bench.scale, bench.scale.llama
     tokenizer = bench.maker(scale.batch).tokenizer

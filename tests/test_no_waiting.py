@@ -14,6 +14,10 @@ from test_policy_training import teach
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rpo_cli.devices import CPU, Device, Returning
+from rpo_cli.recipes.schema import PolicyRecipe
+from rpo_cli.stages.training.arguments import arguments
+
 # What a GPU must have finished before Python goes on: values on the host, shapes that depend on values.
 METHODS = {
     "item",
@@ -127,3 +131,22 @@ def test_steps_between_lines_of_metrics_read_nothing_back(tiny: Tiny, name: str)
         # transformers asks whether a 2-D mask hides anything at all.
         places = [place for place in places if "transformers/masking_utils.py" not in place]
     assert places == []
+
+
+def test_a_batch_goes_to_a_gpu_from_pinned_memory_without_a_wait(tmp_path: Path) -> None:
+    recipe = PolicyRecipe(stage="policy", objective="dpo")
+    for device in (CPU, Device("cuda", "bfloat16", "test")):
+        given = arguments(recipe, tmp_path, device, 0)
+        pinned, waits_not = given["dataloader_pin_memory"], given["accelerator_config"]["non_blocking"]
+        assert pinned == waits_not == (device.name == "cuda")
+
+
+def test_results_are_read_in_order_when_later_ones_were_sent() -> None:
+    numbers = torch.arange(4)
+    for behind in range(3):
+        returning = Returning[str](behind)
+        read = [[name for name, _ in returning.send(name, numbers)] for name in "abcde"]
+        late = [[]] * behind + [[name] for name in "abcde"[: 5 - behind]]
+        assert read == late
+        assert [name for name, _ in returning.rest()] == list("abcde"[5 - behind :])
+        assert returning.rest() == []

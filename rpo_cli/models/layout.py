@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rpo_cli.devices import put
 from rpo_cli.models.buckets import Buckets, Shape, longest
 from rpo_cli.models.tokens import Tokens
 from rpo_cli.objectives.logps import token_logps
@@ -75,7 +76,7 @@ def make_batch(
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on this device."""
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: put(tensor, device) for name, tensor in batch.items()}
 
 
 def _rows(

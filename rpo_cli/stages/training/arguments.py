@@ -45,6 +45,7 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         # Of training rows `WholeBatches` leaves none over; of held-out rows none may be left out.
         "dataloader_drop_last": False,
         "dataloader_pin_memory": device.name == "cuda",
+        "accelerator_config": {"non_blocking": device.name == "cuda"},  # or each copy waits for the GPU
         "remove_unused_columns": False,
         "ddp_find_unused_parameters": False,  # every weight takes part in every loss
     }
