@@ -34,7 +34,7 @@ def beside_reference(
     columns = torch.stack([values.mean(-1).reshape(-1) for values in (found, there, allowed)])
     if kl is None:
         return columns
-    drawn = noise * pair.lengths.sqrt().amax()
+    drawn = noise * pair.lengths.max().sqrt()
     return torch.cat([columns, torch.stack([kl, torch.zeros_like(kl), drawn])[:, None]], 1)
 
 

@@ -68,7 +68,7 @@ def _too_few_prompts(found: Mapping[str, Sequence[Pair] | Sequence[Written]]) ->
     return f"; the rows have {prompts} whole into training, validation or test: add rows of other prompts"
 
 
-def _rows(items: Sequence[Pair] | Sequence[Written], table: str, ledger: Ledger) -> Iterator[Row]:
+def _rows(items: Sequence[Pair | Written], table: str, ledger: Ledger) -> Iterator[Row]:
     """A table's rows; the ledger knows the place of each while it stands."""
     for item, row in zip(items, rows_of(items, table), strict=True):
         ledger.place = item.place
