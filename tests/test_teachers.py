@@ -15,6 +15,9 @@ from preparing import WORDS
 from published import write_jsonl
 from transformers import AutoTokenizer
 
+from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.stages.reading import as_turns, reading_of
+
 SETTINGS = "max_length: 400\n"
 SUITE = {
     "data.yaml": "stage: data\nsource: preference\ndataset: ./pairs.jsonl\ntokenizer: ./base\n"
@@ -224,3 +227,29 @@ def test_a_column_of_text_is_no_score(talks: Tiny) -> None:
         write_jsonl(file, [*rows[:3], rows[3] | {"score_chosen": value}, *rows[4:]])
         found = talks.run("data inspect", "data.yaml", code=2).stderr
         assert f"{file}:4: {says}" in found
+
+
+def test_prompts_that_another_template_wrote_and_a_template_with_a_date_are_said(tmp_path: Path) -> None:
+    judge = model_of(tmp_path / "judge", "llama", "Llama 3")
+    asked: list[dict[str, Any]] = [{"prompt": "the cat", "chosen": "on a mat"}]
+    said: list[str] = []
+    recipe = ScoringRecipe(stage="scores", device="cpu")
+    reading_of(judge, recipe, None).rows(["a"], asked, ["chosen"], "here", said.append)
+    assert said == []
+    asked[0]["prompt"] = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
+    with_template(judge, "{% if false %}{{ strftime_now('%d %b %Y') }}{% endif %}")
+    reading_of(judge, recipe, None).rows(["a"], asked, ["chosen"], "here", said.append)
+    assert said == [
+        f"1 of 1 prompts (row a) were written by a chat template; {judge} reads its signs as words; "
+        "data that are made anew from messages keep those, for its own template",
+        f"the chat template of {judge} writes the date: its rewards depend on the day",
+    ]
+
+
+def test_a_dialogue_of_hh_rlhf_is_its_turns_and_other_text_is_one() -> None:
+    dialogue = "\n\nHuman: the cat\n\nAssistant: sat\n\nHuman: on a mat?\n\nAssistant:"
+    turns = [("user", "the cat"), ("assistant", "sat"), ("user", "on a mat?"), ("assistant", "yes")]
+    found = as_turns(dialogue, " yes")
+    assert [(turn["role"], turn["content"]) for turn in found] == turns
+    found = as_turns("the cat\n\nTL;DR:", " yes")
+    assert [(turn["role"], turn["content"]) for turn in found] == [("user", "the cat\n\nTL;DR:"), turns[-1]]
