@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
 from rpo_cli.artifacts import hash_of, hash_path, read_json, write_json
@@ -42,7 +43,13 @@ FORMS: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 Item = TypeVar("Item")
 Columns = dict[str, Any]  # the new ones of a row
-Make = Callable[[Sequence[tuple[str, Row]], Callable[[int], None]], list[Columns]]
+Done = Callable[[int], None]  # told how many rows are
+Make = Callable[[Sequence[tuple[str, Row]], Done], list[Columns]]
+
+
+def _behind(before: int, done: Done, each: int = 1) -> Done:
+    """What tells of rows behind others, `each` responses a row."""
+    return lambda count: done(before + count // each)
 
 
 def _in_parts(rows: Iterable[Item]) -> Iterator[list[Item]]:
@@ -102,13 +109,10 @@ class Table:
         return count
 
 
-def extend(
-    table: Table, out: Path, make: Make, identity: Mapping[str, Any], done: Callable[[int], None]
-) -> list[Columns]:
+def extend(table: Table, out: Path, make: Make, identity: Mapping[str, Any], done: Done) -> list[Columns]:
     """Write the rows with the new columns that `make` gives them; those columns.
 
-    identity: all that they depend on beside the files: parts of another are made again. done: told how many
-    rows are.
+    identity: all that they depend on beside the files: parts of another are made again.
     """
     parts = out.with_name(f"{out.name}.parts")
     name = hash_of({**identity, "files": [hash_path(file) for file in table.files], "part": PART})
@@ -118,10 +122,10 @@ def extend(
         write_json(parts / "of.json", {"key": name})
     made: list[Columns] = []
     for number, rows in enumerate(_in_parts(table.rows())):
-        file, before = parts / f"{number:06}.json", len(made)
+        file = parts / f"{number:06}.json"
         kept = (read_json(file) or {}).get("rows")
         if kept is None:
-            kept = make(rows, lambda count, before=before: done(before + count))  # type: ignore[misc]
+            kept = make(rows, _behind(len(made), done))
             write_json(file, {"rows": kept})
         made += kept
         done(len(made))
@@ -212,7 +216,7 @@ class Scorer:
             if self.reading.tokenizer.chat_template is None and not isinstance(prompt, str):
                 self.reading.text({"prompt": prompt}, response)
 
-    def rewards(self, rows: Sequence[tuple[str, Row]], done: Callable[[int], None]) -> list[Columns]:
+    def rewards(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
         """The new columns of rows; null for those that the template refuses or that are too long."""
         asked = [exchanges(place, row, self.form) for place, row in rows]
         tokens = self._tokens([(place, each) for (place, _), each in zip(rows, asked, strict=True)])
@@ -227,7 +231,7 @@ class Scorer:
                 [row_of(str(place), tokens[place] or []) for place in places],
                 pad,
                 recipe.per_device_eval_batch_size,
-                lambda n, before=finished, count=count: done(before + n // count),  # type: ignore[misc]
+                _behind(finished, done, count),
             )
             finished += len(places)
             for place, rewards in zip(places, values.astype(np.float64).tolist(), strict=True):
@@ -289,13 +293,13 @@ class Sampler:
     seed: int
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         found = load_tokenizer(self.source, self.recipe, self.revision, need_pad=False)
         found.pad_token = found.pad_token or found.eos_token  # masks hide it
         return found
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         device = devices.choose(self.recipe)
         return load_causal(self.source, self.recipe, device, self.tokenizer, self.revision)
 
@@ -317,7 +321,7 @@ class Sampler:
     def _templated(self) -> Templated:
         return Templated(self.tokenizer, None)
 
-    def responses(self, rows: Sequence[tuple[str, Row]], done: Callable[[int], None]) -> list[Columns]:
+    def responses(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
         """The new column `responses` of rows; null for those that the chat template refuses."""
         texts = [self.prompt(place, row) for place, row in rows]
         distinct = list(dict.fromkeys(text for text in texts if text is not None))
@@ -331,7 +335,7 @@ class Sampler:
             max_new_tokens=self.recipe.max_new_tokens,
             batch_size=self.recipe.per_device_eval_batch_size,
             seed=self.seed,
-            on_batch=lambda n: done(n // self.count),
+            on_batch=_behind(0, done, self.count),
         )
         decoded = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         of = {text: decoded[i * self.count : (i + 1) * self.count] for i, text in enumerate(distinct)}
