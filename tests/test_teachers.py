@@ -77,22 +77,32 @@ def scores_of(world: Tiny, table: str = "train") -> pd.DataFrame:
     return pd.read_parquet(file)
 
 
-def test_a_foreign_reward_model_reads_conversations_by_its_own_template(talks: Tiny) -> None:
+def test_a_foreign_reward_model_reads_conversations_by_its_own_template_and_gives_the_label_named(
+    talks: Tiny,
+) -> None:
+    names = {"id2label": {0: "harmless", 1: "helpful"}, "label2id": {"harmless": 0, "helpful": 1}}
+    model_of(talks.suite / "judge", "llama", "Llama 3", pad=False, **names)
+    for recipe in ("policy.yaml", "evaluate.yaml"):
+        lines = talks.run("evaluate", "policy.yaml", "--dry-run", code=2).stderr.splitlines()
+        assert all("judge has 2 labels; a reward model has one; reward_label: says" in line for line in lines)
+        assert lines[0].startswith(str(talks.suite / recipe))
+        talks.edit(recipe, "reward_label: helpful")
     talks.run("evaluate", "policy.yaml")
     rows, scores = rows_of(talks), scores_of(talks)
+
+    def said(conversations: list[list[dict[str, str]]]) -> list[float]:
+        return pytest.approx(plainly(talks.suite / "judge", conversations, label=1), abs=1e-4)
+
     for side in ("chosen", "rejected"):
-        found = plainly(
-            talks.suite / "judge", [rows[name]["prompt"] + rows[name][side] for name in scores["id"]]
+        assert scores[side].to_list() == said(
+            [rows[name]["prompt"] + rows[name][side] for name in scores["id"]]
         )
-        assert scores[side].to_list() == pytest.approx(found, abs=1e-4)
     (file,) = (talks.root / "seed-0/unbiased/evaluations").glob("**/samples.parquet")
     samples, prompts = pd.read_parquet(file), pd.read_parquet(talks.root / "seed-0/data/prompts_test.parquet")
     told = {row.prompt: json.loads(row.messages)["prompt"] for row in prompts.itertuples()}
-    asked = [
-        told[row.prompt] + [{"role": "assistant", "content": row.response.strip()}]
-        for row in samples.itertuples()
-    ]
-    assert samples["reward"].to_list() == pytest.approx(plainly(talks.suite / "judge", asked), abs=1e-4)
+    answers = [{"role": "assistant", "content": text.strip()} for text in samples["response"]]
+    asked = [[*told[prompt], answer] for prompt, answer in zip(samples["prompt"], answers, strict=True)]
+    assert samples["reward"].to_list() == said(asked)
 
 
 COLUMNS = ("score", "other")
