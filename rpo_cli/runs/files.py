@@ -140,6 +140,8 @@ def _extended(
     """The new columns of all rows, once the file is written; None on a dry run."""
     from rpo_cli.stages.files import extend
 
+    if left := table.ledger.counts["rows/repeated_key"]:
+        session.say(f"warning: {left} rows are left out: a key stands twice in them")
     device = devices.choose(recipe)
     identity = {**identity, "device": device.name, "dtype": device.dtype_name}
     session.say(f"{count} rows to {out}; device: {device}")

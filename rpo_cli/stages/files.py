@@ -5,9 +5,10 @@ are there, so that a run that was interrupted goes on.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -35,6 +36,7 @@ from rpo_cli.stages.data.sources.turns import Message, Part, TemplateRefuses, pa
 from rpo_cli.stages.reading import Reading, row_of
 
 PART = 1024  # rows
+OF_PARTS = re.compile(r"\.?(\d{6}|of)\.json.*")
 # The columns that hold responses, and those of their rewards; the first of these that a row has.
 FORMS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("chosen", "rejected"): ("reward_chosen", "reward_rejected"),
@@ -60,13 +62,14 @@ def _in_parts(rows: Iterable[Item]) -> Iterator[list[Item]]:
 
 @dataclass(frozen=True)
 class Table:
-    """A file of rows, or several of one kind.
+    """A file of rows, or several of one kind. `ledger`: what is left out of them, each time they are read.
 
     Raises:
         BadInput: files of different kinds.
     """
 
     files: Sequence[Path]
+    ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
         if len({self._is_parquet(file) for file in self.files}) > 1:
@@ -87,7 +90,7 @@ class Table:
             BadInput: a row that cannot be read.
         """
         for file in self.files:
-            for place, row in rows_in(file, "rows", Ledger(), {}, every=True):
+            for place, row in rows_in(file, "rows", self.ledger, {}, every=True):
                 if isinstance(row, str):
                     raise BadInput(f"{place}: {row}")
                 yield place, row
@@ -113,12 +116,17 @@ def extend(table: Table, out: Path, make: Make, identity: Mapping[str, Any], don
     """Write the rows with the new columns that `make` gives them; those columns.
 
     identity: all that they depend on beside the files: parts of another are made again.
+
+    Raises:
+        BadInput: something else is where the parts would be.
     """
     parts = out.with_name(f"{out.name}.parts")
+    if strange := [file for file in parts.glob("*") if not OF_PARTS.fullmatch(file.name)]:
+        raise BadInput(f"{strange[0]}: the folder is for the parts of {out.name}; move what else it holds")
     name = hash_of({**identity, "files": [hash_path(file) for file in table.files], "part": PART})
     if (read_json(parts / "of.json") or {}).get("key") != name:
         shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
+        parts.mkdir()
         write_json(parts / "of.json", {"key": name})
     made: list[Columns] = []
     for number, rows in enumerate(_in_parts(table.rows())):
