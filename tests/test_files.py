@@ -140,11 +140,11 @@ def test_a_run_that_was_interrupted_goes_on_with_the_parts_that_it_has(
     asked.clear()
     files.extend(table, out, make, {"model": 2}, print)  # parts of another model are no part of it
     assert asked == [0, 1, 2, 3, 4]
-    (tmp_path / "out.jsonl.parts").mkdir()
-    (tmp_path / "out.jsonl.parts" / "mine.txt").touch()
-    with pytest.raises(BadInput, match="mine.txt: the folder is for the parts of out.jsonl"):
+    (tmp_path / "o.jsonl.parts").mkdir()
+    (tmp_path / "o.jsonl.parts" / "mine.txt").touch()
+    with pytest.raises(BadInput, match=r"mine\.txt: the folder is for the parts of o\.jsonl"):
         files.extend(table, out, make, {"model": 3}, print)
-    assert list((tmp_path / "out.jsonl.parts").iterdir())
+    assert list((tmp_path / "o.jsonl.parts").iterdir())
 
 
 def test_what_cannot_be_scored_is_said_in_a_line_before_a_model_is_loaded(tmp_path: Path) -> None:

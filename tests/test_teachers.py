@@ -227,6 +227,17 @@ def test_what_columns_cannot_mean_is_said_with_the_recipe(
         assert says.format(data=talks.suite / "data.yaml") in line
 
 
+def test_conversations_need_a_template_and_the_plan_says_so(talks: Tiny, tmp_path: Path) -> None:
+    plain = model_of(tmp_path / "plain", "gpt2", "bytes")
+    for recipe, key in (("policy.yaml", "reward_model"), ("evaluate.yaml", "oracle")):
+        before = (talks.suite / recipe).read_text()
+        talks.edit(recipe, f"{key}: {plain}")
+        lines = talks.run("evaluate", "policy.yaml", "--dry-run", code=2).stderr.splitlines()
+        says = f"{key}: {plain} has no chat template, and the rows are conversations"
+        assert len(lines) == 1 and lines[0].startswith(f"{talks.suite / recipe}:") and lines[0].endswith(says)
+        (talks.suite / recipe).write_text(before)
+
+
 def test_a_column_of_text_is_no_score(talks: Tiny) -> None:
     file = talks.suite / "pairs.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -263,3 +274,20 @@ def test_a_dialogue_of_hh_rlhf_is_its_turns_and_other_text_is_one() -> None:
     assert [(turn["role"], turn["content"]) for turn in found] == turns
     found = as_turns("the cat\n\nTL;DR:", " yes")
     assert [(turn["role"], turn["content"]) for turn in found] == [("user", "the cat\n\nTL;DR:"), turns[-1]]
+
+
+def test_pairs_that_are_made_of_prompts_keep_their_conversations(talks: Tiny) -> None:
+    (talks.suite / "pairs.yaml").write_text(
+        f"{PLAIN}stage: pairs\nmodel_name_or_path: ./base\ntable: prompts_test\nvalidation_table: null\n"
+        f"contrasts: [written-others]\n{SETTINGS}"
+    )
+    talks.run("sample-pairs", "pairs.yaml")
+    prompts = pd.read_parquet(talks.root / "seed-0/data/prompts_test.parquet").set_index("prompt")
+    made = pd.read_parquet(talks.root / "seed-0/pairs/pairs.parquet")
+    assert len(made) > 3
+    for row in made.itertuples():
+        told = json.loads(row.messages)
+        assert told.pop("prompt") == json.loads(prompts["messages"][row.prompt])["prompt"]
+        assert told == {
+            side: [{"role": "assistant", "content": getattr(row, side)}] for side in ("chosen", "rejected")
+        }
