@@ -16,6 +16,7 @@ from foreign import model_of, plainly
 from preparing import WORDS
 from published import write_jsonl, write_parquet
 
+from rpo_cli.errors import BadInput
 from rpo_cli.stages import files
 
 CPU = ("--device", "cpu")
@@ -139,6 +140,11 @@ def test_a_run_that_was_interrupted_goes_on_with_the_parts_that_it_has(
     asked.clear()
     files.extend(table, out, make, {"model": 2}, print)  # parts of another model are no part of it
     assert asked == [0, 1, 2, 3, 4]
+    (tmp_path / "o.jsonl.parts").mkdir()
+    (tmp_path / "o.jsonl.parts" / "mine.txt").touch()
+    with pytest.raises(BadInput, match=r"mine\.txt: the folder is for the parts of o\.jsonl"):
+        files.extend(table, out, make, {"model": 3}, print)
+    assert list((tmp_path / "o.jsonl.parts").iterdir())
 
 
 def test_what_cannot_be_scored_is_said_in_a_line_before_a_model_is_loaded(tmp_path: Path) -> None:

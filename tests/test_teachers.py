@@ -15,6 +15,9 @@ from preparing import WORDS
 from published import write_jsonl
 from transformers import AutoTokenizer
 
+from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.stages.reading import as_turns, reading_of
+
 SETTINGS = "max_length: 400\n"
 SUITE = {
     "data.yaml": "stage: data\nsource: preference\ndataset: ./pairs.jsonl\ntokenizer: ./base\n"
@@ -74,22 +77,32 @@ def scores_of(world: Tiny, table: str = "train") -> pd.DataFrame:
     return pd.read_parquet(file)
 
 
-def test_a_foreign_reward_model_reads_conversations_by_its_own_template(talks: Tiny) -> None:
+def test_a_foreign_reward_model_reads_conversations_by_its_own_template_and_gives_the_label_named(
+    talks: Tiny,
+) -> None:
+    names = {"id2label": {0: "harmless", 1: "helpful"}, "label2id": {"harmless": 0, "helpful": 1}}
+    model_of(talks.suite / "judge", "llama", "Llama 3", pad=False, **names)
+    for recipe in ("policy.yaml", "evaluate.yaml"):
+        lines = talks.run("evaluate", "policy.yaml", "--dry-run", code=2).stderr.splitlines()
+        assert all("judge has 2 labels; a reward model has one; reward_label: says" in line for line in lines)
+        assert lines[0].startswith(str(talks.suite / recipe))
+        talks.edit(recipe, "reward_label: helpful")
     talks.run("evaluate", "policy.yaml")
     rows, scores = rows_of(talks), scores_of(talks)
+
+    def said(conversations: list[list[dict[str, str]]]) -> list[float]:
+        return pytest.approx(plainly(talks.suite / "judge", conversations, label=1), abs=1e-4)
+
     for side in ("chosen", "rejected"):
-        found = plainly(
-            talks.suite / "judge", [rows[name]["prompt"] + rows[name][side] for name in scores["id"]]
+        assert scores[side].to_list() == said(
+            [rows[name]["prompt"] + rows[name][side] for name in scores["id"]]
         )
-        assert scores[side].to_list() == pytest.approx(found, abs=1e-4)
     (file,) = (talks.root / "seed-0/unbiased/evaluations").glob("**/samples.parquet")
     samples, prompts = pd.read_parquet(file), pd.read_parquet(talks.root / "seed-0/data/prompts_test.parquet")
     told = {row.prompt: json.loads(row.messages)["prompt"] for row in prompts.itertuples()}
-    asked = [
-        told[row.prompt] + [{"role": "assistant", "content": row.response.strip()}]
-        for row in samples.itertuples()
-    ]
-    assert samples["reward"].to_list() == pytest.approx(plainly(talks.suite / "judge", asked), abs=1e-4)
+    answers = [{"role": "assistant", "content": text.strip()} for text in samples["response"]]
+    asked = [[*told[prompt], answer] for prompt, answer in zip(samples["prompt"], answers, strict=True)]
+    assert samples["reward"].to_list() == said(asked)
 
 
 COLUMNS = ("score", "other")
@@ -214,6 +227,17 @@ def test_what_columns_cannot_mean_is_said_with_the_recipe(
         assert says.format(data=talks.suite / "data.yaml") in line
 
 
+def test_conversations_need_a_template_and_the_plan_says_so(talks: Tiny, tmp_path: Path) -> None:
+    plain = model_of(tmp_path / "plain", "gpt2", "bytes")
+    for recipe, key in (("policy.yaml", "reward_model"), ("evaluate.yaml", "oracle")):
+        before = (talks.suite / recipe).read_text()
+        talks.edit(recipe, f"{key}: {plain}")
+        lines = talks.run("evaluate", "policy.yaml", "--dry-run", code=2).stderr.splitlines()
+        says = f"{key}: {plain} has no chat template, and the rows are conversations"
+        assert len(lines) == 1 and lines[0].startswith(f"{talks.suite / recipe}:") and lines[0].endswith(says)
+        (talks.suite / recipe).write_text(before)
+
+
 def test_a_column_of_text_is_no_score(talks: Tiny) -> None:
     file = talks.suite / "pairs.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -224,3 +248,46 @@ def test_a_column_of_text_is_no_score(talks: Tiny) -> None:
         write_jsonl(file, [*rows[:3], rows[3] | {"score_chosen": value}, *rows[4:]])
         found = talks.run("data inspect", "data.yaml", code=2).stderr
         assert f"{file}:4: {says}" in found
+
+
+def test_prompts_that_another_template_wrote_and_a_template_with_a_date_are_said(tmp_path: Path) -> None:
+    judge = model_of(tmp_path / "judge", "llama", "Llama 3")
+    asked: list[dict[str, Any]] = [{"prompt": "the cat", "chosen": "on a mat"}]
+    said: list[str] = []
+    recipe = ScoringRecipe(stage="scores", device="cpu")
+    reading_of(judge, recipe, None).rows(["a"], asked, ["chosen"], "here", said.append)
+    assert said == []
+    asked[0]["prompt"] = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
+    with_template(judge, "{% if false %}{{ strftime_now('%d %b %Y') }}{% endif %}")
+    reading_of(judge, recipe, None).rows(["a"], asked, ["chosen"], "here", said.append)
+    assert said == [
+        f"1 of 1 prompts (row a) were written by a chat template; {judge} reads its signs as words; "
+        "data that are made anew from messages keep those, for its own template",
+        f"the chat template of {judge} writes the date: its rewards depend on the day",
+    ]
+
+
+def test_a_dialogue_of_hh_rlhf_is_its_turns_and_other_text_is_one() -> None:
+    dialogue = "\n\nHuman: the cat\n\nAssistant: sat\n\nHuman: on a mat?\n\nAssistant:"
+    turns = [("user", "the cat"), ("assistant", "sat"), ("user", "on a mat?"), ("assistant", "yes")]
+    found = as_turns(dialogue, " yes")
+    assert [(turn["role"], turn["content"]) for turn in found] == turns
+    found = as_turns("the cat\n\nTL;DR:", " yes")
+    assert [(turn["role"], turn["content"]) for turn in found] == [("user", "the cat\n\nTL;DR:"), turns[-1]]
+
+
+def test_pairs_that_are_made_of_prompts_keep_their_conversations(talks: Tiny) -> None:
+    (talks.suite / "pairs.yaml").write_text(
+        f"{PLAIN}stage: pairs\nmodel_name_or_path: ./base\ntable: prompts_test\nvalidation_table: null\n"
+        f"contrasts: [written-others]\n{SETTINGS}"
+    )
+    talks.run("sample-pairs", "pairs.yaml")
+    prompts = pd.read_parquet(talks.root / "seed-0/data/prompts_test.parquet").set_index("prompt")
+    made = pd.read_parquet(talks.root / "seed-0/pairs/pairs.parquet")
+    assert len(made) > 3
+    for row in made.itertuples():
+        told = json.loads(row.messages)
+        assert told.pop("prompt") == json.loads(prompts["messages"][row.prompt])["prompt"]
+        assert told == {
+            side: [{"role": "assistant", "content": getattr(row, side)}] for side in ("chosen", "rejected")
+        }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rpo_cli import devices
 from rpo_cli.artifacts import External, look_for, snapshots
@@ -16,6 +15,9 @@ from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.work import QUIET_ENVIRONMENT
 from rpo_cli.text import percent
+
+if TYPE_CHECKING:
+    from rpo_cli.stages.files import Make, Table
 
 UNLIMITED = 2**31 - 1
 
@@ -44,18 +46,18 @@ def score(
     form = form_in(place, first)
     scorer = Scorer(reading_of(Path(node.reference), recipe, node.revision), form)
     count = table.check(FORMS[form], scorer.check)
-    identity = {"model": node.key, "label": label, "max_length": recipe.max_length, "device": recipe.device}
-    made = _extended(
-        session, table, target, scorer.rewards, identity | {"dtype": recipe.dtype}, recipe, count
-    )
+    identity = {"model": node.key, "label": label, "max_length": recipe.max_length}
+    made = _extended(session, table, target, scorer.rewards, identity, recipe, count)
     if made is None:
         return
-    unread = sum(None in row.values() for row in made)
-    result: dict[str, Any] = {"file": str(target), "rows": count, "without_reward": unread}
-    if form == ("chosen", "rejected"):
-        both = [tuple(row.values()) for row in made if None not in row.values()]
-        result["accuracy"] = sum(one > two for one, two in both) / len(both) if both else None
-    _say(session, result, "chosen has the higher reward in {accuracy}" if "accuracy" in result else "")
+    read = [row for row in made if None not in row.values()]
+    result: dict[str, Any] = {"file": str(target), "rows": count, "without_reward": count - len(read)}
+    if form == ("chosen", "rejected") and read:
+        result["accuracy"] = sum(one > two for one, two in (row.values() for row in read)) / len(read)
+    if result["without_reward"]:
+        why = "too long, or refused by the chat template"
+        session.say(f"warning: {result['without_reward']} rows have no reward: {why}")
+    _say(session, result)
 
 
 def sample(session: Session, file: str, model: str, out: Path | None, **options: Any) -> None:
@@ -73,13 +75,14 @@ def sample(session: Session, file: str, model: str, out: Path | None, **options:
     table = _table(file, split, target)
     sampler = Sampler(Path(node.reference), node.revision, recipe, **asked)
     count = table.check(["responses"], sampler.prompt)
-    identity = {**asked, "model": node.key, "max_new_tokens": recipe.max_new_tokens, "dtype": recipe.dtype}
+    identity = {**asked, "model": node.key, "max_new_tokens": recipe.max_new_tokens}
     made = _extended(session, table, target, sampler.responses, identity, recipe, count)
     if made is not None:
-        _say(session, {"file": str(target), "rows": count, "responses": count * asked["count"]}, "")
+        _say(session, {"file": str(target), "rows": count})
 
 
 def _recipe(session: Session, **options: Any) -> ScoringRecipe:
+    """What a stage would be told that reads or samples as these options say."""
     given = {name: value for name, value in options.items() if value is not None}
     given |= {} if session.device is None else {"device": session.device}
     return ScoringRecipe(stage="scores", **{"max_length": UNLIMITED, **given})
@@ -97,13 +100,14 @@ def _target(file: str, out: Path | None, how: str) -> Path:
     return (place.parent if place.exists() else Path()) / f"{name}.{how}{suffix}"
 
 
-def _table(file: str, split: str | None, out: Path) -> Any:
-    from rpo_cli.stages.data.sources.records import data_files, published_split
+def _table(file: str, split: str | None, out: Path) -> Table:
+    """The files with the rows; BadInput where they are not to be had, or cannot be written as is asked."""
+    from rpo_cli.stages.data.sources.records import data_files, form_of, published_split
     from rpo_cli.stages.files import Table
 
     place = Path(file)
     if not place.exists():
-        if place.is_absolute() or place.suffix or file.startswith("."):
+        if place.is_absolute() or form_of(place) or file.startswith("."):
             raise BadInput(f"{file}: no such file")
         try:
             place = Path(snapshots.snapshot(External.named(file, use="dataset")))
@@ -126,9 +130,9 @@ def _table(file: str, split: str | None, out: Path) -> Any:
 
 def _extended(
     session: Session,
-    table: Any,
+    table: Table,
     out: Path,
-    make: Callable[..., list[dict[str, Any]]],
+    make: Make,
     identity: dict[str, Any],
     recipe: ScoringRecipe,
     count: int,
@@ -136,7 +140,10 @@ def _extended(
     """The new columns of all rows, once the file is written; None on a dry run."""
     from rpo_cli.stages.files import extend
 
+    if left := table.ledger.counts["rows/repeated_key"]:
+        session.say(f"warning: {left} rows are left out: a key stands twice in them")
     device = devices.choose(recipe)
+    identity = {**identity, "device": device.name, "dtype": device.dtype_name}
     session.say(f"{count} rows to {out}; device: {device}")
     if session.dry_run:
         return None
@@ -151,11 +158,9 @@ def _extended(
         progress.close()
 
 
-def _say(session: Session, result: dict[str, Any], more: str) -> None:
+def _say(session: Session, result: dict[str, Any]) -> None:
     if session.as_json:
         session.print_json(result)
         return
-    if left := result.get("without_reward"):
-        session.say(f"warning: {left} rows have no reward: too long, or the chat template refuses them")
-    words = more.format(**{name: percent(value) for name, value in result.items() if name == "accuracy"})
-    print(f"{result['file']}: {result['rows']} rows{'; ' + words if words else ''}")
+    share = f"; chosen has the higher reward in {percent(result['accuracy'])}" if "accuracy" in result else ""
+    print(f"{result['file']}: {result['rows']} rows{share}")

@@ -6,6 +6,7 @@ Nothing heavy is imported, but to name the modules of a model from scratch.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -249,6 +250,24 @@ def _models(stage: Stage, recipe: schema.ModelSource) -> Iterator[str]:
             yield f"{_at(stage, 'max_length')}: {recipe.max_length} exceeds the model's {longest} positions"
         if isinstance(node, External):
             yield from _external(stage, recipe, name, node)
+            folder = models.folder_of(node) if own and stage.kind != "relabel" else None
+            if folder is not None and not models.has_chat_template(folder) and _holds_messages(stage):
+                at = _at(stage, NAMED.get((stage.kind, name), _teacher(stage)))
+                yield f"{at}: {folder} has no chat template, and the rows are conversations"
+
+
+def _holds_messages(stage: Stage) -> bool:
+    """Whether the rows below a stage are conversations, as far as the first line of a file says."""
+    recipes = [table.recipe for table in stage.tables() if isinstance(table.recipe, schema.DataRecipe)]
+    file = Path(str(recipes[-1].dataset)) if recipes else Path()
+    if file.suffix != ".jsonl" or not file.is_file():
+        return False
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            row = json.loads(lines.readline())
+    except (OSError, ValueError, RecursionError):
+        return False  # the stage that reads it says what is wrong
+    return isinstance(row, dict) and any(isinstance(row.get(name), list) for name in ("prompt", "chosen"))
 
 
 def _reads_other_tokens(stage: Stage, node: models.Node, read: Mapping[str, models.Node]) -> bool:

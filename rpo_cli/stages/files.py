@@ -5,9 +5,10 @@ are there, so that a run that was interrupted goes on.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
 from rpo_cli.artifacts import hash_of, hash_path, read_json, write_json
@@ -34,6 +36,7 @@ from rpo_cli.stages.data.sources.turns import Message, Part, TemplateRefuses, pa
 from rpo_cli.stages.reading import Reading, row_of
 
 PART = 1024  # rows
+OF_PARTS = re.compile(r"\.?(\d{6}|of)\.json.*")
 # The columns that hold responses, and those of their rewards; the first of these that a row has.
 FORMS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("chosen", "rejected"): ("reward_chosen", "reward_rejected"),
@@ -42,7 +45,13 @@ FORMS: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 Item = TypeVar("Item")
 Columns = dict[str, Any]  # the new ones of a row
-Make = Callable[[Sequence[tuple[str, Row]], Callable[[int], None]], list[Columns]]
+Done = Callable[[int], None]  # told how many rows are
+Make = Callable[[Sequence[tuple[str, Row]], Done], list[Columns]]
+
+
+def _behind(before: int, done: Done, each: int = 1) -> Done:
+    """What tells of rows behind others, `each` responses a row."""
+    return lambda count: done(before + count // each)
 
 
 def _in_parts(rows: Iterable[Item]) -> Iterator[list[Item]]:
@@ -53,13 +62,14 @@ def _in_parts(rows: Iterable[Item]) -> Iterator[list[Item]]:
 
 @dataclass(frozen=True)
 class Table:
-    """A file of rows, or several of one kind.
+    """A file of rows, or several of one kind. `ledger`: what is left out of them, each time they are read.
 
     Raises:
         BadInput: files of different kinds.
     """
 
     files: Sequence[Path]
+    ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
         if len({self._is_parquet(file) for file in self.files}) > 1:
@@ -80,7 +90,7 @@ class Table:
             BadInput: a row that cannot be read.
         """
         for file in self.files:
-            for place, row in rows_in(file, "rows", Ledger(), {}, every=True):
+            for place, row in rows_in(file, "rows", self.ledger, {}, every=True):
                 if isinstance(row, str):
                     raise BadInput(f"{place}: {row}")
                 yield place, row
@@ -102,26 +112,28 @@ class Table:
         return count
 
 
-def extend(
-    table: Table, out: Path, make: Make, identity: Mapping[str, Any], done: Callable[[int], None]
-) -> list[Columns]:
+def extend(table: Table, out: Path, make: Make, identity: Mapping[str, Any], done: Done) -> list[Columns]:
     """Write the rows with the new columns that `make` gives them; those columns.
 
-    identity: all that they depend on beside the files: parts of another are made again. done: told how many
-    rows are.
+    identity: all that they depend on beside the files: parts of another are made again.
+
+    Raises:
+        BadInput: something else is where the parts would be.
     """
     parts = out.with_name(f"{out.name}.parts")
+    if strange := [file for file in parts.glob("*") if not OF_PARTS.fullmatch(file.name)]:
+        raise BadInput(f"{strange[0]}: the folder is for the parts of {out.name}; move what else it holds")
     name = hash_of({**identity, "files": [hash_path(file) for file in table.files], "part": PART})
     if (read_json(parts / "of.json") or {}).get("key") != name:
         shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
+        parts.mkdir()
         write_json(parts / "of.json", {"key": name})
     made: list[Columns] = []
     for number, rows in enumerate(_in_parts(table.rows())):
-        file, before = parts / f"{number:06}.json", len(made)
+        file = parts / f"{number:06}.json"
         kept = (read_json(file) or {}).get("rows")
         if kept is None:
-            kept = make(rows, lambda count, before=before: done(before + count))  # type: ignore[misc]
+            kept = make(rows, _behind(len(made), done))
             write_json(file, {"rows": kept})
         made += kept
         done(len(made))
@@ -212,7 +224,7 @@ class Scorer:
             if self.reading.tokenizer.chat_template is None and not isinstance(prompt, str):
                 self.reading.text({"prompt": prompt}, response)
 
-    def rewards(self, rows: Sequence[tuple[str, Row]], done: Callable[[int], None]) -> list[Columns]:
+    def rewards(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
         """The new columns of rows; null for those that the template refuses or that are too long."""
         asked = [exchanges(place, row, self.form) for place, row in rows]
         tokens = self._tokens([(place, each) for (place, _), each in zip(rows, asked, strict=True)])
@@ -227,7 +239,7 @@ class Scorer:
                 [row_of(str(place), tokens[place] or []) for place in places],
                 pad,
                 recipe.per_device_eval_batch_size,
-                lambda n, before=finished, count=count: done(before + n // count),  # type: ignore[misc]
+                _behind(finished, done, count),
             )
             finished += len(places)
             for place, rewards in zip(places, values.astype(np.float64).tolist(), strict=True):
@@ -289,13 +301,13 @@ class Sampler:
     seed: int
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         found = load_tokenizer(self.source, self.recipe, self.revision, need_pad=False)
         found.pad_token = found.pad_token or found.eos_token  # masks hide it
         return found
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         device = devices.choose(self.recipe)
         return load_causal(self.source, self.recipe, device, self.tokenizer, self.revision)
 
@@ -317,7 +329,7 @@ class Sampler:
     def _templated(self) -> Templated:
         return Templated(self.tokenizer, None)
 
-    def responses(self, rows: Sequence[tuple[str, Row]], done: Callable[[int], None]) -> list[Columns]:
+    def responses(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
         """The new column `responses` of rows; null for those that the chat template refuses."""
         texts = [self.prompt(place, row) for place, row in rows]
         distinct = list(dict.fromkeys(text for text in texts if text is not None))
@@ -331,7 +343,7 @@ class Sampler:
             max_new_tokens=self.recipe.max_new_tokens,
             batch_size=self.recipe.per_device_eval_batch_size,
             seed=self.seed,
-            on_batch=lambda n: done(n // self.count),
+            on_batch=_behind(0, done, self.count),
         )
         decoded = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         of = {text: decoded[i * self.count : (i + 1) * self.count] for i, text in enumerate(distinct)}

@@ -7,8 +7,10 @@ text where it has none, with its own tokenizer.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +28,8 @@ from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, messages
 from rpo_cli.stages.data.sources.turns import Message, Part, TemplateRefuses, answer
 from rpo_cli.text import first_line
 
+# What chat templates write before turns.
+MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(user|assistant)\|>|\[INST\]")
 Warn = Callable[[str], None]
 Scoring = ScoringRecipe | RelabelRecipe | EvaluateRecipe
 Conversation = Mapping[str, Any]  # prompt and responses, each a `Part`, and perhaps tools
@@ -64,11 +68,14 @@ class Reading:
         """Tokens of conversations in the model's own way: what a row's responses share is its prompt.
 
         Left out, with a warning, are rows that the chat template refuses and, under overlong: drop, rows of
-        more tokens than the model has positions.
+        more tokens than the model has positions. A warning, too, are prompts that another template wrote, and
+        a template that writes the date.
 
         Raises:
             BadInput: messages, and no chat template; no row is left; a row is too long.
         """
+        for line in self._doubts(ids, talks):
+            warn(line)
         texts, refused = [], dict[str, str]()
         for name, talk in zip(ids, talks, strict=True):
             try:
@@ -87,6 +94,16 @@ class Reading:
         rows = [row_of(name, [next(tokens) for _ in columns]) for name in kept]
         return self._fitting(rows, what, warn)
 
+    def _doubts(self, ids: Sequence[str], talks: Sequence[Conversation]) -> Iterator[str]:
+        prompts = ((name, talk["prompt"]) for name, talk in zip(ids, talks, strict=True))
+        marked = [name for name, text in prompts if isinstance(text, str) and MARKS.search(text)]
+        if marked:
+            count = f"{len(marked)} of {len(ids)} prompts (row {marked[0]}) were written by a chat template"
+            cure = "data that are made anew from messages keep those, for its own template"
+            yield f"{count}; {self.source} reads its signs as words; {cure}"
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            yield f"the chat template of {self.source} writes the date: its rewards depend on the day"
+
     def text(self, talk: Conversation, response: Part) -> str:
         """A prompt with a response as the text that the model reads.
 
@@ -101,8 +118,9 @@ class Reading:
                 raise BadInput(f"{self.source}: {lacks}; take a reward model that has one")
             return prompt + response
         try:
-            turns = as_turns(prompt, response)
-            return str(self.tokenizer.apply_chat_template(turns, tools=talk.get("tools"), tokenize=False))
+            turns, tools = as_turns(prompt, response), talk.get("tools")
+            tools = json.loads(tools) if isinstance(tools, str) else tools
+            return str(self.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False))
         except Exception as error:  # templates raise what they like
             raise TemplateRefuses(first_line(error)) from error
 
