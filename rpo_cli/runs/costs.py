@@ -38,7 +38,7 @@ class Work:
 def _sft(stage: Stage, sizes: Sizes) -> Work:
     recipe = cast(schema.SFTRecipe, stage.recipe)
     found = sizes.lengths(stage.inputs["data"], recipe.table, recipe.max_length, stage)
-    return _training(recipe, sizes.model(stage), found.prompt + found.response)
+    return _training(recipe, sizes.model(stage), _rows_seen(recipe) * (found.prompt + found.response))
 
 
 def _pairs(stage: Stage, sizes: Sizes) -> tuple[Lengths, str]:
@@ -53,7 +53,7 @@ def _reward(stage: Stage, sizes: Sizes) -> Work:
     found, _ = _pairs(stage, sizes)
     model = sizes.model(stage, reward=True)
     per_pair = _of_pair(recipe, found)
-    work = _training(recipe, model, per_pair)
+    work = _training(recipe, model, _rows_seen(recipe) * per_pair)
     data = stage.inputs["data"]
     if isinstance(data, Stage) and isinstance(data.recipe, schema.SplitsRecipe):
         work += _scoring(model, data.recipe.held_out * per_pair)
@@ -92,15 +92,15 @@ def _samples(stage: Stage, sizes: Sizes) -> Work:
 def _policy(stage: Stage, sizes: Sizes) -> Work:
     recipe = cast(schema.PolicyRecipe, stage.recipe)
     found, _ = _pairs(stage, sizes)
-    model = sizes.model(stage)
+    model, seen = sizes.model(stage), _rows_seen(recipe)
     sampled = (
         (0.0 if recipe.shared_prompts else found.prompt) + recipe.max_new_tokens
         if "samples" in stage.inputs
         else 0.0
     )
-    work = _training(recipe, model, _of_pair(recipe, found) + sampled)
+    work = _training(recipe, model, seen * (_of_pair(recipe, found) + sampled))
     if recipe.needs_reference:
-        work += _scoring(model, _steps(recipe) * sampled)
+        work += _scoring(model, seen * sampled)
     return work
 
 
@@ -188,7 +188,8 @@ def _rows(found: Lengths, table: str) -> int:
     return found.rows
 
 
-def _steps(recipe: schema.TrainingRecipe) -> int:
+def _rows_seen(recipe: schema.TrainingRecipe) -> int:
+    """Rows that pass through training, each as often as it does."""
     return recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
 
 
@@ -220,9 +221,8 @@ def _of_pair(recipe: Any, found: Lengths) -> float:
     return (1 if once else 2) * found.prompt + 2 * found.response
 
 
-def _training(recipe: schema.TrainingRecipe, model: Model, tokens_per_row: float) -> Work:
+def _training(recipe: schema.TrainingRecipe, model: Model, tokens: float) -> Work:
     factor = (4 if recipe.use_peft else 6) + (2 if recipe.gradient_checkpointing else 0)
-    tokens = _steps(recipe) * tokens_per_row
     return Work(train=factor * model.parameters * tokens, train_tokens=tokens)
 
 
