@@ -256,7 +256,7 @@ def judge(
 
 PUSH = "Upload it as well, to this name of the hub: USER/NAME. The token: `hf auth login`, or HF_TOKEN."
 OUT_OF = "Replace a model that was exported there before."
-EXPORTED = {"recipe", "rho", "seed", "overrides", "workspace", "device"}
+EXPORTED = {"recipe", "rho", "seed", "overrides", "workspace", "device", "dry_run"}
 
 
 @command(

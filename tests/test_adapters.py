@@ -25,6 +25,7 @@ from rpo_cli.models import (
     pair_rewards,
     tokenise,
 )
+from rpo_cli.models.load import RoundedLinear
 from rpo_cli.recipes.schema import SFTRecipe
 from rpo_cli.stages.data.rows import read_rows
 
@@ -241,3 +242,9 @@ def test_full_precision_keys_do_not_know_of_4_bits(built: Tiny) -> None:
         and stage.inputs["reference"].path == "seed-0/reference-logps/relabel"
     )  # type: ignore[union-attr]
     assert built.stage("dpo.yaml", *FOUR).path.startswith(f"{RHO}/policies/dpo/beta-0.2-load_in_4bit-True")
+
+
+def test_a_layer_held_in_bfloat16_computes_in_float32_where_there_is_no_autocast() -> None:
+    layer = RoundedLinear(4, 3).to(torch.bfloat16)
+    values = torch.randn(2, 4)
+    assert torch.equal(layer(values), values @ layer.weight.float().T + layer.bias.float())

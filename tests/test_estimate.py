@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from conftest import RHO, Tiny, manifest
+from conftest import RHO, Tiny, manifest, rpo
 from safetensors import safe_open
 from test_cli import HEAVY
 
@@ -23,6 +23,9 @@ from rpo_cli.figures.tuning import WeightKeeper
 from rpo_cli.models import load_tokenizer, tokenise
 from rpo_cli.runs.question import ACCELERATORS
 from rpo_cli.stages.data.rows import read_rows
+from rpo_cli.text import size
+
+ROOT = Path(__file__).resolve().parent.parent
 
 FIGURE = (
     "stage: figure\npolicies: [dpo.yaml, d-dpo.yaml, e-dpo.yaml]\nrhos: [0.4, 0.5, 0.6]\nseeds: [0, 1]\n"
@@ -265,6 +268,23 @@ def test_lora_and_checkpointing_change_memory_and_flops(empty: Tiny) -> None:
     assert four["weights"] - nested["weights"] == pytest.approx(
         linear * 0.373 / 8, rel=1e-3
     )  # 0.373 bits, as the paper has it
+
+
+@pytest.mark.parametrize(("recipe", "device", "most"), [("lora", "h100-80g", 80), ("qlora", "a10-24g", 24)])
+def test_e_dpo_of_an_8b_model_fits_one_gpu_by_an_estimate_that_the_docs_print(
+    recipe: str, device: str, most: int
+) -> None:
+    command = ["train-policy", "--recipe", ROOT / f"recipes/one-gpu/e-dpo-{recipe}.yaml", "--dry-run"]
+    found = json.loads(rpo(*command, "--estimate", "--device-name", device, "--json").stdout)["estimate"]
+    (peak,) = found["memory"]
+    assert peak["fits"] and peak["total"] < most * 1e9
+    assert f"| {size(peak['total'])} |" in (ROOT / "docs/estimate.md").read_text()
+    parameters = {model["head"]: model["parameters"] for model in found["models"]}
+    embeddings = 128_256 * 4096
+    # Everything but embeddings and norms in bfloat16: the teacher's linear layers, and no head.
+    teacher = 2 * parameters["reward"] + 2 * (embeddings + 65 * 4096)
+    assert found["weights_read"]["scores"] == pytest.approx(teacher, rel=1e-4) and teacher < most * 1e9
+    assert found["weights_read"]["reference"] == peak["bytes"]["weights"]
 
 
 def test_a_model_that_cannot_be_read_is_named_or_given(empty: Tiny) -> None:

@@ -78,7 +78,7 @@ def write_card(
 
     kind, recipe = manifest["kind"], manifest["recipe"]
     objective = [recipe["objective"]] if "objective" in recipe else []
-    steps = {"rpo": manifest["rpo"], "versions": manifest["versions"], "device": manifest["device"]}
+    made_by = {"rpo": manifest["rpo"], "versions": manifest["versions"], "device": manifest["device"]}
     made = {name: value for name, value in origin.items() if name not in ("recipes", "base", "datasets")}
     head = ModelCardData(
         base_model=[name for name in origin["base"] if name not in origin["inputs"]] or None,
@@ -86,7 +86,7 @@ def write_card(
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-classification" if kind == "reward" else "text-generation",
         tags=["rpo", "preference-optimization" if objective else kind, *objective, "trl"],
-        rpo={**made, "key": manifest["key"], **steps, **more},
+        rpo={**made, "key": manifest["key"], **made_by, **more},
     )
     text = TEMPLATE.format(
         name=origin["target"],
@@ -137,11 +137,10 @@ def _settings(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, str]]:
     if "member" in manifest["options"]:
         yield "member of the ensemble", f"b = {manifest['options']['member']:g}"
     batch = recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"]
-    yield (
-        "training",
-        f"{recipe['max_steps']} steps of {batch} rows, learning rate {recipe['learning_rate']:g}",
-    )
-    if "rows" in (metrics := manifest["metrics"]):
+    metrics = manifest["metrics"]
+    steps = metrics.get("steps", "all")
+    yield "training", f"{steps} steps of {batch} rows, learning rate {recipe['learning_rate']:g}"
+    if "rows" in metrics:
         yield "rows", f"{metrics['rows']:,}; {metrics.get('dropped', 0):,} left out, longer than max_length"
     if recipe["use_peft"]:
         bits = ", base in 4 bits" if recipe.get("load_in_4bit") else ""

@@ -18,13 +18,8 @@ from rpo_cli.recipes.draft import REFERENCES
 from rpo_cli.recipes.yaml_lines import Dumper
 
 RECIPES = "rpo_recipe.yaml"
-MADE_HERE = {
-    "by_rho",
-    "grid",
-    "evaluate",
-    "report_to",
-    "wandb_project",
-}  # nothing of a model depends on these
+# No model depends on these, however it is made.
+WITHOUT = {"by_rho", "grid", "evaluate", "report_to", "wandb_project", "save_steps", "logging_steps"}
 HEAD = """\
 # Every recipe behind this model, resolved. `rpo rebuild README.md` makes the model of {target} again.
 """
@@ -33,8 +28,8 @@ HEAD = """\
 class Origin(TypedDict):
     """How to make a model again.
 
-    target: its recipe's name among `recipes`. member: of a reward model's ensemble. recipes: all keys that
-    files or the command line set. inputs: files and folders with their content; hub: names with their
+    target: its recipe's name among `recipes`. member: of a reward model's ensemble. recipes: their keys that
+    are not at their defaults. inputs: files and folders with their content; hub: names with their
     commits, as a lock file has them. base: what training began with; datasets: where rows came from.
     """
 
@@ -85,8 +80,10 @@ def _bases(stage: Stage) -> Iterator[External]:
 def _body(stage: Stage) -> dict[str, Any]:
     """A stage's recipe as a file beside the others' would say it."""
     recipe = stage.recipe
-    values = recipe.model_dump(mode="json", exclude_unset=True, exclude=MADE_HERE)
+    values = recipe.model_dump(mode="json", exclude_defaults=True, exclude=WITHOUT)
     values = {"stage": stage.kind} | values | {"suite": recipe.suite}
+    if (size := "per_device_eval_batch_size") in recipe.model_fields_set:
+        values[size] = getattr(recipe, size)  # whose default is another where it is derived from this one
     if "dtype" in (fields := stage.identity["recipe"]):
         values["dtype"] = fields["dtype"]  # as it was in force
     if isinstance(recipe, schema.SplitsRecipe) and recipe.max_length == "auto":

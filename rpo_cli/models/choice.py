@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from rpo_cli import devices
@@ -95,17 +93,6 @@ def telling_rows(prompts: Sequence[Tokens], groups: Groups) -> tuple[list[Tokens
     return [prompts[i] for i in chosen], [groups[i] for i in chosen]
 
 
-class Float32Layers(TorchFunctionMode):
-    """Linear layers held in bfloat16 (`load.hold_in_bfloat16`) compute in float32, as others do."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is functional.linear:
-            args = tuple(value.float() if isinstance(value, Tensor) else value for value in args)
-        return func(*args, **kwargs or {})
-
-
 @contextlib.contextmanager
 def exactly(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation without gradients, in float32: what bfloat16 rounds away must not hide a wrong mask."""
@@ -118,7 +105,7 @@ def exactly(model: PreTrainedModel) -> Iterator[None]:
     for module in rounding:
         module.compute_dtype = torch.float32
     try:
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False), Float32Layers():
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             yield
     finally:
         model.train(was_training)

@@ -257,18 +257,27 @@ def _load(
     return fitted
 
 
+class RoundedLinear(torch.nn.Linear):
+    """A linear layer held in bfloat16, which computes in float32 where there is no autocast."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return torch.nn.functional.linear(input, self.weight.to(input.dtype), bias)
+
+
 def hold_in_bfloat16(model: PreTrainedModel) -> None:
     """Round linear layers that nobody trains to what autocast would round them to in every step.
 
     The numbers are the same, and take half the memory. Embeddings, and a head that is tied to them, norms and
     a reward model's head stay in float32, in which autocast reads them or training changes them.
     """
-    kept = {id(model.get_input_embeddings().weight)}
+    embeddings = model.get_input_embeddings().weight
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name != "score" and id(module.weight) not in kept:
-            for weights in module.parameters(recurse=False):
-                if weights.dtype == torch.float32:  # of 4 bits they are bytes
-                    weights.data = weights.data.bfloat16()
+        if type(module) is torch.nn.Linear and name != "score" and module.weight is not embeddings:
+            module.to(torch.bfloat16)
+            module.__class__ = RoundedLinear
 
 
 def new_causal(

@@ -162,7 +162,11 @@ def memory_of(stage: Stage, sizes: Sizes) -> dict[str, float]:
     reward = stage.kind == "reward"
     model = sizes.model(stage, reward=reward)
     trained = _trained(recipe, model)
-    parts = {"weights": _weights(recipe, model), "gradients": 4 * trained, "optimizer": 8 * trained}
+    parts = {
+        "weights": _weights(recipe, model, frozen=recipe.use_peft),
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
+    }
     if model.config is None:
         return parts
     responses = {"sft": 1, "reward": 2}.get(stage.kind, 3 if "samples" in stage.inputs else 2)
@@ -193,6 +197,24 @@ def memory_of(stage: Stage, sizes: Sizes) -> dict[str, float]:
     return parts
 
 
+# The models that stages read and train none of, and whether they are reward models.
+READ = {
+    "relabel": {"model": True}, "reference": {"model": False}, "scores": {"model": True},
+    "samples": {"model": False}, "pairs": {"model": False},
+    "evaluate": {"policy": False, "reference": False, "oracle": True},
+}  # fmt: skip
+
+
+def held_by(stage: Stage, sizes: Sizes) -> float:
+    """Bytes of weights of the largest model that a stage reads, one at a time; activations come on top."""
+    read = [
+        sizes.model(stage.inputs[name], reward=reward)
+        for name, reward in READ.get(stage.kind, {}).items()
+        if stage.inputs.get(name) is not None
+    ]
+    return max((_weights(stage.recipe, model, frozen=True) for model in read), default=0.0)
+
+
 def _rows(found: Lengths, table: str) -> int:
     if found.rows is None:
         raise Unknown(f"how many rows {table} has is not known before the data is there")
@@ -217,16 +239,16 @@ def _trained(recipe: schema.TrainingRecipe, model: Model) -> float:
     return float(sum(recipe.lora_r * (into + out) for into, out in model.linear))
 
 
-def _weights(recipe: schema.TrainingRecipe, model: Model, *, frozen: bool = False) -> float:
+def _weights(recipe: Any, model: Model, *, frozen: bool) -> float:
     """Bytes of the weights, float32; of a frozen model the linear layers in bfloat16, or all but the head in
     4 bits and a constant for each 64.
     """
-    if not (frozen or recipe.use_peft):
+    if not frozen:
         return 4 * model.parameters
-    half = 4 if recipe.dtype == "float32" else 2
+    half, four = 4 if recipe.dtype == "float32" else 2, isinstance(recipe, schema.FourBits)
     # Nested: a constant has 8 bits, and 256 of them share one of 32 (Dettmers et al., 2023, section 3).
-    constant = 8 + 32 / 256 if recipe.use_bnb_nested_quant else 32
-    each = (4 + constant / 64) / 8 if recipe.load_in_4bit else half
+    constant = 8 + 32 / 256 if four and recipe.use_bnb_nested_quant else 32
+    each = (4 + constant / 64) / 8 if four and recipe.load_in_4bit else half
     linear = model.in_layers
     return 4 * (model.parameters - linear - model.head) + each * linear + half * model.head
 

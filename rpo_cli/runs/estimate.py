@@ -11,7 +11,7 @@ from typing import Any
 
 from rpo_cli.artifacts import Workspace
 from rpo_cli.recipes import schema
-from rpo_cli.runs.costs import Work, memory_of, work_of
+from rpo_cli.runs.costs import Work, held_by, memory_of, work_of
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.sizes import Sizes, Unknown
 from rpo_cli.runs.todo import Todo
@@ -53,6 +53,7 @@ def estimate(
     counted: dict[str, int] = {}
     unknown: dict[str, int] = {}
     peaks: dict[str, tuple[dict[str, float], str]] = {}
+    held: dict[str, float] = {}
     for item in todo:
         stage = item.stage
         if not schema.KINDS[stage.kind].needs_model:
@@ -68,6 +69,8 @@ def estimate(
             parts = memory_of(stage, sizes)
             if stage.kind not in peaks or sum(parts.values()) > sum(peaks[stage.kind][0].values()):
                 peaks[stage.kind] = parts, stage.path
+        elif weights := held_by(stage, sizes):
+            held[stage.kind] = max(weights, held.get(stage.kind, 0.0))
     total = Work()
     for work in by_kind.values():
         total += work
@@ -95,6 +98,7 @@ def estimate(
             for (_, reward), model in sizes.models.items()
         ],
         "memory": [_peak(kind, parts, path, question) for kind, (parts, path) in peaks.items()],
+        "weights_read": held,
         "disk": disk(todo, sizes, keep, places),
         "device": None if device is None else vars(device),
         "mfu": question.mfu,
@@ -216,6 +220,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         }
         parts = ", ".join(f"{name} {size(value)}" for name, value in peak["bytes"].items())
         out.append(f"memory to train {peak['kind']}: {size(peak['total'])} ({parts}){fits[peak['fits']]}")
+    if held := found["weights_read"]:
+        said = ", ".join(f"{kind} {size(count)}" for kind, count in held.items())
+        out.append(f"weights where nothing is trained, one model at a time: {said}; activations come on top")
     disk = found["disk"]
     kept = ", ".join(
         f"{name} {size(disk[f'policies_{name}'])}"

@@ -71,8 +71,15 @@ def export(session: Session, wanted: Wanted) -> None:
         raise BadInput(f"--rho {session.rho}: one model at a time; give one rho")
     planner, workspace = planner_for(loads[0]), session.open(loads[0].recipe.suite)
     stage = planner.build(loads[0])
-    manifest = _trained(stage, workspace, session)
+    snapshots.pin([stage], workspace)
+    why = workspace.why_stale(stage.path, stage.identity, weights=True)
+    if session.dry_run:
+        print(f"{stage.path}  ({why or 'up to date'})")
+        return
     source = workspace.root / stage.path
+    if why is not None:
+        command = f"{schema.KINDS[stage.kind].command} --recipe {session.recipe}{session.at}"
+        raise BadInput(f"{source}: {why}; first {command}")
     _check(wanted, stage, workspace)
     evaluations = list(_evaluations(planner, loads[0], workspace))
     with _published(wanted.to) as folder:
@@ -89,7 +96,7 @@ def export(session: Session, wanted: Wanted) -> None:
         write_card(
             folder,
             wanted.push or str(wanted.to),
-            manifest,
+            workspace.finished(stage.path),
             origin_of(stage),
             [found for table in stage.tables() if (found := workspace.manifest(table.path)) is not None],
             evaluations,
@@ -100,16 +107,6 @@ def export(session: Session, wanted: Wanted) -> None:
     print(wanted.to)
     if wanted.push is not None:
         print(_push(wanted.to, wanted.push, wanted.private))
-
-
-def _trained(stage: Stage, workspace: Workspace, session: Session) -> Manifest:
-    """The manifest of a model that is up to date, its weights on the disk; BadInput of another."""
-    snapshots.pin([stage], workspace)
-    why = workspace.why_stale(stage.path, stage.identity, weights=True)
-    if why is not None:
-        command = f"{schema.KINDS[stage.kind].command} --recipe {session.recipe}{session.at}"
-        raise BadInput(f"{workspace.root / stage.path}: {why}; first {command}")
-    return workspace.finished(stage.path)
 
 
 def _check(wanted: Wanted, stage: Stage, workspace: Workspace) -> None:
