@@ -105,8 +105,13 @@ def init(session: Session, wanted: Wanted) -> None:
     _tell(session, wanted, workspace.finished(stage.path)["metrics"], found)
     suite = Suite(wanted, objectives, model, teachers, oracle, prompts, found, longest)
     fit = _fit(suite, stage, workspace, session)
+    before = file.read_bytes() if file.exists() else None
     write_whole(file, suite.text(data, fit))
     if problems := _problems(file, objectives):
+        if before is None:
+            file.unlink()
+        else:
+            write_whole(file, before)
         raise RecipeError(problems)
     print(file.name)
     session.say(f"check it:  rpo recipe check {file.name}")
