@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -290,4 +291,5 @@ def test_every_recipe_points_its_editor_at_the_schema() -> None:
     assert len(recipes) >= 20
     for recipe in recipes:
         first = recipe.read_text().splitlines()[0]
-        assert first == "# yaml-language-server: $schema=../schema.json", recipe
+        schema = os.path.relpath(ROOT / "recipes" / "schema.json", recipe.parent)
+        assert first == f"# yaml-language-server: $schema={schema}", recipe

@@ -126,6 +126,11 @@ def test_init_refuses_what_it_cannot_use_in_one_line_and_writes_nothing(
     assert not Path("mine.yaml").exists() and not Path("runs").exists()
 
 
+def test_init_leaves_no_file_whose_plan_cannot_be_made(here: Path) -> None:
+    said = init(here, "--reward-model", here, code=2).stderr
+    assert "reward_model" in said and "no reward model" in said and not Path("mine.yaml").exists()
+
+
 def test_init_writes_over_no_file_unless_it_is_told_to(here: Path) -> None:
     Path("mine.yaml").write_text("dear: to me\n")
     assert init(here, code=2).stderr == "mine.yaml: is there already; --force writes it anew\n"

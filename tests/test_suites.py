@@ -10,6 +10,7 @@ from conftest import RECIPES, Tiny, rpo
 
 from rpo_cli.artifacts import walk
 from rpo_cli.recipes import RecipeError, load, write_by_rho
+from rpo_cli.runs.options import like
 from rpo_cli.runs.planner import Planner
 
 
@@ -48,7 +49,7 @@ def test_a_suite_is_the_recipe_where_only_one_of_it_fits(one_file: Path) -> None
     assert load("mine.yaml", expect="relabel").path == one_file / "relabel.yaml"
     rpo("relabel", "mine.yaml", "--dry-run")
     said = rpo("train-policy", "mine.yaml", "--dry-run", code=2).stderr
-    assert said.startswith("mine.yaml: which policy recipe? mine.yaml:d-dpo, mine.yaml:dp-dpo, ")
+    assert said.startswith("mine.yaml: which policy recipe? mine.yaml:dpo, mine.yaml:ipo, ")
     assert "mine.yaml: has no figure recipe; it has mine.yaml:base, " in rpo(
         "figure", "figure2", "mine.yaml", "--dry-run", code=2
     ).stderr.replace("\n", " ")
@@ -108,3 +109,27 @@ def test_recipes_of_a_suite_are_listed_and_checked(one_file: Path) -> None:
     assert "mine.yaml:e-dpo" in rpo("recipe", "list").stdout
     assert rpo("recipe", "check", "mine.yaml").stdout == "14 recipes, no problems\n"
     assert rpo("recipe", "check", "mine.yaml:dpo").stdout == "1 recipe, no problems\n"
+
+
+def test_a_recipe_is_named_behind_the_command_or_as_an_option_but_once(one_file: Path) -> None:
+    by_name, by_option = (
+        rpo("train-rm", *named, "--dry-run").stdout
+        for named in (["mine.yaml:oracle"], ["--recipe", "mine.yaml:oracle"])
+    )
+    assert by_name == by_option and "seed-0/oracle" in by_name
+    both = rpo("train-rm", "mine.yaml:oracle", "-r", "mine.yaml:rm", code=2).stderr
+    assert both == "two recipes: mine.yaml:oracle and --recipe mine.yaml:rm; name one of them\n"
+    assert rpo("train-policy", code=2).stderr.startswith("which recipe? Name it behind the command")
+
+
+@pytest.mark.parametrize("command", ["", "train-policy", "recipe check", "figure figure2", "init"])
+def test_h_is_help_everywhere(command: str) -> None:
+    assert rpo(*command.split(), "-h").stdout == rpo(*command.split(), "--help").stdout
+
+
+def test_a_shell_completes_names_of_recipes_and_files(one_file: Path) -> None:
+    (one_file.parent / "minor").mkdir()
+    found = like("min")
+    assert {"mine.yaml", "mine.yaml/e-dpo", "mine.yaml/data", "minor"} <= set(found)
+    assert load("mine.yaml/e-dpo").path == one_file / "e-dpo.yaml"
+    assert "e-dpo.yaml" in like("e-") and like("no-such") == []

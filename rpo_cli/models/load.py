@@ -75,7 +75,7 @@ def load_tokenizer(
         if recipe is not None and recipe.pad_token is not None:
             raise BadInput(f"pad_token: {recipe.pad_token} is the EOS of {source}; leave the key out")
         new = NEW_PAD if own_pad else tokenizer.eos_token
-        tokenizer.add_special_tokens({"pad_token": spare_token(tokenizer) or new})
+        tokenizer.add_special_tokens({"pad_token": spare_token(tokenizer) or new or NEW_PAD})
     tokenizer.padding_side = "left"
     return tokenizer
 

@@ -2,6 +2,16 @@
 
 from rpo_cli.recipes.complaints import suggest
 from rpo_cli.recipes.draft import same, stands, where
-from rpo_cli.recipes.files import SETTINGS, RecipeError, find, known, recipes_in, short_name, shown, there
+from rpo_cli.recipes.files import (
+    SETTINGS,
+    RecipeError,
+    find,
+    find_suite,
+    known,
+    recipes_in,
+    short_name,
+    shown,
+    there,
+)
 from rpo_cli.recipes.load import Loaded, article, check_suite, load, variant_overrides
 from rpo_cli.recipes.write import require_writable, resolved_yaml, source, write_by_rho

@@ -100,10 +100,19 @@ def document_of(path: Path, text: str | None = None) -> Document:
 
 
 def recipes_in(suite: Path) -> list[Path]:
-    """The recipes of a suite: of a folder, or of one file."""
+    """The recipes of a suite: of a folder by name, of one file in its order."""
     if suite.is_file():
-        return [suite / f"{name}.yaml" for name in sorted(yaml_lines.read(suite).recipes)]
+        return [suite / f"{name}.yaml" for name in yaml_lines.read(suite).recipes]
     return [path for file in sorted(suite.glob("*.yaml")) for path in (recipes_in(file) or [file])]
+
+
+def find_suite(name: str) -> Path | None:
+    """The suite that a name means, a folder or one file; None: it means a recipe, or nothing."""
+    if os.path.isdir(name):
+        return Path(os.path.abspath(name))
+    with suppress(RecipeError):
+        return path if recipes_in(path := find(name)) else None
+    return None
 
 
 def places_of(path: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from rpo_cli.recipes import (
     Loaded,
     RecipeError,
     check_suite,
+    find_suite,
     load,
     recipes_in,
     schema,
@@ -77,12 +77,13 @@ def _count(number: int, what: str) -> str:
 
 def _files(name: str) -> tuple[list[Path], list[str]]:
     """The recipe of this name, or a folder's files; and what is wrong with each taken alone."""
-    if (suite := Path(os.path.abspath(name))).is_file() and recipes_in(suite):
-        return recipes_in(suite), check_suite(suite)
-    if not os.path.isdir(name):
+    suite = find_suite(name)
+    if suite is None:
         loaded = load(name)
         own = tuple(f"{where((file, 0)).rpartition(':')[0]}:" for file in loaded.files)
         return [loaded.path], [fault for fault in check_suite(loaded.path.parent) if fault.startswith(own)]
+    if suite.is_file():
+        return recipes_in(suite), check_suite(suite)
     folders = [suite, *sorted(place for place in suite.rglob("*") if place.is_dir())]
     files = [file for folder in folders if folder.name not in SETTINGS for file in recipes_in(folder)]
     if not files:

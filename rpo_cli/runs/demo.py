@@ -8,12 +8,12 @@ from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.recipes import load
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session
-from rpo_cli.text import aligned, percent
+from rpo_cli.text import aligned
 
 SUITE, BASELINE = "demo.yaml", "the model before"
 GAIN = "{advantage:+.2f} [{advantage_low:+.2f}, {advantage_high:+.2f}]"
 ABOUT = """\
-A small model summarises posts. In {share} of its training pairs people preferred the shorter summary.
+A small model summarises posts. In {share} of its training pairs the shorter summary is preferred.
 dpo learns from these pairs. e-dpo distils three reward models, each trained on pairs of another bias, and
 takes for each pair the one that it can follow best. The reward model that labelled all pairs judges both on
 {prompts} new posts.
@@ -40,12 +40,12 @@ def demo(session: Session) -> None:
     samples = {name: _samples(workspace, each) for name, each in {BASELINE: baseline, **stages}.items()}
     metrics = {name: workspace.finished(stage.path)["metrics"] for name, stage in stages.items()}
     rho, prompts = getattr(policies["dpo"].recipe, "rho", 0.0), len(samples["dpo"])
-    print(ABOUT.format(share=percent(1 - rho), prompts=prompts))
+    print(ABOUT.format(share=f"{1 - rho:.0%}", prompts=prompts))
     print(
         aligned([("", "reward", "against the model before", "tokens"), *_rows(samples, metrics)], (1, 2, 3))
     )
     for prompt in _telling(samples):
-        print(f"Post: {samples['dpo'].loc[prompt, 'prompt'].strip()}")
+        print(" ".join(samples["dpo"].loc[prompt, "prompt"].split()))
         shown = [[f"  {name}", *_sample(table.loc[prompt])] for name, table in samples.items()]
         print(aligned(shown, (1, 2)))
     print(NEXT.format(suite=SUITE), end="")

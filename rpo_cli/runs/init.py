@@ -106,8 +106,13 @@ def init(session: Session, wanted: Wanted) -> None:
     _tell(session, wanted, workspace.finished(stage.path)["metrics"], found)
     suite = Suite(wanted, objectives, model, teachers, oracle, prompts, found, longest)
     fit = _fit(suite, stage, workspace, session)
+    before = file.read_bytes() if file.exists() else None
     write_whole(file, suite.text(data, fit))
     if problems := _problems(file, objectives):
+        if before is None:
+            file.unlink()
+        else:
+            write_whole(file, before)
         raise RecipeError(problems)
     print(file.name)
     session.say(f"check it:  rpo recipe check {file.name}")
@@ -315,7 +320,11 @@ class Suite:
         yield Line("warmup_steps", steps // 10)
         yield Line("logging_steps", max(1, min(10, steps // 10)))
         for key, value in fit.keys.items():
-            yield Line(key, value, "LoRA: an adapter is trained" if key == "use_peft" else "")
+            yield Line(
+                key,
+                value,
+                "LoRA: an adapter is trained (pip install 'rpo-cli[lora]')" if key == "use_peft" else "",
+            )
 
     def _models(self, fit: Fit) -> Iterator[str]:
         adapter = bool(fit.keys)
@@ -399,6 +408,7 @@ def _fit(suite: Suite, data: Stage, workspace: Workspace, session: Session) -> F
     values = {"stage": "policy", "objective": "dpo", "max_length": suite.max_length}
     recipe = schema.PolicyRecipe.model_validate(values | {"max_new_tokens": suite.max_new_tokens})
     device = devices.choose(recipe)
+    recipe = recipe.model_copy(update={"dtype": device.dtype_name})
     gpus = devices.gpus([recipe])
     free = devices.free_bytes(gpus[:1]).get(gpus[0] if gpus else devices.HOST, 0)
     adapter = {"use_peft": True}
