@@ -304,6 +304,7 @@ def test_a_report_from_kept_numbers_is_the_report_of_the_workspace(
     assert made == drawn and len(made) < 5_000_000
     for arguments, message in (((), "name the recipes"), (("--from", paths[0]), "cannot be read as JSON")):
         assert message in rpo("report", *arguments, "--out", tmp_path / "none.html", code=2).stderr
+    assert "is a folder" in rpo("report", *paths, "--out", tmp_path, code=2).stderr
     (tmp_path / "other.json").write_text("{}")
     assert "holds no comparison" in rpo("report", "--from", tmp_path / "other.json", code=2).stderr
 
