@@ -326,7 +326,9 @@ def test_a_report_names_every_policy_number_and_manifest_and_loads_nothing(
         digits = next(m["digits"] for m in found["measures"] if m["name"] == each["measure"])
         assert f"{round(each['mean'], digits) + 0.0:,.{digits}f}" in texts
     for sample in found["samples"]:
+        ours, theirs = (next(r for r in sample["responses"] if r["policy"] == n) for n in ("dp-dpo", "e-dpo"))
         assert all(" ".join(r["response"].split()) in texts for r in sample["responses"])
+        assert f"{ours['tokens']} tokens ({ours['tokens'] - theirs['tokens']:+})" in texts
 
 
 def test_a_report_can_be_read_by_everybody(drawn: str) -> None:
