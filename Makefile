@@ -11,9 +11,11 @@ SPREAD := --numprocesses logical --maxprocesses 4 --dist worksteal
 # torch-xla runs with one version of torch: an environment of its own.
 TPU_VENV := .venv-tpu
 TPU_READY := $(TPU_VENV)/.ready
+# axe-core, of which that package is a copy: the browser reads it, Python does not.
+AXE := $(VENV)/axe
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tpu figure2 figure2-gpu protocol test test-all test-xla lint bench gpu-check clean
+.PHONY: help setup setup-tpu figure2 figure2-gpu protocol test test-all test-xla test-report lint bench gpu-check clean
 
 help: ## say what there is
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +57,12 @@ test-all: $(READY) ## all tests, as the gate runs them
 
 test-xla: $(TPU_READY) ## prove the TPU path on XLA's CPU backend: losses, compilations, transfers
 	PJRT_DEVICE=CPU $(TPU_VENV)/bin/python -m pytest tests/xla
+
+test-report: $(READY) $(AXE) ## look at a report with Chromium: no requests, axe finds no fault, fits a phone
+	$(BIN)/python -m pytest tests/browser
+
+$(AXE):
+	$(BIN)/python -m pip install --quiet --no-deps --target $(AXE) 'axe-playwright-python==0.1.8'
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff check rpo_cli tests benchmarks tools

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import RHO, SEED, Tiny, manifest, once, rpo
+from fake_judge import FakeJudge
 from worlds import Plain, logp
 
 from rpo_cli.artifacts import read_json
@@ -136,6 +137,42 @@ def test_held_out_means_are_over_pairs_though_prompts_are_drawn() -> None:
     assert (accuracy["low"], accuracy["high"]) == (0, 100)
 
 
+def test_over_seeds_differences_are_those_of_each_seed_and_their_mean() -> None:
+    rng = np.random.default_rng(0)
+    parts = [
+        pd.DataFrame({"prompt_id": [f"p{i}" for i in range(40)], "tokens": shift + rng.normal(size=40),
+                      "policy": policy, "rho": 0.2, "seed": seed})
+        for seed, shifts in enumerate(({"dpo": 5, "e-dpo": 7}, {"dpo": 5, "e-dpo": 4}))
+        for policy, shift in shifts.items()
+    ]  # fmt: skip
+    cells, selection = pd.concat(parts), Selection(["dpo", "e-dpo"], [0.2], [1, 0])
+    frame = Frame("evaluation", ("tokens",), cells)
+    _, ours = _rows(frame, ["dpo", "e-dpo", "baseline"], selection, "dpo", Bootstrap(400))
+    apart = ours["difference"]
+    assert apart["by_seed"] == pytest.approx([2, -1], abs=0.6)
+    assert apart["mean"] == pytest.approx(np.mean(apart["by_seed"]))
+    assert apart["low"] < -0.5 and apart["high"] > 1.5  # the seeds disagree, whatever their prompts say
+
+
+def test_a_judges_wins_stand_beside_the_rest_once_it_was_asked_about_all(
+    beside: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    shutil.copytree(beside.suite, tmp_path / "tiny")
+    shutil.copytree(beside.root, tmp_path / "runs")
+    tiny = Tiny(tmp_path / "tiny", tmp_path / "runs")
+    with FakeJudge(lambda number, body: "Verdict: A" if number % 3 else "Verdict: B") as fake:
+        tiny.edit("evaluate.yaml", f"judge: {{model: fake, base_url: '{fake.url}', api_key_env: null}}")
+        tiny.run("judge", "e-dpo.yaml")
+        assert "no verdicts on all of these" in compare(tiny).stdout
+        tiny.run("judge", "dp-dpo.yaml")
+    said = json.loads(compare(tiny, "--json").stdout)
+    for name in ("e-dpo", "dp-dpo"):
+        wins = manifest(tiny.root, f"{RHO}/judged/{name}/beta-0.2/test/fake")["metrics"]["baseline/win_rate"]
+        assert row(said, name, "judge")["mean"] == pytest.approx(100 * wins, abs=0.01)
+    assert all("judged" in each["paths"] for each in said["manifests"] if each["policy"] != "baseline")
+
+
 def test_every_number_names_a_manifest_that_is_there(beside: Tiny, found: dict[str, Any]) -> None:
     sources = {measure["source"] for measure in found["measures"]}
     assert sources == {"evaluation", "held_out"}
@@ -161,15 +198,20 @@ def test_the_table_has_units_and_says_what_one_seed_cannot(beside: Tiny) -> None
 
 
 def test_without_an_oracle_pairs_lengths_and_kl_are_compared_and_a_half_of_the_pairs_chooses(
-    tiny: Tiny,
+    tiny: Tiny, tmp_path: Path
 ) -> None:
-    tiny.edit("evaluate.yaml", "oracle: null")
+    elsewhere = tmp_path / "model"
+    # Nor is there an SFT recipe to compare with: the baseline is a model that lies somewhere.
+    tiny.edit(
+        "evaluate.yaml", f"oracle: null\nbaseline: {shutil.copytree(tiny.root / SEED / 'sft', elsewhere)}"
+    )
     tiny.edit("dp-dpo.yaml", "grid: {beta: [0.2]}")
     tiny.edit("e-dpo.yaml", "grid: {beta: [0.2]}")
     said = tiny.run("evaluate", "dp-dpo.yaml")
     assert "held-out/dp-dpo" in said.stderr and "advantage" not in said.output
     samples = pd.read_parquet(tiny.root / RHO / "evaluations/dp-dpo/beta-0.2/test/samples.parquet")
     assert "reward" not in samples and samples["logp"].notna().all()
+    assert (tiny.root / SEED / "evaluations/evaluate/test/manifest.json").is_file()
     metrics = manifest(tiny.root, f"{RHO}/evaluations/dp-dpo/beta-0.2/test")["metrics"]
     assert {"tokens_mean", "kl_to_reference", "unfinished_share"} <= metrics.keys()
     assert not {"advantage", "win_rate", "reward_mean"} & metrics.keys()
@@ -262,6 +304,7 @@ def test_a_report_from_kept_numbers_is_the_report_of_the_workspace(
     assert made == drawn and len(made) < 5_000_000
     for arguments, message in (((), "name the recipes"), (("--from", paths[0]), "cannot be read as JSON")):
         assert message in rpo("report", *arguments, "--out", tmp_path / "none.html", code=2).stderr
+    assert "is a folder" in rpo("report", *paths, "--out", tmp_path, code=2).stderr
     (tmp_path / "other.json").write_text("{}")
     assert "holds no comparison" in rpo("report", "--from", tmp_path / "other.json", code=2).stderr
 
@@ -283,7 +326,9 @@ def test_a_report_names_every_policy_number_and_manifest_and_loads_nothing(
         digits = next(m["digits"] for m in found["measures"] if m["name"] == each["measure"])
         assert f"{round(each['mean'], digits) + 0.0:,.{digits}f}" in texts
     for sample in found["samples"]:
+        ours, theirs = (next(r for r in sample["responses"] if r["policy"] == n) for n in ("dp-dpo", "e-dpo"))
         assert all(" ".join(r["response"].split()) in texts for r in sample["responses"])
+        assert f"{ours['tokens']} tokens ({ours['tokens'] - theirs['tokens']:+})" in texts
 
 
 def test_a_report_can_be_read_by_everybody(drawn: str) -> None:

@@ -174,7 +174,8 @@ def table_of(found: dict[str, Any], console: Console) -> Table | Text:
         return Text(aligned(lines).removesuffix("\n"), no_wrap=True, overflow="ignore")
     table = Table(show_lines=True)
     for index, head in enumerate(heads):
-        table.add_column(head, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        place: dict[str, Any] = {"justify": "left" if index == 0 else "right", "no_wrap": index == 0}
+        table.add_column(head, overflow="fold", **place)
     for row in body:
         table.add_row(*row)
     return table

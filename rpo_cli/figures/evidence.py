@@ -17,10 +17,10 @@ CURVES = (  # the first panels of the learning curves; then whatever else traini
     "loss", "rewards/accuracies", "rewards/margins", "kl_to_reference", "losses/preference",
 )  # fmt: skip
 NO_CURVES = ("step", "epoch", "learning_rate", "grad_norm", "gamma", "logps/chosen", "logps/rejected")
-MOST_CURVES, MOST_POINTS = 8, 100
+MOST_CURVES, MOST_POINTS = 9, 100
 LARGEST, RANDOM = 5, 5  # samples shown: those that differ most, and some drawn by lot
 LONGEST = 4000  # characters of a text that is shown
-TABLES, MODELS = ("data", "pairs", "relabel", "splits"), ("reward", "warm")
+TABLES, MODELS = ("data", "pairs", "relabel", "splits"), ("reward", "warm", "scores")
 
 
 def evidence(cells: Sequence[Cell], workspace: Workspace, seed: int) -> dict[str, Any]:
@@ -89,6 +89,7 @@ def _curves(cells: Sequence[Cell], workspace: Workspace) -> Iterator[dict[str, A
     }
     logged = dict.fromkeys(name for log in logs.values() for name in log.columns)
     others = [n for n in logged if n not in (*CURVES, *NO_CURVES) and not n.startswith(("members/", "eval_"))]
+    others.sort(key=lambda name: not name.startswith("monitor/"))
     for name in [*(name for name in CURVES if name in logged), *others][:MOST_CURVES]:
         lines = []
         for cell in cells:

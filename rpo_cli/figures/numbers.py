@@ -12,7 +12,7 @@ from rpo_cli.artifacts import MANIFEST, Stage, Workspace
 from rpo_cli.figures.cells import BASELINE, FORMAT, Cell
 from rpo_cli.figures.gather import read
 from rpo_cli.figures.results import plain
-from rpo_cli.figures.selection import Selection, at
+from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Axes, Bootstrap, over_seeds, resample
 from rpo_cli.recipes import schema, shown
 from rpo_cli.statistics import Array, interval, per_prompt
@@ -111,7 +111,7 @@ def frames(cells: Sequence[Cell], workspace: Workspace, swept: bool) -> Iterator
         }
         zero = per_prompt(tables[BASELINE], recipe.truncated)
         for name, table in tables.items():
-            keys = {"policy": name, "rho": own[0].rho, "seed": seed}
+            keys = {**own[0].keys, "policy": name}
             ours = per_prompt(table, recipe.truncated)
             if "reward" in ours:
                 ours["advantage"] = ours["reward"] - zero["reward"]
@@ -233,10 +233,9 @@ def _notes(
     cells: Sequence[Cell], workspace: Workspace, selection: Selection, against: str, swept: bool
 ) -> Iterator[str]:
     """What must be known to read the numbers."""
-    (rho,) = selection.rhos
     count = len(selection.seeds)
     how = "over prompts and seeds" if count > 1 else "over prompts, not over training seeds"
-    yield f"differences are to {against}{at(rho)}, paired by prompt; brackets: 95 % bootstrap intervals {how}"
+    yield f"differences are to {against}, paired by prompt; brackets: 95 % bootstrap intervals {how}"
     if count == 1:
         yield "one seed: another training seed may say otherwise; --seeds 0,1,2 trains more"
     if cast(schema.EvaluateRecipe, cells[0].evaluation.recipe).oracle is None:

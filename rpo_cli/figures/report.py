@@ -16,6 +16,7 @@ from rpo_cli.artifacts import publish
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import BASELINE, FORMAT
 from rpo_cli.figures.compare import Comparing, compared
+from rpo_cli.figures.run import require_folder
 from rpo_cli.runs.session import Session
 from rpo_cli.text import clock
 
@@ -43,6 +44,9 @@ def run_report(session: Session, asked: Comparing, kept: Path | None, out: Path)
         raise BadInput("--from: takes the place of recipes; give one or the other")
     if kept is None and not asked.recipes:
         raise BadInput("name the recipes to compare, a folder of them, or --from RESULTS.json")
+    if out.is_dir():
+        raise BadInput(f"--out {out}: is a folder; name the file, such as {out / 'report.html'}")
+    require_folder(out.parent)
     found = read_kept(kept) if kept is not None else compared(session, asked)
     if found is not None:
         publish(out, page_of(found).encode())

@@ -51,7 +51,7 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
     and their grids were searched whole; else the choice is for this figure alone.
     """
     if options.out is not None:
-        _require_folder(options.out)
+        require_folder(options.out)
     if options.from_results is not None:
         _draw(session, kind, options.from_results, options.out or options.from_results, options.allow_missing)
         return
@@ -97,7 +97,7 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
         log_images(recipe.wandb_project, recipe.suite, paths, session.open(recipe.suite).root, session.say)
 
 
-def _require_folder(out: Path) -> None:
+def require_folder(out: Path) -> None:
     """BadInput unless files can go into this folder, which need not be there yet, and is no artifact."""
     above = [out.absolute(), *out.absolute().parents]
     there = next(place for place in above if place.exists())

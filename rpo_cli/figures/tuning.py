@@ -16,7 +16,7 @@ from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import what_to_run
 
 Keep = Literal["best", "none", "all"]
-SEEN = {  # what the table of a sweep has of the metrics of either kind of stage; the first is what chooses
+SEEN = {  # what the table of a sweep has of the metrics of either kind of stage
     "evaluate": {
         "advantage": "advantage", "low": "advantage_low", "high": "advantage_high",
         "tokens_mean": "tokens_mean", "kl_to_reference": "kl_to_reference",
@@ -149,6 +149,15 @@ def validation_table(
     return rows
 
 
+def score_of(found: Mapping[str, Any]) -> float:
+    """What chooses, in a row of the table or in metrics: the advantage, without an oracle the accuracy.
+
+    The least of all where training diverged.
+    """
+    name = next(name for name in ("advantage", "validation/accuracy", "accuracy") if name in found)
+    return float("-inf") if found[name] is None else float(found[name])
+
+
 def choose(rows: Sequence[Mapping[str, Any]]) -> Chosen:
     """For each policy and rho the value of the highest advantage, or else accuracy, mean over seeds.
 
@@ -158,8 +167,7 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> Chosen:
     seen: dict[tuple[str, float | None, str, float], list[float]] = {}
     for row in rows:
         place = (row["policy"], row["rho"], row["parameter"], row["value"])
-        advantage = row["advantage"] if "advantage" in row else row["accuracy"]
-        seen.setdefault(place, []).append(float("-inf") if advantage is None else advantage)
+        seen.setdefault(place, []).append(score_of(row))
     chosen: Chosen = {}
     best: dict[tuple[str, float | None], float] = {}
     for policy, rho, name, value in sorted(seen, key=lambda place: (place[0], place[1] or 0.0, place[3])):
@@ -219,7 +227,7 @@ class WeightKeeper:
             return
         place, value = (cell.policy, cell.rho), cell.strength[1]
         seen = self.seen.setdefault((*place, value), [])
-        seen.append((manifest["metrics"][next(iter(SEEN[stage.kind].values()))], cell))
+        seen.append((score_of(manifest["metrics"]), cell))
         if len(seen) < self.seeds:
             return
         # As in `choose`: the smaller of equals.
