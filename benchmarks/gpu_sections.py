@@ -413,10 +413,12 @@ def small_steps(check: Check) -> Iterator[Comparison]:
     yield steps("RM step", workload.replace("rows", "pairs"), done, (OURS, TRL))
 
 
-def _sampled(check: Check, count: int, other: tuple[str, sections.Sampler] | None = None) -> Comparison:
+def _sampled(
+    check: Check, count: int, other: tuple[str, sections.Sampler] | None = None, dtype: str = "bfloat16"
+) -> Comparison:
     """Summaries of about 12 tokens, 512 at a time."""
-    new = check.scale.sampled[1]
-    bench = check.bench(rounds=1, llama=check.scale.small, tldr=check.scale.posts, batch=min(512, count))
+    new, size = check.scale.sampled[1], min(512, count)
+    bench = check.bench(dtype, rounds=1, llama=check.scale.small, tldr=check.scale.posts, batch=size)
     drawn = np.random.default_rng(0).lognormal(np.log(new), 0.5, count)
     lengths = np.clip(drawn, 1, 4 * new).astype(int).tolist()
     what = f"1 to {4 * new} new tokens (mean {np.mean(lengths):.1f})"
@@ -492,14 +494,14 @@ def _changed(
 
 def sampling_leads(check: Check) -> Iterator[Comparison]:
     """Sampling with one thing changed at a time."""
-    changed: dict[str, sections.Sampler] = {
-        "tokens looked at in every step": _with(devices, "behind", lambda device: 0),
-        "masks left to transformers": _with(decode, "OWN_MASK", ()),
-        "cache of a fixed size": _static,
-    }
-    for name, sampler in changed.items():
-        row = _sampled(check, min(512, check.scale.sampled[0]), (name, sampler))
-        row.what = "sampling, over one thing changed"
+    changed: tuple[tuple[str, sections.Sampler, str], ...] = (
+        ("tokens looked at in every step", _with(devices, "behind", lambda device: 0), "bfloat16"),
+        ("masks left to transformers", _with(decode, "OWN_MASK", ()), "bfloat16"),
+        ("cache of a fixed size", _static, "float32"),  # transformers makes it of one dtype
+    )
+    for name, sampler, dtype in changed:
+        row = _sampled(check, min(512, check.scale.sampled[0]), (name, sampler), dtype)
+        row.what = f"sampling over one thing changed, {dtype}"
         yield row
 
 
