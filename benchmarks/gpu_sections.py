@@ -426,7 +426,7 @@ def _sampled(
 
 
 def sampling(check: Check) -> Iterator[Comparison]:
-    """A twentieth of the 24,900 responses that the small suite draws."""
+    """Some of the 24,900 responses that the small suite draws."""
     count = check.scale.sampled[0]
     row = _sampled(check, count)
     rate = count / float(np.median([each[0] for each in row.raw["rpo"]]))
