@@ -40,6 +40,7 @@ from rpo_cli.stages.reward import LeanRewardTrainer
 from rpo_cli.stages.sft import FixedShapeSFTTrainer
 from rpo_cli.stages.training.arguments import arguments
 from rpo_cli.stages.training.loop import train
+from rpo_cli.stages.training.trl import TokenTrainer
 
 # How a step runs: as every stage of rpo, with deterministic algorithms on a CPU; with them on a GPU too; as
 # stock TRL, transformers and torch do; and TRL on a CPU as on a GPU, where its LM head reads the responses'
@@ -124,8 +125,12 @@ class _StockReward(_Witness, RewardTrainer):
     pass
 
 
-class _OurSFT(_Witness, FixedShapeSFTTrainer):
+class _OurSFT(_Witness, TokenTrainer):
     pass
+
+
+class _LeanSFT(_Witness, FixedShapeSFTTrainer):
+    """Ours where shapes are fixed: a loss of its own, through the rows of policies."""
 
 
 class _StockSFT(_Witness, SFTTrainer):
@@ -420,40 +425,43 @@ class Maker:
         )
         return self._stock(name, "reward", trainer)
 
-    def our_sft(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
+    def our_sft(
+        self, name: str, model: PreTrainedModel, rows: list[Row], setting: Setting = "rpo"
+    ) -> Training:
         """This package's SFT trainer on the chosen responses."""
         ids: list[list[int]] = []
-        config = SFTConfig(**self._settings(self._recipe(SFTRecipe, stage="sft", model_name_or_path="model")))
         trainer = _OurSFT(
             model,
-            config,
+            self._sft_config(),
+            device=self.device,
+            train_dataset=Dataset.from_list(labelled(rows)),
+            processing_class=self.tokenizer,
+        )
+        trainer.data_collator = _Recording(trainer.data_collator, ids)
+        return self._ours(name, "sft", trainer, ids, setting)
+
+    def lean_sft(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
+        """The SFT trainer of devices that compile a program for each shape."""
+        ids: list[list[int]] = []
+        names = {"id": "id", "prompt_ids": "prompt_ids", "chosen_ids": "completion_ids"}
+        trainer = _LeanSFT(
+            model,
+            self._sft_config(),
             device=self.device,
             data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
-            train_dataset=Dataset.from_list(
-                [
-                    {"id": row["id"], "prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]}
-                    for row in rows
-                ]
-            ),
+            train_dataset=Dataset.from_list([{new: row[old] for old, new in names.items()} for row in rows]),
             processing_class=self.tokenizer,
         )
         return self._ours(name, "sft", trainer, ids)
 
     def trl_sft(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
         """TRL's SFTTrainer on the same responses."""
-        config = SFTConfig(**self._settings(self._recipe(SFTRecipe, stage="sft", model_name_or_path="model")))
-        data = [
-            {
-                "id": row["id"],
-                "input_ids": row["prompt_ids"] + row["chosen_ids"],
-                "labels": [-100] * len(row["prompt_ids"]) + row["chosen_ids"],
-            }
-            for row in rows
-        ]
-        trainer = _StockSFT(
-            model, config, train_dataset=Dataset.from_list(data), processing_class=self.tokenizer
-        )
+        data = Dataset.from_list(labelled(rows))
+        trainer = _StockSFT(model, self._sft_config(), train_dataset=data, processing_class=self.tokenizer)
         return self._stock(name, "sft", trainer)
+
+    def _sft_config(self) -> SFTConfig:
+        return SFTConfig(**self._settings(self._recipe(SFTRecipe, stage="sft", model_name_or_path="model")))
 
     def bare(self, name: str, like: Training, model: PreTrainedModel, rows: list[Row], steps: int) -> Loop:
         """Forward, loss, backward, clip, AdamW on ready-made batches in the order `like` will take."""
@@ -489,6 +497,18 @@ class Maker:
             optimizer.step()
             optimizer.zero_grad()
             yield total
+
+
+def labelled(rows: list[Row]) -> list[Row]:
+    """Rows of SFT as TRL has them, the prompt's tokens without a label."""
+    return [
+        {
+            "id": row["id"],
+            "input_ids": row["prompt_ids"] + row["chosen_ids"],
+            "labels": [-100] * len(row["prompt_ids"]) + row["chosen_ids"],
+        }
+        for row in rows
+    ]
 
 
 def same_work(contestants: Sequence[Work], tolerance: float) -> None:

@@ -45,6 +45,7 @@ def main() -> None:
     """Measure what is asked for and missing, as far as the minutes go, and print all that there is."""
     arguments = parsed()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS begins
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card: over several, Trainer would split batches
     quiet(1 if arguments.toy else max(1, (os.cpu_count() or 1) // 2))
     import torch
 

@@ -24,10 +24,12 @@ from benchmarks.bench import Bench, Comparison, _described
 from benchmarks.contestants import Contestant, Done, Maker, Training, one_by_one, release, run_as, steps_of
 from benchmarks.kernels import profiled
 from benchmarks.workloads import Row, Scale, Shape, causal, pairs, reward, token_rows
+from rpo_cli import devices
 from rpo_cli.devices import DEVICES
-from rpo_cli.models import PairCollator, logps, pair_logps, pair_rewards, sample
+from rpo_cli.models import PairCollator, decode, logps, pair_logps, pair_rewards, sample
 from rpo_cli.models.buckets import Buckets
 from rpo_cli.models.buckets import Shape as Columns
+from rpo_cli.models.sample_static import in_batches
 from rpo_cli.objectives import OBJECTIVES
 
 Settings = dict[str, Any]
@@ -391,9 +393,17 @@ def small_steps(check: Check) -> Iterator[Comparison]:
         bench,
         lambda: maker.our_sft(OURS, copy.deepcopy(policy), rows),
         lambda: maker.trl_sft(TRL, copy.deepcopy(policy), rows),
+        lambda: maker.our_sft("deterministic", copy.deepcopy(policy), rows, "repeats"),
+        lambda: maker.lean_sft("rpo, rows as policies have them", copy.deepcopy(policy), rows),
     )
     steps = partial(faster, bench, work=1, speed=12.5, unit="steps/s")
     yield steps("SFT step", workload, done, (OURS, TRL))
+    yield steps(
+        "SFT step, as shipped over deterministic", workload, done, (OURS, "deterministic"), speed=None
+    )
+    yield steps(
+        "SFT step, another loss", workload, done, ("rpo, rows as policies have them", OURS), speed=None
+    )
     model = reward(settings, maker.tokenizer, 0, check.device)
     done = check.race(
         bench,
@@ -403,15 +413,22 @@ def small_steps(check: Check) -> Iterator[Comparison]:
     yield steps("RM step", workload.replace("rows", "pairs"), done, (OURS, TRL))
 
 
-def sampling(check: Check) -> Iterator[Comparison]:
-    """Summaries of about 12 tokens: a twentieth of the 24,900 that the small suite draws."""
-    count, new = check.scale.sampled
-    bench = check.bench(rounds=1, llama=check.scale.small, tldr=check.scale.posts, batch=min(512, count))
+def _sampled(
+    check: Check, count: int, other: tuple[str, sections.Sampler] | None = None, dtype: str = "bfloat16"
+) -> Comparison:
+    """Summaries of about 12 tokens, 512 at a time."""
+    new, size = check.scale.sampled[1], min(512, count)
+    bench = check.bench(dtype, rounds=1, llama=check.scale.small, tldr=check.scale.posts, batch=size)
     drawn = np.random.default_rng(0).lognormal(np.log(new), 0.5, count)
     lengths = np.clip(drawn, 1, 4 * new).astype(int).tolist()
-    row = sections.sampled(
-        bench, lengths, 4 * new, f"1 to {4 * new} new tokens (mean {np.mean(lengths):.1f})"
-    )
+    what = f"1 to {4 * new} new tokens (mean {np.mean(lengths):.1f})"
+    return sections.sampled(bench, lengths, 4 * new, what, other)
+
+
+def sampling(check: Check) -> Iterator[Comparison]:
+    """Some of the 24,900 responses that the small suite draws."""
+    count = check.scale.sampled[0]
+    row = _sampled(check, count)
     rate = count / float(np.median([each[0] for each in row.raw["rpo"]]))
     row.ours += f" = {rate:.0f} responses/s, {24900 / rate:.0f} s for 24,900"
     row.bar, row.passed = "≤ 20 s for 24,900", 24900 / rate <= 20
@@ -475,6 +492,54 @@ def _changed(
     return maker.ours(name, copy.deepcopy(policy), rows, **how)
 
 
+def sampling_leads(check: Check) -> Iterator[Comparison]:
+    """Sampling with one thing changed at a time."""
+    changed: tuple[tuple[str, sections.Sampler, str], ...] = (
+        ("tokens looked at in every step", _with(devices, "behind", lambda device: 0), "bfloat16"),
+        ("masks left to transformers", _with(decode, "OWN_MASK", ()), "bfloat16"),
+        ("cache of a fixed size", _static, "float32"),  # transformers makes it of one dtype
+    )
+    for name, sampler, dtype in changed:
+        row = _sampled(check, min(512, check.scale.sampled[0]), (name, sampler), dtype)
+        row.what = f"sampling over one thing changed, {dtype}"
+        yield row
+
+
+def _with(module: Any, name: str, value: object) -> sections.Sampler:
+    """The sampler, with another value of something that it reads."""
+
+    def sampler(*given: Any, **settings: Any) -> list[list[int]]:
+        before = getattr(module, name)
+        setattr(module, name, value)
+        try:
+            return sample(*given, **settings)
+        finally:
+            setattr(module, name, before)
+
+    return sampler
+
+
+@torch.inference_mode()
+def _static(
+    model: Any, tokenizer: Any, prompts: Any, *, temperature: float, top_p: float, max_new_tokens: int,
+    batch_size: int, seed: int,
+) -> list[list[int]]:  # fmt: skip
+    """The sampler of devices that compile a program for each shape."""
+    stops = [tokenizer.eos_token_id]
+    given = (
+        model,
+        tokenizer.pad_token_id,
+        stops,
+        prompts,
+        temperature,
+        top_p,
+        max_new_tokens,
+        batch_size,
+        seed,
+    )
+    return in_batches(*given, lambda done: None)
+
+
 @dataclass(frozen=True)
 class Multiples(Buckets):
     """Shapes whose columns are a multiple of a number: few, so that kernels chosen for a shape are few."""
@@ -498,6 +563,6 @@ SECTIONS: Sequence[tuple[Callable[[Check], Iterator[Comparison]], int]] = (
     (first_losses, 45), (equal_to_the_cpu, 30), (repeats, 60), (samples_alone, 20), (policy_tldr, 110),
     (small_steps, 40), (sampling, 40), (policy_chat, 40), (policy_neox, 40), (reward_models, 30),
     (scoring, 30),
-    (kinds_of_kernel, 40), (leads, 40),
+    (kinds_of_kernel, 40), (leads, 40), (sampling_leads, 40),
     (figure, 60),
 )  # fmt: skip

@@ -58,8 +58,8 @@ def seen_in(events: Sequence[Any], device: str) -> Seen:
         if device == "cpu":
             if event.name.startswith("aten::"):
                 busy[kind_of(event.name)] += event.self_cpu_time_total
-        elif event.device_type == DeviceType.CUDA and not event.name.startswith("gpu_user"):
-            busy[kind_of(event.name)] += event.device_time_total
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            busy[kind_of(event.name)] += event.time_range.elapsed_us()
     names = [event.name for event in events]
     # `.item()` is there twice: as an operation, and as the wait it makes.
     waits = sum(bool(WAITS.search(name)) for name in names if device == "cpu" or not name.startswith("aten"))

@@ -124,7 +124,7 @@ CARD = replace(
     small=llama(49152, 576, 30, 9, 1536) | {"num_key_value_heads": 3, "tie_word_embeddings": True},
     step=(8, 2),
     scored=1024,
-    sampled=(2490, 12),
+    sampled=(1536, 12),
 )
 
 

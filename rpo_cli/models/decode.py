@@ -16,6 +16,7 @@ from rpo_cli.models.choice import alike, exactly, is_causal
 from rpo_cli.models.tokens import Tokens
 
 STEPS = 4  # that a cache is tried for
+OWN_MASK = ("cuda",)  # where asking for a value is a wait, see _Cached
 # Of the largest logit, with a cache and without: rounding makes 1e-6, a shifted position 1e-2.
 TOLERANCE = 1e-4
 
@@ -48,7 +49,7 @@ def decoder_for(
             texts = _telling_texts(model, longest, min(map(len, prompts)), room)
             more = [[text[step % len(text)] for step in range(min(STEPS, room - 1))] for text in texts]
             alone = torch.cat([_alone(model, *row) for row in zip(texts, more, strict=True)])
-            for own_mask in (True, False)[model.device.type != "cuda" :]:
+            for own_mask in (True, False) if model.device.type in OWN_MASK else (False,):
                 cached = _Cached(model, pad, cache, own_mask=own_mask)
                 if batch_size > 1 and _gives(alone, cached, [(texts, more)]):
                     return cached, False
