@@ -306,7 +306,7 @@ class Planner:
                 "samples", f"reference-samples{bits}/{of_pairs}", loaded, scored, kept
             )
         for name, teacher in self._teachers(loaded):
-            inputs[f"scores/{name}"] = self._scores(teacher, splits, loaded, model)
+            inputs[f"scores/{name}"] = self._scores(loaded, teacher, splits, model)
         return self._add(
             "policy",
             f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}",
@@ -315,7 +315,7 @@ class Planner:
         )
 
     def _scores(
-        self, teacher: Stage | External, splits: Stage, loaded: Loaded, model: Stage | External
+        self, loaded: Loaded, teacher: Stage | External, splits: Stage, model: Stage | External
     ) -> Stage:
         """A reward model's scores of the pairs that a policy learns from."""
         folder = rho_folder(cast(schema.PolicyRecipe, loaded.recipe).rho)
@@ -447,7 +447,7 @@ class Planner:
                 if name.startswith("scores/")
             }
             if (oracle := self._oracle(loaded)) is not None:
-                scores["oracle"] = self._scores(oracle, splits, loaded, model)
+                scores["oracle"] = self._scores(loaded, oracle, splits, model)
             return splits, scores
         if not isinstance(recipe, schema.RewardRecipe):
             return self.build(loaded), {}

@@ -24,6 +24,7 @@ from transformers import (
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
+from rpo_cli.errors import BadInput
 from rpo_cli.models import TokenRow, Tokens, logps, pad_id, pair_logps, sample, stops_of, views
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
 from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
@@ -49,28 +50,27 @@ class HeldOut:
 def held_out_of(
     job: Job[PolicyRecipe], recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase
 ) -> HeldOut | None:
-    """The first held-out pairs that fit; None where there are none."""
-    pairs = rows_of(job, "held_out")
-    if not len(pairs):
+    """The first held-out pairs that fit and that every teacher has scored; None where there are none."""
+    try:
+        found = rows_of(job, "held_out").tokens(PAIR, tokenizer, job.path, recipe.max_length, "drop")
+    except BadInput:  # there are no rows, or none that fits
         return None
-    found = pairs.tokens(PAIR, tokenizer, f"{job.path}: held out", recipe.max_length, "drop")
-    rows = found[: recipe.monitor_prompts]
-    ids = [row.id for row in rows]
-    columns = ("ref_chosen_logps", "ref_rejected_logps")
-    reference = _by_id(job.inputs["reference"] / "logps.parquet", columns, ids)
-    teachers = {}
-    for name in job.inputs:
-        if name.startswith("scores/"):
-            scores = _by_id(job.inputs[name] / "held_out.parquet", PAIR, ids)
-            teachers[name.removeprefix("scores/")] = scores[:, 0] - scores[:, 1]
-    return HeldOut(rows, reference, teachers)
+    reference = _by_id(job.inputs["reference"] / "logps.parquet", ("ref_chosen_logps", "ref_rejected_logps"))
+    scores = {
+        name.removeprefix("scores/"): _by_id(folder / "held_out.parquet", PAIR)
+        for name, folder in job.inputs.items()
+        if name.startswith("scores/")
+    }
+    known = [row for row in found if all(row.id in each for each in (reference, *scores.values()))]
+    rows = known[: recipe.monitor_prompts]
+    margins = {name: np.array([each[row.id] for row in rows]) @ [1, -1] for name, each in scores.items()}
+    return HeldOut(rows, np.array([reference[row.id] for row in rows]), margins) if rows else None
 
 
-def _by_id(file: Path, columns: Sequence[str], ids: Sequence[str]) -> np.ndarray:
-    """Some columns of a table's rows of these ids: [n, columns]."""
+def _by_id(file: Path, columns: tuple[str, str]) -> dict[str, tuple[float, float]]:
+    """Two numbers of each row of a table, by its id."""
     table = pq.read_table(file, columns=["id", *columns]).to_pydict()
-    places = {name: place for place, name in enumerate(table["id"])}
-    return np.array([[table[column][places[name]] for column in columns] for name in ids])
+    return dict(zip(table["id"], zip(*(table[name] for name in columns), strict=True), strict=True))
 
 
 class Monitor(TrainerCallback):
@@ -177,7 +177,9 @@ def monitor_of(
         return None
     held_out = held_out_of(job, recipe, tokenizer)
     if held_out is None:
-        report.tell("monitor_steps: the splits hold no pairs out, so there is nothing to look at")
+        report.tell(
+            "monitor_steps: no held-out pair of the splits can be read, so there is nothing to look at"
+        )
         return None
     return Monitor(trainer, tokenizer, recipe, held_out, report)
 
