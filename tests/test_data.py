@@ -662,7 +662,7 @@ def test_rows_that_are_warned_of_are_named_by_file_and_line(tmp_path: Path) -> N
     file.write_bytes(lines({"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}))
     ledger = Ledger()
     recipe = DataRecipe.model_validate({"stage": "data"})
-    places: list[tuple[str, str]] = []
+    places: list[str] = []
     table = tmp_path / "sft_train.parquet"
     write_rows(noting(read_table(file, "sft_train", recipe, ledger), ledger, places), table)
     write_places(places, table)

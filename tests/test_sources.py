@@ -865,7 +865,7 @@ def test_control_tokens_that_a_person_typed_are_told_from_those_that_a_template_
     assert line.startswith("pairs: in 1 rows a message itself holds the control token </s>")
     assert f"({tmp_path / 'pairs.jsonl'}:7)" in line
     places = read_rows(tmp_path / "runs/seed-0/data/places/pairs.parquet")
-    tables = {row["id"]: row["chosen"] for row in read_rows(tmp_path / "runs/seed-0/data/pairs.parquet")}
-    for row in places:
-        number = int(row["place"].rpartition(":")[2]) - 1
-        assert tables[row["id"]].split()[:3] == ["the", "chosen", str(number)]
+    pairs = read_rows(tmp_path / "runs/seed-0/data/pairs.parquet")
+    for row, found in zip(pairs, places, strict=True):
+        number = int(found["place"].rpartition(":")[2]) - 1
+        assert row["chosen"].split()[:3] == ["the", "chosen", str(number)]

@@ -109,26 +109,30 @@ def look(
     """Everything that is known of the pairs of `data` and of these reward models' scores of them."""
     pairs = _tables(workspace, planner, loaded, data, scores)
     held_out = pairs.get("held_out") or pairs.get("pairs_validation")
-    models, margins = {}, []
+    models: dict[str, Diagnosis] = {}
+    margins: dict[str, dict[str, float]] = {}
     for name, stage in scores.items():
         assert held_out is not None  # or nothing could be scored
         table = pq.read_table(workspace.root / stage.path / "held_out.parquet").to_pydict()
         some = held_out.take(table["id"])
         values = np.array(table["chosen"], float) - np.array(table["rejected"], float)
         models[name] = diagnosed(values, some.kinds, some.tokens, some.columns)
-        margins.append(values)
+        margins[name] = dict(zip(table["id"], values.tolist(), strict=True))
     judges = {"oracle"} if loaded.recipe.stage == "policy" else set()  # which teach a policy nothing
-    teachers = [model for name, model in models.items() if name not in judges]
-    alike = {len(values) for values in margins} == {len(margins[0])} if margins else False
-    agreed = agreement(np.stack(margins)) if alike else None
-    of_teachers = [values for name, values in zip(models, margins, strict=True) if name not in judges]
-    among = agreement(np.stack(of_teachers)) if alike and of_teachers else None
+    teachers = [name for name in models if name not in judges]
+    agreed, among = _agreed(list(margins.values())), _agreed([margins[name] for name in teachers])
     trained = next(iter(pairs.values()), None)
     bias = None if trained is None else trained.longer
     relabelled = [stage.inputs["model"] for stage in (data, *data.tables()) if stage.kind == "relabel"]
-    own = (name for name, stage in scores.items() if stage.inputs["model"] in relabelled)
-    follows = advice(bias, teachers, among)
+    own = (name for name, stage in scores.items() if stage.inputs.get("model") in relabelled)
+    follows = advice(bias, [models[name] for name in teachers], among)
     return Found(workspace.root / data.path, pairs, models, next(own, None), agreed, follows)
+
+
+def _agreed(margins: Sequence[Mapping[str, float]]) -> Agreement | None:
+    """How far reward models agree on the pairs that all of them have scored; margins by id."""
+    ids = [name for name in (margins[0] if margins else ()) if all(name in each for each in margins)]
+    return agreement(np.array([[each[name] for name in ids] for each in margins])) if ids else None
 
 
 def _tables(

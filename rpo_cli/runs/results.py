@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,20 @@ def _policy(metrics: Metrics) -> list[str]:
     return [
         _trained(metrics, "pairs"),
         f"at its end {ended}" if ended else "",
+        _monitored(metrics),
         f"members taught: {taught}" if taught else "",
         f"temperatures: {temperatures}" if temperatures else "",
     ]
+
+
+def _monitored(metrics: Metrics) -> str:
+    """What the last look at held-out pairs and samples found."""
+    of = {name.removeprefix("monitor/"): value for name, value in metrics.items() if "monitor/" in name}
+    if not of:
+        return ""
+    kl = f", KL to the reference {of['kl_to_reference']:.2f}" if "kl_to_reference" in of else ""
+    pairs = f"held out: accuracy {of['accuracy']:.0%}, margin {of['margin']:+.2f}"
+    return f"{pairs}; samples {of['tokens']:.1f} tokens, before {of['tokens_before']:.1f}{kl}"
 
 
 def _reward(metrics: Metrics) -> list[str]:
@@ -168,12 +180,16 @@ def training_words(metrics: Metrics) -> str:
 
 
 def latest(journal: Path) -> str:
-    """What the last whole line of a running training's journal says; nothing before there is one."""
+    """What a running training's journal says of its latest step; nothing before it says any."""
     try:
         with journal.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            line = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
-        found = json.loads(line)
-    except (OSError, ValueError):
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
         return ""
-    return training_words(found) if isinstance(found, dict) else ""
+    for line in reversed(lines):
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and (said := training_words(found)):
+                return said
+    return ""

@@ -36,6 +36,7 @@ from rpo_cli.objectives.members import MemberChoice, select_member
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
 from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
+from rpo_cli.stages.training.monitor import ended, monitor_of, over_optimised
 from rpo_cli.stages.training.publish import publish_model
 from rpo_cli.stages.training.start import NOISE, FirstStep, beside_reference
 from rpo_cli.stages.training.teachers import calibrated_margins, policy_rows
@@ -227,11 +228,16 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
         peft_config=lora_of(recipe, "CAUSAL_LM"),
     )
     trainer.add_callback(FirstStep(job.path, trainer.first_losses))
+    monitor = monitor_of(trainer, tokenizer, job, recipe, report)
     if members is None:
-        metrics: dict[str, Any] = train(trainer, report)
+        metrics: dict[str, Any] = train(trainer, report, monitor)
     else:
-        metrics = train(trainer, report, state=members.state, restore=members.restore)
+        metrics = train(trainer, report, monitor, state=members.state, restore=members.restore)
         metrics |= members.all_shares()
+    if monitor is not None and monitor.found:
+        metrics |= ended(monitor.found)
+        for line in over_optimised(monitor.found, len(monitor.held_out.rows)):
+            report.warn(line)
     publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU, training=True))
     temperatures = {f"temperature/{name}": value for name, value in teachers.temperatures.items()}
     counts = {

@@ -162,6 +162,11 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         1, description="samples of pi_ref per training prompt, drawn once, for the KL"
     )
     max_new_tokens: PositiveInt = Field(64, description="longest reference sample")
+    monitor_steps: PositiveInt | None = cosmetic(
+        None,
+        "steps between looks at held-out pairs and samples while it trains (docs/diagnose.md); default: none",
+    )
+    monitor_prompts: PositiveInt = cosmetic(64, "held-out pairs of a look, whose prompts are sampled for")
 
     @model_validator(mode="after")
     def has_teachers(self) -> PolicyRecipe:

@@ -50,7 +50,7 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
     counts, prompts = {}, {}
     for index, (table, rows) in enumerate(sorted(tables.items())):
         file = job.directory / f"{table}.parquet"
-        places: list[tuple[str, str]] = []
+        places: list[str] = []
         counts[f"rows/{table}"] = write_rows(noting(rows, ledger, places), file)
         write_places(places, file)
         prompts[table] = prompts_of(file)
@@ -62,11 +62,10 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
     return counts | ledger.metrics()
 
 
-def noting(rows: Iterable[Row], ledger: Ledger, places: list[tuple[str, str]]) -> Iterator[Row]:
-    """The rows as they come; where each that has a place was read from goes into `places`, by its id."""
+def noting(rows: Iterable[Row], ledger: Ledger, places: list[str]) -> Iterator[Row]:
+    """The rows as they come; where each was read from, as far as that is known, goes into `places`."""
     for row in rows:
-        if ledger.place:
-            places.append((str(row["id"]), ledger.place))
+        places.append(ledger.place)
         yield row
 
 

@@ -91,12 +91,11 @@ def write_columns(columns: dict[str, Any], file: Path) -> None:
     pq.write_table(pa.table(columns), file)
 
 
-def write_places(places: Sequence[tuple[str, str]], table: Path) -> None:
-    """Keep where rows were read from, by id, beside their table; what no result rests on."""
-    if places:
+def write_places(places: Sequence[str], table: Path) -> None:
+    """Keep where each row of a table was read from, beside it; no result rests on that."""
+    if any(places):
         (table.parent / PLACES).mkdir(exist_ok=True)
-        ids, read_from = zip(*places, strict=True)
-        write_columns({"id": ids, "place": read_from}, table.parent / PLACES / table.name)
+        write_columns({"place": places}, table.parent / PLACES / table.name)
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -225,11 +224,11 @@ class Rows:
         file = self.file.parent / PLACES / self.file.name
         if NAMED.search(line) is None or not file.is_file():
             return line
-        places = pq.read_table(file)
-        at = dict(zip(places["id"].to_pylist(), places["place"].to_pylist(), strict=True))
+        read_from = pq.read_table(file)["place"].take(self.places).to_pylist()
+        at = dict(zip(self.ids, read_from, strict=True))
 
         def named(found: re.Match[str]) -> str:
-            return "row " + ", ".join(at.get(name, name) for name in found[1].split(", "))
+            return "row " + ", ".join(at.get(name) or name for name in found[1].split(", "))
 
         return NAMED.sub(named, line)
 

@@ -128,13 +128,15 @@ def _best(checkpoint: Path) -> Path | None:
 def train(
     trainer: Trainer,
     report: Report,
-    *,
+    *others: TrainerCallback | None,
     state: Callable[[], dict[str, Any]] = dict,
     restore: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> dict[str, float]:
     """Train to the end, from the last complete checkpoint if any; returns the first and last logged loss."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Journal(report, state))
+    for callback in (Journal(report, state), *others):  # what they log comes behind what was logged before
+        if callback is not None:
+            trainer.add_callback(callback)
     for weights in trainer.model.parameters():
         if weights.requires_grad:
             # TRL rounds an adapter on a base of 4 bits to bfloat16, where steps of 1e-5 would be lost.
