@@ -240,8 +240,8 @@ def _notes(
         yield "one seed: another training seed may say otherwise; --seeds 0,1,2 trains more"
     if cast(schema.EvaluateRecipe, cells[0].evaluation.recipe).oracle is None:
         yield (
-            "no oracle: nothing here says whether people would prefer the samples; read some of them. Held-out "
-            "pairs have the bias of the training pairs, and a policy that learns it ranks them better"
+            "no oracle: nothing here says whether people would prefer the samples; read some of them. "
+            "Held-out pairs have the bias of the training pairs: a policy that learns it ranks them better"
         )
         if swept:
             yield "one half of the held-out pairs chose the strengths, the other is what is reported"
