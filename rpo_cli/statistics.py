@@ -1,12 +1,14 @@
-"""What the samples of one evaluated cell say about its policy, with bootstrap intervals; numpy only.
+"""What the samples of one evaluated cell say about its policy, with intervals; numpy only.
 
-Every interval is the 95 % percentile bootstrap (Efron and Tibshirani, 1993, chapter 13). The unit of
-resampling is the prompt, never the single sample: samples of one prompt are not independent.
+Every interval over prompts is the 95 % percentile bootstrap (Efron and Tibshirani, 1993, chapter 13). The
+unit of resampling is the prompt, never the single sample: samples of one prompt are not independent. Over
+seeds, of which there are few, there is Student's t beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +30,16 @@ class Interval(NamedTuple):
     high: float
 
 
+def wilson(hits: int, count: int) -> Interval:
+    """A share of counted things with its 95 % score interval (Wilson 1927); NaN where nothing was counted."""
+    if count == 0:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    share, square = hits / count, 1.959964**2
+    middle = (hits + square / 2) / (count + square)
+    half = (square * (share * (1 - share) + square / (4 * count)) * count) ** 0.5 / (count + square)
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
 def interval(mean: float, draws: Array) -> Interval:
     """An estimate with the 2.5 and 97.5 percentiles of its bootstrap draws [resamples] that are not NaN."""
     draws = draws[np.isfinite(draws)]
@@ -35,6 +47,52 @@ def interval(mean: float, draws: Array) -> Interval:
         return Interval(float("nan"), float("nan"), float("nan"))
     low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(float(mean), float(low), float(high))
+
+
+@cache
+def student_angles(freedom: int) -> tuple[Array, Array]:
+    """Distribution function of Student's t: angles θ and P(t ≤ √freedom · tan θ) at each.
+
+    With t = √freedom · tan θ the density is proportional to cos(θ)^(freedom − 1): bounded, and summed by the
+    trapezoid rule it is right to 1e-8.
+    """
+    angles = np.linspace(-np.pi / 2, np.pi / 2, 40_001)
+    density = np.cos(angles) ** (freedom - 1)
+    steps = (density[1:] + density[:-1]) / 2
+    return angles, np.concatenate([[0.0], np.cumsum(steps)]) / steps.sum()
+
+
+def student_quantile(share: float, freedom: int) -> float:
+    """The value below which this share of Student's t distribution lies."""
+    angles, shares = student_angles(freedom)
+    return float(np.sqrt(freedom) * np.tan(np.interp(share, shares, angles)))
+
+
+def t_interval(values: Array) -> Interval:
+    """Mean of one value for each seed [S], S at least 2, with its 95 % interval by Student's t."""
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
+    reach = student_quantile(0.975, len(values) - 1) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def t_test(values: Array) -> float:
+    """Two-sided p-value of a mean of zero, of one value for each seed [S], S at least 2."""
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    if error == 0:
+        return 0.0 if np.any(values) else 1.0
+    angles, shares = student_angles(len(values) - 1)
+    angle = np.arctan(-abs(float(np.mean(values))) / error / (len(values) - 1) ** 0.5)
+    return float(2 * np.interp(angle, angles, shares))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number: that of any false rejection stays what it was (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    raised = np.minimum(1, np.maximum.accumulate(np.asarray(p_values, float)[order] * factors))
+    out = np.empty(len(p_values))
+    out[order] = raised
+    return [float(p) for p in out]
 
 
 def weighted_means(weights: Array, values: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+WORD_MARKS = " \u2581\u0120#"  # with which vocabularies mark a word's beginning or its end
 WIDEST = 10_000  # columns of an output that is no terminal: wide enough to fold nothing
 
 
@@ -36,6 +37,11 @@ def unplain(word: str) -> str | None:
     if word[0] in ".-":
         return f"a name does not begin with {word[0]!r}"
     return "longer than 100 bytes" if len(word.encode("utf-8", "replace")) > 100 else None
+
+
+def is_word(token: str) -> bool:
+    """Whether a token is a word or a part of one, with the marks of vocabularies, which a text may hold."""
+    return token.strip(WORD_MARKS).isalnum()
 
 
 def percent(share: float | None) -> str:

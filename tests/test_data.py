@@ -20,12 +20,13 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, tokenise
 from rpo_cli.recipes import schema
 from rpo_cli.recipes.schema import DataRecipe, SplitsRecipe
-from rpo_cli.stages.data.build import read_table
+from rpo_cli.stages.data.build import noting, read_table
 from rpo_cli.stages.data.ledger import Ledger, Sieve, visible
-from rpo_cli.stages.data.rows import AT_A_TIME, GROUP, read_rows, write_rows
+from rpo_cli.stages.data.rows import AT_A_TIME, GROUP, find_rows, read_rows, write_places, write_rows
 from rpo_cli.stages.data.sources import preference
 from rpo_cli.stages.data.sources.assemble import clean
 from rpo_cli.stages.data.sources.records import data_files, records
+from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.splits import LONGER, SHORTER, TIE, Split, bias_of, draw, preference_of_length
 
 # 600 longer, 500 shorter, 200 ties, in no order.
@@ -645,3 +646,28 @@ def test_rows_of_several_groups_are_written_in_their_order(tmp_path: Path) -> No
     write_rows([{"id": "x", "prompt": "p"}], file)
     pq.write_table(pa.Table.from_pylist([{"id": "x", "prompt": "p"}]), tmp_path / "other.parquet")
     assert file.read_bytes() == (tmp_path / "other.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("end", ["</s>", " <|eot_id|>\n", "<|im_end|></s>", "<end_of_turn>", "<eos>"])
+def test_a_response_that_is_only_its_end_is_an_empty_one(tmp_path: Path, end: str) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(lines(GOOD, GOOD | {"rejected": end}, GOOD | {"chosen": f"yes{end}"}))
+    rows, ledger = table_of(file)
+    assert [row["chosen"] for row in rows] == ["c", f"yes{end}"]
+    assert ledger.counts == {"pairs/empty": 1} and ledger.examples["pairs/empty"] == [f"{file}:2"]
+
+
+def test_rows_that_are_warned_of_are_named_by_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "sft_train.jsonl"
+    file.write_bytes(lines({"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}))
+    ledger = Ledger()
+    recipe = DataRecipe.model_validate({"stage": "data"})
+    places: list[str] = []
+    table = tmp_path / "sft_train.parquet"
+    write_rows(noting(read_table(file, "sft_train", recipe, ledger), ledger, places), table)
+    write_places(places, table)
+    rows = find_rows([tmp_path], "sft_train", TokenCache(tmp_path))
+    one, two = rows.ids
+    line = f"2 of 2 rows have control tokens in a prompt (row {one}, {two}, x); take them out"
+    assert f"(row {file}:1, {file}:2, x); take" in rows.placed(line)
+    assert rows.placed(f"row {two} has 9 tokens") == f"row {file}:2 has 9 tokens"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Tiny
+from conftest import Tiny, rpo
 
 from rpo_cli.artifacts import Workspace, snapshots, write_json
 from rpo_cli.errors import BadInput
@@ -193,6 +193,17 @@ def test_redraw_is_byte_equal(tmp_path: Path) -> None:
     assert drawn["orderings"] == rows and drawn["missing"] == [] and drawn["provenance"]["git"] == "abc"
 
 
+def test_of_one_seed_it_is_said_that_others_may_contradict_the_claims(tmp_path: Path) -> None:
+    cells = planted(PAPER_CURVES, prompts=20)
+    for seeds in (SEEDS[:1], SEEDS):
+        folder = tmp_path / str(len(seeds))
+        meta = {"policies": list(PAPER_CURVES), "rhos": RHOS, "seeds": seeds, "bootstrap_samples": 50}
+        some = cells[cells["seed"].isin(seeds)]
+        results.save_results(results.Results(some, made_choices().iloc[:0], meta, {}), folder)
+        shown = rpo("figure", "figure2", "--from", folder, "--out", tmp_path / "drawn")
+        assert ("one seed: " in shown.stderr) == (len(seeds) == 1)
+
+
 def test_results_saved_again_are_the_same_bytes_whatever_the_order_of_rows(tmp_path: Path) -> None:
     cells = planted(PAPER_CURVES)
     save(cells, tmp_path / "a")
@@ -334,7 +345,7 @@ class Shelf:
 
 def swept(value: float, seed: int) -> Any:
     name = f"{value:g}/{seed}"
-    evaluation = SimpleNamespace(path=f"evaluation/{name}", identity={})
+    evaluation = SimpleNamespace(path=f"evaluation/{name}", identity={}, kind="evaluate")
     return SimpleNamespace(
         policy="dpo",
         rho=0.2,

@@ -275,7 +275,7 @@ def test_the_next_command_is_about_what_this_one_made(tiny: Tiny) -> None:
         "train-policy", "dpo.yaml", "--set", "max_steps=2", "--set", "beta=0.3", "--rho", "0.5", "--seed", "0"
     ).stderr
     line = said.splitlines()[-1]
-    assert line.startswith("next: rpo evaluate --recipe ")
+    assert line.startswith("next: rpo evaluate ")
     assert line.endswith(
         f"dpo.yaml --rho 0.5 --set max_steps=2 --set beta=0.3 --workspace {tiny.root} --seed 0"
     )
@@ -425,7 +425,8 @@ def test_wandb_runs_offline_inside_the_workspace_and_no_secret_is_written(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_MODE", "offline")
     before = set(Path.cwd().iterdir())
-    tiny.run("train-policy", "dpo.yaml", "--wandb")
+    told = tiny.run("train-policy", "dpo.yaml", "--wandb").stderr
+    assert f"Weights & Biases: runs in {tiny.root / 'wandb'}; `wandb sync" in told
     cell = tiny.root / RHO / "policies/dpo/beta-0.2"
     (run,) = (tiny.root / "wandb").glob("offline-run-*")
     assert run.name.endswith(manifest(tiny.root, f"{RHO}/policies/dpo/beta-0.2")["key"][:16])

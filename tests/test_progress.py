@@ -137,3 +137,23 @@ def test_what_the_package_warns_of_below_a_stage_is_told_once_and_recorded_nowhe
         report.warn("a leak")
     logging.getLogger("rpo").warning("afterwards")
     assert (report.told, report.warnings) == (["m cannot share prompts"], ["a leak"])
+
+
+def test_a_line_of_a_running_stage_says_what_its_journal_says() -> None:
+    progress, clock, said = plan({"policy": 10})
+    progress.latest = lambda path: f"loss of {path}"
+    progress.start("policy")
+    run(progress, clock, "policy", 10.0, range(1, 3), 10)
+    progress.finish("policy", "done")
+    lines = said.getvalue().splitlines()
+    assert lines[1].startswith("policy: 1/10  loss of policy  [") and "loss of" not in lines[-1]
+
+
+def test_a_warning_of_several_stages_is_said_once_and_counted_at_the_end() -> None:
+    progress, _, said = plan(dict.fromkeys("abc", 1.0))
+    for path in "abc":
+        progress.finish(path, "done", ["the same", f"{path} alone"])
+    progress.close()
+    lines = [line for line in said.getvalue().splitlines() if "the same" in line]
+    assert lines == ["warning: a: the same", "warning: 3 stages in all warned: the same"]
+    assert said.getvalue().count("alone") == 3

@@ -836,3 +836,36 @@ def test_the_manifest_of_the_tables_has_the_counts(sets: Path) -> None:
     assert "pairs" in json.loads(out)["seed-0/data"]["tables"]
     metrics = manifest(sets / "runs", "seed-0/data")["metrics"]
     assert metrics["cnndm"] == 1 and metrics["rows/pairs"] == 12
+
+
+def test_a_set_of_one_prompt_says_that_it_has_too_few(tmp_path: Path) -> None:
+    rows = [{"prompt": "Why?", "chosen": f" good {n}", "rejected": f" bad {n}"} for n in range(30)]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(BadInput, match=r"no rows for .*; the rows have 1 distinct prompt, which goes whole"):
+        make(tmp_path, f"source: preference\ndataset: {tmp_path / 'pairs.jsonl'}\n")
+
+
+def test_control_tokens_that_a_person_typed_are_told_from_those_that_a_template_wrote(tmp_path: Path) -> None:
+    published.word_tokenizer(tmp_path / "tokenizer", published.CHAT, ["<user>", "<assistant>"])
+    rows: list[Row] = []
+    for number in range(60):
+        asked = [{"role": "user", "content": f"my dog {number}"}]
+        row: Row = {"prompt": asked}
+        for name in ("chosen", "rejected"):
+            row[name] = [{"role": "assistant", "content": f"the {name} {number}"}]
+        rows.append(row)
+    recipe = f"source: preference\ndataset: {tmp_path / 'pairs.jsonl'}\ntokenizer: {tmp_path / 'tokenizer'}\n"
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    make(tmp_path, recipe)
+    assert "warnings" not in manifest(tmp_path / "runs", "seed-0/data")
+    rows[6]["chosen"][0]["content"] += " </s> again"
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    make(tmp_path, recipe)
+    (line,) = manifest(tmp_path / "runs", "seed-0/data")["warnings"]
+    assert line.startswith("pairs: in 1 rows a message itself holds the control token </s>")
+    assert f"({tmp_path / 'pairs.jsonl'}:7)" in line
+    places = read_rows(tmp_path / "runs/seed-0/data/places/pairs.parquet")
+    pairs = read_rows(tmp_path / "runs/seed-0/data/pairs.parquet")
+    for row, found in zip(pairs, places, strict=True):
+        number = int(found["place"].rpartition(":")[2]) - 1
+        assert row["chosen"].split()[:3] == ["the", "chosen", str(number)]

@@ -500,6 +500,7 @@ def test_a_formula_that_cannot_be_drawn_is_refused_before_any_stage(
     (empty.suite / "figure.yaml").write_text(f"stage: figure\nkind: gamma\n{text}\n")
     said = empty.run("figure gamma", "figure.yaml", code=2).stderr.splitlines()
     assert len(said) == 1 and f"figure.yaml:{line}: {key}: no formula that can be drawn" in said[0]
+    assert len(said[0].split(key)[1]) < 120 and "Exception" not in said[0] and " at character " in said[0]
     assert not empty.root.exists()
     for good in ("$x_1$", "5 $", r"\$x_\$", "π$_{SFT}$"):
         assert load(str(empty.suite / "figure.yaml"), overrides=[f"title='{good}'", GOOD]).recipe

@@ -98,6 +98,9 @@ class Report:
         """Forget the lines after a step: training resumes there."""
         if not self.file.is_file():
             return
+        if step == 0:
+            self.file.unlink()  # what was found before the first step is found again
+            return
         kept = []
         for line in self.file.read_text().splitlines():
             try:
@@ -106,6 +109,11 @@ class Report:
             except json.JSONDecodeError:  # the line that a kill cut short
                 break
         write_whole(self.file, "".join(f"{line}\n" for line in kept))
+
+    def logged(self, name: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that have this metric, oldest first."""
+        lines = self.file.read_text().splitlines() if self.file.is_file() else []
+        return [found for line in lines if name in (found := json.loads(line))]
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
         """A table of samples for W&B."""

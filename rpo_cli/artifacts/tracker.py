@@ -40,6 +40,15 @@ def wandb_mode() -> tuple[Any, str]:
     return "offline", "no login (run `wandb login`)"
 
 
+def wandb_place(root: Path) -> str:
+    """Where the runs of a workspace went, in a line."""
+    folder, (mode, why) = root / "wandb", wandb_mode()
+    if mode == "disabled" or not folder.is_dir():
+        return f"Weights & Biases: nothing was written ({why})"
+    sent = f"sent to {server()}" if mode == "online" else f"`wandb sync {folder}/offline-run-*` sends them"
+    return f"Weights & Biases: runs in {folder}; {sent}"
+
+
 class Tracker:
     """A run of Weights & Biases, or none: after the first trouble every call does nothing.
 

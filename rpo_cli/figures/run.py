@@ -19,6 +19,10 @@ from rpo_cli.runs.question import Question
 from rpo_cli.runs.session import Session
 
 GAPS = "--allow-missing draws what there is"
+ONE_SEED = (
+    "one seed: the intervals are over prompts alone, and another seed may contradict any of these claims; "
+    "docs/results.md has five and ten, --seeds 0,1,2,3,4 runs five here"
+)
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,8 @@ def _keep(
 
     row = KINDS[recipe.kind]
     found = row.gather(cells, session.open(recipe.suite))
+    if recipe.unit == "sd":
+        found.cells["advantage"] /= found.cells.pop("baseline_sd")
     title = recipe.title or row.title
     variants = [variant for variant in recipe.compared if variant.name in selection.policies]
     meta = {
@@ -151,6 +157,8 @@ def _keep(
         "bootstrap_samples": recipe.bootstrap_samples,
         "title": title,
     }
+    told = {"intervals": recipe.intervals, "unit": recipe.unit}
+    meta |= {name: value for name, value in told.items() if value not in ("bootstrap", "oracle")}
     if selection.left_out:
         meta |= {"left_out": selection.left_out, "title": f"{title} [reduced: {selection.note()}]"}
     save_results(Results(found.cells, found.choices, meta, found.tables), folder)
@@ -168,6 +176,8 @@ def _draw(session: Session, kind: str, folder: Path, out: Path, allow_missing: b
     if session.as_json:
         session.print_json({"files": [str(path) for path in paths], KINDS[kind].rows: rows})
     else:
+        if rows and max(len(row["by_seed"]) for row in rows) == 1:
+            session.say(ONE_SEED)
         session.out.print(claims_table(rows, session.out))
         for path in paths:
             session.out.print(str(path), highlight=False, soft_wrap=True)

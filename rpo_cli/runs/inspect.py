@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from rpo_cli.artifacts import Stage
 from rpo_cli.models import Row, TokenRow, encode, odd_tokens, views, without_end
-from rpo_cli.recipes import Loaded, schema
+from rpo_cli.recipes import Loaded
 from rpo_cli.runs.inspect_tokens import find_tokenizer, max_lengths
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session
@@ -22,13 +22,12 @@ from rpo_cli.stages.data.ledger import losses
 from rpo_cli.stages.data.overlap import leaks, shared_prompts
 from rpo_cli.stages.data.rows import Rows, digest, find_rows
 from rpo_cli.stages.data.token_cache import TokenCache
-from rpo_cli.stages.splits import bias_of, preference_of_length
+from rpo_cli.stages.splits import LENGTH_MARGIN, bias_of, preference_of_length
 from rpo_cli.text import aligned, percent
 
 RESPONSES = ("chosen", "rejected", "completion")
 FIRST = ("train", "pairs", "sft_train")  # tables whose rows say most
 BOUNDARY_ROWS = 2000
-LENGTH_MARGIN: float = schema.SplitsRecipe.model_fields["length_margin"].default
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def report_of(
         ties=bias.get("tie_share"),
         boundary_differs=float(differs.mean()) if columns else None,
         boundary_rows=len(differs),
-        odd=odd_tokens(tokens, tokenizer),
+        odd=[rows.placed(line) for line in odd_tokens(tokens, tokenizer)],
     )
 
 

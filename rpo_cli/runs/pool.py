@@ -10,11 +10,12 @@ from functools import partial
 from rich.console import Console
 
 from rpo_cli import devices
-from rpo_cli.artifacts import Job, Launch, Manifest, Stage, Workspace, job_of
+from rpo_cli.artifacts import METRICS, Job, Launch, Manifest, Stage, Workspace, job_of
 from rpo_cli.errors import BadInput, Died, OutOfMemory, RunFailed
 from rpo_cli.recipes.schema import Recipe
 from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.progress import PlanProgress
+from rpo_cli.runs.results import in_words, latest
 from rpo_cli.runs.room import Room
 from rpo_cli.runs.todo import Line, Todo
 from rpo_cli.runs.work import QUIET_ENVIRONMENT, run_job
@@ -58,6 +59,7 @@ def execute(
             {item.stage.path: item.seconds for item in todo},
             min(jobs, len(todo)),
             {item.stage.path: item.stage.kind for item in todo},
+            latest=lambda path: latest(workspace.root / path / METRICS),
         ),
         lambda stage: job_of(stage, workspace, inherited or {}, force=stage.path in forced, launch=launch),
         finished,
@@ -208,8 +210,8 @@ class _Crew:
 
 
 def summary(manifest: Manifest) -> str:
-    """A finished stage in a line: its headline metrics and its time."""
-    numbers = [
-        f"{name} {value:.4g}" for name, value in manifest["metrics"].items() if isinstance(value, float)
-    ]
-    return "  ".join([*numbers[:4], f"({clock(manifest['seconds'])})"])
+    """A finished stage in a line: what matters most of its metrics, and its time."""
+    metrics = manifest["metrics"]
+    numbers = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)]
+    said = in_words(manifest["kind"], metrics)[:1] or numbers[:4]
+    return "  ".join([*said, f"({clock(manifest['seconds'])})"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,11 +48,13 @@ class PlanProgress:
     jobs: int
     kinds: Mapping[str, str] = field(default_factory=dict)
     now: Callable[[], float] = time.monotonic
+    latest: Callable[[str], str] = lambda path: ""  # what a running stage's journal says
     done: dict[str, float] = field(default_factory=dict)  # path -> seconds it took
     running: dict[str, Running] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)  # failed, or behind one that did
     _spoken: float = -QUIET_SECONDS
     _notes: set[str] = field(default_factory=set)
+    _warned: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._bar: Progress | None = None
@@ -108,14 +111,16 @@ class PlanProgress:
         if (stage := self.running.get(path)) is not None:
             stage.latest, stage.of = (self.now(), step), of
             stage.first = stage.first or stage.latest
-        self._show(f"{path}: {step}/{of}", always=False)
+        self._show(f"{path}: {step}/{of}", always=False, of=path)
 
     def finish(self, path: str, note: str, warnings: Sequence[str] = ()) -> None:
         stage = self.running.pop(path, None)
         self.done[path] = 0.0 if stage is None else self.now() - stage.started
         self._show(f"{path}: {note}", always=True)
         for line in warnings:
-            self.console.print(f"warning: {path}: {line}", highlight=False, markup=False, soft_wrap=True)
+            self._warned[line] += 1
+            if self._warned[line] == 1:
+                self.console.print(f"warning: {path}: {line}", highlight=False, markup=False, soft_wrap=True)
 
     def fail(self, path: str, why: str, behind: Sequence[str]) -> None:
         """A stage failed; those behind it are not tried. At the end, maybe now, all is told at once."""
@@ -135,11 +140,13 @@ class PlanProgress:
             self._notes.add(line)
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _show(self, line: str, *, always: bool) -> None:
+    def _show(self, line: str, *, always: bool, of: str | None = None) -> None:
         now = self.now()
         if not always and now - self._spoken < (QUIET_SECONDS if self._bar is None else BAR_SECONDS):
             return
         self._spoken = now
+        said = "" if of is None else self.latest(of)
+        line += f"  {said}" if said else ""
         counts = f"{len(self.done)}/{len(self.expected)} stages"
         counts += f", {len(self.lost)} not made" if self.lost else ""
         eta = f"ETA {clock(self.eta())}"
@@ -154,6 +161,10 @@ class PlanProgress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+        for line, count in self._warned.items():
+            if count > 1:
+                again = f"warning: {count} stages in all warned: {line}"
+                self.console.print(again, highlight=False, markup=False, soft_wrap=True)
 
 
 def fitted(name: str, tail: str, width: int) -> tuple[str, str]:

@@ -16,14 +16,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, walk
+from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, walk, wandb_place
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
-from rpo_cli.runs import preflight, processes
+from rpo_cli.runs import preflight, processes, results
 from rpo_cli.runs.options import Options
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.pool import execute
-from rpo_cli.runs.todo import Todo, what_to_run
+from rpo_cli.runs.question import Question
+from rpo_cli.runs.todo import Todo, as_json, what_to_run
 from rpo_cli.text import WIDEST, clock
 
 MANY = 25
@@ -122,8 +123,13 @@ class Session(Options):
         self.try_all(targets, suite, **kwargs)
         return self.open(suite)
 
-    def try_all(self, targets: Sequence[Stage], suite: str, **kwargs: Any) -> set[str]:
-        """Build what the targets lack; the stages that diverged, of those of which that is no failure."""
+    def try_all(
+        self, targets: Sequence[Stage], suite: str, question: Question | None = None, **kwargs: Any
+    ) -> set[str]:
+        """Build what the targets lack; the stages that diverged, of those of which that is no failure.
+
+        question: what a dry run says of the costs besides.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise BadInput(
                 "WORLD_SIZE is above 1: start rpo once, without accelerate launch or torchrun, and with "
@@ -146,20 +152,9 @@ class Session(Options):
             for item in todo:
                 processes.check(item.stage, launch)
         if targets and isinstance(recipe := targets[0].recipe, schema.TrainingRecipe):
-            self.say(f"effective batch: {cut_of(recipe, launch)}, {recipe.max_steps} steps")
+            self.say(f"effective batch: {cut_of(recipe, launch)}, {recipe.duration}")
         if self.dry_run:
-            if self.as_json:
-                self.print_json(
-                    [
-                        {
-                            "path": t.stage.path,
-                            "kind": t.stage.kind,
-                            "reason": t.reason,
-                            "expected_seconds": t.seconds,
-                        }
-                        for t in todo
-                    ]
-                )
+            self.show_plan(todo, workspace, question)
             return set()
         if todo:
             snapshots.require([item.stage for item in todo], workspace, self.recipe)
@@ -173,7 +168,7 @@ class Session(Options):
                 [stage for stage in walk(targets) if stage.path not in built], workspace, device.name
             )
             inherited = {"report_to": "wandb"} if self.wandb else {}
-            return execute(
+            diverged = execute(
                 todo,
                 workspace,
                 self.err,
@@ -182,7 +177,22 @@ class Session(Options):
                 launch=launch,
                 **kwargs,
             )
+            if self.wandb or any(item.stage.recipe.report_to == "wandb" for item in todo):
+                self.say(wandb_place(workspace.root))
+            return diverged
         return set()
+
+    def show_plan(self, todo: Sequence[Todo], workspace: Workspace, question: Question | None) -> None:
+        """Print the plan's stages as JSON where --json asks for it, and its costs where a question does."""
+        found: dict[str, Any] = {}
+        if question is not None:
+            from rpo_cli.runs.estimate import estimate, lines
+
+            found["estimate"] = estimate(todo, workspace, question)
+        if self.as_json:
+            self.print_json({"todo": as_json(todo), **found} if found else as_json(todo))
+        elif found:
+            print("\n" + "\n".join(lines(found["estimate"])))
 
     def announce(self, todo: Sequence[Todo], stages: Sequence[Stage], workspace: Workspace) -> None:
         """First lines: where, what is built and why, what is reused, how long it should take.
@@ -262,10 +272,21 @@ class Session(Options):
             return
         for path, manifest in found.items():
             self.out.print(str(workspace.root / path), highlight=False, soft_wrap=True)
-            grid = Table(box=None, show_header=False, padding=(0, 2))
-            for name, value in manifest["metrics"].items():
-                grid.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-            self.out.print(grid)
+            if lines := results.in_words(manifest["kind"], manifest["metrics"]):
+                self.out.print(
+                    "".join(f"  {line}\n" for line in lines),
+                    end="",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
+            else:
+                grid = Table(box=None, show_header=False, padding=(0, 2))
+                for name, value in manifest["metrics"].items():
+                    grid.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+                self.out.print(grid)
+            for line in results.warnings_of(manifest["metrics"]):
+                self.say(f"warning: {path}: {line}")
         if next_command:
             given = {"--workspace": self.workspace, "--seed": self.seed, "--device": self.device}
             options = [

@@ -34,8 +34,9 @@ from rpo_cli.objectives import Pair
 from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
 from rpo_cli.objectives.members import MemberChoice, select_member
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
-from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
+from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
+from rpo_cli.stages.training.monitor import ended, monitor_of, over_optimised
 from rpo_cli.stages.training.publish import publish_model
 from rpo_cli.stages.training.start import NOISE, FirstStep, beside_reference
 from rpo_cli.stages.training.teachers import calibrated_margins, policy_rows
@@ -148,6 +149,7 @@ class PolicyTrainer(PairTrainer):
         self.note("rewards/chosen", scale * pair.h_chosen.mean())
         self.note("rewards/rejected", scale * pair.h_rejected.mean())
         self.note("rewards/margins", scale * pair.delta_h.mean())
+        self.note("kl_data", -(pair.h_chosen + pair.h_rejected).mean() / 2)
         self.note("rewards/accuracies", (pair.h_chosen > pair.h_rejected).float().mean())
         self.note("logps/chosen", pair.chosen_logps.mean())
         self.note("logps/rejected", pair.rejected_logps.mean())
@@ -188,7 +190,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
     teachers = calibrated_margins(job, recipe)
     rows, pairs_left = policy_rows(job, recipe, tokenizer, teachers, report)
-    need_rows(len(rows), recipe, job.path)
+    steps = steps_over(len(rows), recipe, job.path)
     members = None
     if recipe.takes_min:
         margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
@@ -201,7 +203,14 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
     model = load(device=device, training=True, bits=bits)
     kl_reference = load(device=device, bits=bits) if recipe.needs_reference else None
     config = config_of(
-        DPOConfig, job, device, seed, beta=recipe.beta, precompute_ref_log_probs=True, disable_dropout=False
+        DPOConfig,
+        job,
+        device,
+        seed,
+        max_steps=steps,
+        beta=recipe.beta,
+        precompute_ref_log_probs=True,
+        disable_dropout=False,
     )
     prompts, answers, pad = [row["prompt_ids"] for row in rows], list(map(groups_of, rows)), pad_id(tokenizer)
     layout = layout_for(model, response_logps, prompts, answers, pad, shared=recipe.shared_prompts)
@@ -219,11 +228,16 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
         peft_config=lora_of(recipe, "CAUSAL_LM"),
     )
     trainer.add_callback(FirstStep(job.path, trainer.first_losses))
+    monitor = monitor_of(trainer, tokenizer, job, recipe, report)
     if members is None:
-        metrics: dict[str, Any] = train(trainer, report)
+        metrics: dict[str, Any] = train(trainer, report, monitor)
     else:
-        metrics = train(trainer, report, state=members.state, restore=members.restore)
+        metrics = train(trainer, report, monitor, state=members.state, restore=members.restore)
         metrics |= members.all_shares()
+    if monitor is not None and monitor.found:
+        metrics |= ended(monitor.found)
+        for line in over_optimised(monitor.found, len(monitor.held_out.rows)):
+            report.warn(line)
     publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU, training=True))
     temperatures = {f"temperature/{name}": value for name, value in teachers.temperatures.items()}
     counts = {

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from rpo_cli.recipes.schema.base import EachOnce, ModelSource, Recipe, added, cosmetic
+from rpo_cli.recipes.schema.base import EachOnce, Labelled, ModelSource, Recipe, added, cosmetic
 
 JUDGE_PROMPT = """\
 Two responses to the same prompt follow. Decide which of them is the better response to the prompt. \
@@ -153,7 +153,7 @@ class JudgeSettings(BaseModel):
             return False
 
 
-class EvaluateRecipe(ModelSource):
+class EvaluateRecipe(ModelSource, Labelled):
     """Sample for test prompts, score with the oracle if there is one, compare with pi_SFT."""
 
     stage: Literal["evaluate"]
@@ -161,7 +161,7 @@ class EvaluateRecipe(ModelSource):
     split: Literal["validation", "test"] = Field("test", description="validation chooses, test reports")
     oracle: str | None = Field(
         "oracle.yaml",
-        description="the scoring reward model: recipe or model directory; null: none, so samples have no "
+        description="the scoring reward model: recipe, hub name or directory; null: none, so samples have no "
         "rewards and policies are compared by held-out pairs, lengths and KL",
     )
     baseline: str = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
 # These measure policies on their training pairs; the others evaluate samples with the oracle.
 MEASURED = ("degeneracy", "kl")
 ESTIMATORS = ("full", "sample", "data")  # what a figure of kind kl compares, on one policy
+LONGEST_REASON = 60  # signs; a longer one is a grammar
 EVERY = "*"  # in a claim: every variant of the figure
 
 
@@ -35,9 +37,20 @@ def drawable(text: str) -> str:
             try:
                 MathTextParser("path").parse(line)
             except (ValueError, RecursionError) as error:
-                reason = str(error).strip().splitlines()[-1]
+                reason = _plainly(str(error).strip().splitlines()[-1])
                 raise ValueError(rf"no formula that can be drawn ({reason}); a dollar is \$") from None
     return text
+
+
+def _plainly(reason: str) -> str:
+    """What a parser says of a formula without its grammar: what is wrong, and at which character."""
+    found = re.match(r"(?:\w+: )?(.*?)(?:, found (.*?))?\s*\(at char (\d+)\)", reason)
+    if found is None:
+        return reason[:LONGEST_REASON]
+    wanted, got, place = found.groups()
+    if len(wanted) > LONGEST_REASON:
+        wanted = f"not understood: {got}" if got else "not understood"
+    return f"{wanted[0].lower()}{wanted[1:]} at character {int(place) + 1}"
 
 
 Drawn = Annotated[str, AfterValidator(drawable)]
@@ -90,6 +103,10 @@ class Claim(BaseModel):
     )
     beyond: PositiveFloat | None = Field(
         None, description="passes if the difference is larger than this, whatever its sign"
+    )
+    primary: bool = added(
+        False,
+        "with intervals: t, the question set down beforehand: not corrected for the number of the others",
     )
 
     @model_validator(mode="after")
@@ -158,6 +175,16 @@ class FigureRecipe(Recipe):
     )
     seeds: Annotated[list[Seed], EachOnce] = Field([0], min_length=1)
     bootstrap_samples: PositiveInt = 2000
+    intervals: Literal["bootstrap", "t"] = added(
+        "bootstrap",
+        "over several seeds. bootstrap: seeds and prompts drawn again, too narrow where seeds are few; t: "
+        "Student's t over the seeds' means, paired, with verdicts corrected for their number",
+    )
+    unit: Literal["oracle", "sd"] = added(
+        "oracle",
+        "of the advantage. oracle: the oracle's reward, on a scale of its own in every seed; sd: its "
+        "standard deviation over pi_SFT's samples in that seed",
+    )
     title: Annotated[str, AfterValidator(drawable)] = cosmetic("", "over the picture")
 
     @property

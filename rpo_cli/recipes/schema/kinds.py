@@ -121,6 +121,8 @@ def result_fields(recipe: Recipe) -> dict[str, Any]:
         unused |= {"data_seed"}
     if not kind.needs_model:
         unused |= {"dtype"}
+    if getattr(recipe, "num_train_epochs", None) is not None:
+        unused |= {"max_steps"}
     values = recipe.model_dump(mode="json", exclude={*left_out, *unused})
     if isinstance(recipe, DataRecipe):
         places: dict[str, Any] = {

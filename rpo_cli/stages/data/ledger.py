@@ -15,7 +15,7 @@ EXAMPLES = 3  # places that are named for each reason
 MANY = 0.05  # of the rows read: if one reason takes more of them, that is a warning
 REASONS = {
     "no_prompt": "no prompt that can be seen",
-    "empty": "a response in which nothing can be seen",
+    "empty": "a response in which nothing can be seen, or only its end (EOS)",
     "ties": "chosen and rejected are the same text, so there is no preference to learn",
     "duplicates": "the same row again",
     "conflicts": "a pair again with the other response chosen; the first is kept",
@@ -24,6 +24,7 @@ REASONS = {
     "no_dialogue": "no dialogue of Human and Assistant",
     "part_early": "the dialogues part before the last answer",
     "no_answer": "messages that do not end in an answer",
+    "refused": "a conversation that the chat template refuses",
     "long_prompt": "a prompt of more than max_prompt_tokens",
     "of_evaluated_posts": "of a post that an evaluation table has",
     "another_length": "a text that is shorter or longer than this source takes",
@@ -36,6 +37,10 @@ REASONS = {
 BLANK = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
+
+
+# A response that is nothing but the end of one, as tokenizers and chat templates write it.
+ONLY_ENDS = re.compile(r"\s*(?:(?:</s>|<eos>|<end_of_turn>|<\|\w+\|>|<｜\S+?｜>)\s*)+")
 
 
 def visible(text: str) -> str:
@@ -134,7 +139,7 @@ class Sieve:
         An unordered pair is kept once: relabelling turns it as it likes. With the other response chosen it is
         a conflict, and the first stays.
         """
-        shown = [visible(text) for text in responses]
+        shown = ["" if ONLY_ENDS.fullmatch(text) else visible(text) for text in responses]
         if len(shown) == 2 and shown[0] == shown[1] and len({_gaps(text) for text in responses}) == 2:
             shown = [f"{text}\n{_gaps(own)}" for text, own in zip(shown, responses, strict=True) if text]
         why = self._against(visible(prompt), shown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from rpo_cli.devices import arrangement, cut_model, step_mark
 from rpo_cli.errors import Diverged
 from rpo_cli.recipes.schema import PolicyRecipe, Recipe, TrainingRecipe
 
+ENDING = ("rewards/accuracies", "rewards/margins", "kl_to_reference", "kl_data")
 STATE, TRAINER_STATE = "rpo_state.json", "trainer_state.json"
 
 
@@ -127,13 +128,15 @@ def _best(checkpoint: Path) -> Path | None:
 def train(
     trainer: Trainer,
     report: Report,
-    *,
+    *others: TrainerCallback | None,
     state: Callable[[], dict[str, Any]] = dict,
     restore: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> dict[str, float]:
     """Train to the end, from the last complete checkpoint if any; returns the first and last logged loss."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Journal(report, state))
+    for callback in (Journal(report, state), *others):  # what they log comes behind what was logged before
+        if callback is not None:
+            trainer.add_callback(callback)
     for weights in trainer.model.parameters():
         if weights.requires_grad:
             # TRL rounds an adapter on a base of 4 bits to bfloat16, where steps of 1e-5 would be lost.
@@ -143,8 +146,16 @@ def train(
         restore(read_json(checkpoint / STATE) or {})
         _relocate(checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
+    lines = [entry for entry in trainer.state.log_history if "loss" in entry]
+    losses = [line["loss"] for line in lines]
+    return {"first_loss": losses[0], "last_loss": losses[-1], **ending(lines)} if losses else {}
+
+
+def ending(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Reward accuracy, margin and KL of a policy's pairs, mean over the last tenth of a journal's lines."""
+    last = lines[-max(1, len(lines) // 10) :]
+    found = {name: [line[name] for line in last if name in line] for name in ENDING}
+    return {f"ended/{name}": sum(values) / len(values) for name, values in found.items() if values}
 
 
 def _relocate(checkpoint: Path) -> None:

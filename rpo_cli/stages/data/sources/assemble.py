@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -22,14 +23,15 @@ def clean(pairs: Iterable[Pair], ledger: Ledger) -> list[Pair]:
     for pair in pairs:
         ledger.counts["pairs/read"] += 1
         if sieve.keeps(pair.prompt, pair.chosen, pair.rejected):
-            kept.append(pair)
+            kept.append(replace(pair, place=ledger.place))
     return kept
 
 
 def clean_written(written: Iterable[Written], ledger: Ledger) -> list[Written]:
     """The written responses that are kept, read on the way."""
     sieve = Sieve(ledger, "sft")
-    return [row for row in written if sieve.keeps(row.prompt, row.completion)]
+    kept = (row for row in written if sieve.keeps(row.prompt, row.completion))
+    return [replace(row, place=ledger.place) for row in kept]
 
 
 def place_of(post: str, seed: int) -> float:
@@ -69,7 +71,7 @@ def tables(
     seed: int,
     ledger: Ledger,
 ) -> dict[str, list[Pair] | list[Written]]:
-    """The tables of `schema.LOADED_TABLES`, of which `row_of` makes rows.
+    """The tables of `schema.LOADED_TABLES`, of which `rows_of` makes rows.
 
     No post of an evaluation table is in a training table, no test post in a validation table. `sizes`: at
     most so many rows of a table, those of posts drawn under the seed. `share`: see `resplit`.
@@ -142,7 +144,7 @@ def _one_each(items: Sequence[Pair] | Sequence[Written]) -> list[Written]:
     for item in items:
         if not seen & set(item.posts):
             own = item.chosen if isinstance(item, Pair) else item.completion
-            kept.append(Written(item.split, item.posts, item.prompt, own))
+            kept.append(Written(item.split, item.posts, item.prompt, own, item.messages, item.place))
         seen |= set(item.posts)
     return kept
 
@@ -163,8 +165,22 @@ def _some(items: Sequence[Item], size: int | None, seed: int) -> list[Item]:
 
 def _chosen(pairs: Sequence[Pair]) -> list[Written]:
     """The chosen responses as written ones, each once."""
-    rows = (Written(pair.split, pair.posts, pair.prompt, pair.chosen) for pair in pairs)
+    rows = (Written(pair.split, pair.posts, pair.prompt, pair.chosen, pair.place) for pair in pairs)
     return list({digest(row.prompt, row.completion): row for row in rows}.values())
+
+
+def rows_of(items: Sequence[Pair | Written], table: str) -> Iterator[Row]:
+    """A table's rows; where one of them was a conversation all have the column `messages`."""
+    talk = not table.startswith("sft_") and any(item.messages is not None for item in items)
+    return (row_of(item, table) | ({"messages": _messages(item)} if talk else {}) for item in items)
+
+
+def _messages(item: Pair | Written) -> str:
+    """A pair's conversation, or of a prompt its own turns, for reward models' templates; empty: none."""
+    if isinstance(item, Pair) or item.messages is None:
+        return item.messages or ""
+    told = json.loads(item.messages)
+    return json.dumps({name: told[name] for name in ("prompt", "tools") if name in told}, ensure_ascii=False)
 
 
 def row_of(item: Pair | Written, table: str) -> Row:
@@ -173,7 +189,7 @@ def row_of(item: Pair | Written, table: str) -> Row:
         name = row_id(item.prompt) if table.startswith("prompts_") else row_id(item.prompt, item.completion)
         return {"id": name, "prompt": item.prompt, "completion": item.completion}
     texts = {"prompt": item.prompt, "chosen": item.chosen, "rejected": item.rejected}
-    row: Row = {"id": row_id(*texts.values()), **texts}
+    row: Row = {"id": row_id(*texts.values()), **texts, **item.kept}
     if item.scores is not None:
         row |= {"chosen_score": item.scores[0], "rejected_score": item.scores[1]}
     return row

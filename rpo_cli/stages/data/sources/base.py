@@ -7,7 +7,7 @@ nothing else knows a schema.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rpo_cli.errors import BadInput
@@ -38,7 +38,9 @@ class Sets:
 class Pair:
     """One comparison.
 
-    `split`: train, validation or test as published; `posts`: names of its post, any of which identifies it.
+    `split`: train, validation or test as published; `posts`: names of its post, any of which identifies it;
+    `messages`: the conversation that its texts were made of (`turns.as_json`); `kept`: numbers beside it;
+    `place`: the file and line that it was read from.
     """
 
     split: str
@@ -47,16 +49,21 @@ class Pair:
     chosen: str
     rejected: str
     scores: tuple[float, float] | None = None
+    messages: str | None = None
+    kept: Mapping[str, float] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One written response; `split` and `posts` as in `Pair`."""
+    """One written response; `split`, `posts`, `messages` and `place` as in `Pair`."""
 
     split: str
     posts: tuple[str, ...]
     prompt: str
     completion: str
+    messages: str | None = None
+    place: str = field(default="", compare=False)
 
 
 def column(place: str, row: dict[str, Any], *names: str) -> Any:
@@ -87,6 +94,16 @@ def number(place: str, row: dict[str, Any], name: str) -> float | None:
     if value is None or (isinstance(value, int | float) and abs(value) < FAR):
         return None if value is None else float(value)
     raise BadInput(f"{place}: {name}: expected a finite number, got {named(value)}")
+
+
+def numbers(place: str, row: dict[str, Any], names: Iterable[str]) -> dict[str, float]:
+    """Columns that must all be numbers.
+
+    Raises:
+        BadInput: one is not there, or is none.
+    """
+    found = {name: number(place, {name: column(place, row, name)}, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def shown_name(name: str) -> str:

@@ -53,6 +53,7 @@ def _written(sets: Sets) -> Iterator[Written]:
             f"{place}: these indices hold no long descriptions, which stand in Translation-en: "
             "apt-get -o Acquire::Languages=en update, or fetch main/i18n/Translation-en.xz of a mirror"
         )
+    sets.ledger.place = ""  # of the last paragraph
     families: set[tuple[str, str]] = set()
     for name, (post, summary) in described.items():
         source = source_of.get(name, name)

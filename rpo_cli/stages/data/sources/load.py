@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -11,10 +11,11 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import Ledger
-from rpo_cli.stages.data.sources.assemble import row_of, tables, tables_of_written
+from rpo_cli.stages.data.sources.assemble import rows_of, tables, tables_of_written
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written
 from rpo_cli.stages.data.sources.records import SPLITS, data_files, published_split, records
 
+FEW_PROMPTS = 20  # so few may leave a table without rows
 SPARE = ("sft_validation", "pairs_validation")  # a set may leave them without rows
 KINDS = {"dataset": "pairs", "sft_dataset": "sft"}
 USES = {"pairs": "prefs", "sft": "sft"}  # of UltraFeedback's splits: train_prefs, train_sft, and train_gen
@@ -51,8 +52,27 @@ def load(job: Job[DataRecipe], report: Report, ledger: Ledger) -> dict[str, Iter
             splits = ", ".join(sorted(set(_files(job, "dataset").values())))
             raise BadInput(
                 f"{job.path}: no rows for {table} ({left or 'nothing was read'}; splits found: {splits})"
+                + _too_few_prompts(found)
             )
-    return {table: (row_of(item, table) for item in items) for table, items in found.items() if items}
+    return {table: _rows(items, table, ledger) for table, items in found.items() if items}
+
+
+def _too_few_prompts(found: Mapping[str, Sequence[Pair] | Sequence[Written]]) -> str:
+    """That a table is empty for want of prompts, where there are few."""
+    count = len({item.posts[0] for items in found.values() for item in items})
+    if not 0 < count <= FEW_PROMPTS:
+        return ""
+    prompts = (
+        "1 distinct prompt, which goes" if count == 1 else f"{count} distinct prompts, each of which goes"
+    )
+    return f"; the rows have {prompts} whole into training, validation or test: add rows of other prompts"
+
+
+def _rows(items: Sequence[Pair | Written], table: str, ledger: Ledger) -> Iterator[Row]:
+    """A table's rows; the ledger knows the place of each while it stands."""
+    for item, row in zip(items, rows_of(items, table), strict=True):
+        ledger.place = item.place
+        yield row
 
 
 def _reader(recipe: DataRecipe) -> Reader:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from trl.data_utils import apply_chat_template
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
+from rpo_cli.stages.data.ledger import EXAMPLES
 from rpo_cli.stages.data.sources.base import named
-from rpo_cli.stages.data.sources.turns import Part
+from rpo_cli.stages.data.sources.turns import Part, TemplateRefuses
 from rpo_cli.text import first_line
 
 TEMPLATE = ("tools", "chat_template_kwargs")  # columns of TRL's that only a chat template has a use for
@@ -26,6 +29,7 @@ class Templated:
     tokenizer: Any
     limit: int | None
     unread: set[str] = field(default_factory=set)  # what was said not to be read
+    typed: dict[str, list[str]] = field(default_factory=dict)  # control tokens in messages: places
 
     def text(self, place: str, example: Mapping[str, Part], row: Row | None = None) -> dict[str, str]:
         """Every part of the example as text; plain text stays as it is.
@@ -33,8 +37,9 @@ class Templated:
         row: what else the template is given (`TEMPLATE`).
 
         Raises:
-            BadInput: a conversation without a tokenizer that has a chat template, or one that the template
-                refuses; a column of the row that nothing has a use for.
+            BadInput: a conversation without a tokenizer that has a chat template; a column of the row that
+                nothing has a use for.
+            TemplateRefuses: the template takes no such conversation.
         """
         more = {name: row[name] for name in (*TEMPLATE, "images") if row and row.get(name)}
         plain = {name: value for name, value in example.items() if isinstance(value, str)}
@@ -45,6 +50,7 @@ class Templated:
             return plain
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise BadInput(f"{place}: holds a conversation: name a tokenizer: that has a chat template")
+        self._look_for_control(place, example)
         tools, kwargs = _tools(place, more), _kwargs(place, more)
         if tools and not self._reads("tools"):
             raise BadInput(f"{place}: tools: the chat template does not read it; leave it out")
@@ -56,7 +62,7 @@ class Templated:
         try:
             made = apply_chat_template({**example, "chat_template_kwargs": kwargs}, self.tokenizer, tools)
         except Exception as error:  # templates raise what they like
-            raise BadInput(f"{place}: the chat template refuses it: {first_line(error)}") from error
+            raise TemplateRefuses(f"{place}: the chat template refuses it: {first_line(error)}") from error
         bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token
         # BOS and EOS are added where rows are tokenised; twice they would be another text.
         if bos and (self.tokenizer("")["input_ids"] or [None])[0] == self.tokenizer.bos_token_id:
@@ -65,6 +71,36 @@ class Templated:
             if eos and made[name].rstrip().endswith(eos):
                 made[name] = made[name].rstrip().removesuffix(eos)
         return {name: str(value) for name, value in made.items()}
+
+    @cached_property
+    def _control(self) -> re.Pattern[str] | None:
+        """The texts that the tokenizer reads as control tokens: a template may write them, a person not."""
+        decoder = self.tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in decoder if token.special} | {*self.tokenizer.all_special_tokens}
+        special -= {str(self.tokenizer.unk_token)}
+        ordered = sorted(special, key=lambda token: (-len(token), token))
+        return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+    def _look_for_control(self, place: str, example: Mapping[str, Part]) -> None:
+        """Remember the control tokens that stand in what the messages themselves say."""
+        turns = (turn for part in example.values() if not isinstance(part, str) for turn in part)
+        found = {token for turn in turns for token in self._typed_in(turn.get("content") or "")}
+        for token in found:
+            self.typed.setdefault(token, []).append(place)
+
+    def _typed_in(self, content: str) -> list[str]:
+        return [] if self._control is None else self._control.findall(content)
+
+    def notes(self, kind: str) -> Iterator[str]:
+        """What the user must know of the messages that were read since the last time."""
+        typed, self.typed = self.typed, {}
+        for token, places in sorted(typed.items()):
+            shown = ", ".join(places[:EXAMPLES]) + (", …" if len(places) > EXAMPLES else "")
+            yield (
+                f"{kind}: in {len(places)} rows a message itself holds the control token {token}, which no "
+                f"chat template wrote ({shown}); the model takes it for an end or a beginning: take it "
+                "out of the text"
+            )
 
     def _reads(self, name: str) -> bool:
         """Whether any of the tokenizer's chat templates names a variable."""

@@ -1,0 +1,195 @@
+"""An artifact's metrics as a person reads them: what matters first, with its interval, in a few lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+Metrics = Mapping[str, Any]
+UNFINISHED = 0.2  # share of samples without an end from which on the other numbers are in doubt
+TAIL = 4096  # bytes of a journal in which its last line is
+
+
+def in_words(kind: str, metrics: Metrics) -> list[str]:
+    """The lines of an artifact; none where its kind has none, and its metrics speak for themselves."""
+    words = WORDS.get(kind)
+    return [] if words is None else [line for line in words(metrics) if line]
+
+
+def warnings_of(metrics: Metrics) -> list[str]:
+    """What the metrics of an evaluation warn of."""
+    share = metrics.get("unfinished_share")
+    if share is None or share <= UNFINISHED:
+        return []
+    return [
+        f"{100 * share:.0f} % of the samples reached max_new_tokens before their end; lengths and rewards "
+        "are of what was cut off there"
+    ]
+
+
+def with_ends(metrics: Metrics, name: str, form: str, *, scale: float = 1, mean: str | None = None) -> str:
+    """A metric with its interval, as `+0.08 [-0.76, +0.89]`; without one where it has none."""
+    value = f"{scale * metrics[mean or name]:{form}}"
+    ends = [metrics.get(f"{name}_{end}") for end in ("low", "high")]
+    if None in ends:
+        return value
+    low, high = (f"{scale * end:{form}}" for end in ends if end is not None)
+    return f"{value} [{low}, {high}]"
+
+
+def share_of(share: float, count: int) -> str:
+    """A counted share as `71 % [66, 76]`."""
+    from rpo_cli.statistics import wilson
+
+    _, low, high = wilson(round(share * count), count)
+    return f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _evaluation(metrics: Metrics) -> list[str]:
+    if "advantage" not in metrics:
+        return []
+    tokens = f"tokens {metrics['tokens_mean']:.1f} against {metrics['baseline_tokens_mean']:.1f}"
+    wins = f"wins {with_ends(metrics, 'win_rate', '.0f', scale=100)} %"
+    controlled = with_ends(metrics, "length_controlled_advantage", "+.2f")
+    unfinished, theirs = (100 * metrics[f"{of}unfinished_share"] for of in ("", "baseline_"))
+    dropped = metrics.get("dropped_prompts", 0)
+    return [
+        f"advantage {with_ends(metrics, 'advantage', '+.2f')} on {metrics['prompts']} prompts; {tokens}; "
+        f"{wins}",
+        f"at equal length {controlled}; KL to the reference {with_ends(metrics, 'kl_to_reference', '.2f')} "
+        "nats",
+        f"unfinished {unfinished:.1f} % of {metrics['samples']} samples, of the baseline's {theirs:.1f} %",
+        f"{dropped} prompts left out: no finished sample" if dropped else "",
+    ]
+
+
+def _trained(metrics: Metrics, rows: str) -> str:
+    """Loss, steps and rows of a training."""
+    losses = [metrics[name] for name in ("first_loss", "last_loss") if name in metrics]
+    left_out = f", {metrics['dropped']} left out for their length" if metrics.get("dropped") else ""
+    said = f"loss {losses[0]:.3f} to {losses[1]:.3f} " if len(losses) == 2 else ""
+    return f"{said}in {metrics['steps']} steps on {metrics['rows']} {rows}{left_out}"
+
+
+def _policy(metrics: Metrics) -> list[str]:
+    ended = training_words({name.removeprefix("ended/"): value for name, value in metrics.items()})
+    taught, temperatures = (
+        ", ".join(
+            f"{name.removeprefix(kind)} {value:{form}}"
+            for name, value in metrics.items()
+            if name.startswith(kind)
+        )
+        for kind, form in (("members/", ".0%"), ("temperature/", ".2f"))
+    )
+    return [
+        _trained(metrics, "pairs"),
+        f"at its end {ended}" if ended else "",
+        _monitored(metrics),
+        f"members taught: {taught}" if taught else "",
+        f"temperatures: {temperatures}" if temperatures else "",
+    ]
+
+
+def _monitored(metrics: Metrics) -> str:
+    """What the last look at held-out pairs and samples found."""
+    of = {name.removeprefix("monitor/"): value for name, value in metrics.items() if "monitor/" in name}
+    if not of:
+        return ""
+    kl = f", KL to the reference {of['kl_to_reference']:.2f}" if "kl_to_reference" in of else ""
+    pairs = f"held out: accuracy {of['accuracy']:.0%}, margin {of['margin']:+.2f}"
+    return f"{pairs}; samples {of['tokens']:.1f} tokens, before {of['tokens_before']:.1f}{kl}"
+
+
+def _reward(metrics: Metrics) -> list[str]:
+    lines = [_trained(metrics, "pairs")] if "steps" in metrics else []
+    if "held_out_accuracy" not in metrics:
+        return lines
+    count = metrics["held_out_rows"]
+    line = f"held-out accuracy {share_of(metrics['held_out_accuracy'], count)} on {count} pairs"
+    parts = []
+    for name, said in (
+        ("longer", "the longer won"),
+        ("shorter", "the shorter won"),
+        ("ties", "neither is longer"),
+    ):
+        if (pairs := metrics.get(f"held_out_rows/{name}")) is not None:
+            parts.append(f"{share_of(metrics[f'held_out_accuracy/{name}'], pairs)} of {pairs} where {said}")
+    return [line + (": " + "; ".join(parts) if parts else ""), *lines]
+
+
+def _splits(metrics: Metrics) -> list[str]:
+    tables = [name.removesuffix("/size") for name in metrics if name.endswith("/size")]
+    ordered = sorted(tables, key=lambda name: (name not in ("train", "held_out"), name == "all", name))
+    lines = []
+    for table in ordered:
+        longer, ties = (metrics[f"{table}/{share}"] for share in ("longer_share", "tie_share"))
+        won = "all are about equally long" if longer is None else f"the longer won in {100 * longer:.1f} %"
+        lines.append(f"{table}: {metrics[f'{table}/size']} pairs, {won}, ties {100 * (ties or 0):.1f} %")
+    return lines
+
+
+def _relabel(metrics: Metrics) -> list[str]:
+    return [f"{100 * metrics['swapped_share']:.1f} % of {metrics['rows']} labels turned round"]
+
+
+def _judge(metrics: Metrics) -> list[str]:
+    lines = []
+    for against in ("baseline", "reference"):
+        if f"{against}/win_rate" in metrics:
+            of = {name.removeprefix(f"{against}/"): value for name, value in metrics.items()}
+            rates = (
+                with_ends(of, name, ".0f", scale=100) for name in ("win_rate", "length_controlled_win_rate")
+            )
+            wins, controlled = rates
+            lines.append(
+                f"against the {against}: wins {wins} % of {of['comparisons']} comparisons, {controlled} % "
+                "at equal length"
+            )
+    return lines
+
+
+WORDS: dict[str, Callable[[Metrics], list[str]]] = {
+    "evaluate": _evaluation,
+    "policy": _policy,
+    "reward": _reward,
+    "sft": lambda metrics: [_trained(metrics, "rows")],
+    "splits": _splits,
+    "relabel": _relabel,
+    "judge": _judge,
+}
+# What a training's journal says of a step, in the order in which it is read; the first of its names counts.
+OF_A_STEP: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("loss", ("loss",), ".3g"),
+    ("accuracy", ("rewards/accuracies", "accuracy"), ".0%"),
+    ("margin", ("rewards/margins", "margin"), "+.2f"),
+    ("KL", ("kl_to_reference", "kl_data"), ".2f"),
+)
+
+
+def training_words(metrics: Metrics) -> str:
+    """A step of a training as `loss 0.52, accuracy 71%, margin +0.42, KL 1.30`, as far as it says."""
+    found = []
+    for said, names, form in OF_A_STEP:
+        value = next((metrics[name] for name in names if isinstance(metrics.get(name), int | float)), None)
+        found += [] if value is None else [f"{said} {value:{form}}"]
+    return ", ".join(found)
+
+
+def latest(journal: Path) -> str:
+    """What a running training's journal says of its latest step; nothing before it says any."""
+    try:
+        with journal.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and (said := training_words(found)):
+                return said
+    return ""

@@ -1,0 +1,273 @@
+"""What reward models know of held-out pairs, and what that means for the choice of an objective.
+
+Everything here is a pure function of arrays; margins are r(chosen) - r(rejected) in reward units. Pairs
+count as independent of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+
+from rpo_cli.objectives.calibration import fit_temperature
+from rpo_cli.stages.splits import LONGER, SHORTER, TIE
+from rpo_cli.statistics import Array, Interval, wilson
+
+BINS = 10  # of confidence, between a half and one
+UNIT = 10  # tokens that a price is given for
+KINDS = {"longer": LONGER, "shorter": SHORTER, "ties": TIE}
+SHOWN = 12  # values of a column that tells pairs apart: more are names, not kinds
+ALIKE, APART = 0.95, 0.75  # members' agreement: above they are one model, below they contradict each other
+MISFIT = 1.5  # times 1 that a temperature must be, or a part of 1, to be worth a word
+DEAR = 0.1  # deviations of reward for 10 tokens that are worth a word
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pairs of one kind: how many, and in what share of them the chosen response has the higher reward."""
+
+    pairs: int
+    accuracy: Interval
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One reward model on held-out pairs.
+
+    groups: by kind, `all` first; ece: of sigma(margin); temperature: None where none can be fitted, and
+    `why`; price: of 10 tokens more, in standard deviations of the reward within a pair; None where lengths
+    are alike.
+    """
+
+    groups: dict[str, Group]
+    ece: float
+    temperature: float | None
+    why: str
+    price: Interval | None
+
+    @property
+    def blind_side(self) -> str | None:
+        """The one kind of length on whose pairs it is wrong more often than right, beyond chance."""
+        sides = [name for name in ("shorter", "longer") if name in self.groups]
+        blind = [name for name in sides if self.groups[name].accuracy.high < 0.5]
+        return blind[0] if len(blind) == 1 else None
+
+    @property
+    def json(self) -> dict[str, Any]:
+        groups = {
+            name: {"pairs": group.pairs, **group.accuracy._asdict()} for name, group in self.groups.items()
+        }
+        price = None if self.price is None else self.price._asdict()
+        numbers = {"ece": self.ece, "temperature": self.temperature, "price_of_10_tokens": price}
+        return {"accuracy": groups, **numbers}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Several reward models on the same pairs.
+
+    signs: share of pairs on which two of them prefer the same response, mean over all two; correlation: of
+    their margins, the same mean; lowest: of any two; deviation: of the margins over models, mean over pairs,
+    after each model's margins were divided by their root mean square.
+    """
+
+    signs: float
+    correlation: float
+    lowest: float
+    deviation: float
+
+
+def accuracy(margins: Array) -> Interval:
+    """The share of margins [n] above zero, with Wilson's interval."""
+    return wilson(int((margins > 0).sum()), len(margins))
+
+
+def groups_of(
+    margins: Array, kinds: np.ndarray, columns: Mapping[str, Sequence[object]] | None = None
+) -> dict[str, Group]:
+    """Accuracy over all pairs, over those of each kind of length, and over those of each value of a column.
+
+    kinds: [n] of LONGER, SHORTER, TIE: which response was chosen. columns: by name [n] values; those with
+    more than SHOWN values, or one, are passed over.
+    """
+    masks = {"all": np.ones(len(margins), dtype=bool)}
+    masks |= {name: kinds == kind for name, kind in KINDS.items()}
+    for name, values in (columns or {}).items():
+        known = [value for value in dict.fromkeys(values) if value is not None]
+        if 1 < len(known) <= SHOWN:
+            masks |= {f"{name}={value}": np.array([one == value for one in values]) for value in known}
+    return {
+        name: Group(int(mask.sum()), accuracy(margins[mask])) for name, mask in masks.items() if mask.any()
+    }
+
+
+def calibration_error(margins: Array) -> float:
+    """Expected calibration error of sigma(margin): mean over pairs of |accuracy - confidence| in BINS bins.
+
+    A pair's confidence is sigma(|margin|), and its preference right where the margin is positive. Of few
+    pairs the error is not 0 even for a calibrated model. Source: Guo et al. 2017, section 2.
+    """
+    confidence = 1 / (1 + np.exp(-np.abs(margins)))
+    bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, weights=(margins > 0) - confidence, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(margins))
+
+
+def temperature_of(margins: Array) -> tuple[float | None, str]:
+    """T of sigma(margin / T) by least loss, or None and why there is none."""
+    try:
+        return fit_temperature(torch.from_numpy(margins)), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def price_of_tokens(margins: Array, tokens: Array) -> Interval | None:
+    """What 10 tokens more bring within a pair, in deviations of the reward; None where lengths do not differ.
+
+    tokens: [n], of the chosen response minus those of the rejected one. The slope is that of a regression of
+    reward on length with an effect for each pair, sum(dl dr) / sum(dl^2), its error robust to unequal
+    variances (White 1980). One deviation is that of a response's reward about its pair's mean, rms(margin) /
+    sqrt(2).
+    """
+    squares, scale = float((tokens**2).sum()), float(np.sqrt(np.square(margins).mean() / 2))
+    if squares == 0 or scale == 0:
+        return None
+    slope = float((tokens * margins).sum()) / squares
+    error = float(np.sqrt((tokens**2 * (margins - slope * tokens) ** 2).sum())) / squares
+    return Interval(*(UNIT * value / scale for value in (slope, slope - 1.96 * error, slope + 1.96 * error)))
+
+
+def diagnosed(
+    margins: Array, kinds: np.ndarray, tokens: Array, columns: Mapping[str, Sequence[object]] | None = None
+) -> Diagnosis:
+    """All there is to say of one reward model's margins [n]; see `groups_of` and `price_of_tokens`."""
+    margins = margins.astype(np.float64)
+    found = groups_of(margins, kinds, columns)
+    return Diagnosis(
+        found, calibration_error(margins), *temperature_of(margins), price_of_tokens(margins, tokens)
+    )
+
+
+def agreement(margins: Array) -> Agreement | None:
+    """How far models agree: margins [k, n]; None for fewer than two."""
+    if len(margins) < 2:
+        return None
+    two = list(combinations(range(len(margins)), 2))
+    signs = [float((np.sign(margins[i]) == np.sign(margins[j])).mean()) for i, j in two]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlations = [float(np.corrcoef(margins[i], margins[j])[0, 1]) for i, j in two]
+    scale = np.sqrt(np.square(margins).mean(1, keepdims=True))
+    scaled = np.divide(margins, scale, out=np.zeros_like(margins), where=scale > 0)
+    return Agreement(
+        float(np.mean(signs)), float(np.mean(correlations)), min(correlations), float(scaled.std(0).mean())
+    )
+
+
+def short_form(margins: Array, kinds: np.ndarray) -> dict[str, float | int]:
+    """Accuracy by kind of length as a reward model's metrics have it, with counts."""
+    found = {name: group for name, group in groups_of(margins, kinds).items() if name != "all"}
+    shares = {f"held_out_accuracy/{name}": group.accuracy.mean for name, group in found.items()}
+    return shares | {f"held_out_rows/{name}": group.pairs for name, group in found.items()}
+
+
+def advice(
+    bias: Interval | None, teachers: Sequence[Diagnosis], agreed: Agreement | None = None
+) -> list[str]:
+    """What follows for the choice of an objective, most important first; docs/diagnose.md has every rule.
+
+    bias: share of training pairs whose longer response was chosen; teachers: one reward model, or members.
+    """
+    lines = []
+    if len(teachers) == 1:
+        lines = [_of_one(teachers[0]), *_of_its_margins(teachers[0])]
+    elif teachers:
+        lines = [_of_members(teachers, agreed)]
+    if bias is not None and not bias.low <= 0.5 <= bias.high:
+        which = "longer" if bias.mean > 0.5 else "shorter"
+        lines.append(
+            f"The training pairs prefer the {which} response in {100 * bias.mean:.0f} %: dpo and ipo learn "
+            "that too; watch the length of samples."
+        )
+    return lines
+
+
+def _of_one(model: Diagnosis) -> str:
+    """What a reward model's accuracy says of distilling it."""
+    every, side = model.groups["all"].accuracy, model.blind_side
+    counts = [model.groups[name].pairs for name in ("longer", "shorter") if name in model.groups]
+    by_length = max(counts) / sum(counts) if counts else 0.5
+    if side is not None:
+        return (
+            f"The reward model has learnt length: where the {side} response won it is more often wrong than "
+            "right. d-dpo would distil that; compare e-dpo, whose members have several biases of length."
+        )
+    if every.low <= 0.5:
+        return (
+            "The reward model is not shown to know these labels (a half is inside the interval of its "
+            "accuracy): to distil it cannot beat dpo on them. Train it longer, or on more pairs."
+        )
+    if every.low <= by_length:
+        return (
+            "The reward model is not shown to know more than length does, by which alone "
+            f"{100 * by_length:.0f} % of these pairs come out right: do not expect d-dpo to beat dpo; "
+            "compare e-dpo."
+        )
+    sides = [model.groups[name].accuracy for name in ("longer", "shorter") if name in model.groups]
+    if len(sides) == 2 and (sides[0].low > sides[1].high or sides[1].low > sides[0].high):
+        which = "longer" if sides[0].mean > sides[1].mean else "shorter"
+        return (
+            f"The reward model leans on length: it is right more often where the {which} response won. "
+            "d-dpo would distil that; compare e-dpo, whose members have several biases of length."
+        )
+    return "The reward model knows these labels, whichever response is longer: compare d-dpo with dpo."
+
+
+def _of_its_margins(model: Diagnosis) -> list[str]:
+    """What the scale of a reward model's margins, and their price of length, mean for d-dpo."""
+    lines, price = [], model.price
+    if model.temperature is not None and not 1 / MISFIT < model.temperature < MISFIT:
+        how = "large" if model.temperature > 1 else "small"
+        lines.append(
+            f"Its margins are too {how} for its accuracy: d-dpo with {model.temperature:.2g} times the beta "
+            "is d-dpo on calibrated margins."
+        )
+    if price is not None and abs(price.mean) >= DEAR and not price.low <= 0 <= price.high:
+        which = "longer" if price.mean > 0 else "shorter"
+        lines.append(f"It pays for length: a policy that follows it gets {which}.")
+    return lines
+
+
+def _of_members(members: Sequence[Diagnosis], agreed: Agreement | None) -> str:
+    """What the members' accuracies, and their agreement, say of an ensemble."""
+    sides = {model.blind_side for model in members}
+    if all(model.groups["all"].accuracy.low <= 0.5 for model in members):
+        return (
+            "No member is shown to know these labels (a half is inside the interval of its accuracy): to "
+            "distil them cannot beat dpo on them."
+        )
+    if len(sides) == 1 and None not in sides:
+        return (
+            f"All members have learnt length: where the {sides.pop()} response won they are more often "
+            "wrong than right. No min over them holds that back; train members on pairs of other biases."
+        )
+    if agreed is not None and agreed.signs >= ALIKE:
+        return (
+            "The members agree on nearly every pair, so that e-dpo's min is nearly one model: d-dpo with "
+            "teacher: mean does the same for less."
+        )
+    if len(sides) > 1:
+        return (
+            "Some members have learnt length and others have not: that is what e-dpo's min is for; one of "
+            "them, or their mean, would hand on the error."
+        )
+    if agreed is not None and agreed.signs <= APART:
+        return (
+            "The members contradict each other on many pairs: compare e-dpo, or d-dpo with teacher: lcb, "
+            "which hold back there; a mean does not."
+        )
+    return "The members know these labels and differ on some: compare e-dpo and d-dpo with teacher: mean."

@@ -1,0 +1,199 @@
+"""Diagnosis of reward models: what is measured is what was put in, and what is advised follows from it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import RHO, SEED, Tiny, manifest
+
+from rpo_cli.stages.diagnosis import (
+    Diagnosis,
+    advice,
+    agreement,
+    calibration_error,
+    diagnosed,
+    groups_of,
+    price_of_tokens,
+    temperature_of,
+)
+from rpo_cli.stages.splits import LONGER, SHORTER, TIE
+from rpo_cli.statistics import Array, Interval, wilson
+
+KINDS = np.repeat([LONGER, SHORTER, TIE], [300, 200, 20])
+LENGTHS = np.repeat([6.0, -5.0, 0.0], [300, 200, 20])
+
+
+def calibrated(size: int, seed: int = 0) -> Array:
+    """Margins whose sign is right as often as sigma of their size says."""
+    rng = np.random.default_rng(seed)
+    sizes = np.abs(rng.normal(0, 2, size))
+    return np.where(rng.random(size) < 1 / (1 + np.exp(-sizes)), sizes, -sizes)
+
+
+def right_in(longer: float, shorter: float) -> Diagnosis:
+    """A model that is right in these shares of the pairs of `KINDS`, whatever their lengths."""
+    shares = np.repeat([longer, shorter, 0.5], [300, 200, 20])
+    place = np.concatenate([np.arange(count) / count for count in (300, 200, 20)])
+    return diagnosed(np.where(place < shares, 1.0, -1.0), KINDS, LENGTHS)
+
+
+def test_calibrated_margins_have_no_calibration_error_and_temperature_one() -> None:
+    margins = calibrated(200_000)
+    assert calibration_error(margins) < 0.005
+    assert temperature_of(margins)[0] == pytest.approx(1, abs=0.02)
+
+
+def test_margins_three_times_too_large_have_temperature_three_and_a_calibration_error() -> None:
+    margins = 3 * calibrated(200_000)
+    assert temperature_of(margins)[0] == pytest.approx(3, abs=0.06)
+    # Guo et al.'s sum over bins, done by hand from the confidences that were put in.
+    right, confidence = margins > 0, 1 / (1 + np.exp(-np.abs(margins)))
+    error = 0.0
+    for low in np.arange(0.5, 1, 0.05):
+        some = (confidence >= low) & ((confidence < low + 0.05) | (low > 0.94))
+        error += abs(float(right[some].sum() - confidence[some].sum()))
+    assert calibration_error(margins) == pytest.approx(error / len(margins), abs=1e-3)
+    assert error / len(margins) > 0.1
+
+
+def test_a_temperature_that_cannot_be_fitted_is_none_with_the_reason() -> None:
+    found, why = temperature_of(np.ones(5))
+    assert found is None and "separable" in why
+
+
+def test_the_price_of_tokens_that_was_put_in_is_found_whichever_response_was_chosen() -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(0, 12, 50_000)
+    margins = 0.05 * tokens + rng.normal(0, 2, 50_000)
+    turned = np.where(rng.random(50_000) < 0.5, 1, -1)
+    price = price_of_tokens(turned * margins, turned * tokens)
+    assert price is not None
+    deviation = np.sqrt((0.05**2 * 144 + 4) / 2)
+    assert price.mean == pytest.approx(0.5 / deviation, abs=0.02)
+    assert price_of_tokens(margins, np.zeros(50_000)) is None
+
+
+def test_intervals_hold_what_they_are_of_in_about_95_of_100_draws() -> None:
+    rng = np.random.default_rng(0)
+    hits = [wilson(int(rng.binomial(60, 0.7)), 60) for _ in range(1000)]
+    assert 0.92 < np.mean([each.low <= 0.7 <= each.high for each in hits]) < 0.98
+    held = []
+    for _ in range(1000):
+        tokens = rng.normal(0, 10, 100)
+        noise = rng.normal(0, 1, 100) * (1 + 0.1 * np.abs(tokens))  # wider where lengths differ more
+        margins = 0.1 * tokens + noise
+        price = price_of_tokens(margins, tokens)
+        assert price is not None
+        held.append(price.low <= 1.0 / np.sqrt((margins**2).mean() / 2) <= price.high)
+    assert 0.90 < np.mean(held) < 0.98
+
+
+def test_nothing_counted_has_no_share() -> None:
+    assert np.isnan(wilson(0, 0)).all()
+    low, high = wilson(0, 10)[1:]
+    assert low == 0 and 0.2 < high < 0.4
+
+
+def test_accuracy_is_told_apart_by_length_and_by_every_column_of_few_values() -> None:
+    margins = np.where(KINDS == LONGER, 1.0, -1.0)
+    sources = ["web" if i % 2 else "forum" for i in range(520)]
+    found = groups_of(margins, KINDS, {"source": sources, "name": list(range(520))})
+    assert list(found) == ["all", "longer", "shorter", "ties", "source=forum", "source=web"]
+    assert [found[name].pairs for name in found] == [520, 300, 200, 20, 260, 260]
+    assert found["longer"].accuracy.mean == 1 and found["shorter"].accuracy.mean == 0
+
+
+def test_models_that_agree_in_everything_but_scale_agree_wholly() -> None:
+    margins = calibrated(500)
+    found = agreement(np.stack([margins, 5 * margins]))
+    assert found is not None and agreement(margins[None]) is None
+    numbers = (found.signs, found.correlation, found.lowest, found.deviation)
+    assert numbers == pytest.approx((1, 1, 1, 0))
+    against = agreement(np.stack([margins, -margins]))
+    assert against is not None and against.signs == 0 and against.correlation == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    ("longer", "shorter", "says"),
+    [
+        (0.95, 0.2, "has learnt length: where the shorter response won"),
+        (0.2, 0.95, "has learnt length: where the longer response won"),
+        (0.5, 0.5, "not shown to know these labels"),
+        (0.6, 0.58, "not shown to know more than length does"),
+        (0.95, 0.7, "leans on length: it is right more often where the longer"),
+        (0.85, 0.84, "compare d-dpo with dpo"),
+    ],
+)
+def test_what_is_advised_of_one_reward_model_follows_from_its_accuracies(
+    longer: float, shorter: float, says: str
+) -> None:
+    assert says in advice(None, [right_in(longer, shorter)])[0]
+
+
+@pytest.mark.parametrize(
+    ("members", "signs", "says"),
+    [
+        (((0.95, 0.2), (0.9, 0.3)), 0.9, "All members have learnt length"),
+        (((0.95, 0.2), (0.8, 0.8)), 0.8, "Some members have learnt length"),
+        (((0.5, 0.5), (0.5, 0.45)), 0.9, "No member is shown to know these labels"),
+        (((0.9, 0.9), (0.9, 0.9)), 0.97, "nearly one model"),
+        (((0.8, 0.8), (0.8, 0.8)), 0.7, "contradict each other"),
+        (((0.9, 0.8), (0.8, 0.9)), 0.85, "compare e-dpo and d-dpo"),
+    ],
+)
+def test_what_is_advised_of_members_follows_from_their_accuracies_and_agreement(
+    members: tuple[tuple[float, float], ...], signs: float, says: str
+) -> None:
+    agreed = agreement(np.ones((2, 4)))
+    assert agreed is not None
+    found = type(agreed)(signs, agreed.correlation, agreed.lowest, agreed.deviation)
+    assert says in advice(None, [right_in(*each) for each in members], found)[0]
+
+
+def test_a_bias_of_the_labels_is_said_with_its_side() -> None:
+    assert "prefer the longer response in 80 %" in advice(Interval(0.8, 0.7, 0.9), [])[0]
+    assert advice(Interval(0.5, 0.4, 0.6), []) == []
+
+
+def test_a_policys_teachers_and_oracle_are_diagnosed_from_scores_that_are_there(tiny: Tiny) -> None:
+    shown = tiny.run("diagnose", "e-dpo.yaml")
+    for part in ("train", "held_out", "0.2", "0.8", "oracle", "longer won", "shorter won", "ECE"):
+        assert part in shown.stdout
+    assert "oracle made these labels" in shown.stdout
+    assert "1 stages to build" in shown.stderr  # the oracle's scores
+    again = tiny.run("diagnose", "e-dpo.yaml", "--json")
+    assert "0 stages to build" in again.stderr
+    found = json.loads(again.stdout)[f"{RHO}/splits"]
+    assert found["pairs"]["train"]["longer"]["mean"] == 0.5 and found["labelled_by"] == "oracle"
+    groups = found["reward_models"]["0.2"]["accuracy"]
+    held_out = found["pairs"]["held_out"]["pairs"]
+    assert groups["all"]["pairs"] == sum(groups[kind]["pairs"] for kind in ("longer", "shorter")) == held_out
+    scores = manifest(tiny.root, f"{RHO}/scores/rm/b-0.2")["metrics"]
+    assert groups["all"]["mean"] == scores["held_out/accuracy"]
+
+
+def test_a_reward_recipes_model_and_its_members_are_diagnosed_on_held_out_pairs(tiny: Tiny) -> None:
+    found = json.loads(tiny.run("diagnose", "oracle.yaml", "--json").stdout)[f"{SEED}/data"]
+    assert set(found["reward_models"]) == {"oracle"} and found["labelled_by"] is None
+    groups = found["reward_models"]["oracle"]["accuracy"]
+    trained = manifest(tiny.root, f"{SEED}/oracle")["metrics"]
+    assert groups["all"]["mean"] == pytest.approx(trained["held_out_accuracy"])
+    for name, pairs in (("longer", groups["longer"]), ("shorter", groups["shorter"])):
+        assert trained[f"held_out_accuracy/{name}"] == pytest.approx(pairs["mean"])
+        assert trained[f"held_out_rows/{name}"] == pairs["pairs"]
+    members = json.loads(tiny.run("diagnose", "rm.yaml", "--ensemble", "--json").stdout)[f"{RHO}/splits"]
+    assert set(members["reward_models"]) == {"0.2", "0.5", "0.8"} and members["agreement"] is not None
+
+
+def test_pairs_without_a_reward_model_are_diagnosed_for_their_lengths(tiny: Tiny) -> None:
+    shown = tiny.run("diagnose", "data.yaml").stdout
+    assert "pairs_validation" in shown and "reward model" not in shown
+    assert tiny.run("diagnose", "sft.yaml", code=2).stderr.strip().endswith("reward or policy recipe")
+    assert "members are a reward recipe's" in tiny.run("diagnose", "data.yaml", "--ensemble", code=2).stderr
+
+
+def test_diagnosis_builds_nothing_on_a_dry_run(empty: Tiny) -> None:
+    shown = empty.run("diagnose", "oracle.yaml", "--dry-run")
+    assert f"{SEED}/scores/own/oracle" in shown.stdout and not empty.root.exists()

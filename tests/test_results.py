@@ -1,0 +1,74 @@
+"""What a person is told of an artifact: what matters first, with its interval; and while it trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import RHO, SEED, Tiny, manifest
+
+from rpo_cli.runs.results import in_words, latest, training_words, warnings_of
+
+EVALUATED = {
+    "advantage": 0.0812, "advantage_low": -0.761, "advantage_high": 0.894, "prompts": 300, "samples": 300,
+    "tokens_mean": 24.0, "baseline_tokens_mean": 24.04, "win_rate": 0.67, "win_rate_low": 0.61,
+    "win_rate_high": 0.73, "length_controlled_advantage": 0.1, "length_controlled_advantage_low": -0.7,
+    "length_controlled_advantage_high": 0.9, "kl_to_reference": 1.2, "kl_to_reference_low": 1.1,
+    "kl_to_reference_high": 1.3, "unfinished_share": 0.25, "baseline_unfinished_share": 0.0,
+}  # fmt: skip
+
+
+def test_an_evaluation_is_said_in_human_order_with_intervals() -> None:
+    said = in_words("evaluate", EVALUATED)
+    assert said[0] == (
+        "advantage +0.08 [-0.76, +0.89] on 300 prompts; tokens 24.0 against 24.0; wins 67 [61, 73] %"
+    )
+    assert "KL to the reference 1.20 [1.10, 1.30] nats" in said[1]
+
+
+def test_more_than_a_fifth_of_unfinished_samples_is_a_warning() -> None:
+    assert "25 % of the samples reached max_new_tokens" in warnings_of(EVALUATED)[0]
+    assert warnings_of(EVALUATED | {"unfinished_share": 0.2}) == []
+
+
+def test_what_has_no_words_of_its_own_is_not_hidden() -> None:
+    assert in_words("data", {"rows/pairs": 3}) == [] and in_words("evaluate", {"other": 1}) == []
+
+
+def test_commands_end_in_results_a_person_reads_and_json_has_every_metric(built: Tiny) -> None:
+    trained = built.run("train-policy", "e-dpo.yaml")
+    assert "loss " in trained.stdout and "members taught: 0.2 " in trained.stdout
+    assert "at its end accuracy " in trained.stdout and "KL " in trained.stdout
+    model = built.run("train-rm", "rm.yaml").stdout
+    assert "held-out accuracy " in model and "where the shorter won" in model
+    assert "advantage " in built.run("evaluate", "e-dpo.yaml").stdout
+    path = f"{RHO}/policies/e-dpo/beta-0.2"
+    found = json.loads(built.run("train-policy", "e-dpo.yaml", "--json").stdout)[path]["metrics"]
+    assert found == manifest(built.root, path)["metrics"] and "ended/rewards/accuracies" in found
+
+
+def test_manifests_from_before_a_metric_was_measured_are_told_without_it(built: Tiny) -> None:
+    for kind, path in (("policy", f"{RHO}/policies/e-dpo/beta-0.2"), ("reward", f"{SEED}/oracle")):
+        metrics = manifest(built.root, path)["metrics"]
+        old = {name: value for name, value in metrics.items() if "ended/" not in name and "/" not in name}
+        assert 0 < len(in_words(kind, old)) <= len(in_words(kind, metrics))
+
+
+def test_while_a_policy_trains_its_accuracy_margin_and_kl_are_told(tmp_path: Path) -> None:
+    step = {"step": 3, "loss": 0.52, "rewards/accuracies": 0.71, "rewards/margins": 0.42, "kl_data": 1.3}
+    journal = tmp_path / "metrics.jsonl"
+    assert latest(journal) == ""
+    journal.write_text(
+        json.dumps({"step": 2, "loss": 9.0}) + "\n" + json.dumps(step) + "\n" + '{"step": 4, "lo'
+    )
+    assert latest(journal) == "loss 0.52, accuracy 71%, margin +0.42, KL 1.30" == training_words(step)
+    journal.write_text("x" * 5000)
+    assert latest(journal) == ""
+
+
+@pytest.mark.parametrize("objective", ["dpo", "e-dpo"])
+def test_every_policys_journal_has_accuracy_margin_and_a_kl(tiny: Tiny, objective: str) -> None:
+    folder, _ = tiny.make(f"{objective}.yaml", "max_steps=1")
+    said = latest(folder / "metrics.jsonl")
+    assert all(name in said for name in ("loss ", "accuracy ", "margin ", "KL "))
