@@ -11,12 +11,14 @@ SPREAD := --numprocesses logical --maxprocesses 4 --dist worksteal
 # torch-xla runs with one version of torch: an environment of its own.
 TPU_VENV := .venv-tpu
 TPU_READY := $(TPU_VENV)/.ready
+# axe-core, of which that package is a copy: the browser reads it, Python does not.
+AXE := $(VENV)/axe
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tpu figure2 protocol test test-all test-xla lint bench clean
+.PHONY: help setup setup-tpu figure2 figure2-gpu protocol test test-all test-xla test-report lint bench gpu-check clean
 
 help: ## say what there is
-	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY) ## make .venv with the pinned versions
 
@@ -41,6 +43,9 @@ $(TPU_READY): pyproject.toml constraints-tpu.txt
 figure2: $(READY) ## train the length-bias experiment on the embedded miniature and draw Figure 2
 	$(BIN)/rpo figure figure2 --recipe miniature/figure2.yaml --jobs $(JOBS)
 
+figure2-gpu: $(READY) ## the same with SmolLM2-135M on real text, on a GPU; FIGURE2="--workspace DIR"
+	$(BIN)/rpo figure figure2 --recipe small/figure2.yaml --jobs 3 $(FIGURE2)
+
 protocol: $(READY) ## the full protocol behind results/miniature: tuning on validation, five seeds, about two hours of CPU
 	$(BIN)/rpo figure figure2 --recipe miniature/protocol.yaml --tune --jobs $(JOBS) --out results/miniature
 
@@ -53,6 +58,12 @@ test-all: $(READY) ## all tests, as the gate runs them
 test-xla: $(TPU_READY) ## prove the TPU path on XLA's CPU backend: losses, compilations, transfers
 	PJRT_DEVICE=CPU $(TPU_VENV)/bin/python -m pytest tests/xla
 
+test-report: $(READY) $(AXE) ## look at a report with Chromium: no requests, axe finds no fault, fits a phone
+	$(BIN)/python -m pytest tests/browser
+
+$(AXE):
+	$(BIN)/python -m pip install --quiet --no-deps --target $(AXE) 'axe-playwright-python==0.1.8'
+
 lint: $(READY) ## style and types
 	$(BIN)/ruff check rpo_cli tests benchmarks tools
 	$(BIN)/ruff format --check rpo_cli tests benchmarks tools
@@ -60,6 +71,9 @@ lint: $(READY) ## style and types
 
 bench: $(READY) ## measure this code beside its baselines, under an hour; BENCH="--device cuda"
 	$(BIN)/python -m benchmarks $(BENCH)
+
+gpu-check: $(READY) ## check one GPU in nine minutes: equality, speed, memory; GPU_CHECK="--model DIR --data DIR"
+	$(BIN)/python -m benchmarks.gpu_check $(GPU_CHECK)
 
 clean: ## remove .venv, caches and the miniature's workspace
 	rm -rf $(VENV) $(TPU_VENV) runs/miniature .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

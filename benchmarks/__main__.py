@@ -9,15 +9,19 @@ import platform
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmarks.quiet import quiet
+from rpo_cli.artifacts import git_revision
+from rpo_cli.text import first_line
 
 if TYPE_CHECKING:
-    from benchmarks.bench import Bench, Comparison
+    from benchmarks.bench import Comparison
 
+On = TypeVar("On")  # what a section measures on
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- measured: written by `make bench` -->", "<!-- end -->"
 CLOCKS = {"cpu": "seconds of the processor", "wall": "seconds on the clock"}
@@ -43,6 +47,7 @@ def machine(device: str, dtype: str, threads: int) -> dict[str, Any]:
     return {
         "cpu": f"{cpu}, {os.cpu_count()} logical CPUs, {torch.backends.cpu.get_cpu_capability()}",
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "commit": git_revision() or "unknown",
         "dtype": dtype,
         "threads": threads,
         "system": platform.platform(terse=True),
@@ -98,24 +103,34 @@ def put_into(readme: Path, text: str) -> None:
 
 
 def measure(
-    section: Callable[[Bench], Iterator[Comparison]], bench: Bench, where: dict[str, Any]
+    section: Callable[[On], Iterator[Comparison]], on: On, where: dict[str, Any], *, forgiving: bool = False
 ) -> dict[str, Any]:
-    """One section's rows, and where and when they were measured; said on stderr while it runs."""
+    """One section's rows, and where and when they were measured; said on stderr while it runs.
+
+    `forgiving`: an error is told in the result, beside the rows before it.
+    """
     started, load, rows = time.monotonic(), round(os.getloadavg()[0], 1), []
-    for comparison in section(bench):
-        row = comparison.as_json()
-        rows.append(row)
-        ratio = f"{row['median']:.3f}" if row["ratios"] else ""
-        print(
-            f"  {row['what']}: {row['ours']} | {row['baseline']} | {ratio} {row['bar']} {verdict(row)}",
-            file=sys.stderr,
-            flush=True,
-        )
+    failed: dict[str, str] = {}
+    try:
+        for comparison in section(on):
+            row = comparison.as_json()
+            rows.append(row)
+            ratio = f"{row['median']:.3f}" if row["ratios"] else ""
+            print(
+                f"  {row['what']}: {row['ours']} | {row['baseline']} | {ratio} {row['bar']} {verdict(row)}",
+                file=sys.stderr,
+                flush=True,
+            )
+    except Exception as error:
+        if not forgiving:
+            raise
+        traceback.print_exc()
+        failed = {"error": f"{type(error).__name__}: {first_line(error)}"}
     seconds = round(time.monotonic() - started)
     return {
         "machine": where | {"load": [load, round(os.getloadavg()[0], 1)], "seconds": seconds},
         "comparisons": rows,
-    }
+    } | failed
 
 
 def main() -> None:

@@ -7,10 +7,12 @@ same state of the machine.
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +23,9 @@ import trl.trainer.utils
 from datasets import Dataset
 from torch.utils.data import RandomSampler, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from benchmarks.memory import Peak
 from benchmarks.workloads import Row
 from rpo_cli import devices
 from rpo_cli.artifacts import Report
@@ -31,16 +34,18 @@ from rpo_cli.models import PairCollator, response_logps
 from rpo_cli.objectives.distill import distill_losses
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.members import MemberChoice
-from rpo_cli.recipes.schema import PolicyRecipe, RewardRecipe, TrainingRecipe
+from rpo_cli.recipes.schema import PolicyRecipe, RewardRecipe, SFTRecipe, TrainingRecipe
 from rpo_cli.stages.policy import EndOfStep, PolicyTrainer
 from rpo_cli.stages.reward import LeanRewardTrainer
+from rpo_cli.stages.sft import FixedShapeSFTTrainer
 from rpo_cli.stages.training.arguments import arguments
 from rpo_cli.stages.training.loop import train
+from rpo_cli.stages.training.trl import TokenTrainer
 
-# How a step runs: as every stage of rpo, with deterministic algorithms on a CPU; as stock TRL, transformers
-# and torch do; and TRL on a CPU as on a GPU, where its LM head reads the responses' tokens only (without
-# Triton it reads every token, padding too, to keep shapes).
-Setting = Literal["rpo", "stock", "compact"]
+# How a step runs: as every stage of rpo, with deterministic algorithms on a CPU; with them on a GPU too; as
+# stock TRL, transformers and torch do; and TRL on a CPU as on a GPU, where its LM head reads the responses'
+# tokens only (without Triton it reads every token, padding too, to keep shapes).
+Setting = Literal["rpo", "repeats", "stock", "compact"]
 NEVER = 10**6  # steps: whoever measures says when to stop
 
 
@@ -51,17 +56,23 @@ class UnequalWork(RuntimeError):
     """Two contestants did not do the same work: no ratio between them means anything."""
 
 
-class Contestant(Protocol):
-    """Somebody who takes steps, each over `pieces` batches; `ids` and `losses` tell what work that was."""
+class Work(Protocol):
+    """Steps that were taken, each over `pieces` batches; `ids` and `losses` tell what work that was."""
 
     name: str
     kind: str
     ids: list[list[int]]
     pieces: int
-    setting: Setting
 
     @property
     def losses(self) -> list[torch.Tensor]: ...
+
+
+class Contestant(Work, Protocol):
+    """Somebody who takes steps."""
+
+    setting: Setting
+
     def step(self) -> None: ...
     def close(self) -> None: ...
 
@@ -112,6 +123,21 @@ class _OurReward(_Witness, LeanRewardTrainer):
 
 class _StockReward(_Witness, RewardTrainer):
     pass
+
+
+class _OurSFT(_Witness, TokenTrainer):
+    pass
+
+
+class _LeanSFT(_Witness, FixedShapeSFTTrainer):
+    """Ours where shapes are fixed: a loss of its own, through the rows of policies."""
+
+
+class _StockSFT(_Witness, SFTTrainer):
+    """TRL's trainer with its own loss, batches and metrics; only tokenising is skipped."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
 
 
 class _StockPolicy(_Witness, DPOTrainer):
@@ -264,8 +290,8 @@ class Maker:
             "per_device_train_batch_size": self.batch,
             "gradient_accumulation_steps": self.pieces,
         }
-        common |= {"learning_rate": 1e-5, "lr_scheduler_type": "constant"}
-        return kind(**common, optim="adamw_torch_fused", dtype=self.device.dtype_name, **fields)
+        common |= {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "optim": "adamw_torch_fused"}
+        return kind(**common | {"dtype": self.device.dtype_name} | fields)
 
     def _report(self) -> Report:
         job: Any = SimpleNamespace(directory=Path(tempfile.mkdtemp(dir=self.folder)), path="benchmark")
@@ -278,34 +304,44 @@ class Maker:
         rows: list[Row],
         objective: str = "dpo",
         as_drawn: bool = False,
+        setting: Setting = "rpo",
+        collator: PairCollator | None = None,
+        settings: dict[str, Any] | None = None,
         **fields: Any,
     ) -> Training:
-        """This package's policy trainer, with its journal, as `rpo train-policy` runs it."""
+        """This package's policy trainer, with its journal, as `rpo train-policy` runs it.
+
+        `collator`, `settings`: in place of the ones, or beside the arguments, that it trains with.
+        """
         recipe = self._recipe(PolicyRecipe, stage="policy", objective=objective, beta=0.1, **fields)
         members = None
         if objective == "e-dpo":
             members = self._members(rows, recipe)
         ids: list[list[int]] = []
-        config = DPOConfig(**self._settings(recipe), beta=recipe.beta, precompute_ref_log_probs=True)
+        given = self._settings(recipe) | (settings or {})
+        config = DPOConfig(**given, beta=recipe.beta, precompute_ref_log_probs=True)
         trainer = (_AsDrawn if as_drawn else _OurPolicy)(
             recipe,
             members,
             None,
             model=model,
             args=config,
-            data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
+            device=self.device,
+            data_collator=_Recording(collator or PairCollator(self.tokenizer.pad_token_id), ids),
             train_dataset=Dataset.from_list(rows),
             processing_class=self.tokenizer,
         )
-        return self._ours(name, f"{objective} {sorted(fields.items())}", trainer, ids)
+        return self._ours(name, f"{objective} {sorted(fields.items())}", trainer, ids, setting)
 
     def _members(self, rows: list[Row], recipe: PolicyRecipe) -> MemberChoice:
         margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
         return MemberChoice("dataset", [str(i) for i in range(len(margins))], margins, recipe.ema_decay)
 
-    def _ours(self, name: str, kind: str, trainer: Any, ids: list[list[int]]) -> Training:
+    def _ours(
+        self, name: str, kind: str, trainer: Any, ids: list[list[int]], setting: Setting = "rpo"
+    ) -> Training:
         report = self._report()
-        contestant = Training(name, kind, trainer, lambda: None, ids, "rpo")
+        contestant = Training(name, kind, trainer, lambda: None, ids, setting)
         contestant._run = lambda: train(trainer, report)
         return contestant
 
@@ -369,6 +405,7 @@ class Maker:
         trainer = _OurReward(
             model,
             RewardConfig(**self._settings(recipe)),
+            device=self.device,
             train_dataset=Dataset.from_list(rows),
             data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
             processing_class=self.tokenizer,
@@ -387,6 +424,44 @@ class Maker:
             model, config, train_dataset=Dataset.from_list(whole), processing_class=self.tokenizer
         )
         return self._stock(name, "reward", trainer)
+
+    def our_sft(
+        self, name: str, model: PreTrainedModel, rows: list[Row], setting: Setting = "rpo"
+    ) -> Training:
+        """This package's SFT trainer on the chosen responses."""
+        ids: list[list[int]] = []
+        trainer = _OurSFT(
+            model,
+            self._sft_config(),
+            device=self.device,
+            train_dataset=Dataset.from_list(labelled(rows)),
+            processing_class=self.tokenizer,
+        )
+        trainer.data_collator = _Recording(trainer.data_collator, ids)
+        return self._ours(name, "sft", trainer, ids, setting)
+
+    def lean_sft(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
+        """The SFT trainer of devices that compile a program for each shape."""
+        ids: list[list[int]] = []
+        names = {"id": "id", "prompt_ids": "prompt_ids", "chosen_ids": "completion_ids"}
+        trainer = _LeanSFT(
+            model,
+            self._sft_config(),
+            device=self.device,
+            data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
+            train_dataset=Dataset.from_list([{new: row[old] for old, new in names.items()} for row in rows]),
+            processing_class=self.tokenizer,
+        )
+        return self._ours(name, "sft", trainer, ids)
+
+    def trl_sft(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
+        """TRL's SFTTrainer on the same responses."""
+        data = Dataset.from_list(labelled(rows))
+        trainer = _StockSFT(model, self._sft_config(), train_dataset=data, processing_class=self.tokenizer)
+        return self._stock(name, "sft", trainer)
+
+    def _sft_config(self) -> SFTConfig:
+        return SFTConfig(**self._settings(self._recipe(SFTRecipe, stage="sft", model_name_or_path="model")))
 
     def bare(self, name: str, like: Training, model: PreTrainedModel, rows: list[Row], steps: int) -> Loop:
         """Forward, loss, backward, clip, AdamW on ready-made batches in the order `like` will take."""
@@ -424,7 +499,19 @@ class Maker:
             yield total
 
 
-def same_work(contestants: Sequence[Contestant], tolerance: float) -> None:
+def labelled(rows: list[Row]) -> list[Row]:
+    """Rows of SFT as TRL has them, the prompt's tokens without a label."""
+    return [
+        {
+            "id": row["id"],
+            "input_ids": row["prompt_ids"] + row["chosen_ids"],
+            "labels": [-100] * len(row["prompt_ids"]) + row["chosen_ids"],
+        }
+        for row in rows
+    ]
+
+
+def same_work(contestants: Sequence[Work], tolerance: float) -> None:
     """Whether all saw the same rows in every batch, with the same losses for the same objective.
 
     Raises:
@@ -444,7 +531,7 @@ def same_work(contestants: Sequence[Contestant], tolerance: float) -> None:
             )
 
 
-def rows_of_steps(one: Contestant) -> list[list[int]]:
+def rows_of_steps(one: Work) -> list[list[int]]:
     """The rows of each optimiser batch, in no order: what it is cut into is everybody's own affair."""
     return [
         sorted(i for ids in one.ids[start : start + one.pieces] for i in ids)
@@ -478,8 +565,8 @@ def timed(work: Callable[[], Any], device: str) -> Spent:
 
 def run_as(setting: Setting) -> None:
     """Set the process up for one contestant's turn."""
-    if setting == "rpo":
-        devices.prepare(None, not torch.cuda.is_available())
+    if setting in ("rpo", "repeats"):
+        devices.prepare(None, setting == "repeats" or not torch.cuda.is_available())
     else:
         torch.use_deterministic_algorithms(False)
     trl.trainer.utils._use_triton = _always if setting == "compact" else _USE_TRITON
@@ -519,3 +606,54 @@ def race(
     for one in contestants:
         one.close()
     return spent
+
+
+@dataclass
+class Done:
+    """What is left of a contestant: its work, its time by round, bytes of memory at its peak and before."""
+
+    name: str
+    kind: str
+    ids: list[list[int]]
+    pieces: int
+    losses: list[torch.Tensor]
+    spent: list[Spent]
+    peak: int
+    before: int
+
+
+def one_by_one(
+    makers: Sequence[Callable[[], Contestant]], warm: int, rounds: int, steps: int, device: Device
+) -> dict[str, Done]:
+    """`race` where memory holds one contestant: each is made, takes its steps, and is gone before the next.
+
+    Its first `warm` steps are not timed. The device is waited for between rounds alone, so that the host may
+    run ahead from step to step, as in a training.
+
+    Raises:
+        UnequalWork: rows or losses differ.
+    """
+    done: dict[str, Done] = {}
+    for make in makers:
+        one = make()
+        run_as(one.setting)
+        steps_of(one, warm)
+        peak = Peak(device.name)
+        spent = [timed(partial(steps_of, one, steps), device.name).over(steps) for _ in range(rounds)]
+        used = peak.bytes()
+        losses = [loss.cpu() for loss in one.losses]
+        done[one.name] = Done(
+            one.name, one.kind, one.ids, one.pieces, losses, spent, peak.before + used, peak.before
+        )
+        one.close()
+        del one
+        release()
+    same_work(list(done.values()), 1e-4 if device.dtype_name == "float32" else 2e-2)
+    return done
+
+
+def release() -> None:
+    """Give back what nobody refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

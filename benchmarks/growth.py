@@ -144,11 +144,9 @@ RHOS = (0.4, 0.5, 0.6)
 def _cells(bench: Bench) -> Measured:
     """One process, through the command line: data, pi_SFT, its samples and the oracle are there before."""
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-        suite, ready = Path(folder) / "growth", Path(folder) / "ready"
-        suite.mkdir()
-        for name, text in SUITE.items():
-            (suite / name).write_text(text.replace("STEPS", str(max(2, bench.scale.miniature_steps))))
-        _evaluate(suite / "dpo.yaml", [0.3], ready)
+        suite = write_suite(Path(folder) / "growth", max(2, bench.scale.miniature_steps))
+        ready = Path(folder) / "ready"
+        evaluate(suite / "dpo.yaml", [0.3], ready)
         seconds: dict[str, list[float]] = {}
         for number, (rhos, objectives) in enumerate(bench.scale.grids):
             workspace = Path(folder) / f"grid-{number}"
@@ -156,7 +154,7 @@ def _cells(bench: Bench) -> Measured:
 
             def work(rhos: int = rhos, objectives: int = objectives, workspace: Path = workspace) -> None:
                 for name in OBJECTIVES[:objectives]:
-                    _evaluate(suite / f"{name}.yaml", RHOS[:rhos], workspace)
+                    evaluate(suite / f"{name}.yaml", RHOS[:rhos], workspace)
 
             seconds[f"{rhos} x {objectives}"] = [bench.seconds(timed(work, "cpu"))]
     cells = [rhos * objectives for rhos, objectives in bench.scale.grids]
@@ -170,7 +168,16 @@ def _cells(bench: Bench) -> Measured:
     )
 
 
-def _evaluate(recipe: Path, rhos: Sequence[float], workspace: Path) -> None:
+def write_suite(suite: Path, steps: int, plain: str = PLAIN) -> Path:
+    """Recipes of short runs on the miniature's data, from nothing to evaluated policies."""
+    suite.mkdir()
+    for name, text in SUITE.items():
+        (suite / name).write_text(text.replace("STEPS", str(steps)).replace(PLAIN, plain))
+    return suite
+
+
+def evaluate(recipe: Path, rhos: Sequence[float], workspace: Path) -> None:
+    """`rpo evaluate` in this process, with all that it needs."""
     words = [
         "evaluate",
         "--recipe",

@@ -58,6 +58,7 @@ class Scale:
     pairs: tuple[int, ...]
     grids: tuple[tuple[int, int], ...]
     memory_runs: int = 2
+    posts: Shape = Shape("posts", 178, 12)  # a package's description and its one-line summary
 
 
 def llama(vocab: int, hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, Any]:
@@ -111,7 +112,20 @@ TOY = replace(
     chat=replace(CHAT, prompt=4, response=8), batch=2, step=(1, 2), rounds=1, members=2, scored=4, sampled=(2,
     3), sampled_lengths=(1, 8),
     miniature_steps=1, pairs=(2, 4, 6), grids=((1, 1), (1, 2)), memory_runs=1,
+    posts=Shape("posts", 10, 3),
 )  # fmt: skip
+
+
+# What one GPU is checked with: the shapes of Llama-3.2-1B, Pythia-1B and SmolLM2-135M.
+CARD = replace(
+    FULL,
+    llama=llama(128256, 2048, 16, 32, 8192) | {"num_key_value_heads": 8, "tie_word_embeddings": True},
+    neox=neox(50304, 2048, 16, 8),
+    small=llama(49152, 576, 30, 9, 1536) | {"num_key_value_heads": 3, "tie_word_embeddings": True},
+    step=(8, 2),
+    scored=1024,
+    sampled=(1536, 12),
+)
 
 
 def config_of(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -129,22 +143,24 @@ def config_of(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
 def causal(
     settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int, device: str = "cpu"
 ) -> PreTrainedModel:
-    """A language model of random float32 weights."""
+    """A language model of random float32 weights, drawn on its device."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config_of(settings, tokenizer), dtype=torch.float32
-    )
+    with torch.device(device):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config_of(settings, tokenizer), dtype=torch.float32
+        )
     return model.to(device)
 
 
 def reward(
     settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int, device: str = "cpu"
 ) -> PreTrainedModel:
-    """A reward model of random float32 weights."""
+    """A reward model of random float32 weights, drawn on its device."""
     torch.manual_seed(seed)
     config = config_of(settings, tokenizer)
     config.num_labels = 1
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    with torch.device(device):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     return model.to(device)
 
 

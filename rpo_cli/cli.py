@@ -16,7 +16,7 @@ from rpo_cli import __version__
 from rpo_cli.errors import BadInput
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.runs.command import add_command
-from rpo_cli.runs.options import Costs, Options
+from rpo_cli.runs.options import RECIPE, Costs, Options, like
 
 TRAIN_POLICY = "\n\n".join(
     [
@@ -35,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Robust preference optimisation: distil reward models into policies, pessimistically.",
     epilog="Start: [bold]rpo train-policy --recipe e-dpo.yaml[/bold] builds everything it needs; "
     "[bold]--dry-run[/bold] says what that is.",
@@ -51,6 +52,7 @@ command = partial(add_command, app)
 # Options that commands share: all of them, those of a command for one artifact, those of one for a figure.
 EVERY = frozenset(field.name for field in fields(Options))
 ONE, FIGURE = EVERY - {"rho", "jobs"}, EVERY - {"seed", "force"}
+COMPARING = FIGURE - {"recipe"}
 
 Split = Literal["validation", "test"]
 KEEP = (
@@ -69,6 +71,10 @@ OUT = "Folder for pictures and results. Default: figures/ in the workspace."
 GAPS = "Train nothing; draw what there is and mark the gaps."
 TUNE = "First choose beta and tau on validation (the full protocol)."
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
+COMPARED = "Policy recipes, or a folder of them."
+AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
+SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
+KEPT = "What `rpo compare --json` printed; builds nothing."
 
 
 def _version(value: bool) -> None:
@@ -89,12 +95,75 @@ def main(
     os.environ.update({"USE_TORCH_XLA": "0", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
 
 
+@command("demo", takes={"workspace", "jobs", "dry_run"}, jobs=2)
+def demo(session: "Session") -> None:
+    """See it work, in a minute on two cores: DPO beside a distilled policy under length bias.
+
+    Trains small models of the embedded world from scratch; needs no network.
+    """
+    from rpo_cli.runs.demo import demo
+
+    demo(session)
+
+
+PAIRS = "Your pairs: a JSONL or Parquet file, or a data set of the hub, in any of TRL's formats."
+TEACHER = "A reward model to distil; several make the ensemble of e-dpo. Default: trained on the pairs."
+WISHES = "Objectives, with commas. Default: dpo and what the teachers are for: d-dpo, or e-dpo of several."
+LORA = "Train an adapter, or all weights. Default: all weights where they fit into memory."
+
+
+@command(
+    "init",
+    "mine --pairs pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --reward-model ./my-rm",
+    takes={"workspace"},
+)
+def init(
+    session: "Session",
+    name: Annotated[str, typer.Argument(help="What to call it: writes NAME.yaml, works in runs/NAME.")],
+    pairs: Annotated[str, Option(help=PAIRS)],
+    model: Annotated[str, Option(help="The model to start from: hub name or directory.")],
+    reward_model: Annotated[list[str] | None, Option(help=TEACHER)] = None,
+    objective: Annotated[str | None, Option(help=WISHES)] = None,
+    oracle: Annotated[
+        str | None, Option(help="A reward model that judges, no teacher. Default: none.")
+    ] = None,
+    sft: Annotated[str | None, Option(help="Written responses to fine-tune on first. Default: none.")] = None,
+    prompts: Annotated[
+        str | None, Option(help="Prompts to evaluate on, a file. Default: of the pairs.")
+    ] = None,
+    epochs: Annotated[float, Option(min=0.001, help="Passes over the pairs.")] = 1.0,
+    lora: Annotated[bool | None, Option("--lora/--full", help=LORA)] = None,
+    overwrite: Annotated[bool, Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a recipe for your own pairs: one file for the whole pipeline, filled in from the data.
+
+    Reads the pairs, counts what is left out, holds out prompts to evaluate on, and sets lengths, steps and
+    batches. Prints the next command.
+    """
+    from rpo_cli.runs.init import Wanted, init
+
+    wanted = (
+        name,
+        pairs,
+        model,
+        reward_model or [],
+        objective,
+        oracle,
+        sft,
+        prompts,
+        epochs,
+        lora,
+        overwrite,
+    )
+    init(session, Wanted(*wanted))
+
+
 @command("train-sft", "--recipe miniature/sft.yaml", takes=ONE, recipe="sft.yaml")
-def train_sft(session: "Session") -> None:
+def train_sft(session: "Session", costs: Costs) -> None:
     """Fine-tune on written responses: makes pi_SFT, the reference policy."""
     from rpo_cli.runs.make import build
 
-    build(session, "sft", ("rpo train-rm", "oracle.yaml", ""))
+    build(session, "sft", ("rpo train-rm", "oracle.yaml", ""), costs=costs)
 
 
 MEMBERS = "Train the ensemble's members, one on each subset D_rho,b."
@@ -104,12 +173,15 @@ RHO_02 = "--recipe rm.yaml --rho 0.2 --ensemble --jobs 2"
 
 @command("train-rm", "--recipe oracle.yaml", RHO_02, takes=EVERY, recipe="rm.yaml")
 def train_rm(
-    session: "Session", ensemble: Annotated[bool, Option("--ensemble", help=MEMBERS)] = False
+    session: "Session",
+    costs: Costs,
+    ensemble: Annotated[bool, Option("--ensemble", help=MEMBERS)] = False,
 ) -> None:
     """Train a Bradley-Terry reward model: the oracle, the one of D_rho, or an ensemble."""
     from rpo_cli.runs.make import build
 
-    build(session, "reward", ("rpo train-policy", "e-dpo.yaml", session.at), members=ensemble)
+    following = ("rpo train-policy", "e-dpo.yaml", session.at)
+    build(session, "reward", following, members=ensemble, costs=costs)
 
 
 @command("sample-pairs", "--recipe small/pairs.yaml", takes=ONE, recipe="pairs.yaml")
@@ -143,15 +215,16 @@ def make_biased_splits(session: "Session") -> None:
 
 
 @command("train-policy", "--recipe e-dpo.yaml --rho 0.2", takes=EVERY, text=TRAIN_POLICY)
-def train_policy(session: "Session") -> None:
+def train_policy(session: "Session", costs: Costs) -> None:
     from rpo_cli.runs import make
 
-    make.train_policy(session)
+    make.train_policy(session, costs)
 
 
 @command("evaluate", "--recipe e-dpo.yaml --rho 0.2 --split test", takes=EVERY)
 def evaluate(
     session: "Session",
+    costs: Costs,
     split: Annotated[Split, Option(help="Prompts: validation chooses, test reports.")] = "test",
 ) -> None:
     """Sample from a policy and score with the oracle:
@@ -161,7 +234,7 @@ def evaluate(
     """
     from rpo_cli.runs import make
 
-    make.evaluate(session, split)
+    make.evaluate(session, split, costs)
 
 
 @command("judge", "--recipe own-data/dpo.yaml --model gpt-4.1-mini", takes=EVERY - {"accelerate"})
@@ -179,6 +252,115 @@ def judge(
     from rpo_cli.runs import make
 
     make.judge(session, split, model, base_url)
+
+
+PUSH = "Upload it as well, to this name of the hub: USER/NAME. The token: `hf auth login`, or HF_TOKEN."
+OUT_OF = "Replace a model that was exported there before."
+EXPORTED = {"recipe", "rho", "seed", "overrides", "workspace", "device", "dry_run"}
+
+
+@command(
+    "export", "--recipe e-dpo.yaml --rho 0.2 --to my-model", "--recipe own-data/dpo.yaml --to my-model "
+    "--push anna/my-model --dtype bfloat16", takes=EXPORTED
+)  # fmt: skip
+def export(
+    session: "Session",
+    to: Annotated[Path, Option(help="Folder to write: new, or empty.")],
+    push: Annotated[str | None, Option(help=PUSH)] = None,
+    adapter: Annotated[
+        bool, Option("--adapter/--merged", help="The LoRA adapter alone, or the whole model.")
+    ] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, Option(help="Round the weights. Default: float32.")
+    ] = None,
+    private: Annotated[bool, Option("--private", help="With --push: only you can see it.")] = False,
+    force: Annotated[bool, Option("--force", help=OUT_OF)] = False,
+) -> None:
+    """Write a trained model into a folder of its own:
+    weights, tokenizer, and a model card with the evaluations that there are.
+    """
+    from rpo_cli.runs.export import Wanted
+    from rpo_cli.runs.export import export as write
+
+    write(session, Wanted(to, push, adapter, dtype, private, force))
+
+
+@command("rebuild", "my-model/README.md", takes={"workspace", "device", "dry_run", "jobs"})
+def rebuild(
+    session: "Session", card: Annotated[Path, typer.Argument(help="The model's README.md, or its folder.")]
+) -> None:
+    """Train the model of a card again, with everything behind it, and compare the weights.
+
+    Its data and base models must be what they were. The workspace is runs/SUITE-rebuilt, unless you name one.
+    """
+    from rpo_cli.runs.rebuild import rebuild as again
+
+    again(session, card)
+
+
+FILE = "Rows: JSON lines (packed or not), Parquet, a folder of either, or a data set of the hub."
+NEW = "File to write. Default: beside the rows, here for a set of the hub."
+Rows = Annotated[str, typer.Argument(metavar="FILE", help=FILE)]
+Out = Annotated[Path | None, Option("--out", help=NEW)]
+PartOf = Annotated[str | None, Option("--split", help="Of a data set, this split only.")]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"], Option(help="auto: bfloat16 where the device has it.")
+]
+
+
+@command(
+    "score",
+    "pairs.jsonl --model Skywork/Skywork-Reward-V2-Qwen3-0.6B",
+    takes={"device", "dry_run", "as_json"},
+)
+def score(
+    session: "Session",
+    file: Rows,
+    model: Annotated[str, Option(help="Reward model: a hub name, or a directory.")],
+    out: Out = None,
+    label: Annotated[str | None, Option(help="Of a model with several labels, the reward's.")] = None,
+    batch_size: Annotated[int, Option(min=1, help="Responses at a time.")] = 32,
+    max_length: Annotated[int | None, Option(min=1, help="Longer rows get no reward.")] = None,
+    dtype: Precision = "auto",
+    split: PartOf = None,
+) -> None:
+    """Add the rewards of a reward model to the rows of a file.
+
+    Rows have chosen and rejected, messages, or a prompt with completion, response or responses. Conversations
+    go through the model's own chat template. A run that was interrupted goes on where it was.
+    """
+    from rpo_cli.runs import files
+
+    size = {"per_device_eval_batch_size": batch_size, "max_length": max_length}
+    files.score(session, file, model, label, out, dtype=dtype, split=split, **size)
+
+
+@command("sample", "prompts.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --num-samples 4",
+         takes={"device", "dry_run", "as_json"})  # fmt: skip
+def sample(
+    session: "Session",
+    file: Rows,
+    model: Annotated[str, Option(help="Language model: a hub name, or a directory.")],
+    out: Out = None,
+    num_samples: Annotated[int, Option(min=1, help="Responses to each prompt.")] = 1,
+    temperature: Annotated[float, Option(min=0.01, help="Of the samples.")] = 1.0,
+    top_p: Annotated[float, Option(min=0.01, max=1, help="Sample from this share of probability.")] = 1.0,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest response.")] = 256,
+    seed: Annotated[int, Option(min=0, help="Of the samples.")] = 0,
+    batch_size: Annotated[int, Option(min=1, help="Responses at a time.")] = 32,
+    dtype: Precision = "auto",
+    split: PartOf = None,
+) -> None:
+    """Add a model's responses to the prompts in a file, as a column `responses`.
+
+    The same prompt gets the same responses for a seed, whatever else is in the file. A run that was
+    interrupted goes on where it was.
+    """
+    from rpo_cli.runs import files
+
+    drawn = {"count": num_samples, "temperature": temperature, "top_p": top_p, "seed": seed}
+    size = {"per_device_eval_batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    files.sample(session, file, model, out, dtype=dtype, split=split, **size, **drawn)
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -213,6 +395,59 @@ def sweep(
     question = asked(session.dry_run, costs)
     reduced = Budget(budget == "small", objectives, grid_size)
     run_sweep(session, _numbers(seeds), write, keep_weights, reduced, question)
+
+
+Compared = Annotated[list[str], typer.Argument(help=COMPARED)]
+Against = Annotated[str | None, Option(help=AGAINST)]
+Sweep = Annotated[bool, Option("--sweep", help=SWEEP)]
+COMPARE = "miniature/dpo.yaml miniature/d-dpo.yaml miniature/e-dpo.yaml"
+
+
+@command(
+    "compare", f"{COMPARE} --rho 0.2 --seeds 0,1,2 --jobs 2", "recipes/own-data", takes=FIGURE - {"recipe"}
+)
+def compare(
+    session: "Session",
+    costs: Costs,
+    recipes: Compared,
+    against: Against = None,
+    seeds: Seeds = None,
+    sweep: Sweep = False,
+    grid_size: GridSize = None,
+) -> None:
+    """Train policies on the same pairs and compare them:
+    held-out accuracy and margin, advantage, length, KL, wins by a judge, with paired 95 % intervals.
+
+    Works without an oracle: `oracle: null` in the evaluate recipe.
+    """
+    from rpo_cli.figures import Budget, Comparing, run_compare
+    from rpo_cli.runs.question import asked
+
+    question, budget = asked(session.dry_run, costs), Budget(grid_size=grid_size)
+    run_compare(session, Comparing(recipes, against, _numbers(seeds), sweep, budget, question))
+
+
+@command("report", f"{COMPARE} --rho 0.2 --out report.html", takes=COMPARING - {"as_json"})
+def report(
+    session: "Session",
+    recipes: Annotated[list[str] | None, typer.Argument(help=COMPARED)] = None,
+    from_results: Annotated[Path | None, Option("--from", help=KEPT)] = None,
+    out: Annotated[Path, Option(help="The page to write.")] = Path("report.html"),
+    against: Against = None,
+    seeds: Seeds = None,
+    sweep: Sweep = False,
+    grid_size: GridSize = None,
+) -> None:
+    """Write a comparison as one HTML page:
+    numbers, figure, learning curves, samples side by side, data, reward models, costs.
+
+    The page loads nothing from elsewhere. What is missing is built first, as `rpo compare` does.
+    """
+    from rpo_cli.figures import Budget, Comparing, run_report
+
+    budget = Budget(grid_size=grid_size)
+    asked = Comparing(recipes or [], against, _numbers(seeds), sweep, budget)
+    run_report(session, asked, from_results, out)
 
 
 def _figure(kind: str, text: str, recipe: str, *more: str) -> None:
@@ -268,7 +503,7 @@ def recipe_list(session: "Session") -> None:
 
 @add_command(recipe_app, "show", "e-dpo.yaml --rho 0.2", takes={"rho", "seed", "overrides"})
 def recipe_show(
-    session: "Session", recipe: Annotated[str, typer.Argument(help="Recipe: a path or a name.")]
+    session: "Session", recipe: Annotated[str, typer.Argument(help=RECIPE, autocompletion=like)]
 ) -> None:
     """The resolved recipe, with the file and line that each value comes from."""
     from rpo_cli.recipes import resolved_yaml
@@ -282,7 +517,7 @@ def recipe_show(
 
 @add_command(recipe_app, "check", "recipes/miniature")
 def recipe_check(
-    recipes: Annotated[list[str], typer.Argument(help="Recipes, or folders of recipes.")],
+    recipes: Annotated[list[str], typer.Argument(help="Recipes, or suites.", autocompletion=like)],
 ) -> None:
     """Check recipes and what they refer to; every problem is named with its file and line."""
     from rpo_cli.runs.check import check_recipes

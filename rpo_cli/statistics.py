@@ -1,12 +1,14 @@
-"""What the samples of one evaluated cell say about its policy, with bootstrap intervals; numpy only.
+"""What the samples of one evaluated cell say about its policy, with intervals; numpy only.
 
-Every interval is the 95 % percentile bootstrap (Efron and Tibshirani, 1993, chapter 13). The unit of
-resampling is the prompt, never the single sample: samples of one prompt are not independent.
+Every interval over prompts is the 95 % percentile bootstrap (Efron and Tibshirani, 1993, chapter 13). The
+unit of resampling is the prompt, never the single sample: samples of one prompt are not independent. Over
+seeds, of which there are few, there is Student's t beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Truncated = Literal["score", "drop"]
-COLUMNS = ("prompt_id", "sample", "prompt", "response", "tokens", "finished", "reward", "logp", "ref_logp")
+COLUMNS = ("prompt_id", "sample", "prompt", "response", "tokens", "finished", "logp", "ref_logp")
 COUNTS_AT_A_TIME = 2_000_000  # resamples x prompts held in memory: 16 MB
 
 
@@ -45,6 +47,52 @@ def interval(mean: float, draws: Array) -> Interval:
         return Interval(float("nan"), float("nan"), float("nan"))
     low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(float(mean), float(low), float(high))
+
+
+@cache
+def student_angles(freedom: int) -> tuple[Array, Array]:
+    """Distribution function of Student's t: angles θ and P(t ≤ √freedom · tan θ) at each.
+
+    With t = √freedom · tan θ the density is proportional to cos(θ)^(freedom − 1): bounded, and summed by the
+    trapezoid rule it is right to 1e-8.
+    """
+    angles = np.linspace(-np.pi / 2, np.pi / 2, 40_001)
+    density = np.cos(angles) ** (freedom - 1)
+    steps = (density[1:] + density[:-1]) / 2
+    return angles, np.concatenate([[0.0], np.cumsum(steps)]) / steps.sum()
+
+
+def student_quantile(share: float, freedom: int) -> float:
+    """The value below which this share of Student's t distribution lies."""
+    angles, shares = student_angles(freedom)
+    return float(np.sqrt(freedom) * np.tan(np.interp(share, shares, angles)))
+
+
+def t_interval(values: Array) -> Interval:
+    """Mean of one value for each seed [S], S at least 2, with its 95 % interval by Student's t."""
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
+    reach = student_quantile(0.975, len(values) - 1) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def t_test(values: Array) -> float:
+    """Two-sided p-value of a mean of zero, of one value for each seed [S], S at least 2."""
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    if error == 0:
+        return 0.0 if np.any(values) else 1.0
+    angles, shares = student_angles(len(values) - 1)
+    angle = np.arctan(-abs(float(np.mean(values))) / error / (len(values) - 1) ** 0.5)
+    return float(2 * np.interp(angle, angles, shares))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number: that of any false rejection stays what it was (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    raised = np.minimum(1, np.maximum.accumulate(np.asarray(p_values, float)[order] * factors))
+    out = np.empty(len(p_values))
+    out[order] = raised
+    return [float(p) for p in out]
 
 
 def weighted_means(weights: Array, values: Array) -> Array:
@@ -133,13 +181,16 @@ def bootstrap_seeds(
 
 
 def check_samples(samples: pd.DataFrame, name: str) -> None:
-    """Refuse a table of samples that cannot be summarised: ValueError naming it and its first bad row."""
+    """Refuse a table of samples that cannot be summarised: ValueError naming it and its first bad row.
+
+    Without an oracle there is no column `reward`.
+    """
     absent = [column for column in COLUMNS if column not in samples.columns]
     if absent:
         raise ValueError(f"{name}: no column {', '.join(absent)}")
     if samples.empty:
         raise ValueError(f"{name}: no samples")
-    for column in ("reward", "logp", "ref_logp"):
+    for column in (name for name in ("reward", "logp", "ref_logp") if name in samples):
         bad = samples[~np.isfinite(samples[column].to_numpy(np.float64))]
         if len(bad):
             row = bad.iloc[0]
@@ -154,18 +205,18 @@ def check_samples(samples: pd.DataFrame, name: str) -> None:
 
 
 def per_prompt(samples: pd.DataFrame, truncated: Truncated) -> pd.DataFrame:
-    """Means over each prompt's samples: reward, tokens, finished (share), kl; indexed by prompt_id, sorted.
+    """Means over each prompt's samples: tokens, finished (share), kl, and reward where samples have one.
 
-    kl is logp - ref_logp in nats per response: for samples at temperature 1 and top_p 1, an unbiased estimate
-    of KL(pi_theta || pi_ref). With truncated="drop" samples without EOS are left out, and so are prompts that
-    have no other.
+    Indexed by prompt_id, sorted. kl is logp - ref_logp in nats per response: for samples at temperature 1 and
+    top_p 1, an unbiased estimate of KL(pi_theta || pi_ref). With truncated="drop" samples without EOS are
+    left out, and so are prompts that have no other.
     """
     if truncated not in ("score", "drop"):
         raise ValueError(f"truncated: must be score or drop, not {truncated!r}")
     kept = samples[samples["finished"].astype(bool)] if truncated == "drop" else samples
-    table = kept[["prompt_id", "reward", "tokens", "finished"]].assign(kl=kept["logp"] - kept["ref_logp"])
-    numbers = dict.fromkeys(("reward", "tokens", "finished", "kl"), float)
-    return table.astype(numbers).groupby("prompt_id").mean()
+    names = [name for name in ("reward", "tokens", "finished") if name in kept]
+    table = kept[["prompt_id", *names]].assign(kl=kept["logp"] - kept["ref_logp"])
+    return table.astype(dict.fromkeys((*names, "kl"), float)).groupby("prompt_id").mean()
 
 
 def win_shares(policy: pd.DataFrame, baseline: pd.DataFrame) -> pd.Series:
@@ -203,8 +254,8 @@ def summarise(
     Rewards in oracle units, lengths in tokens with EOS, KL in nats per response; `x`, `x_low`, `x_high` for
     the advantage, tokens, kl_to_reference, length_controlled_advantage (at_equal_length, per-prompt
     differences) and win_rate. One bootstrap over prompts serves all of them. `dropped` counts samples left
-    out by truncated="drop", `dropped_prompts` the prompts that therefore lack a pair. ValueError: other
-    prompts, missing rewards, nothing left.
+    out by truncated="drop", `dropped_prompts` the prompts that therefore lack a pair. Samples without rewards
+    (no oracle) leave out what rests on rewards. ValueError: other prompts, missing rewards, nothing left.
     """
     tables = {"policy": policy_samples, "baseline": baseline_samples}
     for name, samples in tables.items():
@@ -217,23 +268,30 @@ def summarise(
     policy, baseline = policy.loc[kept], baseline.loc[kept]
     finished = {name: samples["finished"].astype(bool) for name, samples in tables.items()}
     scored = [t[finished[name]] if truncated == "drop" else t for name, t in tables.items()]
-    reward = (policy["reward"] - baseline["reward"]).to_numpy(np.float64)
-    length = (policy["tokens"] - baseline["tokens"]).to_numpy(np.float64)
-    line = np.column_stack([reward, length, length * reward, length * length])
-    others = np.column_stack([policy["tokens"], policy["kl"], win_shares(*scored).loc[kept]])
-    values = np.column_stack([line, others])
+    rewarded = all("reward" in samples for samples in tables.values())
+    columns = {"tokens": policy["tokens"], "kl_to_reference": policy["kl"]}
+    if rewarded:
+        reward, length = (policy[name] - baseline[name] for name in ("reward", "tokens"))
+        moments = {"length": length, "product": length * reward, "square": length * length}
+        columns = {"advantage": reward, **moments, **columns, "win_rate": win_shares(*scored).loc[kept]}
+    values = np.column_stack([column.to_numpy(np.float64) for column in columns.values()])
     draws = resample_means([values], resamples, seed)[:, 0]
-    means = values.mean(0)
-    places = {"advantage": 0, "tokens": 4, "kl_to_reference": 5, "win_rate": 6}
-    intervals = {name: interval(means[place], draws[:, place]) for name, place in places.items()}
-    controlled = at_equal_length(draws[:, :4])
-    intervals["length_controlled_advantage"] = interval(float(at_equal_length(means[:4])), controlled)
+    means, places = values.mean(0), list(columns)
+    told = [name for name in ("advantage", "tokens", "kl_to_reference", "win_rate") if name in columns]
+    intervals: dict[str, Interval] = {
+        name: interval(means[places.index(name)], draws[:, places.index(name)]) for name in told
+    }
+    if rewarded:
+        controlled = interval(float(at_equal_length(means[:4])), at_equal_length(draws[:, :4]))
+        intervals["length_controlled_advantage"] = controlled
     out: dict[str, float] = {"prompts": len(kept), "samples": len(policy_samples)}
     for name, value in intervals.items():
         key = "tokens_mean" if name == "tokens" else name
         out |= {key: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
-    out["reward_mean"] = float(policy["reward"].mean())
-    out |= {f"baseline_{name}_mean": float(baseline[name].mean()) for name in ("reward", "tokens")}
+    if rewarded:
+        out["reward_mean"] = float(policy["reward"].mean())
+        out["baseline_reward_mean"] = float(baseline["reward"].mean())
+    out["baseline_tokens_mean"] = float(baseline["tokens"].mean())
     for prefix, name in (("", "policy"), ("baseline_", "baseline")):
         unfinished = int((~finished[name]).sum())
         out[f"{prefix}unfinished_share"] = unfinished / len(tables[name])

@@ -17,7 +17,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
-from rpo_cli.models import four_bits, pair_rewards, tokenise
+from rpo_cli.models import (
+    four_bits,
+    load_causal,
+    load_reward,
+    load_tokenizer,
+    pair_rewards,
+    tokenise,
+)
+from rpo_cli.models.load import RoundedLinear
 from rpo_cli.recipes.schema import SFTRecipe
 from rpo_cli.stages.data.rows import read_rows
 
@@ -75,6 +83,47 @@ def test_a_policy_on_4_bits_starts_at_its_own_reference_and_is_merged_into_the_w
     adapted = peft.AutoPeftModelForCausalLM.from_pretrained(folder / "adapter")
     ids = torch.arange(4, 12)[None]
     assert torch.allclose(adapted(input_ids=ids).logits, loaded(input_ids=ids).logits, atol=1e-5)
+
+
+def test_a_frozen_base_in_bfloat16_gives_the_numbers_of_float32_under_autocast_bit_for_bit(
+    built: Tiny,
+) -> None:
+    cpu, half = Device("cpu", "float32", ""), Device("cpu", "bfloat16", "")
+    ids = torch.arange(4, 24).reshape(2, 10)
+    for load, folder in ((load_causal, "seed-0/sft"), (load_reward, "seed-0/oracle")):
+        place = built.root / folder
+        recipe = SFTRecipe(stage="sft", model_name_or_path="x", use_peft=True)
+        tokenizer = load_tokenizer(place)
+        whole, held = (load(place, recipe, device, tokenizer, training=True) for device in (cpu, half))
+        linear = [m for m in held.modules() if isinstance(m, torch.nn.Linear)]
+        assert sum(m.weight.dtype == torch.bfloat16 for m in linear) == len(linear) - 1  # the head stays
+        assert held.get_input_embeddings().weight.dtype == torch.float32
+        found = []
+        for model in (whole, held):
+            inputs = whole.get_input_embeddings()(ids).detach().requires_grad_()
+            with half.autocast():
+                logits = model(inputs_embeds=inputs, attention_mask=torch.ones_like(ids)).logits
+            logits.float().square().sum().backward()
+            found.append((logits, inputs.grad))
+        assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])  # type: ignore[arg-type]
+        trained = load(place, recipe.model_copy(update={"use_peft": False}), half, tokenizer, training=True)
+        assert all(weights.dtype == torch.float32 for weights in trained.parameters())
+
+
+def test_an_adapter_on_a_base_in_bfloat16_is_float32_and_merged_into_the_whole_base(tiny: Tiny) -> None:
+    changes = [
+        part for change in ("use_peft=true", *FOUR[2:], "dtype=bfloat16") for part in ("--set", change)
+    ]
+    run = tiny.run("train-policy", "dpo.yaml", *changes, "--json")
+    folder = next(Path(made["path"]) for made in json.loads(run.stdout).values())
+    metrics = manifest(tiny.root, str(folder.relative_to(tiny.root)))["metrics"]
+    assert metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-6) and metrics["shared_prompts"]
+    base, merged = (load_file(place / "model.safetensors") for place in (tiny.root / "seed-0/sft", folder))
+    change = delta(folder)
+    assert (merged[f"{LINEAR}.weight"] - base[f"{LINEAR}.weight"]).allclose(change, atol=1e-7)
+    assert change.abs().max() > 0 and merged[f"{LINEAR}.weight"].dtype == torch.float32
+    adapter = load_file(folder / "adapter/adapter_model.safetensors")
+    assert all((weights.bfloat16().float() != weights).any() for weights in adapter.values())
 
 
 def test_a_pessimistic_policy_on_4_bits_samples_its_own_reference(tiny: Tiny) -> None:
@@ -193,3 +242,9 @@ def test_full_precision_keys_do_not_know_of_4_bits(built: Tiny) -> None:
         and stage.inputs["reference"].path == "seed-0/reference-logps/relabel"
     )  # type: ignore[union-attr]
     assert built.stage("dpo.yaml", *FOUR).path.startswith(f"{RHO}/policies/dpo/beta-0.2-load_in_4bit-True")
+
+
+def test_a_layer_held_in_bfloat16_computes_in_float32_where_there_is_no_autocast() -> None:
+    layer = RoundedLinear(4, 3).to(torch.bfloat16)
+    values = torch.randn(2, 4)
+    assert torch.equal(layer(values), values @ layer.weight.float().T + layer.bias.float())

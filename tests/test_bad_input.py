@@ -83,17 +83,6 @@ def without_special(tiny: Tiny, *names: str) -> None:
     )
 
 
-def other_vocabulary(tiny: Tiny) -> None:
-    file = tiny.root / RHO / "rm/b-0.2/tokenizer.json"
-    content = json.loads(file.read_text())
-    vocabulary = content["model"]["vocab"]
-    one, two = list(vocabulary)[-2:]
-    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
-    file.write_text(json.dumps(content))
-    shutil.rmtree(tiny.root / RHO / "scores/rm/b-0.2")
-    shutil.rmtree(tiny.root / RHO / "policies")
-
-
 def not_a_number(tiny: Tiny) -> None:
     file = tiny.root / SEED / "oracle/model.safetensors"
     weights = load_file(file)
@@ -167,17 +156,9 @@ CASES = {
         "max_length is 20; raise max_length, shorten the text, or set overlong: drop",
         command=("train-sft", "sft.yaml"), more=("max_length=20",), makes=f"{SEED}/sft",
     ),
-    "a tokenizer without padding": Case(
-        "the tokenizer has no padding token; set `pad_token:`",
-        lambda tiny: without_special(tiny, "pad_token"), ("train-rm", "rm.yaml"), makes=f"{RHO}/rm/all",
-    ),
     "a tokenizer without EOS": Case(
         "the tokenizer has no EOS token, so a response could never end",
         lambda tiny: without_special(tiny, "eos_token"), ("train-rm", "rm.yaml"), makes=f"{RHO}/rm/all",
-    ),
-    "a teacher with another vocabulary": Case(
-        "their tokenizers differ in vocabulary; policy and reward models must share one", other_vocabulary,
-        makes=f"{RHO}/scores/rm/b-0.2"
     ),
     "a reward that is no number": Case(
         "oracle/model.safetensors is damaged (score.weight has numbers that are not finite): delete",

@@ -286,3 +286,13 @@ def test_tables_are_the_same_in_both_layouts(built: Tiny, tiny: Tiny) -> None:
         one, two = pq.read_table(built.root / table).to_pydict(), pq.read_table(tiny.root / table).to_pydict()
         for name in one:
             assert two[name] == (pytest.approx(one[name], abs=1e-5) if name != "id" else one[name])
+
+
+def test_rows_of_a_given_shape_that_begin_at_the_left_have_their_tokens_and_ends() -> None:
+    prompts, groups = [[5], [6]], [[[7, 8, 9]], [[7]]]
+    free = make_batch(prompts, groups, 0, "right")
+    given = make_batch(prompts, groups, 0, "right", (8, 8))  # a prompt's part is wider than any prompt
+    assert given["input_ids"].shape == (2, 16) and given["predictors"].shape == (2, 15)
+    assert torch.equal(given["input_ids"][:, :4], free["input_ids"])
+    assert torch.equal(given["ends"], free["ends"])
+    assert given["attention_mask"].sum(1).tolist() == [4, 2]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,3 +81,71 @@ def test_committed_table_has_the_committed_results() -> None:
     results = json.loads((ROOT / "benchmarks" / "results.json").read_text())
     shown = (ROOT / "benchmarks" / "README.md").read_text().partition(BEGIN)[2].partition(END)[0]
     assert results and shown == f"\n{table(results)}\n"
+
+
+@pytest.mark.slow
+def test_gpu_check_runs_to_its_end_on_a_cpu_and_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "gpu_check.json"
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "benchmarks.gpu_check", "--toy", "--out", str(tmp_path), *words]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+
+    said = call("--minutes", "60").stdout
+    results = json.loads(file.read_text())
+    assert "error" not in said and not [name for name, each in results.items() if "error" in each]
+    rows = {row["what"]: row for each in results.values() for row in each["comparisons"]}
+    equal = ("first losses", "cpu beside the CPU, float32", "a sample does not depend on its batch")
+    twice = [what for what in rows if "twice" in what]
+    assert len(twice) == 2 and all(rows[what]["passed"] for what in (*equal, *twice))
+    assert rows["Figure 2 from an empty workspace, --jobs 1"]["passed"]
+    file.write_text(json.dumps({name: results[name] for name in results if name != "samples_alone"}))
+    again = call().stderr
+    assert "samples_alone: " in again and "figure: " not in again
+    assert list(json.loads(file.read_text())) == list(results)
+
+
+def test_gpu_check_goes_on_with_what_is_new_then_with_what_failed_and_last_with_the_figure() -> None:
+    from benchmarks.gpu_check import missing
+
+    names = ["equal", "speed", "memory", "figure"]
+    failed, fine = {"error": "out of memory"}, {"comparisons": []}
+    assert missing(names, {}) == names
+    assert missing(names, {"equal": failed, "speed": fine}) == ["memory", "equal", "figure"]
+    assert missing(names, {name: fine for name in names}) == []
+    assert missing(names, {**dict.fromkeys(names, fine), "figure": failed}) == ["figure"]
+
+
+def test_a_section_that_fails_keeps_its_rows_and_tells_its_error() -> None:
+    from benchmarks.__main__ import measure
+    from benchmarks.bench import Comparison
+    from benchmarks.gpu_check import report
+
+    def section(on: object) -> Iterator[Comparison]:
+        yield Comparison("dpo step", "tiny", "1", "2", [0.5])
+        raise RuntimeError("no memory\nand more")
+
+    where: dict[str, Any] = {"device": "a card"}
+    measured = measure(section, None, where, forgiving=True)
+    assert [row["what"] for row in measured["comparisons"]] == ["dpo step"]
+    assert measured["error"] == "RuntimeError: no memory"
+    assert "- memory: RuntimeError: no memory" in report({"memory": measured})
+    with pytest.raises(RuntimeError):
+        measure(section, None, where)
+
+
+def test_kernels_are_counted_by_kind() -> None:
+    from benchmarks.kernels import kind_of
+
+    names = {
+        "nvjet_tst_128x256_64x4_2x1_v_bz_coopA_NNT": "matrix products",
+        "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64": "matrix products",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma": "attention",
+        "void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>": "optimiser and clipping",
+        "void at::native::vectorized_elementwise_kernel<4, silu>": "element-wise",
+        "void at::native::unrolled_elementwise_kernel<direct_copy_kernel_cuda>": "copies and casts",
+        "void at::native::reduce_kernel<512, 1, MeanOps>": "reductions",
+        "Memcpy HtoD (Pinned -> Device)": "copies and casts",
+    }
+    assert {name: kind_of(name) for name in names} == names

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -70,12 +71,16 @@ def test_documented_command_line_is_understood(
     shutil.copytree(
         tmp_path / "recipes" / "own-data", tmp_path / "recipes" / "mine"
     )  # as its README tells to
+    example = (tmp_path / "recipes" / "example.yaml").read_text()  # as `rpo init mine` writes it
+    (tmp_path / "mine.yaml").write_text(example.replace("./own-data", "./recipes/own-data"))
     (tmp_path / "results").symlink_to(ROOT / "results")
     words = shlex.split(line, comments=True)[1:]
     if words[:2] == ["recipe", "schema"]:
         words = [word.replace("recipes/", "") for word in words]  # not over the real one
-    if words[:2] == ["data", "inspect"]:
-        words.append("--help")  # builds the data; its own tests run it
+    if words[:2] == ["data", "inspect"] or words[0] in ("init", "score", "sample"):
+        words.append("--help")  # builds the data, reads files; its own tests run it
+    elif words[0] == "rebuild":
+        words.append("--help")  # of a card that a reader has; tests/test_export.py runs it
     elif "--from" in words:
         words += [] if "--out" in words else ["--out", str(tmp_path / "drawn")]
         words = [str(tmp_path / "drawn") if word.startswith("/tmp/") else word for word in words]
@@ -286,4 +291,5 @@ def test_every_recipe_points_its_editor_at_the_schema() -> None:
     assert len(recipes) >= 20
     for recipe in recipes:
         first = recipe.read_text().splitlines()[0]
-        assert first == "# yaml-language-server: $schema=../schema.json", recipe
+        schema = os.path.relpath(ROOT / "recipes" / "schema.json", recipe.parent)
+        assert first == f"# yaml-language-server: $schema={schema}", recipe

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from conftest import RHO, Tiny, manifest
+from conftest import RHO, Tiny, manifest, rpo
 from safetensors import safe_open
 from test_cli import HEAVY
 
@@ -23,6 +23,9 @@ from rpo_cli.figures.tuning import WeightKeeper
 from rpo_cli.models import load_tokenizer, tokenise
 from rpo_cli.runs.question import ACCELERATORS
 from rpo_cli.stages.data.rows import read_rows
+from rpo_cli.text import size
+
+ROOT = Path(__file__).resolve().parent.parent
 
 FIGURE = (
     "stage: figure\npolicies: [dpo.yaml, d-dpo.yaml, e-dpo.yaml]\nrhos: [0.4, 0.5, 0.6]\nseeds: [0, 1]\n"
@@ -267,6 +270,23 @@ def test_lora_and_checkpointing_change_memory_and_flops(empty: Tiny) -> None:
     )  # 0.373 bits, as the paper has it
 
 
+@pytest.mark.parametrize(("recipe", "device", "most"), [("lora", "h100-80g", 80), ("qlora", "a10-24g", 24)])
+def test_e_dpo_of_an_8b_model_fits_one_gpu_by_an_estimate_that_the_docs_print(
+    recipe: str, device: str, most: int
+) -> None:
+    command = ["train-policy", "--recipe", ROOT / f"recipes/one-gpu/e-dpo-{recipe}.yaml", "--dry-run"]
+    found = json.loads(rpo(*command, "--estimate", "--device-name", device, "--json").stdout)["estimate"]
+    (peak,) = found["memory"]
+    assert peak["fits"] and peak["total"] < most * 1e9
+    assert f"| {size(peak['total'])} |" in (ROOT / "docs/estimate.md").read_text()
+    parameters = {model["head"]: model["parameters"] for model in found["models"]}
+    embeddings = 128_256 * 4096
+    # Everything but embeddings and norms in bfloat16: the teacher's linear layers, and no head.
+    teacher = 2 * parameters["reward"] + 2 * (embeddings + 65 * 4096)
+    assert found["weights_read"]["scores"] == pytest.approx(teacher, rel=1e-4) and teacher < most * 1e9
+    assert found["weights_read"]["reference"] == peak["bytes"]["weights"]
+
+
 def test_a_model_that_cannot_be_read_is_named_or_given(empty: Tiny) -> None:
     with_figure(empty)
     sft = (empty.suite / "sft.yaml").read_text().splitlines()
@@ -282,7 +302,8 @@ def test_a_model_that_cannot_be_read_is_named_or_given(empty: Tiny) -> None:
 
 def test_rows_that_nobody_knows_are_not_counted_and_said_so(empty: Tiny) -> None:
     with_figure(empty)
-    from rpo_cli.runs.estimate import Lengths, Unknown, _rows
+    from rpo_cli.runs.costs import _rows
+    from rpo_cli.runs.sizes import Lengths, Unknown
 
     with pytest.raises(Unknown, match="how many rows pairs has"):
         _rows(Lengths(None, 1.0, 1.0, 1, ""), "pairs")
@@ -311,6 +332,29 @@ def test_every_listed_device_has_its_numbers_and_no_price() -> None:
         assert numbers.keys() == {"tflops", "memory_gb", "bandwidth_gb_s"} and all(
             value > 0 for value in numbers.values()
         )
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe"),
+    [
+        ("train-sft", "sft.yaml"),
+        ("train-rm", "oracle.yaml"),
+        ("train-policy", "e-dpo.yaml"),
+        ("evaluate", "e-dpo.yaml"),
+    ],
+)
+def test_every_training_command_estimates_what_its_own_plan_costs(
+    empty: Tiny, command: str, recipe: str
+) -> None:
+    found = plan(empty, command, recipe, "--estimate", "--device-name", "a100-80g")
+    counted = {group["kind"]: group["stages"] for group in found["estimate"]["by_kind"]}
+    planned = [item["kind"] for item in found["todo"] if item["kind"] not in ("data", "splits")]
+    assert counted == {kind: planned.count(kind) for kind in planned}
+    assert found["estimate"]["hours"] > 0 and all(peak["fits"] for peak in found["estimate"]["memory"])
+    text = empty.run(command, recipe, "--dry-run", "--estimate").stdout
+    assert "memory to train sft" in text and "--keep-weights" not in text
+    assert "go with --dry-run" in empty.run(command, recipe, "--estimate", code=2).stderr
+    assert not empty.root.exists()
 
 
 # ── Less of it ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -345,7 +345,7 @@ class Shelf:
 
 def swept(value: float, seed: int) -> Any:
     name = f"{value:g}/{seed}"
-    evaluation = SimpleNamespace(path=f"evaluation/{name}", identity={})
+    evaluation = SimpleNamespace(path=f"evaluation/{name}", identity={}, kind="evaluate")
     return SimpleNamespace(
         policy="dpo",
         rho=0.2,

@@ -15,7 +15,7 @@ from transformers import TopPLogitsWarper
 
 from rpo_cli.devices import Device
 from rpo_cli.errors import RunFailed
-from rpo_cli.models import new_causal, occurrences, pick, sample, uniforms
+from rpo_cli.models import decode, new_causal, occurrences, pick, sample, uniforms
 from rpo_cli.stages.data import miniature
 
 SAMPLING = import_module("rpo_cli.models.sample")  # the file: in its package the name is the function's
@@ -222,6 +222,36 @@ def test_a_cache_that_gives_other_logits_is_not_used(llama: Any, caplog: pytest.
     finally:
         handle.remove()
     assert "gives other logits with its cache than without: every step reads the whole" in caplog.text
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("behind", [1, 3])
+def test_samples_are_the_same_when_the_host_looks_at_tokens_some_steps_later(name: str, behind: int) -> None:
+    model = model_of(name)
+    numbers = uniforms(PROMPTS, occurrences(PROMPTS), LIMIT, 3)
+    decoder, even = decode.decoder_for(model, PROMPTS, TOKENIZER.pad_token_id, LIMIT, len(PROMPTS))
+    same = [i for i, prompt in enumerate(PROMPTS) if len(prompt) == 9 or not even]
+    prompts = [PROMPTS[i] for i in same]
+    with torch.inference_mode(), forwarded(model) as seen:
+        found = SAMPLING._respond(decoder, prompts, numbers[same], 1.5, 0.9, {EOS}, behind)
+    expected = alone(model, PROMPTS)
+    assert found == [expected[i] for i in same]
+    longest = max(map(len, found))
+    assert longest <= len(seen) <= longest + behind
+
+
+@pytest.mark.parametrize(
+    ("name", "right"), [("llama", True), ("gpt_neox", True), ("mistral", False), ("bloom", False)]
+)
+def test_a_mask_made_here_gives_the_same_logits_or_is_found_out(name: str, right: bool) -> None:
+    model, pad = model_of(name), TOKENIZER.pad_token_id
+    with decode.exactly(model):
+        texts = decode._telling_texts(model, max(PROMPTS, key=len), 3, LIMIT)
+        more = [(text * 2)[:4] for text in texts]
+        alone = torch.cat([decode._alone(model, *row) for row in zip(texts, more, strict=True)])
+        for own_mask in (False, True):
+            decoder = decode._Cached(model, pad, "past_key_values", own_mask=own_mask)
+            assert decode._gives(alone, decoder, [(texts, more)]) == (right or not own_mask)
 
 
 # ── The choice of a token ───────────────────────────────────────────────────────────────────────────────────

@@ -111,7 +111,9 @@ def test_a_classifier_of_two_labels_is_no_reward_model(built: Tiny, tmp_path: Pa
     config = AutoConfig.from_pretrained(built.root / SFT, num_labels=2)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     for training in (True, False):
-        with pytest.raises(BadInput, match=r"score\.weight has 2 labels; a reward model has 1$"):
+        with pytest.raises(
+            BadInput, match=r"score\.weight has 2 labels; a reward model has 1, or reward_label: "
+        ):
             load_reward(tmp_path, RECIPE, CPU, load_tokenizer(built.root / SFT), training=training)
 
 
@@ -247,5 +249,41 @@ def test_a_stage_trains_from_an_adapter_and_keeps_the_merged_model(tiny: Tiny, t
     start = load_causal(folder, RECIPE, CPU, load_tokenizer(folder)).state_dict()
     trained = load_file(made / "model.safetensors")
     assert torch.allclose(trained[LAYER], start[LAYER], atol=1e-6)
-    made, _ = tiny.make("oracle.yaml", override, "max_steps=1", "use_peft=true", "lora_r=2")
-    assert (made / "model.safetensors").is_file() and not (made / "adapter").exists()
+    for dtype in ("float32", "bfloat16"):
+        lora = ("use_peft=true", "lora_r=2", f"dtype={dtype}")
+        made, _ = tiny.make("oracle.yaml", override, "max_steps=1", *lora)
+        assert (made / "model.safetensors").is_file() and not (made / "adapter").exists()
+
+
+def padding_with_eos(base: Path, folder: Path, *, spare: bool) -> Path:
+    """A copy of a model that pads with its EOS; `spare`: its own padding token stays a special one."""
+    shutil.copytree(base, folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for name, change in (("config.json", {"pad_token_id": tokenizer.eos_token_id}),
+                         ("tokenizer_config.json", {"pad_token": tokenizer.eos_token})):  # fmt: skip
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | change))
+    if not spare:
+        entry = f'"content": "{tokenizer.pad_token}"'
+        for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+            text = file.read_text()
+            head, found, tail = text.partition(entry)
+            file.write_text(head + found + tail.replace('"special": true', '"special": false', 1))
+            assert found or file.name == "tokenizer_config.json"
+    assert AutoTokenizer.from_pretrained(folder).pad_token == tokenizer.eos_token
+    return folder
+
+
+def test_a_model_that_pads_with_its_eos_learns_what_one_with_padding_does(tiny: Tiny, tmp_path: Path) -> None:
+    """To the byte: the EOS of each response is learnt, padding is not, whichever token it is."""
+    base = tiny.root / SFT
+    for recipe, spare in (("dpo.yaml", False), ("rm.yaml", True)):
+        made = {}
+        for folder in (base, padding_with_eos(base, tmp_path / recipe.removesuffix(".yaml"), spare=spare)):
+            tiny.edit("policy.yaml", f"model_name_or_path: {folder}\n")
+            tiny.edit("rm.yaml", f"model_name_or_path: {folder}\n")
+            directory, _ = tiny.make(recipe)
+            made[folder] = (directory / "model.safetensors").read_bytes()
+            tokenizer = AutoTokenizer.from_pretrained(directory)
+            assert (tokenizer.pad_token == tokenizer.eos_token) == (folder != base and not spare)
+        assert len(set(made.values())) == 1
+        assert next(iter(made.values())) != (base / "model.safetensors").read_bytes()

@@ -33,7 +33,6 @@ from rpo_cli.models import (
     make_batch,
     new_causal,
     pair_rewards,
-    require_same_tokens,
     response_logps,
     rewards,
     sample,
@@ -459,23 +458,25 @@ def words(folder: Path, **special: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("special", "message"),
-    [
-        ({"pad_token": "<pad>"}, "has no EOS token"),
-        ({"eos_token": "</s>"}, "has no padding token; set `pad_token:`"),
-        (
-            {"eos_token": "</s>", "pad_token": "</s>"},
-            r"the padding token is the EOS \(</s>\); set `pad_token:`",
-        ),
-    ],
-)
-def test_a_tokenizer_without_eos_or_a_padding_token_of_its_own_is_refused(
-    tmp_path: Path, special: dict[str, str], message: str
-) -> None:
-    with pytest.raises(BadInput, match=message) as caught:
-        load_tokenizer(words(tmp_path, **special))
-    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+def test_a_tokenizer_without_eos_or_with_a_recipe_that_pads_with_it_is_refused(tmp_path: Path) -> None:
+    padded = RECIPE.model_copy(update={"pad_token": "</s>"})
+    for special, recipe, message in (
+        ({"pad_token": "<pad>"}, RECIPE, "has no EOS token"),
+        ({"eos_token": "</s>"}, padded, "pad_token: </s> is the EOS of .*; leave the key out"),
+    ):
+        with pytest.raises(BadInput, match=message) as caught:
+            load_tokenizer(words(tmp_path, **special), recipe)
+        assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pad", [{}, {"pad_token": "</s>"}], ids=["none", "the EOS"])
+def test_padding_is_found_where_a_tokenizer_has_none_of_its_own(tmp_path: Path, pad: dict[str, str]) -> None:
+    """A special token to spare, else the EOS; for a reward model rather a new one."""
+    spare = words(tmp_path / "spare", eos_token="</s>", additional_special_tokens=["<pad>", "b"], **pad)
+    assert load_tokenizer(spare).pad_token == "<pad>" and len(load_tokenizer(spare)) == 4
+    none = words(tmp_path / "none", eos_token="</s>", **pad)
+    assert load_tokenizer(none).pad_token == "</s>" and len(load_tokenizer(none)) == 4
+    assert load_tokenizer(none, own_pad=True).pad_token == "[PAD]"
 
 
 def test_pad_token_of_the_recipe_may_be_new_or_known(tmp_path: Path) -> None:
@@ -496,23 +497,6 @@ def test_a_folder_without_a_tokenizer_or_a_model_is_one_line(tokenizer: Any, tmp
         with pytest.raises(BadInput, match=str(tmp_path)) as caught:
             load(tmp_path)
         assert "\n" not in str(caught.value)
-
-
-def test_teachers_with_another_tokenizer_are_refused(
-    built: Tiny, tiny: Tiny, tokenizer: Any, tmp_path: Path
-) -> None:
-    for change, what in (({"eos_token": "<unk>"}, "EOS"), ({"pad_token": "<unk>"}, "padding")):
-        other = AutoTokenizer.from_pretrained(built.root / POLICY, **change)
-        with pytest.raises(BadInput, match=f"differ in {what}"):
-            require_same_tokens(tokenizer, other, Path("a"), Path("b"))
-    foreign = Path(shutil.copytree(built.root / REWARD, tmp_path / "foreign"))
-    file = foreign / "tokenizer.json"
-    content = json.loads(file.read_text())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["So:"], vocabulary["Basically:"] = vocabulary["Basically:"], vocabulary["So:"]
-    file.write_text(json.dumps(content))
-    result = tiny.run("train-policy", "d-dpo.yaml", "--set", f"reward_model={foreign}", code=2)
-    assert "their tokenizers differ in vocabulary; policy and reward models must share one" in result.stderr
 
 
 def test_a_language_model_is_no_judge(built: Tiny, tokenizer: Any) -> None:

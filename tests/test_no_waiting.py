@@ -10,9 +10,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tiny
+from datasets import Dataset
 from test_policy_training import teach
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
+from trl import SFTConfig
+
+from rpo_cli.devices import CPU, Device, Returning
+from rpo_cli.models import new_causal
+from rpo_cli.recipes.schema import PolicyRecipe, SFTRecipe
+from rpo_cli.stages.data import miniature
+from rpo_cli.stages.training.arguments import arguments
+from rpo_cli.stages.training.trl import TokenTrainer
 
 # What a GPU must have finished before Python goes on: values on the host, shapes that depend on values.
 METHODS = {
@@ -127,3 +137,72 @@ def test_steps_between_lines_of_metrics_read_nothing_back(tiny: Tiny, name: str)
         # transformers asks whether a 2-D mask hides anything at all.
         places = [place for place in places if "transformers/masking_utils.py" not in place]
     assert places == []
+
+
+def test_a_batch_goes_to_a_gpu_from_pinned_memory_without_a_wait(tmp_path: Path) -> None:
+    recipe = PolicyRecipe(stage="policy", objective="dpo")
+    for device in (CPU, Device("cuda", "bfloat16", "test")):
+        given = arguments(recipe, tmp_path, device, 0)
+        pinned, waits_not = given["dataloader_pin_memory"], given["accelerator_config"]["non_blocking"]
+        assert pinned == waits_not == (device.name == "cuda")
+
+
+def test_results_are_read_in_order_when_later_ones_were_sent() -> None:
+    numbers = torch.arange(4)
+    for behind in range(3):
+        returning = Returning[str](behind)
+        read = [[name for name, _ in returning.send(name, numbers)] for name in "abcde"]
+        late = [[]] * behind + [[name] for name in "abcde"[: 5 - behind]]
+        assert read == late
+        assert [name for name, _ in returning.rest()] == list("abcde"[5 - behind :])
+        assert returning.rest() == []
+
+
+def sft_trainer(folder: Path, device: Device) -> TokenTrainer:
+    """SFT of a tiny model on the CPU, as if on that device."""
+    tokenizer = miniature.build_tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = new_causal({"model_type": "llama", **sizes}, tokenizer, CPU, 0)
+    recipe = SFTRecipe(
+        **{"stage": "sft", "model_name_or_path": "tiny", "max_steps": 8, "logging_steps": 4},
+        **{"learning_rate": 1e-2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    )
+    rows = [
+        {"input_ids": [*range(5, 9 + n), 2], "labels": [-100] * 3 + [*range(8, 9 + n), 2]} for n in range(32)
+    ]
+    config = SFTConfig(**arguments(recipe, folder, CPU, 0))
+    data = Dataset.from_list(rows)
+    return TokenTrainer(model, config, device=device, train_dataset=data, processing_class=tokenizer)
+
+
+class Steps(TrainerCallback):
+    """Tells of each step that ends."""
+
+    def __init__(self, progress: Callable[[int, int], None]) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress(state.global_step, state.max_steps)
+
+
+def test_sft_on_a_gpu_has_trls_loss_and_count_but_reads_its_metrics_only_where_they_are_logged(
+    tmp_path: Path,
+) -> None:
+    plain = sft_trainer(tmp_path / "plain", CPU)
+    plain.train()
+    lean = sft_trainer(tmp_path / "lean", Device("cuda", "float32", "test"))
+
+    def train(progress: Callable[[int, int], None]) -> None:
+        lean.add_callback(Steps(progress))
+        lean.train()
+
+    seen = waits_of(train)
+    assert any("sft_trainer.py" in place for place in seen[4])
+    places = {place for step in (2, 3, 6, 7) for place in seen.get(step, [])}
+    # transformers asks whether the mask hides anything.
+    assert {place for place in places if "transformers/masking_utils.py" not in place} == set()
+    for one, other in zip(plain.model.parameters(), lean.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert plain.counted() == lean.counted() != {"num_tokens": 0}
+    losses, others = ([e["loss"] for e in each.state.log_history if "loss" in e] for each in (plain, lean))
+    assert losses == others

@@ -275,7 +275,7 @@ def test_the_next_command_is_about_what_this_one_made(tiny: Tiny) -> None:
         "train-policy", "dpo.yaml", "--set", "max_steps=2", "--set", "beta=0.3", "--rho", "0.5", "--seed", "0"
     ).stderr
     line = said.splitlines()[-1]
-    assert line.startswith("next: rpo evaluate --recipe ")
+    assert line.startswith("next: rpo evaluate ")
     assert line.endswith(
         f"dpo.yaml --rho 0.5 --set max_steps=2 --set beta=0.3 --workspace {tiny.root} --seed 0"
     )

@@ -301,9 +301,7 @@ def test_a_local_model_is_looked_at_before_the_first_stage(empty: Tiny, tmp_path
     """Of each fault the line that names the model, or the key to set."""
     plain = model_folder(tmp_path / "plain", {})
     faults: list[tuple[Path, str, str]] = [
-        (model_folder(tmp_path / "eos", {"pad_token": {"content": "</s>"}}), "", "is the EOS (</s>); set"),
-        (model_folder(tmp_path / "none", {"pad_token": None}), "", "has no padding token; set `pad_token:`"),
-        (plain, "pad_token: </s>", "is the EOS (</s>); set `pad_token:`"),
+        (plain, "pad_token: </s>", f"pad_token: is the EOS of {plain}; leave the key out"),
         (model_folder(tmp_path / "short", {}, model_type="gpt2", n_positions=40), "",
          "48 exceeds the model's 40 positions"),
         (plain, "use_peft: true\nlora_target_modules: [q_proj, c_attn]",
@@ -330,13 +328,15 @@ def test_a_local_model_is_looked_at_before_the_first_stage(empty: Tiny, tmp_path
         empty.run("train-policy", "dpo.yaml", "--dry-run")
 
 
-def test_a_reward_model_from_elsewhere_has_one_label_and_the_policys_tokens(
+def test_a_reward_model_from_elsewhere_has_one_label_or_a_named_one_and_any_tokens(
     empty: Tiny, tmp_path: Path
 ) -> None:
     base = model_folder(tmp_path / "base", {})
     on(empty.suite, base)
     good = model_folder(tmp_path / "good", {}, **ORACLE)
     two = model_folder(tmp_path / "two", {}, architectures=ORACLE["architectures"])
+    own = {"auto_map": {"AutoModelForSequenceClassification": "modeling.Gated"}}
+    code = model_folder(tmp_path / "code", {}, architectures=["Gated"], **own)
     eos = model_folder(tmp_path / "eos", {"eos_token": "a"}, **ORACLE)
     words = model_folder(tmp_path / "words", {}, **ORACLE)
     vocabulary = {"model": {"vocab": [["<pad>", 0.0], ["</s>", 0.0], ["b", 0.0]]}, "added_tokens": []}
@@ -344,9 +344,13 @@ def test_a_reward_model_from_elsewhere_has_one_label_and_the_policys_tokens(
     for model, says in (
         (good, None),
         (base, "is a LlamaForCausalLM, no reward model"),
-        (two, "has 2 labels; a reward model has one"),
-        (eos, "their tokenizers differ in EOS (a and </s>); policy and reward models must share one"),
-        (words, "their tokenizers differ in vocabulary; policy and reward models must share one"),
+        (
+            two,
+            "has 2 labels; a reward model has one; reward_label: says which is the reward: LABEL_0, LABEL_1",
+        ),
+        (code, "is a Gated, no reward model, and code of its own (trust_remote_code) is not run"),
+        (eos, None),
+        (words, None),
     ):
         for recipe, key in (("evaluate.yaml", "oracle"), ("d-dpo.yaml", "reward_model")):
             before = (empty.suite / recipe).read_text()
@@ -459,7 +463,7 @@ def test_nothing_is_asked_for_twice_on_the_command_line(empty: Tiny, option: str
 
 
 def test_a_next_command_is_named_only_if_it_would_run(tiny: Tiny) -> None:
-    at = f"next: rpo train-rm --recipe {tiny.suite}/oracle.yaml --workspace {tiny.root}\n"
+    at = f"next: rpo train-rm {tiny.suite}/oracle.yaml --workspace {tiny.root}\n"
     oracle = (tiny.suite / "oracle.yaml").read_text()
     for text, runs in (
         (oracle, True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from rpo_cli.recipes import (
     write_by_rho,
 )
 from rpo_cli.recipes.editor import NOT_BY_RHO, json_schema
+from rpo_cli.recipes.hints import NO_SUCH
 from rpo_cli.recipes.schema import MODELS, PolicyRecipe
 from rpo_cli.recipes.yaml_lines import one_line, parse, parse_value
 
@@ -105,7 +107,7 @@ def test_all_mistakes_are_reported_at_once_with_their_lines() -> None:
         ("use_peft: 1", "use_peft: expected true or false, got a number (1)"),
         ("description: false", "description: expected text, got false; put it in quotes if it is text"),
         ("ensemble: {a: 1}", "ensemble: expected text or a list, got a mapping ({'a': 1})"),
-        ("ensemble: [a, 1]", "ensemble[1]: expected text, got a number (1); put it in quotes if it is text"),
+        ("ensemble: [a, 1]", "ensemble[1]: expected text or a mapping, got a number (1)"),
         ("grid: {bets: [1]}", "grid.bets: unknown key, did you mean beta?"),
         ("grid: {beta: [-1]}", "grid.beta[0]: must be greater than 0, got -1"),
         ("by_rho: 3", "by_rho: expected a mapping, got a number (3)"),
@@ -621,3 +623,17 @@ def test_what_cannot_depend_on_rho_is_what_the_schema_refuses() -> None:
         except ValueError:
             refused.append(key)
     assert set(refused) == set(NOT_BY_RHO)
+
+
+def test_a_key_of_another_library_is_answered_with_what_to_write() -> None:
+    lines = "".join(f"{key}: 1\n" for key in NO_SUCH)
+    write("dpo.yaml", f"{lines}stage: policy\nobjective: dpo\nmodel_name_or_path: x\n")
+    with pytest.raises(RecipeError) as caught:
+        load("dpo.yaml")
+    said = [f"dpo.yaml:{at}: {key}: unknown key; {NO_SUCH[key]}" for at, key in enumerate(NO_SUCH, 1)]
+    assert caught.value.problems == said
+    keys = {name for model in MODELS.values() for name in model.model_fields}
+    for told in NO_SUCH.values():
+        assert (written := re.match(r"write `?(\w+)", told)) is None or written[1] in keys, told
+    with pytest.raises(RecipeError, match="--set bf16: unknown key; write `dtype: bfloat16`"):
+        load(str(write("ipo.yaml", "stage: policy\nobjective: ipo\n")), overrides=["bf16=true"])

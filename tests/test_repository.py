@@ -89,6 +89,7 @@ def test_a_wheel_alone_has_the_commands_and_the_recipes(clone: Path, tmp_path: P
     assert "tldr/e-dpo.yaml" in rpo("recipe", "list")
     assert "no problems" in rpo("recipe", "check", str(site / "rpo_cli/_recipes/tldr"))
     assert "policy" in rpo("train-policy", "--recipe", "e-dpo.yaml", "--dry-run")
+    assert "policies/e-dpo" in rpo("demo", "--dry-run")
     assert list(empty.iterdir()) == []
     held = set(zipfile.ZipFile(wheel).namelist())
     packed = {f"rpo_cli/_{path.relative_to(ROOT)}" for path in tracked("recipes")}

@@ -122,3 +122,44 @@ def test_pairs_have_the_bias_of_the_recipe_to_the_nearest_pair(tiny: Tiny) -> No
     """29 of 100, though 100 * 0.29 is a little less."""
     _, made = tiny.make("splits.yaml", "rho=0.29", "num_pairs=100", "held_out=4")
     assert made["metrics"]["train/longer_share"] == 0.29
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "epochs", "steps"),
+    [("dpo.yaml", 64, 1.5, 12), ("sft.yaml", 200, 0.2, 5), ("oracle.yaml", 360, 0.05, 3)],
+)
+def test_epochs_are_steps_over_the_rows_that_are_trained_on(
+    tiny: Tiny, recipe: str, rows: int, epochs: float, steps: int
+) -> None:
+    """Batches of 8: the same training, to the byte, as under max_steps; the steps stand in the manifest."""
+    tiny.edit("policy.yaml", "max_new_tokens: 4\n")
+    directory, manifest = tiny.make(recipe, f"num_train_epochs={epochs}")
+    assert manifest["metrics"]["rows"] == rows and manifest["metrics"]["steps"] == steps
+    by_epochs = weights(directory)
+    assert weights(tiny.make(recipe, f"max_steps={steps}")[0]) == by_epochs
+
+
+def test_epochs_take_the_place_of_steps_and_steps_of_epochs(empty: Tiny) -> None:
+    empty.edit("dpo.yaml", "num_train_epochs: 2\n")
+    said = empty.run("train-policy", "dpo.yaml", "--dry-run").stderr
+    assert "8 rows x 1 accumulated x 1 process, 2 epochs\n" in said
+    again = empty.run("train-policy", "dpo.yaml", "--set", "max_steps=3", "--dry-run").stderr
+    assert "1 process, 3 steps\n" in again
+    empty.edit("dpo.yaml", "max_steps: 6\n")
+    wrong = empty.run("train-policy", "dpo.yaml", "--dry-run", code=2).stderr
+    assert ": num_train_epochs: max_steps is given too; write one of the two\n" in wrong
+
+
+def test_epochs_change_no_key_where_they_are_not_given(empty: Tiny) -> None:
+    without = empty.stage("dpo.yaml").key
+    assert empty.stage("dpo.yaml", "num_train_epochs=null", "max_steps=6").key == without
+    assert empty.stage("dpo.yaml", "num_train_epochs=1").key != without
+
+
+def test_a_warm_up_longer_than_the_epochs_is_refused_with_their_steps(tiny: Tiny) -> None:
+    tiny.edit("sft.yaml", "lr_scheduler_type: linear\nwarmup_steps: 14\nnum_train_epochs: 0.5\n")
+    text = (tiny.suite / "sft.yaml").read_text()
+    (tiny.suite / "sft.yaml").write_text(text.replace("max_steps: 5\n", ""))
+    said = tiny.run("train-sft", "sft.yaml", code=2).stderr
+    passes = "0.5 epochs over 200 rows in batches of 8"
+    assert f"warmup_steps: 14 is more than all 13 steps ({passes})" in said

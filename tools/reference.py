@@ -44,7 +44,8 @@ COMMANDS = f"""\
 
 Every command and option of `rpo`, from the program itself; `rpo COMMAND --help` says the same.
 A recipe is a path, or a name that is looked up in `./recipes`, in `./recipes/miniature` and among the
-packed recipes; its keys are in [recipes.md](recipes.md).
+packed recipes; its keys are in [recipes.md](recipes.md). `rpo --install-completion` has the shell complete
+names of recipes.
 
 Exit codes: 0 done, 1 the run failed, 2 the command line, a recipe or data is wrong, 130 interrupted.
 stdout is data, stderr is progress.
@@ -58,6 +59,10 @@ RECIPES = f"""\
 Every key of every kind of recipe, from the schema that checks them. `stage:` says which kind a file is.
 An unknown key is an error that names the file, the line and the nearest key. `rpo recipe show FILE`
 prints a recipe with the file and line that each value comes from.
+
+A file with `recipes:` is a suite in one file: `recipes: {{dpo: {{stage: policy, …}}, …}}` is read as a folder
+with the recipe `dpo.yaml` in it, and so on. Its recipes name each other by these names (`data: splits.yaml`),
+and a command has `mine.yaml:dpo`, or `mine.yaml` where only one recipe of it fits.
 
 A recipe may begin with `extends:`, one file or a list, whose keys it takes over and overrides.
 Precedence: default < extended file < file < `by_rho` < `--set key=value` < a named option.
@@ -112,7 +117,11 @@ def _options(command: Any) -> list[str]:
         if parameter.hidden or "--help" in parameter.opts:
             continue
         argument = parameter.param_type_name == "argument"
-        names = [parameter.name.upper()] if argument else [*parameter.opts, *parameter.secondary_opts]
+        names = (
+            [parameter.metavar or parameter.name.upper()]
+            if argument
+            else [*parameter.opts, *parameter.secondary_opts]
+        )
         option = ", ".join(f"`{name}`" for name in names) + ("" if argument else _value(parameter))
         default = "required" if parameter.required else _default(parameter.default)
         rows.append(f"| {option} | {default} | {_markdown(parameter.help)} |")

@@ -1,5 +1,6 @@
 """What is on disk: artifacts in a workspace, the graph that they form, and how they are written."""
 
+from rpo_cli.artifacts.card import CARD, write_card
 from rpo_cli.artifacts.damage import cure, damaged_files
 from rpo_cli.artifacts.files import (
     hash_of,
@@ -16,6 +17,7 @@ from rpo_cli.artifacts.hub import look_for, unreachable
 from rpo_cli.artifacts.job import Job, Launch, Outcome, job_from, job_of
 from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Identity, Manifest
 from rpo_cli.artifacts.model_folder import base_of_adapter, positions_of
+from rpo_cli.artifacts.origin import RECIPES, Origin, origin_of, portable
 from rpo_cli.artifacts.report import METRICS, Progress, Report, Silence, log_images
 from rpo_cli.artifacts.tracker import wandb_mode, wandb_place
 from rpo_cli.artifacts.workspace import Workspace, difference, git_revision, versions

@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from rpo_cli.artifacts.graph import External, Stage
 from rpo_cli.artifacts.manifest import Identity
+from rpo_cli.artifacts.origin import Origin, origin_of
 from rpo_cli.artifacts.workspace import Workspace
 from rpo_cli.recipes.schema import KINDS, Recipe
 
@@ -41,7 +42,7 @@ class Job(Generic[R]):
 
     `artifacts`: the inputs that are artifacts of this workspace; `revisions`: of the others. `tables`: the
     artifacts below on the edge `data`, with their keys: where the rows' texts are. `inherited`:
-    settings of the tracker that the command line gives.
+    settings of the tracker that the command line gives. `origin`: of a model, for its card.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Job(Generic[R]):
     inherited: dict[str, str]
     force: bool = False
     launch: Launch | None = None
+    origin: Origin | None = None
 
     @property
     def directory(self) -> Path:
@@ -135,4 +137,5 @@ def job_of(
         inherited=dict(inherited),
         force=force,
         launch=launch if launch is not None and launch.takes(stage.kind) else None,
+        origin=origin_of(stage) if KINDS[stage.kind].trains else None,
     )

@@ -51,7 +51,8 @@ def _name(external: External) -> str:
     return f"{external.reference}@{external.revision or 'main'}"
 
 
-def _entry(external: External) -> tuple[str, str]:
+def entry(external: External) -> tuple[str, str]:
+    """Where a lock file has the commit of a hub name: by kind and by name at its revision."""
     return f"{_type(external)}s", _name(external)
 
 
@@ -61,7 +62,7 @@ def pin(targets: Sequence[Stage], workspace: Workspace) -> None:
     known = read_json(lock_file(workspace)) or {}
     changed = False
     for external in externals(stages):
-        kind, name = _entry(external)
+        kind, name = entry(external)
         commit = known.get(kind, {}).get(name)
         changed |= commit != external.commit
         external.commit = commit
@@ -76,7 +77,7 @@ def record(targets: Sequence[Stage], workspace: Workspace, say: Callable[[str], 
         BadInput: a name or revision that the hub does not have.
     """
     pin(targets, workspace)
-    found = {_entry(external): external for external in externals(walk(targets))}
+    found = {entry(external): external for external in externals(walk(targets))}
     if not found:
         return
     file = lock_file(workspace)
@@ -224,15 +225,14 @@ def wanted(targets: Sequence[Stage], workspace: Workspace) -> list[dict[str, str
 
 def _each(targets: Sequence[Stage]) -> list[External]:
     found = {
-        (*_entry(external), external.use, *external.folders): external
-        for external in externals(walk(targets))
+        (*entry(external), external.use, *external.folders): external for external in externals(walk(targets))
     }
     # A model's download has its tokenizer.
-    models = {_entry(external) for external in found.values() if external.use == "model"}
+    models = {entry(external) for external in found.values() if external.use == "model"}
     return [
         external
         for external in found.values()
-        if external.use != "tokenizer" or _entry(external) not in models
+        if external.use != "tokenizer" or entry(external) not in models
     ]
 
 
@@ -249,7 +249,7 @@ def fetch(targets: Sequence[Stage], workspace: Workspace, say: Callable[[str], N
     for external in _each(targets):
         say(f"hub: {external.use} {_name(external)}")
         paths.append(snapshot(external))
-    return [{**entry, "path": path} for entry, path in zip(wanted(targets, workspace), paths, strict=True)]
+    return [{**one, "path": path} for one, path in zip(wanted(targets, workspace), paths, strict=True)]
 
 
 def snapshot(external: External) -> str:

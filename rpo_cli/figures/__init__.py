@@ -1,5 +1,7 @@
 """Experiments: choose on validation, evaluate on test, keep, claim, draw."""
 
+from rpo_cli.figures.compare import Comparing, run_compare
+from rpo_cli.figures.report import run_report
 from rpo_cli.figures.run import FigureOptions, run_figure
 from rpo_cli.figures.selection import Budget
 from rpo_cli.figures.status import show_status

@@ -9,9 +9,11 @@ from typing import Any, Literal, cast
 from rpo_cli.artifacts import Stage, rho_folder
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.selection import Selection, spread
-from rpo_cli.recipes import Loaded, load, schema, variant_overrides
+from rpo_cli.recipes import Loaded, load, schema, stands, variant_overrides
 from rpo_cli.runs.planner import Planner, at_rho
 
+FORMAT = 1  # of the numbers that `rpo compare --json` prints and `rpo report --from` reads
+BASELINE = "baseline"  # what a comparison calls that which the evaluate recipe names so
 Split = Literal["validation", "test"]
 Strength = Mapping[str, float] | None
 Chosen = dict[str, dict[float | None, dict[str, float]]]  # of each policy and rho the strength, by its name
@@ -20,13 +22,18 @@ Grids = dict[str, tuple[str, list[float]]]  # of each policy the name of its str
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the experiment, and the stage that evaluates it, or measures it."""
+    """One point of the experiment, and the stage that evaluates it, or measures it.
+
+    `held_out`, `judged`: of a comparison, what measures its held-out pairs, and what a judge may have said.
+    """
 
     policy: str
     rho: float | None
     seed: int
     loaded: Loaded
     evaluation: Stage
+    held_out: Stage | None = None
+    judged: Stage | None = None
 
     @property
     def strength(self) -> tuple[str, float]:
@@ -54,7 +61,9 @@ class Cell:
 
 def read_by(cells: Iterable[Cell]) -> list[Stage]:
     """What a figure of these cells reads: their evaluations, and their baselines', which a plan skips."""
+    cells = list(cells)
     evaluations = [cell.evaluation for cell in cells]
+    evaluations += [cell.held_out for cell in cells if cell.held_out is not None]
     found = (stage.inputs.get("baseline") for stage in evaluations)
     baselines = {stage.path: stage for stage in found if isinstance(stage, Stage)}
     return [*evaluations, *baselines.values()]
@@ -66,14 +75,21 @@ def bias_of(member: str) -> float | None:
 
 
 class Cells:
-    """The cells of a figure recipe, or of a policy recipe alone, with one planner for each seed."""
+    """The cells of a figure recipe, or of a policy recipe alone, with one planner for each seed.
 
-    def __init__(self, asked: Loaded, overrides: Sequence[str] = ()) -> None:
+    `beside`: further policy recipes that the first is compared with, also on held-out pairs.
+    """
+
+    def __init__(
+        self, asked: Loaded, overrides: Sequence[str] = (), beside: Sequence[Loaded] | None = None
+    ) -> None:
         self.asked, self.overrides = asked, list(overrides)
         self.device = asked.overrides.get("device")
+        self.on_pairs = beside is not None
         recipe = asked.recipe
         figure = recipe if isinstance(recipe, schema.FigureRecipe) else None
-        compared = [schema.as_it_is(str(asked.path))] if figure is None else figure.compared
+        alone = [schema.as_it_is(str(loaded.path)) for loaded in (asked, *(beside or ()))]
+        compared = alone if figure is None else figure.compared
         self.variants = {variant.name: variant for variant in compared}
         self.measured = figure is not None and figure.measured
         self._planners: dict[int, Planner] = {}
@@ -98,7 +114,18 @@ class Cells:
         recipe = read.recipe.model_copy(update=ours)
         loaded = replace(read, recipe=recipe, overrides={**read.overrides, **ours})
         planner = self._planners.setdefault(seed, Planner(seed, self.device))
-        target = planner.measure(loaded) if self.measured else planner.evaluation(loaded, split)
+        if self.measured:
+            return Cell(name, rho, seed, loaded, planner.measure(loaded))
+        target = planner.evaluation(loaded, split)
+        if self.on_pairs and split == "test":
+            judge = cast(schema.EvaluateRecipe, target.recipe).judge
+            judged = None if judge is None else planner.judgement(loaded, split)
+            return Cell(name, rho, seed, loaded, target, planner.held_out(loaded), judged)
+        if "oracle" not in target.inputs:
+            if split == "test":
+                what = "is null, so there is no advantage; `rpo compare` needs no oracle"
+                raise BadInput(f"{stands(target.places, target.source, ('oracle',))}: {what}")
+            target = planner.held_out(loaded)  # what there is to choose by
         return Cell(name, rho, seed, loaded, target)
 
     def test(self, selection: Selection, chosen: Chosen | None = None) -> list[Cell]:

@@ -10,9 +10,9 @@ import pandas as pd
 
 from rpo_cli.figures.results import plain
 from rpo_cli.figures.selection import at
-from rpo_cli.figures.table import Axes, Bootstrap, Rho, key, over_seeds, resample
+from rpo_cli.figures.table import Axes, Bootstrap, Draws, Rho, key, of_seeds, over_seeds, resample
 from rpo_cli.recipes import schema
-from rpo_cli.statistics import Array, Interval, interval
+from rpo_cli.statistics import Array, Interval, holm, interval, t_interval, t_test
 from rpo_cli.text import WIDEST, aligned
 
 if TYPE_CHECKING:
@@ -35,12 +35,18 @@ class Difference(NamedTuple):
             return "passed"
         return "contradicted" if self.interval.high < 0 else "not significant"
 
+    @property
+    def p_value(self) -> float:
+        """Of a true difference of zero, by Student's t over the seeds; 1 of a single seed."""
+        there = np.array([value for value in self.by_seed if np.isfinite(value)])
+        return t_test(there) if len(there) > 1 else 1.0
+
 
 NOTHING = Difference(Interval(np.nan, np.nan, np.nan), [])
 Parts = Mapping[str, Difference]
 
 
-def range_difference(point: Sequence[Array], drawn: Sequence[Array]) -> Difference:
+def range_difference(point: Sequence[Array], drawn: Sequence[Array], student: bool = False) -> Difference:
     """Range over rho of the first curve minus that of the second.
 
     A range is max - min of the curve averaged over seeds; noise widens that of the flatter curve more, which
@@ -55,7 +61,8 @@ def range_difference(point: Sequence[Array], drawn: Sequence[Array]) -> Differen
         return np.asarray(first - second)
 
     by_seed = np.ptp(point[0], axis=-1) - np.ptp(point[1], axis=-1)
-    return Difference(interval(float(ranges(point, 0)), ranges(drawn, 1)), by_seed.tolist())
+    found = of_seeds(by_seed, float(ranges(point, 0)), ranges(drawn, 1), student)
+    return Difference(found, by_seed.tolist())
 
 
 def judge(
@@ -71,17 +78,44 @@ def judge(
     any true difference a row should pass in 2.5 % of experiments; the more seeds differ the nearer that comes
     to 13 % with three seeds, and to half with one.
 
+    Where intervals are Student's t over the seeds, rows have a p-value besides. That of a primary claim
+    stands as it is; the others' are corrected for their number (Holm 1979), and a verdict needs one below
+    0.05. A claim with a bound (`within`, `beyond`) is judged by its interval alone.
+
     brief: a detail names no measure, and always the rho, as Figure 2's do.
     """
     named = [name for claim in claims for name in claim.names]
     known = list(dict.fromkeys([*axes.policies, *named]))  # what is named and not there is not measured
     draws = resample(cells, axes._replace(policies=known), how)
-    judges = (_Judge(claim, axes, known, draws, brief) for claim in claims)
-    return [
-        _row(judging.claim.claim, detail, list(parts.values()))
+    judges = (_Judge(claim, axes, known, draws, brief, how.student) for claim in claims)
+    found = [
+        (judging.claim, detail, list(parts.values()))
         for judging in judges
         for detail, parts in judging.rows()
     ]
+    rows = [_row(claim.claim, detail, parts) for claim, detail, parts in found]
+    return _corrected(rows, found) if how.student else rows
+
+
+def _corrected(
+    rows: Sequence[dict[str, Any]], found: Sequence[tuple[schema.Claim, str, Sequence[Difference]]]
+) -> list[dict[str, Any]]:
+    """The rows with p-values, of several parts the largest, and verdicts that hold for all rows at once."""
+    tested = {
+        place: max(part.p_value for part in parts)
+        for place, (claim, _, parts) in enumerate(found)
+        if parts and claim.within is None and claim.beyond is None
+    }
+    others = [place for place in tested if not found[place][0].primary]
+    tested |= dict(zip(others, holm([tested[place] for place in others]), strict=True))
+    out = []
+    for place, row in enumerate(rows):
+        verdict = row["status"]
+        if verdict in ("passed", "contradicted") and tested.get(place, 0.0) >= 0.05:
+            verdict = "not significant"
+        more = {"p": tested.get(place), "status": verdict, "passed": verdict == "passed"}
+        out.append(dict(plain(row | more)))
+    return out
 
 
 def _row(claim: str, detail: str, parts: Sequence[Difference]) -> dict[str, Any]:
@@ -101,8 +135,10 @@ def _row(claim: str, detail: str, parts: Sequence[Difference]) -> dict[str, Any]
 class _Judge:
     """One claim and the draws that it is judged by."""
 
-    def __init__(self, claim: schema.Claim, axes: Axes, known: list[str], draws: Any, brief: bool) -> None:
-        self.claim, self.axes, self.known, self.brief = claim, axes, known, brief
+    def __init__(
+        self, claim: schema.Claim, axes: Axes, known: list[str], draws: Draws, brief: bool, student: bool
+    ) -> None:
+        self.claim, self.axes, self.known, self.brief, self.student = claim, axes, known, brief, student
         m = axes.measures.index(claim.measure)
         self.point, self.drawn = draws.point[..., m], draws.drawn[..., m]
 
@@ -162,8 +198,10 @@ class _Judge:
         return values[..., self.known.index(name), [places.index(key(rho)) for rho in rhos]]
 
     def ranges(self, more: str, than: str, rhos: Sequence[Rho]) -> Difference:
-        both = ([self.curve(v, name, rhos) for name in (more, than)] for v in (self.point, self.drawn))
-        return range_difference(*both)
+        point, drawn = (
+            [self.curve(v, name, rhos) for name in (more, than)] for v in (self.point, self.drawn)
+        )
+        return range_difference(point, drawn, self.student)
 
     def part(self, more: str | None, than: str | None, rhos: Sequence[Rho]) -> Difference:
         """more - than, of the mean over these rhos; a side that is None is zero, as pi_SFT's advantage."""
@@ -176,8 +214,20 @@ class _Judge:
             return np.asarray(first - second)
 
         point, drawn = apart(self.point), apart(self.drawn)
+        by_seed = self.side(point).tolist()
+        if self.student and np.isfinite(point).sum() > 1:
+            return Difference(self.sides_of(t_interval(point[np.isfinite(point)])), by_seed)
         mean, draws = self.side(over_seeds(point, 0)), self.side(over_seeds(drawn, 1))
-        return Difference(interval(float(mean), draws), self.side(point).tolist())
+        return Difference(interval(float(mean), draws), by_seed)
+
+    def sides_of(self, found: Interval) -> Interval:
+        """`side` of an estimate and of the values in its interval."""
+        if self.claim.within is None and self.claim.beyond is None:
+            return found
+        ends = [abs(found.low), abs(found.high)]
+        nearest = 0.0 if found.low < 0 < found.high else min(ends)
+        low, high = sorted(float(self.side(np.array(end))) for end in (nearest, max(ends)))
+        return Interval(float(self.side(np.array(found.mean))), low, high)
 
     def side(self, values: Array) -> Array:
         """How far differences are on the claimed side of their bound."""

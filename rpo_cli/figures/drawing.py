@@ -41,7 +41,6 @@ FORMATS: dict[str, dict[str, None]] = {
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 RHO = "ρ, share of training pairs whose longer response is preferred"
-ADVANTAGE = "Advantage over π$_{\\mathbf{SFT}}$, oracle reward"
 Looks = Mapping[str, tuple[str, str]]
 
 
@@ -53,6 +52,16 @@ class Picture:
     looks: Looks
     meta: Mapping[str, Any]
     tables: Mapping[str, pd.DataFrame]
+
+    @property
+    def unit(self) -> str:
+        """What the advantage is measured in."""
+        return "in its sd" if self.meta.get("unit") == "sd" else "oracle reward"
+
+    @property
+    def advantage(self) -> str:
+        """The title of a panel of the advantage."""
+        return f"Advantage over π$_{{\\mathbf{{SFT}}}}$, {self.unit}"
 
     @property
     def panels(self) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.tuning import Keep
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.session import Session
-from rpo_cli.runs.todo import Todo, what_to_run
+from rpo_cli.runs.todo import Todo, as_json, what_to_run
 from rpo_cli.text import aligned
 
 COUNTS = {"total": "all", "build": "build", "up_to_date": "up to date", "not_needed": "not needed"}
@@ -49,7 +49,7 @@ def plan_only(
         from rpo_cli.runs.estimate import estimate
 
         places = len({(cell.policy, cell.rho, cell.seed) for cell in [*validation, *test]})
-        plan["estimate"] = estimate(todo, stages, workspace, question, keep, places)
+        plan["estimate"] = estimate(todo, workspace, question, keep, places)
     if session.as_json:
         session.print_json(plan)
         return
@@ -64,14 +64,6 @@ def plan_only(
         from rpo_cli.runs.estimate import lines
 
         print("\n" + "\n".join(lines(plan["estimate"])))
-
-
-def as_json(todo: Sequence[Todo]) -> list[dict[str, Any]]:
-    """The stages of a plan that are built, and why."""
-    return [
-        {"path": t.stage.path, "kind": t.stage.kind, "reason": t.reason, "expected_seconds": t.seconds}
-        for t in todo
-    ]
 
 
 def _grids(cells: Sequence[Cell]) -> dict[str, list[float]]:

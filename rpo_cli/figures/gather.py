@@ -63,6 +63,7 @@ def evaluations(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
     """
     there = made(cells, workspace)
     baselines: dict[str, pd.DataFrame] = {}
+    spreads: dict[str, float] = {}
     frames, choices = [], []
     for cell, _ in there:
         baseline = cast(Stage, cell.evaluation.inputs["baseline"])
@@ -74,12 +75,15 @@ def evaluations(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
                     "but gone, or made with other settings; rpo figure without --allow-missing makes it again"
                 )
             baselines[baseline.path] = _samples(baseline, cell, workspace)
+            rewards = read(workspace.root / baseline.path / "samples.parquet")["reward"]
+            spreads[baseline.path] = float(rewards.std(ddof=1))
         policy = _samples(cell.evaluation, cell, workspace)
         joined = policy.join(baselines[baseline.path].add_suffix("_baseline"), how="inner")
         numbers = {
             "advantage": joined["reward"] - joined["reward_baseline"],
             "tokens": joined["tokens"],
             "baseline_tokens": joined["tokens_baseline"],
+            "baseline_sd": spreads[baseline.path],
         }
         frames.append(
             pd.DataFrame({**cell.keys, "prompt_id": joined.index, **numbers}).reset_index(drop=True)

@@ -57,18 +57,20 @@ def draw(row: FigureKind, results: Results, table: pd.DataFrame, absent: Missing
     with rc_context(STYLE):
         figure = Figure(figsize=(11, row.height))
         row.draw(figure, Picture(table, looks, results.meta, results.tables))
-        heading(figure, title, _subtitle(row, table, absent), row.heading)
+        heading(figure, title, _subtitle(row, table, absent, results.bootstrap.student), row.heading)
         return publish_picture(figure, out / row.name)
 
 
-def _subtitle(row: FigureKind, table: pd.DataFrame, absent: Missing) -> str:
+def _subtitle(row: FigureKind, table: pd.DataFrame, absent: Missing, student: bool) -> str:
     """How much was measured, and what lines and bars mean."""
     seeds = int(table["seeds"].max())
     counts = sorted({int(count) for count in table["prompts"] if count})
     prompts = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     what = "training pairs" if row.name in schema.MEASURED else "test prompts"
     over = "prompts and seeds" if seeds > 1 else "prompts only (one seed)"
-    bars = row.bars or f"bars: 95 % bootstrap intervals over {over}"
+    if student and seeds > 1:
+        over = "seeds, Student's t"
+    bars = row.bars or f"bars: 95 % {'' if student and seeds > 1 else 'bootstrap '}intervals over {over}"
     said = f"{prompts} {what} × {seeds} seed{'s' * (seeds > 1)}; {bars}"
     if absent:
         said += f"; {len(absent)} cells not measured (hatched: none of the seeds, hollow: not all)"

@@ -43,9 +43,8 @@ class Results(NamedTuple):
 
     @property
     def bootstrap(self) -> Bootstrap:
-        return Bootstrap(
-            int(self.meta.get("bootstrap_samples", 2000)), int(self.meta.get("bootstrap_seed", 0))
-        )
+        drawn, seed = (self.meta.get(f"bootstrap_{name}", 0) for name in ("samples", "seed"))
+        return Bootstrap(int(drawn or 2000), int(seed), self.meta.get("intervals") == "t")
 
     @property
     def claims(self) -> list[schema.Claim]:

@@ -51,7 +51,7 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
     and their grids were searched whole; else the choice is for this figure alone.
     """
     if options.out is not None:
-        _require_folder(options.out)
+        require_folder(options.out)
     if options.from_results is not None:
         _draw(session, kind, options.from_results, options.out or options.from_results, options.allow_missing)
         return
@@ -72,6 +72,7 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
     if options.tune:
         grids = maker.grids(selection.policies)
         selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
+        maker.test(selection)  # what cannot be drawn is said before anything is tried
     if session.dry_run:
         if not options.allow_missing:
             _plan(session, maker, selection, grids, options)
@@ -96,7 +97,7 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
         log_images(recipe.wandb_project, recipe.suite, paths, session.open(recipe.suite).root, session.say)
 
 
-def _require_folder(out: Path) -> None:
+def require_folder(out: Path) -> None:
     """BadInput unless files can go into this folder, which need not be there yet, and is no artifact."""
     above = [out.absolute(), *out.absolute().parents]
     there = next(place for place in above if place.exists())
@@ -141,6 +142,8 @@ def _keep(
 
     row = KINDS[recipe.kind]
     found = row.gather(cells, session.open(recipe.suite))
+    if recipe.unit == "sd":
+        found.cells["advantage"] /= found.cells.pop("baseline_sd")
     title = recipe.title or row.title
     variants = [variant for variant in recipe.compared if variant.name in selection.policies]
     meta = {
@@ -154,6 +157,8 @@ def _keep(
         "bootstrap_samples": recipe.bootstrap_samples,
         "title": title,
     }
+    told = {"intervals": recipe.intervals, "unit": recipe.unit}
+    meta |= {name: value for name, value in told.items() if value not in ("bootstrap", "oracle")}
     if selection.left_out:
         meta |= {"left_out": selection.left_out, "title": f"{title} [reduced: {selection.note()}]"}
     save_results(Results(found.cells, found.choices, meta, found.tables), folder)

@@ -12,11 +12,10 @@ from typing import Any
 
 from rpo_cli.artifacts import MANIFEST, STARTED, Manifest, Stage, Workspace, walk
 from rpo_cli.figures.cells import Cells
-from rpo_cli.figures.dry_run import as_json
 from rpo_cli.figures.selection import Selection
 from rpo_cli.recipes import Loaded, schema
 from rpo_cli.runs.session import MANY, Session, planner_for
-from rpo_cli.runs.todo import Todo, what_to_run
+from rpo_cli.runs.todo import Todo, as_json, what_to_run
 from rpo_cli.text import aligned, clock, percent, size
 
 DAY = 86_400.0

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rpo_cli.figures.selection import at
-from rpo_cli.statistics import Array, interval, resample_means, weighted_means
+from rpo_cli.statistics import Array, Interval, interval, resample_means, t_interval, weighted_means
 
 OF_ENSEMBLES = ("member", "same_bias")  # measures that are NaN for a policy without an ensemble
 CELL = ["policy", "rho", "seed"]
@@ -43,10 +43,14 @@ class Axes(NamedTuple):
 
 
 class Bootstrap(NamedTuple):
-    """How often, and under which seed, prompts and seeds are drawn again."""
+    """How often, and under which seed, prompts and seeds are drawn again.
+
+    student: intervals of several seeds are Student's t over their means instead.
+    """
 
     resamples: int = 2000
     seed: int = 0
+    student: bool = False
 
 
 class Draws(NamedTuple):
@@ -104,7 +108,9 @@ def resample(cells: pd.DataFrame, axes: Axes, how: Bootstrap, *, resample_seeds:
     if not per_seed:
         raise ValueError("cells: none of the seeds of the figure has any rows")
     same = all(ids == prompts[0] for ids in prompts)
-    drawn = resample_means(per_seed, *how, same_prompts=same, resample_seeds=resample_seeds)
+    drawn = resample_means(
+        per_seed, how.resamples, how.seed, same_prompts=same, resample_seeds=resample_seeds
+    )
     point = np.concatenate([weighted_means(np.ones((1, len(values))), values) for values in per_seed])
     shape = (len(axes.measures), len(axes.policies), len(axes.rhos))
     point, drawn = (np.moveaxis(x.reshape(*x.shape[:-1], *shape), -3, -1) * UNIT for x in (point, drawn))
@@ -117,6 +123,12 @@ def over_seeds(values: Array, axis: int) -> Array:
     count = present.sum(axis)
     total = np.where(present, values, 0.0).sum(axis)
     return np.asarray(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
+
+
+def of_seeds(by_seed: Array, mean: float, drawn: Array, student: bool) -> Interval:
+    """An estimate with its interval: of its draws, or Student's t over the seeds that have it, if several."""
+    there = by_seed[np.isfinite(by_seed)]
+    return t_interval(there) if student and len(there) > 1 else interval(mean, drawn)
 
 
 def summary(cells: pd.DataFrame, axes: Axes, how: Bootstrap, *, resample_seeds: bool = True) -> pd.DataFrame:
@@ -137,7 +149,8 @@ def summary(cells: pd.DataFrame, axes: Axes, how: Bootstrap, *, resample_seeds: 
             row = {"policy": policy, "rho": shown, "seeds": int(count), "prompts": int(smallest)}
             for m, measure in enumerate(axes.measures):
                 point, drawn = draws.point[:, i, j, m], draws.drawn[:, :, i, j, m]
-                found = interval(float(over_seeds(point, 0)), over_seeds(drawn, 1))
+                student = how.student and resample_seeds
+                found = of_seeds(point, float(over_seeds(point, 0)), over_seeds(drawn, 1), student)
                 row |= {measure: found.mean, f"{measure}_low": found.low, f"{measure}_high": found.high}
             rows.append(row)
     return pd.DataFrame(rows).round(6)

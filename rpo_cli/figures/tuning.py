@@ -16,9 +16,12 @@ from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import what_to_run
 
 Keep = Literal["best", "none", "all"]
-SEEN = {  # what the table of a sweep has of an evaluation's metrics
-    "advantage": "advantage", "low": "advantage_low", "high": "advantage_high",
-    "tokens_mean": "tokens_mean", "kl_to_reference": "kl_to_reference",
+SEEN = {  # what the table of a sweep has of the metrics of either kind of stage
+    "evaluate": {
+        "advantage": "advantage", "low": "advantage_low", "high": "advantage_high",
+        "tokens_mean": "tokens_mean", "kl_to_reference": "kl_to_reference",
+    },
+    "held_out": {"accuracy": "validation/accuracy", "margin": "validation/margin"},
 }  # fmt: skip
 
 
@@ -39,6 +42,7 @@ def tune(
 ) -> Tuned:
     """Evaluate the grids on validation prompts and choose for each policy and rho by the mean over seeds.
 
+    Without an oracle one half of the held-out pairs chooses, by the share of them that a policy ranks right.
     A value under which training diverges is the worst of its grid. `write`: what was chosen goes into
     the recipes' by_rho; `word`: what this is called in the first line.
     """
@@ -47,7 +51,8 @@ def tune(
             require_writable(maker.policy(name).path)
     cells = maker.validation(selection, grids)
     counts = f"{len(selection.policies)} policies x {len(selection.rhos)} rho x {len(selection.seeds)} seeds"
-    session.say(f"{word}: {counts}, {len(cells)} cells on validation prompts")
+    where = "prompts" if cells[0].evaluation.kind == "evaluate" else "pairs, for want of an oracle"
+    session.say(f"{word}: {counts}, {len(cells)} cells on validation {where}")
     if note := selection.note():
         session.say(f"reduced: {note}")
     suite = maker.asked.recipe.suite
@@ -133,26 +138,36 @@ def validation_table(
     """One row for each cell: what the sweep saw, which is nothing where training diverged."""
     rows = []
     for cell in cells:
+        seen = SEEN[cell.evaluation.kind]
         if is_among(cell, diverged):
-            metrics = dict.fromkeys(SEEN.values())
+            metrics = dict.fromkeys(seen.values())
         else:
             metrics = workspace.finished(cell.evaluation.path)["metrics"]
         name, value = cell.strength
         row = {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "parameter": name, "value": value}
-        rows.append(row | {column: metrics[of] for column, of in SEEN.items()})
+        rows.append(row | {column: metrics[of] for column, of in seen.items()})
     return rows
 
 
-def choose(rows: Sequence[Mapping[str, Any]]) -> Chosen:
-    """For each policy and rho the value of the highest advantage, mean over seeds; the smaller of equals.
+def score_of(found: Mapping[str, Any]) -> float:
+    """What chooses, in a row of the table or in metrics: the advantage, without an oracle the accuracy.
 
+    The least of all where training diverged.
+    """
+    name = next(name for name in ("advantage", "validation/accuracy", "accuracy") if name in found)
+    return float("-inf") if found[name] is None else float(found[name])
+
+
+def choose(rows: Sequence[Mapping[str, Any]]) -> Chosen:
+    """For each policy and rho the value of the highest advantage, or else accuracy, mean over seeds.
+
+    The smaller of equals.
     A value that diverged under any seed is not chosen; where all did, nothing is.
     """
     seen: dict[tuple[str, float | None, str, float], list[float]] = {}
     for row in rows:
         place = (row["policy"], row["rho"], row["parameter"], row["value"])
-        advantage = row["advantage"]
-        seen.setdefault(place, []).append(float("-inf") if advantage is None else advantage)
+        seen.setdefault(place, []).append(score_of(row))
     chosen: Chosen = {}
     best: dict[tuple[str, float | None], float] = {}
     for policy, rho, name, value in sorted(seen, key=lambda place: (place[0], place[1] or 0.0, place[3])):
@@ -212,7 +227,7 @@ class WeightKeeper:
             return
         place, value = (cell.policy, cell.rho), cell.strength[1]
         seen = self.seen.setdefault((*place, value), [])
-        seen.append((manifest["metrics"]["advantage"], cell))
+        seen.append((score_of(manifest["metrics"]), cell))
         if len(seen) < self.seeds:
             return
         # As in `choose`: the smaller of equals.

@@ -29,7 +29,7 @@ from rpo_cli.models.load import (
     load_reward,
     load_tokenizer,
     new_causal,
-    require_same_tokens,
+    same_tokens,
     save,
 )
 from rpo_cli.models.sample import sample

@@ -16,6 +16,7 @@ from rpo_cli.models.choice import alike, exactly, is_causal
 from rpo_cli.models.tokens import Tokens
 
 STEPS = 4  # that a cache is tried for
+OWN_MASK = ("cuda",)  # where asking for a value is a wait, see _Cached
 # Of the largest logit, with a cache and without: rounding makes 1e-6, a shifted position 1e-2.
 TOLERANCE = 1e-4
 
@@ -47,10 +48,11 @@ def decoder_for(
         else:
             texts = _telling_texts(model, longest, min(map(len, prompts)), room)
             more = [[text[step % len(text)] for step in range(min(STEPS, room - 1))] for text in texts]
-            cached = _Cached(model, pad, cache)
             alone = torch.cat([_alone(model, *row) for row in zip(texts, more, strict=True)])
-            if batch_size > 1 and _gives(alone, cached, [(texts, more)]):
-                return cached, False
+            for own_mask in (True, False) if model.device.type in OWN_MASK else (False,):
+                cached = _Cached(model, pad, cache, own_mask=own_mask)
+                if batch_size > 1 and _gives(alone, cached, [(texts, more)]):
+                    return cached, False
             if _gives(alone, cached, [([text], [tokens]) for text, tokens in zip(texts, more, strict=True)]):
                 if batch_size > 1:
                     log.warning("%s heeds padding before prompts: those of one length go together", name)
@@ -106,10 +108,14 @@ def _gives(
 
 
 class _Cached:
-    """Prompts padded on the left, each read once however many rows have it; then a token per row and step."""
+    """Prompts padded on the left, each read once however many rows have it; then a token per row and step.
 
-    def __init__(self, model: PreTrainedModel, pad: int, cache: str) -> None:
-        self.model, self.pad, self.cache_name = model, pad, cache
+    own_mask: a step's attention mask is made here. Of one that only says where padding is, transformers asks
+    in every step whether there is any, and a GPU must have done all before to answer.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad: int, cache: str, *, own_mask: bool) -> None:
+        self.model, self.pad, self.cache_name, self.own_mask = model, pad, cache, own_mask
         self.takes = inspect.signature(model.forward).parameters.keys()
 
     def start(self, prompts: Sequence[Tokens], room: int) -> Tensor:
@@ -151,7 +157,10 @@ class _Cached:
         inputs[self.cache_name] = self.cache
         # A recurrent state has the padding behind it: only the prompt needs its mask.
         if self.mask is not None and (self.cache is None or self.cache_name == "past_key_values"):
-            inputs |= {"attention_mask": self.mask[:, : self.width], "position_ids": positions}
+            mask = self.mask[:, : self.width]
+            if self.own_mask and self.cache is not None:
+                mask = (1 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
+            inputs |= {"attention_mask": mask, "position_ids": positions}
         output = self.model(**{name: value for name, value in inputs.items() if name in self.takes})
         self.cache = getattr(output, self.cache_name)
         logits: Tensor = output.logits[:, -1]

@@ -53,6 +53,9 @@ def fit_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     training must not end in it.
     """
     generation = getattr(model, "generation_config", None)
+    if tokenizer.eos_token_id is None:  # an encoder's, which is only read
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return
     stops = stops_of(generation, tokenizer)
     eos = stops if len(stops) > 1 else stops[0]
     model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, eos

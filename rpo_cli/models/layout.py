@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rpo_cli.devices import put
 from rpo_cli.models.buckets import Buckets, Shape, longest
 from rpo_cli.models.tokens import Tokens
 from rpo_cli.objectives.logps import token_logps
@@ -61,9 +62,9 @@ def make_batch(
         prompts, groups = list(prompts) * len(order), [[group[g]] for g in order for group in groups]
     both = list(zip(prompts, groups, strict=True))
     width, depth = shape or longest([shape_of(prompt, group, layout) for prompt, group in both])
-    if layout == "right" and shape is None:
-        spared = min(map(len, prompts)) - 1
-        width, depth = width + spared, depth - spared
+    if layout == "right":  # no column of the prompts' part may be behind a prompt
+        own = min(map(len, prompts)) if shape is None else 1
+        width, depth = own, width + depth - own
     starts = [0 if layout == "right" else width - len(prompt) for prompt in prompts]
     batch = _rows(both, starts, pad, (width, depth))
     if layout != "shared":
@@ -75,7 +76,7 @@ def make_batch(
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on this device."""
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: put(tensor, device) for name, tensor in batch.items()}
 
 
 def _rows(

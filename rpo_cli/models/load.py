@@ -26,16 +26,30 @@ from rpo_cli.recipes.schema import FourBits, ModelSource
 from rpo_cli.text import first_line, is_word
 
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
+NEW_PAD = "[PAD]"
+SPARE = ("pad", "reserved", "unused", "endoftext", "")  # what a spare token may be called, the best first
 
 
 def load_tokenizer(
-    source: Path, recipe: ModelSource | None = None, revision: str | None = None, *, need_pad: bool = True
+    source: Path,
+    recipe: ModelSource | None = None,
+    revision: str | None = None,
+    *,
+    need_pad: bool = True,
+    need_eos: bool = True,
+    own_pad: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """Tokenizer with an EOS and a padding token of its own, padding on the left as generation needs.
+    """Tokenizer with an EOS and a padding token, padding on the left as generation needs.
+
+    Where it has no padding token, or pads with its EOS, a spare token of its vocabulary becomes one. Without
+    one the EOS pads: batches are read by masks, so that only those at the end of responses are learnt.
+
+    Args:
+        own_pad: rather add a token than have the EOS pad: of a reward model, which transformers read at the
+            last token that is no padding.
 
     Raises:
-        BadInput: no tokenizer there, no EOS, no padding token, padding = EOS (models would never learn to
-            stop and reward models would read the token before the EOS), or a word for padding.
+        BadInput: no tokenizer there, no EOS, or a recipe's `pad_token` that is the EOS or a word.
     """
     if source.is_absolute() and not source.exists():
         raise BadInput(f"{source}: no such model directory")
@@ -49,7 +63,7 @@ def load_tokenizer(
     except (OSError, ValueError) as error:
         why = first_line(error)
         raise BadInput(f"{source}: no tokenizer can be loaded: {why}{offline}") from error
-    if tokenizer.eos_token_id is None:
+    if need_eos and tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
     if recipe is not None and recipe.pad_token is not None:
         if is_word(recipe.pad_token):
@@ -57,26 +71,34 @@ def load_tokenizer(
         tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
     if not need_pad:
         return tokenizer
-    if tokenizer.pad_token_id is None:
-        raise BadInput(f"{source}: the tokenizer has no padding token; {PAD_HINT}")
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise BadInput(f"{source}: the padding token is the EOS ({tokenizer.eos_token}); {PAD_HINT}")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        if recipe is not None and recipe.pad_token is not None:
+            raise BadInput(f"pad_token: {recipe.pad_token} is the EOS of {source}; leave the key out")
+        new = NEW_PAD if own_pad else tokenizer.eos_token
+        tokenizer.add_special_tokens({"pad_token": spare_token(tokenizer) or new or NEW_PAD})
     tokenizer.padding_side = "left"
     return tokenizer
 
 
-def require_same_tokens(
-    one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, source: Path, other_source: Path
-) -> None:
-    """Raise BadInput when two tokenizers differ: rewards are read over exactly the policy's tokens."""
-    for what, ours, theirs in (
-        ("EOS", one.eos_token_id, other.eos_token_id),
-        ("padding", one.pad_token_id, other.pad_token_id),
-        ("vocabulary", one.get_vocab(), other.get_vocab()),
-    ):
-        if ours != theirs:
-            differ = f"{source} and {other_source}: their tokenizers differ in {what}"
-            raise BadInput(f"{differ}; policy and reward models must share one")
+def spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A special token that no text of this tokenizer is made of, to pad with; None: it has none to spare."""
+    entries = tokenizer.added_tokens_decoder.items()
+    special = [(number, entry.content) for number, entry in entries if entry.special]
+    used = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
+    template = str(tokenizer.chat_template or "")
+    spare = [(number, text) for number, text in special if text not in used and text not in template]
+
+    def rank(token: tuple[int, str]) -> tuple[int, int]:
+        return next(n for n, name in enumerate(SPARE) if name in token[1].lower()), token[0]
+
+    return min(spare, key=rank)[1] if spare else None
+
+
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers have the same vocabulary, EOS and padding token."""
+    kept = ("eos_token_id", "pad_token_id")
+    alike = all(getattr(one, name) == getattr(other, name) for name in kept)
+    return alike and one.get_vocab() == other.get_vocab()
 
 
 def load_causal(
@@ -90,6 +112,8 @@ def load_causal(
     bits: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """Causal language model that agrees with the tokenizer: float32 weights, no dropout, in evaluation mode.
+
+    Where nothing of it is trained and bfloat16 is computed in, its linear layers are held in that.
 
     Args:
         bits: its linear layers in 4 bits instead; see `four_bits`.
@@ -109,18 +133,57 @@ def load_reward(
     *,
     training: bool = False,
     bits: BitsAndBytesConfig | None = None,
+    label: str | None = None,
+    foreign: bool = False,
 ) -> PreTrainedModel:
     """Sequence classifier whose one logit is the reward; for training, a causal model gets a new head.
 
     Args:
         bits: its linear layers but the head in 4 bits; see `four_bits`.
+        label: of a head with several, the one that is the reward, by its name in the config's id2label.
+        foreign: it is only read, with its own tokenizer, which may have no EOS and more tokens than it knows.
 
     Raises:
         BadInput: it cannot be loaded, or (not for training) has no head of one label: its rewards would be
             random.
     """
+    chosen = None if label is None else _number_of(label, source, revision)
+    heads: dict[str, Any] = {"num_labels": 1} if chosen is None else {}
     auto = AutoModelForSequenceClassification
-    return _load(auto, source, recipe, device, tokenizer, revision, training, bits, num_labels=1)
+    model = _load(auto, source, recipe, device, tokenizer, revision, training, bits, foreign, **heads)
+    if chosen is not None:
+        _keep_label(model, chosen, source)
+    return model
+
+
+def _number_of(label: str, source: Path, revision: str | None) -> int | None:
+    """Which of a classifier's several labels has this name; None: it has but one, whatever that is called."""
+    try:
+        config = AutoConfig.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        why = f"{first_line(error)}{look_for(source)}"
+        raise BadInput(f"{source}: reward_label: no config can be read: {why}") from error
+    names = {str(name): int(number) for number, name in config.id2label.items()}
+    if len(names) > 1 and label not in names:
+        raise BadInput(f"{source}: reward_label: it has no label {label!r} (has: {', '.join(names)})")
+    return names[label] if len(names) > 1 else None
+
+
+def _keep_label(model: PreTrainedModel, label: int, source: Path) -> None:
+    """Leave of a classifier's head the one label."""
+    count, body = model.config.num_labels, set(model.base_model.modules())
+    heads = [
+        module
+        for module in model.modules()
+        if module not in body and isinstance(module, torch.nn.Linear) and module.out_features == count
+    ]
+    if not heads:
+        raise BadInput(f"{source}: reward_label: its head is of a kind whose labels cannot be told apart")
+    head = heads[-1]
+    head.weight = torch.nn.Parameter(head.weight.detach()[label : label + 1].clone())
+    if head.bias is not None:
+        head.bias = torch.nn.Parameter(head.bias.detach()[label : label + 1].clone())
+    head.out_features = 1
 
 
 def four_bits(recipe: FourBits, device: Device) -> BitsAndBytesConfig | None:
@@ -153,6 +216,7 @@ def _load(
     revision: str | None,
     training: bool,
     bits: BitsAndBytesConfig | None,
+    foreign: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel:
     attention = recipe.attn_implementation or device.attention
@@ -167,13 +231,13 @@ def _load(
         revision,
         len(tokenizer),
         new_head=training and "num_labels" in kwargs,
-        # float32 everywhere: bfloat16, if asked for, comes by autocast, the same in training and in scoring.
+        # bfloat16, if asked for, comes by autocast, the same in training and in scoring.
         dtype=torch.float32,
         quantization_config=bits,
         device_map=device_map,
         **kwargs,
     )
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings and not training:
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings and not (training or foreign):
         raise BadInput(
             f"{source}: the pad_token is new to its vocabulary; name an unused token of the vocabulary, "
             "or train from it first"
@@ -182,6 +246,8 @@ def _load(
     if training:
         warn_of_turns(source, tokenizer, stops_of(getattr(model, "generation_config", None), tokenizer))
     disable_dropout(model)
+    if device.trains_in_autocast and not (training and not getattr(recipe, "use_peft", False)):
+        hold_in_bfloat16(model)
     for module in model.modules() if bits is not None else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Else bitsandbytes scores in bfloat16 on such a CPU, but trains in float32: the reference would
@@ -189,6 +255,29 @@ def _load(
             module.support_avx512bf16_for_cpu = False
     fitted: PreTrainedModel = (model if bits is not None else device.place(model)).eval()
     return fitted
+
+
+class RoundedLinear(torch.nn.Linear):
+    """A linear layer held in bfloat16, which computes in float32 where there is no autocast."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return torch.nn.functional.linear(input, self.weight.to(input.dtype), bias)
+
+
+def hold_in_bfloat16(model: PreTrainedModel) -> None:
+    """Round linear layers that nobody trains to what autocast would round them to in every step.
+
+    The numbers are the same, and take half the memory. Embeddings, and a head that is tied to them, norms and
+    a reward model's head stay in float32, in which autocast reads them or training changes them.
+    """
+    embeddings = model.get_input_embeddings().weight
+    for name, module in model.named_modules():
+        if type(module) is torch.nn.Linear and name != "score" and module.weight is not embeddings:
+            module.to(torch.bfloat16)
+            module.__class__ = RoundedLinear
 
 
 def new_causal(
@@ -213,6 +302,9 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     """Make room for an added padding token, and agree on special tokens."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
+    embeddings = model.get_input_embeddings()
+    if getattr(embeddings, "padding_idx", None) == tokenizer.eos_token_id:
+        embeddings.padding_idx = None  # an EOS that pads as well is learnt where a text has it
     fit_generation(model, tokenizer)
 
 

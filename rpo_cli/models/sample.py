@@ -85,8 +85,9 @@ def _in_batches(
     done = 0
     for rows in _batches([len(p) for p in prompts], batch_size, even=even):
         texts = [list(map(int, prompts[i])) for i in rows]
-        table = uniforms(texts, [copies[i] for i in rows], max_new_tokens, seed).to(model.device)
-        answers = _respond(decoder, texts, table, temperature, top_p, ends)
+        table = uniforms(texts, [copies[i] for i in rows], max_new_tokens, seed)
+        table = devices.put(table, model.device)
+        answers = _respond(decoder, texts, table, temperature, top_p, ends, devices.behind(model.device))
         for i, answer in zip(rows, answers, strict=True):
             result[i] = answer
         done += len(rows)
@@ -110,29 +111,44 @@ def _respond(
     temperature: float,
     top_p: float,
     ends: Set[int],
+    behind: int,
 ) -> list[list[int]]:
-    """Responses of one batch; a row that has ended is soon read no further."""
+    """Responses of one batch; a row that has ended is soon read no further.
+
+    What was picked is looked at `behind` steps later: until then an ended row is read on, for nothing.
+
+    Raises:
+        Diverged: logits are not finite.
+    """
     answers: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # those in the decoder
     count = table.shape[1]
     logits = decoder.start(prompts, count)
+    returning = devices.Returning[list[int]](behind)
     for step in range(count):
         tokens = pick(logits, table[:, step], temperature, top_p)
-        going = []
-        # The only wait for the device in a step; without it, ended rows would be read to the end.
-        for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-            if token < 0:
-                raise Diverged("the model gave logits that are not finite")
-            if step > 0 and answers[row][-1] in ends:
-                continue
-            answers[row].append(token)
-            if token not in ends:
-                going.append(place)
+        _take(answers, returning.send(rows, tokens), ends)
+        going = [place for place, row in enumerate(rows) if not _ended(answers[row], ends)]
         if not going or step == count - 1:
             break
         if len(rows) - len(going) >= RETIRE * len(rows):
-            places = torch.tensor(going, device=tokens.device)
+            places = devices.put(torch.tensor(going), tokens.device)
             decoder.keep(places)
             tokens, table, rows = tokens[places], table[places], [rows[place] for place in going]
-        logits = decoder.step(tokens)
+        logits = decoder.step(tokens.clamp(min=0))  # one that is not finite is told of when it is looked at
+    _take(answers, returning.rest(), ends)
     return answers
+
+
+def _take(answers: list[list[int]], arrived: list[tuple[list[int], Tensor]], ends: Set[int]) -> None:
+    """Append to the rows' answers what was picked for them, unless they ended before."""
+    for rows, tokens in arrived:
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if token < 0:
+                raise Diverged("the model gave logits that are not finite")
+            if not _ended(answers[row], ends):
+                answers[row].append(token)
+
+
+def _ended(answer: list[int], ends: Set[int]) -> bool:
+    return bool(answer) and answer[-1] in ends

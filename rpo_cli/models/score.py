@@ -165,12 +165,18 @@ def _all(
     both = list(zip(prompts, groups, strict=True))
     needed = [shape_of(prompt, group, layout) for prompt, group in both]
     lengths = [len(prompt) + sum(map(len, group)) for prompt, group in both]
+    returning = devices.Returning[list[int]](devices.behind(model.device))
+
+    def keep(arrived: list[tuple[list[int], torch.Tensor]]) -> None:
+        for rows, values in arrived:
+            result[rows] = values.numpy().reshape(-1, len(rows)).T
+
     for rows, shape in _cuts(lengths, needed, size, model.device):
         some, theirs = [prompts[i] for i in rows], [groups[i] for i in rows]
         batch = make_batch(some, theirs, pad, layout, shape)
         with devices.reading(model.device):
-            values = read(model, to_device(batch, model.device))
-            result[rows] = values.cpu().numpy().reshape(-1, len(rows)).T
+            keep(returning.send(rows, read(model, to_device(batch, model.device))))
         done = min(done + len(rows), len(prompts))
         on_batch(done)
+    keep(returning.rest())
     return result

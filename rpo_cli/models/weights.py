@@ -32,7 +32,7 @@ def read_weights(
     """
     model, missing = _whole(auto, source, revision, vocabulary, **kwargs)
     if missing and not new_head:
-        raise _lacking(source, missing)
+        raise _lacking(source, missing, model)
     return model
 
 
@@ -113,12 +113,13 @@ def _read(auto: Any, source: Path, revision: str | None, **kwargs: Any) -> tuple
         raise BadInput(f"{source}: no model can be loaded: {first_line(error)}{offline}") from error
     for name, found, expected in sorted(loading["mismatched_keys"]):
         if not _is_body(model, name) and len(found) == len(expected) and found[1:] == expected[1:]:
-            raise BadInput(f"{source}: {name} has {found[0]} labels; a reward model has {expected[0]}")
+            wanted = f"a reward model has {expected[0]}, or reward_label: names the one to read"
+            raise BadInput(f"{source}: {name} has {found[0]} labels; {wanted}")
         shapes = f"{list(found)}, and by its config.json {list(expected)}"
         raise BadInput(f"{source}: no model can be loaded: {name} is of shape {shapes}")
     missing = sorted(loading["missing_keys"])
     if any(_is_body(model, name) for name in missing):
-        raise _lacking(source, missing)
+        raise _lacking(source, missing, model)
     surplus = sorted(
         name for name in loading["unexpected_keys"] if _is_body(model, name) and not COMPUTED.search(name)
     )
@@ -140,7 +141,10 @@ def _of_head(name: str) -> bool:
     return not {"pooler", "score", "classifier", "lm_head", "embed_out"}.isdisjoint(name.split("."))
 
 
-def _lacking(source: Path, names: list[str]) -> BadInput:
+def _lacking(source: Path, names: list[str], model: PreTrainedModel) -> BadInput:
+    if getattr(model.config, "auto_map", None):
+        code = "it needs code of its own (trust_remote_code), which rpo does not run"
+        return BadInput(f"{source}: {code}; take a model that transformers itself has")
     return BadInput(f"{source}: not a trained model of this kind: it has no weights for {_some(names)}")
 
 

@@ -23,5 +23,6 @@ from rpo_cli.objectives.dpo_sft import DPO_SFT
 from rpo_cli.objectives.robust_dpo import ROBUST_DPO
 from rpo_cli.objectives.simpo import SIMPO
 from rpo_cli.objectives.cdpo import CDPO
+from rpo_cli.objectives.chi_po import CHI_PO
 
 OBJECTIVES = {each.name: each for each in globals().values() if isinstance(each, Objective)}

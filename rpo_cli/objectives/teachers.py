@@ -1,4 +1,6 @@
-"""What d-dpo and dp-dpo may distil: one reward model, or what an ensemble makes of its margins or weights."""
+"""What d-dpo and dp-dpo may distil: one reward model, what an ensemble makes of its margins or weights, or
+scores that the data has.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,13 @@ class Teacher:
     """How the margins of one teacher come about.
 
     description: its part of the help of `teacher:`. scored: what reads the pairs, `reward_model`, each member
-    of `ensemble`, or one model with the mean of their weights. combine: (margins [k, n], keys by name) to
-    [n].
+    of `ensemble`, one model with the mean of their weights, or none, where the data has scores. combine:
+    (margins [k, n], keys by name) to [n].
     """
 
     name: str
     description: str
-    scored: Literal["one", "members", "weights"]
+    scored: Literal["one", "members", "weights", "columns"]
     combine: Callable[..., Tensor] | None = None
     keys: tuple[Key, ...] = ()
 
@@ -71,5 +73,6 @@ ROWS = (
         keys=(LCB_LAMBDA,),
     ),
     Teacher("warm", "warm: one reward model with the mean of the members' weights", "weights"),
+    Teacher("columns", "columns: scores that the data has, see margin_columns", "columns"),
 )
 TEACHERS = {row.name: row for row in ROWS}

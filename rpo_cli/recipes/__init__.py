@@ -1,7 +1,17 @@
 """Recipes: from a name to a validated stage, and every mistake on the way with its file and line."""
 
 from rpo_cli.recipes.complaints import suggest
-from rpo_cli.recipes.draft import same, stands
-from rpo_cli.recipes.files import SETTINGS, RecipeError, find, known, shown
+from rpo_cli.recipes.draft import same, stands, where
+from rpo_cli.recipes.files import (
+    SETTINGS,
+    RecipeError,
+    find,
+    find_suite,
+    known,
+    recipes_in,
+    short_name,
+    shown,
+    there,
+)
 from rpo_cli.recipes.load import Loaded, article, check_suite, load, variant_overrides
 from rpo_cli.recipes.write import require_writable, resolved_yaml, source, write_by_rho

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from rpo_cli.recipes.hints import hint
 from rpo_cli.recipes.schema import JudgeSettings, Recipe
 from rpo_cli.recipes.yaml_lines import Keys, formerly, instead
 
@@ -20,6 +21,7 @@ TYPES = {
     "bool_type": "true or false",
     "list_type": "a list",
     "dict_type": "a mapping",
+    "model_type": "a mapping",
 }
 BOUNDS = {
     "greater_than": ("greater than", "gt"),
@@ -62,7 +64,7 @@ def _check(model: type[Recipe], values: Mapping[str, Any]) -> tuple[Recipe | Non
     complaints = [
         Complaint(
             (key,),
-            "unknown key" + (suggest(key, [*model.model_fields, "extends"]) or f" in a {stage} recipe"),
+            unknown(key, stage, [*model.model_fields, "extends"]),
         )
         for key in values
         if key not in known
@@ -96,6 +98,11 @@ def _check(model: type[Recipe], values: Mapping[str, Any]) -> tuple[Recipe | Non
             complaints.append(Complaint(keys, message, absent))
         return None, complaints
     return (None if complaints else recipe), complaints
+
+
+def unknown(key: object, stage: str, known: Iterable[str]) -> str:
+    """That a recipe knows no such key, and what to write instead, as far as that can be told."""
+    return "unknown key" + (hint(key) or suggest(str(key), known) or f" in a {stage} recipe")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -162,8 +169,6 @@ def _words(details: list[ErrorDetails], stage: str) -> str:
         return f"missing; a {stage} recipe needs it" if len(detail["loc"]) == 1 else "missing"
     if kind == "extra_forbidden":
         return "unknown key"
-    if kind == "model_type":
-        return f"expected a mapping, got {got(value)}"
     if kind == "value_error":
         return str(context["error"])
     if kind in BOUNDS:

@@ -9,19 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.complaints import got
-from rpo_cli.recipes.files import RecipeError, near, shown
+from rpo_cli.recipes.files import RecipeError, document_of, file_of, near, places_of, shown
 from rpo_cli.recipes.yaml_lines import Keys
 
-Place = tuple[Path, int] | str  # file and line, or the option of the command line
+Place = tuple[Path, int] | str  # recipe and line (0: where it begins), or the option of the command line
 MERGED = ("files", "rows", "by_rho", "grid", "model_config_kwargs", "judge")
 REFERENCES = (
     "data", "dataset", "sft_dataset", "model_name_or_path", "tokenizer", "reward_model", "ensemble", "oracle",
     "baseline", "evaluate", "policies",
 )  # fmt: skip
 LONGEST = 50  # files that extend each other
-INSTEAD = {"policies": "variants", "variants": "policies"}  # a file that has one takes the place of the other
+# A file that has one takes the place of the other.
+INSTEAD = {
+    "policies": "variants", "variants": "policies",
+    "max_steps": "num_train_epochs", "num_train_epochs": "max_steps",
+}  # fmt: skip
+DURATIONS = ("max_steps", "num_train_epochs")
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Draft:
             if (place := self.places.get(keys[:length])) is not None:
                 break
         else:
-            place, length = (self.files[0], 1), 0
+            place, length = (self.files[0], 0), 0
         option_names_it = isinstance(place, str) and length == len(keys)
         self.problems.append((place, message if option_names_it else _say(keys, message)))
 
@@ -107,7 +111,7 @@ def _gather(
 ) -> Draft:
     """`below`: the files that lead here, each with its line that does; `gathered`: those that are merged."""
     draft, own = Draft([path]), Draft([path])
-    document = yaml_lines.read(path) if text is None else yaml_lines.parse(text)
+    document = document_of(path, text)
     own.values = document.values
     own.places = {keys: (path, line) for keys, line in document.lines.items()}
     own.problems = [((path, line), _say(keys, message)) for line, keys, message in document.problems]
@@ -119,9 +123,9 @@ def _gather(
         own.broken, names = True, []
     for index, name in enumerate(names):
         at: Keys = ("extends",) if isinstance(extends, str) else ("extends", index)
-        chain = {**below, path: where(own.places.get(at) or own.places.get(at[:1]) or (path, 1))}
+        chain = {**below, path: where(own.places.get(at) or own.places.get(at[:1]) or (path, 0))}
         try:
-            base = near(name, [path.parent])
+            base = near(name, places_of(path))
         except RecipeError as error:
             own.complain(at, error.problems[0])
             own.broken = True
@@ -138,7 +142,7 @@ def _gather(
                 gathered[base] = _gather(base, chain, gathered)
             draft.merge(gathered[base])
     own.forget(("extends",))
-    anchor(own.values, path.parent)
+    anchor(own.values, file_of(path).parent)
     draft.merge(own)
     return draft
 
@@ -182,12 +186,16 @@ def _say(keys: Keys, message: str) -> str:
 
 def stands(places: Mapping[Keys, Place], path: Path, keys: Keys) -> str:
     """Where a recipe's key stands, and its name, as a mistake begins; else the option that set it."""
-    place = places.get(keys) or places.get(keys[:1]) or (path, 1)
+    place = places.get(keys) or places.get(keys[:1]) or (path, 0)
     return place if isinstance(place, str) else f"{where(place)}: {dotted(keys)}"
 
 
 def where(place: Place) -> str:
-    return place if isinstance(place, str) else f"{shown(place[0])}:{place[1]}"
+    """A place in words."""
+    if isinstance(place, str):
+        return place
+    path, line = place
+    return f"{shown(file_of(path))}:{line or document_of(path).first}"
 
 
 def dotted(keys: Keys) -> str:

@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import MODELS, NOT_BY_RHO
+from rpo_cli.recipes.yaml_lines import SUITE
 
 EXTENDS = {
     "description": "recipe(s) whose keys this file takes over, beside this file; its own keys win",
@@ -43,7 +44,8 @@ def json_schema() -> dict[str, Any]:
         required = definition.pop("required")
         whole = chosen_stage | {"not": {"required": ["extends"]}}
         rules.append({"if": whole, "then": {"required": required}})
-    rules.append({"if": {"not": {"required": ["stage"]}}, "then": {"$ref": "#/$defs/Base"}})
+    alone = {"not": {"anyOf": [{"required": ["stage"]}, {"required": [SUITE]}]}}
+    rules.append({"if": alone, "then": {"$ref": "#/$defs/Base"}})
     definitions["Base"] = {
         "description": "A file that others extend.",
         "type": "object",
@@ -54,7 +56,14 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "rpo recipe",
         "type": "object",
-        "properties": {"stage": {"description": "what the recipe makes", "enum": list(MODELS)}},
+        "properties": {
+            "stage": {"description": "what the recipe makes", "enum": list(MODELS)},
+            SUITE: {
+                "description": "a suite in one file: its recipes by name, and nothing beside",
+                "type": "object",
+                "additionalProperties": {"$ref": "#"},
+            },
+        },
         "allOf": rules,
         "$defs": definitions,
     }

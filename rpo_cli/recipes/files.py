@@ -1,15 +1,25 @@
-"""From the name of a recipe to its file."""
+"""From the name of a recipe to its file.
+
+A suite is a folder of recipes, or one file with `recipes:` in which they stand by name. There the recipe
+`dpo` of `mine.yaml` has the path `mine.yaml/dpo.yaml`, as if the file were a folder, and is written
+`mine.yaml:dpo`.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from rpo_cli.recipes import yaml_lines
+from rpo_cli.recipes.yaml_lines import Document
+
 # Folders without recipes: settings of another program, and batch sizes for a machine that recipes extend.
 SETTINGS = ("accelerate", "hardware")
+ENDINGS = (".yaml", ".yml")
 
 
 class RecipeError(Exception):
@@ -36,14 +46,78 @@ def find(name: str, beside: Path | None = None) -> Path:
 def near(name: str, folders: Sequence[Path]) -> Path:
     """`find`, looking into these folders first."""
     written = os.path.expanduser(name)
-    names = [written] if written.endswith((".yaml", ".yml")) else [f"{written}.yaml", written]
+    suite, colon, recipe = written.rpartition(":")
+    if colon:
+        suite = suite if suite.endswith(ENDINGS) else f"{suite}.yaml"
+        written = f"{suite}/{recipe.removesuffix('.yaml')}.yaml"
+    names = [written] if written.endswith(ENDINGS) else [f"{written}.yaml", written]
+    others: Path | None = None
     for place in _places(folders, os.path.isabs(written) or written.startswith(("./", "../"))):
         for candidate in names:
-            file = os.path.join(place, candidate)
-            if os.path.isfile(file):
-                return Path(os.path.abspath(file))
+            path = Path(os.path.abspath(os.path.join(place, candidate)))
+            if there(path):
+                return path
+            others = others or suite_of(path)
+    if colon and others is not None:
+        document = yaml_lines.read(others)
+        problems = [
+            f"{shown(others)}:{line}: {': '.join([*map(str, keys[-1:]), message])}"
+            for line, keys, message in document.problems
+        ]
+        has = f"; it has {', '.join(document.recipes)}" if document.recipes else ""
+        raise RecipeError(problems or [f"{name}: {shown(others)} has no such recipe{has}"])
     hint = _alike(names[0], folders) or "; `rpo recipe list` shows what there is"
     raise RecipeError([f"{name}: no such recipe{hint}"])
+
+
+def suite_of(path: Path) -> Path | None:
+    """The one file in which a recipe's whole suite stands; None: the recipe has a file of its own."""
+    return path.parent if path.parent.suffix in ENDINGS and path.parent.is_file() else None
+
+
+def file_of(path: Path) -> Path:
+    """The file in which a recipe stands."""
+    return suite_of(path) or path
+
+
+def there(path: Path) -> bool:
+    """Whether there is a recipe of this path."""
+    suite = suite_of(path)
+    return path.is_file() if suite is None else path.stem in yaml_lines.read(suite).recipes
+
+
+def document_of(path: Path, text: str | None = None) -> Document:
+    """What a recipe says, with the lines of its file; `text`: in place of the file's own."""
+    document = yaml_lines.read(file_of(path)) if text is None else yaml_lines.parse(text)
+    if suite_of(path) is not None:
+        own = document.recipes.get(path.stem, Document())
+        own.problems += document.problems
+        return own
+    if document.recipes:
+        which = f"a suite; name one of its recipes, such as {shown(path)}:{next(iter(document.recipes))}"
+        document.problems.append((1, (), which))
+    return document
+
+
+def recipes_in(suite: Path) -> list[Path]:
+    """The recipes of a suite: of a folder by name, of one file in its order."""
+    if suite.is_file():
+        return [suite / f"{name}.yaml" for name in yaml_lines.read(suite).recipes]
+    return [path for file in sorted(suite.glob("*.yaml")) for path in (recipes_in(file) or [file])]
+
+
+def find_suite(name: str) -> Path | None:
+    """The suite that a name means, a folder or one file; None: it means a recipe, or nothing."""
+    if os.path.isdir(name):
+        return Path(os.path.abspath(name))
+    with suppress(RecipeError):
+        return path if recipes_in(path := find(name)) else None
+    return None
+
+
+def places_of(path: Path) -> list[Path]:
+    """Where the recipes that a recipe names are looked for first: its suite, and the folder of that."""
+    return [path.parent] if suite_of(path) is None else [path.parent, path.parent.parent]
 
 
 def _places(folders: Sequence[Path], alone: bool) -> Iterator[Path]:
@@ -57,16 +131,30 @@ def _places(folders: Sequence[Path], alone: bool) -> Iterator[Path]:
 
 
 def known() -> list[Path]:
-    """Every recipe in ./recipes, then the packed ones that it does not hide (same folder and name)."""
-    found: dict[Path, Path] = {}
+    """Every recipe of the suites here and in ./recipes, then the packed ones that are not hidden by these."""
+    suites = [path for path in recipes_in(Path.cwd()) if suite_of(path) is not None]
+    found = {path.relative_to(Path.cwd()): path for path in suites}
     for root in _roots():
         for relative, path in _inside(root):
             found.setdefault(relative, path)
     return list(found.values())
 
 
+def short_name(path: Path) -> str:
+    """The shortest name that a command understands as this recipe."""
+    suite = suite_of(path)
+    names = [path.name, f"{path.parent.name}/{path.name}"] if suite is None else [f"{suite.name}:{path.stem}"]
+    for name in names:
+        with suppress(RecipeError):
+            if find(name) == path:
+                return name
+    return shown(path)
+
+
 def shown(path: Path) -> str:
-    """A path as the user knows it: relative to the current directory when below it."""
+    """A path as the user knows it: relative to the current directory when below it; `mine.yaml:dpo`."""
+    if (suite := suite_of(path)) is not None:
+        return f"{shown(suite)}:{path.stem}"
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -87,12 +175,12 @@ def _inside(root: Path) -> Iterator[tuple[Path, Path]]:
     for path in sorted(root.rglob("*.yaml")):
         relative = path.relative_to(root)
         if relative.parts[0] not in SETTINGS and path.is_file():
-            yield relative, path
+            yield from ((each.relative_to(root), each) for each in recipes_in(path) or [path])
 
 
 def _alike(name: str, folders: Sequence[Path]) -> str:
     """`, did you mean x.yaml?`, or nothing."""
-    names = {path.name for folder in folders for path in folder.glob("*.yaml")}
+    names = {path.name for folder in folders for path in recipes_in(folder)}
     for root in _roots():
         for relative, _ in _inside(root):
             names |= {str(relative), relative.name} if relative.parts[0] == "miniature" else {str(relative)}

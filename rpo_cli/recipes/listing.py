@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from glob import glob
 from pathlib import Path
 
-from rpo_cli.recipes.files import RecipeError, find, known, shown
+from rpo_cli.recipes.files import RecipeError, known, short_name
 from rpo_cli.recipes.load import Loaded, load
 from rpo_cli.text import aligned
 
@@ -18,11 +19,11 @@ def list_recipes(as_json: bool) -> None:
     rows: list[tuple[str | None, ...]] = []
     for path, loaded in made.items():
         recipe, objective = loaded.recipe, getattr(loaded.recipe, "objective", None)
-        row = (recipe.suite, _short_name(path), recipe.stage, objective, recipe.description, str(path))
+        row = (recipe.suite, short_name(path), recipe.stage, objective, recipe.description, str(path))
         rows.append(row)
     for path, error in broken.items():
         problem = f"broken: {error.problems[0]}"
-        rows.append((path.parent.name, _short_name(path), None, None, problem, str(path)))
+        rows.append((path.parent.stem, short_name(path), None, None, problem, str(path)))
     if as_json:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
     else:
@@ -42,16 +43,13 @@ def _load_all(paths: Sequence[Path]) -> tuple[dict[Path, Loaded], dict[Path, Rec
     return made, {path: error for path, error in broken.items() if path not in bases}
 
 
-def _short_name(path: Path) -> str:
-    """The shortest name that `--recipe` understands as this file."""
-    for name in (path.name, f"{path.parent.name}/{path.name}"):
-        if _found(name) == path:
-            return name
-    return shown(path)
+def names_like(incomplete: str) -> list[str]:
+    """What a shell may complete to the name of a recipe, that of a suite in one file as `mine.yaml/dpo`.
 
-
-def _found(name: str) -> Path | None:
-    try:
-        return find(name)
-    except RecipeError:
-        return None
+    (In bash a colon ends a word.)
+    """
+    names = {short_name(path).replace(".yaml:", ".yaml/") for path in known()}
+    names |= {
+        str(path) for path in map(Path, glob(f"{incomplete}*")) if path.is_dir() or path.suffix == ".yaml"
+    }
+    return sorted(name for name in names if name.startswith(incomplete))

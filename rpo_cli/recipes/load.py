@@ -14,7 +14,17 @@ from typing import Any, Literal, cast
 from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.complaints import got, suggest
 from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, stands, where
-from rpo_cli.recipes.files import RecipeError, find, near, shown
+from rpo_cli.recipes.files import (
+    RecipeError,
+    file_of,
+    find,
+    near,
+    places_of,
+    recipes_in,
+    shown,
+    suite_of,
+    there,
+)
 from rpo_cli.recipes.resolve import asked_for, resolve
 from rpo_cli.recipes.schema import KINDS, MODELS, FigureRecipe, PolicyRecipe, Recipe, Variant, is_recipe
 from rpo_cli.recipes.yaml_lines import Keys
@@ -50,12 +60,13 @@ class Loaded:
         """
         if not keys or keys[:1] in self.places:
             try:
-                return near(name, list(dict.fromkeys(file.parent for file in self.files)))
+                places = [place for file in self.files for place in places_of(file)]
+                return near(name, list(dict.fromkeys(places)))
             except RecipeError as error:
                 at = f"{self.place(*keys)}: " if keys else ""
                 raise RecipeError([f"{at}{line}" for line in error.problems]) from None
         for file in (self.path, self.places["stage",][0]):
-            if isinstance(file, Path) and (beside := file.parent / name).is_file():
+            if isinstance(file, Path) and there(beside := file.parent / name):
                 return beside
         what = f"no {name}, its default, in {shown(self.path.parent)}; write one, or say which to use"
         raise RecipeError([f"{self.place(*keys)}: {what}"])
@@ -93,7 +104,7 @@ def load(
     options = {key: value for key, value in given.items() if value is not None}
     if rho == "none":
         options["rho"] = None
-    return _load(find(name, beside), overrides, options, expect)
+    return _load(_one_of(find(name, beside), expect), overrides, options, expect)
 
 
 def _load(
@@ -108,13 +119,41 @@ def _load(
     draft = _gathered(path) if text is None else gather(path, text=text)
     model = _model(draft, expect)
     if not draft.values.get("suite"):
-        draft.values["suite"] = path.parent.name if unplain(path.parent.name) is None else ""
+        suite = path.parent.name if suite_of(path) is None else path.parent.stem
+        draft.values["suite"] = suite if unplain(suite) is None else ""
     asked = asked_for(draft, model, overrides, options or {})
     recipe = resolve(draft, model, asked)
     if draft.problems or recipe is None:
         raise RecipeError(draft.errors())
     changed = {".".join(map(str, keys)): value for keys, (_, value) in asked.items()}
     return Loaded(recipe, path, changed, tuple(draft.files), draft.places)
+
+
+def _one_of(path: Path, expect: str | None) -> Path:
+    """The recipe itself, or of a suite in one file the only one of the stage that a command expects.
+
+    Raises:
+        RecipeError: there are others, or none; with their names.
+    """
+    recipes = [] if (suite_of(path) or not path.is_file()) else recipes_in(path)
+    drafts = {each: gather(each) for each in recipes}
+    fitting = [each for each in recipes if _is_whole(drafts[each], expect)]
+    if not recipes or len(fitting) == 1:
+        return fitting[0] if recipes else path
+    kind = "recipe" if expect is None else f"{expect} recipe"
+    if fitting:
+        raise RecipeError([f"{shown(path)}: which {kind}? {', '.join(map(shown, fitting))}"])
+    problems = [problem for draft in drafts.values() for problem in draft.errors()]
+    has = ", ".join(map(shown, recipes))
+    raise RecipeError(list(dict.fromkeys(problems)) or [f"{shown(path)}: has no {kind}; it has {has}"])
+
+
+def _is_whole(draft: Draft, expect: str | None = None) -> bool:
+    """Whether a draft, of this stage, has a stage and all that it requires: what others extend need not."""
+    model = MODELS.get(str(draft.values.get("stage")))
+    fields = model.model_fields if model else {}
+    required = {"stage", *(key for key in fields if fields[key].is_required())}
+    return required <= draft.values.keys() and expect in (None, draft.values["stage"])
 
 
 _drafts: dict[tuple[Path, str], tuple[dict[Path, bytes], Draft]] = {}
@@ -134,7 +173,7 @@ def _gathered(path: Path) -> Draft:
 
 def _content(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return file_of(file).read_bytes()
     except OSError:
         return b""  # which no recipe has
 
@@ -166,17 +205,14 @@ def check_suite(folder: Path) -> list[str]:
     A file that another one extends, and that lacks its stage or a required key, is checked as a part of that
     one.
     """
-    files = sorted(Path(os.path.abspath(folder)).glob("*.yaml"))
+    files = recipes_in(Path(os.path.abspath(folder)))
     if not files:
         return [f"{shown(Path(os.path.abspath(folder)))}: no recipes"]
     drafts = {file: gather(file) for file in files}
     bases = {base for file, draft in drafts.items() for base in draft.files if base != file}
     problems: list[str] = []
     for file, draft in drafts.items():
-        model = MODELS.get(str(draft.values.get("stage")))
-        fields = model.model_fields if model else {}
-        required = {"stage", *(key for key in fields if fields[key].is_required())}
-        if file in bases and not required <= draft.values.keys():
+        if file in bases and not _is_whole(draft):
             continue
         try:
             loaded = _load(file)
@@ -184,8 +220,8 @@ def check_suite(folder: Path) -> list[str]:
             problems += error.problems
             continue
         for keys, name in _references(loaded.recipe):
-            place = loaded.places.get(keys) or loaded.places.get(keys[:1]) or (file, 1)
-            if not any((part.parent / name).is_file() for part in loaded.files):
+            place = loaded.places.get(keys) or loaded.places.get(keys[:1]) or (file, 0)
+            if not any(there(place / name) for part in loaded.files for place in places_of(part)):
                 problems.append(f"{where(place)}: {keys[0]}: {name}: no such recipe in {shown(file.parent)}")
             elif keys[0] == "variants":
                 problems += _variant_problems(loaded, int(keys[1]), where(place))

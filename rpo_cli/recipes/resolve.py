@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rpo_cli.recipes import yaml_lines
-from rpo_cli.recipes.complaints import check, got, suggest
-from rpo_cli.recipes.draft import MERGED, Draft, Place, anchor, same
+from rpo_cli.recipes.complaints import check, got, unknown
+from rpo_cli.recipes.draft import DURATIONS, MERGED, Draft, Place, anchor, same
 from rpo_cli.recipes.schema import KINDS, MODELS, NOT_BY_RHO, Recipe
 from rpo_cli.recipes.yaml_lines import Keys
 
@@ -31,8 +31,7 @@ def asked_for(
         if not equals:
             draft.problems.append((f"--set {override}", "expected key=value"))
         elif keys[0] not in model.model_fields:
-            close = suggest(str(keys[0]), model.model_fields)
-            draft.problems.append((place, "unknown key" + (close or f" in a {stage} recipe")))
+            draft.problems.append((place, unknown(keys[0], stage, model.model_fields)))
         elif key.endswith("_seed") and key.removesuffix("_seed") not in KINDS[stage].seeds:
             takers = [name for name in MODELS if key.removesuffix("_seed") in KINDS[name].seeds]
             draft.problems.append(
@@ -77,17 +76,19 @@ def resolve(draft: Draft, model: type[Recipe], asked: Mapping[Keys, tuple[Place,
                 at = draft.places.get(("by_rho", str(chosen_for), key), "--set by_rho")
                 draft.put((key,), value, at)
             applied |= chosen.keys() - {str(keys[0]) for keys in asked}
-    steps, seconds = draft.values.get("max_steps"), draft.values.get("expected_seconds")
+    measured, seconds = dict(draft.values), draft.values.get("expected_seconds")
     for keys, (place, value) in asked.items():
         if len(keys) > 1 and not isinstance(draft.values.get(str(keys[0])) or {}, dict):
             draft.problems.append((place, f"{keys[0]} is not a mapping"))
         else:
             draft.put(keys, value, place)
-    if ("max_steps",) in asked and ("expected_seconds",) not in asked and seconds is not None:
-        place, other = asked[("max_steps",)]
+    other = next((name for name in DURATIONS if (name,) in asked), None)
+    if other is not None and ("expected_seconds",) not in asked and seconds is not None:
+        place, wanted = asked[(other,)]
         # What was measured holds for the steps that were run; where those cannot be told, for nothing.
-        told = all(isinstance(value, int | float) and value > 0 for value in (other, steps, seconds))
-        draft.put(("expected_seconds",), other / steps * seconds if told else None, place)
+        numbers = (wanted, measured.get(other), seconds)
+        told = all(isinstance(value, int | float) and value > 0 for value in numbers)
+        draft.put(("expected_seconds",), wanted / measured[other] * seconds if told else None, place)
     recipe, complaints = check(model, draft.values)
     for keys, message, absent in complaints:
         if not (absent and draft.broken) and not (keys and keys[0] in applied):
@@ -117,7 +118,7 @@ def _by_rho(draft: Draft, model: type[Recipe]) -> dict[float, dict[str, Any]]:
         else:
             good[rho] = {key: value for key, value in chosen.items() if key in allowed}
             for key in [key for key in chosen if key not in allowed]:
-                unknown = "unknown key" + (suggest(key, allowed) or " in a policy recipe")
-                draft.complain((*keys, str(key)), "cannot depend on rho" if key in NOT_BY_RHO else unknown)
+                no_such = "cannot depend on rho" if key in NOT_BY_RHO else unknown(key, "policy", allowed)
+                draft.complain((*keys, str(key)), no_such)
     draft.values["by_rho"] = good
     return good

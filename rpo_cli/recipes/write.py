@@ -10,7 +10,7 @@ import yaml
 
 from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.draft import same, where
-from rpo_cli.recipes.files import RecipeError, shown
+from rpo_cli.recipes.files import RecipeError, document_of, file_of, shown, suite_of
 from rpo_cli.recipes.load import Loaded, _load
 from rpo_cli.recipes.whole import write_whole
 from rpo_cli.recipes.yaml_lines import Keys
@@ -35,18 +35,19 @@ def write_by_rho(path: Path, chosen: Mapping[float, Mapping[str, Any]]) -> None:
     one_line = yaml_lines.one_line
     body = [f"{one_line(round(rho, 9))}: {one_line(dict(values))}" for rho, values in sorted(chosen.items())]
     try:
-        before = path.read_bytes().decode("utf-8")
-        text = yaml_lines.replace_block(before, "by_rho", body)
+        before = file_of(path).read_bytes().decode("utf-8")
+        inside = () if suite_of(path) is None else (yaml_lines.SUITE, path.stem)
+        text = yaml_lines.replace_block(before, "by_rho", body, inside)
     except (OSError, ValueError, yaml.YAMLError):
         # The loader says it better, and with the line.
         _load(path)
         raise RecipeError([f"{shown(path)}: by_rho needs a file of `key: value` lines, not {{…}}"]) from None
     _load(path, text=text)
     asked = {round(rho, 9): dict(values) for rho, values in chosen.items()}
-    if yaml_lines.parse(text).values["by_rho"] != asked:
+    if document_of(path, text).values["by_rho"] != asked:
         raise RecipeError([f"{shown(path)}: by_rho would not be read back as written"])
     try:
-        write_whole(path, text)
+        write_whole(file_of(path), text)
     except OSError as error:
         raise RecipeError([f"{shown(path)}: cannot be written: {error.strerror}"]) from None
 

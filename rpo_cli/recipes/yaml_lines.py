@@ -35,6 +35,7 @@ BASES = {"0o": 8, "0x": 16}
 # Mappings that are handed on as they are: nothing else would say of a word there that it is no number.
 OPEN: tuple[Keys, ...] = (("model_config_kwargs",), ("judge", "extra_body"))
 DEEPEST = 40  # mappings and lists inside each other
+SUITE = "recipes"  # the key of a suite in one file, under which its recipes stand by name
 
 
 class Loader(yaml.SafeLoader):
@@ -80,11 +81,16 @@ def instead(value: bool | int | float) -> str:
 
 @dataclass
 class Document:
-    """What a file says: its values, the line (from 1) of each key and list item, and what is wrong."""
+    """What a file says: its values, the line (from 1) of each key and list item, and what is wrong.
+
+    `recipes`: those of a suite in one file, by name, which says nothing else. `first`: the line of its name.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     lines: dict[Keys, int] = field(default_factory=dict)
     problems: list[tuple[int, Keys, str]] = field(default_factory=list)
+    recipes: dict[str, Document] = field(default_factory=dict)
+    first: int = 1
 
 
 def read(path: Path) -> Document:
@@ -121,13 +127,36 @@ def _parsed(text: str, below: Keys) -> Document:
     if node is None:
         document.problems.append((1, (), "empty: a recipe has at least a stage"))
     elif not isinstance(node, yaml.MappingNode):
-        kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        document.problems.append(
-            (node.start_mark.line + 1, (), f"expected lines of `key: value`, got {kind}")
-        )
+        document.problems.append((node.start_mark.line + 1, (), _no_mapping(node)))
+    elif not below and any(key.value == SUITE for key, _ in node.value):
+        _read_suite(loader, node, document)
     else:
         document.values = _value(loader, node, below, document)
     return document
+
+
+def _no_mapping(node: Any) -> str:
+    kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+    return f"expected lines of `key: value`, got {kind}"
+
+
+def _read_suite(loader: Loader, node: Any, document: Document) -> None:
+    """The recipes of a suite in one file, each a document of its own with the lines of the file."""
+    for key, value in node.value:
+        if key.value != SUITE:
+            alone = f"a suite in one file has nothing beside `{SUITE}:`; what its recipes share goes into one"
+            document.problems.append((key.start_mark.line + 1, (), f"{key.value}: {alone} that they extend"))
+        elif not isinstance(value, yaml.MappingNode):
+            document.problems.append((value.start_mark.line + 1, (SUITE,), _no_mapping(value)))
+        for name, body in value.value if key.value == SUITE and isinstance(value, yaml.MappingNode) else ():
+            own = Document(first=name.start_mark.line + 1)
+            if isinstance(body, yaml.MappingNode):
+                own.values = _value(loader, body, (), own)
+            else:
+                own.problems.append((own.first, (), _no_mapping(body)))
+            if (before := document.recipes.setdefault(str(name.value), own)) is not own:
+                twice = f"given twice, first in line {before.first}"
+                document.problems.append((own.first, (str(name.value),), twice))
 
 
 def parse_value(text: str, below: Keys = ()) -> Any:
@@ -153,22 +182,27 @@ def one_line(value: Any) -> str:
     return json.dumps(value) if "\n" in text else text
 
 
-def replace_block(text: str, key: str, body: Sequence[str]) -> str:
-    """The YAML text with the block of a top-level key replaced, or added at the end; all other lines stay.
+def replace_block(text: str, key: str, body: Sequence[str], inside: Sequence[str] = ()) -> str:
+    """The YAML text with the block of a key replaced, or added at the end; all other lines stay.
 
-    `body`: the lines below `key:`, unindented. A comment on the line of the key stays.
+    `body`: the lines below `key:`, unindented. `inside`: the keys of the mapping that it stands in, if that
+    is not the whole. A comment on the line of the key stays.
 
     Raises:
-        ValueError: the text is not a mapping in block style.
+        ValueError: that mapping is not in block style.
     """
-    node = Loader(text).get_single_node()
+    node: Any = Loader(text).get_single_node()
+    for name in inside:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        node = next((value for key_node, value in pairs if key_node.value == name), None)
     if not isinstance(node, yaml.MappingNode) or node.flow_style:
         raise ValueError("expected lines of `key: value`")
     newline = "\r\n" if "\r\n" in text else "\n"
     lines = text.splitlines(keepends=True)
     if not lines[-1].endswith(("\n", "\r")):
         lines[-1] += newline
-    first, after, comment = len(lines), len(lines), ""
+    first = after = _last_line(node) + 1 if inside else len(lines)
+    comment = ""
     for key_node, value in node.value:
         if key_node.value == key:
             first, after = key_node.start_mark.line, _last_line(value) + 1

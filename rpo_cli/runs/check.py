@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +12,19 @@ from typing import cast
 
 from rpo_cli.artifacts import Stage, walk
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes import SETTINGS, Loaded, RecipeError, check_suite, load, schema, shown, variant_overrides
+from rpo_cli.recipes import (
+    SETTINGS,
+    Loaded,
+    RecipeError,
+    check_suite,
+    find_suite,
+    load,
+    recipes_in,
+    schema,
+    shown,
+    variant_overrides,
+    where,
+)
 from rpo_cli.recipes.listing import _load_all
 from rpo_cli.runs import preflight
 from rpo_cli.runs.planner import Planner, at_rho
@@ -66,19 +77,19 @@ def _count(number: int, what: str) -> str:
 
 def _files(name: str) -> tuple[list[Path], list[str]]:
     """The recipe of this name, or a folder's files; and what is wrong with each taken alone."""
-    if not os.path.isdir(name):
+    suite = find_suite(name)
+    if suite is None:
         loaded = load(name)
-        own = tuple(f"{shown(file)}:" for file in loaded.files)
+        own = tuple(f"{where((file, 0)).rpartition(':')[0]}:" for file in loaded.files)
         return [loaded.path], [fault for fault in check_suite(loaded.path.parent) if fault.startswith(own)]
-    files = [
-        Path(os.path.abspath(file))
-        for file in sorted(Path(name).rglob("*.yaml"))
-        if file.parent.name not in SETTINGS
-    ]
+    if suite.is_file():
+        return recipes_in(suite), check_suite(suite)
+    folders = [suite, *sorted(place for place in suite.rglob("*") if place.is_dir())]
+    files = [file for folder in folders if folder.name not in SETTINGS for file in recipes_in(folder)]
     if not files:
         raise RecipeError([f"{name}: no recipes"])
-    folders = list(dict.fromkeys(file.parent for file in files))
-    return files, [fault for folder in folders for fault in check_suite(folder)]
+    suites = dict.fromkeys(file.parent for file in files)
+    return files, [fault for suite in suites for fault in check_suite(suite)]
 
 
 class _Rehearsal(Planner):
@@ -107,7 +118,7 @@ def plan_problems(loaded: Loaded, absent: set[str], noted: set[str]) -> list[str
         ]
     elif isinstance(recipe, schema.PolicyRecipe):
         steps = [partial(planner.evaluation, loaded, "test")]
-    elif isinstance(recipe, schema.RewardRecipe) and recipe.ensemble:
+    elif isinstance(recipe, schema.RewardRecipe) and recipe.has_members:
         steps.append(partial(planner.members, loaded))
     problems: list[str] = []
     made: list[Stage] = []
@@ -152,4 +163,4 @@ def _located(problem: str, path: Path) -> str:
     text = problem.replace(f"{Path.cwd()}/", "")
     if LOCATED.match(text):
         return text
-    return f"{shown(path)}:1: {text.removeprefix(f'{shown(path)}: ')}"
+    return f"{where((path, 0))}: {text.removeprefix(f'{shown(path)}: ')}"

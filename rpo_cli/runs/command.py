@@ -15,7 +15,7 @@ from rich.console import Console
 from typer import Exit, Option, Typer
 
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.runs.options import Costs, Options
+from rpo_cli.runs.options import Costs, Options, recipe_argument
 
 T = TypeVar("T", Options, Costs)
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -43,9 +43,22 @@ def parameters_of(
     for each in fields(kind):
         if takes is None or each.name in takes:
             default = [] if each.name == "overrides" else defaults.get(each.name, each.default)
-            default = inspect.Parameter.empty if default is MISSING else default
+            default = None if default is MISSING else default
             found.append(inspect.Parameter(each.name, KEYWORD, default=default, annotation=types[each.name]))
     return found
+
+
+def named_recipe(argument: str | None, option: str | None, default: str | None) -> str:
+    """The recipe that a command was given, as its argument or as --recipe; else its default.
+
+    Raises:
+        BadInput: both were given, or neither, and there is no default.
+    """
+    if argument is not None and option is not None:
+        raise BadInput(f"two recipes: {argument} and --recipe {option}; name one of them")
+    if (name := argument or option or default) is None:
+        raise BadInput("which recipe? Name it behind the command; `rpo recipe list` shows what there is")
+    return name
 
 
 def sign(function: Callable[..., None], listed: Sequence[inspect.Parameter]) -> None:
@@ -97,12 +110,14 @@ def add_command(
     text: str | None = None,
     **defaults: object,
 ) -> Callable[[Callable[..., None]], None]:
-    """Add a command: the function's own parameters behind --recipe and --rho, then shared options.
+    """Add a command: the function's own parameters behind its recipe and --rho, then shared options.
 
     Its parameter `session` is a `Session` of those, `costs` stands for the options of `Costs`. `examples`:
     arguments, for the help; `text`: the help itself, where it is not the docstring. `defaults`: of shared
-    options; without one --recipe must be given.
+    options; without one a recipe must be named.
     """
+    recipe = defaults.pop("recipe", None)
+    assert isinstance(recipe, str | None)
     typed = f"rpo {name}" if app.info.name == "rpo" else f"rpo {app.info.name} {name}"
     lines = [f"{typed} {each}".rstrip() for each in examples or [""]]
 
@@ -113,6 +128,8 @@ def add_command(
         @wraps(function)
         def run(*, debug: bool, **given: Any) -> None:
             with guarded(debug):
+                if "recipe" in takes:
+                    given["recipe"] = named_recipe(given.pop("named"), given["recipe"], recipe)
                 mine = {name: given[name] for name in own}
                 if "costs" in wanted:
                     mine["costs"] = made_of(Costs, given)
@@ -124,8 +141,13 @@ def add_command(
 
         shared = parameters_of(Options, takes, defaults)
         first = [each for each in shared if each.name in ("recipe", "rho")]
+        if "recipe" in takes:
+            first.insert(
+                0, inspect.Parameter("named", KEYWORD, default=None, annotation=recipe_argument(recipe))
+            )
         costs = parameters_of(Costs) if "costs" in wanted else []
-        listed = [*first, *(wanted[name] for name in own), *costs, *shared[len(first) :], DEBUG]
+        rest = [each for each in shared if each not in first]
+        listed = [*first, *(wanted[name] for name in own), *costs, *rest, DEBUG]
         sign(run, listed)
         words = "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(function) or "").split("\n\n"))
         app.command(name, epilog=f"Example{'s' * (len(lines) > 1)}: {' | '.join(lines)}", help=text or words)(

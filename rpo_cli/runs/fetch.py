@@ -18,7 +18,7 @@ def fetch_data(session: Session) -> None:
         targets = [cell(planner, loaded, variant, recipe.rhos[0]) for variant in recipe.compared]
     elif isinstance(recipe, schema.PolicyRecipe):
         targets = [planner.evaluation(loaded, "test")]
-    elif isinstance(recipe, schema.RewardRecipe) and recipe.ensemble:
+    elif isinstance(recipe, schema.RewardRecipe) and recipe.has_members:
         targets = planner.members(loaded)
     else:
         targets = [planner.build(loaded)]

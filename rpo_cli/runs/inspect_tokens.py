@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rpo_cli.artifacts import External, Stage, Workspace
 from rpo_cli.errors import BadInput
 from rpo_cli.models import load_tokenizer
-from rpo_cli.recipes import Loaded, RecipeError, load, schema
+from rpo_cli.recipes import Loaded, RecipeError, load, schema, there
 from rpo_cli.runs.planner import Planner, beside
 
 
@@ -62,9 +62,7 @@ def find_tokenizer(
     folder = workspace.root / data.path / "tokenizer"
     if folder.is_dir():
         return load_tokenizer(folder), f"{folder} (made with the data)"
-    path = next(
-        (file.parent / "sft.yaml" for file in loaded.files if (file.parent / "sft.yaml").is_file()), None
-    )
+    path = next((beside for file in loaded.files if there(beside := file.parent / "sft.yaml")), None)
     seen: set[Path | None] = {None}
     while path not in seen:
         seen.add(path)

@@ -13,23 +13,19 @@ from typing import Any, cast
 from rpo_cli.artifacts import External, Stage, read_json
 
 Node = Stage | External
-# Tokenizers without a padding token of their own: what their files do not name they have not got.
-PADLESS = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "GPT2Tokenizer",
-           "GPT2TokenizerFast")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenizer as its files have it. `padless`: they name no padding token, and their class has none."""
+    """A tokenizer as its files have it; what they do not name is not known."""
 
     folder: Path
     eos: str | None
     pad: str | None
-    padless: bool = False
 
     def padded(self, token: str | None) -> Tokens:
         """The same with another padding token, if one is given."""
-        return self if token is None else replace(self, pad=token, padless=False)
+        return self if token is None else replace(self, pad=token)
 
     def differs(self, other: Tokens) -> str | None:
         """In what another tokenizer differs, as far as their files say; None: in nothing."""
@@ -83,10 +79,12 @@ def config_of(node: Node) -> Mapping[str, Any] | None:
     return settings_of(base) if folder is None else _json(folder / "config.json")
 
 
-def labels_of(config: Mapping[str, Any]) -> int:
-    """How many labels a classifier has; two where its config does not say, as in transformers."""
+def labels_of(config: Mapping[str, Any]) -> list[str]:
+    """A classifier's labels; two where its config does not say, as in transformers."""
     named = config.get("id2label")
-    return len(named) if isinstance(named, Mapping) else int(config.get("num_labels") or 2)
+    if isinstance(named, Mapping):
+        return [str(name) for name in named.values()]
+    return [f"LABEL_{number}" for number in range(int(config.get("num_labels") or 2))]
 
 
 def tokens_of(node: Node) -> Tokens | None:
@@ -100,7 +98,7 @@ def tokens_of(node: Node) -> Tokens | None:
         return None
     special = {**(_json(folder / "special_tokens_map.json") or {}), **config}
     eos, pad = (_content(special.get(f"{name}_token")) for name in ("eos", "pad"))
-    return Tokens(folder, eos, pad, pad is None and config.get("tokenizer_class") in PADLESS)
+    return Tokens(folder, eos, None if pad == eos else pad)  # another is found when it is loaded
 
 
 def has_chat_template(folder: Path) -> bool:

@@ -5,46 +5,58 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from rpo_cli.artifacts import Stage
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes import Loaded, RecipeError, article, find, shown
+from rpo_cli.recipes import Loaded, article, short_name, there
 from rpo_cli.recipes.yaml_lines import one_line
 from rpo_cli.runs.check import would_run
+from rpo_cli.runs.options import Costs
+from rpo_cli.runs.question import Question, asked
 from rpo_cli.runs.session import Session, planner_for
 from rpo_cli.runs.work import QUIET_ENVIRONMENT
 
 TABLES = ("data", "pairs", "relabel", "splits")  # the kinds that make tables of texts
+NO_COSTS = Costs()
 Next = tuple[
     str, str, str
 ]  # a command, a recipe's name, further options: what one would type after this command
 
 
-def build(session: Session, stage: str, following: Next, *, members: bool = False) -> None:
+def build(
+    session: Session, stage: str, following: Next, *, members: bool = False, costs: Costs = NO_COSTS
+) -> None:
     """Make what the recipe, one of this stage, describes at every --rho; `members`: its ensemble instead."""
+    question = asked(session.dry_run, costs)
     loads = session.at_rhos(stage)
     planner = planner_for(loads[0])
     made = [planner.members(loaded) if members else [planner.build(loaded)] for loaded in loads]
-    _make(session, loads[0], [target for targets in made for target in targets], following)
+    _make(session, loads[0], [target for targets in made for target in targets], following, question)
 
 
-def train_policy(session: Session) -> None:
+def train_policy(session: Session, costs: Costs) -> None:
     """Train the policy of a recipe; the command after it evaluates the same, what --set changed included."""
     changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
-    build(session, "policy", ("rpo evaluate", Path(session.recipe).name, session.at + changed))
+    following = ("rpo evaluate", session.load("policy").path.name, session.at + changed)
+    build(session, "policy", following, costs=costs)
 
 
-def evaluate(session: Session, split: str) -> None:
-    """Evaluate the policy of a recipe at every --rho, or the baseline of an evaluation recipe."""
+def evaluate(session: Session, split: str, costs: Costs) -> None:
+    """Evaluate the policy of a recipe at every --rho, or the baseline of an evaluation recipe.
+
+    Without an oracle a policy's held-out pairs are measured too.
+    """
+    question = asked(session.dry_run, costs)
     first = session.load(None)
     planner = planner_for(first)
     if first.recipe.stage == "evaluate":
         targets = [planner.build(session.load("evaluate", split=split))]
     else:
-        targets = [planner.evaluation(loaded, split) for loaded in session.at_rhos("policy")]
-    _make(session, first, targets, ("rpo figure figure2", "figure2.yaml", ""))
+        loads = session.at_rhos("policy")
+        targets = [planner.evaluation(loaded, split) for loaded in loads]
+        if "oracle" not in targets[0].inputs:
+            targets += map(planner.held_out, loads)
+    _make(session, first, targets, ("rpo figure figure2", "figure2.yaml", ""), question)
 
 
 def judge(session: Session, split: str, model: str | None, base_url: str | None) -> None:
@@ -101,18 +113,20 @@ def diagnose(session: Session, *, members: bool) -> None:
     diagnose(session, planner, loads, members=members)
 
 
-def _make(session: Session, loaded: Loaded, targets: Sequence[Stage], following: Next | None = None) -> None:
-    workspace = session.make(targets, loaded.recipe.suite)
+def _make(
+    session: Session,
+    loaded: Loaded,
+    targets: Sequence[Stage],
+    following: Next | None = None,
+    question: Question | None = None,
+) -> None:
+    workspace = session.make(targets, loaded.recipe.suite, question=question)
     session.result(workspace, targets, None if following is None else _as_typed(loaded, *following))
 
 
 def _as_typed(loaded: Loaded, command: str, name: str, rest: str) -> str | None:
     """A command on the recipe of this name in the suite of another; None where it would not run."""
     beside = loaded.path.with_name(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
-    if not beside.is_file() or not would_run(command, beside):
+    if not there(beside) or not would_run(command, beside):
         return None
-    for typed in (beside.name, f"{beside.parent.name}/{beside.name}"):
-        with suppress(RecipeError):
-            if find(typed) == beside:
-                return f"{command} --recipe {typed}{rest}"
-    return f"{command} --recipe {shown(beside)}{rest}"
+    return f"{command} {short_name(beside)}{rest}"

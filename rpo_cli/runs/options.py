@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from typer import Option
+from typer import Argument, Option
 
-RECIPE = "Recipe: a path, or a name looked up in ./recipes and among the packed ones."
+RECIPE = (
+    "Recipe: a path, or a name looked up in ./recipes and among the packed ones; "
+    "[bold]mine.yaml:dpo[/bold]: the recipe dpo of a suite in one file."
+)
 RHO = "Length bias: a number, several with commas, [bold]all[/bold], or [bold]none[/bold] (no resampling)."
 DEVICE = (
     "Where to compute, whatever the recipes say; [bold]xla[/bold]: a TPU. Default: the recipes' `device:`."
@@ -19,11 +22,26 @@ MFU = "Share of the peak that is reached. Assumed: 0.35."
 Devices = Literal["auto", "cpu", "cuda", "xla"]
 
 
+def like(incomplete: str) -> list[str]:
+    """Names of recipes that begin so, for the shell to complete."""
+    from rpo_cli.recipes.listing import names_like
+
+    return names_like(incomplete)
+
+
+def recipe_argument(default: str | None) -> Any:
+    """The type of the argument that names a command's recipe."""
+    told = RECIPE if default is None else f"{RECIPE} Default: {default}."
+    return Annotated[
+        str | None, Argument(metavar="RECIPE", help=told, autocompletion=like, show_default=False)
+    ]
+
+
 @dataclass(frozen=True)
 class Options:
     """What a command was told. Each command takes some of these; the others stay at their defaults."""
 
-    recipe: Annotated[str, Option("--recipe", "-r", help=RECIPE)]
+    recipe: Annotated[str, Option("--recipe", "-r", help="The same, as an option.")]
     rho: Annotated[str | None, Option(help=RHO)] = None
     seed: Annotated[int | None, Option(min=0, help="Master seed.")] = None
     overrides: Annotated[

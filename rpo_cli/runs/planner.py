@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rpo_cli.artifacts import External, Stage, hash_of, hash_path, rho_folder, walk
-from rpo_cli.recipes import Loaded, RecipeError, article, load, schema, shown
+from rpo_cli.recipes import Loaded, RecipeError, article, load, recipes_in, schema, shown, where
 from rpo_cli.recipes.yaml_lines import Keys
 
 # What a scoring recipe takes over from its policy; of 4 bits and the batch size `_scoring` decides.
@@ -24,6 +24,7 @@ SCORED = (
     - schema.FourBits.model_fields.keys()
     - {*("stage", "model_name_or_path", "per_device_eval_batch_size", "expected_seconds")}
 )
+Teacher = Stage | External | tuple[str, ...]  # a reward model, or two columns of the data
 TRAINED = ("sft", "reward", "policy")
 # The kinds of recipe that a key may name; of model_name_or_path, those that make a model of language.
 MADE_BY = {
@@ -32,7 +33,10 @@ MADE_BY = {
     "reward_model": ("reward",), "ensemble": ("reward",), "oracle": ("reward",),
 }  # fmt: skip
 # Folders of artifacts beside those that are called like a recipe.
-RESERVED = re.compile("unbiased|policies|scores|evaluations|judged|measures|(rho|seed|reference|external)-.*")
+RESERVED = re.compile(
+    "unbiased|policies|scores|evaluations|judged|measures|held-out|(rho|seed|reference|external)-.*"
+)
+SEEDS_APART = 1000  # from one member of an ensemble of seeds to the next
 DEEPEST = 40  # recipes, each of which needs the next
 
 
@@ -166,7 +170,7 @@ class Planner:
         known = self._stages.setdefault(place, stage)
         if known is not stage and not known.is_same(stage):
             other = f"another {place} than {shown(known.source)}; give one of them a name of its own"
-            raise RecipeError([f"{shown(loaded.path)}:1: asks for {other}"])
+            raise RecipeError([f"{where((loaded.path, 0))}: asks for {other}"])
         return known
 
     def _data(self, loaded: Loaded) -> Stage:
@@ -222,25 +226,39 @@ class Planner:
             inputs["model"] = self.reference("model_name_or_path", loaded)
         return self._add("sft", loaded.path.stem, loaded, inputs)
 
-    def _reward(self, loaded: Loaded, member: float | None = None) -> Stage:
-        recipe = cast(schema.RewardRecipe, loaded.recipe)
+    def _reward(
+        self,
+        loaded: Loaded,
+        name: str = "all",
+        options: Mapping[str, Any] | None = None,
+        recipe: schema.RewardRecipe | None = None,
+    ) -> Stage:
+        """A reward model; of an ensemble's member, its folder `name`, and options and recipe of its own."""
+        recipe = recipe or cast(schema.RewardRecipe, loaded.recipe)
         self._need_model(loaded)
         data = self.reference("data", loaded)
         self._need_table(data, recipe.table, loaded)
         inputs = {"data": data, "model": self.reference("model_name_or_path", loaded)}
         if isinstance(data, Stage) and data.kind == "splits":
-            name = "all" if member is None else f"b-{member:g}"
-            options = {} if member is None else {"member": member}
             path = f"{rho_folder(recipe.rho)}/{loaded.path.stem}/{name}"
-            return self._add("reward", path, loaded, inputs, options)
-        if member is not None:
+            return self._add("reward", path, loaded, inputs, options, recipe)
+        if name != "all":
             needed = "a splits recipe, which makes the subsets of its members"
             raise _wrong(loaded, "data", f"an ensemble needs {needed}")
         return self._add("reward", loaded.path.stem, loaded, inputs)
 
     def members(self, loaded: Loaded) -> list[Stage]:
-        """The ensemble of a reward recipe, in the order of its biases."""
+        """The ensemble of a reward recipe, in the order of its biases, halves or seeds."""
         recipe = cast(schema.RewardRecipe, loaded.recipe)
+        numbers, seed = range(recipe.ensemble_size), schema.seed_of(recipe, "rm")
+        if recipe.ensemble_of == "halves":
+            return [self._reward(loaded, f"half-{i}", {"half": i}) for i in numbers]
+        if recipe.ensemble_of == "seeds":  # the first is the one model of all pairs
+            own = [recipe.model_copy(update={"rm_seed": seed + SEEDS_APART * i}) for i in numbers]
+            return [
+                self._reward(loaded, f"seed-{i}" if i else "all", recipe=own[i] if i else None)
+                for i in numbers
+            ]
         if not recipe.ensemble:
             raise _wrong(loaded, "ensemble", "lists no biases, so there is no ensemble to train")
         splits = (
@@ -252,7 +270,7 @@ class Planner:
                 listed = ", ".join(f"{b:g}" for b in splits.ensemble)
                 what = f"{', '.join(unknown)} is no subset of {recipe.data} ({listed})"
                 raise _wrong(loaded, "ensemble", what)
-        return [self._reward(loaded, b) for b in recipe.ensemble]
+        return [self._reward(loaded, f"b-{b:g}", {"member": b}) for b in recipe.ensemble]
 
     def _pairs(self, loaded: Loaded) -> Stage:
         inputs = {
@@ -282,7 +300,7 @@ class Planner:
 
     def _need_model(self, loaded: Loaded) -> None:
         if getattr(loaded.recipe, "model_name_or_path", None) is None:
-            raise RecipeError([f"{shown(loaded.path)}:1: model_name_or_path: missing"])
+            raise RecipeError([f"{where((loaded.path, 0))}: model_name_or_path: missing"])
 
     def _policy(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
@@ -290,6 +308,10 @@ class Planner:
         splits = self.reference("data", loaded)
         if not isinstance(splits, Stage) or splits.kind != "splits":
             raise _wrong(loaded, "data", "a policy is trained on the pairs of a splits recipe")
+        biases = cast(schema.SplitsRecipe, splits.recipe).ensemble
+        if recipe.subset is not None and recipe.subset not in biases:
+            listed = ", ".join(f"{b:g}" for b in biases)
+            raise _wrong(loaded, "subset", f"{recipe.subset:g} is no subset of {recipe.data} ({listed})")
         model = self.reference("model_name_or_path", loaded)
         inputs: dict[str, Stage | External] = {"data": splits, "model": model}
         pairs = cast(Stage, splits.inputs["data"])
@@ -314,44 +336,83 @@ class Planner:
             inputs,
         )
 
-    def _scores(
-        self, loaded: Loaded, teacher: Stage | External, splits: Stage, model: Stage | External
-    ) -> Stage:
-        """A reward model's scores of the pairs that a policy learns from."""
-        folder = rho_folder(cast(schema.PolicyRecipe, loaded.recipe).rho)
-        place = (
-            teacher.path.split("/", 1)[1].removeprefix(folder + "/")
-            if isinstance(teacher, Stage)
-            else f"external-{hash_of(teacher.key)[:8]}"
-        )
+    def _scores(self, loaded: Loaded, teacher: Teacher, splits: Stage, model: Stage | External) -> Stage:
+        """What a teacher says of a D_rho's pairs."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        rho, label = rho_folder(recipe.rho), recipe.reward_label
+        inputs: dict[str, Stage | External] = {"data": splits, "policy": model}
+        if isinstance(teacher, tuple):
+            path = f"{rho}/scores/external-{hash_of(teacher)[:8]}"
+            return self._scoring("scores", path, loaded, inputs, columns=teacher)
+        inputs["model"] = teacher
+        if isinstance(teacher, External):
+            name = teacher.key if label is None else [teacher.key, label]
+            path = f"{rho}/scores/external-{hash_of(name)[:8]}"
+            return self._scoring("scores", path, loaded, inputs, label=label)
+        place = teacher.path.split("/", 1)[1].removeprefix(f"{rho}/")
         if _other_splits(teacher, splits):
             place = f"{place}/{splits.path.rsplit('/', 1)[1]}"
-        inputs = {"model": teacher, "data": splits, "policy": model}
-        return self._scoring("scores", f"{folder}/scores/{place}", loaded, inputs)
+        return self._scoring("scores", f"{rho}/scores/{place}", loaded, inputs)
 
-    def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Stage | External]]:
-        """The reward models an objective distils, under the names of the cells' histogram."""
+    def _columns(self, loaded: Loaded, columns: Sequence[str], *at: str | int) -> tuple[str, ...]:
+        """Columns of scores, which the data recipe must keep."""
+        below = cast(Stage, self.reference("data", loaded))
+        while not isinstance(recipe := below.recipe, schema.DataRecipe):
+            below = cast(Stage, below.inputs["data"])
+        if lacking := [name for name in columns if name not in recipe.keep_columns]:
+            named = f"{shown(below.source)} keeps no column {lacking[0]}"
+            cure = f"add keep_columns: [{', '.join(columns)}] to it"
+            raise RecipeError([f"{loaded.place(*at)}: {named}; {cure}"])
+        return tuple(columns)
+
+    def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Teacher]]:
+        """What an objective distils, under the names of the cells' histogram."""
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
-        if recipe.asks_one:
+        if recipe.asks_columns:
+            yield "rm", self._columns(loaded, recipe.margin_columns[0], "margin_columns")
+        elif recipe.asks_one and recipe.reward_member is not None:
+            yield f"{recipe.reward_member:g}", self._member(loaded)
+        elif recipe.asks_one:
             yield "rm", self.reference("reward_model", loaded)
         elif recipe.asks_ensemble:
             if not recipe.compares_members:
                 yield "warm", self._warm(loaded)
-            elif isinstance(recipe.ensemble, list):
+            elif not isinstance(recipe.members, str):
+                key = "margin_columns" if recipe.margin_columns else "ensemble"
                 if recipe.calibration == "temperature" and recipe.calibration_mix == "own":
-                    without = "models in a list have no bias b of their own"
+                    without = "members in a list have no bias b of their own"
                     cure = "set calibration_mix: data or calibration: none"
-                    raise _wrong(loaded, "ensemble", f"{without}; {cure}")
-                for index, reference in enumerate(recipe.ensemble):
-                    yield f"m{index}", self._resolve(reference, loaded, ("ensemble", index))
+                    raise _wrong(loaded, key, f"{without}; {cure}")
+                for index, member in enumerate(recipe.members):
+                    if isinstance(member, schema.Columns):
+                        yield f"m{index}", self._columns(loaded, member.columns, key, index)
+                    else:
+                        yield f"m{index}", self._resolve(member, loaded, (key, index))
             else:
-                for member in self._members(loaded, recipe.ensemble):
-                    yield f"{member.options['member']:g}", member
+                for trained in self._members(loaded, recipe.members):
+                    yield name_of(trained), trained
 
     def _members(self, loaded: Loaded, name: str) -> list[Stage]:
         """The ensemble that a policy names."""
         with self._step(loaded, ("ensemble",)):
             return self.members(self._ensemble(loaded, name))
+
+    def _member(self, loaded: Loaded) -> Stage:
+        """The one member of an ensemble that a policy asks for by its bias."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        if not schema.is_recipe(recipe.reward_model):
+            what = f"reward_model: {recipe.reward_model} is a model; only a recipe has members"
+            raise _wrong(loaded, "reward_member", what)
+        with self._step(loaded, ("reward_model",)):
+            ensemble = self.load(
+                loaded.sibling(recipe.reward_model, "reward_model"), expect="reward", **at_rho(recipe.rho)
+            )
+            members = {member.options.get("member"): member for member in self.members(ensemble)}
+        if recipe.reward_member not in members:
+            listed = ", ".join(f"{b:g}" for b in members if b is not None) or "none has a bias of its own"
+            what = f"{recipe.reward_member:g} is no member of {recipe.reward_model} ({listed})"
+            raise _wrong(loaded, "reward_member", what)
+        return members[recipe.reward_member]
 
     def _ensemble(self, loaded: Loaded, name: str) -> Loaded:
         rho = cast(schema.PolicyRecipe, loaded.recipe).rho
@@ -365,9 +426,7 @@ class Planner:
             raise _wrong(loaded, "ensemble", f"{of_one}; name a recipe with `ensemble:`")
         ensemble = self._ensemble(loaded, reference)
         members = self._members(loaded, reference)
-        inputs: dict[str, Stage | External] = {
-            f"members/{member.options['member']:g}": member for member in members
-        }
+        inputs: dict[str, Stage | External] = {f"members/{name_of(member)}": member for member in members}
         recipe = ensemble.recipe.model_copy(update={"expected_seconds": 1.0})
         place = f"{rho_folder(cast(schema.RewardRecipe, recipe).rho)}/{ensemble.path.stem}/warm"
         return self._add("warm", place, ensemble, inputs, recipe=recipe)
@@ -379,17 +438,20 @@ class Planner:
         loaded: Loaded,
         inputs: Mapping[str, Stage | External],
         bits: Mapping[str, Any] | None = None,
+        label: str | None = None,
+        columns: Sequence[str] = (),
     ) -> Stage:
         policy = cast(schema.PolicyRecipe, loaded.recipe)  # or a reward model's, to diagnose it
         values = {name: getattr(policy, name) for name in SCORED if hasattr(policy, name)} | dict(bits or {})
-        values |= {name: None for name in ("rm_seed", "policy_seed")}
+        values |= {"rm_seed": None, "policy_seed": None, "reward_label": label}
         if kind != "samples":
             values |= {"reference_samples": 1, "max_new_tokens": 1, "sampling_seed": None}
         if "per_device_eval_batch_size" in policy.model_fields_set:
             # Memory allows no more.
             values["per_device_eval_batch_size"] = policy.per_device_eval_batch_size
         recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
-        return self._add(kind, path, loaded, inputs, recipe=recipe)
+        options = {"columns": list(columns)} if columns else {}
+        return self._add(kind, path, loaded, inputs, options, recipe=recipe)
 
     def _evaluate(self, loaded: Loaded) -> Stage:
         """The baseline's own evaluation: what `rpo evaluate` without a policy means."""
@@ -402,7 +464,8 @@ class Planner:
     def _judged(self, loaded: Loaded) -> dict[str, Stage | External]:
         data = self.reference("data", loaded)
         self._need_table(data, f"prompts_{cast(schema.EvaluateRecipe, loaded.recipe).split}", loaded)
-        return {"data": data, "oracle": self.reference("oracle", loaded)}
+        without = cast(schema.EvaluateRecipe, loaded.recipe).oracle is None
+        return {"data": data} if without else {"data": data, "oracle": self.reference("oracle", loaded)}
 
     def evaluation(self, policy: Loaded, split: str) -> Stage:
         """Evaluation of the policy a recipe describes, against its baseline on the same prompts."""
@@ -418,6 +481,13 @@ class Planner:
             **self._judged(loaded),
         }
         return self._add("evaluate", f"{place}/{split}", loaded, inputs)
+
+    def held_out(self, policy: Loaded) -> Stage:
+        """What the policy a recipe describes makes of the pairs that its splits hold out."""
+        stage = self.build(policy)
+        inputs = {"policy": stage, **{name: stage.inputs[name] for name in ("data", "reference")}}
+        place = stage.path.split("/", 1)[1].replace("/policies/", "/held-out/")
+        return self._scoring("held_out", place, policy, inputs)
 
     def measure(self, policy: Loaded) -> Stage:
         """What the policy a recipe describes made of its training pairs, and how far it is from the
@@ -463,7 +533,7 @@ class Planner:
             *folders, name = stage.path.split("/")[1:]
             place = "/".join([*folders[:1], "scores", "own", *folders[1:], name])
             inputs = {"model": stage, "data": data, "policy": stage}
-            scores[f"{stage.options['member']:g}" if members else loaded.path.stem] = self._scoring(
+            scores[name_of(stage) if members else loaded.path.stem] = self._scoring(
                 "scores", place, loaded, inputs
             )
         return data, scores
@@ -490,7 +560,7 @@ class Planner:
         recipe = cast(schema.EvaluateRecipe, loaded.recipe)
         if recipe.judge is None:
             what = "missing; add `judge: {model: ...}`, or name one with --model"
-            raise RecipeError([f"{shown(loaded.path)}:1: judge: {what}"])
+            raise RecipeError([f"{where((loaded.path, 0))}: judge: {what}"])
         inputs = {"evaluation": evaluation, "baseline": evaluation.inputs["baseline"]}
         if "reference" in recipe.judge.against:
             inputs["data"] = evaluation.inputs["data"]
@@ -512,9 +582,14 @@ class Planner:
         return self._add("judge", path, loaded, inputs, recipe=judge)
 
 
+def name_of(member: Stage) -> str:
+    """What a member of an ensemble is called in metrics: its bias, or its folder."""
+    return f"{member.options['member']:g}" if "member" in member.options else Path(member.path).name
+
+
 def beside(loaded: Loaded) -> Iterator[Loaded]:
     """The recipes in a recipe's folder; not files that others extend, nor what `rpo recipe check` refuses."""
-    for file in sorted(loaded.path.parent.glob("*.yaml")):
+    for file in recipes_in(loaded.path.parent):
         with suppress(RecipeError):
             yield load(str(file))
 

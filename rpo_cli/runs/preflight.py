@@ -6,10 +6,11 @@ Nothing heavy is imported, but to name the modules of a model from scratch.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +43,10 @@ NAMED = {
     ("evaluate", "oracle"): "oracle",
     ("evaluate", "policy"): "baseline",
 }
+
+
+# The inputs of a stage that are reward models.
+REWARDS = {"relabel": ("model",), "scores": ("model",), "evaluate": ("oracle",)}
 
 
 def check(todo: Sequence[Todo], workspace: Workspace, jobs: int = 1) -> None:
@@ -230,7 +235,7 @@ def _adapters(stage: Stage, recipe: schema.TrainingRecipe) -> Iterator[str]:
 
 
 def _models(stage: Stage, recipe: schema.ModelSource) -> Iterator[str]:
-    """What the models that a stage reads lack: positions, padding, one reward, the same tokens."""
+    """What the models that a stage reads lack: positions, padding, one reward."""
     read = {
         name: node for name in ("model", "policy", "oracle") if (node := stage.inputs.get(name)) is not None
     }
@@ -238,20 +243,39 @@ def _models(stage: Stage, recipe: schema.ModelSource) -> Iterator[str]:
         read["model"] = stage
     for name, node in read.items():
         config = models.config_of(node)
-        longest = None if config is None else positions_of(config)
+        # A model of other tokens, a reward model, has rows of its own length.
+        own = name in REWARDS.get(stage.kind, ()) and _reads_other_tokens(stage, node, read)
+        longest = None if own or config is None else positions_of(config)
         if longest is not None and recipe.max_length > longest:
             yield f"{_at(stage, 'max_length')}: {recipe.max_length} exceeds the model's {longest} positions"
         if isinstance(node, External):
             yield from _external(stage, recipe, name, node)
-    if stage.kind in ("scores", "evaluate"):
-        teacher, policy = ("model", "policy") if stage.kind == "scores" else ("oracle", "policy")
-        one, other = (models.tokens_of(read[name]) for name in (teacher, policy))
-        if one is not None and other is not None:
-            pad = recipe.pad_token
-            if (what := one.padded(pad).differs(other.padded(pad))) is not None:
-                where = _at(stage, "oracle" if teacher == "oracle" else _teacher(stage))
-                both = f"{one.folder} and {other.folder}: their tokenizers differ in {what}"
-                yield f"{where}: {both}; policy and reward models must share one"
+            folder = models.folder_of(node) if own and stage.kind != "relabel" else None
+            if folder is not None and not models.has_chat_template(folder) and _holds_messages(stage):
+                at = _at(stage, NAMED.get((stage.kind, name), _teacher(stage)))
+                yield f"{at}: {folder} has no chat template, and the rows are conversations"
+
+
+def _holds_messages(stage: Stage) -> bool:
+    """Whether the rows below a stage are conversations, as far as the first line of a file says."""
+    recipes = [table.recipe for table in stage.tables() if isinstance(table.recipe, schema.DataRecipe)]
+    file = Path(str(recipes[-1].dataset)) if recipes else Path()
+    if file.suffix != ".jsonl" or not file.is_file():
+        return False
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            row = json.loads(lines.readline())
+    except (OSError, ValueError, RecursionError):
+        return False  # the stage that reads it says what is wrong
+    return isinstance(row, dict) and any(isinstance(row.get(name), list) for name in ("prompt", "chosen"))
+
+
+def _reads_other_tokens(stage: Stage, node: models.Node, read: Mapping[str, models.Node]) -> bool:
+    """Whether a reward model has another tokenizer than the policy, as far as is known here."""
+    pad, policy = getattr(stage.recipe, "pad_token", None), read.get("policy")
+    found = [None if each is None else models.tokens_of(each) for each in (node, policy)]
+    one, other = (None if each is None else each.padded(pad) for each in found)
+    return policy is None or (one is not None and other is not None and one.differs(other) is not None)
 
 
 def _teacher(stage: Stage) -> str:
@@ -262,17 +286,28 @@ def _external(stage: Stage, recipe: schema.ModelSource, name: str, node: Externa
     """What a model from elsewhere lacks."""
     key = _teacher(stage) if (stage.kind, name) == ("scores", "model") else "model_name_or_path"
     at = _at(stage, NAMED.get((stage.kind, name), key))
-    tokens, config = models.tokens_of(node), models.config_of(node)
-    if tokens is not None:
-        tokens = tokens.padded(recipe.pad_token)
-        if tokens.padless:
-            yield f"{at}: the tokenizer of {tokens.folder} has no padding token; {PAD_HINT}"
-        elif tokens.pad is not None and tokens.pad == tokens.eos:
-            yield f"{at}: the padding token of {tokens.folder} is the EOS ({tokens.eos}); {PAD_HINT}"
-    rewards = (stage.kind, name) in (("relabel", "model"), ("scores", "model"), ("evaluate", "oracle"))
-    if rewards and config is not None:
-        made = str((config.get("architectures") or [""])[0])
-        if made and "SequenceClassification" not in made:
-            yield f"{at}: {node.reference} is a {made}, no reward model"
-        elif (labels := models.labels_of(config)) != 1:
-            yield f"{at}: {node.reference} has {labels} labels; a reward model has one"
+    tokens = models.tokens_of(node)
+    rewards = name in REWARDS.get(stage.kind, ())
+    if tokens is not None and recipe.pad_token is not None and recipe.pad_token == tokens.eos and not rewards:
+        yield f"{_at(stage, 'pad_token')}: is the EOS of {tokens.folder}; leave the key out"
+    label = getattr(recipe, "reward_label", None)
+    if rewards and (why := no_reward(node, label, "reward_label:")) is not None:
+        yield f"{at if label is None else _at(stage, 'reward_label')}: {why}"
+
+
+def no_reward(node: External, label: str | None, key: str) -> str | None:
+    """Why a model gives no reward, as far as its config says; `key` names the label. None: it gives one."""
+    if (config := models.config_of(node)) is None:
+        return None
+    made, labels = str((config.get("architectures") or [""])[0]), models.labels_of(config)
+    if made and "SequenceClassification" not in made:
+        code = ", and code of its own (trust_remote_code) is not run" if config.get("auto_map") else ""
+        return f"{node.reference} is a {made}, no reward model{code}"
+    if len(labels) == 1 or label in labels:
+        return None
+    has = (
+        f"has no label {label!r}"
+        if label is not None
+        else f"has {len(labels)} labels; a reward model has one"
+    )
+    return f"{node.reference} {has}; {key} says which is the reward: {', '.join(labels)}"

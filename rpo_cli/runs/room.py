@@ -47,10 +47,11 @@ class Room:
 
     def _expected(self, stage: Stage, gpu: bool) -> int:
         if gpu and KINDS[stage.kind].trains:  # torch is imported already: it was asked for the GPU
-            from rpo_cli.runs.estimate import Estimator
+            from rpo_cli.runs.costs import memory_of
+            from rpo_cli.runs.sizes import Sizes
 
             with suppress(BadInput, KeyError):
-                return int(sum(Estimator(self.workspace, None).memory(stage).values()))
+                return int(sum(memory_of(stage, Sizes(self.workspace, None)).values()))
         weights = sum(map(self._weights, stage.inputs.values()))
         return weights * (4 if KINDS[stage.kind].trains else 1)  # gradients, and two moments of each
 

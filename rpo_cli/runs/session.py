@@ -23,7 +23,8 @@ from rpo_cli.runs import preflight, processes, results
 from rpo_cli.runs.options import Options
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.pool import execute
-from rpo_cli.runs.todo import Todo, what_to_run
+from rpo_cli.runs.question import Question
+from rpo_cli.runs.todo import Todo, as_json, what_to_run
 from rpo_cli.text import WIDEST, clock
 
 MANY = 25
@@ -122,8 +123,13 @@ class Session(Options):
         self.try_all(targets, suite, **kwargs)
         return self.open(suite)
 
-    def try_all(self, targets: Sequence[Stage], suite: str, **kwargs: Any) -> set[str]:
-        """Build what the targets lack; the stages that diverged, of those of which that is no failure."""
+    def try_all(
+        self, targets: Sequence[Stage], suite: str, question: Question | None = None, **kwargs: Any
+    ) -> set[str]:
+        """Build what the targets lack; the stages that diverged, of those of which that is no failure.
+
+        question: what a dry run says of the costs besides.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise BadInput(
                 "WORLD_SIZE is above 1: start rpo once, without accelerate launch or torchrun, and with "
@@ -146,20 +152,9 @@ class Session(Options):
             for item in todo:
                 processes.check(item.stage, launch)
         if targets and isinstance(recipe := targets[0].recipe, schema.TrainingRecipe):
-            self.say(f"effective batch: {cut_of(recipe, launch)}, {recipe.max_steps} steps")
+            self.say(f"effective batch: {cut_of(recipe, launch)}, {recipe.duration}")
         if self.dry_run:
-            if self.as_json:
-                self.print_json(
-                    [
-                        {
-                            "path": t.stage.path,
-                            "kind": t.stage.kind,
-                            "reason": t.reason,
-                            "expected_seconds": t.seconds,
-                        }
-                        for t in todo
-                    ]
-                )
+            self.show_plan(todo, workspace, question)
             return set()
         if todo:
             snapshots.require([item.stage for item in todo], workspace, self.recipe)
@@ -186,6 +181,18 @@ class Session(Options):
                 self.say(wandb_place(workspace.root))
             return diverged
         return set()
+
+    def show_plan(self, todo: Sequence[Todo], workspace: Workspace, question: Question | None) -> None:
+        """Print the plan's stages as JSON where --json asks for it, and its costs where a question does."""
+        found: dict[str, Any] = {}
+        if question is not None:
+            from rpo_cli.runs.estimate import estimate, lines
+
+            found["estimate"] = estimate(todo, workspace, question)
+        if self.as_json:
+            self.print_json({"todo": as_json(todo), **found} if found else as_json(todo))
+        elif found:
+            print("\n" + "\n".join(lines(found["estimate"])))
 
     def announce(self, todo: Sequence[Todo], stages: Sequence[Stage], workspace: Workspace) -> None:
         """First lines: where, what is built and why, what is reused, how long it should take.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rpo_cli.artifacts import Stage, Workspace, snapshots, walk
 from rpo_cli.recipes.schema import KINDS
@@ -21,6 +22,14 @@ class Todo:
     def seconds(self) -> float:
         """Wall time to expect: as its recipe says, else as its kind does."""
         return self.stage.recipe.expected_seconds or KINDS[self.stage.kind].guess_seconds
+
+
+def as_json(todo: Sequence[Todo]) -> list[dict[str, Any]]:
+    """The stages of a plan that are built, and why."""
+    return [
+        {"path": t.stage.path, "kind": t.stage.kind, "reason": t.reason, "expected_seconds": t.seconds}
+        for t in todo
+    ]
 
 
 def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[str] = ()) -> list[Todo]:

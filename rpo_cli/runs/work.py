@@ -18,6 +18,7 @@ from rpo_cli.artifacts import (
     MANIFEST,
     Job,
     Manifest,
+    Origin,
     Outcome,
     Progress,
     Report,
@@ -30,6 +31,7 @@ from rpo_cli.artifacts import (
     no_room,
     read_json,
     versions,
+    write_card,
 )
 from rpo_cli.errors import BadInput, Died, NoRoom, OutOfMemory, RunFailed
 from rpo_cli.recipes.schema import KINDS, Recipe, seed_of
@@ -147,8 +149,18 @@ def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Pr
         if KINDS[job.kind].points_at_input:
             manifest["rows_of"] = "data"
         _check_inputs(job)
+        if job.origin is not None:
+            _write_cards(job, job.origin, manifest)
         workspace.publish(job.path, manifest)
     return {**manifest, "warnings": [*warnings, *told]} if told else manifest
+
+
+def _write_cards(job: Job[Recipe], origin: Origin, manifest: Manifest) -> None:
+    """Beside the model, and beside its adapter, where peft leaves a blank form."""
+    tables = [cast(Manifest, read_json(place / MANIFEST)) for place in job.tables]
+    for folder, path in ((job.directory, job.path), (job.directory / "adapter", f"{job.path}/adapter")):
+        if folder.is_dir():
+            write_card(folder, path, manifest, origin, tables, adapter=folder != job.directory)
 
 
 def _check_inputs(job: Job[Recipe]) -> None:

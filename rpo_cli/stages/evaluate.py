@@ -1,8 +1,8 @@
-"""Sample for test prompts, score with the oracle, compare with pi_SFT on the same prompts."""
+"""Sample for test prompts, score with the oracle if there is one, compare with pi_SFT on the same prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,9 @@ from rpo_cli.artifacts import Job, Report, write_json
 from rpo_cli.models import (
     TokenRow,
     load_causal,
-    load_reward,
     load_tokenizer,
     logps,
     pad_id,
-    require_same_tokens,
     rewards,
     sample,
     sample_vllm,
@@ -27,6 +25,7 @@ from rpo_cli.models import (
 )
 from rpo_cli.recipes.schema import EvaluateRecipe, seed_of
 from rpo_cli.stages.data.rows import row_id, rows_of
+from rpo_cli.stages.reading import Conversation, Reading, reading_of
 from rpo_cli.statistics import summarise
 
 SAMPLES = "samples.parquet"
@@ -42,15 +41,24 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
     # Named by content: seeds whose prompts differ must not look as if they shared them.
     texts = {row_id(prompt): prompt for prompt in each.texts("prompt")}
     tokenizer = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
-    oracle_tokenizer = load_tokenizer(job.inputs["oracle"], recipe, job.revisions.get("oracle"))
-    require_same_tokens(tokenizer, oracle_tokenizer, job.inputs["policy"], job.inputs["oracle"])
+    oracle, talks = None, {}
+    if "oracle" in job.inputs:
+        source, revision = job.inputs["oracle"], job.revisions.get("oracle")
+        oracle = reading_of(source, recipe, revision, tokenizer, talks=each.talks)
     what = f"{job.path}: prompts_{recipe.split}"
     named = each.named(list(texts))
     rows = named.tokens((), tokenizer, what, recipe.max_length, recipe.overlong, report.warn)
-    samples = draw(job, recipe, tokenizer, rows, report)
+    if oracle is not None and oracle.own:
+        # Prompts that its template refuses are left out before anything is sampled for them.
+        talks = dict(zip(texts, each.conversations(()), strict=True))
+        answered = [talks[row.id] | {"response": "."} for row in rows]
+        read = oracle.rows([row.id for row in rows], answered, ("response",), what, report.warn)
+        rows = [row for row in rows if row.id in {other.id for other in read}]
+    samples = draw(job, recipe, tokenizer, rows, oracle, talks, report)
     samples["prompt"] = samples["prompt_id"].map(texts)
     samples.to_parquet(job.directory / SAMPLES, index=False)
-    report.table("samples", samples.head(SHOWN)[["prompt", "response", "tokens", "finished", "reward"]])
+    shown = [name for name in ("prompt", "response", "tokens", "finished", "reward") if name in samples]
+    report.table("samples", samples.head(SHOWN)[shown])
     baseline = pd.read_parquet(job.inputs["baseline"] / SAMPLES) if "baseline" in job.inputs else samples
     seed, resamples = seed_of(recipe, "sampling"), recipe.bootstrap_samples
     metrics = summarise(samples, baseline, truncated=recipe.truncated, resamples=resamples, seed=seed)
@@ -64,16 +72,21 @@ def draw(
     recipe: EvaluateRecipe,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[TokenRow],
+    oracle: Reading | None,
+    talks: Mapping[str, Conversation],
     report: Report,
 ) -> pd.DataFrame:
-    """num_samples samples for each prompt with oracle reward, log pi_theta and log pi_ref."""
+    """num_samples samples for each prompt: log pi_theta, log pi_ref and, with an oracle, its reward.
+
+    talks: the prompts by name, where the oracle reads them in its own way.
+    """
 
     def loaded(load: Callable[..., PreTrainedModel], name: str) -> PreTrainedModel:
         return load(job.inputs[name], recipe, device, tokenizer, job.revisions.get(name))
 
     device = devices.choose(recipe)
     prompts = [row.prompt_ids for row in rows for _ in range(recipe.num_samples)]
-    total, size = 3 * len(prompts), recipe.per_device_eval_batch_size
+    total, size = (3 if "oracle" in job.inputs else 2) * len(prompts), recipe.per_device_eval_batch_size
     settings: dict[str, Any] = {
         "temperature": recipe.temperature,
         "top_p": recipe.top_p,
@@ -101,17 +114,26 @@ def draw(
         reference = loaded(load_causal, "reference")
         ref_logp = logps(reference, prompts, answers, pad, size)
         del reference
-    oracle = loaded(load_reward, "oracle")
-    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    scores = rewards(oracle, whole, pad, size, lambda n: report(2 * len(prompts) + n, total))
+    names = [row.id for row in rows for _ in range(recipe.num_samples)]
+    responses = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    scored = {}
+    if oracle is not None:
+        if oracle.own:
+            both = zip(names, responses, strict=True)
+            whole = oracle.tokens([oracle.text(talks[name], response) for name, response in both])
+        else:
+            whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        pad = pad_id(oracle.tokenizer)
+        scores = rewards(oracle.model, whole, pad, size, lambda n: report(2 * len(prompts) + n, total))
+        scored = {"reward": scores.astype(np.float64)}
     return pd.DataFrame(
         {
-            "prompt_id": [row.id for row in rows for _ in range(recipe.num_samples)],
+            "prompt_id": names,
             "sample": list(range(recipe.num_samples)) * len(rows),
-            "response": tokenizer.batch_decode(answers, skip_special_tokens=True),
+            "response": responses,
             "tokens": np.array([len(a) for a in answers], dtype=np.int32),
             "finished": [a[-1] in stops for a in answers],
-            "reward": scores.astype(np.float64),
+            **scored,
             "logp": logp.astype(np.float64),
             "ref_logp": ref_logp.astype(np.float64),
         }

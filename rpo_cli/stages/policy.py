@@ -34,7 +34,7 @@ from rpo_cli.objectives import Pair
 from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
 from rpo_cli.objectives.members import MemberChoice, select_member
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
-from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
+from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.monitor import ended, monitor_of, over_optimised
 from rpo_cli.stages.training.publish import publish_model
@@ -190,7 +190,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
     teachers = calibrated_margins(job, recipe)
     rows, pairs_left = policy_rows(job, recipe, tokenizer, teachers, report)
-    need_rows(len(rows), recipe, job.path)
+    steps = steps_over(len(rows), recipe, job.path)
     members = None
     if recipe.takes_min:
         margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
@@ -203,7 +203,14 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
     model = load(device=device, training=True, bits=bits)
     kl_reference = load(device=device, bits=bits) if recipe.needs_reference else None
     config = config_of(
-        DPOConfig, job, device, seed, beta=recipe.beta, precompute_ref_log_probs=True, disable_dropout=False
+        DPOConfig,
+        job,
+        device,
+        seed,
+        max_steps=steps,
+        beta=recipe.beta,
+        precompute_ref_log_probs=True,
+        disable_dropout=False,
     )
     prompts, answers, pad = [row["prompt_ids"] for row in rows], list(map(groups_of, rows)), pad_id(tokenizer)
     layout = layout_for(model, response_logps, prompts, answers, pad, shared=recipe.shared_prompts)

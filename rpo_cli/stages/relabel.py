@@ -7,24 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import load_reward, load_tokenizer, pad_id, pair_rewards
+from rpo_cli.models import pad_id, pair_rewards
 from rpo_cli.recipes.schema import RelabelRecipe, seed_of
-from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
+from rpo_cli.stages.data.rows import rows_of, write_columns
+from rpo_cli.stages.reading import read_pairs, reading_of
 
 
 def run(job: Job[RelabelRecipe], report: Report) -> dict[str, Any]:
     """Write pairs.parquet: whether the oracle turns each human label round, and scores in its own order."""
     recipe: RelabelRecipe = job.recipe
-    source, revision = job.inputs["model"], job.revisions.get("model")
-    tokenizer = load_tokenizer(source, recipe, revision)
     human = rows_of(job, "pairs")
-    rows = human.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
-    model = load_reward(source, recipe, devices.choose(recipe), tokenizer, revision)
+    revision = job.revisions.get("model")
+    reading = reading_of(job.inputs["model"], recipe, revision, plain_as_here=True)
+    rows = read_pairs(reading, human, job.path, report.warn)
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     on_batch = partial(report, of=2 * len(rows))
-    scores = pair_rewards(model, rows, pad_id(tokenizer), size, on_batch, shared=shared)
+    scores = pair_rewards(reading.model, rows, pad_id(reading.tokenizer), size, on_batch, shared=shared)
     margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
     if recipe.labels == "sample":
         draws = np.random.default_rng([seed_of(recipe, "data"), 20]).random(len(rows))

@@ -30,7 +30,7 @@ from rpo_cli.recipes.schema import RewardRecipe, seed_of
 from rpo_cli.stages.data.rows import PAIR, Rows, rows_of
 from rpo_cli.stages.diagnosis import short_form
 from rpo_cli.stages.splits import LENGTH_MARGIN, bias_trained_on, preference_of_length
-from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
+from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
 from rpo_cli.stages.training.trl import LeanTrainer, config_of
@@ -94,8 +94,12 @@ def training_rows(job: Job[RewardRecipe]) -> tuple[Rows, Rows | None]:
     recipe: RewardRecipe = job.recipe
     folder = job.inputs["data"]
     if (folder / "held_out.parquet").is_file():
-        member = job.options.get("member")
-        return rows_of(job, "train" if member is None else f"b-{member:g}"), rows_of(job, "held_out")
+        member, half = job.options.get("member"), job.options.get("half")
+        pairs = rows_of(job, "train" if member is None else f"b-{member:g}")
+        if half is not None:
+            order = np.random.default_rng([seed_of(recipe, "rm"), 40, half]).permutation(len(pairs))
+            pairs = pairs.take(np.sort(order[: len(pairs) // 2]).tolist())
+        return pairs, rows_of(job, "held_out")
     held_out = "pairs_validation"
     has_held_out = (folder / f"{held_out}.parquet").is_file()
     return rows_of(job, recipe.table), rows_of(job, held_out) if has_held_out else None
@@ -130,7 +134,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
     recipe: RewardRecipe = job.recipe
     device = devices.choose(recipe)
     seed = seed_of(recipe, "rm")
-    tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
+    tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"), own_pad=True)
     pairs, held_out_pairs = training_rows(job)
 
     def tokens_of(pairs: Rows, name: str = "") -> list[TokenRow]:
@@ -140,7 +144,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
         return pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, warn)
 
     rows, held_out = tokens_of(pairs), tokens_of(held_out_pairs, "held out: ") if held_out_pairs else []
-    need_rows(len(rows), recipe, job.path)
+    steps = steps_over(len(rows), recipe, job.path)
     bias = bias_trained_on(pairs, rows, recipe.max_length, report)
     # The head is new when the model was a language model: its weights are drawn under the RM's seed.
     torch.manual_seed(seed)
@@ -165,7 +169,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
             "greater_is_better": False,
             "load_best_model_at_end": True,
         }
-    config = config_of(RewardConfig, job, device, seed, disable_dropout=False, **early)
+    config = config_of(RewardConfig, job, device, seed, max_steps=steps, disable_dropout=False, **early)
     prompts, answers = [row.prompt_ids for row in rows], [row.responses for row in rows]
     pad, table = pad_id(tokenizer), table_of_pairs(rows)
     layout = layout_for(model, response_rewards, prompts, answers, pad, shared=recipe.shared_prompts)

@@ -16,17 +16,22 @@ from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_causal, load_tokenizer, sample
 from rpo_cli.recipes.schema import PairsRecipe, seed_of
-from rpo_cli.stages.data.rows import Rows, row_id, rows_of, write_rows
+from rpo_cli.stages.data.rows import MESSAGES, Rows, row_id, rows_of, write_rows
+from rpo_cli.stages.data.sources.turns import Part, answer, as_json
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, its model's samples that ended, and the written responses to it and to another prompt."""
+    """A prompt, its model's samples that ended, and the written responses to it and to another prompt.
+
+    turns: the conversation that its text was made of, if any; None: no prompt of the table is one.
+    """
 
     text: str
     samples: Sequence[str] = ()
     written: str | None = None
     other: str | None = None
+    turns: Part | None = None
 
 
 def pairs_of(prompt: Prompt, contrasts: Sequence[str]) -> Iterator[tuple[str, str, str]]:
@@ -50,10 +55,14 @@ def rows_from(prompts: Sequence[Prompt], contrasts: Sequence[str]) -> list[Row]:
     """Rows id, prompt, chosen, rejected, contrast; a pair that is made twice stands once."""
     found: dict[str, Row] = {}
     for prompt in prompts:
-        for contrast, chosen, rejected in pairs_of(prompt, contrasts):
-            texts = {"prompt": prompt.text, "chosen": chosen, "rejected": rejected}
+        for contrast, chosen, other in pairs_of(prompt, contrasts):
+            texts = {"prompt": prompt.text, "chosen": chosen, "rejected": other}
             name = row_id(*texts.values())
-            found.setdefault(name, {"id": name, **texts, "contrast": contrast})
+            told = {}
+            if prompt.turns is not None:
+                answers = {"chosen": answer(chosen), "rejected": answer(other)}
+                told[MESSAGES] = as_json({"prompt": prompt.turns, **answers}) or ""
+            found.setdefault(name, {"id": name, **texts, "contrast": contrast, **told})
     return list(found.values())
 
 
@@ -138,8 +147,9 @@ def _prompts(
         counts["unfinished"] = counts["drawn"] - sum(map(len, ended))
         decoded = [tokenizer.batch_decode(own, skip_special_tokens=True) for own in ended]
         drawn = dict(zip((row.id for row in tokens), decoded, strict=True))
-    each = zip(rows.ids, texts, written, others, strict=True)
-    return [Prompt(text, drawn.get(name, ()), own, other) for name, text, own, other in each], counts
+    turns = [talk["prompt"] for talk in rows.conversations(())] if rows.talks else [None] * len(rows)
+    each = zip(rows.ids, texts, written, others, turns, strict=True)
+    return [Prompt(text, drawn.get(name, ()), *more) for name, text, *more in each], counts
 
 
 def _written(job: Job[PairsRecipe], table: str, rows: Rows) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""One reward model's rewards for pairs: of a D_rho those trained on and held out, else those held out."""
+"""Pairs scored once, of a D_rho also those trained on: by a reward model, or by columns of the data."""
 
 from __future__ import annotations
 
@@ -7,29 +7,40 @@ from typing import Any
 
 import numpy as np
 
-from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import load_reward, load_tokenizer, pad_id, pair_rewards, require_same_tokens
+from rpo_cli.models import load_tokenizer, pad_id, pair_rewards
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
+from rpo_cli.stages.reading import reading_of
 
 
 def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
-    """Write train and held_out.parquet: the rewards of the pairs, over exactly the policy's tokens."""
+    """Write train and held_out.parquet: two numbers for each pair that fits in the policy's tokens.
+
+    They are rewards of the input `model`, or where there is none the columns that the job's options name. Of
+    pairs that are no D_rho there are only those held out.
+    """
     recipe: ScoringRecipe = job.recipe
-    source, policy, revision = job.inputs["model"], job.inputs["policy"], job.revisions.get("model")
-    tokenizer = load_tokenizer(policy, recipe, job.revisions.get("policy"))
-    require_same_tokens(tokenizer, load_tokenizer(source, recipe, revision), policy, source)
-    model = load_reward(source, recipe, devices.choose(recipe), tokenizer, revision)
+    policy = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
+    drawn = (job.inputs["data"] / "held_out.parquet").is_file()
+    names = {"train": "train", "held_out": "held_out"} if drawn else {"held_out": "pairs_validation"}
+    tables = {table: rows_of(job, source) for table, source in names.items()}
+    talks = tables["held_out"].talks
+    reading = None
+    if (source := job.inputs.get("model")) is not None:
+        reading = reading_of(source, recipe, job.revisions.get("model"), policy, talks=talks)
     metrics: dict[str, Any] = {}
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
-    splits = (job.inputs["data"] / "held_out.parquet").is_file()
-    tables = {"train": "train", "held_out": "held_out"} if splits else {"held_out": "pairs_validation"}
-    for table, source_table in tables.items():
-        pairs = rows_of(job, source_table)
-        rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
-        on_batch = partial(report, of=2 * len(rows))
-        values = pair_rewards(model, rows, pad_id(tokenizer), size, on_batch, shared=shared)
+    for table, pairs in tables.items():
+        rows = pairs.tokens(PAIR, policy, job.path, recipe.max_length, recipe.overlong, report.warn)
+        if reading is None:
+            values = pairs.only(rows).numbers(job.options["columns"])
+        else:
+            if reading.own:
+                kept = pairs.only(rows)
+                rows = reading.rows(kept.ids, kept.conversations(PAIR), PAIR, job.path, report.warn)
+            on_batch, pad = partial(report, of=2 * len(rows)), pad_id(reading.tokenizer)
+            values = pair_rewards(reading.model, rows, pad, size, on_batch, shared=shared)
         columns = {"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]}
         write_columns(columns, job.directory / f"{table}.parquet")
         margins = values[:, 0] - values[:, 1]

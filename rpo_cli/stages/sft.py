@@ -23,7 +23,7 @@ from rpo_cli.models import (
 )
 from rpo_cli.recipes.schema import SFTRecipe, seed_of
 from rpo_cli.stages.data.rows import columns_of, rows_of
-from rpo_cli.stages.training.arguments import collator_of, lora_of, need_rows
+from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
 from rpo_cli.stages.training.trl import LeanTrainer, TokenTrainer, config_of
@@ -78,8 +78,9 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, Any]:
         whole_base = partial(load, device=devices.CPU)
     columns, what = columns_of(recipe.table)[1:], f"{job.path}: {recipe.table}"
     tokens = rows.tokens(columns, tokenizer, what, recipe.max_length, recipe.overlong, report.warn)
-    need_rows(len(tokens), recipe, job.path)
-    config = config_of(SFTConfig, job, device, seed, dataset_kwargs={"skip_prepare_dataset": True})
+    steps = steps_over(len(tokens), recipe, job.path)
+    kwargs = {"skip_prepare_dataset": True}
+    config = config_of(SFTConfig, job, device, seed, max_steps=steps, dataset_kwargs=kwargs)
     table = [
         {"prompt_ids": r.prompt_ids, "completion_ids": r.responses[0]}
         if device.fixed_shapes

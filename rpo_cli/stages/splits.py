@@ -84,7 +84,7 @@ def draw(kinds: np.ndarray, recipe: SplitsRecipe, seed: int, prompts: Sequence[s
         assert recipe.num_pairs is not None
         train, held_out = _biased(pools, recipe, names)
         train, held_out = rng.permutation(train), rng.permutation(held_out)
-    subsets = {b: rng.permutation(rows) for b, rows in _subsets(train, kinds, recipe).items()}
+    subsets = {b: rng.permutation(rows) for b, rows in _subsets(train, kinds, recipe, seed).items()}
     return Split(train, held_out, subsets)
 
 
@@ -161,7 +161,9 @@ def subset_sizes(longer: int, shorter: int, recipe: SplitsRecipe) -> dict[float,
     return dict.fromkeys(recipe.ensemble, size)
 
 
-def _subsets(train: np.ndarray, kinds: np.ndarray, recipe: SplitsRecipe) -> dict[float, np.ndarray]:
+def _subsets(
+    train: np.ndarray, kinds: np.ndarray, recipe: SplitsRecipe, seed: int
+) -> dict[float, np.ndarray]:
     longer, shorter = train[kinds[train] == LONGER], train[kinds[train] == SHORTER]
     result = {}
     for b, size in subset_sizes(len(longer), len(shorter), recipe).items():
@@ -172,6 +174,9 @@ def _subsets(train: np.ndarray, kinds: np.ndarray, recipe: SplitsRecipe) -> dict
         if many + few == 0:
             there = f"{len(longer)} longer and {len(shorter)} shorter pairs"
             raise BadInput(f"splits: the subset for b {b:g} would be empty: D_rho has {there}")
+        if recipe.subset_draw == "independent":
+            rng = np.random.default_rng([seed, 31, round((recipe.rho or 0) * 10_000), round(b * 10_000)])
+            longer, shorter = rng.permutation(longer), rng.permutation(shorter)
         result[b] = np.concatenate([longer[:many], shorter[:few]])
     return result
 
@@ -226,7 +231,8 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
     if overlong > FEW * len(every):
         report.warn(left_out)
     chosen, rejected = (np.array([len(row.responses[side]) for row in tokens], int) for side in (0, 1))
-    kinds = preference_of_length(chosen, rejected, recipe.length_margin)
+    ends = 0 if recipe.length_counts_eos else 1  # every response has one, its last token
+    kinds = preference_of_length(chosen - ends, rejected - ends, recipe.length_margin)
     prompts = pairs.texts("prompt")
     try:
         split = draw(kinds, recipe, seed_of(recipe, "data"), prompts)

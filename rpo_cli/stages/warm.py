@@ -52,7 +52,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
     members = [folder for name, folder in job.inputs.items() if name.startswith("members/")]
     weights = mean_weights(members)
     tokenizer = load_tokenizer(members[0], recipe)
-    model = load_reward(members[0], recipe, devices.choose(recipe), tokenizer)
+    model = load_reward(members[0], recipe, devices.CPU, tokenizer)
     model.load_state_dict(weights)
     save(model, tokenizer, job.directory)
     report(len(members), len(members))

@@ -28,7 +28,7 @@ def main() -> None:
         try:
             metrics, device, *_ = take_part(job, progress)
         except RunFailed as error:
-            if str(error) != "killed":
+            if not str(error).endswith("killed"):
                 raise
             continue
         write_json(

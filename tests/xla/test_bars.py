@@ -34,7 +34,10 @@ LOG, WARM, LONG = 5, 30, 130
 def test_training_on_rows_of_mixed_lengths_compiles_few_programs_and_reads_nothing_back(
     on_xla: Tiny, name: str
 ) -> None:
-    """A program for every shape, logged or not, and a few small; then a run a step, read only for logs."""
+    """A program for every shape, logged or not, and a few small; then a run a step, read only for logs.
+
+    One of the small ones reads the first step's losses, which must be those of the reference.
+    """
     stretch(on_xla)
     recipe, *settings = RUNS[name]
     shapes, compiled, added = train_counted(
@@ -42,7 +45,7 @@ def test_training_on_rows_of_mixed_lengths_compiles_few_programs_and_reads_nothi
     )
     quiet = [step for number, step in enumerate(added[WARM:], WARM + 1) if number % LOG]
     late = sum(step["compiled"] for step in added[WARM - 1 :])
-    measured(f"{name}: compilations in all, {shapes} shapes", f"<= {3 * shapes + 6}", compiled)
+    measured(f"{name}: compilations in all, {shapes} shapes", f"<= {3 * shapes + 7}", compiled)
     measured(f"{name}: new compilations, steps {WARM} to {LONG}", "0", late)
     measured(
         f"{name}: programs run in a step without a log line",
@@ -51,7 +54,7 @@ def test_training_on_rows_of_mixed_lengths_compiles_few_programs_and_reads_nothi
     )
     measured(f"{name}: values read in a step without a log line", "0", max(step["read"] for step in quiet))
     assert 2 <= shapes <= 4
-    assert compiled <= 3 * shapes + 6
+    assert compiled <= 3 * shapes + 7
     assert late == 0
     assert {(step["run"], step["read"]) for step in quiet} == {(1, 0)}
 

@@ -45,7 +45,7 @@ def curve(cell: Cell, workspace: Workspace) -> pd.DataFrame:
     lines = read(workspace.root / cell.policy_path / "metrics.jsonl")
     recipe = cast(schema.PolicyRecipe, cell.loaded.recipe)
     if "rewards/chosen" not in lines or lines["rewards/chosen"].count() < 2:
-        steps = f"{recipe.max_steps} steps with logging_steps: {recipe.logging_steps}"
+        steps = f"{recipe.duration} with logging_steps: {recipe.logging_steps}"
         raise BadInput(
             f"{cell.policy_path}: {steps} leave no curve of log-ratios to draw; set a smaller logging_steps"
         )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.figures.cells import Cell
-from rpo_cli.figures.drawing import ADVANTAGE, RHO, Picture, draw_lines
+from rpo_cli.figures.drawing import RHO, Picture, draw_lines
 from rpo_cli.figures.gather import Gathered, evaluations, members
 from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.figures.table import CELL
@@ -65,7 +65,7 @@ def draw(figure: Figure, picture: Picture) -> None:
     for (left, right), (title, policies) in zip(panels, picture.panels.items(), strict=True):
         rows = picture.rows(policies)
         draw_lines(left, rows, picture.looks, "advantage")
-        left.set(title=ADVANTAGE, xlabel=RHO)
+        left.set(title=picture.advantage, xlabel=RHO)
         chosen = rows[rows["member"].notna()]
         if chosen.empty:
             right.set_axis_off()

@@ -43,7 +43,8 @@ def draw(figure: Figure, picture: Picture) -> None:
     figure.subplots_adjust(left=0.06, right=0.985, top=top, bottom=0.1, wspace=0.14)
     draw_lines(left, picture.table, picture.looks, "advantage", 0.09)
     draw_lines(right, picture.table, picture.looks, "tokens", 0.02)
-    left.set_title("Advantage: oracle reward minus that of π$_{\\mathbf{SFT}}$")
+    unit = ", in sd of the latter" if picture.meta.get("unit") == "sd" else ""
+    left.set_title(f"Advantage: oracle reward minus that of π$_{{\\mathbf{{SFT}}}}${unit}")
     left.set_xlabel(RHO)
     zero_line(left)
     right.set_title("Mean length in tokens")

@@ -21,7 +21,7 @@ def draw(figure: Figure, picture: Picture) -> None:
         axes.set_xlabel(RHO)
         axes.legend(frameon=False, ncols=3, columnspacing=1.2, **place)
         axes.set_title(title, pad=30)
-    panels[0].set_ylabel("advantage over π$_{SFT}$, oracle reward")
+    panels[0].set_ylabel(f"advantage over π$_{{SFT}}$, {picture.unit}")
 
 
 KIND = FigureKind("gamma", draw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rpo_cli.figures.drawing import ADVANTAGE, Picture, draw_points, zero_line
+from rpo_cli.figures.drawing import Picture, draw_points, zero_line
 from rpo_cli.figures.kinds.base import FigureKind
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def draw(figure: Figure, picture: Picture) -> None:
     figure.subplots_adjust(left=0.06, right=0.985, top=0.8, bottom=0.08, wspace=0.14)
     draw_points(left, picture.table, picture.looks, "advantage")
     zero_line(left)
-    left.set_title(ADVANTAGE)
+    left.set_title(picture.advantage)
     draw_points(right, picture.table, picture.looks, "tokens")
     right.set_title("Mean length in tokens")
 

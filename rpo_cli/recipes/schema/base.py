@@ -169,6 +169,14 @@ class FourBits(BaseModel):
     )
 
 
+class Labelled(BaseModel):
+    """Key of the stages that read a reward model."""
+
+    reward_label: str | None = added(
+        None, "of a reward model with several labels, the one that is the reward, as its id2label calls it"
+    )
+
+
 class SharedPrompts(BaseModel):
     """Key of the stages that read several responses to one prompt."""
 

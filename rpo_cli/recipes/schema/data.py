@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from rpo_cli.recipes.schema.base import ModelSource, Recipe, Share, SharedPrompts, Table, added, cosmetic
+from rpo_cli.recipes.schema.base import (
+    EachOnce,
+    Labelled,
+    ModelSource,
+    Recipe,
+    Share,
+    SharedPrompts,
+    Table,
+    added,
+    cosmetic,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Source:
 # One row for each; a new one is a file in stages/data/sources and its row here.
 SOURCES = {
     "miniature": Source("the embedded world"),
-    "files": Source("the JSONL / Parquet files below", uses=("columns",)),
+    "files": Source("the JSONL / Parquet files below", uses=("columns", "keep_columns")),
     "tldr-comparisons": Source("OpenAI's raw comparisons", "tldr:read_comparisons",
                                "openai/summarize_from_feedback@refs/convert/parquet", "comparisons",
                                ("newlines",)),
@@ -51,17 +61,21 @@ SOURCES = {
                      "/var/lib/apt/lists", uses=("sft_share",), written=True),
     "written": Source("any set of written responses, to sample pairs for", "preference:read",
                       uses=("columns", "sft_share"), written=True),
-    "preference": Source("any set in TRL's preference formats", "preference:read", uses=("columns",)),
+    "preference": Source("any set in TRL's preference formats", "preference:read",
+                         uses=("columns", "keep_columns")),
 }  # fmt: skip
 OF_EVERY_SET = {"dataset", "data_dir", "sft_dataset", "split", "tokenizer", "max_prompt_tokens",
                 "validation_share"}  # fmt: skip
-OF_SOME_SETS = {"newlines", "prompt_format", "columns", "sft_share"}
+OF_SOME_SETS = {"newlines", "prompt_format", "columns", "keep_columns", "sft_share"}
 if TYPE_CHECKING:
     SourceName = str
 else:
     SourceName = Literal[tuple(SOURCES)]
 # What a file of a data set is called by; packed ones by their packing.
 FILES = {".jsonl", ".json", ".parquet", ".gz", ".zst", ".xz", ".bz2", ".lz4"}
+# Columns that tables of pairs have, or are given by the stages behind them.
+TAKEN = {"id", "prompt", "chosen", "rejected", "completion", "messages", "swapped", "chosen_tokens",
+         "rejected_tokens", "longer_preferred"}  # fmt: skip
 WRITTEN_TABLES = ("sft_train", "sft_validation", "prompts_train", "prompts_validation", "prompts_test")
 LOADED_TABLES = (
     "sft_train",
@@ -107,6 +121,11 @@ class DataRecipe(Recipe):
     columns: dict[Literal["prompt", "chosen", "rejected", "completion", "messages"], str] = added(
         {}, "what the data calls a column, such as {prompt: question}"
     )
+    keep_columns: Annotated[list[str], EachOnce] = added(
+        [],
+        "columns of numbers to keep beside the pairs, such as [score_chosen, score_rejected]: a policy's "
+        "margin_columns names them",
+    )
     tokenizer: str | None = Field(
         None,
         description="hub name (or name@revision) or directory: counts max_prompt_tokens and brings the chat "
@@ -132,6 +151,13 @@ class DataRecipe(Recipe):
         0.05,
         description="share of posts held out for validation (and for test) where the set has no split for it",
     )
+
+    @field_validator("keep_columns")
+    @classmethod
+    def has_names_of_its_own(cls, value: list[str]) -> list[str]:
+        if taken := sorted(TAKEN & set(value)):
+            raise ValueError(f"{', '.join(taken)}: rpo has columns of this name; rename it in the data")
+        return value
 
     @property
     def of(self) -> Source:
@@ -177,12 +203,12 @@ class DataRecipe(Recipe):
         return self
 
 
-class RelabelRecipe(ModelSource, SharedPrompts):
+class RelabelRecipe(ModelSource, SharedPrompts, Labelled):
     """Replace human labels by the oracle's: chosen is the response it prefers."""
 
     stage: Literal["relabel"]
     data: str = Field("data.yaml", description="the data recipe")
-    reward_model: str = Field("oracle.yaml", description="the oracle: recipe or model directory")
+    reward_model: str = Field("oracle.yaml", description="the oracle: recipe, hub name or directory")
     labels: Literal["argmax", "sample"] = Field(
         "argmax", description="the oracle's preferred response, or a Bradley-Terry draw"
     )
@@ -208,6 +234,14 @@ class SplitsRecipe(Recipe):
     subset_size: Literal["equal", "largest"] | PositiveInt = Field(
         "equal",
         description="equal: the largest size that every b allows; largest: for each b its own; or a number",
+    )
+    subset_draw: Literal["nested", "independent"] = added(
+        "nested",
+        "nested: each subset takes the same first pairs of either kind, as far as its bias allows; "
+        "independent: each is drawn from D_rho by itself",
+    )
+    length_counts_eos: bool = added(
+        True, "whether the EOS is one of a response's tokens where lengths are compared"
     )
     length_margin: float = Field(
         0.1, ge=0, description="longer means at least this share more tokens; closer pairs are ties"

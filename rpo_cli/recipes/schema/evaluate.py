@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from rpo_cli.recipes.schema.base import EachOnce, ModelSource, Recipe, added, cosmetic
+from rpo_cli.recipes.schema.base import EachOnce, Labelled, ModelSource, Recipe, added, cosmetic
 
 JUDGE_PROMPT = """\
 Two responses to the same prompt follow. Decide which of them is the better response to the prompt. \
@@ -153,14 +153,20 @@ class JudgeSettings(BaseModel):
             return False
 
 
-class EvaluateRecipe(ModelSource):
-    """Sample for test prompts, score with the oracle, compare with pi_SFT."""
+class EvaluateRecipe(ModelSource, Labelled):
+    """Sample for test prompts, score with the oracle if there is one, compare with pi_SFT."""
 
     stage: Literal["evaluate"]
     data: str = Field("data.yaml", description="the data recipe")
     split: Literal["validation", "test"] = Field("test", description="validation chooses, test reports")
-    oracle: str = Field("oracle.yaml", description="the scoring reward model: recipe or model directory")
-    baseline: str = Field("sft.yaml", description="whose samples are the zero of the advantage")
+    oracle: str | None = Field(
+        "oracle.yaml",
+        description="the scoring reward model: recipe, hub name or directory; null: none, so samples have no "
+        "rewards and policies are compared by held-out pairs, lengths and KL",
+    )
+    baseline: str = Field(
+        "sft.yaml", description="whose samples are the zero of the advantage: recipe or model"
+    )
     num_prompts: PositiveInt | None = Field(None, description="how many prompts; null: all")
     num_samples: PositiveInt = Field(1, description="samples per prompt")
     temperature: PositiveFloat = 1.0

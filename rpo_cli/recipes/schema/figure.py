@@ -104,6 +104,10 @@ class Claim(BaseModel):
     beyond: PositiveFloat | None = Field(
         None, description="passes if the difference is larger than this, whatever its sign"
     )
+    primary: bool = added(
+        False,
+        "with intervals: t, the question set down beforehand: not corrected for the number of the others",
+    )
 
     @model_validator(mode="after")
     def compares(self) -> Claim:
@@ -171,6 +175,16 @@ class FigureRecipe(Recipe):
     )
     seeds: Annotated[list[Seed], EachOnce] = Field([0], min_length=1)
     bootstrap_samples: PositiveInt = 2000
+    intervals: Literal["bootstrap", "t"] = added(
+        "bootstrap",
+        "over several seeds. bootstrap: seeds and prompts drawn again, too narrow where seeds are few; t: "
+        "Student's t over the seeds' means, paired, with verdicts corrected for their number",
+    )
+    unit: Literal["oracle", "sd"] = added(
+        "oracle",
+        "of the advantage. oracle: the oracle's reward, on a scale of its own in every seed; sd: its "
+        "standard deviation over pi_SFT's samples in that seed",
+    )
     title: Annotated[str, AfterValidator(drawable)] = cosmetic("", "over the picture")
 
     @property

@@ -83,6 +83,7 @@ KINDS: dict[str, Kind] = {
     ),
     "scores": Kind(ScoringRecipe, "rpo_cli.stages.scores:run_scores", guess_seconds=2.0),
     "measure": Kind(ScoringRecipe, "rpo_cli.stages.measure:run", guess_seconds=8.0),
+    "held_out": Kind(ScoringRecipe, "rpo_cli.stages.held_out:run", guess_seconds=2.0),
     "judge": Kind(
         JudgeRecipe, "rpo_cli.stages.judge.stage:run",
         seeds=("sampling",), needs_model=False, guess_seconds=300.0,
@@ -120,6 +121,8 @@ def result_fields(recipe: Recipe) -> dict[str, Any]:
         unused |= {"data_seed"}
     if not kind.needs_model:
         unused |= {"dtype"}
+    if getattr(recipe, "num_train_epochs", None) is not None:
+        unused |= {"max_steps"}
     values = recipe.model_dump(mode="json", exclude={*left_out, *unused})
     if isinstance(recipe, DataRecipe):
         places: dict[str, Any] = {

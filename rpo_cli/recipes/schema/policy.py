@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     PositiveInt,
     create_model,
@@ -20,11 +21,13 @@ from rpo_cli.recipes.schema.base import (
     EachOnce,
     FourBits,
     Idle,
+    Labelled,
     ModelSource,
     NotNegative,
     Positive,
     Share,
     SharedPrompts,
+    added,
     at_most,
     cosmetic,
 )
@@ -64,17 +67,47 @@ else:
     ObjectiveKeys = _keys("ObjectiveKeys", OBJECTIVE_KEYS.values())
 
 
-class Taught(TrainingRecipe, SharedPrompts):
+TwoColumns = Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+class Columns(BaseModel):
+    """A member of an ensemble that is no model: the data's own scores of chosen and rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    columns: TwoColumns = Field(description="scores of chosen and of rejected")
+
+    def __str__(self) -> str:
+        return f"columns {', '.join(self.columns)}"
+
+
+class Taught(TrainingRecipe, SharedPrompts, Labelled):
     """What a policy learns, and whom from."""
 
     stage: Literal["policy"]
     objective: ObjectiveName
     data: str = Field("splits.yaml", description="recipe of the pairs: splits")
     rho: Share | None = Field(None, description="which D_rho; null: the unbiased pairs")
-    reward_model: str = Field("rm.yaml", description=f"teacher of {OF_ONE}: recipe or model directory")
-    ensemble: str | Annotated[list[str], EachOnce] = Field(
+    subset: Share | None = added(
+        None, "train on the pairs of the subset D_rho,b of this bias b, instead of all of D_rho"
+    )
+    reward_model: str = Field(
         "rm.yaml",
-        description=f"teachers of {OF_ENSEMBLE}: a recipe with `ensemble:`, or model directories",
+        description=f"teacher of {OF_ONE}: recipe, or any sequence classifier (hub name, directory)",
+    )
+    reward_member: Share | None = added(
+        None, "the member of this bias b of the ensemble that reward_model describes, not its one model"
+    )
+    ensemble: str | Annotated[list[str | Columns], EachOnce] = Field(
+        "rm.yaml",
+        description=f"teachers of {OF_ENSEMBLE}: a recipe with `ensemble:`, or a list of models and of "
+        "`{columns: [a, b]}`",
+    )
+    margin_columns: Annotated[list[TwoColumns], EachOnce] = added(
+        [],
+        "scores of chosen and rejected in the data, such as [[score_chosen, score_rejected]], in place of "
+        "reward models: one pair for teacher: columns, members for mean, lcb and objectives with an "
+        "ensemble; the data recipe names them in keep_columns",
     )
     teacher: TeacherName = Field(
         "one",
@@ -116,6 +149,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
     calibration: Literal["none", "temperature"] = Field(
         "temperature", description="temperature: divide each member's rewards by a T fitted on held-out pairs"
     )
+    calibrate_one: bool = added(False, f"whether calibration holds for the one reward model of {OF_ONE}, too")
     calibration_mix: Literal["own", "data"] = Field(
         "own", description="held-out pairs reweighted to the member's own b, or as they are"
     )
@@ -136,7 +170,15 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
 
     @model_validator(mode="after")
     def has_teachers(self) -> PolicyRecipe:
-        if self.asks_ensemble and not self.ensemble:
+        if self.asks_columns and len(self.margin_columns) != 1:
+            several = "teacher: mean or lcb makes one of several"
+            raise ValueError(
+                f"margin_columns: teacher: columns distils one pair of columns, not "
+                f"{len(self.margin_columns)}; {several}"
+            )
+        if self.margin_columns and (self.asks_one or self.asks_weights):
+            raise ValueError(f"margin_columns: no effect with teacher: {self.teacher}; set teacher: columns")
+        if self.asks_ensemble and not self.members:
             who = self.objective if self.declared.teacher == "ensemble" else f"teacher: {self.teacher}"
             raise ValueError(f"ensemble: {who} needs at least one reward model")
         return self
@@ -163,9 +205,24 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         return self.declared.teacher == "one" and TEACHERS[self.teacher].scored == "one"
 
     @property
+    def asks_columns(self) -> bool:
+        """Whether the teacher is one pair of `margin_columns`."""
+        return self.declared.teacher == "one" and TEACHERS[self.teacher].scored == "columns"
+
+    @property
+    def asks_weights(self) -> bool:
+        """Whether the teacher is one model with the mean of the members' weights."""
+        return self.declared.teacher == "one" and TEACHERS[self.teacher].scored == "weights"
+
+    @property
     def asks_ensemble(self) -> bool:
-        """Whether there are teachers and they are `ensemble`."""
-        return self.declared.teacher != "none" and not self.asks_one
+        """Whether there are teachers and they are the members."""
+        return self.declared.teacher != "none" and not (self.asks_one or self.asks_columns)
+
+    @property
+    def members(self) -> str | Sequence[str | Columns]:
+        """The ensemble: `margin_columns` where there are some, else `ensemble`."""
+        return [Columns(columns=pair) for pair in self.margin_columns] or self.ensemble
 
     @property
     def takes_min(self) -> bool:
@@ -176,6 +233,16 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
     def compares_members(self) -> bool:
         """Whether members' margins meet, and so must be on one scale: a min, a mean or a deviation."""
         return self.takes_min or (self.asks_ensemble and TEACHERS[self.teacher].scored == "members")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the rewards of its teachers are divided by a temperature."""
+        return self.calibration == "temperature" and self.may_calibrate
+
+    @property
+    def may_calibrate(self) -> bool:
+        """Whether `calibration` has a say: where margins meet, or where one model's is asked for."""
+        return self.compares_members or (self.asks_one and self.calibrate_one)
 
     @property
     def samples_reference(self) -> bool:
@@ -199,18 +266,23 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
             **dict.fromkeys(("gamma", "gamma_end", "kl_estimator", "kl_coefficient"), objective.pessimistic),
             **dict.fromkeys(("reference_samples", "max_new_tokens", "sampling_seed"), self.samples_reference),
             "reward_model": self.asks_one,
+            "reward_member": self.asks_one,
+            "calibrate_one": self.asks_one and self.calibration != "none",
             "teacher": distils_other,
-            "ensemble": self.asks_ensemble,
+            "ensemble": self.asks_ensemble and not self.margin_columns,
+            "margin_columns": self.asks_ensemble or self.asks_columns,
+            "reward_label": self.asks_one or self.asks_ensemble,
             "ensemble_min": self.takes_min,
             "ema_decay": self.takes_min and self.ensemble_min == "dataset",
-            "calibration": self.compares_members,
-            "calibration_mix": self.compares_members and self.calibration != "none",
+            "calibration": self.may_calibrate,
+            "calibration_mix": self.calibrates,
         }
         return {name for name, has_effect in used.items() if not has_effect}
 
     def idle(self) -> Idle:
         decides = {  # beside the objective
-            **dict.fromkeys(("reward_model", "ensemble", *TEACHER_KEYS), "teacher"),
+            **dict.fromkeys(("reward_model", "reward_member", "ensemble"), "teacher"),
+            **dict.fromkeys(("margin_columns", "reward_label", *TEACHER_KEYS), "teacher"),
             "ema_decay": "ensemble_min", "calibration_mix": "calibration",
             **dict.fromkeys(("reference_samples", "max_new_tokens", "sampling_seed"), "kl_estimator"),
         }  # fmt: skip
@@ -236,10 +308,10 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         return value
 
 
-class ScoringRecipe(ModelSource, SharedPrompts, FourBits):
+class ScoringRecipe(ModelSource, SharedPrompts, FourBits, Labelled):
     """Work that a policy recipe implies and nobody writes down: reference log-probs and samples, rewards."""
 
-    stage: Literal["reference", "samples", "scores", "measure"]
+    stage: Literal["reference", "samples", "scores", "measure", "held_out"]
     per_device_eval_batch_size: PositiveInt = cosmetic(256, "sequences at a time")
     reference_samples: PositiveInt = 1
     max_new_tokens: PositiveInt = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,10 @@ class TrainingRecipe(ModelSource, FourBits):
     """Keys of transformers.TrainingArguments that the recipes use, under their own names."""
 
     max_steps: PositiveInt = Field(1000, description="optimiser steps")
+    num_train_epochs: Positive | None = added(
+        None,
+        "passes over the rows, in place of max_steps; of the last batch of a pass only a whole one counts",
+    )
     learning_rate: Positive = Field(1e-6, description="peak learning rate")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     warmup_steps: int = Field(0, ge=0)
@@ -68,9 +73,28 @@ class TrainingRecipe(ModelSource, FourBits):
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_target_modules: str | list[str] = "all-linear"
 
+    def steps(self, rows: int, batch: int) -> int:
+        """Optimiser steps of so many rows each: max_steps, or those of the passes, whole batches alone."""
+        if self.num_train_epochs is None:
+            return self.max_steps
+        return max(1, math.ceil(self.num_train_epochs * (rows // batch)))
+
+    @property
+    def duration(self) -> str:
+        """How long it trains, in words."""
+        if self.num_train_epochs is None:
+            return f"{self.max_steps} steps"
+        return f"{self.num_train_epochs:g} epoch{'' if self.num_train_epochs == 1 else 's'}"
+
+    @model_validator(mode="after")
+    def one_duration(self) -> TrainingRecipe:
+        if self.num_train_epochs is not None and "max_steps" in self.model_fields_set:
+            raise ValueError("num_train_epochs: max_steps is given too; write one of the two")
+        return self
+
     @model_validator(mode="after")
     def warms_up_in_time(self) -> TrainingRecipe:
-        if self.warmup_steps > self.max_steps:
+        if self.num_train_epochs is None and self.warmup_steps > self.max_steps:
             more = f"{self.warmup_steps} is more than all steps (max_steps: {self.max_steps})"
             raise ValueError(f"warmup_steps: {more}")
         return self
@@ -83,7 +107,7 @@ class TrainingRecipe(ModelSource, FourBits):
             found["warmup_steps",] = "lr_scheduler_type"
         if WITHOUT_BETAS.match(self.optim):
             found |= dict.fromkeys((("adam_beta1",), ("adam_beta2",)), "optim")
-        if self.save_steps is not None and self.save_steps > self.max_steps:
+        if self.num_train_epochs is None and (self.save_steps or 0) > self.max_steps:
             found["save_steps",] = "max_steps"
         return found
 
@@ -129,6 +153,12 @@ class RewardRecipe(TrainingRecipe, SharedPrompts):
     ensemble: Annotated[list[Share], EachOnce] = cosmetic(
         [], "biases b of the ensemble: one member on each D_rho,b"
     )  # a member's own b is in its key
+    ensemble_of: Literal["subsets", "halves", "seeds"] = cosmetic(
+        "subsets",
+        "what members differ in. subsets: each on its D_rho,b. Told nothing of length: halves, each on "
+        "another random half of D_rho; seeds, each on all of D_rho under another rm_seed",
+    )  # a member's half or seed is in its key
+    ensemble_size: PositiveInt = cosmetic(5, "members of ensemble_of: halves or seeds")
     stopping: Literal["steps", "early"] = Field(
         "steps",
         description="the last step, or the evaluated step with the lowest held-out loss (paper: unknown)",
@@ -139,10 +169,20 @@ class RewardRecipe(TrainingRecipe, SharedPrompts):
 
     @model_validator(mode="after")
     def early_needs_eval(self) -> RewardRecipe:
-        if self.stopping == "early" and (self.eval_steps is None or self.eval_steps > self.max_steps):
+        late = self.num_train_epochs is None and (self.eval_steps or 0) > self.max_steps
+        if self.stopping == "early" and (self.eval_steps is None or late):
             raise ValueError("stopping: early needs eval_steps, at most max_steps")
         return self
 
     def idle(self) -> Idle:
-        told = self.stopping == "early" or "stopping" in self.model_fields_set
-        return super().idle() | ({} if told else {("eval_steps",): "stopping"})
+        found = super().idle()
+        if self.stopping != "early" and "stopping" not in self.model_fields_set:
+            found["eval_steps",] = "stopping"
+        if self.ensemble_of == "subsets":
+            found["ensemble_size",] = "ensemble_of"
+        return found
+
+    @property
+    def has_members(self) -> bool:
+        """Whether it describes an ensemble beside the one model of all pairs."""
+        return bool(self.ensemble) or self.ensemble_of != "subsets"

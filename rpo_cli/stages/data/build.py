@@ -14,8 +14,8 @@ from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import REASONS, Ledger, Sieve
 from rpo_cli.stages.data.overlap import leaks, prompts_of, shared_prompts
-from rpo_cli.stages.data.rows import columns_of, digest, row_id, write_places, write_rows
-from rpo_cli.stages.data.sources.base import columns_in, is_conversation, named
+from rpo_cli.stages.data.rows import PAIR_COLUMNS, columns_of, digest, row_id, write_places, write_rows
+from rpo_cli.stages.data.sources.base import columns_in, is_conversation, named, numbers
 from rpo_cli.stages.data.sources.records import rows_in
 
 MOST_PROBLEMS = 10  # of a file: they tend to be alike
@@ -87,7 +87,12 @@ def read_table(file: Path, table: str, recipe: DataRecipe, ledger: Ledger) -> It
         # A reference response, for a judge to compare with.
         own = ("completion",) if table.startswith("prompts_") and "completion" in row else ()
         first = own if first is None else first
-        wrong = _wrong(row, (*needed, *own))
+        wrong, kept = _wrong(row, (*needed, *own)), {}
+        if not wrong and needed == PAIR_COLUMNS:
+            try:
+                kept = numbers(place, row, recipe.keep_columns)
+            except BadInput as error:
+                wrong.append(str(error).removeprefix(f"{place}: "))
         if own > first:
             wrong.append("completion: the first row has none; give one to every row or to none")
         problems.add(place, *wrong)
@@ -99,7 +104,7 @@ def read_table(file: Path, table: str, recipe: DataRecipe, ledger: Ledger) -> It
             problems.add(place, f"id {reprlib.repr(name)} belongs to another row as well")
         ids.add(known)
         if most is None or len(ids) <= most:
-            yield {"id": name, **{column: row[column] for column in (*needed, *own)}}
+            yield {"id": name, **{column: row[column] for column in (*needed, *own)}, **kept}
     if not ids and not problems.count:
         read = ledger.records[table]
         problems.first.append(f"{file}: no rows" + (f" are left of {read}" if read else ""))

@@ -24,6 +24,7 @@ REASONS = {
     "no_dialogue": "no dialogue of Human and Assistant",
     "part_early": "the dialogues part before the last answer",
     "no_answer": "messages that do not end in an answer",
+    "refused": "a conversation that the chat template refuses",
     "long_prompt": "a prompt of more than max_prompt_tokens",
     "of_evaluated_posts": "of a post that an evaluation table has",
     "another_length": "a text that is shorter or longer than this source takes",

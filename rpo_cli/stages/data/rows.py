@@ -8,6 +8,7 @@ hold texts of their own, which are read where they are.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 COMPLETION_COLUMNS = ("prompt", "completion")
 PAIR = ("chosen", "rejected")
 TEXTS = (*PAIR_COLUMNS, "completion")
+MESSAGES = "messages"  # the conversation that a row's texts were made of, as JSON; empty where it had none
 OTHER = {"chosen": "rejected", "rejected": "chosen"}
 UNLIMITED = 2**31
 FEW = 0.05  # share of rows that may be left out for their length without a warning
@@ -129,11 +131,21 @@ class Rows:
         """The responses that the rows have."""
         return tuple(name for name in pq.read_schema(self.file).names if name in TEXTS[1:])
 
+    @property
+    def talks(self) -> bool:
+        """Whether some of them were conversations."""
+        return MESSAGES in pq.read_schema(self.file).names
+
     def take(self, rows: Sequence[int] | np.ndarray) -> Rows:
         """Some of the rows, in the order given."""
         chosen = np.asarray(rows, dtype=np.int64)
         places, turned = self.places[chosen], self.turned[chosen]
         return replace(self, places=places, turned=turned, notes=self.notes.take(chosen))
+
+    def only(self, kept: Sequence[TokenRow]) -> Rows:
+        """The rows of which these are the tokens, in the order that they have here."""
+        names = {row.id for row in kept}
+        return self.take([place for place, name in enumerate(self.ids) if name in names])
 
     def named(self, ids: Sequence[str]) -> Rows:
         """The same rows under other names, and nothing else said of them."""
@@ -146,6 +158,38 @@ class Rows:
     def texts(self, column: str) -> list[str]:
         """One text of every row."""
         return self._of(column, lambda name: pq.read_table(self.file, columns=[name])[name].to_pylist())
+
+    def conversations(self, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Prompt and these responses of every row: messages where the data had messages, else texts.
+
+        Beside them `tools`, where the chat template was given some.
+        """
+        names = ("prompt", *columns)
+        each = zip(*(self.texts(name) for name in names), strict=True)
+        texts: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in each]
+        if not self.talks:
+            return texts
+        told = [json.loads(found or "{}") for found in self.texts(MESSAGES)]
+        for row, turns, turned in zip(texts, told, self.turned.tolist(), strict=True):
+            of = {name: OTHER.get(name, name) if turned else name for name in (*names, "tools")}
+            row |= {name: turns[own] for name, own in of.items() if own in turns}
+        return texts
+
+    def numbers(self, columns: Sequence[str]) -> np.ndarray:
+        """The numbers that the data has for chosen and rejected, which relabelling turns with them: [n, 2].
+
+        Raises:
+            BadInput: it kept no such columns.
+        """
+        has = pq.read_schema(self.file)
+        for name in columns:
+            if name not in has.names or not pa.types.is_floating(has.field(name).type):
+                kept = f"has no column of numbers {name!r}; keep_columns: of the data recipe keeps one"
+                raise BadInput(f"{self.file}: {kept}")
+        table = pq.read_table(self.file, columns=list(columns))
+        found = np.stack([table[name].to_numpy() for name in columns], axis=1)[self.places]
+        turned: np.ndarray = np.where(self.turned[:, None], found[:, ::-1], found)
+        return turned
 
     def tokens(
         self,
@@ -229,7 +273,7 @@ def find_rows(folders: Sequence[Path], table: str, cache: TokenCache) -> Rows:
     """
     file = folders[0] / f"{table}.parquet"
     names = pq.read_schema(file).names
-    notes = pq.read_table(file, columns=[name for name in names if name not in TEXTS])
+    notes = pq.read_table(file, columns=[name for name in names if name not in (*TEXTS, MESSAGES)])
     if "prompt" in names:
         return Rows(file, cache, np.arange(len(notes)), np.zeros(len(notes), dtype=bool), notes)
     below = find_rows(folders[1:], "pairs", cache)

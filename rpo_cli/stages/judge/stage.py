@@ -75,12 +75,12 @@ def comparisons(job: Job[JudgeRecipe], recipe: JudgeRecipe, against: str) -> pd.
     """
     policy = pd.read_parquet(job.inputs["evaluation"] / SAMPLES)
     if against == "baseline":
-        other = pd.read_parquet(job.inputs["baseline"] / SAMPLES)[
-            ["prompt_id", "sample", "response", "reward", "finished"]
-        ]
+        names = ["prompt_id", "sample", "response", "finished", *(["reward"] if "reward" in policy else [])]
+        other = pd.read_parquet(job.inputs["baseline"] / SAMPLES)[names]
         pairs = policy.merge(other, on=["prompt_id", "sample"], suffixes=("", "_other"))
         pairs["other"] = pairs["response_other"]
-        pairs["oracle"] = np.sign(pairs["reward"] - pairs["reward_other"])
+        scored = "reward" in policy
+        pairs["oracle"] = np.sign(pairs["reward"] - pairs["reward_other"]) if scored else np.nan
         finished = pairs["finished"].astype(bool) & pairs["finished_other"].astype(bool)
     else:
         references = references_of(job)

@@ -76,6 +76,17 @@ def value(verdict: str | None, position: str) -> float:
     return 0.5 if verdict == "tie" else float(verdict == position)
 
 
+def scored(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons with `score`, the mean of both orders; NaN where either lacks a verdict."""
+    scores = [
+        0.5 if same else (value(first, "A") + value(second, "B")) / 2
+        for same, first, second in zip(
+            comparisons["identical"], comparisons["first"], comparisons["second"], strict=True
+        )
+    ]
+    return comparisons.assign(score=scores)
+
+
 def judged(comparisons: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
     """Metrics of one opponent's comparisons; shares in [0, 1], intervals over prompts.
 
@@ -84,11 +95,7 @@ def judged(comparisons: pd.DataFrame, resamples: int, seed: int) -> dict[str, An
     A comparison's score is the mean of both orders; one that lacks a verdict in either order is left out and
     counted. ValueError: none is left.
     """
-    table = comparisons.copy()
-    table["score"] = [
-        0.5 if same else (value(first, "A") + value(second, "B")) / 2
-        for same, first, second in zip(table["identical"], table["first"], table["second"], strict=True)
-    ]
+    table = scored(comparisons)
     kept = table[table["score"].notna()]
     if kept.empty:
         raise ValueError("no comparison has a verdict in both orders")

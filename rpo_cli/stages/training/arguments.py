@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Keys of a recipe that mean in TrainingArguments what they mean here.
 SAME = (
-    "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "train_sampling_strategy",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "train_sampling_strategy",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "logging_steps",
 )  # fmt: skip
@@ -45,6 +45,7 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         # Of training rows `WholeBatches` leaves none over; of held-out rows none may be left out.
         "dataloader_drop_last": False,
         "dataloader_pin_memory": device.name == "cuda",
+        "accelerator_config": {"non_blocking": device.name == "cuda"},  # or each copy waits for the GPU
         "remove_unused_columns": False,
         "ddp_find_unused_parameters": False,  # every weight takes part in every loss
     }
@@ -58,11 +59,22 @@ def checkpoints_of(directory: Path) -> str:
     return tempfile.mkdtemp(prefix="rpo-") if spread() and rank() != 0 else str(directory / "checkpoints")
 
 
-def need_rows(count: int, recipe: TrainingRecipe, what: str) -> None:
-    """Raise BadInput when a data set does not fill one optimiser step."""
+def steps_over(rows: int, recipe: TrainingRecipe, what: str) -> int:
+    """Optimiser steps of a recipe that trains on so many rows.
+
+    Raises:
+        BadInput: they do not fill one step, or the steps end before what is to happen on the way.
+    """
     batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * processes()
-    if count < batch:
-        raise BadInput(f"{what}: {count} rows do not fill one batch of {batch}")
+    if rows < batch:
+        raise BadInput(f"{what}: {rows} rows do not fill one batch of {batch}")
+    steps = recipe.steps(rows, batch)
+    early = ("eval_steps",) if getattr(recipe, "stopping", None) == "early" else ()
+    for name in ("warmup_steps", *early):
+        if (value := getattr(recipe, name, None) or 0) > steps:
+            passes = f"{recipe.duration} over {rows} rows in batches of {batch}"
+            raise BadInput(f"{what}: {name}: {value} is more than all {steps} steps ({passes})")
+    return steps
 
 
 def collator_of(

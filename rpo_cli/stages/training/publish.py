@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
@@ -40,7 +41,7 @@ def publish_model(
 
     Every process calls it, the first one writes. Returns the model, on the host where the device has no
     memory to save from. `whole_base`: loads what the adapter was trained on, in full precision on the CPU,
-    where it was trained in 4 bits: merged into those it would be rounded to them.
+    where it was trained in 4 bits or in bfloat16: merged into those it would be rounded to them.
     """
     trainer.accelerator.wait_for_everyone()  # another process may still read a checkpoint
     model = to_host(whole_model(trainer))
@@ -52,21 +53,24 @@ def publish_model(
         from peft import PeftModel
 
         stands_alone = True
+        adapter = directory / "adapter"
         for config in model.peft_config.values():
             base = Path(config.base_model_name_or_path or "")
             if base.is_dir():  # peft looks from wherever it is called
                 config.base_model_name_or_path = str(base.resolve())
                 stands_alone = base_of_adapter(base) is None  # peft can load none on top of another
-        if stands_alone:
-            model.save_pretrained(directory / "adapter")
-        else:
-            logging.getLogger("rpo").warning("trained on an adapter: only the merged model is kept")
-        if getattr(model, "is_loaded_in_4bit", False):
+        rounded = any(weights.dtype != torch.float32 for weights in model.parameters())
+        if stands_alone or rounded:
+            model.save_pretrained(adapter, save_embedding_layers="auto" if stands_alone else False)
+        if rounded:
             assert whole_base is not None
-            adapted = PeftModel.from_pretrained(whole_base(), directory / "adapter")
+            adapted = PeftModel.from_pretrained(whole_base(), adapter)
             model = adapted.merge_and_unload().to(trainer.args.device).eval()
         else:
             model = model.merge_and_unload()
+        if not stands_alone:
+            shutil.rmtree(adapter, ignore_errors=True)
+            logging.getLogger("rpo").warning("trained on an adapter: only the merged model is kept")
     if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
         raise Diverged(f"{directory}: the trained weights are not finite; try a smaller learning_rate")
     # TRL patches the forward of the instance; what is saved is the class's own.

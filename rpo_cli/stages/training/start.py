@@ -23,16 +23,18 @@ def beside_reference(
     """Each loss's mean, its value at θ = ref, and how far rounding may bring it from there: [3, k].
 
     A column for each member of an ensemble, else one; then one for the KL, which is 0 there, if there is one.
-    Every loss is convex in a pair's log-probs, so it moves at most as far as at a corner of their ranges.
+    Every loss is convex in a pair's log-probs, or monotone in each of them, so it moves at most as far as at
+    a corner of their ranges.
     """
     found, there = losses_of(pair), losses_of(pair.read_as_reference())
     apart = [noise * lengths.sqrt() for lengths in (pair.chosen_lengths, pair.rejected_lengths)]
     corners = [pair.read_as_reference(x * apart[0], y * apart[1]) for x in (1, -1) for y in (1, -1)]
-    allowed = torch.stack([losses_of(corner) for corner in corners]).amax(0) - there + 1e-5 * there.abs()
+    moved = torch.stack([losses_of(corner) - there for corner in corners]).abs().amax(0)
+    allowed = moved + 1e-5 * there.abs()
     columns = torch.stack([values.mean(-1).reshape(-1) for values in (found, there, allowed)])
     if kl is None:
         return columns
-    drawn = noise * pair.lengths.sqrt().amax()
+    drawn = noise * pair.lengths.max().sqrt()
     return torch.cat([columns, torch.stack([kl, torch.zeros_like(kl), drawn])[:, None]], 1)
 
 

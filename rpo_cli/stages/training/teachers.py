@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,12 @@ from rpo_cli.objectives import TEACHERS
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.data.rows import PAIR, rows_of
+from rpo_cli.stages.reference import reference_logps
 from rpo_cli.stages.samples import samples_by_prompt
 from rpo_cli.stages.splits import LONGER, SHORTER, bias_trained_on
+
+# Models of all of D_rho or of a random part: their own mix is that of the held-out pairs.
+ALL_PAIRS = re.compile("rm|all|seed-.*|half-.*")
 
 
 @dataclass(frozen=True)
@@ -38,24 +43,24 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
         RunFailed: a member's temperature cannot be fitted.
     """
     names = [name.removeprefix("scores/") for name in job.inputs if name.startswith("scores/")]
-    columns, temperatures = [], {}
-    ids: list[str] = []
+    found: list[dict[str, float]] = []
+    temperatures: dict[str, float] = {}
     for name in names:
-        folder = job.inputs[f"scores/{name}"]
-        scores = pq.read_table(folder / "train.parquet").to_pydict()
+        scores = pq.read_table(job.inputs[f"scores/{name}"] / "train.parquet").to_pydict()
         temperature = 1.0
-        if recipe.calibration == "temperature" and recipe.compares_members:
+        if recipe.calibrates:
             try:
                 temperature = _temperature(job, recipe, name)
             except ValueError as error:
                 what = f"the temperature of ensemble member {name} cannot be fitted"
                 raise RunFailed(f"{job.path}: {what}: {error}") from error
-        if ids and scores["id"] != ids:
-            raise RunFailed(f"{folder}: scores other rows than the ensemble's first member")
-        ids = scores["id"]
-        columns.append((np.array(scores["chosen"]) - np.array(scores["rejected"])) / temperature)
+        margins = (np.array(scores["chosen"]) - np.array(scores["rejected"])) / temperature
+        found.append(dict(zip(scores["id"], margins.tolist(), strict=True)))
         temperatures[name] = temperature
-    stacked = _as_one(np.stack(columns), recipe).T.tolist() if columns else []
+    # Each may have left out rows that its own chat template refuses.
+    ids = [row for row in (found[0] if found else ()) if all(row in each for each in found)]
+    columns = np.array([[each[row] for row in ids] for each in found])
+    stacked = _as_one(columns, recipe).T.tolist() if found else []
     return Teachers(dict(zip(ids, stacked, strict=True)), temperatures)
 
 
@@ -70,7 +75,7 @@ def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> flo
     held_out = pq.read_table(job.inputs[f"scores/{name}"] / "held_out.parquet").to_pydict()
     chosen, rejected = (torch.tensor(held_out[side], dtype=torch.float64) for side in PAIR)
     margins = chosen - rejected
-    if recipe.calibration_mix == "data":
+    if recipe.calibration_mix == "data" or ALL_PAIRS.fullmatch(name):
         return fit_temperature(margins)
     try:
         mix = float(name)
@@ -92,12 +97,12 @@ def policy_rows(
     teachers: Teachers,
     report: Report,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows for the collator; how many pairs were dropped for their length, and the bias of the others."""
-    pairs = rows_of(job, "train")
+    """Rows for the collator; how many pairs were left out, too long or without margins; the others' bias."""
+    pairs = rows_of(job, "train" if recipe.subset is None else f"b-{recipe.subset:g}")
     tokens = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
-    logps = pq.read_table(job.inputs["reference"] / "logps.parquet").to_pydict()
-    both = zip(logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)
-    reference = dict(zip(logps["id"], both, strict=True))
+    if teachers.margins:
+        tokens = [row for row in tokens if row.id in teachers.margins]
+    reference = reference_logps(job.inputs["reference"])
     sampled = recipe.samples_reference
     samples = samples_by_prompt(job) if sampled else {}
     prompts = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True)) if sampled else {}

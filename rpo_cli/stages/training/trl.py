@@ -165,8 +165,31 @@ class PairTrainer(LeanTrainer, DPOTrainer):
 class TokenTrainer(WholeBatches, SFTTrainer):
     """SFTTrainer on tokenised rows, whose count of tokens survives a checkpoint."""
 
+    uncounted: torch.Tensor | int = 0  # tokens of steps since the count was last read
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """TRL's loss; on a GPU its other metrics, each of which is waited for, only where they are logged."""
+        wanted = self.is_logged() or return_outputs or not self.model.training or self.aux_loss_enabled
+        if wanted or self.device.name != "cuda":
+            self.counted()
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.uncounted = self.uncounted + inputs["attention_mask"].sum()
+        logps = model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+        loss = -logps.sum() / num_items_in_batch.clamp(min=1)
+        # The count is of all processes' tokens, and their gradients are averaged.
+        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
     def counted(self) -> dict[str, int]:
         """The count, for a checkpoint."""
+        if isinstance(self.uncounted, torch.Tensor):
+            self._total_train_tokens += int(self.batch_sum(self.uncounted))
+            self.uncounted = 0
         return {"num_tokens": self._total_train_tokens}
 
     def count_from(self, state: Mapping[str, int]) -> None:

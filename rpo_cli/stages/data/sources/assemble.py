@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -70,7 +71,7 @@ def tables(
     seed: int,
     ledger: Ledger,
 ) -> dict[str, list[Pair] | list[Written]]:
-    """The tables of `schema.LOADED_TABLES`, of which `row_of` makes rows.
+    """The tables of `schema.LOADED_TABLES`, of which `rows_of` makes rows.
 
     No post of an evaluation table is in a training table, no test post in a validation table. `sizes`: at
     most so many rows of a table, those of posts drawn under the seed. `share`: see `resplit`.
@@ -143,7 +144,7 @@ def _one_each(items: Sequence[Pair] | Sequence[Written]) -> list[Written]:
     for item in items:
         if not seen & set(item.posts):
             own = item.chosen if isinstance(item, Pair) else item.completion
-            kept.append(Written(item.split, item.posts, item.prompt, own, item.place))
+            kept.append(Written(item.split, item.posts, item.prompt, own, item.messages, item.place))
         seen |= set(item.posts)
     return kept
 
@@ -168,13 +169,27 @@ def _chosen(pairs: Sequence[Pair]) -> list[Written]:
     return list({digest(row.prompt, row.completion): row for row in rows}.values())
 
 
+def rows_of(items: Sequence[Pair | Written], table: str) -> Iterator[Row]:
+    """A table's rows; where one of them was a conversation all have the column `messages`."""
+    talk = not table.startswith("sft_") and any(item.messages is not None for item in items)
+    return (row_of(item, table) | ({"messages": _messages(item)} if talk else {}) for item in items)
+
+
+def _messages(item: Pair | Written) -> str:
+    """A pair's conversation, or of a prompt its own turns, for reward models' templates; empty: none."""
+    if isinstance(item, Pair) or item.messages is None:
+        return item.messages or ""
+    told = json.loads(item.messages)
+    return json.dumps({name: told[name] for name in ("prompt", "tools") if name in told}, ensure_ascii=False)
+
+
 def row_of(item: Pair | Written, table: str) -> Row:
     """A table's row, named by its texts."""
     if isinstance(item, Written):
         name = row_id(item.prompt) if table.startswith("prompts_") else row_id(item.prompt, item.completion)
         return {"id": name, "prompt": item.prompt, "completion": item.completion}
     texts = {"prompt": item.prompt, "chosen": item.chosen, "rejected": item.rejected}
-    row: Row = {"id": row_id(*texts.values()), **texts}
+    row: Row = {"id": row_id(*texts.values()), **texts, **item.kept}
     if item.scores is not None:
         row |= {"chosen_score": item.scores[0], "rejected_score": item.scores[1]}
     return row

@@ -39,6 +39,7 @@ class Pair:
     """One comparison.
 
     `split`: train, validation or test as published; `posts`: names of its post, any of which identifies it;
+    `messages`: the conversation that its texts were made of (`turns.as_json`); `kept`: numbers beside it;
     `place`: the file and line that it was read from.
     """
 
@@ -48,17 +49,20 @@ class Pair:
     chosen: str
     rejected: str
     scores: tuple[float, float] | None = None
+    messages: str | None = None
+    kept: Mapping[str, float] = field(default_factory=dict)
     place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One written response; `split`, `posts` and `place` as in `Pair`."""
+    """One written response; `split`, `posts`, `messages` and `place` as in `Pair`."""
 
     split: str
     posts: tuple[str, ...]
     prompt: str
     completion: str
+    messages: str | None = None
     place: str = field(default="", compare=False)
 
 
@@ -90,6 +94,16 @@ def number(place: str, row: dict[str, Any], name: str) -> float | None:
     if value is None or (isinstance(value, int | float) and abs(value) < FAR):
         return None if value is None else float(value)
     raise BadInput(f"{place}: {name}: expected a finite number, got {named(value)}")
+
+
+def numbers(place: str, row: dict[str, Any], names: Iterable[str]) -> dict[str, float]:
+    """Columns that must all be numbers.
+
+    Raises:
+        BadInput: one is not there, or is none.
+    """
+    found = {name: number(place, {name: column(place, row, name)}, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def shown_name(name: str) -> str:

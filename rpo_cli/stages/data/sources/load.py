@@ -11,7 +11,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import Ledger
-from rpo_cli.stages.data.sources.assemble import row_of, tables, tables_of_written
+from rpo_cli.stages.data.sources.assemble import rows_of, tables, tables_of_written
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written
 from rpo_cli.stages.data.sources.records import SPLITS, data_files, published_split, records
 
@@ -68,11 +68,11 @@ def _too_few_prompts(found: Mapping[str, Sequence[Pair] | Sequence[Written]]) ->
     return f"; the rows have {prompts} whole into training, validation or test: add rows of other prompts"
 
 
-def _rows(items: Sequence[Pair] | Sequence[Written], table: str, ledger: Ledger) -> Iterator[Row]:
+def _rows(items: Sequence[Pair | Written], table: str, ledger: Ledger) -> Iterator[Row]:
     """A table's rows; the ledger knows the place of each while it stands."""
-    for item in items:
+    for item, row in zip(items, rows_of(items, table), strict=True):
         ledger.place = item.place
-        yield row_of(item, table)
+        yield row
 
 
 def _reader(recipe: DataRecipe) -> Reader:

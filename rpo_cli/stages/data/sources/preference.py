@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.stages.data.ledger import MANY, Ledger
-from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, columns_in
+from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, columns_in, numbers
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
 from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated
-from rpo_cli.stages.data.sources.turns import Message, Part, answer, is_blank, part
+from rpo_cli.stages.data.sources.turns import (
+    Message,
+    Part,
+    TemplateRefuses,
+    answer,
+    as_json,
+    is_blank,
+    part,
+)
 from rpo_cli.text import percent
 
 PAIR = ("chosen", "rejected")
@@ -31,7 +39,8 @@ Example = dict[str, Part]
 def read(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
     """A set in TRL's preference formats."""
     templated = Templated(sets.tokenizer, sets.recipe.max_prompt_tokens)
-    return pairs(sets.pairs, templated, sets.ledger), written(sets.written, templated, sets.ledger)
+    found = pairs(sets.pairs, templated, sets.ledger, sets.recipe.keep_columns)
+    return found, written(sets.written, templated, sets.ledger)
 
 
 def read_dialogues(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
@@ -41,32 +50,52 @@ def read_dialogues(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
     return found, written(sets.written, templated, sets.ledger)
 
 
-def pairs(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Pair]:
-    """Rows with chosen and rejected, and a prompt or what both have in common."""
+def pairs(records: Records, templated: Templated, ledger: Ledger, keep: Sequence[str] = ()) -> Iterator[Pair]:
+    """Rows with chosen and rejected, and a prompt or what both have in common; `keep`: numbers beside."""
     unread = set[str]()
     for place, split, row in records:
         chosen, rejected = (_given(place, row, name) for name in PAIR)
         if chosen == rejected:
             ledger.leave_out("pairs/ties")
             continue
-        prompt = _prompt(place, row)
-        if prompt is None or _begins_with_user(chosen, rejected):
+        prompt = prompt_in(place, row)
+        if prompt is None or are_whole(chosen, rejected):
             example = _split_off(place, row, chosen, rejected, ledger)
         else:
-            example = _aligned(prompt, {"chosen": chosen, "rejected": rejected})
+            example = aligned(prompt, {"chosen": chosen, "rejected": rejected})
             texts = [side for side in (prompt, chosen, rejected) if isinstance(side, str) and side]
             if len(texts) == 3 and all(text.startswith(texts[0]) for text in texts):
                 ledger.counts["pairs/prompt_again"] += 1
             unread |= {name for name in CONTEXT if isinstance(row.get(name), str) and row[name].strip()}
         if example is None or not _sound(example, "pairs", ledger):
             continue
-        made = templated.text(place, example, row)
+        made = _made(templated, place, example, row, "pairs", ledger)
+        if made is None:
+            continue
         if templated.fits(made["prompt"]):
             posts = (post_name(made["prompt"]),)
-            yield Pair(split or "train", posts, made["prompt"], made["chosen"], made["rejected"])
+            each = made["prompt"], made["chosen"], made["rejected"]
+            told, kept = as_json(example, tools=row.get("tools")), numbers(place, row, keep)
+            yield Pair(split or "train", posts, *each, messages=told, kept=kept)
         else:
             ledger.leave_out("pairs/long_prompt")
     ledger.notes += [*_notes(ledger, sorted(unread)), *templated.notes("pairs")]
+
+
+def _made(
+    templated: Templated, place: str, example: Example, row: Row, kind: str, ledger: Ledger
+) -> dict[str, str] | None:
+    """The example's texts; None where the chat template refuses it, which is counted, the first in its words.
+
+    Roles that do not alternate are usual: nine of 2,354 published dialogues.
+    """
+    try:
+        return templated.text(place, example, row)
+    except TemplateRefuses as error:
+        if not ledger.counts[f"{kind}/refused"]:
+            ledger.notes.append(f"{kind}: left out: {error}")
+        ledger.leave_out(f"{kind}/refused")
+        return None
 
 
 def _given(place: str, row: Row, name: str) -> Part:
@@ -80,7 +109,7 @@ def _given(place: str, row: Row, name: str) -> Part:
     return part(place, name, row[name])
 
 
-def _prompt(place: str, row: Row) -> Part | None:
+def prompt_in(place: str, row: Row) -> Part | None:
     """The prompt that a row has in a column of its own: ShareGPT's conversation may be it, with `system`."""
     if row.get("prompt") is not None:
         return None if row["prompt"] == [] else part(place, "prompt", row["prompt"])
@@ -88,11 +117,11 @@ def _prompt(place: str, row: Row) -> Part | None:
         if isinstance(row.get(name), list) and row[name]:
             turns = part(place, name, row[name])
             if isinstance(turns, list) and turns[-1]["role"] != "assistant":
-                return [*_system(row, turns), *turns]
+                return [*system_in(row, turns), *turns]
     return None
 
 
-def _system(row: Row, turns: list[Message]) -> list[Message]:
+def system_in(row: Row, turns: list[Message]) -> list[Message]:
     """What stands beside a conversation as its system prompt."""
     text = row.get("system")
     if not isinstance(text, str) or not text.strip() or turns[0]["role"] == "system":
@@ -100,14 +129,14 @@ def _system(row: Row, turns: list[Message]) -> list[Message]:
     return [{"role": "system", "content": text}]
 
 
-def _begins_with_user(chosen: Part, rejected: Part) -> bool:
+def are_whole(chosen: Part, rejected: Part) -> bool:
     """Whether both are whole conversations, whatever else is called a prompt."""
     return all(
         isinstance(side, list) and side[0]["role"] in ("user", "system") for side in (chosen, rejected)
     )
 
 
-def _aligned(prompt: Part, answers: Mapping[str, Part]) -> Example:
+def aligned(prompt: Part, answers: Mapping[str, Part]) -> Example:
     """All parts plain text, or all messages: text beside messages is the user's or the assistant's."""
     if isinstance(prompt, str) and all(isinstance(text, str) for text in answers.values()):
         return {"prompt": prompt, **answers}
@@ -118,7 +147,7 @@ def _aligned(prompt: Part, answers: Mapping[str, Part]) -> Example:
 
 def _split_off(place: str, row: Row, chosen: Part, rejected: Part, ledger: Ledger) -> Example | None:
     """The prompt that both texts or conversations begin with, and the rest; None: there is none, counted."""
-    sides: Any = list(_aligned("", {"chosen": chosen, "rejected": rejected}).values())[1:]
+    sides: Any = list(aligned("", {"chosen": chosen, "rejected": rejected}).values())[1:]
     texts = isinstance(sides[0], str)
     shared: Any = os.path.commonprefix(sides) if texts else _common(*sides)  # noqa: RUF071 - of texts
     if texts and all(text.startswith(HUMAN) and ASSISTANT in text for text in sides):
@@ -198,12 +227,13 @@ def _notes(ledger: Ledger, unread: list[str]) -> Iterator[str]:
 def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger) -> Iterator[Pair]:
     """Anthropic's dialogues, as published or through the chat template."""
     for split, prompt, chosen, rejected in dialogues(records, ledger):
-        made = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        made, told = {"prompt": prompt, "chosen": chosen, "rejected": rejected}, None
         if chat and chosen and rejected:
-            answers = {name: answer(made[name].strip()) for name in PAIR}
-            made = templated.text(ledger.place, {"prompt": messages(prompt), **answers})
+            turns = {"prompt": messages(prompt), **{name: answer(made[name].strip()) for name in PAIR}}
+            made, told = templated.text(ledger.place, turns), as_json(turns)
         if templated.fits(made["prompt"]):
-            yield Pair(split, (post_name(prompt),), made["prompt"], made["chosen"], made["rejected"])
+            texts = made["prompt"], made["chosen"], made["rejected"]
+            yield Pair(split, (post_name(prompt),), *texts, messages=told)
         else:
             ledger.leave_out("pairs/long_prompt")
     ledger.notes += templated.notes("pairs")
@@ -220,15 +250,18 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
             if turns[-1]["role"] != "assistant" or len(turns) < 2:
                 ledger.leave_out("sft/no_answer")
                 continue
-            example: Example = {"prompt": [*_system(row, turns), *turns[:-1]], "completion": turns[-1:]}
+            example: Example = {"prompt": [*system_in(row, turns), *turns[:-1]], "completion": turns[-1:]}
         else:
             prompt, completion = (_given(place, row, name) for name in ("prompt", "completion"))
-            example = _aligned(prompt, {"completion": completion})
+            example = aligned(prompt, {"completion": completion})
         if not _sound(example, "sft", ledger):
             continue
-        made = templated.text(place, example, row)
+        made = _made(templated, place, example, row, "sft", ledger)
+        if made is None:
+            continue
         if templated.fits(made["prompt"]):
-            yield Written(split or "train", (post_name(made["prompt"]),), **made)
+            told = as_json(example, tools=row.get("tools"))
+            yield Written(split or "train", (post_name(made["prompt"]),), **made, messages=told)
         else:
             ledger.leave_out("sft/long_prompt")
     ledger.notes += templated.notes("sft")

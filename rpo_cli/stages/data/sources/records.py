@@ -104,11 +104,12 @@ def records(
 
 
 def rows_in(
-    file: Path, kind: str, ledger: Ledger, columns: Mapping[str, str]
+    file: Path, kind: str, ledger: Ledger, columns: Mapping[str, str], *, every: bool = False
 ) -> Iterator[tuple[str, Row | str]]:
     """Each row of a file after its place, or what is wrong with it; the ledger is told of each.
 
-    Left out are rows in which a key stands twice. columns: ours -> the file's, which are renamed.
+    Left out are rows in which a key stands twice. columns: ours -> the file's, which are renamed; every: of a
+    Parquet file also columns of tokens.
 
     Raises:
         BadInput: the file cannot be read.
@@ -117,7 +118,11 @@ def rows_in(
     if form is None:
         raise BadInput(f"{file}: expected {KNOWN}")
     kind_of, packed = form
-    read = _parquet(file) if kind_of == "parquet" else (_json if kind_of == "json" else _index)(file, packed)
+    read = (
+        _parquet(file, every)
+        if kind_of == "parquet"
+        else (_json if kind_of == "json" else _index)(file, packed)
+    )
     for place, row in read:
         ledger.read(kind, place)
         if isinstance(row, dict):
@@ -138,12 +143,13 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row | str:
     return row
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, Row]]:
+def _parquet(file: Path, every: bool) -> Iterator[tuple[str, Row]]:
     try:
         # Batches: the pre-tokenised columns of some derivatives are many times their text.
         opened = pq.ParquetFile(file)
         others = ("_token", "_label", "_token_len")
-        columns = [name for name in opened.schema_arrow.names if not name.endswith(others)]
+        names = opened.schema_arrow.names
+        columns = names if every else [name for name in names if not name.endswith(others)]
         batches = opened.iter_batches(columns=columns, batch_size=1000)
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):

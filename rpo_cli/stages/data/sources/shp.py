@@ -14,6 +14,7 @@ from rpo_cli.stages.data.ledger import visible
 from rpo_cli.stages.data.sources.base import Pair, Sets, Written, column, text
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN
 from rpo_cli.stages.data.sources.preference import Templated, post_name, written
+from rpo_cli.stages.data.sources.turns import answer, as_json
 
 
 def read(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
@@ -36,12 +37,15 @@ def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
         if not visible(post):
             sets.ledger.leave_out("pairs/no_prompt")
             continue
+        told = None
         if chat and chosen and rejected:
-            turns = {side: [{"role": "assistant", "content": own}] for side, own in sides.items()}
-            made = templated.text(place, {"prompt": [{"role": "user", "content": post}], **turns})
+            turns = {"prompt": [{"role": "user", "content": post}]}
+            turns |= {side: answer(own) for side, own in sides.items()}
+            made, told = templated.text(place, turns), as_json(turns)
         if templated.fits(made["prompt"]):
             posts = (text(place, row, "post_id"), post_name(post))
-            yield Pair(split or "train", posts, made["prompt"], made["chosen"], made["rejected"])
+            texts = made["prompt"], made["chosen"], made["rejected"]
+            yield Pair(split or "train", posts, *texts, messages=told)
         else:
             sets.ledger.leave_out("pairs/long_prompt")
     sets.ledger.notes += templated.notes("pairs")

@@ -16,7 +16,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.stages.data.ledger import EXAMPLES
 from rpo_cli.stages.data.sources.base import named
-from rpo_cli.stages.data.sources.turns import Part
+from rpo_cli.stages.data.sources.turns import Part, TemplateRefuses
 from rpo_cli.text import first_line
 
 TEMPLATE = ("tools", "chat_template_kwargs")  # columns of TRL's that only a chat template has a use for
@@ -37,8 +37,9 @@ class Templated:
         row: what else the template is given (`TEMPLATE`).
 
         Raises:
-            BadInput: a conversation without a tokenizer that has a chat template, or one that the template
-                refuses; a column of the row that nothing has a use for.
+            BadInput: a conversation without a tokenizer that has a chat template; a column of the row that
+                nothing has a use for.
+            TemplateRefuses: the template takes no such conversation.
         """
         more = {name: row[name] for name in (*TEMPLATE, "images") if row and row.get(name)}
         plain = {name: value for name, value in example.items() if isinstance(value, str)}
@@ -61,7 +62,7 @@ class Templated:
         try:
             made = apply_chat_template({**example, "chat_template_kwargs": kwargs}, self.tokenizer, tools)
         except Exception as error:  # templates raise what they like
-            raise BadInput(f"{place}: the chat template refuses it: {first_line(error)}") from error
+            raise TemplateRefuses(f"{place}: the chat template refuses it: {first_line(error)}") from error
         bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token
         # BOS and EOS are added where rows are tokenised; twice they would be another text.
         if bos and (self.tokenizer("")["input_ids"] or [None])[0] == self.tokenizer.bos_token_id:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from rpo_cli.errors import BadInput
@@ -20,6 +22,10 @@ ROLES = {
 }
 OF_SHAREGPT = {*ROLES, "user", "assistant", "system", "tool"}
 EXPECTED = "expected text or messages with role and content"
+
+
+class TemplateRefuses(BadInput):
+    """A conversation that a chat template does not take, in its own words."""
 
 
 def part(place: str, column: str, value: object) -> Part:
@@ -73,6 +79,17 @@ def _text_part(where: str, piece: object) -> str:
         what = f"a part of type {kind[:40]!r}" if isinstance(kind, str) else named(found)
         raise BadInput(f"{where}: content: only parts of text are read, got {what}")
     return found
+
+
+def as_json(example: Mapping[str, Part], **more: Any) -> str | None:
+    """The messages of a row's parts as they are kept beside its texts; None: it is plain text.
+
+    more: what else the chat template was given, such as tools.
+    """
+    if any(isinstance(value, str) for value in example.values()):
+        return None
+    given = {name: value for name, value in more.items() if value}
+    return json.dumps({**example, **given}, ensure_ascii=False, default=str)
 
 
 def answer(text: str) -> list[Message]:

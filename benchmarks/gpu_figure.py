@@ -1,0 +1,114 @@
+"""As much of a whole figure as fits into what is left of the minutes; the same call goes on later."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks import growth
+from benchmarks.bench import Comparison
+
+ROOT = Path(__file__).resolve().parent.parent
+JOBS = 3  # processes on one card
+LIMIT = 600.0  # seconds from an empty workspace
+TOY = (
+    "stage: figure\ntitle: Figure 2 of a toy\nrhos: [0.4]\nseeds: [0]\n"
+    "variants: [{name: dpo, recipe: dpo.yaml}]\nclaims: []\n"
+)
+
+
+def recipe_for(folder: Path, model: Path | None, data: Path | None, *, toy: bool) -> Path:
+    """The figure's recipe: of `small` with this model and data; without them, of the miniature."""
+    suite = folder / "suite"
+    shutil.rmtree(suite, ignore_errors=True)
+    if toy:
+        recipe = growth.write_suite(suite, 2) / "figure2.yaml"
+        recipe.write_text(TOY)
+        return recipe
+    if model is None or data is None:
+        return ROOT / "recipes/miniature/figure2.yaml"
+    shutil.copytree(ROOT / "recipes/small", suite)
+    _set(suite / "sft.yaml", "model_name_or_path", model.resolve())
+    if data.is_dir():  # the indices of a Debian archive
+        (suite / "data.yaml").open("a").write(f"dataset: {data.resolve()}\n")
+    else:  # lines with prompt and completion
+        shutil.copy(suite / "data-tldr.yaml", suite / "data.yaml")
+        _set(suite / "data.yaml", "dataset", data.resolve())
+    return suite / "figure2.yaml"
+
+
+def _set(file: Path, key: str, value: object) -> None:
+    lines = [
+        f"{key}: {value}" if line.startswith(f"{key}:") else line for line in file.read_text().split("\n")
+    ]
+    file.write_text("\n".join(lines))
+
+
+def figure(recipe: Path, folder: Path, device: str, seconds: float, jobs: int = JOBS) -> Iterator[Comparison]:
+    """Run `rpo figure` for at most so many seconds; those of earlier calls are added to what it took.
+
+    Raises:
+        TimeoutError: it was not finished, after a row that says how far it came.
+    """
+    rpo = [sys.executable, "-m", "rpo_cli.cli"]
+    where = ["--recipe", str(recipe), "--workspace", str(folder / "workspace")]
+    command = [*rpo, "figure", "figure2", *where, "--device", device, "--jobs", str(jobs)]
+    started = time.monotonic()
+    with (folder / "figure.log").open("a") as log:
+        process = subprocess.Popen(
+            [*command, "--out", str(folder / "figure")],
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            code: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+            _stop(process)
+    clock = folder / "figure_seconds.txt"
+    took = time.monotonic() - started + (float(clock.read_text()) if clock.is_file() else 0.0)
+    clock.write_text(f"{took:.1f}\n")
+    said = subprocess.run(
+        [*rpo, "status", *where, "--json"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    status: dict[str, Any] = json.loads(said.stdout)
+    each: dict[str, list[float]] = defaultdict(list)
+    for artifact in status["artifacts"]:
+        if artifact["state"].startswith("up to date"):
+            each[artifact["kind"]].append(artifact["seconds"] or 0.0)
+    done, left = sum(map(len, each.values())), len(status["would_build"])
+    spent = sorted(each.items(), key=lambda item: -sum(item[1]))
+    yield Comparison(
+        f"Figure 2 from an empty workspace, --jobs {jobs}",
+        f"{recipe.parent.name}/{recipe.name}",
+        f"{done} of {done + left} stages in {took:.0f} s",
+        ", ".join(f"{len(some)} {kind} of {mean(some):.1f} s" for kind, some in spent),
+        [],
+        f"≤ {LIMIT:.0f} s",
+        None if code is None else code == 0 and took <= LIMIT,
+    )
+    if code is None:
+        raise TimeoutError("not finished; the same command goes on from here")
+    if code:
+        raise RuntimeError(f"rpo figure ended with {code}: {folder / 'figure.log'}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C would: what is done stays done."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

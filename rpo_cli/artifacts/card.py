@@ -1,0 +1,198 @@
+"""A model's card: what it is, what it was made of, what it measures, how to use it and make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rpo_cli.artifacts.files import publish
+from rpo_cli.artifacts.manifest import Manifest
+from rpo_cli.artifacts.origin import RECIPES, Origin, as_yaml
+from rpo_cli.objectives import OBJECTIVES
+
+CARD = "README.md"
+PAPER = (
+    "Fisch et al., *Robust Preference Optimization through Reward Model Distillation*, TMLR 2025, "
+    "[arXiv:2405.19316](https://arxiv.org/abs/2405.19316)"
+)
+SYMBOLS = (
+    "dh is the difference of the log-ratios log pi_theta - log pi_ref of the chosen and the rejected "
+    "response, dr that of a teacher's rewards, KL the forward KL(pi_ref || pi_theta)."
+)
+IS = {
+    "sft": "A language model fine-tuned on written responses.",
+    "reward": "A Bradley-Terry reward model: one logit, read at the EOS that ends prompt and response.",
+}
+SEQ = "AutoModelForSequenceClassification"
+TEMPLATE = """\
+# {name}
+
+{what} Made by rpo {rpo}.
+
+{settings}
+## Data
+
+{data}
+## Results
+
+{results}
+## How to use it
+
+{use}
+## How to make it again
+
+`{recipes}` beside this file has every recipe behind the model, resolved. On the same kind of machine
+
+```console
+$ pip install rpo-cli=={rpo}
+$ rpo rebuild README.md
+```
+
+makes the same weights again, where the inputs are the same. It was made on {device}, with {versions}.
+
+## Licence
+
+Not filled in: whoever publishes this model names its licence (`license:` in the head of this file), which
+that of the base model and of the data may restrict.
+"""
+
+
+def write_card(
+    folder: Path,
+    place: str,
+    manifest: Manifest,
+    origin: Origin,
+    tables: Sequence[Manifest],
+    evaluations: Sequence[Manifest] = (),
+    *,
+    adapter: bool = False,
+    **more: Any,
+) -> None:
+    """Write README.md and rpo_recipe.yaml into a model's folder.
+
+    place: what loads the model, a path or a name of the hub. tables: of the data below it. evaluations: of
+    the model. adapter: the folder holds an adapter alone. more: further keys of the head's `rpo:`.
+    """
+    from huggingface_hub import ModelCardData
+
+    kind, recipe = manifest["kind"], manifest["recipe"]
+    objective = [recipe["objective"]] if "objective" in recipe else []
+    made_by = {"rpo": manifest["rpo"], "versions": manifest["versions"], "device": manifest["device"]}
+    made = {name: value for name, value in origin.items() if name not in ("recipes", "base", "datasets")}
+    head = ModelCardData(
+        base_model=[name for name in origin["base"] if name not in origin["inputs"]] or None,
+        datasets=[name for name in origin["datasets"] if name not in origin["inputs"]] or None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-classification" if kind == "reward" else "text-generation",
+        tags=["rpo", "preference-optimization" if objective else kind, *objective, "trl"],
+        rpo={**made, "key": manifest["key"], **made_by, **more},
+    )
+    text = TEMPLATE.format(
+        name=origin["target"],
+        what=_what(manifest),
+        rpo=manifest["rpo"],
+        settings=_table(("setting", "value"), _settings(manifest, origin)),
+        data="\n".join([*_data(origin, tables), ""]),
+        results="\n".join(_results(manifest, evaluations)),
+        use="\n".join([*_use(kind, place, origin, adapter), ""]),
+        recipes=RECIPES,
+        device=manifest["device"],
+        versions=", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
+    )
+    publish(folder / CARD, f"---\n{head.to_yaml()}\n---\n\n{text}".encode())
+    publish(folder / RECIPES, as_yaml(origin).encode())
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join([*lines, ""])
+
+
+def _what(manifest: Manifest) -> str:
+    if (name := manifest["recipe"].get("objective")) is None:
+        return IS[manifest["kind"]]
+    objective = OBJECTIVES[name]
+    source = PAPER if objective.source == "Fisch et al. 2025" else objective.source
+    return (
+        f"A language model trained on preference pairs with **{name}**: {objective.summary}. Its loss is\n\n"
+        f"    {objective.equation}\n\n({source}). {SYMBOLS}"
+    )
+
+
+def _settings(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, str]]:
+    """What decides the result, in the order in which one would ask."""
+    recipe = manifest["recipe"]
+    yield "base model", f"`{origin['base'][0]}`" if origin["base"] else "none, trained from scratch"
+    if "objective" in recipe:
+        name = OBJECTIVES[recipe["objective"]].strength
+        yield name, f"{recipe[name]:g}"
+        for key in ("gamma", "gamma_end", "kl_estimator", "ensemble_min", "calibration", "teacher"):
+            if recipe.get(key) is not None:
+                yield key, str(recipe[key])
+    if "rho" in recipe:
+        rho = recipe["rho"]
+        told = "the pairs as they are" if rho is None else f"in {rho:g} of the pairs the longer one is chosen"
+        yield "length bias rho", told
+    if "member" in manifest["options"]:
+        yield "member of the ensemble", f"b = {manifest['options']['member']:g}"
+    batch = recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"]
+    metrics = manifest["metrics"]
+    steps = metrics.get("steps", "all")
+    yield "training", f"{steps} steps of {batch} rows, learning rate {recipe['learning_rate']:g}"
+    if "rows" in metrics:
+        yield "rows", f"{metrics['rows']:,}; {metrics.get('dropped', 0):,} left out, longer than max_length"
+    if recipe["use_peft"]:
+        bits = ", base in 4 bits" if recipe.get("load_in_4bit") else ""
+        yield "LoRA", f"r = {recipe['lora_r']}, alpha = {recipe['lora_alpha']}{bits}; merged here"
+    yield "seeds", ", ".join(f"{name} {seed}" for name, seed in manifest["seeds"].items())
+
+
+def _data(origin: Origin, tables: Sequence[Manifest]) -> Iterator[str]:
+    """What was read, by content, and how many rows were read and left out."""
+    for place, content in origin["inputs"].items():
+        yield f"- `{place}`: SHA-256 `{content}`"
+    for kind, names in origin["hub"].items():
+        for name, commit in names.items():
+            yield f"- {kind.removesuffix('s')} `{name}` of the hub: commit `{commit}`"
+    for table in tables:
+        counts = {n: v for n, v in table["metrics"].items() if v and type(v) is int}
+        if counts:
+            yield f"- {table['kind']}: " + ", ".join(f"{name} {value:,}" for name, value in counts.items())
+
+
+def _results(manifest: Manifest, evaluations: Sequence[Manifest]) -> Iterator[str]:
+    """Every number with its interval where it has one; of training the last ones."""
+    if not evaluations and "objective" in manifest["recipe"]:
+        yield "Not evaluated when this card was written. In training:\n"
+    rows = [("in training", *row) for row in _measured(manifest["metrics"])] if not evaluations else []
+    for evaluation in evaluations:
+        split = f"{evaluation['recipe']['split']} prompts"
+        rows += [(split, *row) for row in _measured(evaluation["metrics"])]
+    yield _table(("where", "measure", "value", "95 % interval"), rows)
+
+
+def _measured(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for name, value in metrics.items():
+        stem = name.removesuffix("_mean")
+        low, high = metrics.get(f"{stem}_low"), metrics.get(f"{stem}_high")
+        if isinstance(value, float) and not name.endswith(("_low", "_high")):
+            yield name, f"{value:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}"
+
+
+def _use(kind: str, place: str, origin: Origin, adapter: bool) -> Iterator[str]:
+    auto = SEQ if kind == "reward" else "AutoModelForCausalLM"
+    more = ", num_labels=1" if kind == "reward" else ""
+    base = origin["base"][0] if origin["base"] else "the base model"
+    yield "```python"
+    yield f"from transformers import {auto}, AutoTokenizer\n"
+    yield f'tokenizer = AutoTokenizer.from_pretrained("{place}")'
+    if adapter:
+        yield "from peft import PeftModel\n"
+        yield f'base = {auto}.from_pretrained("{base}"{more})'
+        yield f'model = PeftModel.from_pretrained(base, "{place}")'
+    else:
+        yield f'model = {auto}.from_pretrained("{place}")'
+    yield "```"
+    if kind != "reward" and not adapter:
+        yield f"\nvLLM serves the same folder: `vllm serve {place}`."

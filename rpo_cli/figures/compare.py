@@ -1,0 +1,193 @@
+"""`rpo compare`: policies beside each other on the same prompts and held-out pairs, oracle or none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rpo_cli.artifacts import Stage
+from rpo_cli.errors import BadInput
+from rpo_cli.figures.cells import BASELINE, Cells, read_by
+from rpo_cli.figures.dry_run import plan_only
+from rpo_cli.figures.selection import Budget, select
+from rpo_cli.figures.tuning import planned, tune
+from rpo_cli.recipes import Loaded, RecipeError, load, schema, shown
+from rpo_cli.runs.question import Question
+from rpo_cli.runs.session import Session
+from rpo_cli.text import aligned
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """What `rpo compare` and `rpo report` were asked for."""
+
+    recipes: Sequence[str]
+    against: str | None = None
+    seeds: Sequence[int] | None = None
+    sweep: bool = False
+    budget: Budget = field(default_factory=Budget)
+    question: Question | None = None
+
+
+def run_compare(session: Session, asked: Comparing) -> None:
+    """Build what is missing, then print one table, or with --json all that a report is made of."""
+    found = compared(session, asked)
+    if found is None:
+        return
+    if session.as_json:
+        session.print_json(found)
+        return
+    session.out.print(table_of(found, session.out))
+    for note in found["notes"]:
+        session.out.print(note, highlight=False, soft_wrap=True)
+
+
+def compared(session: Session, asked: Comparing) -> dict[str, Any] | None:
+    """Numbers, and where each comes from, of policies that are built where they are missing.
+
+    None on a dry run, which prints the plan.
+    """
+    from rpo_cli.figures.evidence import evidence
+    from rpo_cli.figures.numbers import numbers
+
+    loads = _policies(session, asked.recipes)
+    first = loads[0]
+    session = replace(session, recipe=str(first.path))
+    maker = Cells(first, session.overrides, loads[1:])
+    _require_alike(maker, loads)
+    against = asked.against or first.path.stem
+    if against not in (*maker.variants, BASELINE):
+        raise BadInput(f"--against {against}: compared are {', '.join((*maker.variants, BASELINE))}")
+    recipe = cast(schema.PolicyRecipe, first.recipe)
+    whole = (list(maker.variants), [recipe.rho], [recipe.seed])
+    selection = select(whole, None, asked.seeds, asked.budget)
+    grids = maker.grids(selection.policies) if asked.sweep else {}
+    selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
+    if session.dry_run:
+        tried = maker.validation(selection, grids) if asked.sweep else []
+        chosen = planned(session, maker, selection, grids, tried) if asked.sweep else None
+        cells = maker.test(selection, chosen)
+        plan_only(session, recipe.suite, selection, tried, cells, "best", asked.question)
+        return None
+    chosen = None
+    lost: list[str] = []
+    if asked.sweep:
+        quiet = replace(session, out=session.err)
+        chosen, _, _, lost = tune(quiet, maker, selection, grids, "best", False, "sweep")
+    cells = maker.test(selection, chosen)
+    if not any(cell.policy == against for cell in cells) and against != BASELINE:
+        raise BadInput("\n".join([*lost, f"{against} is what the others are compared with; see --against"]))
+    workspace = session.make(read_by(cells), recipe.suite)
+    found = {
+        **numbers(cells, workspace, selection, against, asked.sweep),
+        **evidence(cells, workspace, selection.seeds[0]),
+        "left_out": lost,
+    }
+    return cast(dict[str, Any], json.loads(json.dumps(found, sort_keys=True)))  # as --json prints it
+
+
+def _policies(session: Session, names: Sequence[str]) -> list[Loaded]:
+    """The policy recipes of these names, at the --rho asked for; of a folder all that it holds.
+
+    Raises:
+        BadInput: there is none, or two of one name.
+    """
+    rhos = session.rhos([])
+    if rhos is not None and len(rhos) != 1:
+        raise BadInput(f"--rho {session.rho}: policies are compared at one rho: a number, or none")
+    at_rho = {} if rhos is None else {"rho": rhos[0]}
+
+    def loaded_of(name: str) -> Loaded:
+        return replace(session, recipe=name).load("policy", **at_rho)
+
+    found: list[Loaded] = []
+    for name in names:
+        if not Path(name).is_dir():
+            found.append(loaded_of(name))
+            continue
+        before = len(found)
+        for file in sorted(Path(name).glob("*.yaml")):
+            with suppress(RecipeError):  # what others extend; `rpo recipe check` says what is wrong
+                found += [loaded_of(str(file))] if load(str(file)).recipe.stage == "policy" else []
+        if len(found) == before:
+            raise BadInput(f"{name}: holds no policy recipe")
+    stems = [loaded.path.stem for loaded in found]
+    for stem in stems:
+        if stems.count(stem) > 1 or stem == BASELINE:
+            taken = "is the name of what all are compared with" if stem == BASELINE else "stands twice"
+            raise BadInput(f"{stem}: {taken}; recipes are told apart by their names")
+    return found
+
+
+def _require_alike(maker: Cells, loads: Sequence[Loaded]) -> None:
+    """RecipeError unless all policies have the same rho, pairs, baseline and prompts."""
+    problems = []
+    first = loads[0]
+    recipe = cast(schema.PolicyRecipe, first.recipe)
+
+    def read_of(loaded: Loaded) -> dict[str, tuple[str, Any]]:
+        rho = cast(schema.PolicyRecipe, loaded.recipe).rho
+        cell = maker.cell(loaded.path.stem, rho, recipe.seed, "test")
+        stage, evaluation = cast(Stage, cell.evaluation.inputs["policy"]), cell.evaluation
+        baseline = evaluation.inputs["baseline"]
+        assert isinstance(baseline, Stage)
+        return {
+            "suite": ("other suite", loaded.recipe.suite),
+            "rho": ("other rho", rho),
+            "data": ("trained on other pairs", cast(Stage, stage.inputs["data"]).path),
+            "evaluate": ("evaluated otherwise", (baseline.path, evaluation.recipe)),
+        }
+
+    wanted = read_of(first)
+    for loaded in loads[1:]:
+        for key, (what, value) in read_of(loaded).items():
+            if value != wanted[key][1]:
+                problems.append(
+                    f"{loaded.place(key)}: {what} than {shown(first.path)}; leave one of them out"
+                )
+                break
+    if problems:
+        raise RecipeError(problems)
+
+
+def table_of(found: dict[str, Any], console: Console) -> Table | Text:
+    """One row for each policy, one column for each measure; lines of text where there is no terminal."""
+    measures = found["measures"]
+    rows = {(row["policy"], row["measure"]): row for row in found["rows"]}
+    names = list(dict.fromkeys(row["policy"] for row in found["rows"]))
+    heads = ["policy", *(f"{measure['title']}\n{measure['unit']}" for measure in measures)]
+    body = [
+        [name, *(_cell(rows.get((name, measure["name"])), measure["digits"]) for measure in measures)]
+        for name in names
+    ]
+    if not console.is_terminal:
+        lines = [[cell.replace("\n", ", " if at_top else "  ") for cell in row]
+                 for at_top, row in [(True, heads), *((False, row) for row in body)]]  # fmt: skip
+        return Text(aligned(lines).removesuffix("\n"), no_wrap=True, overflow="ignore")
+    table = Table(show_lines=True)
+    for index, head in enumerate(heads):
+        place: dict[str, Any] = {"justify": "left" if index == 0 else "right", "no_wrap": index == 0}
+        table.add_column(head, overflow="fold", **place)
+    for row in body:
+        table.add_row(*row)
+    return table
+
+
+def _cell(row: dict[str, Any] | None, digits: int) -> str:
+    """A mean, and below it the difference with its interval."""
+    if row is None or row["mean"] is None:
+        return "-"
+    mean = f"{row['mean']:.{digits}f}"
+    if (apart := row["difference"]) is None or apart["mean"] is None:
+        return mean
+    # No minus zero.
+    more, low, high = (f"{round(apart[end], digits) + 0.0:+.{digits}f}" for end in ("mean", "low", "high"))
+    return f"{mean}\n{more}\n[{low}, {high}]"

@@ -1,0 +1,246 @@
+"""The numbers of a comparison: means, paired differences and their intervals, and where each comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+
+from rpo_cli.artifacts import MANIFEST, Stage, Workspace
+from rpo_cli.figures.cells import BASELINE, FORMAT, Cell
+from rpo_cli.figures.gather import read
+from rpo_cli.figures.results import plain
+from rpo_cli.figures.selection import Selection
+from rpo_cli.figures.table import Axes, Bootstrap, over_seeds, resample
+from rpo_cli.recipes import schema, shown
+from rpo_cli.statistics import Array, interval, per_prompt
+
+Source = str  # which of a cell's artifacts a number is from: evaluation, held_out, judged
+
+
+class Measure(NamedTuple):
+    """A column: its name, the unit of its numbers, decimals shown, and what it says in a sentence."""
+
+    title: str
+    unit: str
+    digits: int
+    text: str
+
+
+MEASURES = {
+    "accuracy": Measure(
+        "held-out accuracy", "% of pairs", 1,
+        "how often the policy's log-ratio to the reference is higher for the chosen response",
+    ),
+    "margin": Measure(
+        "held-out margin", "nats", 2,
+        "difference of the log-ratios of chosen and rejected; times beta it is TRL's rewards/margins",
+    ),
+    "advantage": Measure(
+        "advantage", "oracle reward", 3, "the oracle's reward minus that of the baseline's sample"
+    ),
+    "judge": Measure("judge", "% wins over baseline", 1, "share of prompts that the judge gives the policy"),
+    "tokens": Measure("length", "tokens", 1, "tokens of a sampled response, EOS counted"),
+    "kl": Measure("KL to reference", "nats", 2, "log pi_theta - log pi_ref of the samples, by response"),
+    "unfinished": Measure("unfinished", "% of samples", 1, "samples that were cut at max_new_tokens"),
+}  # fmt: skip
+
+
+class Frame(NamedTuple):
+    """Numbers of every prompt: columns as in figures.table. `pairs`: sums over so many pairs, not means."""
+
+    source: Source
+    measures: tuple[str, ...]
+    cells: pd.DataFrame
+    pairs: bool = False
+
+
+def numbers(
+    cells: Sequence[Cell], workspace: Workspace, selection: Selection, against: str, swept: bool
+) -> dict[str, Any]:
+    """The comparison as JSON may hold it: policies, measures, a row for each policy and measure, notes."""
+    policies = list(dict.fromkeys(cell.policy for cell in cells))
+    recipe = cast(schema.EvaluateRecipe, cells[0].evaluation.recipe)
+    how = Bootstrap(recipe.bootstrap_samples)
+    rows: list[dict[str, Any]] = []
+    counts: dict[str, dict[str, Any]] = {}
+    for frame in frames(cells, workspace, swept):
+        rows += _rows(frame, [*policies, BASELINE], selection, against, how)
+        prompts = int(frame.cells.groupby("seed")["prompt_id"].nunique().min())
+        for name in frame.measures:
+            counts[name] = {"source": frame.source, "prompts": prompts}
+    order = list(MEASURES)
+    rows.sort(key=lambda row: ([*policies, BASELINE].index(row["policy"]), order.index(row["measure"])))
+    (rho,) = selection.rhos
+    found = {
+        "format": FORMAT,
+        "suite": workspace.suite,
+        "workspace": str(workspace.root),
+        "rho": rho,
+        "seeds": list(selection.seeds),
+        "against": against,
+        "policies": [_described(name, cells, workspace) for name in policies],
+        "measures": [
+            {"name": name, **measure._asdict(), **counts[name]}
+            for name, measure in MEASURES.items()
+            if name in counts
+        ],
+        "rows": rows,
+        "manifests": list(_manifests(cells)),
+        "notes": list(_notes(cells, workspace, selection, against, swept)),
+    }
+    return cast(dict[str, Any], plain(found))
+
+
+def frames(cells: Sequence[Cell], workspace: Workspace, swept: bool) -> Iterator[Frame]:
+    """What there is to compare: samples, all of them or the finished ones; held-out pairs; verdicts.
+
+    After a sweep without an oracle, whose choice rests on one half of the held-out pairs: the other half.
+    """
+    recipe = cast(schema.EvaluateRecipe, cells[0].evaluation.recipe)
+    samples: list[pd.DataFrame] = []
+    finished: list[pd.DataFrame] = []
+    for seed in dict.fromkeys(cell.seed for cell in cells):
+        own = [cell for cell in cells if cell.seed == seed]
+        read_of = {cell.policy: cell.evaluation for cell in own}
+        read_of[BASELINE] = cast(Stage, own[0].evaluation.inputs["baseline"])
+        tables = {
+            name: read(workspace.root / stage.path / "samples.parquet") for name, stage in read_of.items()
+        }
+        zero = per_prompt(tables[BASELINE], recipe.truncated)
+        for name, table in tables.items():
+            keys = {**own[0].keys, "policy": name}
+            ours = per_prompt(table, recipe.truncated)
+            if "reward" in ours:
+                ours["advantage"] = ours["reward"] - zero["reward"]
+            samples.append(ours.dropna().reset_index().assign(**keys))
+            cut = 100 * (1 - per_prompt(table, "score")["finished"])
+            finished.append(cut.rename("unfinished").reset_index().assign(**keys))
+    table = pd.concat(samples, ignore_index=True)
+    names = ("advantage", "tokens", "kl") if "advantage" in table else ("tokens", "kl")
+    yield Frame("evaluation", names, table)
+    yield Frame("evaluation", ("unfinished",), pd.concat(finished, ignore_index=True))
+    half = swept and recipe.oracle is None
+    yield Frame(
+        "held_out", ("accuracy", "margin"), pd.concat([_pairs(c, workspace, half) for c in cells]), True
+    )
+    if all(_verdicts_are_there(cell, workspace) for cell in cells):
+        verdicts = pd.concat([_verdicts(cell, workspace) for cell in cells])
+        if len(verdicts):
+            yield Frame("judged", ("judge",), verdicts)
+
+
+def _pairs(cell: Cell, workspace: Workspace, half: bool) -> pd.DataFrame:
+    """Sums over the held-out pairs of each prompt; `half`: those that chose nothing, if there are any."""
+    assert cell.held_out is not None
+    table = read(workspace.root / cell.held_out.path / "pairs.parquet")
+    if half and (table["half"] == "test").any():
+        table = table[table["half"] == "test"]
+    margin = table["h_chosen"] - table["h_rejected"]
+    sums = pd.DataFrame(
+        {
+            "prompt_id": table["prompt_id"],
+            "accuracy": 50 * (np.sign(margin) + 1),
+            "margin": margin,
+            "pairs": 1.0,
+        }
+    )
+    return sums.groupby("prompt_id").sum().reset_index().assign(**cell.keys)
+
+
+def _verdicts_are_there(cell: Cell, workspace: Workspace) -> bool:
+    stage = cell.judged
+    return stage is not None and workspace.why_stale(stage.path, stage.identity) is None
+
+
+def _verdicts(cell: Cell, workspace: Workspace) -> pd.DataFrame:
+    """The share of each prompt's comparisons with the baseline that a judge gives the policy, in percent."""
+    from rpo_cli.stages.judge.winrates import scored
+
+    assert cell.judged is not None
+    table = scored(read(workspace.root / cell.judged.path / "verdicts.parquet"))
+    table = table[(table["against"] == "baseline") & table["score"].notna()]
+    wins = 100 * table.groupby("prompt_id")["score"].mean()
+    return wins.rename("judge").reset_index().assign(**cell.keys)
+
+
+def _rows(
+    frame: Frame, policies: Sequence[str], selection: Selection, against: str, how: Bootstrap
+) -> Iterator[dict[str, Any]]:
+    """Mean of each policy with its interval, and its paired difference to `against`, over all seeds."""
+    there = [name for name in policies if name in set(frame.cells["policy"])]
+    measures = (*frame.measures, "pairs") if frame.pairs else frame.measures
+    axes = Axes(there, selection.rhos, sorted(selection.seeds), measures)
+    draws = resample(frame.cells, axes, how)
+    point, drawn = draws.point[:, :, 0], draws.drawn[:, :, :, 0]
+    if frame.pairs:  # a mean over pairs, whose prompts are drawn
+        point, drawn = (values[..., :-1] / values[..., -1:] for values in (point, drawn))
+    for p, policy in enumerate(there):
+        for m, measure in enumerate(frame.measures):
+            row = {"policy": policy, "measure": measure, **_interval(point[:, p, m], drawn[:, :, p, m])}
+            row |= {"by_seed": point[:, p, m].tolist(), "difference": None}
+            if policy != against and against in there:
+                a = there.index(against)
+                apart = point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m]
+                row["difference"] = {**_interval(*apart), "by_seed": apart[0].tolist()}
+            yield row
+
+
+def _interval(point: Array, drawn: Array) -> dict[str, float]:
+    return interval(float(over_seeds(point, 0)), over_seeds(drawn, 1))._asdict()
+
+
+def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[str, Any]:
+    """What a policy is: its recipe, objective, strength, base and teachers."""
+    cell = next(cell for cell in cells if cell.policy == name)
+    recipe = cast(schema.PolicyRecipe, cell.loaded.recipe)
+    stage = cast(Stage, cell.evaluation.inputs["policy"])
+
+    def named(node: Any) -> str:
+        return node.path if isinstance(node, Stage) else str(node.reference)
+
+    scores = [node for key, node in stage.inputs.items() if key.startswith("scores/")]
+    strength, value = cell.strength
+    return {
+        "name": name,
+        "recipe": shown(cell.loaded.path),
+        "objective": recipe.objective,
+        "help": recipe.declared.help,
+        "strength": {strength: value},
+        "scale": recipe.reward_scale,
+        "base": named(stage.inputs["model"]),
+        "pairs": named(stage.inputs["data"]),
+        "teachers": [named(node.inputs["model"]) for node in scores if isinstance(node, Stage)],
+    }
+
+
+def _manifests(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """Where the numbers of each policy and seed are from."""
+    baselines: dict[str, int] = {}
+    for cell in cells:
+        found = {"policy": cell.evaluation.inputs["policy"], "evaluation": cell.evaluation}
+        found |= {name: stage for name in ("held_out", "judged") if (stage := getattr(cell, name))}
+        paths = {name: f"{cast(Stage, stage).path}/{MANIFEST}" for name, stage in found.items()}
+        yield {"policy": cell.policy, "seed": cell.seed, "paths": paths}
+        baselines[cast(Stage, cell.evaluation.inputs["baseline"]).path] = cell.seed
+    for path, seed in baselines.items():
+        yield {"policy": BASELINE, "seed": seed, "paths": {"evaluation": f"{path}/{MANIFEST}"}}
+
+
+def _notes(
+    cells: Sequence[Cell], workspace: Workspace, selection: Selection, against: str, swept: bool
+) -> Iterator[str]:
+    """What must be known to read the numbers."""
+    count = len(selection.seeds)
+    how = "over prompts and seeds" if count > 1 else "over prompts, not over training seeds"
+    yield f"differences are to {against}, paired by prompt; brackets: 95 % bootstrap intervals {how}"
+    if count == 1:
+        yield "one seed: another training seed may say otherwise; --seeds 0,1,2 trains more"
+    if cast(schema.EvaluateRecipe, cells[0].evaluation.recipe).oracle is None:
+        yield "no oracle: nothing here says whether people would prefer the samples; read some of them"
+        if swept:
+            yield "one half of the held-out pairs chose the strengths, the other is what is reported"
+    if any(cell.judged is not None and not _verdicts_are_there(cell, workspace) for cell in cells):
+        yield "judge: there are no verdicts on all of these yet; `rpo judge` asks for them"

@@ -1,0 +1,285 @@
+"""What a stage costs: FLOPs, tokens, memory; arithmetic on its recipe and on the sizes of what it reads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+from rpo_cli.artifacts import Stage
+from rpo_cli.recipes import schema
+from rpo_cli.runs.sizes import Lengths, Model, Sizes, Unknown
+
+
+@dataclass
+class Work:
+    """What one kind of stage does: FLOPs and tokens by way of working, and bytes of weights that decoding
+    reads.
+    """
+
+    train: float = 0.0
+    score: float = 0.0
+    decode: float = 0.0
+    train_tokens: float = 0.0
+    score_tokens: float = 0.0
+    decode_tokens: float = 0.0
+    read_bytes: float = 0.0
+
+    def __iadd__(self, other: Work) -> Work:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        return self
+
+    @property
+    def flops(self) -> float:
+        return self.train + self.score + self.decode
+
+
+def _sft(stage: Stage, sizes: Sizes) -> Work:
+    recipe = cast(schema.SFTRecipe, stage.recipe)
+    found = sizes.lengths(stage.inputs["data"], recipe.table, recipe.max_length, stage)
+    seen = _rows_seen(recipe, stage, found, recipe.table)
+    return _training(recipe, sizes.model(stage), seen * (found.prompt + found.response))
+
+
+def _pairs(stage: Stage, sizes: Sizes) -> tuple[Lengths, str]:
+    recipe = cast(Any, stage.recipe)
+    table = getattr(recipe, "table", "pairs")
+    user = next((stage.inputs[name] for name in ("policy", "model") if name in stage.inputs), None)
+    return sizes.lengths(stage.inputs["data"], table, recipe.max_length, user), table
+
+
+def _reward(stage: Stage, sizes: Sizes) -> Work:
+    recipe = cast(schema.RewardRecipe, stage.recipe)
+    found, table = _pairs(stage, sizes)
+    model = sizes.model(stage, reward=True)
+    per_pair = _of_pair(recipe, found)
+    work = _training(recipe, model, _rows_seen(recipe, stage, found, table) * per_pair)
+    data = stage.inputs["data"]
+    if isinstance(data, Stage) and isinstance(data.recipe, schema.SplitsRecipe):
+        work += _scoring(model, data.recipe.held_out * per_pair)
+    return work
+
+
+def _relabel(stage: Stage, sizes: Sizes) -> Work:
+    found, table = _pairs(stage, sizes)
+    return _scoring(
+        sizes.model(stage.inputs["model"], reward=True),
+        _rows(found, table) * _of_pair(stage.recipe, found),
+    )
+
+
+def _reference(stage: Stage, sizes: Sizes) -> Work:
+    found, table = _pairs(stage, sizes)
+    return _scoring(sizes.model(stage.inputs["model"]), _rows(found, table) * _of_pair(stage.recipe, found))
+
+
+def _scores(stage: Stage, sizes: Sizes) -> Work:
+    if "model" not in stage.inputs:  # columns of the data
+        return Work()
+    found, table = _pairs(stage, sizes)
+    splits = cast(schema.SplitsRecipe, cast(Stage, stage.inputs["data"]).recipe)
+    rows = _rows(found, table) if splits.num_pairs is None else splits.num_pairs + splits.held_out
+    return _scoring(sizes.model(stage.inputs["model"], reward=True), rows * _of_pair(stage.recipe, found))
+
+
+def _samples(stage: Stage, sizes: Sizes) -> Work:
+    recipe = cast(schema.ScoringRecipe, stage.recipe)
+    found, table = _pairs(stage, sizes)
+    model, count = sizes.model(stage.inputs["model"]), _rows(found, table) * recipe.reference_samples
+    work = _decoding(model, count, found.prompt, recipe.max_new_tokens, recipe.per_device_eval_batch_size)
+    work += _scoring(model, count * (found.prompt + recipe.max_new_tokens))
+    return work
+
+
+def _policy(stage: Stage, sizes: Sizes) -> Work:
+    recipe = cast(schema.PolicyRecipe, stage.recipe)
+    found, table = _pairs(stage, sizes)
+    model, seen = sizes.model(stage), _rows_seen(recipe, stage, found, table)
+    sampled = (
+        (0.0 if recipe.shared_prompts else found.prompt) + recipe.max_new_tokens
+        if "samples" in stage.inputs
+        else 0.0
+    )
+    work = _training(recipe, model, seen * (_of_pair(recipe, found) + sampled))
+    if recipe.needs_reference:
+        work += _scoring(model, seen * sampled)
+    return work
+
+
+def _measure(stage: Stage, sizes: Sizes) -> Work:
+    recipe = cast(schema.ScoringRecipe, stage.recipe)
+    found, _ = _pairs(stage, sizes)
+    splits = cast(schema.SplitsRecipe, cast(Stage, stage.inputs["data"]).recipe)
+    if splits.num_pairs is None:
+        raise Unknown("num_pairs of its splits")
+    # Three responses by two models, each in a row of its own, and the samples once more for the exact KL.
+    tokens = 2 * (found.prompt + found.response) + 2 * (found.prompt + recipe.max_new_tokens)
+    work = _scoring(sizes.model(stage.inputs["policy"]), splits.num_pairs * tokens)
+    work += _scoring(sizes.model(stage.inputs["model"]), splits.num_pairs * tokens)
+    return work
+
+
+def _evaluate(stage: Stage, sizes: Sizes) -> Work:
+    recipe = cast(schema.EvaluateRecipe, stage.recipe)
+    table = f"prompts_{recipe.split}"
+    found = sizes.lengths(stage.inputs["data"], table, recipe.max_length, stage.inputs["policy"])
+    rows = _rows(found, table) if recipe.num_prompts is None else min(_rows(found, table), recipe.num_prompts)
+    # Prompts alone: half a row is not their length where nothing was measured.
+    prompt = recipe.max_length if "every row counts" in found.source else found.prompt
+    count, tokens = rows * recipe.num_samples, prompt + recipe.max_new_tokens
+    policy, reference = sizes.model(stage.inputs["policy"]), sizes.model(stage.inputs["reference"])
+    work = _decoding(policy, count, prompt, recipe.max_new_tokens, recipe.per_device_eval_batch_size)
+    work += _scoring(policy, count * tokens)
+    if stage.inputs["reference"].key != stage.inputs["policy"].key:
+        work += _scoring(reference, count * tokens)
+    if "oracle" in stage.inputs:
+        work += _scoring(sizes.model(stage.inputs["oracle"], reward=True), count * tokens)
+    return work
+
+
+def _held_out(stage: Stage, sizes: Sizes) -> Work:
+    found, _ = _pairs(stage, sizes)
+    splits = cast(schema.SplitsRecipe, cast(Stage, stage.inputs["data"]).recipe)
+    return _scoring(sizes.model(stage.inputs["policy"]), splits.held_out * _of_pair(stage.recipe, found))
+
+
+OF = {
+    "sft": _sft, "reward": _reward, "relabel": _relabel, "reference": _reference, "scores": _scores,
+    "samples": _samples, "policy": _policy, "measure": _measure, "evaluate": _evaluate,
+    "held_out": _held_out,
+}  # fmt: skip
+
+
+def work_of(stage: Stage, sizes: Sizes) -> Work:
+    """What a stage computes; Unknown where a table's rows are."""
+    return OF[stage.kind](stage, sizes) if stage.kind in OF else Work()
+
+
+def memory_of(stage: Stage, sizes: Sizes) -> dict[str, float]:
+    """Bytes that training a stage needs on its device, by part."""
+    recipe = cast(schema.TrainingRecipe, stage.recipe)
+    reward = stage.kind == "reward"
+    model = sizes.model(stage, reward=reward)
+    trained = _trained(recipe, model)
+    parts = {
+        "weights": _weights(recipe, model, frozen=recipe.use_peft),
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
+    }
+    if model.config is None:
+        return parts
+    responses = {"sft": 1, "reward": 2}.get(stage.kind, 3 if "samples" in stage.inputs else 2)
+    sequences, length = responses * recipe.per_device_train_batch_size, recipe.max_length
+    config = model.config.get_text_config()
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    width = 2.0 if recipe.dtype == "float32" else 1.0
+    each = sequences * length * hidden * width
+    parts["activations"] = each * (34 + 2 * layers) if recipe.gradient_checkpointing else each * 34 * layers
+    if not reward:
+        longest = length
+        if stage.kind == "policy":
+            found, _ = _pairs(stage, sizes)
+            longest = min(
+                length,
+                max(
+                    found.longest,
+                    getattr(recipe, "max_new_tokens", 0) if "samples" in stage.inputs else 0,
+                ),
+            )
+        parts["logits"] = 12.0 * sequences * longest * config.vocab_size
+    if (
+        stage.kind == "policy"
+        and cast(schema.PolicyRecipe, recipe).kl_estimator == "full"
+        and "samples" in stage.inputs
+    ):
+        parts["reference model"] = _weights(recipe, model, frozen=True)
+    return parts
+
+
+# The models that stages read and train none of, and whether they are reward models.
+READ = {
+    "relabel": {"model": True}, "reference": {"model": False}, "scores": {"model": True},
+    "samples": {"model": False}, "pairs": {"model": False},
+    "evaluate": {"policy": False, "reference": False, "oracle": True},
+}  # fmt: skip
+
+
+def held_by(stage: Stage, sizes: Sizes) -> float:
+    """Bytes of weights of the largest model that a stage reads, one at a time; activations come on top."""
+    read = [
+        sizes.model(stage.inputs[name], reward=reward)
+        for name, reward in READ.get(stage.kind, {}).items()
+        if stage.inputs.get(name) is not None
+    ]
+    return max((_weights(stage.recipe, model, frozen=True) for model in read), default=0.0)
+
+
+def _rows(found: Lengths, table: str) -> int:
+    if found.rows is None:
+        raise Unknown(f"how many rows {table} has is not known before the data is there")
+    return found.rows
+
+
+def _rows_seen(recipe: schema.TrainingRecipe, stage: Stage, found: Lengths, table: str) -> int:
+    """Rows that pass through training, each as often as it does."""
+    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    if recipe.num_train_epochs is None:
+        return recipe.max_steps * batch
+    data = stage.inputs["data"]
+    splits = data.recipe if isinstance(data, Stage) else None
+    drawn = splits.num_pairs if isinstance(splits, schema.SplitsRecipe) else None
+    return recipe.steps(_rows(found, table) if drawn is None else drawn, batch) * batch
+
+
+def _trained(recipe: schema.TrainingRecipe, model: Model) -> float:
+    """Trained parameters: all, or the adapter's on every linear layer but the head."""
+    if not recipe.use_peft:
+        return model.parameters
+    return float(sum(recipe.lora_r * (into + out) for into, out in model.linear))
+
+
+def _weights(recipe: Any, model: Model, *, frozen: bool) -> float:
+    """Bytes of the weights, float32; of a frozen model the linear layers in bfloat16, or all but the head in
+    4 bits and a constant for each 64.
+    """
+    if not frozen:
+        return 4 * model.parameters
+    half, four = 4 if recipe.dtype == "float32" else 2, isinstance(recipe, schema.FourBits)
+    # Nested: a constant has 8 bits, and 256 of them share one of 32 (Dettmers et al., 2023, section 3).
+    constant = 8 + 32 / 256 if four and recipe.use_bnb_nested_quant else 32
+    each = (4 + constant / 64) / 8 if four and recipe.load_in_4bit else half
+    linear = model.in_layers
+    return 4 * (model.parameters - linear - model.head) + each * linear + half * model.head
+
+
+def _of_pair(recipe: Any, found: Lengths) -> float:
+    """Tokens of a prompt with two responses; `found.response` is the mean of one."""
+    # Where nothing was measured nobody knows how much of a row is prompt: twice a whole row is the bound.
+    once = recipe.shared_prompts and "every row counts" not in found.source
+    return (1 if once else 2) * found.prompt + 2 * found.response
+
+
+def _training(recipe: schema.TrainingRecipe, model: Model, tokens: float) -> Work:
+    factor = (4 if recipe.use_peft else 6) + (2 if recipe.gradient_checkpointing else 0)
+    return Work(train=factor * model.parameters * tokens, train_tokens=tokens)
+
+
+def _scoring(model: Model, tokens: float) -> Work:
+    return Work(score=2 * model.parameters * tokens, score_tokens=tokens)
+
+
+def _decoding(model: Model, prompts: int, prompt: float, new: int, batch: int) -> Work:
+    """Prompts are read at once; then each batch reads all weights (float32) for every new token, up to the
+    longest.
+    """
+    tokens = prompts * new
+    read = math.ceil(prompts / batch) * new * 4 * model.parameters
+    flops = 2 * model.parameters
+    return Work(
+        score=flops * prompts * prompt,
+        score_tokens=prompts * prompt,
+        decode=flops * tokens,
+        decode_tokens=tokens,
+        read_bytes=read,
+    )

@@ -1,0 +1,166 @@
+"""`rpo score` and `rpo sample`: a plain file in, the same rows with new columns out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpo_cli import devices
+from rpo_cli.artifacts import External, look_for, snapshots
+from rpo_cli.errors import BadInput
+from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.runs import preflight
+from rpo_cli.runs.progress import PlanProgress
+from rpo_cli.runs.session import Session
+from rpo_cli.runs.work import QUIET_ENVIRONMENT
+from rpo_cli.text import percent
+
+if TYPE_CHECKING:
+    from rpo_cli.stages.files import Make, Table
+
+UNLIMITED = 2**31 - 1
+
+
+def score(
+    session: Session, file: str, model: str, label: str | None, out: Path | None, **options: Any
+) -> None:
+    """Write a file's rows with the rewards of what they hold, and say what came out.
+
+    Raises:
+        BadInput: what cannot be read, before anything heavy is loaded.
+    """
+    os.environ.update(QUIET_ENVIRONMENT)
+    split, target = options.pop("split"), _target(file, out, "scored")
+    recipe = _recipe(session, overlong="drop", reward_label=label, **options)
+    node = External.named(model)
+    if (why := preflight.no_reward(node, label, "--label")) is not None:
+        raise BadInput(f"--model: {why}")
+    from rpo_cli.stages.files import FORMS, Scorer, form_in
+    from rpo_cli.stages.reading import reading_of
+
+    table = _table(file, split, target)
+    place, first = next(table.rows(), ("", None))
+    if first is None:
+        raise BadInput(f"{file}: no rows")
+    form = form_in(place, first)
+    scorer = Scorer(reading_of(Path(node.reference), recipe, node.revision), form)
+    count = table.check(FORMS[form], scorer.check)
+    identity = {"model": node.key, "label": label, "max_length": recipe.max_length}
+    made = _extended(session, table, target, scorer.rewards, identity, recipe, count)
+    if made is None:
+        return
+    read = [row for row in made if None not in row.values()]
+    result: dict[str, Any] = {"file": str(target), "rows": count, "without_reward": count - len(read)}
+    if form == ("chosen", "rejected") and read:
+        result["accuracy"] = sum(one > two for one, two in (row.values() for row in read)) / len(read)
+    if result["without_reward"]:
+        why = "too long, or refused by the chat template"
+        session.say(f"warning: {result['without_reward']} rows have no reward: {why}")
+    _say(session, result)
+
+
+def sample(session: Session, file: str, model: str, out: Path | None, **options: Any) -> None:
+    """Write a file's rows with responses of a model to their prompts.
+
+    Raises:
+        BadInput: what cannot be read, before anything heavy is loaded.
+    """
+    os.environ.update(QUIET_ENVIRONMENT)
+    asked = {name: options.pop(name) for name in ("count", "temperature", "top_p", "seed")}
+    split, target, node = options.pop("split"), _target(file, out, "sampled"), External.named(model)
+    recipe = _recipe(session, **options)
+    from rpo_cli.stages.files import Sampler
+
+    table = _table(file, split, target)
+    sampler = Sampler(Path(node.reference), node.revision, recipe, **asked)
+    count = table.check(["responses"], sampler.prompt)
+    identity = {**asked, "model": node.key, "max_new_tokens": recipe.max_new_tokens}
+    made = _extended(session, table, target, sampler.responses, identity, recipe, count)
+    if made is not None:
+        _say(session, {"file": str(target), "rows": count})
+
+
+def _recipe(session: Session, **options: Any) -> ScoringRecipe:
+    """What a stage would be told that reads or samples as these options say."""
+    given = {name: value for name, value in options.items() if value is not None}
+    given |= {} if session.device is None else {"device": session.device}
+    return ScoringRecipe(stage="scores", **{"max_length": UNLIMITED, **given})
+
+
+def _target(file: str, out: Path | None, how: str) -> Path:
+    """Where the rows go: beside the file, or for a set of the hub here, unless it is said."""
+    if out is not None:
+        if not out.parent.is_dir():
+            raise BadInput(f"--out {out}: no such folder: {out.parent}")
+        return out
+    place = Path(file)
+    name = place.name.split(".")[0] or place.resolve().name
+    suffix = ".parquet" if place.suffix == ".parquet" else ".jsonl"
+    return (place.parent if place.exists() else Path()) / f"{name}.{how}{suffix}"
+
+
+def _table(file: str, split: str | None, out: Path) -> Table:
+    """The files with the rows; BadInput where they are not to be had, or cannot be written as is asked."""
+    from rpo_cli.stages.data.sources.records import data_files, form_of, published_split
+    from rpo_cli.stages.files import Table
+
+    place = Path(file)
+    if not place.exists():
+        if place.is_absolute() or form_of(place) or file.startswith("."):
+            raise BadInput(f"{file}: no such file")
+        try:
+            place = Path(snapshots.snapshot(External.named(file, use="dataset")))
+        except BadInput as error:
+            raise BadInput(f"{error}{look_for(file)}") from error
+    files = data_files(place)
+    if split is not None:
+        splits = sorted({published_split(each) or "train" for each in files})
+        files = [each for each in files if (published_split(each) or "train") == split]
+        if not files:
+            raise BadInput(f"--split {split}: {file} has {', '.join(splits)}")
+    table = Table(files)
+    if out.suffix not in (".jsonl", ".parquet") or (out.suffix == ".parquet" != table.suffix):
+        may = ".jsonl" if table.suffix == ".jsonl" else ".jsonl or .parquet"
+        raise BadInput(f"--out {out}: rows of {file} are written as {may}")
+    if out.exists() and any(out.samefile(each) for each in files):
+        raise BadInput(f"--out {out}: is the file that is read")
+    return table
+
+
+def _extended(
+    session: Session,
+    table: Table,
+    out: Path,
+    make: Make,
+    identity: dict[str, Any],
+    recipe: ScoringRecipe,
+    count: int,
+) -> list[dict[str, Any]] | None:
+    """The new columns of all rows, once the file is written; None on a dry run."""
+    from rpo_cli.stages.files import extend
+
+    if left := table.ledger.counts["rows/repeated_key"]:
+        session.say(f"warning: {left} rows are left out: a key stands twice in them")
+    device = devices.choose(recipe)
+    identity = {**identity, "device": device.name, "dtype": device.dtype_name}
+    session.say(f"{count} rows to {out}; device: {device}")
+    if session.dry_run:
+        return None
+    devices.prepare(recipe.threads, device.repeats)
+    devices.quiet()
+    progress = PlanProgress(session.err, {out.name: 10.0}, 1)
+    progress.start(out.name)
+    try:
+        with device.autocast():
+            return extend(table, out, make, identity, lambda done: progress.step(out.name, done, count))
+    finally:
+        progress.close()
+
+
+def _say(session: Session, result: dict[str, Any]) -> None:
+    if session.as_json:
+        session.print_json(result)
+        return
+    share = f"; chosen has the higher reward in {percent(result['accuracy'])}" if "accuracy" in result else ""
+    print(f"{result['file']}: {result['rows']} rows{share}")

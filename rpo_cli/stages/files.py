@@ -1,0 +1,350 @@
+"""Rewards of, and samples for, the rows of a plain file: new columns, made in parts that are kept until all
+are there, so that a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rpo_cli import devices
+from rpo_cli.artifacts import hash_of, hash_path, read_json, write_json
+from rpo_cli.errors import BadInput
+from rpo_cli.models import Row, encode, load_causal, load_tokenizer, pad_id, pair_rewards, sample
+from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.recipes.whole import whole
+from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.sources.base import columns_in
+from rpo_cli.stages.data.sources.hh import HUMAN, messages
+from rpo_cli.stages.data.sources.implicit import cut
+from rpo_cli.stages.data.sources.preference import CONVERSATIONS, aligned, are_whole, prompt_in, system_in
+from rpo_cli.stages.data.sources.records import form_of, rows_in
+from rpo_cli.stages.data.sources.templated import Templated
+from rpo_cli.stages.data.sources.turns import Message, Part, TemplateRefuses, part
+from rpo_cli.stages.reading import Reading, row_of
+
+PART = 1024  # rows
+OF_PARTS = re.compile(r"\.?(\d{6}|of)\.json.*")
+# The columns that hold responses, and those of their rewards; the first of these that a row has.
+FORMS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("chosen", "rejected"): ("reward_chosen", "reward_rejected"),
+    ("responses",): ("rewards",),
+    **{(name,): ("reward",) for name in ("response", "completion", *CONVERSATIONS)},
+}
+Item = TypeVar("Item")
+Columns = dict[str, Any]  # the new ones of a row
+Done = Callable[[int], None]  # told how many rows are
+Make = Callable[[Sequence[tuple[str, Row]], Done], list[Columns]]
+
+
+def _behind(before: int, done: Done, each: int = 1) -> Done:
+    """What tells of rows behind others, `each` responses a row."""
+    return lambda count: done(before + count // each)
+
+
+def _in_parts(rows: Iterable[Item]) -> Iterator[list[Item]]:
+    left = iter(rows)
+    while some := list(islice(left, PART)):
+        yield some
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of rows, or several of one kind. `ledger`: what is left out of them, each time they are read.
+
+    Raises:
+        BadInput: files of different kinds.
+    """
+
+    files: Sequence[Path]
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        if len({self._is_parquet(file) for file in self.files}) > 1:
+            raise BadInput(f"{self.files[0].parent}: holds Parquet and JSON lines; name one of the files")
+
+    @staticmethod
+    def _is_parquet(file: Path) -> bool:
+        return (form_of(file) or ("",))[0] == "parquet"
+
+    @property
+    def suffix(self) -> str:
+        return ".parquet" if self._is_parquet(self.files[0]) else ".jsonl"
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """Place and row of all that can be read; rows in which a key stands twice are left out.
+
+        Raises:
+            BadInput: a row that cannot be read.
+        """
+        for file in self.files:
+            for place, row in rows_in(file, "rows", self.ledger, {}, every=True):
+                if isinstance(row, str):
+                    raise BadInput(f"{place}: {row}")
+                yield place, row
+
+    def check(self, new: Sequence[str], look: Callable[[str, Row], object]) -> int:
+        """How many rows there are, each of them looked at.
+
+        Raises:
+            BadInput: none; one that has a column of the new ones already.
+        """
+        count = 0
+        for place, row in self.rows():
+            look(place, row)
+            if taken := [name for name in new if name in row]:
+                raise BadInput(f"{place}: has a column {taken[0]} already, which would be lost; rename it")
+            count += 1
+        if not count:
+            raise BadInput(f"{self.files[0]}: no rows")
+        return count
+
+
+def extend(table: Table, out: Path, make: Make, identity: Mapping[str, Any], done: Done) -> list[Columns]:
+    """Write the rows with the new columns that `make` gives them; those columns.
+
+    identity: all that they depend on beside the files: parts of another are made again.
+
+    Raises:
+        BadInput: something else is where the parts would be.
+    """
+    parts = out.with_name(f"{out.name}.parts")
+    if strange := [file for file in parts.glob("*") if not OF_PARTS.fullmatch(file.name)]:
+        raise BadInput(f"{strange[0]}: the folder is for the parts of {out.name}; move what else it holds")
+    name = hash_of({**identity, "files": [hash_path(file) for file in table.files], "part": PART})
+    if (read_json(parts / "of.json") or {}).get("key") != name:
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir()
+        write_json(parts / "of.json", {"key": name})
+    made: list[Columns] = []
+    for number, rows in enumerate(_in_parts(table.rows())):
+        file = parts / f"{number:06}.json"
+        kept = (read_json(file) or {}).get("rows")
+        if kept is None:
+            kept = make(rows, _behind(len(made), done))
+            write_json(file, {"rows": kept})
+        made += kept
+        done(len(made))
+    new = zip((row for _, row in table.rows()), made, strict=True)
+    _write((row | columns for row, columns in new), table, out, pa.Table.from_pylist(made).schema)
+    shutil.rmtree(parts)
+    return made
+
+
+def _write(rows: Iterable[Row], table: Table, out: Path, new: pa.Schema) -> None:
+    """Write rows as Parquet or JSON lines, whole or not at all."""
+    with whole(out) as file:
+        if out.suffix == ".parquet":
+            schema = pa.schema([*pq.read_schema(table.files[0]), *new])
+            with pq.ParquetWriter(file, schema) as writer:
+                for some in _in_parts(rows):
+                    writer.write_table(pa.Table.from_pylist(some, schema=schema))
+        else:
+            for row in rows:
+                file.write((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode())
+
+
+# Rewards
+
+
+def form_in(place: str, row: Row) -> tuple[str, ...]:
+    """The columns of a row that hold responses.
+
+    Raises:
+        BadInput: none do.
+    """
+    for form in FORMS:
+        if all(row.get(name) is not None for name in form):
+            return form
+    has = columns_in({name: value for name, value in row.items() if value is not None})
+    known = "chosen and rejected, messages, or prompt with completion, response or responses"
+    raise BadInput(f"{place}: expected {known} (has: {has})")
+
+
+def exchanges(place: str, row: Row, form: Sequence[str]) -> list[tuple[Part, Part]]:
+    """Prompt and response of everything in a row that gets a reward.
+
+    Raises:
+        BadInput: no prompt, or what is neither text nor messages.
+    """
+    if form[0] in CONVERSATIONS:
+        turns = part(place, form[0], row[form[0]])
+        return [_last(place, form[0], [*system_in(row, turns), *turns] if isinstance(turns, list) else turns)]
+    given = row[form[0]] if form == ("responses",) else [row[name] for name in form]
+    if not isinstance(given, list):
+        raise BadInput(f"{place}: responses: expected a list")
+    answers = [part(place, form[-1], value) for value in given]
+    prompt = prompt_in(place, row)
+    if form == ("chosen", "rejected") and (prompt is None or are_whole(*answers)):
+        chosen, rejected = answers
+        if isinstance(chosen, str) and isinstance(rejected, str) and not chosen.startswith(HUMAN):
+            end, _ = cut(chosen, rejected)
+            if end == 0:
+                raise BadInput(f"{place}: no column 'prompt', and chosen and rejected begin with none")
+            return [(text[:end], text[end:]) for text in (chosen, rejected)]
+        return [_last(place, name, side) for name, side in zip(form, answers, strict=True)]
+    if prompt is None:
+        raise BadInput(f"{place}: no column 'prompt' (has: {columns_in(row)})")
+    found = [aligned(prompt, {"response": text}) for text in answers]
+    return [(each["prompt"], each["response"]) for each in found]
+
+
+def _last(place: str, name: str, side: Part) -> tuple[list[Message], list[Message]]:
+    """A whole conversation before and in its last message."""
+    turns = messages(side) if isinstance(side, str) and side.startswith(HUMAN) else side
+    if isinstance(turns, str) or len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise BadInput(f"{place}: {name}: expected a prompt and messages that end in an answer")
+    return turns[:-1], turns[-1:]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A reward model reading rows of files."""
+
+    reading: Reading
+    form: Sequence[str]
+
+    def check(self, place: str, row: Row) -> None:
+        """Raise BadInput for a row that has another form than the first, or that the model cannot read."""
+        if (form := form_in(place, row)) != self.form:
+            raise BadInput(f"{place}: has {', '.join(form)}, and the first row {', '.join(self.form)}")
+        for prompt, response in exchanges(place, row, form):
+            if self.reading.tokenizer.chat_template is None and not isinstance(prompt, str):
+                self.reading.text({"prompt": prompt}, response)
+
+    def rewards(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
+        """The new columns of rows; null for those that the template refuses or that are too long."""
+        asked = [exchanges(place, row, self.form) for place, row in rows]
+        tokens = self._tokens([(place, each) for (place, _), each in zip(rows, asked, strict=True)])
+        names = FORMS[tuple(self.form)]
+        found: list[list[float] | None] = [None] * len(rows)
+        recipe, pad, finished = self.reading.recipe, pad_id(self.reading.tokenizer), 0
+        # Rows with as many responses go together.
+        for count in sorted({len(each) for each in tokens if each}):
+            places = [place for place, each in enumerate(tokens) if each and len(each) == count]
+            values = pair_rewards(
+                self.reading.model,
+                [row_of(str(place), tokens[place] or []) for place in places],
+                pad,
+                recipe.per_device_eval_batch_size,
+                _behind(finished, done, count),
+            )
+            finished += len(places)
+            for place, rewards in zip(places, values.astype(np.float64).tolist(), strict=True):
+                found[place] = rewards
+        if names == ("rewards",):
+            return [{"rewards": values} for values in found]
+        return [
+            dict.fromkeys(names) if values is None else dict(zip(names, values, strict=True))
+            for values in found
+        ]
+
+    def _tokens(
+        self, asked: Sequence[tuple[str, Sequence[tuple[Part, Part]]]]
+    ) -> list[list[list[int]] | None]:
+        """The tokens of each row's exchanges, whole sequences; None where they cannot all be read."""
+        reading = self.reading
+        texts: list[list[Any] | None] = []
+        for place, row in asked:
+            try:
+                if reading.own:
+                    texts.append([reading.text({"prompt": prompt}, answer) for prompt, answer in row])
+                else:
+                    texts.append([self._templated.text(place, _example(*each)) for each in row])
+            except TemplateRefuses:
+                texts.append(None)
+        flat = [text for row in texts if row is not None for text in row]
+        if reading.own:
+            found = iter(reading.tokens(flat) if flat else [])
+        else:
+            prompts = encode("prompt", [text["prompt"] for text in flat], reading.tokenizer).to_pylist()
+            ends = encode("completion", [text["completion"] for text in flat], reading.tokenizer).to_pylist()
+            found = (prompt + end for prompt, end in zip(prompts, ends, strict=True))
+        rows = [None if row is None else [next(found) for _ in row] for row in texts]
+        most = min(reading.most, reading.recipe.max_length)
+        return [None if row is None or max(map(len, row), default=0) > most else row for row in rows]
+
+    @cached_property
+    def _templated(self) -> Templated:
+        return Templated(self.reading.tokenizer, None)
+
+
+def _example(prompt: Part, completion: Part) -> dict[str, Part]:
+    return {"prompt": prompt, "completion": completion}
+
+
+# Samples
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A model answering the prompts of files; one prompt has the same answers wherever it stands."""
+
+    source: Path
+    revision: str | None
+    recipe: ScoringRecipe
+    count: int
+    temperature: float
+    top_p: float
+    seed: int
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        found = load_tokenizer(self.source, self.recipe, self.revision, need_pad=False)
+        found.pad_token = found.pad_token or found.eos_token  # masks hide it
+        return found
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        device = devices.choose(self.recipe)
+        return load_causal(self.source, self.recipe, device, self.tokenizer, self.revision)
+
+    def prompt(self, place: str, row: Row) -> str | None:
+        """A row's prompt as the text that the model goes on with; None where the chat template refuses it.
+
+        Raises:
+            BadInput: it has none, or messages for which there is no chat template.
+        """
+        prompt = prompt_in(place, row)
+        if prompt is None:
+            raise BadInput(f"{place}: no prompt (has: {columns_in(row)})")
+        try:
+            return self._templated.text(place, {"prompt": prompt})["prompt"]
+        except TemplateRefuses:
+            return None
+
+    @cached_property
+    def _templated(self) -> Templated:
+        return Templated(self.tokenizer, None)
+
+    def responses(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
+        """The new column `responses` of rows; null for those that the chat template refuses."""
+        texts = [self.prompt(place, row) for place, row in rows]
+        distinct = list(dict.fromkeys(text for text in texts if text is not None))
+        prompts = encode("prompt", distinct, self.tokenizer).to_pylist()
+        answers = sample(
+            self.model,
+            self.tokenizer,
+            [prompt for prompt in prompts for _ in range(self.count)],
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_new_tokens=self.recipe.max_new_tokens,
+            batch_size=self.recipe.per_device_eval_batch_size,
+            seed=self.seed,
+            on_batch=_behind(0, done, self.count),
+        )
+        decoded = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        of = {text: decoded[i * self.count : (i + 1) * self.count] for i, text in enumerate(distinct)}
+        return [{"responses": None if text is None else of[text]} for text in texts]

@@ -1,0 +1,64 @@
+"""How a policy ranks held-out pairs: the reward model that it implicitly is, on pairs it never saw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rpo_cli import devices
+from rpo_cli.artifacts import Job, Report
+from rpo_cli.errors import BadInput
+from rpo_cli.models import load_causal, load_tokenizer, pad_id, pair_logps
+from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.stages.data.rows import PAIR, digest, row_id, rows_of, write_columns
+from rpo_cli.stages.reference import reference_logps
+
+HALVES = ("validation", "test")
+PAIRS = "pairs.parquet"
+
+
+def half_of(prompt: str) -> str:
+    """The half of the held-out pairs that a prompt's pairs are in: one may choose, the other report."""
+    return HALVES[digest(prompt) % 2]
+
+
+def measured(delta_h: np.ndarray) -> dict[str, float]:
+    """Share of pairs whose chosen response gained more than the rejected one (ties: half), and mean gain.
+
+    delta_h: [n], log-ratio of the chosen minus that of the rejected response, nats.
+    """
+    return {"accuracy": float(((np.sign(delta_h) + 1) / 2).mean()), "margin": float(delta_h.mean())}
+
+
+def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
+    """Write pairs.parquet, a row for each held-out pair: log pi_theta - log pi_ref of both responses.
+
+    In nats, summed over tokens. `margin` is the mean of their difference; times beta it is TRL's
+    rewards/margins. Metrics are of all pairs, and of the halves of `half_of`; of all where a half is empty.
+    """
+    recipe: ScoringRecipe = job.recipe
+    tokenizer = load_tokenizer(job.inputs["policy"], recipe)
+    pairs = rows_of(job, "held_out")
+    rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
+    if not rows:
+        raise BadInput(f"{job.path}: none of the {len(pairs)} held-out pairs fits max_length")
+    prompt_of = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
+    policy = load_causal(job.inputs["policy"], recipe, devices.choose(recipe), tokenizer)
+    size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
+    ours = pair_logps(
+        policy, rows, pad_id(tokenizer), size, lambda n: report(n, 2 * len(rows)), shared=shared
+    )
+    theirs = reference_logps(job.inputs["reference"])
+    h = ours.astype(np.float64) - np.array([theirs[row.id] for row in rows], dtype=np.float64)
+    prompts = [prompt_of[row.id] for row in rows]
+    columns: dict[str, Any] = {"id": [row.id for row in rows], "prompt_id": [row_id(p) for p in prompts]}
+    columns |= {"half": [half_of(prompt) for prompt in prompts], "h_chosen": h[:, 0], "h_rejected": h[:, 1]}
+    write_columns(columns, job.directory / PAIRS)
+    delta_h, halves = h[:, 0] - h[:, 1], np.array(columns["half"])
+    metrics = {"rows": len(rows), "dropped": len(pairs) - len(rows), **measured(delta_h)}
+    for half in HALVES:
+        part = delta_h[halves == half]
+        found = measured(part if len(part) else delta_h)
+        metrics |= {f"{half}/{name}": value for name, value in found.items()}
+    return metrics

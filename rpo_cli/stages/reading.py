@@ -1,0 +1,207 @@
+"""How a reward model reads rows: as this pipeline trains one, or as whoever made it does.
+
+A model of the policy's tokens, or one that was trained here, reads prompt, response and EOS, the tokens that
+policies learn from. Any other reads the conversation by its own chat template, or prompt and response as one
+text where it has none, with its own tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from rpo_cli import devices
+from rpo_cli.artifacts import MANIFEST, positions_of
+from rpo_cli.errors import BadInput
+from rpo_cli.models import TokenRow, fitting, load_reward, load_tokenizer, same_tokens
+from rpo_cli.recipes.schema import EvaluateRecipe, RelabelRecipe, ScoringRecipe
+from rpo_cli.stages.data.rows import PAIR, UNLIMITED, Rows
+from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, messages
+from rpo_cli.stages.data.sources.turns import Message, Part, TemplateRefuses, answer
+from rpo_cli.text import first_line
+
+# What chat templates write before turns.
+MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(user|assistant)\|>|\[INST\]")
+Warn = Callable[[str], None]
+Scoring = ScoringRecipe | RelabelRecipe | EvaluateRecipe
+Conversation = Mapping[str, Any]  # prompt and responses, each a `Part`, and perhaps tools
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A reward model from somewhere, and how it reads rows.
+
+    tokenizer: what it reads with, with some padding token; own: in its own way, not in this pipeline's.
+    """
+
+    source: Path
+    revision: str | None
+    recipe: Scoring
+    tokenizer: PreTrainedTokenizerBase
+    own: bool
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model, whose one logit is the reward; loaded when it is first asked for."""
+        recipe = self.recipe
+        return load_reward(
+            self.source,
+            recipe,
+            devices.choose(recipe),
+            self.tokenizer,
+            self.revision,
+            label=recipe.reward_label,
+            foreign=self.own,
+        )
+
+    def rows(
+        self, ids: Sequence[str], talks: Sequence[Conversation], columns: Sequence[str], what: str, warn: Warn
+    ) -> list[TokenRow]:
+        """Tokens of conversations in the model's own way: what a row's responses share is its prompt.
+
+        Left out, with a warning, are rows that the chat template refuses and, under overlong: drop, rows of
+        more tokens than the model has positions. A warning, too, are prompts that another template wrote, and
+        a template that writes the date.
+
+        Raises:
+            BadInput: messages, and no chat template; no row is left; a row is too long.
+        """
+        for line in self._doubts(ids, talks):
+            warn(line)
+        texts, refused = [], dict[str, str]()
+        for name, talk in zip(ids, talks, strict=True):
+            try:
+                texts.append([self.text(talk, talk[column]) for column in columns])
+            except TemplateRefuses as error:
+                refused[name] = str(error)
+        kept = [name for name in ids if name not in refused]
+        if refused:
+            name, why = next(iter(refused.items()))
+            left_out = f"{len(refused)} of {len(ids)} rows are left out: the chat template of {self.source}"
+            line = f"{left_out} refuses them (row {name}: {why})"
+            if not kept:
+                raise BadInput(f"{what}: {line}")
+            warn(line)
+        tokens = iter(self.tokens([text for row in texts for text in row]))
+        rows = [row_of(name, [next(tokens) for _ in columns]) for name in kept]
+        return self._fitting(rows, what, warn)
+
+    def _doubts(self, ids: Sequence[str], talks: Sequence[Conversation]) -> Iterator[str]:
+        prompts = ((name, talk["prompt"]) for name, talk in zip(ids, talks, strict=True))
+        marked = [name for name, text in prompts if isinstance(text, str) and MARKS.search(text)]
+        if marked:
+            count = f"{len(marked)} of {len(ids)} prompts (row {marked[0]}) were written by a chat template"
+            cure = "data that are made anew from messages keep those, for its own template"
+            yield f"{count}; {self.source} reads its signs as words; {cure}"
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            yield f"the chat template of {self.source} writes the date: its rewards depend on the day"
+
+    def text(self, talk: Conversation, response: Part) -> str:
+        """A prompt with a response as the text that the model reads.
+
+        Raises:
+            BadInput: messages, and no chat template.
+            TemplateRefuses: the template does not take them.
+        """
+        prompt: Part = talk["prompt"]
+        if self.tokenizer.chat_template is None:
+            if not (isinstance(prompt, str) and isinstance(response, str)):
+                lacks = "its tokenizer has no chat template, and the rows are conversations"
+                raise BadInput(f"{self.source}: {lacks}; take a reward model that has one")
+            return prompt + response
+        try:
+            turns, tools = as_turns(prompt, response), talk.get("tools")
+            tools = json.loads(tools) if isinstance(tools, str) else tools
+            return str(self.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False))
+        except Exception as error:  # templates raise what they like
+            raise TemplateRefuses(first_line(error)) from error
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of such texts; a chat template has written the tokenizer's special ones already."""
+        special = self.tokenizer.chat_template is None
+        found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=special, truncation=False)[
+            "input_ids"
+        ]
+        return found
+
+    @cached_property
+    def most(self) -> int:
+        """How many tokens a row may have: as many as the model has positions, as far as its config says."""
+        try:
+            config = AutoConfig.from_pretrained(
+                str(self.source), revision=self.revision or "main", trust_remote_code=False
+            )
+        except (OSError, ValueError):  # an adapter's folder has none
+            return UNLIMITED
+        return positions_of(config) or UNLIMITED
+
+    def _fitting(self, rows: list[TokenRow], what: str, warn: Warn) -> list[TokenRow]:
+        most = self.most
+        long = [row for row in rows if row.longest > most]
+        if not long:
+            return rows
+        line = f"row {long[0].id} has {long[0].longest} tokens for {self.source}, which reads at most {most}"
+        if self.recipe.overlong == "error" or len(long) == len(rows):
+            raise BadInput(f"{what}: {line}; shorten the text, or set overlong: drop")
+        warn(f"{len(long)} of {len(rows)} rows are left out: {line}")
+        return [row for row in rows if row.longest <= most]
+
+
+def as_turns(prompt: Part, response: Part) -> list[Message]:
+    """One conversation: a plain prompt is the user's turn, a dialogue in hh-rlhf's form its turns."""
+    if isinstance(prompt, str):
+        dialogue = prompt.startswith(HUMAN) and prompt.rstrip().endswith(ASSISTANT)
+        asked = messages(prompt.rstrip()) if dialogue else [{"role": "user", "content": prompt.strip()}]
+    else:
+        asked = prompt
+    return [*asked, *(answer(response.strip()) if isinstance(response, str) else response)]
+
+
+def row_of(name: str, sequences: Sequence[list[int]]) -> TokenRow:
+    """Whole sequences as a prompt, the tokens that all begin with, and the rest of each, never empty."""
+    shared = len(os.path.commonprefix([tuple(tokens) for tokens in sequences]))  # noqa: RUF071 - of tokens
+    shared = max(1, min(shared, min(map(len, sequences)) - 1))
+    return TokenRow(name, sequences[0][:shared], [tokens[shared:] for tokens in sequences])
+
+
+def reading_of(
+    source: Path,
+    recipe: Scoring,
+    revision: str | None,
+    policy: PreTrainedTokenizerBase | None = None,
+    *,
+    talks: bool = False,
+    plain_as_here: bool = False,
+) -> Reading:
+    """How this reward model reads rows beside a policy with this tokenizer, or beside none.
+
+    talks: the rows were conversations; plain_as_here: where it has no chat template it reads as this pipeline
+    trains.
+    """
+    tokenizer = load_tokenizer(source, recipe, revision, need_pad=False, need_eos=False)
+    here = (source / MANIFEST).is_file()
+    if policy is not None and same_tokens(policy, tokenizer):
+        return Reading(source, revision, recipe, policy, own=False)
+    own = not here or (policy is not None and talks)
+    if plain_as_here and tokenizer.chat_template is None and tokenizer.eos_token is not None:
+        own = False
+    if tokenizer.pad_token is None:  # masks hide it, whatever it is
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return Reading(source, revision, recipe, tokenizer, own)
+
+
+def read_pairs(reading: Reading, pairs: Rows, what: str, warn: Warn) -> list[TokenRow]:
+    """The pairs of a table as the model reads them; those in its own way only where they fit max_length."""
+    if reading.own:
+        rows = reading.rows(pairs.ids, pairs.conversations(PAIR), PAIR, what, warn)
+        return fitting(rows, reading.recipe.max_length, reading.recipe.overlong, what)
+    recipe = reading.recipe
+    return pairs.tokens(PAIR, reading.tokenizer, what, recipe.max_length, recipe.overlong, warn)

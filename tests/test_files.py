@@ -1,0 +1,218 @@
+"""`rpo score` and `rpo sample`: plain files in, plain files out."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import RHO, Tiny, pairs_of, rpo
+from foreign import model_of, plainly
+from preparing import WORDS
+from published import write_jsonl, write_parquet
+
+from rpo_cli.errors import BadInput
+from rpo_cli.stages import files
+
+CPU = ("--device", "cpu")
+
+
+def words(draw: random.Random, most: int = 12) -> str:
+    return " ".join(draw.choices(WORDS, k=draw.randint(2, most)))
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def pairs(count: int = 7) -> list[dict[str, Any]]:
+    draw = random.Random(1)
+    return [
+        {"n": n, "prompt": words(draw), "chosen": words(draw, 40), "rejected": words(draw, 3)}
+        for n in range(count)
+    ]
+
+
+def told(prompt: str, answer: str) -> list[dict[str, str]]:
+    return [turn("user", prompt), turn("assistant", answer)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokenizer", "pad"),
+    [("llama", "Llama 3", False), ("gpt2", "bytes", False), ("bert", "WordPiece", True)],
+)
+def test_rewards_are_those_of_each_text_alone_at_any_batch_size(
+    kind: str, tokenizer: str, pad: bool, tmp_path: Path
+) -> None:
+    judge = model_of(tmp_path / "judge", kind, tokenizer, pad=pad)
+    rows = pairs()
+    file = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    for size in (1, 64):
+        rpo("score", file, "--model", judge, "--batch-size", size, "--out", tmp_path / f"{size}.jsonl", *CPU)
+    found = lines(tmp_path / "64.jsonl")
+    assert [{name: row[name] for name in rows[0]} for row in found] == rows
+    talks = tokenizer == "Llama 3"
+    for side in ("chosen", "rejected"):
+        texts = [told(row["prompt"], row[side]) if talks else row["prompt"] + row[side] for row in rows]
+        rewards = [row[f"reward_{side}"] for row in found]
+        assert rewards == pytest.approx(plainly(judge, texts), abs=1e-4)  # type: ignore[arg-type]
+        assert [row[f"reward_{side}"] for row in lines(tmp_path / "1.jsonl")] == pytest.approx(
+            rewards, abs=1e-4
+        )
+
+
+def test_every_form_of_rows_gets_rewards_in_columns_of_its_own(tmp_path: Path) -> None:
+    judge = model_of(tmp_path / "judge", "llama", "Llama 3", pad=False)
+    (row,) = pairs(1)
+    ask, one, two = row["prompt"], row["chosen"], row["rejected"]
+    whole = {"chosen": told(ask, one), "rejected": told(ask, two)}
+    human = {
+        "chosen": f"\n\nHuman: {ask}\n\nAssistant: {one}",
+        "rejected": f"\n\nHuman: {ask}\n\nAssistant: {two}",
+    }
+    shared = {"chosen": f"{ask}\n\nAssistant: {one}", "rejected": f"{ask}\n\nAssistant: {two}"}
+    first, second = plainly(judge, [told(ask, one), told(ask, two)])
+    begun = plainly(judge, [told(f"{ask}\n\nAssistant:", answer) for answer in (one, two)])
+    both = ("reward_chosen", "reward_rejected")
+    for given, names, expected in (
+        (whole, both, [first, second]),
+        ({"prompt": told(ask, "")[:1], "chosen": one, "rejected": told(ask, two)[1:]}, both, [first, second]),
+        (human, both, [first, second]),
+        (shared, both, begun),
+        ({"messages": told(ask, one)}, ("reward",), [first]),
+        ({"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": one}]},
+         ("reward",), [first]),
+        ({"prompt": ask, "completion": one}, ("reward",), [first]),
+        ({"prompt": ask, "response": two}, ("reward",), [second]),
+        ({"prompt": ask, "responses": [one, two]}, ("rewards",), [first, second]),
+    ):  # fmt: skip
+        file = write_jsonl(tmp_path / "rows.jsonl.gz", [given])
+        rpo("score", file, "--model", judge, "--out", tmp_path / "out.jsonl", *CPU)
+        (found,) = lines(tmp_path / "out.jsonl")
+        values = found["rewards"] if names == ("rewards",) else [found[name] for name in names]
+        assert values == pytest.approx(expected, abs=1e-4) and found.items() >= given.items(), given
+
+
+def test_parquet_keeps_its_columns_and_their_types(tmp_path: Path) -> None:
+    judge = model_of(tmp_path / "judge", "gpt2", "bytes")
+    rows = [row | {"a_label": 3, "when": pd.Timestamp("2024-01-01")} for row in pairs(3)]
+    file = write_parquet(tmp_path / "pairs.parquet", rows)
+    rpo("score", file, "--model", judge, *CPU)
+    before, after = pq.read_table(file), pq.read_table(tmp_path / "pairs.scored.parquet")
+    assert after.select(before.column_names).equals(before)
+    assert after.column_names == [*before.column_names, "reward_chosen", "reward_rejected"]
+
+
+def test_a_run_that_was_interrupted_goes_on_with_the_parts_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PART", 2)
+    table, out = (
+        files.Table([write_jsonl(tmp_path / "rows.jsonl", [{"n": n} for n in range(5)])]),
+        tmp_path / "o.jsonl",
+    )
+    asked: list[int] = []
+
+    def make(rows: Any, done: Any, until: int = 9) -> list[dict[str, Any]]:
+        asked.extend(row["n"] for _, row in rows)
+        if asked[-1] >= until:
+            raise KeyboardInterrupt
+        return [{"twice": 2 * row["n"]} for _, row in rows]
+
+    with pytest.raises(KeyboardInterrupt):
+        files.extend(table, out, lambda rows, done: make(rows, done, 3), {"model": 1}, print)
+    assert asked == [0, 1, 2, 3] and not out.exists()
+    asked.clear()
+    files.extend(table, out, make, {"model": 1}, print)
+    assert asked == [2, 3, 4] and not list(tmp_path.glob("*.parts"))
+    assert lines(out) == [{"n": n, "twice": 2 * n} for n in range(5)]
+    with pytest.raises(KeyboardInterrupt):
+        files.extend(table, out, lambda rows, done: make(rows, done, 3), {"model": 1}, print)
+    asked.clear()
+    files.extend(table, out, make, {"model": 2}, print)  # parts of another model are no part of it
+    assert asked == [0, 1, 2, 3, 4]
+    (tmp_path / "o.jsonl.parts").mkdir()
+    (tmp_path / "o.jsonl.parts" / "mine.txt").touch()
+    with pytest.raises(BadInput, match=r"mine\.txt: the folder is for the parts of o\.jsonl"):
+        files.extend(table, out, make, {"model": 3}, print)
+    assert list((tmp_path / "o.jsonl.parts").iterdir())
+
+
+def test_what_cannot_be_scored_is_said_in_a_line_before_a_model_is_loaded(tmp_path: Path) -> None:
+    plain = model_of(tmp_path / "plain", "gpt2", "bytes")
+    language = model_of(tmp_path / "language", "llama", "Llama 3", reward=False)
+    several = model_of(tmp_path / "several", "llama", "Llama 3", id2label={0: "help", 1: "harm"}, label2id={})
+    talk = {"messages": told("a", "b")}
+    for rows, model, more, says in (
+        ([talk], plain, (), "plain: its tokenizer has no chat template, and the rows are conversations"),
+        ([talk], language, (), "--model: .*language is a LlamaForCausalLM, no reward model"),
+        ([talk], several, (), "several has 2 labels; a reward model has one; --label says .*: help, harm"),
+        ([talk], several, ("--label", "x"), "several has no label 'x'; --label says which .*: help, harm"),
+        ([talk, {"prompt": "a", "response": "b"}], several, ("--label", "harm"),
+         "rows.jsonl:2: has response, and the first row messages"),
+        ([talk | {"reward": 1}], several, ("--label", "harm"), "rows.jsonl:1: has a column reward already"),
+        ([{"text": "a"}], plain, (), r"rows.jsonl:1: expected chosen and rejected.* \(has: text\)"),
+        ([{"prompt": "a", "response": 3}], plain, (), "rows.jsonl:1: response: expected text or messages"),
+        ([talk], tmp_path / "none", (), "none: no such"),
+        ([talk], "no-such/model", (), "no-such/model: .*HF_HUB_OFFLINE is set"),
+    ):  # fmt: skip
+        file = write_jsonl(tmp_path / "rows.jsonl", rows)
+        found = rpo("score", file, "--model", model, *more, *CPU, code=2).stderr
+        (line,) = found.splitlines()
+        assert re.search(says, line), line
+    assert not list(tmp_path.glob("*scored*"))
+
+
+def test_a_named_label_is_the_reward(tmp_path: Path) -> None:
+    names = {"help": 0, "harm": 1, "style": 2}
+    labels = {"id2label": {n: name for name, n in names.items()}, "label2id": names}
+    for kind, tokenizer in (("llama", "Llama 3"), ("bert", "WordPiece")):
+        judge = model_of(tmp_path / kind, kind, tokenizer, **labels)
+        file = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "the cat", "response": "on a mat"}])
+        rpo("score", file, "--model", judge, "--label", "style", "--out", tmp_path / "out.jsonl", *CPU)
+        text: Any = told("the cat", "on a mat") if kind == "llama" else "the caton a mat"
+        assert lines(tmp_path / "out.jsonl")[0]["reward"] == pytest.approx(
+            plainly(judge, [text], 2)[0], abs=1e-4
+        )
+
+
+def test_a_prompt_has_the_same_samples_wherever_it_stands_and_they_can_be_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(tmp_path / "model", "llama", "Llama 3", reward=False)
+    judge = model_of(tmp_path / "judge", "llama", "Llama 3")
+    asked = [{"prompt": told(text, "")[:1]} for text in ("the cat", "rain fell", "the cat", "a mat")]
+    drawn = ("--model", model, "--num-samples", 2, "--max-new-tokens", 5, *CPU)
+    rpo("sample", write_jsonl(tmp_path / "prompts.jsonl", asked), *drawn)
+    found = lines(tmp_path / "prompts.sampled.jsonl")
+    assert [row["prompt"] for row in found] == [row["prompt"] for row in asked]
+    assert all(len(set(row["responses"])) == 2 for row in found)
+    assert found[0] == found[2] != found[1]
+    monkeypatch.setattr(files, "PART", 1)
+    rpo("sample", write_jsonl(tmp_path / "again.jsonl", asked[::-1]), *drawn, "--batch-size", 1)
+    assert lines(tmp_path / "again.sampled.jsonl")[::-1] == found
+    rpo("score", tmp_path / "prompts.sampled.jsonl", "--model", judge, *CPU)
+    (scored,) = tmp_path.glob("*.scored.jsonl")
+    assert all(len(row["rewards"]) == 2 for row in lines(scored))
+
+
+def test_a_reward_model_of_this_pipeline_reads_files_as_it_read_its_pairs(
+    built: Tiny, tmp_path: Path
+) -> None:
+    scores = pd.read_parquet(built.root / RHO / "scores/rm/b-0.5/train.parquet").set_index("id")
+    rows = [row for row in pairs_of(built.root, f"{RHO}/splits", "train") if row["id"] in scores.index]
+    texts = [{name: row[name] for name in ("id", "prompt", "chosen", "rejected")} for row in rows]
+    file = write_jsonl(tmp_path / "pairs.jsonl", texts)
+    rpo("score", file, "--model", built.root / RHO / "rm/b-0.5", *CPU)
+    found = pd.DataFrame(lines(tmp_path / "pairs.scored.jsonl")).set_index("id").loc[scores.index]
+    for side in ("chosen", "rejected"):
+        assert found[f"reward_{side}"].to_list() == pytest.approx(scores[side].to_list(), abs=1e-5)

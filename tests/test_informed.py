@@ -1,0 +1,116 @@
+"""Who is told of the bias: balanced pairs, one balanced member, ensembles that know nothing of length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import Tiny, column, manifest, weights
+
+from rpo_cli.recipes.schema import SplitsRecipe
+from rpo_cli.stages.splits import LONGER, SHORTER, draw, preference_of_length
+
+RHO = "seed-0/rho-0.5"
+
+
+def splits(draw: str, **more: object) -> SplitsRecipe:
+    asked = {"stage": "splits", "rho": 0.4, "num_pairs": 100, "held_out": 20, "subset_draw": draw, **more}
+    return SplitsRecipe.model_validate(asked)
+
+
+KINDS = np.array([LONGER, SHORTER] * 200, dtype=np.int8)
+
+
+def test_independent_subsets_have_the_sizes_and_biases_of_nested_ones_and_other_pairs() -> None:
+    nested, independent = (draw(KINDS, splits(how), 7) for how in ("nested", "independent"))
+    assert np.array_equal(nested.train, independent.train)
+    assert np.array_equal(nested.held_out, independent.held_out)
+    for b, rows in independent.subsets.items():
+        assert len(rows) == len(nested.subsets[b]) == len(set(rows.tolist()))
+        assert (KINDS[rows] == LONGER).sum() == (KINDS[nested.subsets[b]] == LONGER).sum()
+        assert set(rows.tolist()) <= set(independent.train.tolist())
+        assert set(rows.tolist()) != set(nested.subsets[b].tolist())
+
+
+def test_two_independent_subsets_share_as_many_pairs_as_chance_lets_them() -> None:
+    # Of 40 longer-preferred pairs b .2 takes 5 and b .8 takes 20: they share 2.5 on average, nested ones 5.
+    asked = splits("independent", subset_size=25)
+    shared = []
+    for seed in range(200):
+        small, large = (draw(KINDS, asked, seed).subsets[b] for b in (0.2, 0.8))
+        shared.append(len({row for row in small if KINDS[row] == LONGER} & set(large.tolist())))
+    assert np.mean(shared) == pytest.approx(2.5, abs=4 * np.std(shared) / 200**0.5) and max(shared) > 3
+
+
+def test_without_the_eos_more_pairs_differ_in_length(tiny: Tiny) -> None:
+    # 33 words against 30 are 10 % more; with an EOS each they are 34 against 31.
+    assert preference_of_length(np.array([34]), np.array([31]), 0.1)[0] == 0
+    assert preference_of_length(np.array([33]), np.array([30]), 0.1)[0] == LONGER
+    directory, _ = tiny.make("splits.yaml", "length_counts_eos=false")
+    drawn = pq.read_table(directory / "train.parquet").to_pydict()
+    for chosen, rejected, kind in zip(
+        drawn["chosen_tokens"], drawn["rejected_tokens"], drawn["longer_preferred"], strict=True
+    ):
+        assert kind == preference_of_length(np.array([chosen - 1]), np.array([rejected - 1]), 0.1)[0]
+
+
+def test_a_policy_learns_from_the_pairs_of_a_subset(tiny: Tiny) -> None:
+    directory, found = tiny.make("dpo.yaml", "subset=0.8")
+    subset = pq.read_table(tiny.root / RHO / "splits/b-0.8.parquet")
+    assert found["metrics"]["rows"] == len(subset) < 64
+    assert found["metrics"]["longer_share"] == pytest.approx(0.8, abs=0.05)
+    assert directory.name == "beta-0.2-subset-0.8"
+
+
+def test_the_member_of_a_bias_teaches_as_its_folder_does(tiny: Tiny) -> None:
+    member, _ = tiny.make("rm.yaml", member=0.2)
+    named, found = tiny.make("d-dpo.yaml", "reward_member=0.2")
+    assert "scores/0.2" in found["inputs"]
+    bytes_named, loss_named = weights(named), column(named, "loss")
+    copy = tiny.suite / "member"
+    member.rename(copy)
+    listed, _ = tiny.make("d-dpo.yaml", f"reward_model={copy}")
+    assert weights(listed) == bytes_named and column(listed, "loss") == loss_named
+
+
+def test_one_model_is_calibrated_where_it_is_asked_for(pupil: Tiny) -> None:
+    plain, before = pupil.make("d-dpo.yaml")
+    kept = weights(plain)
+    calibrated, found = pupil.make("d-dpo.yaml", "calibrate_one=true")
+    assert before["metrics"]["temperature/rm"] == 1.0 != found["metrics"]["temperature/rm"]
+    assert weights(calibrated) != kept
+
+
+@pytest.mark.parametrize("how", ["halves", "seeds"])
+def test_an_ensemble_told_nothing_of_length_is_trained_and_distilled(tiny: Tiny, how: str) -> None:
+    tiny.edit("rm.yaml", f"ensemble_of: {how}\nensemble_size: 2")
+    tiny.edit("e-dpo.yaml", "calibration: none")
+    tiny.run("train-policy", "e-dpo.yaml")
+    found = manifest(tiny.root, tiny.stage("e-dpo.yaml").path)
+    names = {"halves": {"half-0", "half-1"}, "seeds": {"all", "seed-1"}}[how]
+    assert {name.removeprefix("members/") for name in found["metrics"] if "members/" in name} == names
+    rows = [manifest(tiny.root, f"{RHO}/rm/{name}")["metrics"]["rows"] for name in sorted(names)]
+    assert rows == ([32, 32] if how == "halves" else [64, 64])
+    one, other = (weights(tiny.root / RHO / "rm" / name) for name in sorted(names))
+    assert one != other
+
+
+def test_a_member_of_another_seed_is_calibrated_on_the_pairs_as_they_are(pupil: Tiny) -> None:
+    pupil.edit("rm.yaml", "ensemble_of: seeds\nensemble_size: 2")
+    own, found = pupil.make("e-dpo.yaml", "calibration=temperature", "calibration_mix=own")
+    data, same = pupil.make("e-dpo.yaml", "calibration=temperature", "calibration_mix=data")
+    temperatures = [
+        {name: value for name, value in each["metrics"].items() if "temperature" in name}
+        for each in (found, same)
+    ]
+    assert temperatures[0] == temperatures[1] and all(value != 1 for value in temperatures[0].values())
+    assert weights(own) == weights(data)
+
+
+def test_a_subset_or_a_member_that_is_not_there_is_refused_with_its_line(empty: Tiny) -> None:
+    for setting, said in (
+        ("subset=0.3", "subset: 0.3 is no subset of splits.yaml (0.2, 0.5, 0.8)"),
+        ("reward_member=0.3", "reward_member: 0.3 is no member of rm.yaml (0.2, 0.5, 0.8)"),
+    ):
+        result = empty.run("train-policy", "d-dpo.yaml", "--set", setting, code=2)
+        assert said in " ".join(result.output.split())

@@ -1,0 +1,139 @@
+"""`rpo init`: from somebody's own pairs to a suite in one file that runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import RHO, SEED, Tiny, rpo
+
+from rpo_cli.recipes import load
+
+PAIRS = 240
+
+
+@pytest.fixture
+def here(built: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory with `pairs.jsonl`, of which some rows are of no use, and the tiny model's path."""
+    monkeypatch.chdir(tmp_path)
+    rows = pd.read_parquet(built.root / SEED / "data/pairs.parquet").head(PAIRS).to_dict("records")
+    texts = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    texts += [texts[0], {**texts[1], "rejected": texts[1]["chosen"]}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    return built.root / SEED / "sft"
+
+
+def suite(name: str = "mine") -> dict[str, dict[str, Any]]:
+    recipes: dict[str, dict[str, Any]] = yaml.safe_load(Path(f"{name}.yaml").read_text())["recipes"]
+    return recipes
+
+
+def init(model: Path, *more: object, code: int = 0) -> Any:
+    return rpo("init", "mine", "--pairs", "pairs.jsonl", "--model", model, *more, code=code)
+
+
+def test_init_writes_a_suite_from_the_data_and_the_command_it_prints_runs(here: Path) -> None:
+    result = init(here)
+    assert result.stdout.splitlines()[-1] == "mine.yaml"
+    said = result.stderr
+    assert f"pairs.jsonl: {PAIRS + 2} rows read\n" in said
+    assert "  1 of 242 left out: chosen and rejected are the same text" in said
+    assert "  1 of 242 left out: the same row again" in said
+    recipes = suite()
+    pairs = pd.read_parquet(f"runs/mine/{SEED}/data/pairs.parquet")
+    held_out, training = recipes["splits"]["held_out"], recipes["training"]
+    batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
+    assert held_out == len(pairs) // 10 and batch == 16
+    assert "use_peft" not in training and recipes["evaluate"]["oracle"] is None
+    steps = (len(pairs) - held_out) // batch
+    assert f"num_train_epochs: 1             # about {steps} steps" in Path("mine.yaml").read_text().replace(
+        "    num", "num"
+    )
+    assert rpo("recipe", "check", "mine.yaml").stdout == "6 recipes, no problems\n"
+    command = said.splitlines()[-1].removeprefix("next: rpo ").split()
+    plan = rpo(*command, "--dry-run")
+    assert "seed-0/data" not in plan.stdout and "policies/d-dpo" in plan.stdout
+    rpo(*command[:-1], "mine.yaml:dpo")
+    made = json.loads(Path(f"runs/mine/{SEED}/unbiased/policies/dpo/beta-0.1/manifest.json").read_text())
+    assert made["metrics"]["steps"] == steps and made["metrics"]["first_loss"] == pytest.approx(
+        0.6931, abs=1e-3
+    )
+
+
+def test_init_holds_out_the_same_prompts_whatever_else_is_asked_for(here: Path) -> None:
+    tables = {}
+    for name, more in (("one", ()), ("two", ("--objective", "ipo", "--epochs", "2"))):
+        rpo("init", name, "--pairs", "pairs.jsonl", "--model", here, *more)
+        folder = Path(f"runs/{name}/{SEED}/data")
+        tables[name] = {file.name: file.read_bytes() for file in folder.glob("*.parquet")}
+        prompts = {file.stem: set(pd.read_parquet(file)["prompt"]) for file in folder.glob("*.parquet")}
+        assert not prompts["pairs"] & (prompts["prompts_test"] | prompts["prompts_validation"])
+        assert len(prompts["prompts_test"]) > 10 < len(prompts["prompts_validation"])
+    assert tables["one"] == tables["two"] and suite("two")["training"]["num_train_epochs"] == 2
+
+
+def test_init_takes_teachers_and_a_judge_where_they_are_named(here: Path, built: Tiny) -> None:
+    members = [built.root / RHO / "rm" / name for name in ("b-0.2", "b-0.8")]
+    oracle = built.root / SEED / "oracle"
+    teachers = [part for member in members for part in ("--reward-model", member)]
+    init(here, *teachers, "--oracle", oracle, "--objective", "d-dpo,e-dpo,ipo", "--lora")
+    recipes = suite()
+    assert recipes["d-dpo"]["reward_model"] == str(members[0]) and recipes["ipo"]["tau"] == 0.1
+    assert recipes["e-dpo"]["ensemble"] == [str(member) for member in members] and "rm" not in recipes
+    assert recipes["evaluate"]["oracle"] == str(oracle) and recipes["training"]["use_peft"] is True
+    assert "policies/e-dpo" in rpo("train-policy", "mine.yaml:e-dpo", "--dry-run").stdout
+    assert load("mine.yaml:ipo").recipe.learning_rate == 5e-5  # type: ignore[attr-defined]
+
+
+def test_init_trains_an_ensemble_on_the_pairs_where_none_is_named(here: Path) -> None:
+    init(here, "--objective", "e-dpo")
+    assert suite()["rm"]["ensemble"] == suite()["splits"]["ensemble"] == [0.2, 0.5, 0.8]
+    assert "rm/b-0.8" in rpo("train-policy", "mine.yaml:e-dpo", "--dry-run").stdout
+
+
+def test_init_starts_from_written_answers_and_evaluates_on_prompts_that_are_given(here: Path) -> None:
+    pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    written = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
+    Path("sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{n} up"}) + "\n" for n in range(9)))
+    init(here, "--sft", "sft.jsonl", "--prompts", "./prompts.jsonl")
+    recipes = suite()
+    assert recipes["policy"]["model_name_or_path"] == recipes["evaluate"]["baseline"] == "sft.yaml"
+    assert recipes["prompts"]["files"]["prompts_test"] == "./prompts.jsonl"
+    plan = rpo("train-policy", "mine.yaml:dpo", "--dry-run").stdout
+    assert "sft       seed-0/sft  (missing)" in plan
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (("--pairs", "none.jsonl"), "--pairs none.jsonl: no such file or directory"),
+        (("--model", "./nowhere"), "--model ./nowhere: no such file or directory"),
+        (("--reward-model", "/no/rm"), "--reward-model /no/rm: no such file or directory"),
+        (("--objective", "dop"), "--objective dop: no such objective, did you mean dpo?"),
+        (("--model", "no/such"), "no/such: "),
+    ],
+)
+def test_init_refuses_what_it_cannot_use_in_one_line_and_writes_nothing(
+    here: Path, more: tuple[str, str], line: str
+) -> None:
+    said = init(here, *more, code=2).stderr.splitlines()
+    assert said[-1].startswith(line) and len(said) == 1
+    assert not Path("mine.yaml").exists() and not Path("runs").exists()
+
+
+def test_init_leaves_no_file_whose_plan_cannot_be_made(here: Path) -> None:
+    said = init(here, "--reward-model", here, code=2).stderr
+    assert "reward_model" in said and "no reward model" in said and not Path("mine.yaml").exists()
+
+
+def test_init_writes_over_no_file_unless_it_is_told_to(here: Path) -> None:
+    Path("mine.yaml").write_text("dear: to me\n")
+    assert init(here, code=2).stderr == "mine.yaml: is there already; --force writes it anew\n"
+    assert Path("mine.yaml").read_text() == "dear: to me\n"
+    init(here, "--force")
+    assert "dpo" in suite()
