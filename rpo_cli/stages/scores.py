@@ -22,10 +22,9 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     recipe: ScoringRecipe = job.recipe
     policy = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
     tables = {table: rows_of(job, table) for table in ("train", "held_out")}
-    talks = tables["train"].talks
     reading = None
     if (source := job.inputs.get("model")) is not None:
-        reading = reading_of(source, recipe, job.revisions.get("model"), policy, talks=talks)
+        reading = reading_of(source, recipe, job.revisions.get("model"), policy)
     metrics: dict[str, Any] = {}
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     for table, pairs in tables.items():
