@@ -144,7 +144,8 @@ def init(
     Reads the pairs, counts what is left out, holds out prompts to evaluate on, and sets lengths, steps and
     batches. Prints the next command.
     """
-    from rpo_cli.runs.init import Wanted, init
+    from rpo_cli.runs.init import init
+    from rpo_cli.runs.own_suite import Wanted
 
     given = (name, pairs, model, reward_model or [], reward_label, scores or [])
     init(session, Wanted(*given, objective, oracle, sft, prompts, epochs, lora, overwrite))
