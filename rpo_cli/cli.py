@@ -71,7 +71,7 @@ OUT = "Folder for pictures and results. Default: figures/ in the workspace."
 GAPS = "Train nothing; draw what there is and mark the gaps."
 TUNE = "First choose beta and tau on validation (the full protocol)."
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
-COMPARED = "Policy recipes, or a folder of them."
+COMPARED = "Policy recipes, or suites of them: a folder, or one file."
 AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
 SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
 KEPT = "What `rpo compare --json` printed; builds nothing."
@@ -397,15 +397,13 @@ def sweep(
     run_sweep(session, _numbers(seeds), write, keep_weights, reduced, question)
 
 
-Compared = Annotated[list[str], typer.Argument(help=COMPARED)]
+Compared = Annotated[list[str], typer.Argument(help=COMPARED, autocompletion=like)]
 Against = Annotated[str | None, Option(help=AGAINST)]
 Sweep = Annotated[bool, Option("--sweep", help=SWEEP)]
 COMPARE = "miniature/dpo.yaml miniature/d-dpo.yaml miniature/e-dpo.yaml"
 
 
-@command(
-    "compare", f"{COMPARE} --rho 0.2 --seeds 0,1,2 --jobs 2", "recipes/own-data", takes=FIGURE - {"recipe"}
-)
+@command("compare", f"{COMPARE} --rho 0.2 --seeds 0,1,2 --jobs 2", takes=COMPARING)
 def compare(
     session: "Session",
     costs: Costs,
@@ -430,7 +428,7 @@ def compare(
 @command("report", f"{COMPARE} --rho 0.2 --out report.html", takes=COMPARING - {"as_json"})
 def report(
     session: "Session",
-    recipes: Annotated[list[str] | None, typer.Argument(help=COMPARED)] = None,
+    recipes: Annotated[list[str] | None, typer.Argument(help=COMPARED, autocompletion=like)] = None,
     from_results: Annotated[Path | None, Option("--from", help=KEPT)] = None,
     out: Annotated[Path, Option(help="The page to write.")] = Path("report.html"),
     against: Against = None,
