@@ -71,7 +71,7 @@ OUT = "Folder for pictures and results. Default: figures/ in the workspace."
 GAPS = "Train nothing; draw what there is and mark the gaps."
 TUNE = "First choose beta and tau on validation (the full protocol)."
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
-COMPARED = "Policy recipes, or suites of them: a folder, or one file."
+COMPARED = "Policy recipes, or suites (a folder, one file): all their policies."
 AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
 SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
 KEPT = "What `rpo compare --json` printed; builds nothing."
@@ -108,6 +108,8 @@ def demo(session: "Session") -> None:
 
 PAIRS = "Your pairs: a JSONL or Parquet file, or a data set of the hub, in any of TRL's formats."
 TEACHER = "A reward model to distil; several make the ensemble of e-dpo. Default: trained on the pairs."
+LABEL = "Of a reward model with several labels, the one that is the reward."
+SCORES = "Columns of the pairs with scores, CHOSEN,REJECTED, to distil; several make an ensemble."
 WISHES = "Objectives, with commas. Default: dpo and what the teachers are for: d-dpo, or e-dpo of several."
 LORA = "Train an adapter, or all weights. Default: all weights where they fit into memory."
 
@@ -123,6 +125,8 @@ def init(
     pairs: Annotated[str, Option(help=PAIRS)],
     model: Annotated[str, Option(help="The model to start from: hub name or directory.")],
     reward_model: Annotated[list[str] | None, Option(help=TEACHER)] = None,
+    reward_label: Annotated[str | None, Option(help=LABEL)] = None,
+    scores: Annotated[list[str] | None, Option(help=SCORES)] = None,
     objective: Annotated[str | None, Option(help=WISHES)] = None,
     oracle: Annotated[
         str | None, Option(help="A reward model that judges, no teacher. Default: none.")
@@ -142,20 +146,8 @@ def init(
     """
     from rpo_cli.runs.init import Wanted, init
 
-    wanted = (
-        name,
-        pairs,
-        model,
-        reward_model or [],
-        objective,
-        oracle,
-        sft,
-        prompts,
-        epochs,
-        lora,
-        overwrite,
-    )
-    init(session, Wanted(*wanted))
+    given = (name, pairs, model, reward_model or [], reward_label, scores or [])
+    init(session, Wanted(*given, objective, oracle, sft, prompts, epochs, lora, overwrite))
 
 
 @command("train-sft", "--recipe miniature/sft.yaml", takes=ONE, recipe="sft.yaml")

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import RHO, SEED, Tiny, manifest
 
+from rpo_cli.errors import BadInput
+from rpo_cli.recipes.schema import DataRecipe
+from rpo_cli.runs.diagnose import attributes_of
+from rpo_cli.stages.data.build import read_table
+from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.rows import find_rows, write_columns, write_rows
+from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.diagnosis import (
     Diagnosis,
     advice,
@@ -192,6 +200,28 @@ def test_pairs_without_a_reward_model_are_diagnosed_for_their_lengths(tiny: Tiny
     assert "pairs_validation" in shown and "reward model" not in shown
     assert tiny.run("diagnose", "sft.yaml", code=2).stderr.strip().endswith("reward or policy recipe")
     assert "members are a reward recipe's" in tiny.run("diagnose", "data.yaml", "--ensemble", code=2).stderr
+
+
+def test_attributes_of_the_data_tell_pairs_apart_whatever_relabelling_did_to_them(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"p{n}", "chosen": "a", "rejected": "b", "source": ("web", "forum")[n % 2]}
+        for n in range(4)
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = DataRecipe.model_validate({"stage": "data", "attributes": ["source"]})
+    kept = list(read_table(file, "pairs", recipe, Ledger()))
+    for folder in ("data", "relabel", "splits"):
+        (tmp_path / folder).mkdir()
+    write_rows(kept, tmp_path / "data/pairs.parquet")
+    ids = [row["id"] for row in kept]
+    write_columns({"id": ids, "swapped": [True, False, False, False]}, tmp_path / "relabel/pairs.parquet")
+    write_columns({"id": ids[::-1]}, tmp_path / "splits/held_out.parquet")
+    folders = [tmp_path / folder for folder in ("splits", "relabel", "data")]
+    found = find_rows(folders, "held_out", TokenCache(tmp_path))
+    assert attributes_of(found, ids[1:]) == {"source": ["forum", "web", "forum"]}
+    with pytest.raises(BadInput, match=r"pairs.jsonl:1: no column 'topic' \(has: chosen, prompt, "):
+        list(read_table(file, "pairs", recipe.model_copy(update={"attributes": ["topic"]}), Ledger()))
 
 
 def test_diagnosis_builds_nothing_on_a_dry_run(empty: Tiny) -> None:

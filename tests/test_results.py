@@ -27,6 +27,14 @@ def test_an_evaluation_is_said_in_human_order_with_intervals() -> None:
     assert "KL to the reference 1.20 [1.10, 1.30] nats" in said[1]
 
 
+def test_an_evaluation_without_an_oracle_says_what_needs_none() -> None:
+    rewards = ("advantage", "win_rate", "length_controlled")
+    found = {name: value for name, value in EVALUATED.items() if not name.startswith(rewards)}
+    assert in_words("evaluate", found)[0] == (
+        "tokens 24.0 against 24.0 on 300 prompts; KL to the reference 1.20 [1.10, 1.30] nats"
+    )
+
+
 def test_more_than_a_fifth_of_unfinished_samples_is_a_warning() -> None:
     assert "25 % of the samples reached max_new_tokens" in warnings_of(EVALUATED)[0]
     assert warnings_of(EVALUATED | {"unfinished_share": 0.2}) == []

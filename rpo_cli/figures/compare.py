@@ -109,14 +109,13 @@ def _policies(session: Session, names: Sequence[str]) -> list[Loaded]:
 
     found: list[Loaded] = []
     for name in names:
-        suite = find_suite(name)
-        if suite is None:
+        if (suite := find_suite(name)) is None:
             found.append(loaded_of(name))
             continue
         before = len(found)
-        for path in recipes_in(suite):
+        for file in recipes_in(suite):
             with suppress(RecipeError):  # what others extend; `rpo recipe check` says what is wrong
-                found += [loaded_of(str(path))] if load(str(path)).recipe.stage == "policy" else []
+                found += [loaded_of(str(file))] if load(str(file)).recipe.stage == "policy" else []
         if len(found) == before:
             raise BadInput(f"{name}: holds no policy recipe")
     stems = [loaded.path.stem for loaded in found]

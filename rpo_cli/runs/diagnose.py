@@ -17,7 +17,7 @@ from rpo_cli.recipes import Loaded
 from rpo_cli.runs.inspect_tokens import find_tokenizer
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session
-from rpo_cli.stages.data.rows import PAIR, find_rows
+from rpo_cli.stages.data.rows import MESSAGES, PAIR, TEXTS, Rows, find_rows
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.diagnosis import Agreement, Diagnosis, advice, agreement, diagnosed
 from rpo_cli.stages.splits import LENGTH_MARGIN, LONGER, TIE, preference_of_length
@@ -161,16 +161,19 @@ def _tables(
             lengths = [np.array([len(row.responses[side]) for row in tokens]) for side in (0, 1)]
             kinds = preference_of_length(lengths[0], lengths[1], LENGTH_MARGIN)
         chosen, rejected = (length.astype(np.float64) for length in lengths)
-        found[table] = Pairs(ids, kinds, chosen - rejected, _attributes(notes))
+        found[table] = Pairs(ids, kinds, chosen - rejected, attributes_of(rows, ids))
     return found
 
 
-def _attributes(notes: pa.Table) -> dict[str, list[object]]:
-    """Columns that say of what kind a pair is: texts, but not its id, and what is true or false."""
-    kinds = {
-        field.name for field in notes.schema if pa.types.is_string(field.type) or field.type == pa.bool_()
-    }
-    return {name: notes[name].to_pylist() for name in notes.column_names if name in kinds - {"id", "swapped"}}
+def attributes_of(rows: Rows, ids: Sequence[str]) -> dict[str, list[object]]:
+    """Columns of the data that say of what kind the rows of these ids are: `attributes` of its recipe."""
+    texts = (pa.string(), pa.large_string())
+    names = [each.name for each in pq.read_schema(rows.file) if each.type in texts]
+    names = [name for name in names if name not in (*TEXTS, MESSAGES, "id")]
+    table = pq.read_table(rows.file, columns=names).take(rows.places)
+    place = {name: number for number, name in enumerate(rows.ids)}
+    kept = table.take([place[name] for name in ids])
+    return {name: [value or None for value in kept[name].to_pylist()] for name in names}
 
 
 def in_words(found: Found) -> list[str]:

@@ -328,7 +328,7 @@ class Planner:
                 "samples", f"reference-samples{bits}/{of_pairs}", loaded, scored, kept
             )
         for name, teacher in self._teachers(loaded):
-            inputs[f"scores/{name}"] = self._scores(loaded, teacher, splits, model)
+            inputs[f"scores/{name}"] = self._scores(loaded, teacher, splits, model, recipe.reward_label)
         return self._add(
             "policy",
             f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}",
@@ -336,10 +336,16 @@ class Planner:
             inputs,
         )
 
-    def _scores(self, loaded: Loaded, teacher: Teacher, splits: Stage, model: Stage | External) -> Stage:
-        """What a teacher says of a D_rho's pairs."""
-        recipe = cast(schema.PolicyRecipe, loaded.recipe)
-        rho, label = rho_folder(recipe.rho), recipe.reward_label
+    def _scores(
+        self,
+        loaded: Loaded,
+        teacher: Teacher,
+        splits: Stage,
+        model: Stage | External,
+        label: str | None,
+    ) -> Stage:
+        """What a teacher says of a D_rho's pairs; `label`: which of its labels is the reward."""
+        rho = rho_folder(cast(schema.PolicyRecipe, loaded.recipe).rho)
         inputs: dict[str, Stage | External] = {"data": splits, "policy": model}
         if isinstance(teacher, tuple):
             path = f"{rho}/scores/external-{hash_of(teacher)[:8]}"
@@ -516,8 +522,11 @@ class Planner:
                 for name, node in inputs.items()
                 if name.startswith("scores/")
             }
-            if (oracle := self._oracle(loaded)) is not None:
-                scores["oracle"] = self._scores(loaded, oracle, splits, model)
+            if (judged := self._evaluation_of(loaded)) is not None:
+                evaluation = cast(schema.EvaluateRecipe, judged.recipe)
+                if evaluation.oracle is not None:
+                    oracle, label = self.reference("oracle", judged), evaluation.reward_label
+                    scores["oracle"] = self._scores(loaded, oracle, splits, model, label)
             return splits, scores
         if not isinstance(recipe, schema.RewardRecipe):
             return self.build(loaded), {}
@@ -538,14 +547,13 @@ class Planner:
             )
         return data, scores
 
-    def _oracle(self, policy: Loaded) -> Stage | External | None:
-        """The oracle that a policy's samples are evaluated with; None without one."""
-        name = cast(schema.PolicyRecipe, policy.recipe).evaluate
-        if not policy.path.with_name(name).is_file():
+    def _evaluation_of(self, policy: Loaded) -> Loaded | None:
+        """The recipe that a policy's samples are evaluated with; None where there is none."""
+        try:
+            file = policy.sibling(cast(schema.PolicyRecipe, policy.recipe).evaluate, "evaluate")
+        except RecipeError:
             return None
-        loaded = self.load(policy.sibling(name, "evaluate"), expect="evaluate")
-        named: str | None = cast(schema.EvaluateRecipe, loaded.recipe).oracle
-        return None if named is None else self.reference("oracle", loaded)
+        return self.load(file, expect="evaluate")
 
     def judgement(self, policy: Loaded, split: str, overrides: Sequence[str] = ()) -> Stage:
         """A judge's verdicts on an evaluated policy; `overrides` change the `judge:` section

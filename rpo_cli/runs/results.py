@@ -50,18 +50,27 @@ def share_of(share: float, count: int) -> str:
 
 
 def _evaluation(metrics: Metrics) -> list[str]:
-    if "advantage" not in metrics:
+    """Of an evaluation without an oracle, what needs none."""
+    if "tokens_mean" not in metrics:
         return []
-    tokens = f"tokens {metrics['tokens_mean']:.1f} against {metrics['baseline_tokens_mean']:.1f}"
-    wins = f"wins {with_ends(metrics, 'win_rate', '.0f', scale=100)} %"
-    controlled = with_ends(metrics, "length_controlled_advantage", "+.2f")
+    tokens = with_ends(metrics, "tokens", ".1f", mean="tokens_mean")
+    prompts, kl = metrics["prompts"], with_ends(metrics, "kl_to_reference", ".2f")
+    lengths = f"tokens {tokens} against {metrics['baseline_tokens_mean']:.1f}"
+    lines = [f"{lengths} on {prompts} prompts; KL to the reference {kl} nats"]
+    if "advantage" in metrics:
+        wins = with_ends(metrics, "win_rate", ".0f", scale=100)
+        advantage, controlled = (
+            with_ends(metrics, name, "+.2f") for name in ("advantage", "length_controlled_advantage")
+        )
+        lengths = f"tokens {metrics['tokens_mean']:.1f} against {metrics['baseline_tokens_mean']:.1f}"
+        lines = [
+            f"advantage {advantage} on {prompts} prompts; {lengths}; wins {wins} %",
+            f"at equal length {controlled}; KL to the reference {kl} nats",
+        ]
     unfinished, theirs = (100 * metrics[f"{of}unfinished_share"] for of in ("", "baseline_"))
     dropped = metrics.get("dropped_prompts", 0)
     return [
-        f"advantage {with_ends(metrics, 'advantage', '+.2f')} on {metrics['prompts']} prompts; {tokens}; "
-        f"{wins}",
-        f"at equal length {controlled}; KL to the reference {with_ends(metrics, 'kl_to_reference', '.2f')} "
-        "nats",
+        *lines,
         f"unfinished {unfinished:.1f} % of {metrics['samples']} samples, of the baseline's {theirs:.1f} %",
         f"{dropped} prompts left out: no finished sample" if dropped else "",
     ]

@@ -48,7 +48,7 @@ class Source:
 # One row for each; a new one is a file in stages/data/sources and its row here.
 SOURCES = {
     "miniature": Source("the embedded world"),
-    "files": Source("the JSONL / Parquet files below", uses=("columns", "keep_columns")),
+    "files": Source("the JSONL / Parquet files below", uses=("columns", "keep_columns", "attributes")),
     "tldr-comparisons": Source("OpenAI's raw comparisons", "tldr:read_comparisons",
                                "openai/summarize_from_feedback@refs/convert/parquet", "comparisons",
                                ("newlines",)),
@@ -62,11 +62,11 @@ SOURCES = {
     "written": Source("any set of written responses, to sample pairs for", "preference:read",
                       uses=("columns", "sft_share"), written=True),
     "preference": Source("any set in TRL's preference formats", "preference:read",
-                         uses=("columns", "keep_columns")),
+                         uses=("columns", "keep_columns", "attributes")),
 }  # fmt: skip
 OF_EVERY_SET = {"dataset", "data_dir", "sft_dataset", "split", "tokenizer", "max_prompt_tokens",
                 "validation_share"}  # fmt: skip
-OF_SOME_SETS = {"newlines", "prompt_format", "columns", "keep_columns", "sft_share"}
+OF_SOME_SETS = {"newlines", "prompt_format", "columns", "keep_columns", "attributes", "sft_share"}
 if TYPE_CHECKING:
     SourceName = str
 else:
@@ -126,6 +126,11 @@ class DataRecipe(Recipe):
         "columns of numbers to keep beside the pairs, such as [score_chosen, score_rejected]: a policy's "
         "margin_columns names them",
     )
+    attributes: Annotated[list[str], EachOnce] = added(
+        [],
+        "columns to keep beside the pairs that say of what kind each is, such as [source, category]: rpo "
+        "diagnose tells accuracies apart by them",
+    )
     tokenizer: str | None = Field(
         None,
         description="hub name (or name@revision) or directory: counts max_prompt_tokens and brings the chat "
@@ -152,7 +157,7 @@ class DataRecipe(Recipe):
         description="share of posts held out for validation (and for test) where the set has no split for it",
     )
 
-    @field_validator("keep_columns")
+    @field_validator("keep_columns", "attributes")
     @classmethod
     def has_names_of_its_own(cls, value: list[str]) -> list[str]:
         if taken := sorted(TAKEN & set(value)):

@@ -15,7 +15,7 @@ from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import REASONS, Ledger, Sieve
 from rpo_cli.stages.data.overlap import leaks, prompts_of, shared_prompts
 from rpo_cli.stages.data.rows import PAIR_COLUMNS, columns_of, digest, row_id, write_places, write_rows
-from rpo_cli.stages.data.sources.base import columns_in, is_conversation, named, numbers
+from rpo_cli.stages.data.sources.base import beside, columns_in, is_conversation, named
 from rpo_cli.stages.data.sources.records import rows_in
 
 MOST_PROBLEMS = 10  # of a file: they tend to be alike
@@ -90,7 +90,7 @@ def read_table(file: Path, table: str, recipe: DataRecipe, ledger: Ledger) -> It
         wrong, kept = _wrong(row, (*needed, *own)), {}
         if not wrong and needed == PAIR_COLUMNS:
             try:
-                kept = numbers(place, row, recipe.keep_columns)
+                kept = beside(place, row, recipe)
             except BadInput as error:
                 wrong.append(str(error).removeprefix(f"{place}: "))
         if own > first:

@@ -39,7 +39,7 @@ class Pair:
     """One comparison.
 
     `split`: train, validation or test as published; `posts`: names of its post, any of which identifies it;
-    `messages`: the conversation that its texts were made of (`turns.as_json`); `kept`: numbers beside it;
+    `messages`: the conversation that its texts were made of (`turns.as_json`); `kept`: see `beside`;
     `place`: the file and line that it was read from.
     """
 
@@ -50,7 +50,7 @@ class Pair:
     rejected: str
     scores: tuple[float, float] | None = None
     messages: str | None = None
-    kept: Mapping[str, float] = field(default_factory=dict)
+    kept: Mapping[str, float | str] = field(default_factory=dict)
     place: str = field(default="", compare=False)
 
 
@@ -104,6 +104,18 @@ def numbers(place: str, row: dict[str, Any], names: Iterable[str]) -> dict[str, 
     """
     found = {name: number(place, {name: column(place, row, name)}, name) for name in names}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def beside(place: str, row: dict[str, Any], recipe: DataRecipe) -> dict[str, float | str]:
+    """What a recipe keeps of a pair's row beside its texts: numbers, and of what kind it is.
+
+    Raises:
+        BadInput: a column is not there, or no number where one is asked for.
+    """
+    if lacking := [name for name in recipe.attributes if name not in row]:
+        raise BadInput(f"{place}: no column {lacking[0]!r} (has: {columns_in(row)})")
+    kinds = {name: "" if row[name] is None else str(row[name]) for name in recipe.attributes}
+    return {**numbers(place, row, recipe.keep_columns), **kinds}
 
 
 def shown_name(name: str) -> str:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
+from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.stages.data.ledger import MANY, Ledger
-from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, columns_in, numbers
+from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, columns_in
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
 from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated
@@ -39,7 +40,7 @@ Example = dict[str, Part]
 def read(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
     """A set in TRL's preference formats."""
     templated = Templated(sets.tokenizer, sets.recipe.max_prompt_tokens)
-    found = pairs(sets.pairs, templated, sets.ledger, sets.recipe.keep_columns)
+    found = pairs(sets.pairs, templated, sets.ledger, sets.recipe)
     return found, written(sets.written, templated, sets.ledger)
 
 
@@ -50,8 +51,10 @@ def read_dialogues(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
     return found, written(sets.written, templated, sets.ledger)
 
 
-def pairs(records: Records, templated: Templated, ledger: Ledger, keep: Sequence[str] = ()) -> Iterator[Pair]:
-    """Rows with chosen and rejected, and a prompt or what both have in common; `keep`: numbers beside."""
+def pairs(
+    records: Records, templated: Templated, ledger: Ledger, recipe: DataRecipe | None = None
+) -> Iterator[Pair]:
+    """Rows with chosen and rejected, and a prompt or what both begin with; `recipe`: what else is kept."""
     unread = set[str]()
     for place, split, row in records:
         chosen, rejected = (_given(place, row, name) for name in PAIR)
@@ -75,7 +78,8 @@ def pairs(records: Records, templated: Templated, ledger: Ledger, keep: Sequence
         if templated.fits(made["prompt"]):
             posts = (post_name(made["prompt"]),)
             each = made["prompt"], made["chosen"], made["rejected"]
-            told, kept = as_json(example, tools=row.get("tools")), numbers(place, row, keep)
+            told = as_json(example, tools=row.get("tools"))
+            kept = {} if recipe is None else beside(place, row, recipe)
             yield Pair(split or "train", posts, *each, messages=told, kept=kept)
         else:
             ledger.leave_out("pairs/long_prompt")
