@@ -71,7 +71,7 @@ OUT = "Folder for pictures and results. Default: figures/ in the workspace."
 GAPS = "Train nothing; draw what there is and mark the gaps."
 TUNE = "First choose beta and tau on validation (the full protocol)."
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
-COMPARED = "Policy recipes, or a suite: all its policies."
+COMPARED = "Policy recipes, or suites (a folder, one file): all their policies."
 AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
 SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
 KEPT = "What `rpo compare --json` printed; builds nothing."
@@ -394,9 +394,7 @@ Sweep = Annotated[bool, Option("--sweep", help=SWEEP)]
 COMPARE = "miniature/dpo.yaml miniature/d-dpo.yaml miniature/e-dpo.yaml"
 
 
-@command(
-    "compare", f"{COMPARE} --rho 0.2 --seeds 0,1,2 --jobs 2", "recipes/own-data", takes=FIGURE - {"recipe"}
-)
+@command("compare", f"{COMPARE} --rho 0.2 --seeds 0,1,2 --jobs 2", takes=COMPARING)
 def compare(
     session: "Session",
     costs: Costs,
