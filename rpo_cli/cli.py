@@ -71,7 +71,7 @@ OUT = "Folder for pictures and results. Default: figures/ in the workspace."
 GAPS = "Train nothing; draw what there is and mark the gaps."
 TUNE = "First choose beta and tau on validation (the full protocol)."
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
-COMPARED = "Policy recipes, or a folder of them."
+COMPARED = "Policy recipes, or a suite: all its policies."
 AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
 SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
 KEPT = "What `rpo compare --json` printed; builds nothing."
@@ -108,6 +108,8 @@ def demo(session: "Session") -> None:
 
 PAIRS = "Your pairs: a JSONL or Parquet file, or a data set of the hub, in any of TRL's formats."
 TEACHER = "A reward model to distil; several make the ensemble of e-dpo. Default: trained on the pairs."
+LABEL = "Of a reward model with several labels, the one that is the reward."
+SCORES = "Columns of the pairs with scores, CHOSEN,REJECTED, to distil; several make an ensemble."
 WISHES = "Objectives, with commas. Default: dpo and what the teachers are for: d-dpo, or e-dpo of several."
 LORA = "Train an adapter, or all weights. Default: all weights where they fit into memory."
 
@@ -123,6 +125,8 @@ def init(
     pairs: Annotated[str, Option(help=PAIRS)],
     model: Annotated[str, Option(help="The model to start from: hub name or directory.")],
     reward_model: Annotated[list[str] | None, Option(help=TEACHER)] = None,
+    reward_label: Annotated[str | None, Option(help=LABEL)] = None,
+    scores: Annotated[list[str] | None, Option(help=SCORES)] = None,
     objective: Annotated[str | None, Option(help=WISHES)] = None,
     oracle: Annotated[
         str | None, Option(help="A reward model that judges, no teacher. Default: none.")
@@ -142,20 +146,8 @@ def init(
     """
     from rpo_cli.runs.init import Wanted, init
 
-    wanted = (
-        name,
-        pairs,
-        model,
-        reward_model or [],
-        objective,
-        oracle,
-        sft,
-        prompts,
-        epochs,
-        lora,
-        overwrite,
-    )
-    init(session, Wanted(*wanted))
+    given = (name, pairs, model, reward_model or [], reward_label, scores or [])
+    init(session, Wanted(*given, objective, oracle, sft, prompts, epochs, lora, overwrite))
 
 
 @command("train-sft", "--recipe miniature/sft.yaml", takes=ONE, recipe="sft.yaml")
@@ -397,7 +389,7 @@ def sweep(
     run_sweep(session, _numbers(seeds), write, keep_weights, reduced, question)
 
 
-Compared = Annotated[list[str], typer.Argument(help=COMPARED)]
+Compared = Annotated[list[str], typer.Argument(help=COMPARED, autocompletion=like)]
 Against = Annotated[str | None, Option(help=AGAINST)]
 Sweep = Annotated[bool, Option("--sweep", help=SWEEP)]
 COMPARE = "miniature/dpo.yaml miniature/d-dpo.yaml miniature/e-dpo.yaml"
@@ -430,7 +422,7 @@ def compare(
 @command("report", f"{COMPARE} --rho 0.2 --out report.html", takes=COMPARING - {"as_json"})
 def report(
     session: "Session",
-    recipes: Annotated[list[str] | None, typer.Argument(help=COMPARED)] = None,
+    recipes: Annotated[list[str] | None, typer.Argument(help=COMPARED, autocompletion=like)] = None,
     from_results: Annotated[Path | None, Option("--from", help=KEPT)] = None,
     out: Annotated[Path, Option(help="The page to write.")] = Path("report.html"),
     against: Against = None,

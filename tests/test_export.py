@@ -156,6 +156,14 @@ def test_what_cannot_be_exported_is_refused_in_a_line(
     assert says in refused.stderr and not (tmp_path / "out").exists()
 
 
+def test_a_damaged_model_is_not_exported_and_no_part_of_it_is_left(tiny: Tiny, tmp_path: Path) -> None:
+    file = tiny.root / POLICY / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    failed = tiny.run("export", "e-dpo.yaml", "--to", tmp_path / "out/model", code=1)
+    assert f"{file} is damaged" in failed.stderr and "makes it again" in failed.stderr
+    assert not (tmp_path / "out").exists()
+
+
 # ── The hub ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

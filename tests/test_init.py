@@ -55,9 +55,10 @@ def test_init_writes_a_suite_from_the_data_and_the_command_it_prints_runs(here: 
     )
     assert rpo("recipe", "check", "mine.yaml").stdout == "6 recipes, no problems\n"
     command = said.splitlines()[-1].removeprefix("next: rpo ").split()
-    plan = rpo(*command, "--dry-run")
-    assert "seed-0/data" not in plan.stdout and "policies/d-dpo" in plan.stdout
-    rpo(*command[:-1], "mine.yaml:dpo")
+    assert command == ["compare", "mine.yaml"]
+    plan = rpo(*command, "--dry-run").stdout
+    assert "policies/d-dpo" in plan and "policies/dpo" in plan and "seed-0/data " not in plan
+    rpo("train-policy", "mine.yaml:dpo")
     made = json.loads(Path(f"runs/mine/{SEED}/unbiased/policies/dpo/beta-0.1/manifest.json").read_text())
     assert made["metrics"]["steps"] == steps and made["metrics"]["first_loss"] == pytest.approx(
         0.6931, abs=1e-3
@@ -87,6 +88,20 @@ def test_init_takes_teachers_and_a_judge_where_they_are_named(here: Path, built:
     assert recipes["evaluate"]["oracle"] == str(oracle) and recipes["training"]["use_peft"] is True
     assert "policies/e-dpo" in rpo("train-policy", "mine.yaml:e-dpo", "--dry-run").stdout
     assert load("mine.yaml:ipo").recipe.learning_rate == 5e-5  # type: ignore[attr-defined]
+
+
+def test_init_takes_scores_beside_the_pairs_for_teachers(here: Path) -> None:
+    pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    scored = [{**row, "a": n % 7, "b": 1.5, "c": 0, "d": n % 3} for n, row in enumerate(pairs)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+    init(here, "--scores", "a,b", "--scores", "c,d", "--objective", "d-dpo,e-dpo")
+    recipes = suite()
+    assert recipes["data"]["keep_columns"] == ["a", "b", "c", "d"] and "rm" not in recipes
+    assert recipes["d-dpo"]["teacher"] == "columns" and recipes["d-dpo"]["margin_columns"] == [["a", "b"]]
+    assert recipes["e-dpo"]["margin_columns"] == [["a", "b"], ["c", "d"]]
+    rpo("train-policy", "mine.yaml:e-dpo", "--dry-run")
+    both = init(here, "--scores", "a,b", "--reward-model", here, "--force", code=2).stderr
+    assert both.startswith("--reward-model and --scores: the teachers are models or columns")
 
 
 def test_init_trains_an_ensemble_on_the_pairs_where_none_is_named(here: Path) -> None:

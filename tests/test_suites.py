@@ -133,3 +133,10 @@ def test_a_shell_completes_names_of_recipes_and_files(one_file: Path) -> None:
     assert {"mine.yaml", "mine.yaml/e-dpo", "mine.yaml/data", "minor"} <= set(found)
     assert load("mine.yaml/e-dpo").path == one_file / "e-dpo.yaml"
     assert "e-dpo.yaml" in like("e-") and like("no-such") == []
+
+
+def test_a_suite_in_one_file_is_compared_as_a_folder_is(one_file: Path, empty: Tiny) -> None:
+    plans = [rpo("compare", suite, "--dry-run").stdout for suite in ("mine.yaml", empty.suite)]
+    for plan in plans:
+        assert "policies/dpo/" in plan and "policies/e-dpo/" in plan
+    assert sorted(plans[0].splitlines()) == sorted(plans[1].splitlines())

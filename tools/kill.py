@@ -86,7 +86,7 @@ def disturb(process: subprocess.Popen[bytes], root: Path, way: str, dice: random
             process.kill()
         else:
             os.killpg(process.pid, signal.SIGKILL)
-    process.wait(60)
+    process.wait(ENDS)
     with suppress(ProcessLookupError):  # workers end by themselves when the first is gone
         for _ in range(100):
             os.killpg(process.pid, 0)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
@@ -19,7 +18,7 @@ from rpo_cli.figures.cells import BASELINE, Cells, read_by
 from rpo_cli.figures.dry_run import plan_only
 from rpo_cli.figures.selection import Budget, select
 from rpo_cli.figures.tuning import planned, tune
-from rpo_cli.recipes import Loaded, RecipeError, load, schema, shown
+from rpo_cli.recipes import Loaded, RecipeError, find_suite, load, recipes_in, schema, shown
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.session import Session
 from rpo_cli.text import aligned
@@ -95,7 +94,7 @@ def compared(session: Session, asked: Comparing) -> dict[str, Any] | None:
 
 
 def _policies(session: Session, names: Sequence[str]) -> list[Loaded]:
-    """The policy recipes of these names, at the --rho asked for; of a folder all that it holds.
+    """The policy recipes of these names, at the --rho asked for; of a suite all that it holds.
 
     Raises:
         BadInput: there is none, or two of one name.
@@ -110,11 +109,11 @@ def _policies(session: Session, names: Sequence[str]) -> list[Loaded]:
 
     found: list[Loaded] = []
     for name in names:
-        if not Path(name).is_dir():
+        if (suite := find_suite(name)) is None:
             found.append(loaded_of(name))
             continue
         before = len(found)
-        for file in sorted(Path(name).glob("*.yaml")):
+        for file in recipes_in(suite):
             with suppress(RecipeError):  # what others extend; `rpo recipe check` says what is wrong
                 found += [loaded_of(str(file))] if load(str(file)).recipe.stage == "policy" else []
         if len(found) == before:

@@ -239,7 +239,10 @@ def _notes(
     if count == 1:
         yield "one seed: another training seed may say otherwise; --seeds 0,1,2 trains more"
     if cast(schema.EvaluateRecipe, cells[0].evaluation.recipe).oracle is None:
-        yield "no oracle: nothing here says whether people would prefer the samples; read some of them"
+        yield (
+            "no oracle: nothing here says whether people would prefer the samples; read some of them. "
+            "Held-out pairs have the bias of the training pairs: a policy that learns it ranks them better"
+        )
         if swept:
             yield "one half of the held-out pairs chose the strengths, the other is what is reported"
     if any(cell.judged is not None and not _verdicts_are_there(cell, workspace) for cell in cells):

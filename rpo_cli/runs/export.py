@@ -19,6 +19,8 @@ from rpo_cli.artifacts import (
     Manifest,
     Stage,
     Workspace,
+    cure,
+    damaged_files,
     origin_of,
     read_json,
     snapshots,
@@ -81,6 +83,8 @@ def export(session: Session, wanted: Wanted) -> None:
         command = f"{schema.KINDS[stage.kind].command} --recipe {session.recipe}{session.at}"
         raise BadInput(f"{source}: {why}; first {command}")
     _check(wanted, stage, workspace)
+    for file, reason in damaged_files(source):
+        raise RunFailed(cure(file, reason, source))
     evaluations = list(_evaluations(planner, loads[0], workspace))
     with _published(wanted.to) as folder:
         for pattern in ADAPTER if wanted.adapter else MODEL:
@@ -152,13 +156,18 @@ def _evaluations(planner: Planner, loaded: Loaded, workspace: Workspace) -> Iter
 @contextmanager
 def _published(to: Path) -> Iterator[Path]:
     """A folder to fill, which takes its place when it is whole; what stood there goes then."""
-    staging, old = (to.parent / f".{to.name}.{os.getpid()}.{end}" for end in ("new", "old"))
+    to = to.resolve()
+    staging, old = (to.with_name(f".{to.name}.{os.getpid()}.{end}") for end in ("new", "old"))
     staging.mkdir(parents=True)
     try:
         yield staging
         if to.exists():
             to.rename(old)
         staging.rename(to)
+    except BaseException:
+        if old.exists() and not to.exists():
+            old.rename(to)
+        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -46,6 +46,8 @@ class Wanted:
     pairs: str
     model: str
     reward_models: Sequence[str] = ()
+    reward_label: str | None = None
+    scores: Sequence[str] = ()
     objectives: str | None = None
     oracle: str | None = None
     sft: str | None = None
@@ -85,7 +87,7 @@ def init(session: Session, wanted: Wanted) -> None:
         raise BadInput(f"{wanted.name!r}: {why}")
     if file.exists() and not wanted.force:
         raise BadInput(f"{file.name}: is there already; --force writes it anew")
-    objectives = _objectives(wanted)
+    objectives, scores = _objectives(wanted), [_two_columns(text) for text in wanted.scores]
     model = _named("--model", wanted.model)
     teachers = [_named("--reward-model", each) for each in wanted.reward_models]
     oracle = None if wanted.oracle is None else _named("--oracle", wanted.oracle)
@@ -95,6 +97,8 @@ def init(session: Session, wanted: Wanted) -> None:
         Line("dataset", _named("--pairs", wanted.pairs)),
         Line("tokenizer", model, "its chat template makes text of messages"),
     ]
+    if scores:
+        data.append(Line("keep_columns", [name for pair in scores for name in pair], "the teachers' scores"))
     if wanted.sft is not None:
         data.append(Line("sft_dataset", _named("--sft", wanted.sft)))
     prompts = None if wanted.prompts is None else _named("--prompts", wanted.prompts)
@@ -104,7 +108,7 @@ def init(session: Session, wanted: Wanted) -> None:
     found = _look(stage, workspace, tokenizer)
     data.append(Line("validation_share", share, _held_out_prompts(found)))
     _tell(session, wanted, workspace.finished(stage.path)["metrics"], found)
-    suite = Suite(wanted, objectives, model, teachers, oracle, prompts, found, longest)
+    suite = Suite(wanted, objectives, model, teachers, scores, oracle, prompts, found, longest)
     fit = _fit(suite, stage, workspace, session)
     before = file.read_bytes() if file.exists() else None
     write_whole(file, suite.text(data, fit))
@@ -115,20 +119,29 @@ def init(session: Session, wanted: Wanted) -> None:
             write_whole(file, before)
         raise RecipeError(problems)
     print(file.name)
-    session.say(f"check it:  rpo recipe check {file.name}")
-    session.say(f"next: rpo train-policy {file.name}:{objectives[-1]}")
+    session.say(f"one policy: rpo train-policy {file.name}:{objectives[-1]}")
+    session.say(f"next: rpo compare {file.name}")
 
 
 def _objectives(wanted: Wanted) -> list[str]:
     """The objectives that are asked for; without any, DPO beside what the teachers are good for."""
+    if wanted.reward_models and wanted.scores:
+        raise BadInput("--reward-model and --scores: the teachers are models or columns; name one of the two")
     if wanted.objectives is None:
-        return ["dpo", "e-dpo" if len(wanted.reward_models) > 1 else "d-dpo"]
+        return ["dpo", "e-dpo" if len(wanted.reward_models) + len(wanted.scores) > 1 else "d-dpo"]
     names = [name.strip() for name in wanted.objectives.split(",")]
     for name in names:
         if name not in OBJECTIVES:
             known = suggest(name, OBJECTIVES) or f"; there are {', '.join(OBJECTIVES)}"
             raise BadInput(f"--objective {name}: no such objective{known}")
     return list(dict.fromkeys(names))
+
+
+def _two_columns(text: str) -> list[str]:
+    columns = [part.strip() for part in text.split(",")]
+    if len(columns) != 2 or not all(columns):
+        raise BadInput(f"--scores {text}: expected two columns, such as score_chosen,score_rejected")
+    return columns
 
 
 def _named(option: str, name: str) -> str:
@@ -223,6 +236,7 @@ class Suite:
     objectives: Sequence[str]
     model: str
     teachers: Sequence[str]
+    scores: Sequence[Sequence[str]]
     oracle: str | None
     prompts: str | None
     found: Found
@@ -256,11 +270,12 @@ class Suite:
     @property
     def members(self) -> bool:
         """Whether an ensemble is trained on the pairs."""
-        return not self.teachers and any(OBJECTIVES[name].teacher == "ensemble" for name in self.objectives)
+        return self.trains_teachers and any(OBJECTIVES[n].teacher == "ensemble" for n in self.objectives)
 
     @property
     def trains_teachers(self) -> bool:
-        return not self.teachers and any(OBJECTIVES[name].teacher != "none" for name in self.objectives)
+        given = self.teachers or self.scores
+        return not given and any(OBJECTIVES[name].teacher != "none" for name in self.objectives)
 
     def text(self, data: Sequence[Line], fit: Fit) -> str:
         """The file."""
@@ -278,7 +293,8 @@ class Suite:
         head = (
             "# A suite in one file, written by `rpo init` from your data; change what you like.\n"
             f"# Check it: rpo recipe check {self.wanted.name}.yaml\n"
-            f"# Train with it: rpo train-policy {self.wanted.name}.yaml:{self.objectives[-1]}\n"
+            f"# Train one policy: rpo train-policy {self.wanted.name}.yaml:{self.objectives[-1]}\n"
+            f"# Train all of them and compare: rpo compare {self.wanted.name}.yaml\n"
             "# What each key means: docs/reference/recipes.md, or `rpo recipe show`.\n"
             "recipes:\n"
         )
@@ -356,10 +372,20 @@ class Suite:
         yield Line("extends", "policy.yaml")
         yield Line("objective", name)
         yield Line(declared.strength, 0.1, "smaller strays further from the reference; `rpo sweep` chooses")
-        if declared.teacher == "one":
+        if declared.teacher == "none":
+            return
+        if self.scores and declared.teacher == "one":
+            yield Line("teacher", "columns", "the scores beside your pairs")
+            yield Line("margin_columns", [self.scores[0]])
+        elif self.scores:
+            yield Line("margin_columns", list(self.scores), "the scores beside your pairs")
+        elif declared.teacher == "one":
             yield Line("reward_model", self.teachers[0] if self.teachers else "rm.yaml", "the teacher")
-        elif declared.teacher == "ensemble":
+        else:
             yield Line("ensemble", list(self.teachers) or "rm.yaml", "the teachers")
+        if self.wanted.reward_label is not None:
+            yield Line("reward_label", self.wanted.reward_label)
+        if declared.teacher == "ensemble":
             yield Line("ensemble_min", "example", "the min over them is taken for each pair")
             yield Line("calibration", "none", "with some hundred held-out pairs: temperature")
 
