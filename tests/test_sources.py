@@ -13,15 +13,16 @@ from conftest import PLAIN, manifest, rpo
 from published import comparison, post, prompt_of, write_jsonl, write_parquet
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Row
+from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.stages.data.ledger import Ledger
-from rpo_cli.stages.data.rows import read_rows
+from rpo_cli.stages.data.rows import find_rows, read_rows
 from rpo_cli.stages.data.sources import preference, tldr
 from rpo_cli.stages.data.sources.base import Pair
 from rpo_cli.stages.data.sources.hh import dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut
 from rpo_cli.stages.data.sources.records import split_of
 from rpo_cli.stages.data.sources.turns import EXPECTED
+from rpo_cli.stages.data.token_cache import TokenCache
 
 TABLES = ("sft_train", "sft_validation", "pairs", "pairs_validation", "prompts_validation", "prompts_test")
 Made = tuple[dict[str, list[Row]], dict[str, Any]]
@@ -864,6 +865,28 @@ def test_control_tokens_that_a_person_typed_are_told_from_those_that_a_template_
     (line,) = manifest(tmp_path / "runs", "seed-0/data")["warnings"]
     assert line.startswith("pairs: in 1 rows a message itself holds the control token </s>")
     assert f"({tmp_path / 'pairs.jsonl'}:7)" in line
+    rows[6]["chosen"][0]["content"] = "the dog again"
+    for row in rows[:3]:  # the template writes </s> between two messages of an answer
+        row["chosen"].append({"role": "assistant", "content": "it was late"})
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    tables, _ = make(tmp_path, recipe)
+    assert any("</s>" in row["chosen"] for row in tables["pairs"])
+    data = tmp_path / "runs/seed-0/data"
+    said: list[str] = []
+    tokenizer = load_tokenizer(tmp_path / "tokenizer", need_pad=False)
+    read = find_rows([data], "pairs", TokenCache(tmp_path / "runs"))
+    read.tokens(("chosen", "rejected"), tokenizer, "pairs", warn=said.append)
+    assert not any("control tokens" in line for line in said)
+    assert "warnings" not in manifest(tmp_path / "runs", "seed-0/data")
+    (data / "places/pairs.parquet").unlink()  # as an older version read them: nobody told of what was typed
+    read.tokens(("chosen", "rejected"), tokenizer, "pairs", warn=said.append)
+    assert any("control tokens inside a response: </s>" in line for line in said)
+
+
+def test_where_each_row_was_read_from_stands_beside_its_table(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p {n}", "chosen": f" the chosen {n}", "rejected": " r"} for n in range(60)]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    make(tmp_path, f"source: preference\ndataset: {tmp_path / 'pairs.jsonl'}\n")
     places = read_rows(tmp_path / "runs/seed-0/data/places/pairs.parquet")
     pairs = read_rows(tmp_path / "runs/seed-0/data/pairs.parquet")
     for row, found in zip(pairs, places, strict=True):

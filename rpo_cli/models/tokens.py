@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -136,19 +136,23 @@ def tokenise(
     return fitting(found, max_length, overlong, what)
 
 
-def odd_tokens(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def odd_tokens(
+    rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, templated: Collection[str] = ()
+) -> list[str]:
     """What to know of control tokens in the text of these rows, of a tokenizer that ends it, of ties: lines.
 
     In a response that is each but its last EOS. In a prompt, where a chat template marks turns with such
-    tokens, it is padding, a second BOS, and an EOS at the end.
+    tokens, it is padding, a second BOS, and an EOS at the end. templated: rows in whose responses a chat
+    template wrote them; those that a person typed there were told when the messages were read.
     """
     before, after = added(tokenizer)
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     special = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
     control = ({*special, *tokenizer.all_special_ids} - {tokenizer.unk_token_id}) | {bos, eos, pad}
     prompts = [(row.id, row.prompt_ids[len(before) :]) for row in rows]
+    responses = [(row.id, ids[:-1]) for row in rows if row.id not in templated for ids in row.responses]
     places = (
-        ("inside a response", [(row.id, ids[:-1]) for row in rows for ids in row.responses], control),
+        ("inside a response", responses, control),
         ("in a prompt", prompts, {pad, *({bos} & {*before})} - {eos}),
         ("at the end of a prompt", [(name, ids[-1:]) for name, ids in prompts], {eos}),
     )

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from rpo_cli.artifacts import Stage
-from rpo_cli.models import Row, TokenRow, encode, odd_tokens, views, without_end
+from rpo_cli.models import Row, TokenRow, encode, views, without_end
 from rpo_cli.recipes import Loaded
 from rpo_cli.runs.inspect_tokens import find_tokenizer, max_lengths
 from rpo_cli.runs.planner import Planner
@@ -172,7 +172,7 @@ def report_of(
         ties=bias.get("tie_share"),
         boundary_differs=float(differs.mean()) if columns else None,
         boundary_rows=len(differs),
-        odd=[rows.placed(line) for line in odd_tokens(tokens, tokenizer)],
+        odd=rows.odd(tokens, tokenizer),
     )
 
 

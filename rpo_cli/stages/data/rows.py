@@ -213,11 +213,19 @@ class Rows:
         except BadInput as error:
             raise BadInput(self.placed(str(error))) from None
         if warn is not None:
-            for line in odd_tokens(kept, tokenizer):
-                warn(self.placed(line))
+            for line in self.odd(kept, tokenizer):
+                warn(line)
             if len(kept) < (1 - FEW) * len(found):
                 warn(dropped(len(found) - len(kept), len(found), max_length))
         return kept
+
+    def odd(self, tokens: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """What to know of control tokens in these rows' texts; see `models.odd_tokens`."""
+        templated: set[str] = set()
+        if self.talks and (self.file.parent / PLACES / self.file.name).is_file():  # read from messages
+            said = pc.not_equal(pq.read_table(self.file, columns=[MESSAGES])[MESSAGES], "").to_numpy()
+            templated = {name for name, talked in zip(self.ids, said[self.places], strict=True) if talked}
+        return [self.placed(line) for line in odd_tokens(tokens, tokenizer, templated)]
 
     def placed(self, line: str) -> str:
         """A line in which rows that are named are found by file and line, where these are known."""
