@@ -252,7 +252,7 @@ EXPORTED = {"recipe", "rho", "seed", "overrides", "workspace", "device", "dry_ru
 
 
 @command(
-    "export", "--recipe e-dpo.yaml --rho 0.2 --to my-model", "--recipe own-data/dpo.yaml --to my-model "
+    "export", "e-dpo.yaml --rho 0.2 --to my-model", "own-data/dpo.yaml --to my-model "
     "--push anna/my-model --dtype bfloat16", takes=EXPORTED
 )  # fmt: skip
 def export(

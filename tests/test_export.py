@@ -140,7 +140,7 @@ def test_an_export_takes_no_place_that_holds_something_else(built: Tiny, tmp_pat
 @pytest.mark.parametrize(
     ("recipe", "arguments", "says"),
     [
-        ("dpo.yaml", [], "missing; first rpo train-policy --recipe"),
+        ("dpo.yaml", [], "missing; first rpo train-policy"),
         ("e-dpo.yaml", ["--rho", "0.4,0.5"], "one model at a time"),
         ("e-dpo.yaml", ["--adapter"], "has none; leave it out"),
         ("e-dpo.yaml", ["--private"], "--private goes with --push"),

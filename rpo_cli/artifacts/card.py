@@ -167,9 +167,16 @@ def _results(manifest: Manifest, evaluations: Sequence[Manifest]) -> Iterator[st
         yield "Not evaluated when this card was written. In training:\n"
     rows = [("in training", *row) for row in _measured(manifest["metrics"])] if not evaluations else []
     for evaluation in evaluations:
-        split = f"{evaluation['recipe']['split']} prompts"
-        rows += [(split, *row) for row in _measured(evaluation["metrics"])]
+        rows += [(_where(evaluation), *row) for row in _measured(evaluation["metrics"])]
     yield _table(("where", "measure", "value", "95 % interval"), rows)
+
+
+def _where(evaluation: Manifest) -> str:
+    """What an evaluation measured on, in words."""
+    if evaluation["kind"] == "held_out":
+        return "held-out pairs"
+    recipe = evaluation["recipe"]
+    return f"judge {recipe['model']}" if evaluation["kind"] == "judge" else f"{recipe['split']} prompts"
 
 
 def _measured(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
