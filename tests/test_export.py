@@ -73,7 +73,7 @@ def test_an_exported_card_has_the_evaluations_with_their_intervals(built: Tiny, 
     folder = exported(built, "e-dpo.yaml", tmp_path / "out/model")
     found = manifest(built.root, POLICY.replace("policies", "evaluations") + "/test")["metrics"]
     interval = f"{found['advantage_low']:.4g} to {found['advantage_high']:.4g}"
-    row = f"| test prompts | advantage | {found['advantage']:.4g} | {interval} |"
+    row = f"| 24 test prompts | advantage | {found['advantage']:.4g} | {interval} |"
     assert row in (folder / "README.md").read_text()
 
 

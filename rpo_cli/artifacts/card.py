@@ -173,18 +173,22 @@ def _results(manifest: Manifest, evaluations: Sequence[Manifest]) -> Iterator[st
 
 def _where(evaluation: Manifest) -> str:
     """What an evaluation measured on, in words."""
+    recipe, metrics = evaluation["recipe"], evaluation["metrics"]
     if evaluation["kind"] == "held_out":
-        return "held-out pairs"
-    recipe = evaluation["recipe"]
-    return f"judge {recipe['model']}" if evaluation["kind"] == "judge" else f"{recipe['split']} prompts"
+        return f"{metrics['rows']} held-out pairs"
+    if evaluation["kind"] == "judge":
+        return f"judge {recipe['model']}"
+    return f"{metrics.get('prompts', '')} {recipe['split']} prompts".strip()
 
 
-def _measured(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _measured(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and interval of each number, those with an interval first."""
+    rows = []
     for name, value in metrics.items():
-        stem = name.removesuffix("_mean")
-        low, high = metrics.get(f"{stem}_low"), metrics.get(f"{stem}_high")
+        low, high = (metrics.get(f"{name.removesuffix('_mean')}_{end}") for end in ("low", "high"))
         if isinstance(value, float) and not name.endswith(("_low", "_high")):
-            yield name, f"{value:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}"
+            rows.append((name, f"{value:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}"))
+    return sorted(rows, key=lambda row: not row[2])
 
 
 def _use(kind: str, place: str, origin: Origin, adapter: bool) -> Iterator[str]:
