@@ -198,7 +198,7 @@ def test_sft_on_4_bits_merges_into_the_whole_base(tiny: Tiny) -> None:
         ("rm.yaml", ("load_in_4bit=true",), "load_in_4bit needs use_peft: true"),
         ("dpo.yaml", ("use_peft=true", "use_bnb_nested_quant=true"), "no effect without load_in_4bit"),
         ("sft.yaml", FOUR, "a model from scratch has no weights to quantise"),
-        ("dpo.yaml", ("use_peft=true", "load_in_8bit=true"), "unknown key, did you mean load_in_4bit?"),
+        ("dpo.yaml", ("use_peft=true", "load_in_8bit=true"), "unknown key; write `load_in_4bit: true`"),
     ],
 )
 def test_4_bits_where_they_cannot_be_are_refused(
