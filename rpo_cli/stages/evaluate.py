@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report, write_json
 from rpo_cli.models import (
     TokenRow,
+    Tokens,
     load_causal,
     load_tokenizer,
     logps,
@@ -46,7 +47,8 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
     what = f"{job.path}: prompts_{recipe.split}"
     named = each.named(list(texts))
     rows = named.tokens((), tokenizer, what, recipe.max_length, recipe.overlong, report.warn)
-    talks = dict(zip(texts, each.conversations(()), strict=True)) if oracle.own else {}
+    told = each.conversations(()) if oracle.own else [{"prompt": text} for text in texts.values()]
+    talks = dict(zip(texts, told, strict=True))
     if oracle.own:  # prompts that its template refuses, before anything is sampled for them
         answered = [talks[row.id] | {"response": "."} for row in rows]
         read = oracle.rows([row.id for row in rows], answered, ("response",), what, report.warn)
@@ -75,7 +77,7 @@ def draw(
 ) -> pd.DataFrame:
     """num_samples samples for each prompt with oracle reward, log pi_theta and log pi_ref.
 
-    talks: the prompts by name, where the oracle reads them in its own way.
+    talks: the prompts by name, as the oracle reads them.
     """
 
     def loaded(load: Callable[..., PreTrainedModel], name: str) -> PreTrainedModel:
@@ -113,9 +115,8 @@ def draw(
         del reference
     names = [row.id for row in rows for _ in range(recipe.num_samples)]
     responses = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    if oracle.own:
-        both = zip(names, responses, strict=True)
-        whole = oracle.tokens([oracle.text(talks[name], response) for name, response in both])
+    if oracle.tokenizer is not tokenizer:
+        whole: Sequence[Tokens] = oracle.sequences([talks[name] for name in names], responses)
     else:
         whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     pad = pad_id(oracle.tokenizer)
