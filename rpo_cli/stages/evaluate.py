@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report, write_json
 from rpo_cli.models import (
     TokenRow,
+    Tokens,
     load_causal,
     load_tokenizer,
     logps,
@@ -48,9 +49,11 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
     what = f"{job.path}: prompts_{recipe.split}"
     named = each.named(list(texts))
     rows = named.tokens((), tokenizer, what, recipe.max_length, recipe.overlong, report.warn)
+    if oracle is not None:
+        told = each.conversations(()) if oracle.own else [{"prompt": text} for text in texts.values()]
+        talks = dict(zip(texts, told, strict=True))
     if oracle is not None and oracle.own:
         # Prompts that its template refuses are left out before anything is sampled for them.
-        talks = dict(zip(texts, each.conversations(()), strict=True))
         answered = [talks[row.id] | {"response": "."} for row in rows]
         read = oracle.rows([row.id for row in rows], answered, ("response",), what, report.warn)
         readable = {row.id for row in read}
@@ -79,7 +82,7 @@ def draw(
 ) -> pd.DataFrame:
     """num_samples samples for each prompt: log pi_theta, log pi_ref and, with an oracle, its reward.
 
-    talks: the prompts by name, where the oracle reads them in its own way.
+    talks: the prompts by name, as the oracle reads them.
     """
 
     def loaded(load: Callable[..., PreTrainedModel], name: str) -> PreTrainedModel:
@@ -119,11 +122,9 @@ def draw(
     responses = tokenizer.batch_decode(answers, skip_special_tokens=True)
     scored = {}
     if oracle is not None:
-        if oracle.own:
-            both = zip(names, responses, strict=True)
-            whole = oracle.tokens([oracle.text(talks[name], response) for name, response in both])
-        else:
-            whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        whole: Sequence[Tokens] = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        if oracle.tokenizer is not tokenizer:
+            whole = oracle.sequences([talks[name] for name in names], responses)
         pad = pad_id(oracle.tokenizer)
         scores = rewards(oracle.model, whole, pad, size, lambda n: report(2 * len(prompts) + n, total))
         scored = {"reward": scores.astype(np.float64)}

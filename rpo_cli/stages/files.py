@@ -269,9 +269,8 @@ class Scorer:
         if reading.own:
             found = iter(reading.tokens(flat) if flat else [])
         else:
-            prompts = encode("prompt", [text["prompt"] for text in flat], reading.tokenizer).to_pylist()
-            ends = encode("completion", [text["completion"] for text in flat], reading.tokenizer).to_pylist()
-            found = (prompt + end for prompt, end in zip(prompts, ends, strict=True))
+            sides = ([text[side] for text in flat] for side in ("prompt", "completion"))
+            found = iter(reading.as_here(*sides))
         rows = [None if row is None else [next(found) for _ in row] for row in texts]
         most = min(reading.most, reading.recipe.max_length)
         return [None if row is None or max(map(len, row), default=0) > most else row for row in rows]

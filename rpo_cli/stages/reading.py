@@ -21,7 +21,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from rpo_cli import devices
 from rpo_cli.artifacts import MANIFEST, positions_of
 from rpo_cli.errors import BadInput
-from rpo_cli.models import TokenRow, fitting, load_reward, load_tokenizer, same_tokens
+from rpo_cli.models import TokenRow, encode, fitting, load_reward, load_tokenizer, same_tokens
 from rpo_cli.recipes.schema import EvaluateRecipe, RelabelRecipe, ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, UNLIMITED, Rows
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, messages
@@ -133,6 +133,19 @@ class Reading:
         ]
         return found
 
+    def sequences(self, talks: Sequence[Conversation], responses: Sequence[str]) -> list[list[int]]:
+        """Tokens of prompts with their responses; where it does not read in its own way, those are texts."""
+        if self.own:
+            both = zip(talks, responses, strict=True)
+            return self.tokens([self.text(talk, response) for talk, response in both])
+        return self.as_here([talk["prompt"] for talk in talks], responses)
+
+    def as_here(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
+        """Tokens of prompt, response and EOS, as this pipeline trains."""
+        starts = encode("prompt", prompts, self.tokenizer).to_pylist()
+        ends = encode("response", responses, self.tokenizer).to_pylist()
+        return [start + end for start, end in zip(starts, ends, strict=True)]
+
     @cached_property
     def most(self) -> int:
         """How many tokens a row may have: as many as the model has positions, as far as its config says."""
@@ -196,10 +209,12 @@ def reading_of(
     return Reading(source, revision, recipe, tokenizer, own)
 
 
-def read_pairs(reading: Reading, pairs: Rows, what: str, warn: Warn) -> list[TokenRow]:
-    """The pairs of a table as the model reads them; those in its own way only where they fit max_length."""
+def read_pairs(
+    reading: Reading, pairs: Rows, what: str, warn: Warn, max_length: int = UNLIMITED
+) -> list[TokenRow]:
+    """The pairs of a table as the model reads them, those of at most max_length of its tokens."""
+    overlong = reading.recipe.overlong
     if reading.own:
         rows = reading.rows(pairs.ids, pairs.conversations(PAIR), PAIR, what, warn)
-        return fitting(rows, reading.recipe.max_length, reading.recipe.overlong, what)
-    recipe = reading.recipe
-    return pairs.tokens(PAIR, reading.tokenizer, what, recipe.max_length, recipe.overlong, warn)
+        return fitting(rows, max_length, overlong, what)
+    return pairs.tokens(PAIR, reading.tokenizer, what, max_length, overlong, warn)

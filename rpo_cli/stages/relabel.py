@@ -20,7 +20,7 @@ def run(job: Job[RelabelRecipe], report: Report) -> dict[str, Any]:
     human = rows_of(job, "pairs")
     revision = job.revisions.get("model")
     reading = reading_of(job.inputs["model"], recipe, revision, plain_as_here=True)
-    rows = read_pairs(reading, human, job.path, report.warn)
+    rows = read_pairs(reading, human, job.path, report.warn, recipe.max_length)
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     on_batch = partial(report, of=2 * len(rows))
     scores = pair_rewards(reading.model, rows, pad_id(reading.tokenizer), size, on_batch, shared=shared)

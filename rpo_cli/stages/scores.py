@@ -11,7 +11,7 @@ from rpo_cli.artifacts import Job, Report
 from rpo_cli.models import load_tokenizer, pad_id, pair_rewards
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
-from rpo_cli.stages.reading import reading_of
+from rpo_cli.stages.reading import read_pairs, reading_of
 
 
 def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
@@ -35,9 +35,8 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
         if reading is None:
             values = pairs.only(rows).numbers(job.options["columns"])
         else:
-            if reading.own:
-                kept = pairs.only(rows)
-                rows = reading.rows(kept.ids, kept.conversations(PAIR), PAIR, job.path, report.warn)
+            if reading.tokenizer is not policy:
+                rows = read_pairs(reading, pairs.only(rows), job.path, report.warn)
             on_batch, pad = partial(report, of=2 * len(rows)), pad_id(reading.tokenizer)
             values = pair_rewards(reading.model, rows, pad, size, on_batch, shared=shared)
         columns = {"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]}
