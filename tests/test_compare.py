@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from conftest import RHO, SEED, Tiny, manifest, once, rpo
 from fake_judge import FakeJudge
+from test_teachers import write as conversations
 from worlds import Plain, logp
 
 from rpo_cli.artifacts import read_json
@@ -354,3 +355,21 @@ def test_texts_of_a_report_are_texts_whatever_they_hold(found: dict[str, Any]) -
     page = Page(page_of(said))
     assert not page.all("script", "img")
     assert " ".join(page.texts).count("onerror=alert(2)") >= 5
+
+
+def test_conversations_foreign_teachers_and_columns_of_scores_are_compared_in_one_suite(
+    tmp_path: Path,
+) -> None:
+    world = conversations(tmp_path)
+    world.edit("evaluate.yaml", "num_prompts: 4")
+    columns = "teacher: columns\nmargin_columns: [[score_chosen, score_rejected]]\n"
+    (world.suite / "columns.yaml").write_text(f"extends: policy.yaml\n{columns}")
+    rpo("compare", world.suite, "--workspace", world.root)
+    said = json.loads(rpo("compare", world.suite, "--workspace", world.root, "--json").stdout)
+    teachers = {each["name"]: each["teachers"] for each in said["policies"]}
+    assert teachers["columns"] == ["columns score_chosen and score_rejected"]
+    assert teachers["policy"] == [str(world.suite / "judge")]
+    assert len(said["diagnosis"]["reward_models"]) >= 2
+    assert "advantage" in {measure["name"] for measure in said["measures"]}
+    page = " ".join(Page(page_of(said)).texts)
+    assert all(sample["prompt"].split()[-1] in page for sample in said["samples"])
