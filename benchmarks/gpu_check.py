@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,10 @@ def main() -> None:
                 results[name] = measure(section, check, where, forgiving=True)
             results = {each: results[each] for each in sections if each in results}
             file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-            (arguments.out / "gpu_check.md").write_text(report(results))
+            (arguments.out / "gpu_check.md").write_text(report(results, sections))
             if device == "cuda" and "error" in results[name] and todo[number:]:
                 go_on(left() / 60, todo[number:])
-    print(report(results))
+    print(report(results, sections))
 
 
 def missing(names: list[str], results: Results) -> list[str]:
@@ -121,10 +121,15 @@ def go_on(minutes: float, names: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu_check", *given])
 
 
-def report(results: Results) -> str:
-    """The table, and what failed."""
+def report(results: Results, names: Iterable[str]) -> str:
+    """The table, what failed, and what was not measured."""
+    lines = [table(results)] if results else []
     failed = [f"- {name}: {each['error']}" for name, each in results.items() if "error" in each]
-    return "\n".join([table(results), *(["", "Failed or not finished:", "", *failed] if failed else []), ""])
+    if failed:
+        lines += ["", "Failed or not finished:", "", *failed]
+    if left := [name for name in names if name not in results]:
+        lines += ["", f"Not measured: {', '.join(left)}"]
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -65,16 +66,13 @@ def figure(recipe: Path, folder: Path, device: str, seconds: float, jobs: int = 
     started = time.monotonic()
     with (folder / "figure.log").open("a") as log:
         process = subprocess.Popen(
-            [*command, "--out", str(folder / "figure")],
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-            start_new_session=True,
+            [*command, "--out", str(folder / "figure")], stdout=log, stderr=log, cwd=ROOT
         )
+        code: int | None = None
         try:
-            code: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(seconds)
+        finally:
             _stop(process)
     clock = folder / "figure_seconds.txt"
     took = time.monotonic() - started + (float(clock.read_text()) if clock.is_file() else 0.0)
@@ -106,6 +104,8 @@ def figure(recipe: Path, folder: Path, device: str, seconds: float, jobs: int = 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """As Ctrl-C would: what is done stays done."""
+    if process.poll() is not None:
+        return
     process.send_signal(signal.SIGINT)
     try:
         process.wait(30)

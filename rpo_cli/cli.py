@@ -37,8 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Robust preference optimisation: distil reward models into policies, pessimistically.",
-    epilog="Start: [bold]rpo train-policy --recipe e-dpo.yaml[/bold] builds everything it needs; "
-    "[bold]--dry-run[/bold] says what that is.",
+    epilog="Start: [bold]rpo demo[/bold], then [bold]rpo init[/bold] with your own pairs; "
+    "[bold]--dry-run[/bold] says what a command would build.",
 )
 recipe_app = typer.Typer(name="recipe", no_args_is_help=True, help="List, show and check recipes.")
 data_app = typer.Typer(name="data", no_args_is_help=True, help="Look at data before training on it.")
@@ -71,7 +71,7 @@ OUT = "Folder for pictures and results. Default: figures/ in the workspace."
 GAPS = "Train nothing; draw what there is and mark the gaps."
 TUNE = "First choose beta and tau on validation (the full protocol)."
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
-COMPARED = "Policy recipes, or a suite: all its policies."
+COMPARED = "Policy recipes, or suites (a folder, one file): all their policies."
 AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
 SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
 KEPT = "What `rpo compare --json` printed; builds nothing."
@@ -144,13 +144,14 @@ def init(
     Reads the pairs, counts what is left out, holds out prompts to evaluate on, and sets lengths, steps and
     batches. Prints the next command.
     """
-    from rpo_cli.runs.init import Wanted, init
+    from rpo_cli.runs.init import init
+    from rpo_cli.runs.own_suite import Wanted
 
     given = (name, pairs, model, reward_model or [], reward_label, scores or [])
     init(session, Wanted(*given, objective, oracle, sft, prompts, epochs, lora, overwrite))
 
 
-@command("train-sft", "--recipe miniature/sft.yaml", takes=ONE, recipe="sft.yaml")
+@command("train-sft", "miniature/sft.yaml", takes=ONE, recipe="sft.yaml")
 def train_sft(session: "Session", costs: Costs) -> None:
     """Fine-tune on written responses: makes pi_SFT, the reference policy."""
     from rpo_cli.runs.make import build
@@ -160,10 +161,10 @@ def train_sft(session: "Session", costs: Costs) -> None:
 
 MEMBERS = "Train the ensemble's members, one on each subset D_rho,b."
 DIAGNOSED = "Diagnose the members of a reward recipe's ensemble."
-RHO_02 = "--recipe rm.yaml --rho 0.2 --ensemble --jobs 2"
+RHO_02 = "rm.yaml --rho 0.2 --ensemble --jobs 2"
 
 
-@command("train-rm", "--recipe oracle.yaml", RHO_02, takes=EVERY, recipe="rm.yaml")
+@command("train-rm", "oracle.yaml", RHO_02, takes=EVERY, recipe="rm.yaml")
 def train_rm(
     session: "Session",
     costs: Costs,
@@ -176,7 +177,7 @@ def train_rm(
     build(session, "reward", following, members=ensemble, costs=costs)
 
 
-@command("sample-pairs", "--recipe small/pairs.yaml", takes=ONE, recipe="pairs.yaml")
+@command("sample-pairs", "small/pairs.yaml", takes=ONE, recipe="pairs.yaml")
 def sample_pairs(session: "Session") -> None:
     """Make preference pairs of a model's own samples:
     two of a prompt, or what people wrote against one of them.
@@ -186,7 +187,7 @@ def sample_pairs(session: "Session") -> None:
     build(session, "pairs", ("rpo relabel", "relabel.yaml", ""))
 
 
-@command("relabel", "--recipe relabel.yaml", takes=ONE, recipe="relabel.yaml")
+@command("relabel", "relabel.yaml", takes=ONE, recipe="relabel.yaml")
 def relabel(session: "Session") -> None:
     """Replace human labels by the oracle's preference, with both scores kept."""
     from rpo_cli.runs.make import build
@@ -194,9 +195,7 @@ def relabel(session: "Session") -> None:
     build(session, "relabel", ("rpo make-biased-splits", "splits.yaml", " --rho all"))
 
 
-@command(
-    "make-biased-splits", "--recipe splits.yaml --rho all", takes=EVERY - {"wandb"}, recipe="splits.yaml"
-)
+@command("make-biased-splits", "splits.yaml --rho all", takes=EVERY - {"wandb"}, recipe="splits.yaml")
 def make_biased_splits(session: "Session") -> None:
     """Draw D_rho, in which the longer response is preferred in a share rho of the pairs,
     and the ensemble's subsets.
@@ -206,14 +205,14 @@ def make_biased_splits(session: "Session") -> None:
     build(session, "splits", ("rpo train-rm", "rm.yaml", f"{session.at} --ensemble"))
 
 
-@command("train-policy", "--recipe e-dpo.yaml --rho 0.2", takes=EVERY, text=TRAIN_POLICY)
+@command("train-policy", "e-dpo.yaml --rho 0.2", takes=EVERY, text=TRAIN_POLICY)
 def train_policy(session: "Session", costs: Costs) -> None:
     from rpo_cli.runs import make
 
     make.train_policy(session, costs)
 
 
-@command("evaluate", "--recipe e-dpo.yaml --rho 0.2 --split test", takes=EVERY)
+@command("evaluate", "e-dpo.yaml --rho 0.2 --split test", takes=EVERY)
 def evaluate(
     session: "Session",
     costs: Costs,
@@ -229,7 +228,7 @@ def evaluate(
     make.evaluate(session, split, costs)
 
 
-@command("judge", "--recipe own-data/dpo.yaml --model gpt-4.1-mini", takes=EVERY - {"accelerate"})
+@command("judge", "own-data/dpo.yaml --model gpt-4.1-mini", takes=EVERY - {"accelerate"})
 def judge(
     session: "Session",
     split: Annotated[Split, Option(help="Whose samples.")] = "test",
@@ -252,7 +251,7 @@ EXPORTED = {"recipe", "rho", "seed", "overrides", "workspace", "device", "dry_ru
 
 
 @command(
-    "export", "--recipe e-dpo.yaml --rho 0.2 --to my-model", "--recipe own-data/dpo.yaml --to my-model "
+    "export", "e-dpo.yaml --rho 0.2 --to my-model", "own-data/dpo.yaml --to my-model "
     "--push anna/my-model --dtype bfloat16", takes=EXPORTED
 )  # fmt: skip
 def export(
@@ -367,7 +366,7 @@ def _numbers(text: str | None) -> list[int] | None:
     return found
 
 
-@command("sweep", "--recipe figure2.yaml --rho all --seeds 0,1,2 --jobs 2", takes=FIGURE, rho="all")
+@command("sweep", "figure2.yaml --rho all --seeds 0,1,2 --jobs 2", takes=FIGURE, rho="all")
 def sweep(
     session: "Session",
     costs: Costs,
@@ -395,9 +394,7 @@ Sweep = Annotated[bool, Option("--sweep", help=SWEEP)]
 COMPARE = "miniature/dpo.yaml miniature/d-dpo.yaml miniature/e-dpo.yaml"
 
 
-@command(
-    "compare", f"{COMPARE} --rho 0.2 --seeds 0,1,2 --jobs 2", "recipes/own-data", takes=FIGURE - {"recipe"}
-)
+@command("compare", f"{COMPARE} --rho 0.2 --seeds 0,1,2 --jobs 2", takes=COMPARING)
 def compare(
     session: "Session",
     costs: Costs,
@@ -444,7 +441,7 @@ def report(
 
 def _figure(kind: str, text: str, recipe: str, *more: str) -> None:
     """Add `rpo figure KIND`, whose recipe is this one unless another is given; `more`: examples."""
-    example = f"--recipe miniature/{recipe} --jobs 2"
+    example = f"miniature/{recipe} --jobs 2"
 
     @add_command(figure_app, kind, example, *more, takes=FIGURE, text=text, recipe=recipe)
     def run(
@@ -528,7 +525,7 @@ def recipe_schema(out: Annotated[Path | None, Option(help="File to write; defaul
 @add_command(
     data_app,
     "inspect",
-    "--recipe splits.yaml --rho 0.2",
+    "splits.yaml --rho 0.2",
     takes=EVERY - {"device", "dry_run", "force", "jobs", "wandb", "accelerate"},
     recipe="data.yaml",
 )
@@ -546,7 +543,7 @@ def data_inspect(
 @add_command(
     data_app,
     "fetch",
-    "--recipe tldr/figure2.yaml",
+    "tldr/figure2.yaml",
     takes={"recipe", "overrides", "workspace", "dry_run", "as_json"},
 )
 def data_fetch(session: "Session") -> None:
@@ -560,8 +557,8 @@ def data_fetch(session: "Session") -> None:
 
 @command(
     "diagnose",
-    "--recipe d-dpo.yaml --rho 0.2",
-    "--recipe rm.yaml --rho 0.2 --ensemble",
+    "d-dpo.yaml --rho 0.2",
+    "rm.yaml --rho 0.2 --ensemble",
     takes=EVERY - {"force", "wandb", "accelerate"},
 )
 def diagnose(
@@ -578,9 +575,7 @@ def diagnose(
     make.diagnose(session, members=ensemble)
 
 
-@command(
-    "status", "--recipe figure2.yaml", takes={"recipe", "seed", "workspace", "as_json"}, recipe="figure2.yaml"
-)
+@command("status", "figure2.yaml", takes={"recipe", "seed", "workspace", "as_json"}, recipe="figure2.yaml")
 def status(session: "Session") -> None:
     """What is in the workspace, what a recipe would rebuild, and why."""
     from rpo_cli.figures import show_status

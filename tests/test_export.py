@@ -22,6 +22,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rpo_cli.artifacts import hash_path, origin_of, portable
 from rpo_cli.objectives import E_DPO
 from rpo_cli.recipes.schema import KINDS
 
@@ -73,8 +74,18 @@ def test_an_exported_card_has_the_evaluations_with_their_intervals(built: Tiny, 
     folder = exported(built, "e-dpo.yaml", tmp_path / "out/model")
     found = manifest(built.root, POLICY.replace("policies", "evaluations") + "/test")["metrics"]
     interval = f"{found['advantage_low']:.4g} to {found['advantage_high']:.4g}"
-    row = f"| test prompts | advantage | {found['advantage']:.4g} | {interval} |"
+    row = f"| 24 test prompts | advantage | {found['advantage']:.4g} | {interval} |"
     assert row in (folder / "README.md").read_text()
+
+
+def test_a_card_names_every_input_that_no_recipe_makes_by_its_content(built: Tiny) -> None:
+    teacher = built.root / RHO / "rm/b-0.2"
+    origin = origin_of(built.stage("e-dpo.yaml", f"ensemble=[{teacher}]", "calibration=none"))
+    assert origin["inputs"] == {portable(str(teacher)): hash_path(teacher)}
+    assert origin["start"] == "seed-0/sft" and origin["base"] == [] and origin["hub"] == {}
+    assert origin["recipes"]["e-dpo"]["ensemble"] == [portable(str(teacher))]
+    home = Path.home()
+    assert portable(f"{home}/pairs.jsonl") == "~/pairs.jsonl" and portable("anna/model") == "anna/model"
 
 
 # ── Folders ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -108,6 +119,7 @@ def test_an_adapter_is_exported_alone_and_loads_on_its_base(tiny: Tiny, tmp_path
     assert (
         card.data.library_name == "peft" and "PeftModel" in card.text and "More Information" not in card.text
     )
+    assert 'base = AutoModelForCausalLM.from_pretrained("seed-0/sft")' in card.text
     folder = exported(tiny, "dpo.yaml", tmp_path / "adapter", *LORA, "--adapter")
     assert not (folder / "model.safetensors").exists()
     base = AutoModelForCausalLM.from_pretrained(tiny.root / "seed-0/sft")
@@ -140,7 +152,7 @@ def test_an_export_takes_no_place_that_holds_something_else(built: Tiny, tmp_pat
 @pytest.mark.parametrize(
     ("recipe", "arguments", "says"),
     [
-        ("dpo.yaml", [], "missing; first rpo train-policy --recipe"),
+        ("dpo.yaml", [], "missing; first rpo train-policy"),
         ("e-dpo.yaml", ["--rho", "0.4,0.5"], "one model at a time"),
         ("e-dpo.yaml", ["--adapter"], "has none; leave it out"),
         ("e-dpo.yaml", ["--private"], "--private goes with --push"),

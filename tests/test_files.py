@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -205,14 +206,18 @@ def test_a_prompt_has_the_same_samples_wherever_it_stands_and_they_can_be_scored
     assert all(len(row["rewards"]) == 2 for row in lines(scored))
 
 
+@pytest.mark.parametrize("exported", [False, True])
 def test_a_reward_model_of_this_pipeline_reads_files_as_it_read_its_pairs(
-    built: Tiny, tmp_path: Path
+    exported: bool, built: Tiny, tmp_path: Path
 ) -> None:
+    judge = Path(shutil.copytree(built.root / RHO / "rm/b-0.5", tmp_path / "judge"))
+    if exported:
+        (judge / "manifest.json").rename(judge / "rpo_recipe.yaml")
     scores = pd.read_parquet(built.root / RHO / "scores/rm/b-0.5/train.parquet").set_index("id")
     rows = [row for row in pairs_of(built.root, f"{RHO}/splits", "train") if row["id"] in scores.index]
     texts = [{name: row[name] for name in ("id", "prompt", "chosen", "rejected")} for row in rows]
     file = write_jsonl(tmp_path / "pairs.jsonl", texts)
-    rpo("score", file, "--model", built.root / RHO / "rm/b-0.5", *CPU)
+    rpo("score", file, "--model", judge, *CPU)
     found = pd.DataFrame(lines(tmp_path / "pairs.scored.jsonl")).set_index("id").loc[scores.index]
     for side in ("chosen", "rejected"):
         assert found[f"reward_{side}"].to_list() == pytest.approx(scores[side].to_list(), abs=1e-5)

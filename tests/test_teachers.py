@@ -9,13 +9,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import PLAIN, Tiny, manifest, weights
+from conftest import PLAIN, RHO, Tiny, manifest, pairs_of, weights
 from foreign import model_of, plainly
 from preparing import WORDS
 from published import write_jsonl
 from transformers import AutoTokenizer
+from worlds import Plain, reward
 
+from rpo_cli.artifacts import Stage, Workspace, job_of
 from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.runs.work import run_job
 from rpo_cli.stages.reading import as_turns, reading_of
 
 SETTINGS = "max_length: 400\n"
@@ -291,3 +294,26 @@ def test_pairs_that_are_made_of_prompts_keep_their_conversations(talks: Tiny) ->
         assert told == {
             side: [{"role": "assistant", "content": getattr(row, side)}] for side in ("chosen", "rejected")
         }
+
+
+def test_a_reward_model_trained_here_on_other_tokens_reads_the_texts_with_its_own(tiny: Tiny) -> None:
+    folder = tiny.root / RHO / "rm/b-0.2"
+    content = json.loads((folder / "tokenizer.json").read_text())
+    words = content["model"]["vocab"]
+    one, two = list(words)[-2:]
+    words[one], words[two] = words[two], words[one]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    stage = tiny.stage("e-dpo.yaml").inputs["scores/0.2"]
+    assert isinstance(stage, Stage)
+    run_job(job_of(stage, Workspace(tiny.root, tiny.suite.name), {}, force=True), lambda step, of: None)
+    scores = pd.read_parquet(tiny.root / stage.path / "train.parquet")
+    texts = {row["id"]: row for row in pairs_of(tiny.root, f"{RHO}/splits", "train")}
+    plain, tokenizer = Plain(tiny.root), AutoTokenizer.from_pretrained(folder)
+    plain.__dict__["tokenizer"] = tokenizer
+    model = plain.reward_model(folder)
+    for side in ("chosen", "rejected"):
+        asked = [
+            (plain.prompt(texts[row]["prompt"]), plain.response(texts[row][side])) for row in scores["id"]
+        ]
+        found = [reward(model, *each) for each in asked]
+        assert scores[side].to_list() == pytest.approx(found, abs=1e-4)

@@ -79,9 +79,11 @@ def write_card(
     kind, recipe = manifest["kind"], manifest["recipe"]
     objective = [recipe["objective"]] if "objective" in recipe else []
     made_by = {"rpo": manifest["rpo"], "versions": manifest["versions"], "device": manifest["device"]}
-    made = {name: value for name, value in origin.items() if name not in ("recipes", "base", "datasets")}
+    kept = ("target", "member", "inputs", "hub")
+    made = {name: value for name, value in origin.items() if name in kept}
+    bases = [name for name in origin["base"] if not adapter or name == origin["start"]]
     head = ModelCardData(
-        base_model=[name for name in origin["base"] if name not in origin["inputs"]] or None,
+        base_model=[name for name in bases if name not in origin["inputs"]] or None,
         datasets=[name for name in origin["datasets"] if name not in origin["inputs"]] or None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-classification" if kind == "reward" else "text-generation",
@@ -92,7 +94,7 @@ def write_card(
         name=origin["target"],
         what=_what(manifest),
         rpo=manifest["rpo"],
-        settings=_table(("setting", "value"), _settings(manifest, origin)),
+        settings=_table(("setting", "value"), _settings(manifest, origin, adapter)),
         data="\n".join([*_data(origin, tables), ""]),
         results="\n".join(_results(manifest, evaluations)),
         use="\n".join([*_use(kind, place, origin, adapter), ""]),
@@ -120,7 +122,7 @@ def _what(manifest: Manifest) -> str:
     )
 
 
-def _settings(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, str]]:
+def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tuple[str, str]]:
     """What decides the result, in the order in which one would ask."""
     recipe = manifest["recipe"]
     yield "base model", f"`{origin['base'][0]}`" if origin["base"] else "none, trained from scratch"
@@ -144,7 +146,10 @@ def _settings(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, str]]:
         yield "rows", f"{metrics['rows']:,}; {metrics.get('dropped', 0):,} left out, longer than max_length"
     if recipe["use_peft"]:
         bits = ", base in 4 bits" if recipe.get("load_in_4bit") else ""
-        yield "LoRA", f"r = {recipe['lora_r']}, alpha = {recipe['lora_alpha']}{bits}; merged here"
+        yield (
+            "LoRA",
+            f"r = {recipe['lora_r']}, alpha = {recipe['lora_alpha']}{bits}{'' if adapter else '; merged'}",
+        )
     yield "seeds", ", ".join(f"{name} {seed}" for name, seed in manifest["seeds"].items())
 
 
@@ -167,32 +172,44 @@ def _results(manifest: Manifest, evaluations: Sequence[Manifest]) -> Iterator[st
         yield "Not evaluated when this card was written. In training:\n"
     rows = [("in training", *row) for row in _measured(manifest["metrics"])] if not evaluations else []
     for evaluation in evaluations:
-        split = f"{evaluation['recipe']['split']} prompts"
-        rows += [(split, *row) for row in _measured(evaluation["metrics"])]
+        rows += [(_where(evaluation), *row) for row in _measured(evaluation["metrics"])]
     yield _table(("where", "measure", "value", "95 % interval"), rows)
 
 
-def _measured(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _where(evaluation: Manifest) -> str:
+    """What an evaluation measured on, in words."""
+    recipe, metrics = evaluation["recipe"], evaluation["metrics"]
+    if evaluation["kind"] == "held_out":
+        return f"{metrics['rows']} held-out pairs"
+    if evaluation["kind"] == "judge":
+        return f"judge {recipe['model']}"
+    return f"{metrics.get('prompts', '')} {recipe['split']} prompts".strip()
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and interval of each number, those with an interval first."""
+    rows = []
     for name, value in metrics.items():
-        stem = name.removesuffix("_mean")
-        low, high = metrics.get(f"{stem}_low"), metrics.get(f"{stem}_high")
+        low, high = (metrics.get(f"{name.removesuffix('_mean')}_{end}") for end in ("low", "high"))
         if isinstance(value, float) and not name.endswith(("_low", "_high")):
-            yield name, f"{value:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}"
+            rows.append((name, f"{value:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}"))
+    return sorted(rows, key=lambda row: not row[2])
 
 
 def _use(kind: str, place: str, origin: Origin, adapter: bool) -> Iterator[str]:
     auto = SEQ if kind == "reward" else "AutoModelForCausalLM"
     more = ", num_labels=1" if kind == "reward" else ""
-    base = origin["base"][0] if origin["base"] else "the base model"
     yield "```python"
     yield f"from transformers import {auto}, AutoTokenizer\n"
     yield f'tokenizer = AutoTokenizer.from_pretrained("{place}")'
     if adapter:
         yield "from peft import PeftModel\n"
-        yield f'base = {auto}.from_pretrained("{base}"{more})'
+        yield f'base = {auto}.from_pretrained("{origin["start"]}"{more})'
         yield f'model = PeftModel.from_pretrained(base, "{place}")'
     else:
         yield f'model = {auto}.from_pretrained("{place}")'
     yield "```"
+    if adapter and origin["start"] not in origin["base"]:
+        yield f"\n`{origin['start']}` is a model that was trained before, and has a card of its own."
     if kind != "reward" and not adapter:
         yield f"\nvLLM serves the same folder: `vllm serve {place}`."

@@ -30,7 +30,8 @@ class Origin(TypedDict):
 
     target: its recipe's name among `recipes`. member: of a reward model's ensemble. recipes: their keys that
     are not at their defaults. inputs: files and folders with their content; hub: names with their
-    commits, as a lock file has them. base: what training began with; datasets: where rows came from.
+    commits, as a lock file has them. start: what this training began with, an artifact perhaps; base: what
+    all trainings began with; datasets: where rows came from.
     """
 
     target: str
@@ -38,14 +39,17 @@ class Origin(TypedDict):
     recipes: dict[str, dict[str, Any]]
     inputs: dict[str, str]
     hub: dict[str, dict[str, str]]
+    start: str
     base: list[str]
     datasets: list[str]
 
 
 def origin_of(stage: Stage) -> Origin:
     """What a stage's model will be made of."""
-    chain = [each for each in walk([stage]) if each.kind in schema.MODELS]
-    outside = [needed for each in chain for needed in each.inputs.values() if isinstance(needed, External)]
+    below = walk([stage])
+    chain = [each for each in below if each.kind in schema.MODELS]
+    outside = [needed for each in below for needed in each.inputs.values() if isinstance(needed, External)]
+    start = stage.inputs.get("model")
     files = {
         portable(file): str(each.options["files"][table])
         for each in chain
@@ -60,6 +64,7 @@ def origin_of(stage: Stage) -> Origin:
         "recipes": {each.source.stem: _body(each) for each in chain},
         "inputs": files | {portable(each.reference): each.key for each in outside if not each.on_hub},
         "hub": hub,
+        "start": portable(start.reference) if isinstance(start, External) else start.path if start else "",
         "base": [portable(needed.reference) for needed in _bases(stage)],
         "datasets": sorted({portable(each.reference) for each in outside if each.use == "dataset"}),
     }

@@ -38,7 +38,7 @@ class Comparing:
 
 def run_compare(session: Session, asked: Comparing) -> None:
     """Build what is missing, then print one table, or with --json all that a report is made of."""
-    found = compared(session, asked)
+    found = compared(session, asked, whole=session.as_json)
     if found is None:
         return
     if session.as_json:
@@ -49,10 +49,10 @@ def run_compare(session: Session, asked: Comparing) -> None:
         session.out.print(note, highlight=False, soft_wrap=True)
 
 
-def compared(session: Session, asked: Comparing) -> dict[str, Any] | None:
+def compared(session: Session, asked: Comparing, *, whole: bool) -> dict[str, Any] | None:
     """Numbers, and where each comes from, of policies that are built where they are missing.
 
-    None on a dry run, which prints the plan.
+    None on a dry run, which prints the plan. `whole`: with all else that a report shows.
     """
     from rpo_cli.figures.evidence import evidence
     from rpo_cli.figures.numbers import numbers
@@ -66,8 +66,8 @@ def compared(session: Session, asked: Comparing) -> dict[str, Any] | None:
     if against not in (*maker.variants, BASELINE):
         raise BadInput(f"--against {against}: compared are {', '.join((*maker.variants, BASELINE))}")
     recipe = cast(schema.PolicyRecipe, first.recipe)
-    whole = (list(maker.variants), [recipe.rho], [recipe.seed])
-    selection = select(whole, None, asked.seeds, asked.budget)
+    everything = (list(maker.variants), [recipe.rho], [recipe.seed])
+    selection = select(everything, None, asked.seeds, asked.budget)
     grids = maker.grids(selection.policies) if asked.sweep else {}
     selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
     if session.dry_run:
@@ -87,7 +87,7 @@ def compared(session: Session, asked: Comparing) -> dict[str, Any] | None:
     workspace = session.make(read_by(cells), recipe.suite)
     found = {
         **numbers(cells, workspace, selection, against, asked.sweep),
-        **evidence(cells, workspace, selection.seeds[0]),
+        **(evidence(cells, workspace, selection.seeds[0]) if whole else {}),
         "left_out": lost,
     }
     return cast(dict[str, Any], json.loads(json.dumps(found, sort_keys=True)))  # as --json prints it

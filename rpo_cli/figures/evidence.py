@@ -12,6 +12,7 @@ from rpo_cli.artifacts import MANIFEST, Manifest, Stage, Workspace, walk
 from rpo_cli.figures.cells import Cell, read_by
 from rpo_cli.figures.gather import read
 from rpo_cli.figures.results import plain
+from rpo_cli.runs.session import planner_for
 
 CURVES = (  # the first panels of the learning curves; then whatever else training logged
     "loss", "rewards/accuracies", "rewards/margins", "kl_to_reference", "losses/preference",
@@ -31,6 +32,7 @@ def evidence(cells: Sequence[Cell], workspace: Workspace, seed: int) -> dict[str
         "curves": list(_curves(cells, workspace)),
         "samples": _samples([cell for cell in cells if cell.seed == seed], workspace, seed),
         "data": _metrics(stages, found, TABLES),
+        "diagnosis": _diagnosis([cell for cell in cells if cell.seed == seed], workspace),
         "reward_models": _metrics(stages, found, MODELS),
         "costs": _costs(stages, found),
         "made_with": _made_with(found),
@@ -52,6 +54,22 @@ def _metrics(
         for stage in stages
         if stage.kind in kinds and stage.path in found
     ]
+
+
+def _diagnosis(cells: Sequence[Cell], workspace: Workspace) -> dict[str, Any]:
+    """What pairs prefer and what teachers know of them, as `rpo diagnose` finds it; builds nothing."""
+    from rpo_cli.runs.diagnose import look
+
+    scores: dict[str, Stage] = {}
+    planner = planner_for(cells[0].loaded)
+    for cell in cells:
+        data, own = planner.diagnosis(cell.loaded)
+        for name, stage in own.items():
+            if workspace.why_stale(stage.path, stage.identity) is None:
+                scores[name if name == "oracle" else stage.path.split("/scores/")[-1]] = stage
+    return look(workspace, planner, cells[0].loaded, data, scores).json | {
+        "manifest": f"{data.path}/{MANIFEST}"
+    }
 
 
 def _costs(stages: Sequence[Stage], found: dict[str, Manifest]) -> list[dict[str, Any]]:

@@ -201,7 +201,11 @@ def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[s
     def named(node: Any) -> str:
         return node.path if isinstance(node, Stage) else str(node.reference)
 
-    scores = [node for key, node in stage.inputs.items() if key.startswith("scores/")]
+    def teacher(scores: Stage) -> str:
+        columns = scores.options.get("columns")
+        return named(scores.inputs["model"]) if columns is None else f"columns {' and '.join(columns)}"
+
+    scores = [cast(Stage, node) for key, node in stage.inputs.items() if key.startswith("scores/")]
     strength, value = cell.strength
     return {
         "name": name,
@@ -212,7 +216,7 @@ def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[s
         "scale": recipe.reward_scale,
         "base": named(stage.inputs["model"]),
         "pairs": named(stage.inputs["data"]),
-        "teachers": [named(node.inputs["model"]) for node in scores if isinstance(node, Stage)],
+        "teachers": [teacher(node) for node in scores],
     }
 
 

@@ -47,7 +47,7 @@ def run_report(session: Session, asked: Comparing, kept: Path | None, out: Path)
     if out.is_dir():
         raise BadInput(f"--out {out}: is a folder; name the file, such as {out / 'report.html'}")
     require_folder(out.parent)
-    found = read_kept(kept) if kept is not None else compared(session, asked)
+    found = read_kept(kept) if kept is not None else compared(session, asked, whole=True)
     if found is not None:
         publish(out, page_of(found).encode())
         session.out.print(str(out), highlight=False, soft_wrap=True)

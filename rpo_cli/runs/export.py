@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import file_digest
 from pathlib import Path
 from typing import Literal
@@ -29,7 +31,7 @@ from rpo_cli.artifacts import (
     write_json,
 )
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.recipes import Loaded, RecipeError, article, schema
+from rpo_cli.recipes import Loaded, RecipeError, article, schema, short_name
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session, planner_for
 from rpo_cli.text import first_line
@@ -80,7 +82,8 @@ def export(session: Session, wanted: Wanted) -> None:
         return
     source = workspace.root / stage.path
     if why is not None:
-        command = f"{schema.KINDS[stage.kind].command} --recipe {session.recipe}{session.at}"
+        changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
+        command = f"{schema.KINDS[stage.kind].command} {short_name(loads[0].path)}{session.at}{changed}"
         raise BadInput(f"{source}: {why}; first {command}")
     _check(wanted, stage, workspace)
     for file, reason in damaged_files(source):
@@ -144,10 +147,17 @@ def _check(wanted: Wanted, stage: Stage, workspace: Workspace) -> None:
 
 
 def _evaluations(planner: Planner, loaded: Loaded, workspace: Workspace) -> Iterator[Manifest]:
-    """The evaluations of a policy that are there and up to date."""
-    for split in ("validation", "test") if loaded.recipe.stage == "policy" else ():
+    """What was measured of a policy, as far as it is there and up to date."""
+    if loaded.recipe.stage != "policy":
+        return
+    for plan in (
+        partial(planner.held_out, loaded),
+        partial(planner.evaluation, loaded, "validation"),
+        partial(planner.evaluation, loaded, "test"),
+        partial(planner.judgement, loaded, "test"),
+    ):
         with suppress(RecipeError, BadInput):  # no recipe to evaluate with: then nobody did
-            stage = planner.evaluation(loaded, split)
+            stage = plan()
             snapshots.pin([stage], workspace)
             if workspace.why_stale(stage.path, stage.identity) is None:
                 yield workspace.finished(stage.path)

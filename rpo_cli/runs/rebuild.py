@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from rpo_cli.artifacts import CARD, RECIPES, Workspace, hash_path, read_json, ve
 from rpo_cli.artifacts.snapshots import lock_file
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import load
-from rpo_cli.recipes.yaml_lines import Dumper
 from rpo_cli.runs.export import WEIGHTS, sha256
 from rpo_cli.runs.session import Session, planner_for
 
@@ -30,28 +28,25 @@ def rebuild(session: Session, card: Path) -> None:
         RunFailed: the weights differ.
     """
     card = card / CARD if card.is_dir() else card
-    made, recipes = _head(card), _recipes(card.with_name(RECIPES))
-    if made["target"] not in recipes:
-        raise BadInput(f"{card.with_name(RECIPES)}: has no recipe {made['target']}, which {CARD} names")
+    made = _head(card)
     if wrong := list(_changed_inputs(card, made["inputs"])):
         raise BadInput("\n".join(wrong))
     for name, version in versions().items():
         if (then := made["versions"].get(name)) not in (None, version):
             session.say(f"note: made with {name} {then}, this is {version}: the last bits may differ")
-    with tempfile.TemporaryDirectory(prefix="rpo-rebuild-") as place:
-        for name, recipe in recipes.items():
-            (Path(place) / f"{name}.yaml").write_text(yaml.dump(recipe, Dumper=Dumper, sort_keys=False))
-        loaded = load(str(Path(place) / f"{made['target']}.yaml"), flags={"device": session.device})
-        planner, suite = planner_for(loaded), loaded.recipe.suite
-        session = replace(session, workspace=session.workspace or Path("runs") / f"{suite}-rebuilt")
-        workspace = session.open(suite)
-        if not session.dry_run:
-            _pin(made["hub"], workspace)
-        targets = planner.members(loaded) if "member" in made else [planner.build(loaded)]
-        stage = next(each for each in targets if each.options.get("member") == made.get("member"))
-        session.make([stage], suite)
-        if not session.dry_run:
-            _compare(made.get("weights"), workspace.root / stage.path, session)
+    loaded = load(f"{card.with_name(RECIPES).absolute()}:{made['target']}", flags={"device": session.device})
+    planner, suite = planner_for(loaded), loaded.recipe.suite
+    session = replace(session, workspace=session.workspace or Path("runs") / f"{suite}-rebuilt")
+    workspace = session.open(suite)
+    if not session.dry_run:
+        _pin(made["hub"], workspace)
+    targets = planner.members(loaded) if "member" in made else [planner.build(loaded)]
+    stage = next((each for each in targets if each.options.get("member") == made.get("member")), None)
+    if stage is None:
+        raise BadInput(f"{card}: {RECIPES} has no member {made['member']} of {made['target']}")
+    session.make([stage], suite)
+    if not session.dry_run:
+        _compare(made.get("weights"), workspace.root / stage.path, session)
 
 
 def _head(card: Path) -> dict[str, Any]:
@@ -66,19 +61,6 @@ def _head(card: Path) -> dict[str, Any]:
     if not isinstance(made, dict) or not all(isinstance(made.get(name), dict) for name in NEEDED[1:]):
         raise BadInput(f"{card}: no card that rpo wrote: its head has no `rpo:` with {', '.join(NEEDED)}")
     return made
-
-
-def _recipes(file: Path) -> dict[str, Any]:
-    """The recipes by name."""
-    try:
-        found = yaml.safe_load(file.read_text())["recipes"]
-    except OSError as error:
-        raise BadInput(f"{file}: cannot be read: {error.strerror}; it belongs to the card") from None
-    except (TypeError, KeyError, yaml.YAMLError):
-        found = None
-    if not isinstance(found, dict) or any("/" in str(name) for name in found):
-        raise BadInput(f"{file}: expected `recipes:`, which maps names to recipes")
-    return found
 
 
 def _changed_inputs(card: Path, inputs: Mapping[str, str]) -> Iterator[str]:

@@ -44,7 +44,7 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
     oracle, talks = None, {}
     if "oracle" in job.inputs:
         source, revision = job.inputs["oracle"], job.revisions.get("oracle")
-        oracle = reading_of(source, recipe, revision, tokenizer, talks=each.talks)
+        oracle = reading_of(source, recipe, revision, tokenizer)
     what = f"{job.path}: prompts_{recipe.split}"
     named = each.named(list(texts))
     rows = named.tokens((), tokenizer, what, recipe.max_length, recipe.overlong, report.warn)
@@ -53,7 +53,8 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
         talks = dict(zip(texts, each.conversations(()), strict=True))
         answered = [talks[row.id] | {"response": "."} for row in rows]
         read = oracle.rows([row.id for row in rows], answered, ("response",), what, report.warn)
-        rows = [row for row in rows if row.id in {other.id for other in read}]
+        readable = {row.id for row in read}
+        rows = [row for row in rows if row.id in readable]
     samples = draw(job, recipe, tokenizer, rows, oracle, talks, report)
     samples["prompt"] = samples["prompt_id"].map(texts)
     samples.to_parquet(job.directory / SAMPLES, index=False)

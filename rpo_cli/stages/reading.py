@@ -28,6 +28,7 @@ from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, messages
 from rpo_cli.stages.data.sources.turns import Message, Part, TemplateRefuses, answer
 from rpo_cli.text import first_line
 
+OURS = (MANIFEST, "rpo_recipe.yaml")  # in a folder of an artifact, and of a model that was exported
 # What chat templates write before turns.
 MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(user|assistant)\|>|\[INST\]")
 Warn = Callable[[str], None]
@@ -178,21 +179,18 @@ def reading_of(
     revision: str | None,
     policy: PreTrainedTokenizerBase | None = None,
     *,
-    talks: bool = False,
     plain_as_here: bool = False,
 ) -> Reading:
     """How this reward model reads rows beside a policy with this tokenizer, or beside none.
 
-    talks: the rows were conversations; plain_as_here: where it has no chat template it reads as this pipeline
-    trains.
+    plain_as_here: where it has no chat template it reads as this pipeline trains.
     """
     tokenizer = load_tokenizer(source, recipe, revision, need_pad=False, need_eos=False)
-    here = (source / MANIFEST).is_file()
+    here = any((source / name).is_file() for name in OURS)
     if policy is not None and same_tokens(policy, tokenizer):
         return Reading(source, revision, recipe, policy, own=False)
-    own = not here or (policy is not None and talks)
-    if plain_as_here and tokenizer.chat_template is None and tokenizer.eos_token is not None:
-        own = False
+    plain = tokenizer.chat_template is None and tokenizer.eos_token is not None
+    own = not (here or (plain and plain_as_here))
     if tokenizer.pad_token is None:  # masks hide it, whatever it is
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return Reading(source, revision, recipe, tokenizer, own)

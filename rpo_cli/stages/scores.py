@@ -25,10 +25,9 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     drawn = (job.inputs["data"] / "held_out.parquet").is_file()
     names = {"train": "train", "held_out": "held_out"} if drawn else {"held_out": "pairs_validation"}
     tables = {table: rows_of(job, source) for table, source in names.items()}
-    talks = tables["held_out"].talks
     reading = None
     if (source := job.inputs.get("model")) is not None:
-        reading = reading_of(source, recipe, job.revisions.get("model"), policy, talks=talks)
+        reading = reading_of(source, recipe, job.revisions.get("model"), policy)
     metrics: dict[str, Any] = {}
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     for table, pairs in tables.items():
