@@ -42,6 +42,7 @@ def test_more_than_a_fifth_of_unfinished_samples_is_a_warning() -> None:
 
 def test_what_has_no_words_of_its_own_is_not_hidden() -> None:
     assert in_words("data", {"rows/pairs": 3}) == [] and in_words("evaluate", {"other": 1}) == []
+    assert in_words("relabel", {"rows": 3}) == [] and in_words("policy", {"first_loss": 1.0}) == []
 
 
 def test_commands_end_in_results_a_person_reads_and_json_has_every_metric(built: Tiny) -> None:

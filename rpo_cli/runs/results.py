@@ -16,8 +16,10 @@ TAIL = 4096  # bytes of a journal in which its last line is
 
 def in_words(kind: str, metrics: Metrics) -> list[str]:
     """The lines of an artifact; none where its kind has none, and its metrics speak for themselves."""
-    words = WORDS.get(kind)
-    return [] if words is None else [line for line in words(metrics) if line]
+    try:
+        return [line for line in WORDS[kind](metrics) if line]
+    except KeyError:  # a kind without words, or a version that measured less
+        return []
 
 
 def warnings_of(metrics: Metrics) -> list[str]:
