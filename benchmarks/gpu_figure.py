@@ -28,7 +28,7 @@ TOY = (
 
 
 def recipe_for(folder: Path, model: Path | None, data: Path | None, *, toy: bool) -> Path:
-    """The figure's recipe: of `small` with this model and data; without them, of the miniature."""
+    """The figure's recipe: of `small` at three rho with this model and data; else of the miniature."""
     suite = folder / "suite"
     shutil.rmtree(suite, ignore_errors=True)
     if toy:
@@ -39,6 +39,7 @@ def recipe_for(folder: Path, model: Path | None, data: Path | None, *, toy: bool
         return ROOT / "recipes/miniature/figure2.yaml"
     shutil.copytree(ROOT / "recipes/small", suite)
     _set(suite / "sft.yaml", "model_name_or_path", model.resolve())
+    _set(suite / "figure2.yaml", "rhos", [0.2, 0.5, 0.8])
     if data.is_dir():  # the indices of a Debian archive
         (suite / "data.yaml").open("a").write(f"dataset: {data.resolve()}\n")
     else:  # lines with prompt and completion

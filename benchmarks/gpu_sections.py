@@ -414,10 +414,14 @@ def small_steps(check: Check) -> Iterator[Comparison]:
 
 
 def _sampled(
-    check: Check, count: int, other: tuple[str, sections.Sampler] | None = None, dtype: str = "bfloat16"
+    check: Check,
+    count: int,
+    other: tuple[str, sections.Sampler] | None = None,
+    dtype: str = "bfloat16",
+    size: int = 512,
 ) -> Comparison:
-    """Summaries of about 12 tokens, 512 at a time."""
-    new, size = check.scale.sampled[1], min(512, count)
+    """Summaries of about 12 tokens, `size` at a time."""
+    new, size = check.scale.sampled[1], min(size, count)
     bench = check.bench(dtype, rounds=1, llama=check.scale.small, tldr=check.scale.posts, batch=size)
     drawn = np.random.default_rng(0).lognormal(np.log(new), 0.5, count)
     lengths = np.clip(drawn, 1, 4 * new).astype(int).tolist()
@@ -426,13 +430,14 @@ def _sampled(
 
 
 def sampling(check: Check) -> Iterator[Comparison]:
-    """Some of the 24,900 responses that the small suite draws."""
+    """Some of the 24,900 responses that the small suite draws, 512 at a time and all at once."""
     count = check.scale.sampled[0]
-    row = _sampled(check, count)
-    rate = count / float(np.median([each[0] for each in row.raw["rpo"]]))
-    row.ours += f" = {rate:.0f} responses/s, {24900 / rate:.0f} s for 24,900"
-    row.bar, row.passed = "≤ 20 s for 24,900", 24900 / rate <= 20
-    yield row
+    for size in (512, count):
+        row = _sampled(check, count, size=size)
+        rate = count / float(np.median([each[0] for each in row.raw["rpo"]]))
+        row.ours += f" = {rate:.0f} responses/s, {24900 / rate:.0f} s for 24,900"
+        row.bar, row.passed = "≤ 20 s for 24,900", 24900 / rate <= 20
+        yield row
 
 
 # --- where the time goes, and what each lead gives alone ---
@@ -561,7 +566,7 @@ def figure(check: Check) -> Iterator[Comparison]:
 # Sections, and the seconds that each is expected to take on an H100: none starts that does not fit.
 SECTIONS: Sequence[tuple[Callable[[Check], Iterator[Comparison]], int]] = (
     (first_losses, 45), (equal_to_the_cpu, 30), (repeats, 60), (samples_alone, 20), (policy_tldr, 110),
-    (small_steps, 40), (sampling, 40), (policy_chat, 40), (policy_neox, 40), (reward_models, 30),
+    (small_steps, 40), (sampling, 60), (policy_chat, 40), (policy_neox, 40), (reward_models, 30),
     (scoring, 30),
     (kinds_of_kernel, 40), (leads, 40), (sampling_leads, 40),
     (figure, 60),

@@ -165,7 +165,7 @@ class PairTrainer(LeanTrainer, DPOTrainer):
 class TokenTrainer(WholeBatches, SFTTrainer):
     """SFTTrainer on tokenised rows, whose count of tokens survives a checkpoint."""
 
-    uncounted: torch.Tensor | int = 0  # tokens of steps since the count was last read
+    uncounted: torch.Tensor | int = 0  # tokens of all processes since the count was last read
 
     def compute_loss(
         self,
@@ -175,11 +175,11 @@ class TokenTrainer(WholeBatches, SFTTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """TRL's loss; on a GPU its other metrics, each of which is waited for, only where they are logged."""
-        wanted = self.is_logged() or return_outputs or not self.model.training or self.aux_loss_enabled
-        if wanted or self.device.name != "cuda":
+        wanted = self.is_logged() or return_outputs or not self.model.training
+        if wanted or self.device.name != "cuda" or self.aux_loss_enabled or num_items_in_batch is None:
             self.counted()
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self.uncounted = self.uncounted + inputs["attention_mask"].sum()
+        self.uncounted = self.uncounted + self.batch_sum(inputs["attention_mask"].sum())
         logps = model(**inputs, use_cache=False, fused_lm_head=True).log_probs
         loss = -logps.sum() / num_items_in_batch.clamp(min=1)
         # The count is of all processes' tokens, and their gradients are averaged.
@@ -188,7 +188,7 @@ class TokenTrainer(WholeBatches, SFTTrainer):
     def counted(self) -> dict[str, int]:
         """The count, for a checkpoint."""
         if isinstance(self.uncounted, torch.Tensor):
-            self._total_train_tokens += int(self.batch_sum(self.uncounted))
+            self._total_train_tokens += int(self.uncounted)
             self.uncounted = 0
         return {"num_tokens": self._total_train_tokens}
 
