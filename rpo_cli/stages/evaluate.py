@@ -122,7 +122,8 @@ def draw(
     responses = tokenizer.batch_decode(answers, skip_special_tokens=True)
     scored = {}
     if oracle is not None:
-        whole: Sequence[Tokens] = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        both = zip(prompts, answers, strict=True)
+        whole: Sequence[Tokens] = [[*prompt, *answer] for prompt, answer in both]
         if oracle.tokenizer is not tokenizer:
             whole = oracle.sequences([talks[name] for name in names], responses)
         pad = pad_id(oracle.tokenizer)
