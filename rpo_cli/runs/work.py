@@ -157,7 +157,8 @@ def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Pr
 
 def _write_cards(job: Job[Recipe], origin: Origin, manifest: Manifest) -> None:
     """Beside the model, and beside its adapter, where peft leaves a blank form."""
-    tables = [cast(Manifest, read_json(place / MANIFEST)) for place in job.tables]
+    found = (read_json(place / MANIFEST) for place in job.tables)
+    tables = [cast(Manifest, table) for table in found if table]  # an older workspace may do without its data
     for folder, path in ((job.directory, job.path), (job.directory / "adapter", f"{job.path}/adapter")):
         if folder.is_dir():
             write_card(folder, path, manifest, origin, tables, adapter=folder != job.directory)
