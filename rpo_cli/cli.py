@@ -97,7 +97,7 @@ def main(
 
 @command("demo", takes={"workspace", "jobs", "dry_run"}, jobs=2)
 def demo(session: "Session") -> None:
-    """See it work, in a minute on two cores: DPO beside a distilled policy under length bias.
+    """See it work, in a few minutes on two cores: DPO beside a distilled policy under length bias.
 
     Trains small models of the embedded world from scratch; needs no network.
     """

@@ -1,4 +1,4 @@
-"""`rpo demo`: both policies trained and shown, within a minute on two cores."""
+"""`rpo demo`: both policies trained and shown."""
 
 from __future__ import annotations
 

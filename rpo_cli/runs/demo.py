@@ -1,4 +1,4 @@
-"""`rpo demo`: DPO beside a distilled policy under length bias, in the embedded world, in a minute."""
+"""`rpo demo`: DPO beside a distilled policy under length bias, in the embedded world."""
 
 from __future__ import annotations
 
