@@ -7,7 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Tiny, column, manifest, weights
 
+from rpo_cli.artifacts import origin_of
+from rpo_cli.artifacts.origin import as_yaml
+from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import SplitsRecipe
+from rpo_cli.runs.planner import Planner
 from rpo_cli.stages.splits import LONGER, SHORTER, draw, preference_of_length
 
 RHO = "seed-0/rho-0.5"
@@ -93,6 +97,19 @@ def test_an_ensemble_told_nothing_of_length_is_trained_and_distilled(tiny: Tiny,
     assert rows == ([32, 32] if how == "halves" else [64, 64])
     one, other = (weights(tiny.root / RHO / "rm" / name) for name in sorted(names))
     assert one != other
+
+
+@pytest.mark.parametrize("how", ["subsets", "halves", "seeds"])
+def test_what_a_card_says_of_a_policy_plans_the_same_ensemble(empty: Tiny, how: str) -> None:
+    empty.edit("rm.yaml", f"ensemble_of: {how}")
+    stage = empty.stage("e-dpo.yaml")
+    origin = origin_of(stage)
+    file = empty.suite.parent / "rpo_recipe.yaml"
+    file.write_text(as_yaml(origin))
+    again = Planner().build(load(f"{file}:{origin['target']}"))
+    assert again.key == stage.key
+    members = [name for name in again.inputs if name.startswith("scores/")]
+    assert len({again.inputs[name].key for name in members}) == len(members) == (3 if how == "subsets" else 5)
 
 
 def test_a_member_of_another_seed_is_calibrated_on_the_pairs_as_they_are(pupil: Tiny) -> None:

@@ -127,8 +127,8 @@ def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tup
     recipe = manifest["recipe"]
     yield "base model", f"`{origin['base'][0]}`" if origin["base"] else "none, trained from scratch"
     if "objective" in recipe:
-        name = OBJECTIVES[recipe["objective"]].strength
-        yield name, f"{recipe[name]:g}"
+        strength = OBJECTIVES[recipe["objective"]].strength
+        yield strength, f"{recipe[strength]:g}"
         for key in ("gamma", "gamma_end", "kl_estimator", "ensemble_min", "calibration", "teacher"):
             if recipe.get(key) is not None:
                 yield key, str(recipe[key])
@@ -136,8 +136,8 @@ def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tup
         rho = recipe["rho"]
         told = "the pairs as they are" if rho is None else f"in {rho:g} of the pairs the longer one is chosen"
         yield "length bias rho", told
-    if "member" in manifest["options"]:
-        yield "member of the ensemble", f"b = {manifest['options']['member']:g}"
+    for key, value in manifest["options"].items() if manifest["kind"] == "reward" else ():
+        yield "member of the ensemble", f"{'b' if key == 'member' else key} = {value:g}"
     batch = recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"]
     metrics = manifest["metrics"]
     steps = metrics.get("steps", "all")

@@ -28,14 +28,14 @@ HEAD = """\
 class Origin(TypedDict):
     """How to make a model again.
 
-    target: its recipe's name among `recipes`. member: of a reward model's ensemble. recipes: their keys that
-    are not at their defaults. inputs: files and folders with their content; hub: names with their
-    commits, as a lock file has them. start: what this training began with, an artifact perhaps; base: what
-    all trainings began with; datasets: where rows came from.
+    target: its recipe's name among `recipes`. member: what tells one of an ensemble from the others.
+    recipes: their keys that are not at their defaults. inputs: files and folders with their content; hub:
+    names with their commits, as a lock file has them. start: what this training began with, an artifact
+    perhaps; base: what all trainings began with; datasets: where rows came from.
     """
 
     target: str
-    member: NotRequired[float]
+    member: NotRequired[dict[str, Any]]
     recipes: dict[str, dict[str, Any]]
     inputs: dict[str, str]
     hub: dict[str, dict[str, str]]
@@ -68,8 +68,8 @@ def origin_of(stage: Stage) -> Origin:
         "base": [portable(needed.reference) for needed in _bases(stage)],
         "datasets": sorted({portable(each.reference) for each in outside if each.use == "dataset"}),
     }
-    if "member" in stage.options:
-        found["member"] = stage.options["member"]
+    if stage.kind == "reward" and stage.options:
+        found["member"] = dict(stage.options)
     return found
 
 

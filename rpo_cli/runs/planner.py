@@ -36,7 +36,6 @@ MADE_BY = {
 RESERVED = re.compile(
     "unbiased|policies|scores|evaluations|judged|measures|held-out|(rho|seed|reference|external)-.*"
 )
-SEEDS_APART = 1000  # from one member of an ensemble of seeds to the next
 DEEPEST = 40  # recipes, each of which needs the next
 
 
@@ -226,22 +225,16 @@ class Planner:
             inputs["model"] = self.reference("model_name_or_path", loaded)
         return self._add("sft", loaded.path.stem, loaded, inputs)
 
-    def _reward(
-        self,
-        loaded: Loaded,
-        name: str = "all",
-        options: Mapping[str, Any] | None = None,
-        recipe: schema.RewardRecipe | None = None,
-    ) -> Stage:
-        """A reward model; of an ensemble's member, its folder `name`, and options and recipe of its own."""
-        recipe = recipe or cast(schema.RewardRecipe, loaded.recipe)
+    def _reward(self, loaded: Loaded, name: str = "all", options: Mapping[str, Any] | None = None) -> Stage:
+        """A reward model; of an ensemble's member its folder `name`, and options of its own."""
+        recipe = cast(schema.RewardRecipe, loaded.recipe)
         self._need_model(loaded)
         data = self.reference("data", loaded)
         self._need_table(data, recipe.table, loaded)
         inputs = {"data": data, "model": self.reference("model_name_or_path", loaded)}
         if isinstance(data, Stage) and data.kind == "splits":
             path = f"{rho_folder(recipe.rho)}/{loaded.path.stem}/{name}"
-            return self._add("reward", path, loaded, inputs, options, recipe)
+            return self._add("reward", path, loaded, inputs, options)
         if name != "all":
             needed = "a splits recipe, which makes the subsets of its members"
             raise _wrong(loaded, "data", f"an ensemble needs {needed}")
@@ -250,15 +243,12 @@ class Planner:
     def members(self, loaded: Loaded) -> list[Stage]:
         """The ensemble of a reward recipe, in the order of its biases, halves or seeds."""
         recipe = cast(schema.RewardRecipe, loaded.recipe)
-        numbers, seed = range(recipe.ensemble_size), schema.seed_of(recipe, "rm")
+        numbers = range(recipe.ensemble_size)
         if recipe.ensemble_of == "halves":
             return [self._reward(loaded, f"half-{i}", {"half": i}) for i in numbers]
         if recipe.ensemble_of == "seeds":  # the first is the one model of all pairs
-            own = [recipe.model_copy(update={"rm_seed": seed + SEEDS_APART * i}) for i in numbers]
-            return [
-                self._reward(loaded, f"seed-{i}" if i else "all", recipe=own[i] if i else None)
-                for i in numbers
-            ]
+            others = [self._reward(loaded, f"seed-{i}", {"seed": i}) for i in numbers[1:]]
+            return [self._reward(loaded), *others]
         if not recipe.ensemble:
             raise _wrong(loaded, "ensemble", "lists no biases, so there is no ensemble to train")
         splits = (

@@ -41,7 +41,7 @@ def rebuild(session: Session, card: Path) -> None:
     if not session.dry_run:
         _pin(made["hub"], workspace)
     targets = planner.members(loaded) if "member" in made else [planner.build(loaded)]
-    stage = next((each for each in targets if each.options.get("member") == made.get("member")), None)
+    stage = next((each for each in targets if dict(each.options) == made.get("member", {})), None)
     if stage is None:
         raise BadInput(f"{card}: {RECIPES} has no member {made['member']} of {made['target']}")
     session.make([stage], suite)

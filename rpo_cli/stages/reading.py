@@ -19,7 +19,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
-from rpo_cli.artifacts import MANIFEST, positions_of
+from rpo_cli.artifacts import MANIFEST, RECIPES, positions_of
 from rpo_cli.errors import BadInput
 from rpo_cli.models import TokenRow, encode, fitting, load_reward, load_tokenizer, same_tokens
 from rpo_cli.recipes.schema import EvaluateRecipe, RelabelRecipe, ScoringRecipe
@@ -28,7 +28,7 @@ from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, messages
 from rpo_cli.stages.data.sources.turns import Message, Part, TemplateRefuses, answer
 from rpo_cli.text import first_line
 
-OURS = (MANIFEST, "rpo_recipe.yaml")  # in a folder of an artifact, and of a model that was exported
+OURS = (MANIFEST, RECIPES)  # in a folder of an artifact, and of a model that was exported
 # What chat templates write before turns.
 MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(user|assistant)\|>|\[INST\]")
 Warn = Callable[[str], None]

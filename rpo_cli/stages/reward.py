@@ -27,6 +27,7 @@ from rpo_cli.models import (
     response_rewards,
 )
 from rpo_cli.recipes.schema import RewardRecipe, seed_of
+from rpo_cli.recipes.schema.base import LAST_SEED
 from rpo_cli.stages.data.rows import PAIR, Rows, rows_of
 from rpo_cli.stages.diagnosis import short_form
 from rpo_cli.stages.splits import LENGTH_MARGIN, bias_trained_on, preference_of_length
@@ -34,6 +35,8 @@ from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
 from rpo_cli.stages.training.trl import LeanTrainer, config_of
+
+SEEDS_APART = 1000  # from one member of an ensemble of seeds to the next
 
 
 class LeanRewardTrainer(LeanTrainer, RewardTrainer):
@@ -133,7 +136,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
     """Train, keep the last or the best evaluated step, and measure the held-out loss and accuracy."""
     recipe: RewardRecipe = job.recipe
     device = devices.choose(recipe)
-    seed = seed_of(recipe, "rm")
+    seed = (seed_of(recipe, "rm") + SEEDS_APART * job.options.get("seed", 0)) % (LAST_SEED + 1)
     tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"), own_pad=True)
     pairs, held_out_pairs = training_rows(job)
 

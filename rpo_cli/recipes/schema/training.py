@@ -156,7 +156,7 @@ class RewardRecipe(TrainingRecipe, SharedPrompts):
     ensemble_of: Literal["subsets", "halves", "seeds"] = cosmetic(
         "subsets",
         "what members differ in. subsets: each on its D_rho,b. Told nothing of length: halves, each on "
-        "another random half of D_rho; seeds, each on all of D_rho under another rm_seed",
+        "another random half of D_rho; seeds, each on all of D_rho under a seed of its own",
     )  # a member's half or seed is in its key
     ensemble_size: PositiveInt = cosmetic(5, "members of ensemble_of: halves or seeds")
     stopping: Literal["steps", "early"] = Field(
