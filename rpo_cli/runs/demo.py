@@ -11,7 +11,6 @@ from rpo_cli.runs.session import Session
 from rpo_cli.text import aligned
 
 SUITE, BASELINE = "demo.yaml", "the model before"
-GAIN = "{advantage:+.2f} [{advantage_low:+.2f}, {advantage_high:+.2f}]"
 ABOUT = """\
 A small model summarises posts. In {share} of its training pairs the shorter summary is preferred.
 dpo learns from these pairs. e-dpo distils three reward models, each trained on pairs of another bias, and
