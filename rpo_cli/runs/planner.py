@@ -280,6 +280,8 @@ class Planner:
     def _splits(self, loaded: Loaded) -> Stage:
         recipe = cast(schema.SplitsRecipe, loaded.recipe)
         inputs = {"data": self.reference("data", loaded), "tokenizer": self.reference("tokenizer", loaded)}
+        if recipe.ensemble_on is not None:
+            self._columns(loaded, recipe.ensemble_on, "ensemble_on")
         if isinstance(tokenizer := inputs["tokenizer"], External):
             tokenizer.use = "tokenizer"
         limit = shortest_user(loaded) if recipe.max_length == "auto" else recipe.max_length
@@ -355,7 +357,7 @@ class Planner:
         below = cast(Stage, self.reference("data", loaded))
         while not isinstance(recipe := below.recipe, schema.DataRecipe):
             below = cast(Stage, below.inputs["data"])
-        if lacking := [name for name in columns if name not in recipe.keep_columns]:
+        if lacking := [name for name in columns if name not in recipe.numbers]:
             named = f"{shown(below.source)} keeps no column {lacking[0]}"
             cure = f"add keep_columns: [{', '.join(columns)}] to it"
             raise RecipeError([f"{loaded.place(*at)}: {named}; {cure}"])
@@ -386,7 +388,19 @@ class Planner:
                         yield f"m{index}", self._resolve(member, loaded, (key, index))
             else:
                 for trained in self._members(loaded, recipe.members):
+                    self._need_same_attribute(loaded, trained)
                     yield name_of(trained), trained
+
+    def _need_same_attribute(self, loaded: Loaded, member: Stage) -> None:
+        """A member's bias b is one of what the policy's own splits tell held-out pairs apart by."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        own = cast(schema.SplitsRecipe, cast(Stage, self.reference("data", loaded)).recipe)
+        for splits in _splits_below(member) if recipe.calibrates and recipe.calibration_mix == "own" else ():
+            theirs = cast(schema.SplitsRecipe, splits.recipe).ensemble_on
+            if "member" in member.options and theirs != own.ensemble_on:
+                named = f"{shown(splits.source)} has another ensemble_on than {recipe.data}"
+                cure = f"set data: {splits.source.name}, or calibration_mix: data"
+                raise _wrong(loaded, "ensemble", f"{named}, so that no b can be told there; {cure}")
 
     def _members(self, loaded: Loaded, name: str) -> list[Stage]:
         """The ensemble that a policy names."""
