@@ -12,9 +12,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
 
-from rpo_cli.objectives.calibration import fit_temperature
 from rpo_cli.stages.splits import LONGER, SHORTER, TIE
 from rpo_cli.statistics import Array, Interval, wilson
 
@@ -120,6 +118,10 @@ def calibration_error(margins: Array) -> float:
 
 def temperature_of(margins: Array) -> tuple[float | None, str]:
     """T of sigma(margin / T) by least loss, or None and why there is none."""
+    import torch
+
+    from rpo_cli.objectives.calibration import fit_temperature
+
     try:
         return fit_temperature(torch.from_numpy(margins)), ""
     except ValueError as error:

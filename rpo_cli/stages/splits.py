@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
-from rpo_cli.models import TokenRow, load_tokenizer
 from rpo_cli.recipes.schema import SplitsRecipe, seed_of
 from rpo_cli.stages.data.rows import FEW, PAIR, UNLIMITED, Rows, dropped, rows_of, write_columns
 from rpo_cli.text import percent
+
+if TYPE_CHECKING:
+    from rpo_cli.models import TokenRow
 
 LONGER, SHORTER, TIE = 1, -1, 0
 ENSEMBLE = "higher_preferred"  # column of what the subsets differ in, where that is not length
@@ -228,6 +230,8 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
 
     All are drawn from the pairs that fit; `auto` of a max_length is what is left where the plan found none.
     """
+    from rpo_cli.models import load_tokenizer
+
     recipe: SplitsRecipe = job.recipe
     pairs = rows_of(job, "pairs")
     revision = job.revisions.get("tokenizer")
