@@ -21,6 +21,7 @@ from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
 from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated
 from rpo_cli.stages.data.sources.turns import (
+    AS_TEXT,
     Message,
     Part,
     TemplateRefuses,
@@ -62,9 +63,7 @@ def pairs(
     for place, split, row in records:
         chosen, rejected = (_given(place, row, name) for name in PAIR)
         if is_told_as_text(chosen) and is_told_as_text(rejected):
-            raise BadInput(
-                f"{place}: chosen, rejected: messages as text; write a list of them, not in quotes"
-            )
+            raise BadInput(f"{place}: chosen, rejected: {AS_TEXT}")
         if chosen == rejected:
             ledger.leave_out("pairs/ties")
             continue

@@ -21,6 +21,7 @@ ROLES = {
     "observation": "tool",
 }
 OF_SHAREGPT = {*ROLES, "user", "assistant", "system", "tool"}
+AS_TEXT = "messages as text; write a list of them, not in quotes"
 EXPECTED = "expected text or messages with role and content"
 
 
