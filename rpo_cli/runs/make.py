@@ -55,7 +55,9 @@ def evaluate(session: Session, split: str, costs: Costs) -> None:
         loads = session.at_rhos("policy")
         targets = [planner.evaluation(loaded, split) for loaded in loads]
         if "oracle" not in targets[0].inputs:
+            evaluations = list(zip(loads, targets, strict=True))
             targets += map(planner.held_out, loads)
+            targets += [stage for each in evaluations for stage in planner.taught(*each)]
     _make(session, first, targets, ("rpo figure figure2", "figure2.yaml", ""), question)
 
 
