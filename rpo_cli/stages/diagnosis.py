@@ -170,11 +170,11 @@ def agreement(margins: Array) -> Agreement | None:
     )
 
 
-def short_form(margins: Array, kinds: np.ndarray) -> dict[str, float | int]:
-    """Accuracy by kind of length as a reward model's metrics have it, with counts."""
+def short_form(margins: Array, kinds: np.ndarray, utility: str = "") -> dict[str, float | int]:
+    """Accuracy by kind of length as a reward model's metrics have it, with counts; `utility_`: of what."""
     found = {name: group for name, group in groups_of(margins, kinds).items() if name != "all"}
-    shares = {f"held_out_accuracy/{name}": group.accuracy.mean for name, group in found.items()}
-    return shares | {f"held_out_rows/{name}": group.pairs for name, group in found.items()}
+    shares = {f"held_out_{utility}accuracy/{name}": group.accuracy.mean for name, group in found.items()}
+    return shares | {f"held_out_{utility}rows/{name}": group.pairs for name, group in found.items()}
 
 
 def advice(
