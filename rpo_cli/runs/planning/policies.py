@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 from rpo_cli.artifacts import External, Stage, hash_of, rho_folder, walk
 from rpo_cli.recipes import Loaded, RecipeError, load, schema, shown
@@ -164,7 +164,7 @@ class PolicyPlanner(ModelPlanner):
         path: str,
         loaded: Loaded,
         inputs: Mapping[str, Stage | External],
-        bits: Mapping[str, Any] | None = None,
+        bits: Mapping[str, object] | None = None,
         label: str | None = None,
         columns: Sequence[str] = (),
     ) -> Stage:
