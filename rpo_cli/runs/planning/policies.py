@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, cast
 
 from rpo_cli.artifacts import External, Stage, hash_of, rho_folder, walk
-from rpo_cli.recipes import Loaded, RecipeError, load, schema, shown
+from rpo_cli.recipes import Loaded, load, schema, shown
 from rpo_cli.runs.planning.base import at_rho, wrong
 from rpo_cli.runs.planning.models import ModelPlanner, name_of
 
@@ -110,7 +110,7 @@ class PolicyPlanner(ModelPlanner):
                     yield name_of(trained), trained
 
     def _need_same_attribute(self, loaded: Loaded, member: Stage) -> None:
-        """Where a member is calibrated to its own b, the policy's splits tell held-out pairs apart by that."""
+        """A member calibrated to its own b needs held-out pairs that are told apart by the same attribute."""
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
         if "member" not in member.options or not recipe.calibrates or recipe.calibration_mix != "own":
             return
