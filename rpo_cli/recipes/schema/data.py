@@ -19,6 +19,7 @@ from rpo_cli.recipes.schema.base import (
     TwoColumns,
     added,
     cosmetic,
+    each_once,
 )
 
 
@@ -180,6 +181,12 @@ class DataRecipe(Recipe):
             raise ValueError(f"{', '.join(taken)}: rpo has columns of this name; rename it in the data")
         return value
 
+    @field_validator("columns")
+    @classmethod
+    def has_each_column_once(cls, value: dict[str, str]) -> dict[str, str]:
+        each_once(list(value.values()))
+        return value
+
     @property
     def of(self) -> Source:
         """The source's row of the table."""
@@ -256,7 +263,9 @@ class SplitsRecipe(Recipe):
     held_out: PositiveInt = Field(
         500, description="further pairs of the same bias, never trained on: RM validation and calibration"
     )
-    ensemble: list[Share] = Field([0.2, 0.4, 0.5, 0.6, 0.8], description="biases b of the subsets")
+    ensemble: Annotated[list[Share], EachOnce] = Field(
+        [0.2, 0.4, 0.5, 0.6, 0.8], description="biases b of the subsets"
+    )
     subset_size: Literal["equal", "largest"] | PositiveInt = Field(
         "equal",
         description="equal: the largest size that every b allows; largest: for each b its own; or a number",

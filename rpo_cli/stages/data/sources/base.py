@@ -6,17 +6,22 @@ nothing else knows a schema.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.stages.data.ledger import Ledger
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 FAR = 1e300  # no score is so large; an integer may be too large for any float
 # Place for error messages, split as published or None, record.
-Records = Iterable[tuple[str, str | None, dict[str, Any]]]
+Row = dict[str, Any]  # a record as it was read: nothing is known of it
+Records = Iterable[tuple[str, str | None, Row]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Sets:
     """
 
     recipe: DataRecipe
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     pairs: Records
     written: Records
     ledger: Ledger
@@ -66,7 +71,7 @@ class Written:
     place: str = field(default="", compare=False)
 
 
-def column(place: str, row: dict[str, Any], *names: str) -> Any:
+def column(place: str, row: Row, *names: str) -> Any:
     """The first of these columns that the row has.
 
     Raises:
@@ -80,7 +85,7 @@ def column(place: str, row: dict[str, Any], *names: str) -> Any:
     raise BadInput(f"{place}: no column {listed} (has: {columns_in(given)})")
 
 
-def text(place: str, row: dict[str, Any], *names: str) -> str:
+def text(place: str, row: Row, *names: str) -> str:
     """`column`, which must be text."""
     value = column(place, row, *names)
     if not isinstance(value, str):
@@ -88,25 +93,28 @@ def text(place: str, row: dict[str, Any], *names: str) -> str:
     return value
 
 
-def number(place: str, row: dict[str, Any], name: str) -> float | None:
+def number(place: str, row: Row, name: str) -> float | None:
     """A column that must be a number where it has a value."""
-    value = row.get(name)
-    if value is None or (isinstance(value, int | float) and abs(value) < FAR):
-        return None if value is None else float(value)
-    raise BadInput(f"{place}: {name}: expected a finite number, got {named(value)}")
+    return None if row.get(name) is None else _finite(place, name, row[name])
 
 
-def numbers(place: str, row: dict[str, Any], names: Iterable[str]) -> dict[str, float]:
+def numbers(place: str, row: Row, names: Iterable[str]) -> dict[str, float]:
     """Columns that must all be numbers.
 
     Raises:
         BadInput: one is not there, or is none.
     """
-    found = {name: number(place, {name: column(place, row, name)}, name) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+    found = {name: row[name] if name in row else column(place, row, name) for name in names}
+    return {name: _finite(place, name, value) for name, value in found.items()}
 
 
-def beside(place: str, row: dict[str, Any], recipe: DataRecipe) -> dict[str, float | str]:
+def _finite(place: str, name: str, value: object) -> float:
+    if isinstance(value, int | float) and abs(value) < FAR:
+        return float(value)
+    raise BadInput(f"{place}: {name}: expected a finite number, got {named(value)}")
+
+
+def beside(place: str, row: Row, recipe: DataRecipe) -> dict[str, float | str]:
     """What a recipe keeps of a pair's row beside its texts: numbers, and of what kind it is.
 
     Raises:
@@ -123,7 +131,7 @@ def shown_name(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-def columns_in(row: Mapping[str, Any]) -> str:
+def columns_in(row: Mapping[str, object]) -> str:
     """The columns of a row, for a message."""
     return ", ".join(map(shown_name, sorted(row)))
 
@@ -132,6 +140,8 @@ def named(value: object) -> str:
     """What a value of a row is, in the words of JSON."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"inf": "Infinity", "-inf": "-Infinity"}.get(str(value), "NaN")
     names: dict[type, str] = {
         type(None): "null",
         str: "text",
