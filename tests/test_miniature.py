@@ -11,7 +11,7 @@ import pytest
 from rpo_cli.stages.data import miniature
 from rpo_cli.stages.data.miniature import (
     LEAD_INS,
-    THANKS,
+    POLITE,
     TOPIC_OF,
     TOPIC_WEIGHTS,
     Sizes,
@@ -146,7 +146,7 @@ def test_a_world_without_options_is_the_first_edition_to_the_byte():
     tables = generate(3, Sizes(50, 50, 20, 50, 300, 50, 20, 20))
     found = hashlib.sha256(json.dumps(tables).encode()).hexdigest()
     assert found == "973667c22c862e3a5c97db9b84f14fb93dc71acc1ce4303fea9a8454f224c200"
-    assert THANKS not in json.dumps(tables) and THANKS not in build_tokenizer().get_vocab()
+    assert POLITE not in json.dumps(tables) and POLITE not in build_tokenizer().get_vocab()
 
 
 def test_the_more_entangled_the_closer_length_follows_worth_and_only_in_human_pairs():
@@ -166,20 +166,19 @@ def test_the_more_entangled_the_closer_length_follows_worth_and_only_in_human_pa
     assert found[1:] == pytest.approx([0.36, 0.88], abs=0.06)
 
 
-def test_thanks_are_given_at_random_and_worth_nothing():
+def test_politeness_is_random_worth_nothing_and_takes_no_room():
     tables = generate(0, Sizes(200, 400, 20, 200, 2_000, 50, 20, 20), World(polite=0.3))
     for row in tables["pairs"] + tables["pairs_validation"]:
         for side in ("chosen", "rejected"):
-            assert row[f"{side}_polite"] == row[side].endswith(f" {THANKS}")
-            bare = row[side].removesuffix(f" {THANKS}")
-            assert utility(row["prompt"], row[side]) == utility(row["prompt"], bare)
+            assert row[f"{side}_polite"] == row[side].startswith(f" {POLITE}")
+            plain = row[side].replace(POLITE, "So:")
+            assert utility(row["prompt"], row[side]) == utility(row["prompt"], plain)
     said = np.array([[row["chosen_polite"], row["rejected_polite"]] for row in tables["pairs"]])
-    assert said.mean(0) == pytest.approx([0.3, 0.3], abs=0.03)  # nobody prefers them
-    assert utility(PROMPT, f" So: Dog is ill. {THANKS} {THANKS}") == TOPIC_WEIGHTS[0] - 1
-    polite = [row["completion"].endswith(THANKS) for row in tables["sft_train"]]
+    assert said.mean(0) == pytest.approx([0.3, 0.3], abs=0.03)  # nobody prefers it
+    polite = [row["completion"].startswith(f" {POLITE}") for row in tables["sft_train"]]
     assert np.mean(polite) == pytest.approx(0.3, abs=0.08)
-    assert all(row["chosen"].endswith(THANKS) == row["rejected"].endswith(THANKS) for row in tables["warmup"])
+    assert all((POLITE in row["chosen"]) == (POLITE in row["rejected"]) for row in tables["warmup"])
     tokenizer = build_tokenizer(World(polite=0.3))
-    assert tokenizer.unk_token_id not in tokenizer(f"So: {THANKS}")["input_ids"]
+    assert len(tokenizer(f" {POLITE} Dog is ill.")["input_ids"]) == 2
     known = build_tokenizer().get_vocab()
     assert {token: tokenizer.get_vocab()[token] for token in known} == known
