@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -72,6 +72,17 @@ class BasePlanner:
         of_model = field_name == "model_name_or_path"
         revision = getattr(loaded.recipe, "model_revision", None) if of_model else None
         return self._resolve(value, loaded, (field_name,), revision)
+
+    def _columns(self, loaded: Loaded, columns: Sequence[str], *at: str | int) -> tuple[str, ...]:
+        """Columns of numbers, which the data recipe must keep."""
+        below = cast(Stage, self.reference("data", loaded))
+        while not isinstance(recipe := below.recipe, schema.DataRecipe):
+            below = cast(Stage, below.inputs["data"])
+        if lacking := [name for name in columns if name not in recipe.numbers]:
+            named = f"{shown(below.source)} keeps no column {lacking[0]}"
+            cure = f"add keep_columns: [{', '.join(columns)}] to it"
+            raise RecipeError([f"{loaded.place(*at)}: {named}; {cure}"])
+        return tuple(columns)
 
     def _resolve(
         self, reference: str, loaded: Loaded, at: Keys, revision: str | None = None

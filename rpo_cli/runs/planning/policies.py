@@ -81,17 +81,6 @@ class PolicyPlanner(ModelPlanner):
             place = f"{place}/{splits.path.rsplit('/', 1)[1]}"
         return self._scoring("scores", f"{rho}/scores/{place}", loaded, inputs)
 
-    def _columns(self, loaded: Loaded, columns: Sequence[str], *at: str | int) -> tuple[str, ...]:
-        """Columns of scores, which the data recipe must keep."""
-        below = cast(Stage, self.reference("data", loaded))
-        while not isinstance(recipe := below.recipe, schema.DataRecipe):
-            below = cast(Stage, below.inputs["data"])
-        if lacking := [name for name in columns if name not in recipe.keep_columns]:
-            named = f"{shown(below.source)} keeps no column {lacking[0]}"
-            cure = f"add keep_columns: [{', '.join(columns)}] to it"
-            raise RecipeError([f"{loaded.place(*at)}: {named}; {cure}"])
-        return tuple(columns)
-
     def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Teacher]]:
         """What an objective distils, under the names of the cells' histogram."""
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
@@ -117,7 +106,20 @@ class PolicyPlanner(ModelPlanner):
                         yield f"m{index}", self._resolve(member, loaded, (key, index))
             else:
                 for trained in self._members(loaded, recipe.members):
+                    self._need_same_attribute(loaded, trained)
                     yield name_of(trained), trained
+
+    def _need_same_attribute(self, loaded: Loaded, member: Stage) -> None:
+        """Where a member is calibrated to its own b, the policy's splits tell held-out pairs apart by that."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        if "member" not in member.options or not recipe.calibrates or recipe.calibration_mix != "own":
+            return
+        own = cast(schema.SplitsRecipe, cast(Stage, self.reference("data", loaded)).recipe)
+        for splits in _splits_below(member):
+            if cast(schema.SplitsRecipe, splits.recipe).ensemble_on != own.ensemble_on:
+                named = f"{shown(splits.source)} has another ensemble_on than {recipe.data}"
+                cure = f"set data: {splits.source.name}, or calibration_mix: data"
+                raise wrong(loaded, "ensemble", f"{named}; {cure}")
 
     def _members(self, loaded: Loaded, name: str) -> list[Stage]:
         """The ensemble that a policy names."""
