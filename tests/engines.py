@@ -24,6 +24,8 @@ def run(
 ) -> str:
     """Run a command in a folder, with this checkout's `rpo` on the PATH; all that it printed."""
     found = {**(environment or os.environ), "PATH": PLACES, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=found, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        command, cwd=folder, env=found, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert done.returncode == code, done.stdout
     return done.stdout

@@ -1,4 +1,4 @@
-"""A server with the part of the Hugging Face Jobs API that a workflow uses; it runs the jobs' commands itself."""
+"""A server with as much of the Hugging Face Jobs API as a workflow uses; it runs the commands itself."""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ ADAPTERS = [*(ROOT / "rpo_cli/runs/workflow").iterdir(), ROOT / "rpo_cli/cli/wor
 SFT, ORACLE, DATA = f"{SEED}/sft", f"{SEED}/oracle", f"{SEED}/data"
 
 
-def entry(path: str, group: str, *needs: str, state: str = "build", minutes: float | None = 1) -> dict[str, Any]:
+def entry(
+    path: str, group: str, *needs: str, state: str = "build", minutes: float | None = 1
+) -> dict[str, Any]:
     """A stage of a plan, as far as jobs are made of it."""
     return {
         "path": path,
@@ -88,7 +90,9 @@ def test_a_workflow_of_snakemake_is_a_plan_a_snakefile_and_a_profile_for_each_pl
     assert {file.name for file in folder.iterdir()} == {
         *("plan.json", "Snakefile", "jobs.py", "local", "gpus", "slurm")
     }
-    profiles = {name: yaml.safe_load((folder / name / "config.yaml").read_text()) for name in ("local", "slurm")}
+    profiles = {
+        name: yaml.safe_load((folder / name / "config.yaml").read_text()) for name in ("local", "slurm")
+    }
     assert profiles["slurm"]["executor"] == "slurm" and profiles["slurm"]["default-resources"]["tasks"] == 0
     assert all(profile["keep-going"] and profile["retries"] for profile in profiles.values())
     made = [path for job in jobs_of(folder / "plan.json").values() for path in job.stages]

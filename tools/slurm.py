@@ -3,8 +3,8 @@
     apt-get install slurm-wlm munge
     python -m tools.slurm FOLDER COMMAND...   # starts it, runs the command in it, stops it; as root
 
-Nothing outside the folder is written, and no systemd is needed. Any two device files stand for the GPUs: Slurm
-hands out their numbers in CUDA_VISIBLE_DEVICES and lets no third job in.
+Nothing outside the folder is written, and no systemd is needed. Any two device files stand for the GPUs:
+Slurm hands out their numbers in CUDA_VISIBLE_DEVICES and lets no third job in.
 """
 
 from __future__ import annotations
@@ -98,7 +98,11 @@ class Slurm:
         """Start the node's daemon and wait until the controller has it ready for jobs."""
         self.start("slurmd", "-D")
         end = time.monotonic() + START
-        while self.said("sinfo", "--noheader", "--format=%T").split() not in (["idle"], ["mixed"], ["allocated"]):
+        while self.said("sinfo", "--noheader", "--format=%T").split() not in (
+            ["idle"],
+            ["mixed"],
+            ["allocated"],
+        ):
             if time.monotonic() > end or self.daemons["slurmd"].poll() is not None:
                 raise RuntimeError(f"the node is not ready; read {self.folder}/slurmd.log and slurmctld.log")
             time.sleep(0.2)
@@ -137,7 +141,10 @@ def one_node(folder: Path) -> Iterator[Slurm]:
     _write(folder)
     slurm = Slurm(folder)
     try:
-        places = [f"--{name}={folder}/munge.{name.split('-')[0]}" for name in ("socket", "pid-file", "log-file", "seed-file")]
+        places = [
+            f"--{name}={folder}/munge.{name.split('-')[0]}"
+            for name in ("socket", "pid-file", "log-file", "seed-file")
+        ]
         slurm.start("munged", "--foreground", "--force", f"--key-file={folder}/munge.key", *places)
         slurm.start("slurmctld", "-D", "-c")
         slurm.start_node()

@@ -19,11 +19,11 @@ FOLDER = "Folder to write. What is there is replaced, but for profiles that you 
 TAKES = {"recipe", "rho", "seed", "overrides", "workspace", "device"}
 Engine = Literal["snakemake", "hf-jobs"]
 TEXTS: dict[Engine, str] = {
-    "snakemake": "A workflow for Snakemake: plan.json, a Snakefile, and profiles for this machine, for several "
-    "GPUs of it, and for Slurm.\n\nThen: snakemake --profile FOLDER/slurm. Snakemake comes with "
+    "snakemake": "A workflow for Snakemake: plan.json, a Snakefile, and profiles for this machine, for "
+    "several GPUs of it, and for Slurm.\n\nThen: snakemake --profile FOLDER/slurm. Snakemake comes with "
     "pip install 'rpo-cli\\[snakemake]', or from any other environment.",
-    "hf-jobs": "A script that runs the stages on Hugging Face Jobs, with a bucket of the hub as the workspace."
-    "\n\nThen, after `hf auth login`: python FOLDER/hf_jobs.py upload USER/BUCKET, and the same with run.",
+    "hf-jobs": "A script that runs the stages on Hugging Face Jobs, in a bucket of the hub.\n\n"
+    "Then, after `hf auth login`: python FOLDER/hf_jobs.py upload USER/BUCKET, and the same with run.",
 }
 
 

@@ -1,8 +1,8 @@
-"""Run the stages of plan.json on Hugging Face Jobs, in a bucket. Written by `rpo workflow hf-jobs`; change it freely.
+"""Run the stages of plan.json on Hugging Face Jobs, in a bucket. Written by `rpo workflow hf-jobs`.
 
 Run it where the plan was made, after `hf auth login`:
 
-    python FOLDER/hf_jobs.py upload USER/BUCKET     # makes the bucket; carries the plan, recipes and files there
+    python FOLDER/hf_jobs.py upload USER/BUCKET     # makes the bucket; plan, recipes and files go there
     python FOLDER/hf_jobs.py run USER/BUCKET        # the same command goes on where it was
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, Volume
 
+from rpo_cli.runs.plan import Plan, read_plan
 from rpo_cli.runs.workflow.jobs import Job, jobs_of
 
 FOLDER = Path(__file__).parent
@@ -26,11 +27,11 @@ MOUNT = "/rpo"  # where jobs see the bucket, and work
 RETRIES = 2
 
 
-def carried(plan: dict) -> list[Path]:  # type: ignore[type-arg]
-    """The files of this machine that the plan's commands read: plan, recipes, data, local models, lock file."""
-    here = [outside["reference"] for stage in plan["stages"] for outside in stage["outside"]]
-    here += [file for stage in plan["stages"] for file in stage["files"].values()]
-    here += [*plan["recipes"], f"{plan['workspace']}.lock.json", os.path.relpath(PLAN)]
+def carried(plan: Plan) -> list[Path]:
+    """The files of this machine that the plan's commands read: plan, recipes, data, models, lock file."""
+    here = [outside.reference for stage in plan.stages for outside in stage.outside]
+    here += [file for stage in plan.stages for file in stage.files.values()]
+    here += [*plan.recipes, f"{plan.workspace}.lock.json", os.path.relpath(PLAN)]
     files = {file for place in map(Path, here) for file in (place, *place.rglob("*")) if file.is_file()}
     if away := [str(file) for file in files if file.is_absolute() or ".." in file.parts]:
         sys.exit(f"{min(away)}: not below this folder, so a job would not find it; move or copy it here")
@@ -57,7 +58,7 @@ def start(api: HfApi, asked: argparse.Namespace, name: str, command: list[str], 
 
 def run(api: HfApi, asked: argparse.Namespace) -> int:
     """Start what can be started, wait, and go on; the exit code is 1 where something failed."""
-    plan, jobs = json.loads(PLAN.read_text()), jobs_of(PLAN)
+    plan, jobs = read_plan(PLAN), jobs_of(PLAN)
     ids: dict[str, str] = json.loads(STATE.read_text()) if STATE.exists() else {}
     known = set(ids)  # of an earlier run: what failed there is started again
     done, failed = set[str](), set[str]()
@@ -86,11 +87,15 @@ def run(api: HfApi, asked: argparse.Namespace) -> int:
         print(f"failed: {', '.join(sorted(failed))}; not tried: {', '.join(waiting) or 'nothing'}")
         print("the same command tries again what is left")
         return 1
-    last = start(api, asked, plan["then"].replace(" ", "-"), plan["finish"], None)
-    ended = api.wait_for_job(last, poll_interval=asked.poll, namespace=asked.bucket.split("/")[0]).status.stage
-    print(f"{plan['then']}: {ended.lower()}; the results are in hf://buckets/{asked.bucket}")
-    if ended == "COMPLETED" and plan["then"] == "plan again":
-        print(f"next: hf buckets cp hf://buckets/{asked.bucket}/{os.path.relpath(PLAN)} {os.path.relpath(PLAN)}")
+    last = start(api, asked, plan.then.replace(" ", "-"), plan.finish, None)
+    ended = api.wait_for_job(
+        last, poll_interval=asked.poll, namespace=asked.bucket.split("/")[0]
+    ).status.stage
+    print(f"{plan.then}: {ended.lower()}; the results are in hf://buckets/{asked.bucket}")
+    if ended == "COMPLETED" and plan.then == "plan again":
+        print(
+            f"next: hf buckets cp hf://buckets/{asked.bucket}/{os.path.relpath(PLAN)} {os.path.relpath(PLAN)}"
+        )
         print("then the same command again")
     return int(ended != "COMPLETED")
 
@@ -99,7 +104,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("what", choices=["upload", "run"])
     parser.add_argument("bucket", help="USER/BUCKET: the folder that all jobs work in")
-    parser.add_argument("--flavor", default="a100-large", help="machine of a job with a GPU; hf jobs hardware")
+    parser.add_argument(
+        "--flavor", default="a100-large", help="machine of a job with a GPU; hf jobs hardware"
+    )
     parser.add_argument("--cpu-flavor", default="cpu-upgrade", help="machine of the others")
     parser.add_argument("--image", default="python:3.12")
     parser.add_argument("--install", default="pip install --quiet rpo-cli", help="command that installs rpo")
@@ -109,7 +116,7 @@ def main() -> int:
     asked, api = parser.parse_args(), HfApi()
     if asked.what == "run":
         return run(api, asked)
-    files = carried(json.loads(PLAN.read_text()))
+    files = carried(read_plan(PLAN))
     api.create_bucket(asked.bucket, private=True, exist_ok=True)
     api.batch_bucket_files(asked.bucket, add=[(file, file.as_posix()) for file in files])
     print(f"{len(files)} files are in hf://buckets/{asked.bucket}")

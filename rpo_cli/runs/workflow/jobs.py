@@ -1,4 +1,4 @@
-"""The jobs of a plan: each makes the stages of one group. Copied beside a Snakefile, which rpo may be far from."""
+"""The jobs of a plan, each of which makes the stages of one group. Copied beside a Snakefile, without rpo."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 LIMIT = 3  # a job may take so many times what it is expected to take
 MORE = 10  # minutes, to start in
+
+
+class Entry(TypedDict):
+    """A stage in a plan, as far as jobs are made of it."""
+
+    path: str
+    key: str
+    group: str
+    state: str
+    manifest: str
+    inputs: list[dict[str, str]]
+    resources: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -43,26 +56,36 @@ def _key(manifest: Path) -> str | None:
 
 def jobs_of(plan: Path) -> dict[str, Job]:
     """The jobs of a plan's file by their names, inputs first."""
-    stages = [stage for stage in json.loads(plan.read_text())["stages"] if stage["state"] == "build"]
-    groups: dict[str, list[dict]] = {}  # type: ignore[type-arg]
+    stages: list[Entry] = [
+        each for each in json.loads(plan.read_text())["stages"] if each["state"] == "build"
+    ]
+    groups: dict[str, list[Entry]] = {}
     for stage in stages:
         groups.setdefault(stage["group"], []).append(stage)
-    names = {}
+    names: dict[str, str] = {}
     for group, members in groups.items():
         hashed = hashlib.sha256("".join(stage["key"] for stage in members).encode()).hexdigest()
         names |= {stage["path"]: f"{group}-{hashed[:8]}" for stage in members}
-    found = {}
-    for members in groups.values():
-        name = names[members[0]["path"]]
-        above = {names.get(needed["path"], name) for stage in members for needed in stage["inputs"]}
-        needs = [stage["resources"] for stage in members]
-        minutes = [need["minutes"] for need in needs]
-        found[name] = Job(
-            name,
-            tuple(stage["path"] for stage in members),
-            {stage["manifest"]: stage["key"] for stage in members},
-            tuple(sorted(above - {name})),
-            *(max(need[what] or 0 for need in needs) for what in ("gpus", "memory_mb", "disk_mb")),
-            0 if None in minutes else math.ceil(LIMIT * sum(minutes)) + MORE,
-        )
-    return found
+    return {names[members[0]["path"]]: _job(members, names) for members in groups.values()}
+
+
+def _job(members: list[Entry], names: dict[str, str]) -> Job:
+    """The job of these stages; `names`: of the jobs, by the stages that must be made."""
+    name, needs = names[members[0]["path"]], [stage["resources"] for stage in members]
+    above = {names.get(needed["path"], name) for stage in members for needed in stage["inputs"]}
+    minutes = [need["minutes"] for need in needs]
+    known = [each for each in minutes if each is not None]
+
+    def most(what: str) -> int:
+        return int(max(need[what] or 0 for need in needs))
+
+    return Job(
+        name=name,
+        stages=tuple(stage["path"] for stage in members),
+        manifests={stage["manifest"]: stage["key"] for stage in members},
+        needs=tuple(sorted(above - {name})),
+        gpus=most("gpus"),
+        memory_mb=most("memory_mb"),
+        disk_mb=most("disk_mb"),
+        minutes=math.ceil(LIMIT * sum(known)) + MORE if len(known) == len(minutes) else 0,
+    )
