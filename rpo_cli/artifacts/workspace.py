@@ -17,7 +17,6 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from filelock import SoftFileLease
 
@@ -284,7 +283,7 @@ def difference(found: Identity, wanted: Identity) -> str:
     return shown + (f"; {len(reasons) - 3} more" if len(reasons) > 3 else "")
 
 
-def _changes(name: str, old: Any, new: Any) -> list[str]:
+def _changes(name: str, old: object, new: object) -> list[str]:
     """What differs between two values, in mappings key by key; of a file's hash only that it does."""
     if old == new:
         return []
@@ -301,7 +300,7 @@ def _changes(name: str, old: Any, new: Any) -> list[str]:
     return [f"{name} {brief(old)} -> {brief(new)}"]
 
 
-def brief(value: Any) -> str:
+def brief(value: object) -> str:
     """A value in a few characters."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
