@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rpo_cli.artifacts.files import publish
 from rpo_cli.artifacts.manifest import Manifest
@@ -69,7 +68,7 @@ def write_card(
     evaluations: Sequence[Manifest] = (),
     *,
     adapter: bool = False,
-    **more: Any,
+    **more: object,
 ) -> None:
     """Write README.md and rpo_recipe.yaml into a model's folder.
 
@@ -190,7 +189,7 @@ def _where(evaluation: Manifest) -> str:
     return f"{metrics.get('prompts', '')} {recipe['split']} prompts".strip()
 
 
-def _measured(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _measured(metrics: Mapping[str, object]) -> list[tuple[str, str, str]]:
     """Name, value and interval of each number, those with an interval first."""
     rows = []
     for name, value in metrics.items():

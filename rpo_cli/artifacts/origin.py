@@ -36,7 +36,7 @@ class Origin(TypedDict):
     """
 
     target: str
-    member: NotRequired[dict[str, Any]]
+    member: NotRequired[dict[str, object]]
     recipes: dict[str, dict[str, Any]]
     inputs: dict[str, str]
     hub: dict[str, dict[str, str]]
@@ -91,7 +91,7 @@ def _bases(stage: Stage) -> Iterator[External]:
         yield node
 
 
-def _body(stage: Stage) -> dict[str, Any]:
+def _body(stage: Stage) -> dict[str, object]:
     """A stage's recipe as a file beside the others' would say it."""
     recipe = stage.recipe
     values = recipe.model_dump(mode="json", exclude_defaults=True, exclude=WITHOUT)
@@ -109,7 +109,7 @@ def _body(stage: Stage) -> dict[str, Any]:
     return values
 
 
-def _named(reference: Any) -> Any:
+def _named(reference: object) -> object:
     """A reference as it is written where all recipes are in one place."""
     if isinstance(reference, list):
         return [_named(each) for each in reference]

@@ -94,7 +94,7 @@ def score(
     from rpo_cli.runs import files
 
     size = {"per_device_eval_batch_size": batch_size, "max_length": max_length}
-    files.score(session, file, model, label, out, dtype=dtype, split=split, **size)
+    files.score(session, file, model, label, out, split, dtype=dtype, **size)
 
 
 @command("sample", "prompts.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --num-samples 4",
@@ -120,6 +120,6 @@ def sample(
     """
     from rpo_cli.runs import files
 
-    drawn = {"count": num_samples, "temperature": temperature, "top_p": top_p, "seed": seed}
+    drawn = files.Drawn(count=num_samples, temperature=temperature, top_p=top_p, seed=seed)
     size = {"per_device_eval_batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    files.sample(session, file, model, out, dtype=dtype, split=split, **size, **drawn)
+    files.sample(session, file, model, out, split, drawn, dtype=dtype, **size)

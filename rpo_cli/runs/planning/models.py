@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from rpo_cli.artifacts import External, Stage, rho_folder
 from rpo_cli.recipes import Loaded, schema
@@ -23,7 +23,9 @@ class ModelPlanner(DataPlanner):
             inputs["model"] = self.reference("model_name_or_path", loaded)
         return self._add("sft", loaded.path.stem, loaded, inputs)
 
-    def _reward(self, loaded: Loaded, name: str = "all", options: Mapping[str, Any] | None = None) -> Stage:
+    def _reward(
+        self, loaded: Loaded, name: str = "all", options: Mapping[str, object] | None = None
+    ) -> Stage:
         """A reward model; of an ensemble's member its folder `name`, and options of its own."""
         recipe = cast(schema.RewardRecipe, loaded.recipe)
         self._need_model(loaded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 from rpo_cli.artifacts import External, Stage, hash_of, rho_folder, walk
 from rpo_cli.recipes import Loaded, load, schema, shown
@@ -110,7 +110,7 @@ class PolicyPlanner(ModelPlanner):
                     yield name_of(trained), trained
 
     def _need_same_attribute(self, loaded: Loaded, member: Stage) -> None:
-        """Where a member is calibrated to its own b, the policy's splits tell held-out pairs apart so."""
+        """Refuse a member calibrated to its own b on splits that tell pairs apart by something else."""
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
         if "member" not in member.options or not recipe.calibrates or recipe.calibration_mix != "own":
             return
@@ -162,7 +162,7 @@ class PolicyPlanner(ModelPlanner):
         path: str,
         loaded: Loaded,
         inputs: Mapping[str, Stage | External],
-        bits: Mapping[str, Any] | None = None,
+        bits: Mapping[str, object] | None = None,
         label: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Stage:
