@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from rpo_cli.figures.results import plain
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Axes, Bootstrap, over_seeds, resample
 from rpo_cli.recipes import schema, shown
+from rpo_cli.runs.results import UNFINISHED
 from rpo_cli.statistics import Array, interval, per_prompt
 
 Source = str  # which of a cell's artifacts a number is from: evaluation, held_out, judged, taught
@@ -94,7 +95,10 @@ def numbers(
         ],
         "rows": rows,
         "manifests": list(_manifests(cells)),
-        "notes": list(_notes(cells, workspace, selection, against, swept)),
+        "notes": [
+            *_notes(cells, workspace, selection, against, swept),
+            *cut_short(rows, recipe.max_new_tokens),
+        ],
     }
     return cast(dict[str, Any], plain(found))
 
@@ -247,6 +251,16 @@ def _manifests(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
         baselines[cast(Stage, cell.evaluation.inputs["baseline"]).path] = cell.seed
     for path, seed in baselines.items():
         yield {"policy": BASELINE, "seed": seed, "paths": {"evaluation": f"{path}/{MANIFEST}"}}
+
+
+def cut_short(rows: Sequence[Mapping[str, Any]], longest: int) -> list[str]:
+    """What many unfinished samples mean for the numbers; rows as `numbers` has them."""
+    shares = {row["policy"]: row["mean"] for row in rows if row["measure"] == "unfinished"}
+    many = [f"{share:.0f} % of {name}" for name, share in shares.items() if share > 100 * UNFINISHED]
+    if not many:
+        return []
+    cure = "lengths, KL and rewards are of what was cut off; raise max_new_tokens of the evaluate recipe"
+    return [f"cut at max_new_tokens, {longest}: {', '.join(many)}; {cure}"]
 
 
 def _notes(
