@@ -137,5 +137,5 @@ def job_of(
         inherited=dict(inherited),
         force=force,
         launch=launch if launch is not None and launch.takes(stage.kind) else None,
-        origin=origin_of(stage) if KINDS[stage.kind].trains else None,
+        origin=origin_of(stage) if KINDS[stage.kind].trains or stage.kind == "warm" else None,
     )

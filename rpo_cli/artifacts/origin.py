@@ -28,7 +28,8 @@ HEAD = """\
 class Origin(TypedDict):
     """How to make a model again.
 
-    target: its recipe's name among `recipes`. member: what tells one of an ensemble from the others.
+    target: its recipe's name among `recipes`. member: what tells one of an ensemble from the others; warm:
+    the mean of all.
     recipes: their keys that are not at their defaults. inputs: files and folders with their content; hub:
     names with their commits, as a lock file has them. start: what this training began with, an artifact
     perhaps; base: what all trainings began with; datasets: where rows came from.
@@ -49,7 +50,7 @@ def origin_of(stage: Stage) -> Origin:
     below = walk([stage])
     chain = [each for each in below if each.kind in schema.MODELS]
     outside = [needed for each in below for needed in each.inputs.values() if isinstance(needed, External)]
-    start = stage.inputs.get("model")
+    start = _start(stage)
     files = {
         portable(file): str(each.options["files"][table])
         for each in chain
@@ -70,12 +71,20 @@ def origin_of(stage: Stage) -> Origin:
     }
     if stage.kind == "reward" and stage.options:
         found["member"] = dict(stage.options)
+    if stage.kind == "warm":
+        found["member"] = {"warm": True}
     return found
+
+
+def _start(stage: Stage) -> Stage | External | None:
+    """What a model's training began with; of a mean of weights any member, which began alike."""
+    members = (node for name, node in stage.inputs.items() if name.startswith("members/"))
+    return stage.inputs.get("model") or next(members, None)
 
 
 def _bases(stage: Stage) -> Iterator[External]:
     """The model that training began with, below all the stages that trained it."""
-    node = stage.inputs.get("model")
+    node = _start(stage)
     if isinstance(node, Stage):
         yield from _bases(node)
     elif node is not None:

@@ -120,14 +120,21 @@ def _measure(stage: Stage, sizes: Sizes) -> Work:
     return work
 
 
-def _evaluate(stage: Stage, sizes: Sizes) -> Work:
+def _sampled(stage: Stage, sizes: Sizes) -> tuple[int, float]:
+    """Samples of an evaluation, and tokens of a prompt."""
     recipe = cast(schema.EvaluateRecipe, stage.recipe)
     table = f"prompts_{recipe.split}"
     found = sizes.lengths(stage.inputs["data"], table, recipe.max_length, stage.inputs["policy"])
     rows = _rows(found, table) if recipe.num_prompts is None else min(_rows(found, table), recipe.num_prompts)
     # Prompts alone: half a row is not their length where nothing was measured.
     prompt = recipe.max_length if "every row counts" in found.source else found.prompt
-    count, tokens = rows * recipe.num_samples, prompt + recipe.max_new_tokens
+    return rows * recipe.num_samples, prompt
+
+
+def _evaluate(stage: Stage, sizes: Sizes) -> Work:
+    recipe = cast(schema.EvaluateRecipe, stage.recipe)
+    count, prompt = _sampled(stage, sizes)
+    tokens = prompt + recipe.max_new_tokens
     policy, reference = sizes.model(stage.inputs["policy"]), sizes.model(stage.inputs["reference"])
     work = _decoding(policy, count, prompt, recipe.max_new_tokens, recipe.per_device_eval_batch_size)
     work += _scoring(policy, count * tokens)
@@ -144,10 +151,17 @@ def _held_out(stage: Stage, sizes: Sizes) -> Work:
     return _scoring(sizes.model(stage.inputs["policy"]), splits.held_out * _of_pair(stage.recipe, found))
 
 
+def _taught(stage: Stage, sizes: Sizes) -> Work:
+    evaluation = cast(Stage, stage.inputs["evaluation"])
+    count, prompt = _sampled(evaluation, sizes)
+    longest = cast(schema.EvaluateRecipe, evaluation.recipe).max_new_tokens
+    return _scoring(sizes.model(stage.inputs["model"], reward=True), 2 * count * (prompt + longest))
+
+
 OF = {
     "sft": _sft, "reward": _reward, "relabel": _relabel, "reference": _reference, "scores": _scores,
     "samples": _samples, "policy": _policy, "measure": _measure, "evaluate": _evaluate,
-    "held_out": _held_out,
+    "held_out": _held_out, "taught": _taught,
 }  # fmt: skip
 
 

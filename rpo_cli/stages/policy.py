@@ -235,7 +235,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         metrics |= members.all_shares()
     if monitor is not None and monitor.found:
         metrics |= ended(monitor.found)
-        for line in over_optimised(monitor.found, len(monitor.held_out.rows)):
+        for line in over_optimised(monitor.found):
             report.warn(line)
     publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU, training=True))
     temperatures = {f"temperature/{name}": value for name, value in teachers.temperatures.items()}

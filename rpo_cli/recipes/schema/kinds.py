@@ -83,6 +83,7 @@ KINDS: dict[str, Kind] = {
     "scores": Kind(ScoringRecipe, "rpo_cli.stages.scores:run_scores", guess_seconds=2.0),
     "measure": Kind(ScoringRecipe, "rpo_cli.stages.measure:run", guess_seconds=8.0),
     "held_out": Kind(ScoringRecipe, "rpo_cli.stages.held_out:run", guess_seconds=2.0),
+    "taught": Kind(ScoringRecipe, "rpo_cli.stages.taught:run", guess_seconds=2.0),
     "judge": Kind(
         JudgeRecipe, "rpo_cli.stages.judge.stage:run",
         seeds=("sampling",), needs_model=False, guess_seconds=300.0,

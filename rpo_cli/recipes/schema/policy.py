@@ -309,7 +309,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
 class ScoringRecipe(ModelSource, SharedPrompts, FourBits, Labelled):
     """Work that a policy recipe implies and nobody writes down: reference log-probs and samples, rewards."""
 
-    stage: Literal["reference", "samples", "scores", "measure", "held_out"]
+    stage: Literal["reference", "samples", "scores", "measure", "held_out", "taught"]
     per_device_eval_batch_size: PositiveInt = cosmetic(256, "sequences at a time")
     reference_samples: PositiveInt = 1
     max_new_tokens: PositiveInt = 64
