@@ -166,10 +166,7 @@ def _holders(texts: Sequence[tuple[str, Tokens]], wanted: set[int | None]) -> di
 
 
 def _said(
-    place: str,
-    found: dict[int, set[str]],
-    rows: Sequence[TokenRow],
-    tokenizer: PreTrainedTokenizerBase,
+    place: str, found: dict[int, set[str]], rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase
 ) -> str:
     """Which control tokens so many rows have there, and what it means; nothing where there are none."""
     if not found:
