@@ -170,7 +170,7 @@ def _problems(stage: Stage) -> Iterator[str]:
         if (why := _attention(recipe)) is not None:
             yield f"{_at(stage, 'attn_implementation')}: {why}"
         if recipe.pad_token is not None and is_word(recipe.pad_token):
-            what = f"{recipe.pad_token!r} is a word, which a text may hold; {PAD_HINT}"
+            what = f"{recipe.pad_token!r} is a word or a sign, which a text may hold; {PAD_HINT}"
             yield f"{_at(stage, 'pad_token')}: {what}"
         yield from _models(stage, recipe)
     if isinstance(recipe, schema.DataRecipe) and recipe.prompt_format == "chat":
@@ -218,6 +218,9 @@ def _adapters(stage: Stage, recipe: schema.TrainingRecipe) -> Iterator[str]:
     """Names of modules to adapt that the model has not got: peft takes a pattern whole, or a name's end."""
     wanted = recipe.lora_target_modules
     if not recipe.use_peft or wanted == "all-linear":
+        return
+    if "lm_head" in wanted:
+        yield f"{_at(stage, 'lora_target_modules')}: lm_head: TRL trains no adapter of it; leave it out"
         return
     modules = models.modules_of(stage)
     if isinstance(wanted, str):
