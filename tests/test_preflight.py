@@ -314,6 +314,16 @@ def test_what_would_stop_a_stage_is_said_before_the_first_with_its_line(empty: T
     assert not empty.root.exists()
 
 
+def test_samples_that_a_model_has_no_room_for_are_refused_before_anything_is_trained(empty: Tiny) -> None:
+    empty.edit("evaluate.yaml", "max_new_tokens: 64")
+    line = len((empty.suite / "evaluate.yaml").read_text().splitlines())
+    (said,) = empty.run("evaluate", "dpo.yaml", code=2).stderr.splitlines()
+    assert said.startswith(f"{empty.suite / 'evaluate.yaml'}:{line}: max_new_tokens: 64 leave no room for a ")
+    assert not empty.root.exists()
+    empty.edit("evaluate.yaml", "max_new_tokens: 63")
+    empty.run("evaluate", "dpo.yaml", "--dry-run")
+
+
 def test_a_local_model_is_looked_at_before_the_first_stage(empty: Tiny, tmp_path: Path) -> None:
     """Of each fault the line that names the model, or the key to set."""
     plain = model_folder(tmp_path / "plain", {})

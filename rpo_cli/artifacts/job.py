@@ -81,7 +81,7 @@ class Outcome(NamedTuple):
     `told`: what its user should know, and nobody else who reads the manifest.
     """
 
-    metrics: dict[str, Any]
+    metrics: dict[str, object]
     device: str
     warnings: list[str]
     told: Sequence[str] = ()
@@ -137,5 +137,5 @@ def job_of(
         inherited=dict(inherited),
         force=force,
         launch=launch if launch is not None and launch.takes(stage.kind) else None,
-        origin=origin_of(stage) if KINDS[stage.kind].trains else None,
+        origin=origin_of(stage) if KINDS[stage.kind].trains or stage.kind == "warm" else None,
     )

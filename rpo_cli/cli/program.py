@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rpo_cli import __version__
-from rpo_cli.cli import looking, models, steps, studies
+from rpo_cli.cli import engines, looking, models, steps, studies
 
 app = typer.Typer(
     name="rpo",
@@ -21,7 +21,7 @@ app = typer.Typer(
     epilog="Start: [bold]rpo demo[/bold], then [bold]rpo init[/bold] with your own pairs; "
     "[bold]--dry-run[/bold] says what a command would build.",
 )
-for part in (steps, models, studies, looking):
+for part in (steps, models, studies, engines, looking):
     app.add_typer(part.app)
 for group in (looking.recipe_app, looking.data_app, studies.figure_app):
     app.add_typer(group)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import Option, Typer
 
-from rpo_cli.cli.shared import EVERY, ONE
+from rpo_cli.cli.shared import EVERY, ONE, Ensemble
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.runs.command import add_command
 from rpo_cli.runs.options import Costs
@@ -90,7 +90,6 @@ def train_sft(session: "Session", costs: Costs) -> None:
     build(session, "sft", ("rpo train-rm", "oracle.yaml", ""), costs=costs)
 
 
-MEMBERS = "Train the ensemble's members, one on each subset D_rho,b."
 RHO_02 = "rm.yaml --rho 0.2 --ensemble --jobs 2"
 
 
@@ -98,7 +97,7 @@ RHO_02 = "rm.yaml --rho 0.2 --ensemble --jobs 2"
 def train_rm(
     session: "Session",
     costs: Costs,
-    ensemble: Annotated[bool, Option("--ensemble", help=MEMBERS)] = False,
+    ensemble: Ensemble = False,
 ) -> None:
     """Train a Bradley-Terry reward model: the oracle, the one of D_rho, or an ensemble."""
     from rpo_cli.runs.make import build

@@ -16,8 +16,9 @@ from rpo_cli.cli.shared import (
     KeepWeights,
     Objectives,
     Seeds,
+    Tune,
+    numbers,
 )
-from rpo_cli.errors import BadInput
 from rpo_cli.runs.command import add_command
 from rpo_cli.runs.options import Costs, like
 
@@ -34,22 +35,9 @@ WRITE = "Write the chosen values into the recipes' by_rho."
 FROM = "Redraw kept results; train nothing."
 OUT = "Folder for pictures and results. Default: figures/ in the workspace."
 GAPS = "Train nothing; draw what there is and mark the gaps."
-TUNE = "First choose beta and tau on validation (the full protocol)."
 AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
 SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
 KEPT = "What `rpo compare --json` printed; builds nothing."
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise BadInput(f"--seeds {text}: expected whole numbers with commas, such as 0,1,2") from None
-    if len(set(found)) < len(found):
-        raise BadInput(f"--seeds {text}: one of them twice")
-    return found
 
 
 @command("sweep", "figure2.yaml --rho all --seeds 0,1,2 --jobs 2", takes=FIGURE, rho="all")
@@ -71,7 +59,7 @@ def sweep(
 
     question = asked(session.dry_run, costs)
     reduced = Budget(budget == "small", objectives, grid_size)
-    run_sweep(session, _numbers(seeds), write, keep_weights, reduced, question)
+    run_sweep(session, numbers(seeds), write, keep_weights, reduced, question)
 
 
 Compared = Annotated[list[str], typer.Argument(help=COMPARED, autocompletion=like)]
@@ -99,7 +87,7 @@ def compare(
     from rpo_cli.runs.question import asked
 
     question, budget = asked(session.dry_run, costs), Budget(grid_size=grid_size)
-    run_compare(session, Comparing(recipes, against, _numbers(seeds), sweep, budget, question))
+    run_compare(session, Comparing(recipes, against, numbers(seeds), sweep, budget, question))
 
 
 @command("report", f"{COMPARE} --rho 0.2 --out report.html", takes=COMPARING - {"as_json"})
@@ -121,7 +109,7 @@ def report(
     from rpo_cli.figures import Budget, Comparing, run_report
 
     budget = Budget(grid_size=grid_size)
-    asked = Comparing(recipes or [], against, _numbers(seeds), sweep, budget)
+    asked = Comparing(recipes or [], against, numbers(seeds), sweep, budget)
     run_report(session, asked, from_results, out)
 
 
@@ -137,7 +125,7 @@ def _figure(kind: str, text: str, recipe: str, *more: str) -> None:
         from_results: Annotated[Path | None, Option("--from", help=FROM)] = None,
         out: Annotated[Path | None, Option(help=OUT)] = None,
         allow_missing: Annotated[bool, Option("--allow-missing", help=GAPS)] = False,
-        tune: Annotated[bool, Option("--tune", help=TUNE)] = False,
+        tune: Tune = False,
         keep_weights: KeepWeights = "best",
         budget: BudgetOption = None,
         objectives: Objectives = None,
@@ -147,7 +135,7 @@ def _figure(kind: str, text: str, recipe: str, *more: str) -> None:
         from rpo_cli.runs.question import asked
 
         reduced, question = Budget(budget == "small", objectives, grid_size), asked(session.dry_run, costs)
-        wanted = (_numbers(seeds), from_results, out, allow_missing, tune, keep_weights, reduced, question)
+        wanted = (numbers(seeds), from_results, out, allow_missing, tune, keep_weights, reduced, question)
         run_figure(session, kind, FigureOptions(*wanted))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -63,7 +63,7 @@ class Variant(BaseModel):
 
     name: Drawn = Field(min_length=1, description="in the legend")
     recipe: str = Field(description="the policy recipe")
-    set: dict[str, Any] = Field({}, description="keys of that recipe and their values here, as --set")
+    set: dict[str, object] = Field({}, description="keys of that recipe and their values here, as --set")
     panel: Drawn = Field("", description="title of the panel it is drawn in; default: all in one")
 
 
@@ -132,7 +132,7 @@ class Claim(BaseModel):
         ]
         return [name for side in sides for name in side if name != EVERY]
 
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, object]:
         """As results keep it: keys that came after the first results only where they say something."""
         later = {name for name, field in type(self).model_fields.items() if field.json_schema_extra}
         unsaid = {name for name in later if getattr(self, name) in (None, False)}

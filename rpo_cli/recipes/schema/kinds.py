@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from rpo_cli.recipes.schema.base import Purpose, Recipe, seed_of
 from rpo_cli.recipes.schema.data import DataRecipe, RelabelRecipe, SplitsRecipe
@@ -84,6 +83,7 @@ KINDS: dict[str, Kind] = {
     "scores": Kind(ScoringRecipe, "rpo_cli.stages.scores:run_scores", guess_seconds=2.0),
     "measure": Kind(ScoringRecipe, "rpo_cli.stages.measure:run", guess_seconds=8.0),
     "held_out": Kind(ScoringRecipe, "rpo_cli.stages.held_out:run", guess_seconds=2.0),
+    "taught": Kind(ScoringRecipe, "rpo_cli.stages.taught:run", guess_seconds=2.0),
     "judge": Kind(
         JudgeRecipe, "rpo_cli.stages.judge.stage:run",
         seeds=("sampling",), needs_model=False, guess_seconds=300.0,
@@ -94,7 +94,7 @@ MODELS: dict[str, type[Recipe]] = {name: kind.recipe for name, kind in KINDS.ite
 
 
 @cache
-def _left_out(model: type[Recipe]) -> tuple[frozenset[str], dict[str, Any]]:
+def _left_out(model: type[Recipe]) -> tuple[frozenset[str], dict[str, object]]:
     """Fields that are in no key, and the defaults of those that are in none at their default."""
     fields = model.model_fields
     marks = {
@@ -105,7 +105,7 @@ def _left_out(model: type[Recipe]) -> tuple[frozenset[str], dict[str, Any]]:
     return frozenset(never), {name: fields[name].default for name, mark in marks.items() if mark.get("added")}
 
 
-def result_fields(recipe: Recipe) -> dict[str, Any]:
+def result_fields(recipe: Recipe) -> dict[str, object]:
     """The fields that can change a result: what an artifact's key is made of.
 
     Of the seeds those in force that it draws under; of the files and data sets that it reads not their place,
@@ -125,7 +125,7 @@ def result_fields(recipe: Recipe) -> dict[str, Any]:
         unused |= {"max_steps"}
     values = recipe.model_dump(mode="json", exclude={*left_out, *unused})
     if isinstance(recipe, DataRecipe):
-        places: dict[str, Any] = {
+        places: dict[str, object] = {
             "files": {},
             "dataset": None,
             "data_dir": recipe.folders,

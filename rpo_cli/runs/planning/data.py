@@ -70,6 +70,8 @@ class DataPlanner(BasePlanner):
         inputs = {"data": self.reference("data", loaded), "tokenizer": self.reference("tokenizer", loaded)}
         if isinstance(tokenizer := inputs["tokenizer"], External):
             tokenizer.use = "tokenizer"
+        if recipe.ensemble_on is not None:
+            self._columns(loaded, recipe.ensemble_on, "ensemble_on")
         limit = shortest_user(loaded) if recipe.max_length == "auto" else recipe.max_length
         # Without a limit the key is that of splits from before there was one.
         resolved = recipe.model_copy(update={"max_length": limit or "auto"})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 from rpo_cli.artifacts import External, Stage, hash_of, rho_folder, walk
-from rpo_cli.recipes import Loaded, RecipeError, load, schema, shown
+from rpo_cli.recipes import Loaded, load, schema, shown
 from rpo_cli.runs.planning.base import at_rho, wrong
 from rpo_cli.runs.planning.models import ModelPlanner, name_of
 
@@ -70,7 +70,7 @@ class PolicyPlanner(ModelPlanner):
         inputs: dict[str, Stage | External] = {"data": splits, "policy": model}
         if isinstance(teacher, tuple):
             path = f"{rho}/scores/external-{hash_of(teacher)[:8]}"
-            return self._scoring("scores", path, loaded, inputs, columns=teacher)
+            return self._scoring("scores", path, loaded, inputs, options={"columns": list(teacher)})
         inputs["model"] = teacher
         if isinstance(teacher, External):
             name = teacher.key if label is None else [teacher.key, label]
@@ -80,17 +80,6 @@ class PolicyPlanner(ModelPlanner):
         if _other_splits(teacher, splits):
             place = f"{place}/{splits.path.rsplit('/', 1)[1]}"
         return self._scoring("scores", f"{rho}/scores/{place}", loaded, inputs)
-
-    def _columns(self, loaded: Loaded, columns: Sequence[str], *at: str | int) -> tuple[str, ...]:
-        """Columns of scores, which the data recipe must keep."""
-        below = cast(Stage, self.reference("data", loaded))
-        while not isinstance(recipe := below.recipe, schema.DataRecipe):
-            below = cast(Stage, below.inputs["data"])
-        if lacking := [name for name in columns if name not in recipe.keep_columns]:
-            named = f"{shown(below.source)} keeps no column {lacking[0]}"
-            cure = f"add keep_columns: [{', '.join(columns)}] to it"
-            raise RecipeError([f"{loaded.place(*at)}: {named}; {cure}"])
-        return tuple(columns)
 
     def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Teacher]]:
         """What an objective distils, under the names of the cells' histogram."""
@@ -117,7 +106,20 @@ class PolicyPlanner(ModelPlanner):
                         yield f"m{index}", self._resolve(member, loaded, (key, index))
             else:
                 for trained in self._members(loaded, recipe.members):
+                    self._need_same_attribute(loaded, trained)
                     yield name_of(trained), trained
+
+    def _need_same_attribute(self, loaded: Loaded, member: Stage) -> None:
+        """Refuse a member calibrated to its own b on splits that tell pairs apart by something else."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        if "member" not in member.options or not recipe.calibrates or recipe.calibration_mix != "own":
+            return
+        own = cast(schema.SplitsRecipe, cast(Stage, self.reference("data", loaded)).recipe)
+        for splits in _splits_below(member):
+            if cast(schema.SplitsRecipe, splits.recipe).ensemble_on != own.ensemble_on:
+                named = f"{shown(splits.source)} has another ensemble_on than {recipe.data}"
+                cure = f"set data: {splits.source.name}, or calibration_mix: data"
+                raise wrong(loaded, "ensemble", f"{named}; {cure}")
 
     def _members(self, loaded: Loaded, name: str) -> list[Stage]:
         """The ensemble that a policy names."""
@@ -146,17 +148,13 @@ class PolicyPlanner(ModelPlanner):
         return self.load(loaded.sibling(name, "ensemble"), expect="reward", **at_rho(rho))
 
     def _warm(self, loaded: Loaded) -> Stage:
-        """One reward model with the mean of the members' weights."""
+        """The mean of the ensemble that a policy names; see `warm`."""
         reference = cast(schema.PolicyRecipe, loaded.recipe).ensemble
         if isinstance(reference, list):
             of_one = "teacher: warm averages members of one initialisation"
             raise wrong(loaded, "ensemble", f"{of_one}; name a recipe with `ensemble:`")
-        ensemble = self._ensemble(loaded, reference)
-        members = self._members(loaded, reference)
-        inputs: dict[str, Stage | External] = {f"members/{name_of(member)}": member for member in members}
-        recipe = ensemble.recipe.model_copy(update={"expected_seconds": 1.0})
-        place = f"{rho_folder(cast(schema.RewardRecipe, recipe).rho)}/{ensemble.path.stem}/warm"
-        return self._add("warm", place, ensemble, inputs, recipe=recipe)
+        with self._step(loaded, ("ensemble",)):
+            return self.warm(self._ensemble(loaded, reference))
 
     def _scoring(
         self,
@@ -164,9 +162,9 @@ class PolicyPlanner(ModelPlanner):
         path: str,
         loaded: Loaded,
         inputs: Mapping[str, Stage | External],
-        bits: Mapping[str, Any] | None = None,
+        bits: Mapping[str, object] | None = None,
         label: str | None = None,
-        columns: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> Stage:
         policy = cast(schema.PolicyRecipe, loaded.recipe)  # or a reward model's, to diagnose it
         values = {name: getattr(policy, name) for name in SCORED if hasattr(policy, name)} | dict(bits or {})
@@ -177,7 +175,6 @@ class PolicyPlanner(ModelPlanner):
             # Memory allows no more.
             values["per_device_eval_batch_size"] = policy.per_device_eval_batch_size
         recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
-        options = {"columns": list(columns)} if columns else {}
         return self._add(kind, path, loaded, inputs, options, recipe=recipe)
 
 

@@ -6,7 +6,6 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
@@ -21,7 +20,7 @@ from rpo_cli.stages.data.sources.records import rows_in
 MOST_PROBLEMS = 10  # of a file: they tend to be alike
 
 
-def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[DataRecipe], report: Report) -> dict[str, object]:
     """Write every table as Parquet (and the miniature's tokenizer).
 
     Metrics count rows read, kept and left out, and shared prompts.
@@ -35,8 +34,9 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
         if job.files:
             names = ", ".join(sorted(job.files))
             raise BadInput(f"source: miniature generates its tables; files: {names} has no meaning")
-        tables = miniature.generate(seed_of(recipe, "data"), miniature.Sizes(**recipe.rows))
-        miniature.build_tokenizer().save_pretrained(job.directory / "tokenizer")
+        world = miniature.World(recipe.entangled, recipe.polite)
+        tables = miniature.generate(seed_of(recipe, "data"), miniature.Sizes(**recipe.rows), world)
+        miniature.build_tokenizer(world).save_pretrained(job.directory / "tokenizer")
     elif recipe.loaded:
         from rpo_cli.stages.data.sources.load import load
 

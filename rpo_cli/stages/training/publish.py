@@ -6,7 +6,6 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import DistributedType
@@ -19,7 +18,7 @@ from rpo_cli.models import save
 from rpo_cli.stages.training.loop import STATE
 
 
-def whole_model(trainer: Trainer) -> Any:
+def whole_model(trainer: Trainer) -> PreTrainedModel:
     """The trained model without wrappers; of a sharded one a copy, whose weights the first process holds."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.accelerator.distributed_type != DistributedType.FSDP:

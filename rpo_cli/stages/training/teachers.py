@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,13 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.models.tokens import Row
 from rpo_cli.objectives import TEACHERS
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.data.rows import PAIR, rows_of
 from rpo_cli.stages.reference import reference_logps
 from rpo_cli.stages.samples import samples_by_prompt
-from rpo_cli.stages.splits import LONGER, SHORTER, bias_trained_on
+from rpo_cli.stages.splits import ENSEMBLE, LONGER, SHORTER, bias_trained_on
 
 # Models of all of D_rho or of a random part: their own mix is that of the held-out pairs.
 ALL_PAIRS = re.compile("rm|all|seed-.*|half-.*")
@@ -85,7 +85,7 @@ def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> flo
             "use calibration_mix: data"
         ) from None
     notes = rows_of(job, "held_out").notes.to_pydict()
-    kinds = dict(zip(notes["id"], notes["longer_preferred"], strict=True))
+    kinds = dict(zip(notes["id"], notes.get(ENSEMBLE, notes["longer_preferred"]), strict=True))
     kind = torch.tensor([kinds[row] for row in held_out["id"]])
     return fit_temperature(margins, mix_weights(kind == LONGER, kind == SHORTER, mix))
 
@@ -96,7 +96,7 @@ def policy_rows(
     tokenizer: PreTrainedTokenizerBase,
     teachers: Teachers,
     report: Report,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[Row], dict[str, object]]:
     """Rows for the collator; how many pairs were left out, too long or without margins; the others' bias."""
     pairs = rows_of(job, "train" if recipe.subset is None else f"b-{recipe.subset:g}")
     tokens = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
@@ -111,7 +111,7 @@ def policy_rows(
         if row.id not in reference:
             raise BadInput(f"{job.inputs['reference']}: no reference log-probs for row {row.id}")
         chosen, rejected = row.responses
-        entry: dict[str, Any] = {"prompt_ids": row.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected}
+        entry: Row = {"prompt_ids": row.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected}
         entry["ref_chosen_logps"], entry["ref_rejected_logps"] = reference[row.id]
         if sampled:
             # Pairs that share a prompt take turns with its samples.
