@@ -324,12 +324,12 @@ def test_an_unknown_word_is_no_control_token() -> None:
     assert said("WordPiece", ("Answer: \u0904", " \u0904", " No")) == []
 
 
-@pytest.mark.parametrize("word", ["cat", "\u0120cat", "\u2581cat", "##s", "42"])
+@pytest.mark.parametrize("word", ["cat", "\u0120cat", "\u2581cat", "##s", "42", ".", " ", "", "\n", "a b"])
 def test_a_word_is_no_padding(word: str, tmp_path: Path) -> None:
     tokenizer_of("bytes").save_pretrained(tmp_path)
     recipe = RewardRecipe(stage="reward", pad_token=word)
     with pytest.raises(
-        BadInput, match="is a word, which a text may hold; set `pad_token:` to an unused token"
+        BadInput, match="is a word or a sign, which a text may hold; set `pad_token:` to an unused token"
     ):
         load_tokenizer(tmp_path, recipe)
     assert load_tokenizer(tmp_path, recipe.model_copy(update={"pad_token": "[PAD]"})).pad_token == "[PAD]"
