@@ -49,8 +49,8 @@ figure2: $(READY) ## train the length-bias experiment on the embedded miniature 
 figure2-gpu: $(READY) ## the same with SmolLM2-135M on real text, on a GPU; FIGURE2="--workspace DIR"
 	$(BIN)/rpo figure figure2 --recipe small/figure2.yaml --jobs 3 $(FIGURE2)
 
-protocol: $(READY) ## the full protocol behind results/miniature: tuning on validation, five seeds, about two hours of CPU
-	$(BIN)/rpo figure figure2 --recipe miniature/protocol.yaml --tune --jobs $(JOBS) --out results/miniature
+protocol: $(READY) ## the full protocol: tuning on validation, five seeds, two hours of CPU and more
+	$(BIN)/rpo figure figure2 --recipe miniature/protocol.yaml --tune --jobs $(JOBS) --out results/protocol
 
 test: $(READY) ## prove the code, offline: all but the slow tests, three minutes on two cores
 	$(BIN)/python -m pytest $(SPREAD) -m 'not slow'

@@ -164,7 +164,7 @@ class PolicyPlanner(ModelPlanner):
         inputs: Mapping[str, Stage | External],
         bits: Mapping[str, object] | None = None,
         label: str | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, object] | None = None,
     ) -> Stage:
         policy = cast(schema.PolicyRecipe, loaded.recipe)  # or a reward model's, to diagnose it
         values = {name: getattr(policy, name) for name in SCORED if hasattr(policy, name)} | dict(bits or {})
