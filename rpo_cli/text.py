@@ -40,8 +40,9 @@ def unplain(word: str) -> str | None:
 
 
 def is_word(token: str) -> bool:
-    """Whether a token is a word or a part of one, with the marks of vocabularies, which a text may hold."""
-    return token.strip(WORD_MARKS).isalnum()
+    """Whether a text may hold a token: a word or a part of one, with the marks of vocabularies, or signs."""
+    bare = token.strip(WORD_MARKS)
+    return bare.isalnum() or not any(map(str.isalnum, bare)) or any(map(str.isspace, token))
 
 
 def percent(share: float | None) -> str:
@@ -50,8 +51,9 @@ def percent(share: float | None) -> str:
 
 
 def first_line(error: Exception | str) -> str:
-    """What an error says, as far as its first line; its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What an error says, as far as its first line (after a colon, the next as well); else its type."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join([first, *(line.strip() for line in others[:1] if first.endswith(":"))])
 
 
 def clock(seconds: float) -> str:

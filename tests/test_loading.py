@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,14 @@ import peft
 import pytest
 import torch
 from conftest import RHO, Tiny
+from preparing import tokenizer_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rpo_cli.artifacts import base_of_adapter
 from rpo_cli.devices import CPU
 from rpo_cli.errors import BadInput
-from rpo_cli.models import load_causal, load_reward, load_tokenizer, stops_in, stops_of
+from rpo_cli.models import load_causal, load_reward, load_tokenizer, new_causal, stops_in, stops_of
 from rpo_cli.recipes.schema import ScoringRecipe
 
 RECIPE = ScoringRecipe(stage="scores", threads=1)
@@ -68,6 +70,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         rf"{LAYER} is of shape \[31, 16\], and by its config\.json \[32, 16\]",
     ),
     "a file cut short": (cut, "no model can be loaded: .*header"),
+    "weights that are no numbers": (
+        weights(lambda found: {**found, LAYER: found[LAYER] / 0}),
+        f"NaN or infinity in its weights {LAYER}$",
+    ),
+    "a type that its config contradicts": (
+        lambda folder: write(folder / "config.json", num_attention_heads=3),
+        r"no model can be loaded: .*validate_architecture.*: .*multiple of the number of attention heads",
+    ),
     "a tensor of another architecture": (
         weights(lambda found: {**found, "model.layers.0.self_attn.q_norm.weight": torch.ones(8)}),
         r"no place for its weights model\.layers\.0\.self_attn\.q_norm\.weight$",
@@ -88,6 +98,50 @@ def test_a_model_that_lacks_weights_or_has_some_too_many_is_refused(
             with pytest.raises(BadInput, match=f"^{folder}: .*{says}") as caught:
                 load(folder, RECIPE, CPU, tokenizer, training=training)
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.json", "[]", "no tokenizer can be loaded: "),
+        ("config.json", "", "no tokenizer can be loaded: "),
+        ("tokenizer.json", "{", "no tokenizer can be loaded: "),
+        ("adapter_config.json", '{"peft_type": "NOPE", "base_model_name_or_path": "BASE"}', "NOPE"),
+        ("generation_config.json", "[]", "no model can be loaded: "),
+        (
+            "generation_config.json",
+            '{"eos_token_id": "</s>"}',
+            "eos_token_id: expected the number of a token",
+        ),
+    ],
+)
+def test_a_file_of_a_model_that_says_nothing_is_said_in_a_line(
+    built: Tiny, tmp_path: Path, file: str, content: str, says: str
+) -> None:
+    folder = Path(shutil.copytree(built.root / SFT, tmp_path / "model"))
+    (folder / file).write_text(content.replace("BASE", str(built.root / SFT)))
+    if file == "adapter_config.json":
+        (folder / "config.json").unlink()
+    with pytest.raises(BadInput, match=f"^{folder}: .*{says}") as caught:
+        load_causal(folder, RECIPE, CPU, load_tokenizer(folder), training=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_of_a_model_from_scratch_has_no_key_without_effect(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("bytes")
+    small = {"model_type": "llama", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    made = new_causal(small | {"rope_theta": 500.0, "intermediate_size": 8}, tokenizer, CPU, 0)
+    assert made.config.rope_parameters["rope_theta"] == 500.0
+    for keys, says in (
+        (small | {"hidden_sizee": 8}, "LlamaConfig has no key hidden_sizee, did you mean hidden_size?"),
+        (small | {"hidden_size": 15}, "multiple of the number of attention heads"),
+        (small | {"hidden_size": "16"}, "'hidden_size' expected int, got str"),
+        ({"model_type": "nosuch"}, "Unrecognized model identifier: nosuch"),
+        ({"model_type": "t5"}, "Unrecognized configuration class"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(says)) as caught:
+            new_causal(keys, tokenizer, CPU, 0)
+        assert str(caught.value).startswith("model_config_kwargs: ") and "\n" not in str(caught.value)
 
 
 def test_only_the_head_of_a_reward_model_may_be_new_and_only_in_training(built: Tiny) -> None:

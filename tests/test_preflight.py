@@ -261,11 +261,28 @@ PLANS = {
         "dpo.yaml", "use_peft: true\nlora_target_modules: [q_proj, nosuch]",
         "lora_target_modules: the model has no module nosuch; it has ",
     ),
+    "a head that no adapter is trained of": (
+        "dpo.yaml", "use_peft: true\nlora_target_modules: [q_proj, lm_head]",
+        "lora_target_modules: lm_head: TRL trains no adapter of it",
+    ),
+    "no module to adapt": (
+        "dpo.yaml", "use_peft: true\nlora_target_modules: []",
+        "lora_target_modules: needs at least 1 item(s)",
+    ),
+    "a sign of a text for padding": ("dpo.yaml", "pad_token: '!'", "pad_token: '!' is a word or a sign"),
+    "a model from scratch of no type": (
+        "sft.yaml", "model_config_kwargs: {hidden_size: 16}", "model_config_kwargs: needs a model_type",
+    ),
+    "what the tokenizer says of a model from scratch": (
+        "sft.yaml", "model_config_kwargs: {model_type: llama, vocab_size: 9}",
+        "model_config_kwargs: vocab_size: the tokenizer says it",
+    ),
     "more tokens than a model from scratch has positions": (
         "sft.yaml", "model_config_kwargs: {model_type: gpt2, n_positions: 40, n_embd: 8, n_head: 2}",
         "max_length: 48 exceeds the model's 40 positions",
     ),
     "a seed that NumPy does not take": ("sft.yaml", f"seed: {10**20}", "seed: must be at most 4294967295"),
+    "more threads than any machine has": ("sft.yaml", "threads: 100000", "threads: must be at most 1024"),
     "a rate beyond float32": ("sft.yaml", "learning_rate: 1e300", "learning_rate: must be at most 3.4e+38"),
     "a rate without end": ("sft.yaml", "learning_rate: .inf", "learning_rate: must be finite"),
     "a scheduler that is none": ("sft.yaml", "lr_scheduler_type: poly", "lr_scheduler_type: expected linear"),
@@ -295,6 +312,16 @@ def test_what_would_stop_a_stage_is_said_before_the_first_with_its_line(empty: T
         assert says in problem
         assert problem.startswith(at) or says.startswith("max_length")
     assert not empty.root.exists()
+
+
+def test_samples_that_a_model_has_no_room_for_are_refused_before_anything_is_trained(empty: Tiny) -> None:
+    empty.edit("evaluate.yaml", "max_new_tokens: 64")
+    line = len((empty.suite / "evaluate.yaml").read_text().splitlines())
+    (said,) = empty.run("evaluate", "dpo.yaml", code=2).stderr.splitlines()
+    assert said.startswith(f"{empty.suite / 'evaluate.yaml'}:{line}: max_new_tokens: 64 leave no room for a ")
+    assert not empty.root.exists()
+    empty.edit("evaluate.yaml", "max_new_tokens: 63")
+    empty.run("evaluate", "dpo.yaml", "--dry-run")
 
 
 def test_a_local_model_is_looked_at_before_the_first_stage(empty: Tiny, tmp_path: Path) -> None:
@@ -520,7 +547,7 @@ def test_a_plan_that_disk_or_memory_may_not_hold_is_warned_of(empty: Tiny, tmp_p
 
 def test_a_word_for_padding_is_refused_before_anything_is_loaded(empty: Tiny) -> None:
     empty.edit("oracle.yaml", "pad_token: cat\n")
-    says = "pad_token: 'cat' is a word, which a text may hold; set `pad_token:`"
+    says = "pad_token: 'cat' is a word or a sign, which a text may hold; set `pad_token:`"
     for arguments in (("train-rm", "oracle.yaml", "--dry-run"), ("train-rm", "oracle.yaml")):
         assert says in empty.run(*arguments, code=2).stderr
     assert says in rpo("recipe", "check", empty.suite, code=2).stderr

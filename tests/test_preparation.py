@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHAIN, SEED, Tiny
+from conftest import CHAIN, SEED, Tiny, tokenise
 from preparing import (
     SORTS,
     Row,
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import apply_chat_template, extract_prompt, is_conversational
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import TokenRow, load_tokenizer, odd_tokens, tokenise
+from rpo_cli.models import TokenRow, load_tokenizer, odd_tokens
 from rpo_cli.recipes.schema import RewardRecipe
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import find_rows, read_rows, write_rows
@@ -324,12 +324,12 @@ def test_an_unknown_word_is_no_control_token() -> None:
     assert said("WordPiece", ("Answer: \u0904", " \u0904", " No")) == []
 
 
-@pytest.mark.parametrize("word", ["cat", "\u0120cat", "\u2581cat", "##s", "42"])
+@pytest.mark.parametrize("word", ["cat", "\u0120cat", "\u2581cat", "##s", "42", ".", " ", "", "\n", "a b"])
 def test_a_word_is_no_padding(word: str, tmp_path: Path) -> None:
     tokenizer_of("bytes").save_pretrained(tmp_path)
     recipe = RewardRecipe(stage="reward", pad_token=word)
     with pytest.raises(
-        BadInput, match="is a word, which a text may hold; set `pad_token:` to an unused token"
+        BadInput, match="is a word or a sign, which a text may hold; set `pad_token:` to an unused token"
     ):
         load_tokenizer(tmp_path, recipe)
     assert load_tokenizer(tmp_path, recipe.model_copy(update={"pad_token": "[PAD]"})).pad_token == "[PAD]"

@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The file's mapping; None when it is absent or was cut short."""
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

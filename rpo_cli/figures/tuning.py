@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from rich.table import Table
 
-from rpo_cli.artifacts import Stage, Workspace, snapshots, write_csv
+from rpo_cli.artifacts import Manifest, Stage, Workspace, snapshots, write_csv
 from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
 from rpo_cli.figures.selection import Selection, at, spread
 from rpo_cli.recipes import require_writable, schema, write_by_rho
@@ -224,7 +224,7 @@ class WeightKeeper:
             if workspace.why_stale(cell.evaluation.path, cell.evaluation.identity) is None:
                 self(cell.evaluation, workspace.finished(cell.evaluation.path))
 
-    def __call__(self, stage: Stage, manifest: Mapping[str, Any]) -> None:
+    def __call__(self, stage: Stage, manifest: Manifest) -> None:
         cell = self.cells.get(stage.path)
         if cell is None or self.keep == "all":
             return

@@ -8,12 +8,21 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rpo_cli.errors import BadInput
+
 
 def stops_of(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a response: the tokenizer's EOS, and what else the model's `generate` ends at."""
+    """The tokens that end a response: the tokenizer's EOS, and what else the model's `generate` ends at.
+
+    Raises:
+        BadInput: its generation_config has something else than numbers of tokens.
+    """
     found = None if generation is None else generation.eos_token_id
     others = found if isinstance(found, list) else [] if found is None else [found]
-    return list(dict.fromkeys([int(tokenizer.eos_token_id), *map(int, others)]))
+    if strange := [each for each in others if not isinstance(each, int)]:
+        why = f"eos_token_id: expected the number of a token, got {strange[0]!r}"
+        raise BadInput(f"{tokenizer.name_or_path}: generation_config.json: {why}")
+    return list(dict.fromkeys([int(tokenizer.eos_token_id), *others]))
 
 
 def stops_in(source: Path, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -21,11 +21,13 @@ from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
 from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
 from rpo_cli.models.weights import Auto, read_weights
+from rpo_cli.recipes import suggest
 from rpo_cli.recipes.schema import FourBits, ModelSource
 from rpo_cli.text import first_line, is_word
 
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
 NEW_PAD = "[PAD]"
+ROPE = ("rope_theta", "rope_scaling", "partial_rotary_factor")  # which configs take into rope_parameters
 SPARE = ("pad", "reserved", "unused", "endoftext", "")  # what a spare token may be called, the best first
 
 
@@ -59,14 +61,16 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(source), revision=revision or "main", trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of transformers, tokenizers, or what reads a config
         why = first_line(error)
         raise BadInput(f"{source}: no tokenizer can be loaded: {why}{offline}") from error
     if need_eos and tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
     if recipe is not None and recipe.pad_token is not None:
         if is_word(recipe.pad_token):
-            raise BadInput(f"pad_token: {recipe.pad_token!r} is a word, which a text may hold; {PAD_HINT}")
+            raise BadInput(
+                f"pad_token: {recipe.pad_token!r} is a word or a sign, which a text may hold; {PAD_HINT}"
+            )
         tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
     if not need_pad:
         return tokenizer
@@ -285,13 +289,17 @@ def new_causal(
     """A causal model with random weights from `model_type` and the keys of its config."""
     keys = dict(settings)
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
+    attention = {} if device.attention is None else {"attn_implementation": device.attention}
+    torch.manual_seed(seed)
     try:
         config = AutoConfig.for_model(keys.pop("model_type"), vocab_size=len(tokenizer), **special, **keys)
-    except (KeyError, ValueError, TypeError) as error:
-        raise BadInput(f"model_config_kwargs: {error}") from error
-    torch.manual_seed(seed)
-    attention = {} if device.attention is None else {"attn_implementation": device.attention}
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention)
+        kind, names = type(config).__name__, {*type(config)().to_dict(), *type(config).attribute_map, *ROPE}
+        if strange := sorted(keys.keys() - names):  # a config takes any key, and makes nothing of it
+            raise ValueError(f"{kind} has no key {strange[0]}{suggest(strange[0], names)}")
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention)
+        model: PreTrainedModel = made
+    except Exception as error:  # configs have checks of many kinds
+        raise BadInput(f"model_config_kwargs: {' '.join(str(error).split())}") from error
     disable_dropout(model)
     placed: PreTrainedModel = device.place(model)
     return placed

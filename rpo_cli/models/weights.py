@@ -76,9 +76,9 @@ def _merged(
         raise BadInput(f"{source} is an adapter, and its base model is not to be had: {error}") from error
     if vocabulary > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(vocabulary)
-    config = peft.PeftConfig.from_pretrained(str(adapter))
-    config.task_type = None  # a causal model's may become a part of a reward model
     try:
+        config = peft.PeftConfig.from_pretrained(str(adapter))
+        config.task_type = None  # a causal model's may become a part of a reward model
         with warnings.catch_warnings(action="ignore"):  # of keys that are missing, as is said below
             adapted = peft.PeftModel.from_pretrained(model, str(adapter), config=config)
         loaded = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -114,7 +114,12 @@ def _read(
     except Exception as error:  # of transformers, safetensors, or the implementation of attention
         raise BadInput(f"{source}: no model can be loaded: {first_line(error)}{offline}") from error
     for name, found, expected in sorted(loading["mismatched_keys"]):
-        if not _is_body(model, name) and len(found) == len(expected) and found[1:] == expected[1:]:
+        if (
+            not _is_body(model, name)
+            and "lm_head" not in name
+            and len(found) == len(expected)
+            and found[1:] == expected[1:]
+        ):
             wanted = f"a reward model has {expected[0]}, or reward_label: names the one to read"
             raise BadInput(f"{source}: {name} has {found[0]} labels; {wanted}")
         shapes = f"{list(found)}, and by its config.json {list(expected)}"
@@ -127,6 +132,9 @@ def _read(
     )
     if surplus:
         raise BadInput(f"{source}: its config.json has no place for its weights {_some(surplus)}")
+    weights = ((name, each) for name, each in model.named_parameters() if each.is_floating_point())
+    if strange := [name for name, each in weights if not bool(each.isfinite().all())]:
+        raise BadInput(f"{source}: not a trained model: NaN or infinity in its weights {_some(strange)}")
     return model, missing
 
 

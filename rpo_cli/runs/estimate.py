@@ -38,11 +38,7 @@ ASSUMPTIONS = (
 
 
 def estimate(
-    todo: Sequence[Todo],
-    workspace: Workspace,
-    question: Question,
-    keep: str | None = None,
-    places: int = 0,
+    todo: Sequence[Todo], workspace: Workspace, question: Question, keep: str | None = None, places: int = 0
 ) -> dict[str, Any]:
     """What the stages of a plan cost, as JSON; `not_counted` says which stages no number covers and why.
 

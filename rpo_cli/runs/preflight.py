@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from rpo_cli import devices
 from rpo_cli.artifacts import External, Stage, Workspace, positions_of, wandb_mode
@@ -45,6 +46,8 @@ NAMED = {
 }
 
 
+# The input of a stage that it samples from.
+SAMPLES = {"evaluate": "policy", "samples": "model", "pairs": "model"}
 # The inputs of a stage that are reward models.
 REWARDS = {"relabel": ("model",), "scores": ("model",), "evaluate": ("oracle",)}
 
@@ -170,7 +173,7 @@ def _problems(stage: Stage) -> Iterator[str]:
         if (why := _attention(recipe)) is not None:
             yield f"{_at(stage, 'attn_implementation')}: {why}"
         if recipe.pad_token is not None and is_word(recipe.pad_token):
-            what = f"{recipe.pad_token!r} is a word, which a text may hold; {PAD_HINT}"
+            what = f"{recipe.pad_token!r} is a word or a sign, which a text may hold; {PAD_HINT}"
             yield f"{_at(stage, 'pad_token')}: {what}"
         yield from _models(stage, recipe)
     if isinstance(recipe, schema.DataRecipe) and recipe.prompt_format == "chat":
@@ -219,6 +222,9 @@ def _adapters(stage: Stage, recipe: schema.TrainingRecipe) -> Iterator[str]:
     wanted = recipe.lora_target_modules
     if not recipe.use_peft or wanted == "all-linear":
         return
+    if "lm_head" in wanted:
+        yield f"{_at(stage, 'lora_target_modules')}: lm_head: TRL trains no adapter of it; leave it out"
+        return
     modules = models.modules_of(stage)
     if isinstance(wanted, str):
         try:
@@ -248,12 +254,22 @@ def _models(stage: Stage, recipe: schema.ModelSource) -> Iterator[str]:
         longest = None if own or config is None else positions_of(config)
         if longest is not None and recipe.max_length > longest:
             yield f"{_at(stage, 'max_length')}: {recipe.max_length} exceeds the model's {longest} positions"
+        if name == SAMPLES.get(stage.kind) and config is not None:
+            yield from _too_short_to_sample(stage, config)
         if isinstance(node, External):
             yield from _external(stage, recipe, name, node)
             folder = models.folder_of(node) if own and stage.kind != "relabel" else None
             if folder is not None and not models.has_chat_template(folder) and _holds_messages(stage):
                 at = _at(stage, NAMED.get((stage.kind, name), _teacher(stage)))
                 yield f"{at}: {folder} has no chat template, and the rows are conversations"
+
+
+def _too_short_to_sample(stage: Stage, config: Mapping[str, Any]) -> Iterator[str]:
+    """Samples that no model of this config has room for, behind a prompt of one token."""
+    longest = positions_of(config) or config.get("max_position_embeddings")
+    wanted = getattr(stage.recipe, "max_new_tokens", 0)
+    if isinstance(longest, int) and wanted >= longest:
+        yield f"{_at(stage, 'max_new_tokens')}: {wanted} leave no room for a prompt in {longest} positions"
 
 
 def _holds_messages(stage: Stage) -> bool:

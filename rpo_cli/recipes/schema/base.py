@@ -6,15 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
 from rpo_cli.text import unplain
 
@@ -32,6 +24,7 @@ Table = Literal[
 TABLES: tuple[str, ...] = get_args(Table)
 Share = Annotated[float, Field(gt=0, lt=1)]
 LARGEST = 3.4e38  # of float32, in which models compute
+MOST_THREADS = 1024  # with very many PyTorch ends the process without a word
 LAST_SEED = 2**32 - 1  # NumPy's, which Trainer seeds too
 
 
@@ -103,7 +96,7 @@ class Recipe(BaseModel):
         "algorithms that give the same bytes for the same seed on the same device; default: on the CPU and "
         "on XLA yes, on a GPU no (there they cost a third of a step and more)",
     )
-    threads: PositiveInt | None = Field(
+    threads: Annotated[PositiveInt, at_most(MOST_THREADS)] | None = Field(
         None,
         description="CPU threads of the stage; fixed, because the order of sums, hence the last bit, depends "
         "on it",

@@ -152,7 +152,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         "own", description="held-out pairs reweighted to the member's own b, or as they are"
     )
     by_rho: dict[Share, dict[str, object]] = cosmetic({}, "values that model selection chose for each rho")
-    grid: dict[Literal["beta", "tau"], Annotated[list[Positive], EachOnce]] = cosmetic(
+    grid: dict[Literal["beta", "tau"], Annotated[list[Positive], Field(min_length=1), EachOnce]] = cosmetic(
         {}, "what `rpo sweep` tries"
     )
     evaluate: str = cosmetic("evaluate.yaml", "the evaluation recipe of its samples")

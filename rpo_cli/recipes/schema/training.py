@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, PositiveInt, model_validator
 
 from rpo_cli.recipes.schema.base import (
+    LARGEST,
     EachOnce,
     FourBits,
     Idle,
@@ -19,6 +20,7 @@ from rpo_cli.recipes.schema.base import (
     SharedPrompts,
     Table,
     added,
+    at_most,
     cosmetic,
 )
 
@@ -74,9 +76,9 @@ class TrainingRecipe(ModelSource, FourBits):
         "it",
     )
     lora_r: PositiveInt = 16
-    lora_alpha: PositiveInt = 32
+    lora_alpha: Annotated[PositiveInt, at_most(LARGEST)] = 32
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    lora_target_modules: str | list[str] = "all-linear"
+    lora_target_modules: str | Annotated[list[str], Field(min_length=1)] = "all-linear"
 
     def steps(self, rows: int, batch: int) -> int:
         """Optimiser steps of so many rows each: max_steps, or those of the passes, whole batches alone."""
@@ -142,6 +144,11 @@ class SFTRecipe(TrainingRecipe):
     def one_source(self) -> SFTRecipe:
         if (self.model_name_or_path is None) == (self.model_config_kwargs is None):
             raise ValueError("give either model_name_or_path or model_config_kwargs")
+        keys = self.model_config_kwargs or {}
+        if self.model_config_kwargs is not None and not isinstance(keys.get("model_type"), str):
+            raise ValueError("model_config_kwargs: needs a model_type, such as llama")
+        if taken := sorted(keys.keys() & {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}):
+            raise ValueError(f"model_config_kwargs: {', '.join(taken)}: the tokenizer says it; leave it out")
         if self.load_in_4bit and self.model_config_kwargs is not None:
             why = "a model from scratch has no weights to quantise"
             raise ValueError(f"load_in_4bit: {why}; name one with model_name_or_path")
