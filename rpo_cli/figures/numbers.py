@@ -325,7 +325,7 @@ def _manifests(cells: Sequence[Cell]) -> Iterator[dict[str, object]]:
 
 def cut_short(rows: Sequence[Row], longest: int) -> list[str]:
     """What many unfinished samples mean for the numbers; rows as `numbers` has them."""
-    shares = {row["policy"]: row["mean"] for row in rows if row["measure"] == "unfinished"}
+    shares = {row["policy"]: row["mean"] or 0.0 for row in rows if row["measure"] == "unfinished"}
     many = [f"{share:.0f} % of {name}" for name, share in shares.items() if share > 100 * UNFINISHED]
     if not many:
         return []
