@@ -233,15 +233,21 @@ def told_in_a_line(job: Job[Recipe]) -> Iterator[None]:
     except Exception as error:
         logging.getLogger("rpo").error(traceback.format_exc())
         found = failed(job, error)
-        _name_damage(job, found)
+        _name_damage(job, found, str(error) if isinstance(error, FileNotFoundError) else "")
         raise found from error
 
 
-def _name_damage(job: Job[Recipe], error: BadInput | RunFailed) -> None:
-    """Where a file of an input is damaged, that is the reason of whatever else went wrong: RunFailed."""
+def _name_damage(job: Job[Recipe], error: BadInput | RunFailed, missing: str = "") -> None:
+    """Where a file of an input is damaged, that is the reason of whatever else went wrong: RunFailed.
+
+    missing: what was said of a file that is not there.
+    """
     if isinstance(error, OutOfMemory | NoRoom):
         return
     for artifact in dict.fromkeys([*(job.inputs[name] for name in job.artifacts), *job.tables]):
+        if f"{artifact}/" in missing:
+            again = f"delete {artifact}, and the same command makes it again"
+            raise RunFailed(f"{job.path}: a file of a finished stage is gone ({missing}): {again}") from error
         for file, why in damaged_files(artifact):
             raise RunFailed(f"{job.path}: {cure(file, why, artifact)}") from error
 
