@@ -26,6 +26,8 @@ ON_SLURM = (
     "flow/slurm",
     "--slurm-init-seconds-before-status-checks",
     "2",
+    "--slurm-status-command",
+    "squeue",
     "--set-resources",
     "stages:gpu=1",
 )
