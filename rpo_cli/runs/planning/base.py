@@ -51,6 +51,7 @@ class BasePlanner:
         self._stages: dict[str, Stage] = {}
         self._loaded: dict[tuple[str, ...], Loaded] = {}
         self._resolved: dict[tuple[object, ...], Stage | External] = {}
+        self._limits: dict[Path, int | None] = {}
         self._under_way: dict[tuple[Path, Keys], str] = {}
 
     def load(

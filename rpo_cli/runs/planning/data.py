@@ -72,7 +72,11 @@ class DataPlanner(BasePlanner):
             tokenizer.use = "tokenizer"
         if recipe.ensemble_on is not None:
             self._columns(loaded, recipe.ensemble_on, "ensemble_on")
-        limit = shortest_user(loaded) if recipe.max_length == "auto" else recipe.max_length
+        limit = recipe.max_length
+        if limit == "auto":
+            if loaded.path not in self._limits:  # the same at every rho
+                self._limits[loaded.path] = shortest_user(loaded)
+            limit = self._limits[loaded.path]
         # Without a limit the key is that of splits from before there was one.
         resolved = recipe.model_copy(update={"max_length": limit or "auto"})
         place = f"{rho_folder(recipe.rho)}/{loaded.path.stem}"
