@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import SEED, Tiny, manifest, rpo
-from engines import SNAKEMAKE, add_figure, run
+from engines import ENVIRONMENT, SNAKEMAKE, add_figure, run
 from fake_jobs import FakeJobs
 from repository import ROOT
 
@@ -145,8 +145,9 @@ def test_hf_jobs_makes_what_can_be_made_names_the_rest_and_the_same_command_fini
 
     def go(code: int) -> list[str]:
         command = [sys.executable, "flow/hf_jobs.py", "run", "anna/bucket", "--install=true", "--poll=0.2"]
-        environment = {"HF_ENDPOINT": jobs.url, "PYTHONPATH": str(ROOT), "HF_TOKEN": "hf_secret"}
-        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+        environment = {"HF_ENDPOINT": jobs.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret"}
+        env = os.environ | ENVIRONMENT | environment
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout.splitlines()
 

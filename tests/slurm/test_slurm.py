@@ -131,6 +131,7 @@ def test_a_failed_stage_stops_only_what_needs_it_and_the_same_command_finishes(
         needing |= {stage["path"]} if needing & {needed["path"] for needed in stage["inputs"]} else set()
     (folder / "runs" / failing).parent.mkdir(parents=True)
     (folder / "runs" / failing).write_text("in the way")
+    (folder / "runs/workspace.json").write_text(json.dumps({"suite": "tiny"}))
     run(snakemake(*ON_SLURM), folder, code=1, environment=slurm.environment)
     assert failing in logs(folder)
     there = {stage["path"] for stage in stages if (folder / "runs" / stage["manifest"]).exists()}
