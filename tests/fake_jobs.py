@@ -62,11 +62,6 @@ class FakeJobs:
         owner = {"id": "1", "name": "anna", "type": "user"}
         return {"id": str(number), "status": {"stage": stage}, "owner": owner}
 
-    def output(self, name: str) -> str:
-        """What the last job of this name printed."""
-        numbers = [number for number, job in enumerate(self.started) if job["labels"]["name"] == name]
-        return self.processes[numbers[-1]].communicate()[0]
-
     def __enter__(self) -> FakeJobs:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SEED, Tiny, rpo
-from engines import SNAKEMAKE, add_figure, run
+from conftest import SEED, Tiny, manifest, rpo
+from engines import ENVIRONMENT, SNAKEMAKE, add_figure, run
 from fake_jobs import FakeJobs
 from repository import ROOT
 
@@ -21,7 +21,7 @@ from rpo_cli.runs.workflow.jobs import jobs_of
 
 needs_snakemake = pytest.mark.skipif(SNAKEMAKE is None, reason="Snakemake is not installed: make test-slurm")
 ADAPTERS = [*(ROOT / "rpo_cli/runs/workflow").iterdir(), ROOT / "rpo_cli/cli/workflows.py"]
-SFT, ORACLE, DATA = f"{SEED}/sft", f"{SEED}/oracle", f"{SEED}/data"
+SFT, DATA = f"{SEED}/sft", f"{SEED}/data"
 
 
 def entry(
@@ -137,29 +137,28 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJobs]:
 
 @pytest.mark.slow
 def test_hf_jobs_makes_what_can_be_made_names_the_rest_and_the_same_command_finishes(
-    tiny: Tiny, jobs: FakeJobs
+    empty: Tiny, jobs: FakeJobs
 ) -> None:
-    for name in ("sft.yaml", "oracle.yaml"):
-        tiny.edit(name, "max_steps: 2")
-    rpo("workflow", "hf-jobs", "tiny/oracle.yaml", "--workspace", "runs", "--out", "flow")
-    planned = jobs_of(Path("flow/plan.json"))
-    assert [path for job in planned.values() for path in job.stages] == [SFT, ORACLE]
+    rpo("workflow", "hf-jobs", "tiny/sft.yaml", "--workspace", "runs", "--out", "flow")
+    data, sft = jobs_of(Path("flow/plan.json")).values()
+    assert (data.stages, sft.stages) == ((DATA,), (SFT,)) and sft.needs == (data.name,)
 
     def go(code: int) -> list[str]:
         command = [sys.executable, "flow/hf_jobs.py", "run", "anna/bucket", "--install=true", "--poll=0.2"]
-        environment = {"HF_ENDPOINT": jobs.url, "PYTHONPATH": str(ROOT), "HF_TOKEN": "hf_secret"}
-        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+        environment = {"HF_ENDPOINT": jobs.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret"}
+        env = os.environ | ENVIRONMENT | environment
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout.splitlines()
 
-    (tiny.root / ".replaced").write_text("in the way")  # so that nothing that is stale can be set aside
+    (empty.root / SEED).mkdir(parents=True)
+    (empty.root / DATA).write_text("in the way")
     lines = go(1)
-    assert lines[-2].startswith("failed: ") and lines[-1] == "the same command tries again what is left"
-    (tiny.root / ".replaced").unlink()
+    assert lines[-2] == f"failed: {data.name}; not tried: {sft.name}"
+    (empty.root / DATA).unlink()
     assert go(0)[-1] == "finish: completed; the results are in hf://buckets/anna/bucket"
-    posted = jobs.started[-1]
-    assert posted["volumes"] == [{"type": "bucket", "source": "anna/bucket", "mountPath": "/rpo"}]
+    assert manifest(empty.root, SFT)["key"] == sft.manifests[f"{SFT}/manifest.json"]
+    posted = [job["labels"]["name"] for job in jobs.started]
+    assert posted == [data.name, data.name, sft.name, "finish"]
+    assert jobs.started[0]["volumes"] == [{"type": "bucket", "source": "anna/bucket", "mountPath": "/rpo"}]
     assert "hf_secret" not in json.dumps(jobs.started)
-    before = len(jobs.started)
-    go(0)  # nothing but the last command
-    assert len(jobs.started) == before + 1

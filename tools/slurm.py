@@ -3,8 +3,8 @@
     apt-get install slurm-wlm munge
     python -m tools.slurm FOLDER COMMAND...   # starts it, runs the command in it, stops it; as root
 
-Nothing outside the folder is written, and no systemd is needed. Any two device files stand for the GPUs:
-Slurm hands out their numbers in CUDA_VISIBLE_DEVICES and lets no third job in.
+Nothing outside the folder is written but a link in /etc/slurm, and no systemd is needed. Any two device
+files stand for the GPUs: Slurm hands out their numbers in CUDA_VISIBLE_DEVICES and lets no third job in.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-TaskProlog={folder}/prolog.sh
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -53,6 +52,7 @@ NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} Gres=gpu:2 S
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 GPUS = "Name=gpu File=/dev/tty[1-2]\n"
+LINK = Path("/etc/slurm/slurm.conf")  # Snakemake's plugin takes SLURM_CONF out of a job
 START = 60  # seconds until the node must be idle
 
 
@@ -76,9 +76,6 @@ def _write(folder: Path) -> None:
     ports = {"controller": _free_port(), "node": _free_port()}
     (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, **said, **ports))
     (folder / "gres.conf").write_text(GPUS)
-    prolog = folder / "prolog.sh"  # Snakemake's plugin takes all variables of Slurm out of a job
-    prolog.write_text(f"#!/bin/sh\necho export SLURM_CONF={folder}/slurm.conf\n")
-    prolog.chmod(0o755)
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(128))
@@ -141,8 +138,12 @@ def one_node(folder: Path) -> Iterator[Slurm]:
     """A cluster of one node in a folder of its own, ready for jobs; stopped in the end."""
     if lacking := missing():
         raise RuntimeError(f"not installed: {', '.join(lacking)}; apt-get install slurm-wlm munge")
+    if LINK.is_file():
+        raise RuntimeError(f"{LINK} is there: this machine has a Slurm, or one of these is running")
     folder = folder.absolute()
     _write(folder)
+    LINK.unlink(missing_ok=True)  # of one that was killed
+    LINK.symlink_to(folder / "slurm.conf")
     slurm = Slurm(folder)
     try:
         places = [
@@ -155,6 +156,7 @@ def one_node(folder: Path) -> Iterator[Slurm]:
         yield slurm
     finally:
         slurm.stop()
+        LINK.unlink()
 
 
 def main(arguments: Sequence[str]) -> int:

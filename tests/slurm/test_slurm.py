@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,8 @@ ON_SLURM = (
     "flow/slurm",
     "--slurm-init-seconds-before-status-checks",
     "2",
+    "--slurm-status-command",
+    "squeue",
     "--set-resources",
     "stages:gpu=1",
 )
@@ -63,6 +65,15 @@ def snakemake(*arguments: str) -> list[str | Path]:
     return [str(SNAKEMAKE), *arguments]
 
 
+def timed(what: str, command: Sequence[str | Path], folder: Path) -> None:
+    """Run a command and print its time, by the clock and of the processor, with the load of the machine."""
+    start, before = time.monotonic(), os.times()
+    run(command, folder)
+    after = os.times()
+    spent = sum(after[2:4]) - sum(before[2:4])
+    print(f"{what}: {time.monotonic() - start:.0f} s, {spent:.0f} s of CPU, load {os.getloadavg()[0]:.1f}")
+
+
 def logs(folder: Path) -> str:
     """What all jobs printed."""
     return "".join(file.read_text() for file in (folder / "flow/logs").iterdir())
@@ -73,17 +84,13 @@ def by_jobs(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The figure as `rpo figure --jobs 2` draws it, which all others must be."""
     folder = tmp_path_factory.mktemp("jobs")
     add_figure(write_suite(folder / "tiny"))
-    start = time.monotonic()
-    run([*rpo("figure figure2"), "--workspace", "runs", "--jobs", "2"], folder)
-    print(f"--jobs 2: {time.monotonic() - start:.0f} s, load {os.getloadavg()[0]:.1f}")
+    timed("--jobs 2", [*rpo("figure figure2"), "--workspace", "runs", "--jobs", "2"], folder)
     return drawn(folder)
 
 
 def test_snakemake_on_this_machine_draws_the_same_figure(by_jobs: bytes, tmp_path: Path) -> None:
     folder = prepared(tmp_path)
-    start = time.monotonic()
-    run(snakemake(*HERE), folder)
-    print(f"Snakemake here: {time.monotonic() - start:.0f} s, load {os.getloadavg()[0]:.1f}")
+    timed("Snakemake here", snakemake(*HERE), folder)
     assert drawn(folder) == by_jobs
 
 
@@ -124,6 +131,7 @@ def test_a_failed_stage_stops_only_what_needs_it_and_the_same_command_finishes(
         needing |= {stage["path"]} if needing & {needed["path"] for needed in stage["inputs"]} else set()
     (folder / "runs" / failing).parent.mkdir(parents=True)
     (folder / "runs" / failing).write_text("in the way")
+    (folder / "runs/workspace.json").write_text(json.dumps({"suite": "tiny"}))
     run(snakemake(*ON_SLURM), folder, code=1, environment=slurm.environment)
     assert failing in logs(folder)
     there = {stage["path"] for stage in stages if (folder / "runs" / stage["manifest"]).exists()}
