@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -16,13 +16,15 @@ from rpo_cli.artifacts import Stage
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import BASELINE, Cells, read_by
 from rpo_cli.figures.dry_run import plan_only
-from rpo_cli.figures.numbers import Comparison, Row, ends
 from rpo_cli.figures.selection import Budget, select
 from rpo_cli.figures.tuning import planned, tune
 from rpo_cli.recipes import Loaded, RecipeError, find_suite, load, recipes_in, schema, shown
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.session import Session
 from rpo_cli.text import aligned
+
+if TYPE_CHECKING:  # pandas is imported when something is compared
+    from rpo_cli.figures.numbers import Comparison, Row
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ def table_of(found: Comparison, console: Console) -> Table | Text:
 
 def _cell(row: Row | None, digits: int) -> str:
     """A mean, and below it the difference with its interval."""
+    from rpo_cli.figures.numbers import ends
+
     if row is None or row["mean"] is None:
         return "-"
     mean = f"{row['mean']:.{digits}f}"

@@ -16,7 +16,6 @@ from rpo_cli.artifacts import publish
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import BASELINE, FORMAT
 from rpo_cli.figures.compare import Comparing, compared
-from rpo_cli.figures.numbers import Comparison, Line, Panel, ends
 from rpo_cli.figures.run import require_folder
 from rpo_cli.runs.session import Session
 from rpo_cli.text import clock
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from rpo_cli.figures.drawing import Looks
+    from rpo_cli.figures.numbers import Comparison, Line, Panel
 
 PAGE = "report.html"  # the template beside this file
 WIDE = 4.2  # inches of a picture, which is as wide as there is room
@@ -107,6 +107,8 @@ def number(value: object, digits: int = 4, sign: bool = False) -> str:
 
 def differences(found: Comparison) -> Iterator[str]:
     """A picture for each measure: every policy's difference to the one compared with, and its interval."""
+    from rpo_cli.figures.numbers import ends
+
     for measure in found["measures"]:
         own = [row for row in found["rows"] if row["measure"] == measure["name"]]
         rows = [(row["policy"], apart) for row in own if (apart := ends(row["difference"]))]
