@@ -11,11 +11,14 @@ SPREAD := --numprocesses logical --maxprocesses 4 --dist worksteal
 # torch-xla runs with one version of torch: an environment of its own.
 TPU_VENV := .venv-tpu
 TPU_READY := $(TPU_VENV)/.ready
+# Snakemake only starts `rpo`: an environment of its own, as its pins are not those of rpo.
+SNAKEMAKE_VENV := .venv-snakemake
+SNAKEMAKE_READY := $(SNAKEMAKE_VENV)/.ready
 # axe-core, of which that package is a copy: the browser reads it, Python does not.
 AXE := $(VENV)/axe
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tpu figure2 figure2-gpu protocol test test-all test-xla test-report lint bench gpu-check clean
+.PHONY: help setup setup-tpu figure2 figure2-gpu protocol test test-all test-xla test-report test-slurm lint bench gpu-check clean
 
 help: ## say what there is
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,8 +49,8 @@ figure2: $(READY) ## train the length-bias experiment on the embedded miniature 
 figure2-gpu: $(READY) ## the same with SmolLM2-135M on real text, on a GPU; FIGURE2="--workspace DIR"
 	$(BIN)/rpo figure figure2 --recipe small/figure2.yaml --jobs 3 $(FIGURE2)
 
-protocol: $(READY) ## the full protocol behind results/miniature: tuning on validation, five seeds, about two hours of CPU
-	$(BIN)/rpo figure figure2 --recipe miniature/protocol.yaml --tune --jobs $(JOBS) --out results/miniature
+protocol: $(READY) ## the full protocol: tuning on validation, five seeds, two hours of CPU and more
+	$(BIN)/rpo figure figure2 --recipe miniature/protocol.yaml --tune --jobs $(JOBS) --out results/protocol
 
 test: $(READY) ## prove the code, offline: all but the slow tests, three minutes on two cores
 	$(BIN)/python -m pytest $(SPREAD) -m 'not slow'
@@ -60,6 +63,14 @@ test-xla: $(TPU_READY) ## prove the TPU path on XLA's CPU backend: losses, compi
 
 test-report: $(READY) $(AXE) ## look at a report with Chromium: no requests, axe finds no fault, fits a phone
 	$(BIN)/python -m pytest tests/browser
+
+test-slurm: $(READY) $(SNAKEMAKE_READY) ## a figure through Snakemake on a real Slurm of one node; root, apt-get install slurm-wlm munge
+	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(SNAKEMAKE_VENV)/bin:$$PATH" $(BIN)/python -m pytest tests/slurm
+
+$(SNAKEMAKE_READY): constraints-snakemake.txt
+	$(PYTHON) -m venv $(SNAKEMAKE_VENV)
+	$(SNAKEMAKE_VENV)/bin/python -m pip install --quiet --constraint constraints-snakemake.txt snakemake snakemake-executor-plugin-slurm
+	@touch $(SNAKEMAKE_READY)
 
 $(AXE):
 	$(BIN)/python -m pip install --quiet --no-deps --target $(AXE) 'axe-playwright-python==0.1.8'
@@ -76,4 +87,4 @@ gpu-check: $(READY) ## check one GPU in nine minutes: equality, speed, memory; G
 	$(BIN)/python -m benchmarks.gpu_check $(GPU_CHECK)
 
 clean: ## remove .venv, caches and the miniature's workspace
-	rm -rf $(VENV) $(TPU_VENV) runs/miniature .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(TPU_VENV) $(SNAKEMAKE_VENV) runs/miniature .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

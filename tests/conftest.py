@@ -6,11 +6,11 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 # Read when huggingface_hub, tokenizers and torch are imported, hence before any fixture runs.
 os.environ |= {
@@ -30,6 +30,11 @@ from rpo_cli.recipes import load
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.todo import what_to_run
 from rpo_cli.runs.work import run_job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rpo_cli.models import Row, TokenRow
 
 SEED = "seed-0"
 RHO = "seed-0/rho-0.5"
@@ -241,3 +246,25 @@ def manifest(root: Path, path: str) -> dict[str, Any]:
 
 def without_times(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "seconds"}
+
+
+def tokenise(
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    overlong: Literal["error", "drop"],
+    what: str,
+) -> list[TokenRow]:
+    """Tokens of rows that are in no workspace: prompt, response columns."""
+    from rpo_cli.models import TokenRow, encode, fitting
+
+    prompts, *responses = (
+        encode(column, [row[column] for row in rows], tokenizer).to_pylist()
+        for column in ("prompt", *columns)
+    )
+    found = [
+        TokenRow(str(row.get("id", index)), prompts[index], [ids[index] for ids in responses])
+        for index, row in enumerate(rows)
+    ]
+    return fitting(found, max_length, overlong, what)

@@ -11,7 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import RHO, Tiny, manifest
+from conftest import RHO, Tiny, manifest, tokenise
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -23,7 +23,6 @@ from rpo_cli.models import (
     load_reward,
     load_tokenizer,
     pair_rewards,
-    tokenise,
 )
 from rpo_cli.models.load import RoundedLinear
 from rpo_cli.recipes.schema import SFTRecipe

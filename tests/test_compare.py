@@ -19,7 +19,7 @@ from test_teachers import write as conversations
 from worlds import Plain, logp
 
 from rpo_cli.artifacts import read_json
-from rpo_cli.figures.numbers import Frame, _rows
+from rpo_cli.figures.numbers import Frame, Row, _rows, cut_short
 from rpo_cli.figures.report import page_of
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Bootstrap
@@ -193,6 +193,15 @@ def test_the_table_has_units_and_says_what_one_seed_cannot(beside: Tiny) -> None
     against = json.loads(compare(beside, "--against", "baseline", "--json").stdout)
     assert row(against, "e-dpo", "tokens")["difference"] is not None
     assert row(against, "e-dpo", "accuracy")["difference"] is None
+
+
+def test_a_comparison_warns_where_more_than_a_fifth_of_the_samples_has_no_end() -> None:
+    rows: list[Row] = [
+        {"policy": name, "measure": "unfinished", "mean": mean, "low": None, "high": None, "by_seed": [],
+         "difference": None} for name, mean in (("a", 19.0), ("b", 45.0))
+    ]  # fmt: skip
+    assert cut_short(rows[:1], 32) == []
+    assert cut_short(rows, 32)[0].startswith("cut at max_new_tokens, 32: 45 % of b; lengths")
 
 
 # ── Without an oracle ───────────────────────────────────────────────────────────────────────────────────────

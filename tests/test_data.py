@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PLAIN, RHO, SEED, Tiny, manifest, pairs_of
+from conftest import PLAIN, RHO, SEED, Tiny, manifest, pairs_of, tokenise
 from transformers import AutoTokenizer
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Row, tokenise
+from rpo_cli.models import Row
 from rpo_cli.recipes import schema
 from rpo_cli.recipes.schema import DataRecipe, SplitsRecipe
 from rpo_cli.stages.data.build import noting, read_table

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from conftest import RHO, Tiny, manifest, rpo
+from conftest import RHO, Tiny, manifest, rpo, tokenise
 from safetensors import safe_open
 from test_cli import HEAVY
 
@@ -20,7 +20,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cell
 from rpo_cli.figures.selection import Budget, select, spread
 from rpo_cli.figures.tuning import WeightKeeper
-from rpo_cli.models import load_tokenizer, tokenise
+from rpo_cli.models import load_tokenizer
 from rpo_cli.runs.question import ACCELERATORS
 from rpo_cli.stages.data.rows import read_rows
 from rpo_cli.text import size

@@ -112,6 +112,19 @@ def test_a_rounded_export_is_the_model_in_that_dtype(built: Tiny, tmp_path: Path
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
 
 
+def test_a_member_of_an_ensemble_is_exported_by_its_name(built: Tiny, tmp_path: Path) -> None:
+    folder = exported(built, "rm.yaml", tmp_path / "member", "--member", "0.2")
+    assert weights(folder) == weights(built.root / RHO / "rm/b-0.2")
+    assert "| member of the ensemble | b = 0.2 |" in (folder / "README.md").read_text()
+    for recipe, name, message in (
+        ("rm.yaml", "0.3", "--member 0.3: rm.yaml has 0.2, 0.5, 0.8, warm"),
+        ("rm.yaml", "warm", "first rpo train-policy on a recipe with `teacher: warm`"),
+        ("e-dpo.yaml", "0.2", "--member 0.2: e-dpo.yaml is a policy recipe"),
+    ):
+        to = ("--to", tmp_path / "no", "--member", name)
+        assert message in built.run("export", recipe, *to, code=2).stderr and not (tmp_path / "no").exists()
+
+
 def test_an_adapter_is_exported_alone_and_loads_on_its_base(tiny: Tiny, tmp_path: Path) -> None:
     tiny.run("train-policy", "dpo.yaml", *LORA)
     (source,) = (file.parent for file in tiny.root.glob(f"{RHO}/policies/dpo/*/adapter"))

@@ -18,12 +18,12 @@ from conftest import Tiny, rpo
 from rpo_cli.artifacts import Workspace, snapshots, write_json
 from rpo_cli.errors import BadInput
 from rpo_cli.figures import results
-from rpo_cli.figures.cells import Cells, Chosen
+from rpo_cli.figures.cells import Cells
 from rpo_cli.figures.claims import claims_table, judge
 from rpo_cli.figures.drawing import looks_of
 from rpo_cli.figures.kinds.figure2 import numbers as numbers_of
 from rpo_cli.figures.redraw import redraw
-from rpo_cli.figures.selection import Budget, Selection, select
+from rpo_cli.figures.selection import Budget, select
 from rpo_cli.figures.table import Axes, Bootstrap
 from rpo_cli.figures.tuning import WeightKeeper, choose
 from rpo_cli.recipes import load
@@ -423,63 +423,6 @@ def test_a_resumed_sweep_knows_what_it_evaluated_with_a_model_of_the_hub(
     assert [value for _, _, value in keepers[0].seen] == [0.1]
 
 
-RESULTS = [
-    (".", 6 * 7 * 5),
-    ("confirmation", 6 * 7 * 5),
-    ("confirmation-as-planned", 6 * 7 * 5),
-    ("rivals", 10 * 3 * 3),
-]
-PLANNED = {"e-dpo": "e-dpo-dataset"}  # what e-dpo.yaml was when that figure was planned and made
-
-
-@pytest.mark.parametrize(("folder", "count"), RESULTS)
-def test_the_committed_results_are_those_of_the_recipes_as_they_are(folder: str, count: int) -> None:
-    """Every cell's key: the recipes on its way, by_rho included, and formats have not changed."""
-    provenance = json.loads((ROOT / "results/miniature" / folder / "provenance.json").read_text())
-    renamed = PLANNED if folder == "confirmation-as-planned" else {}
-    recipes = {name: f"recipes/miniature/{renamed.get(name, name)}.yaml" for name in provenance["cells"]}
-    makers = {name: Cells(load(str(ROOT / recipe))) for name, recipe in recipes.items()}
-    found: dict[str, dict[str, Any]] = {}
-    for policy, at in provenance["cells"].items():
-        for place in at:
-            rho, seed = (part.split("-")[1] for part in place.split("/"))
-            (name,) = makers[policy].variants
-            cell = makers[policy].cell(name, float(rho), int(seed), "test")
-            name, value = cell.strength
-            found.setdefault(policy, {})[place] = {name: value, "key": cell.evaluation.key}
-    assert found == provenance["cells"]
-    assert sum(map(len, found.values())) == count
-
-
-STUDIES = [
-    ("ensemble", "figure-ensemble", 9 * 7 * 5), ("members", "figure-members", 8 * 7 * 5),
-    ("confirmation-teachers", "figure-confirmation", 5 * 7 * 5), ("gamma", "figure-gamma", 6 * 3 * 3),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("folder", "recipe", "count"), STUDIES)
-def test_the_committed_study_is_that_of_the_recipes_as_they_are(folder: str, recipe: str, count: int) -> None:
-    """Every cell's key: the recipes on its way and the formats of the stages have not changed since."""
-    provenance = json.loads((ROOT / f"results/miniature/{folder}/provenance.json").read_text())
-    loaded = load(str(ROOT / f"recipes/miniature/{recipe}.yaml"))
-    assert isinstance(loaded.recipe, FigureRecipe)
-    chosen: Chosen = {}
-    for variant, at in provenance["cells"].items():
-        for place, values in at.items():
-            rho = float(place.split("/")[0].removeprefix("rho-"))
-            chosen.setdefault(variant, {})[rho] = {"beta": values["beta"]}
-    maker = Cells(loaded)
-    whole = Selection(list(maker.variants), loaded.recipe.rhos, loaded.recipe.seeds)
-    cells = maker.test(whole, chosen)
-    keys = {(cell.policy, f"rho-{cell.rho:g}/seed-{cell.seed}"): cell.evaluation.key for cell in cells}
-    assert keys == {
-        (variant, place): values["key"]
-        for variant, at in provenance["cells"].items()
-        for place, values in at.items()
-    }
-    assert len(keys) == count
-
-
 # ── One world ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -488,7 +431,7 @@ def test_the_papers_claims_are_those_of_every_recipe_of_figure_2_and_of_one_that
 ) -> None:
     (tmp_path / "short.yaml").write_text("stage: figure\npolicies: [dpo.yaml, e-dpo.yaml]\n")
     suites = [ROOT / "recipes" / f"{name}.yaml" for name in ("tldr/figure2", "miniature/figure2")]
-    suites += [ROOT / f"recipes/miniature/{name}.yaml" for name in ("protocol", "confirmation", "rivals")]
+    suites += [ROOT / f"recipes/miniature/{name}.yaml" for name in ("protocol", "tuning", "rivals")]
     for path in (*suites, tmp_path / "short.yaml"):
         recipe = load(str(path)).recipe
         assert isinstance(recipe, FigureRecipe) and recipe.claimed == list(PAPER), path
@@ -544,7 +487,17 @@ def test_no_resampling_has_no_rho_in_what_users_see_and_old_results_load(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "folder", [".", "rivals", "confirmation-as-planned", "gamma", "kl", "degeneracy", "confirmation-teachers"]
+    "folder",
+    [
+        ".",
+        "rivals",
+        "confirmation",
+        "confirmation-as-planned",
+        "gamma",
+        "kl",
+        "degeneracy",
+        "confirmation-teachers",
+    ],
 )
 def test_committed_results_draw_the_committed_tables_and_claims(folder: str, tmp_path: Path) -> None:
     kept = ROOT / "results/miniature" / folder

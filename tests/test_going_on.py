@@ -285,11 +285,27 @@ def test_too_little_memory_is_known_by_any_name(error: Exception, starved: bool)
         ("1,-1,2", 3, ["1"]),
     ],
 )
-def test_workers_take_turns_on_the_visible_gpus(visible: str | None, count: int, expected: list[str]) -> None:
+def test_workers_are_spread_over_the_visible_gpus(
+    tmp_path: Path, visible: str | None, count: int, expected: list[str]
+) -> None:
     gpus = named(visible, lambda: count)
     assert gpus == expected
-    seen = [seen_by(worker, gpus).get("CUDA_VISIBLE_DEVICES") for worker in range(5)]
+    stage, held = stages(GRAPH)["a"], list[tuple[Stage, str]]()
+    for _ in range(5):
+        held.append((stage, Room(Workspace(tmp_path, "tiny"), {}).place(stage, gpus, held)))
+    seen = [seen_by(gpu).get("CUDA_VISIBLE_DEVICES") for _, gpu in held]
     assert seen == ([expected[i % len(expected)] for i in range(5)] if expected else [None] * 5)
+
+
+def test_a_worker_goes_to_a_gpu_with_room_and_of_those_to_the_emptiest(tmp_path: Path) -> None:
+    made = stages(GRAPH)
+    room = Room(Workspace(tmp_path, "tiny"), {"0": 50, "1": 200, "2": 90})
+    room.measured(made["a"], 0, 60)
+    held = list[tuple[Stage, str]]()
+    for _ in range(4):
+        held.append((made["a"], room.place(made["b"], ["0", "1", "2"], held)))
+    assert [gpu for _, gpu in held] == ["1", "2", "1", "1"]
+    assert room.place(made["b"], [], []) == ""
 
 
 def test_a_worker_is_started_only_where_its_stage_fits_beside_the_others(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import RHO, Tiny, journal, manifest, weights
+from conftest import RHO, Tiny, journal, manifest, rpo, weights
 from safetensors.torch import load_file
 from worlds import BIASES, Plain, reward
 
@@ -89,6 +89,10 @@ def test_scores_are_those_of_the_member_that_they_are_named_for(learnt: Tiny) ->
 def test_the_weight_averaged_model_is_the_mean_of_its_members(pupil: Tiny) -> None:
     pupil.make("d-dpo.yaml", "teacher=warm", "max_steps=1")
     found = load_file(pupil.root / RHO / "rm/warm/model.safetensors")
+    card = pupil.root / RHO / "rm/warm/README.md"
+    assert "mean weights of an ensemble" in card.read_text() and "| mean of | " in card.read_text()
+    planned = rpo("rebuild", card, "--workspace", pupil.root.parent / "again", "--dry-run").stdout
+    assert planned.splitlines()[-1].split()[1] == f"{RHO}/rm/warm"
     members = [load_file(pupil.root / RHO / f"rm/b-{b:g}/model.safetensors") for b in BIASES]
     for name, tensor in found.items():
         assert np.allclose(tensor, sum(member[name].double() for member in members) / 3, atol=1e-6), name

@@ -1,17 +1,21 @@
+import hashlib
 import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from rpo_cli.stages.data import miniature
 from rpo_cli.stages.data.miniature import (
     LEAD_INS,
+    POLITE,
     TOPIC_OF,
     TOPIC_WEIGHTS,
     Sizes,
+    World,
     build_tokenizer,
     generate,
     utility,
@@ -136,3 +140,45 @@ def test_the_tokenizer_keeps_pad_eos_and_unk_apart_and_adds_nothing(tmp_path):
         loaded.pad_token_id,
         dog,
     ]
+
+
+def test_a_world_without_options_is_the_first_edition_to_the_byte():
+    tables = generate(3, Sizes(50, 50, 20, 50, 300, 50, 20, 20))
+    found = hashlib.sha256(json.dumps(tables).encode()).hexdigest()
+    assert found == "973667c22c862e3a5c97db9b84f14fb93dc71acc1ce4303fea9a8454f224c200"
+    assert POLITE not in json.dumps(tables) and POLITE not in build_tokenizer().get_vocab()
+
+
+def test_the_more_entangled_the_closer_length_follows_worth_and_only_in_human_pairs():
+    sizes = Sizes(20, 20, 20, 20, 2_000, 20, 20, 20)
+    found = []
+    for entangled in (0.0, 0.5, 1.0):
+        tables = generate(0, sizes, World(entangled=entangled))
+        gaps = [
+            (utility(row["prompt"], row["chosen"]) - utility(row["prompt"], row["rejected"]),
+             len(facts(row["chosen"])) - len(facts(row["rejected"])))
+            for row in tables["pairs"]
+        ]  # fmt: skip
+        both = np.array(gaps + [(-worth, -length) for worth, length in gaps])
+        found.append(np.corrcoef(both.T)[0, 1])
+        assert tables["sft_train"] == generate(0, sizes)["sft_train"]
+    assert found[0] == pytest.approx(0.03, abs=0.06)  # as docs/miniature.md has them of 6,000 pairs
+    assert found[1:] == pytest.approx([0.36, 0.88], abs=0.06)
+
+
+def test_politeness_is_random_worth_nothing_and_takes_no_room():
+    tables = generate(0, Sizes(200, 400, 20, 200, 2_000, 50, 20, 20), World(polite=0.3))
+    for row in tables["pairs"] + tables["pairs_validation"]:
+        for side in ("chosen", "rejected"):
+            assert row[f"{side}_polite"] == row[side].startswith(f" {POLITE}")
+            plain = row[side].replace(POLITE, "So:")
+            assert utility(row["prompt"], row[side]) == utility(row["prompt"], plain)
+    said = np.array([[row["chosen_polite"], row["rejected_polite"]] for row in tables["pairs"]])
+    assert said.mean(0) == pytest.approx([0.3, 0.3], abs=0.03)  # nobody prefers it
+    polite = [row["completion"].startswith(f" {POLITE}") for row in tables["sft_train"]]
+    assert np.mean(polite) == pytest.approx(0.3, abs=0.08)
+    assert all((POLITE in row["chosen"]) == (POLITE in row["rejected"]) for row in tables["warmup"])
+    tokenizer = build_tokenizer(World(polite=0.3))
+    assert len(tokenizer(f" {POLITE} Dog is ill.")["input_ids"]) == 2
+    known = build_tokenizer().get_vocab()
+    assert {token: tokenizer.get_vocab()[token] for token in known} == known

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RHO, Tiny, column, manifest, pairs_of, weights
+from conftest import RHO, Tiny, column, manifest, pairs_of, tokenise, weights
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -36,7 +36,6 @@ from rpo_cli.models import (
     response_logps,
     rewards,
     sample,
-    tokenise,
 )
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.runs.work import run_job

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import RHO, SEED, Tiny, manifest, pairs_of, weights
+from conftest import RHO, SEED, Tiny, manifest, pairs_of, tokenise, weights
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rpo_cli.artifacts import Workspace, job_of
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.models import fingerprint, tokenise
+from rpo_cli.models import fingerprint
 from rpo_cli.runs.todo import what_to_run
 from rpo_cli.runs.work import run_job
 from rpo_cli.stages.data.rows import PAIR, TEXTS, find_rows, write_rows

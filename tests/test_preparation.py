@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHAIN, SEED, Tiny
+from conftest import CHAIN, SEED, Tiny, tokenise
 from preparing import (
     SORTS,
     Row,
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import apply_chat_template, extract_prompt, is_conversational
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import TokenRow, load_tokenizer, odd_tokens, tokenise
+from rpo_cli.models import TokenRow, load_tokenizer, odd_tokens
 from rpo_cli.recipes.schema import RewardRecipe
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import find_rows, read_rows, write_rows

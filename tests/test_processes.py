@@ -459,13 +459,17 @@ def test_rpo_itself_is_started_once(shared: Tiny, monkeypatch: pytest.MonkeyPatc
         "start rpo once, without accelerate launch or torchrun, and with --accelerate"
         in shared.run("train-sft", "sft.yaml", code=2).stderr
     )
-    monkeypatch.delenv("WORLD_SIZE")
-    assert (
-        "one after another"
-        in shared.run(
-            "train-policy", "dpo.yaml", "--accelerate", CPU_2, "--jobs", 2, "--dry-run", code=2
-        ).stderr
-    )
+
+
+@pytest.mark.slow
+def test_with_jobs_a_training_has_all_processes_and_other_stages_a_worker_each(
+    shared: Tiny, tmp_path: Path
+) -> None:
+    tiny = Tiny(shared.suite, Path(shutil.copytree(shared.root, tmp_path / "runs")))
+    tiny.run("evaluate", "dpo.yaml", "--rho", "0.2,0.5", "--jobs", 2, "--accelerate", CPU_2)
+    for rho in ("seed-0/rho-0.2", "seed-0/rho-0.5"):
+        assert manifest(tiny.root, f"{rho}/policies/dpo/beta-0.2")["processes"] == 2
+        assert manifest(tiny.root, f"{rho}/evaluations/dpo/beta-0.2/test")["processes"] == 1
 
 
 def test_presets_are_accelerates_own_and_no_recipes(tmp_path: Path) -> None:

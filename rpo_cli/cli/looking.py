@@ -80,10 +80,7 @@ def data_inspect(
 
 
 @add_command(
-    data_app,
-    "fetch",
-    "tldr/figure2.yaml",
-    takes={"recipe", "overrides", "workspace", "dry_run", "as_json"},
+    data_app, "fetch", "tldr/figure2.yaml", takes={"recipe", "overrides", "workspace", "dry_run", "as_json"}
 )
 def data_fetch(session: "Session") -> None:
     """Download the models and data sets that a recipe rests on, and record their commits:

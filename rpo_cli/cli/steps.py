@@ -94,11 +94,7 @@ RHO_02 = "rm.yaml --rho 0.2 --ensemble --jobs 2"
 
 
 @command("train-rm", "oracle.yaml", RHO_02, takes=EVERY, recipe="rm.yaml")
-def train_rm(
-    session: "Session",
-    costs: Costs,
-    ensemble: Ensemble = False,
-) -> None:
+def train_rm(session: "Session", costs: Costs, ensemble: Ensemble = False) -> None:
     """Train a Bradley-Terry reward model: the oracle, the one of D_rho, or an ensemble."""
     from rpo_cli.runs.make import build
 

@@ -35,9 +35,9 @@ def named(visible: str | None, count: Callable[[], int]) -> list[str]:
     return names[:ends]
 
 
-def seen_by(worker: int, gpus: Sequence[str]) -> dict[str, str]:
-    """The environment in which a worker, counted from 0, sees one of these GPUs alone: they take turns."""
-    return {"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if gpus else {}
+def seen_by(gpu: str) -> dict[str, str]:
+    """The environment in which a worker sees this GPU alone; none where there is no GPU."""
+    return {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
 
 
 def free_bytes(gpus: Sequence[str], cgroup: Path = CGROUP) -> Mapping[str, int]:

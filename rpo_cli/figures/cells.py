@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Literal, Unpack, cast
 
 from rpo_cli.artifacts import Stage, rho_folder
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.selection import Selection, spread
 from rpo_cli.recipes import Loaded, load, schema, stands, variant_overrides
 from rpo_cli.runs.planner import Planner
-from rpo_cli.runs.planning.base import at_rho
+from rpo_cli.runs.planning.base import At, at_rho
 
 FORMAT = 1  # of the numbers that `rpo compare --json` prints and `rpo report --from` reads
 BASELINE = "baseline"  # what a comparison calls that which the evaluate recipe names so
@@ -44,7 +44,7 @@ class Cell:
         return cast(schema.PolicyRecipe, self.loaded.recipe).strength
 
     @property
-    def keys(self) -> dict[str, Any]:
+    def keys(self) -> dict[str, object]:
         """Its place in a table; without resampling there is no rho: NaN."""
         return {
             "policy": self.policy,
@@ -99,12 +99,12 @@ class Cells:
         self._planners: dict[int, Planner] = {}
         self._loaded: dict[tuple[str, float | None], Loaded] = {}
 
-    def policy(self, name: str, **at: Any) -> Loaded:
+    def policy(self, name: str, **at: Unpack[At]) -> Loaded:
         """A variant's recipe."""
         variant = self.variants[name]
-        overrides = [*self.overrides, *variant_overrides(variant), *at.pop("overrides", [])]
+        at["overrides"] = [*self.overrides, *variant_overrides(variant), *at.get("overrides", [])]
         path, flags = str(self.asked.sibling(variant.recipe)), {"device": self.device}
-        return load(path, **at, overrides=overrides, flags=flags, expect="policy")
+        return load(path, **at, flags=flags, expect="policy")
 
     def at(self, name: str, rho: float | None) -> Loaded:
         """A variant's recipe at a rho, read and checked once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -65,9 +65,23 @@ def range_difference(point: Sequence[Array], drawn: Sequence[Array], student: bo
     return Difference(found, by_seed.tolist())
 
 
+class Verdict(TypedDict):
+    """A row of what is claimed; see `judge`."""
+
+    claim: str
+    detail: str
+    by_seed: list[float | None]
+    difference: float | None
+    low: float | None
+    high: float | None
+    status: str
+    passed: bool
+    p: NotRequired[float | None]
+
+
 def judge(
     cells: pd.DataFrame, axes: Axes, claims: Sequence[schema.Claim], how: Bootstrap, *, brief: bool = False
-) -> list[dict[str, Any]]:
+) -> list[Verdict]:
     """Every claim as rows {claim, detail, by_seed, difference, low, high, status, passed}.
 
     Each difference is claimed to be positive and is paired: same seeds, same prompts. It is more - than; with
@@ -98,8 +112,8 @@ def judge(
 
 
 def _corrected(
-    rows: Sequence[dict[str, Any]], found: Sequence[tuple[schema.Claim, str, Sequence[Difference]]]
-) -> list[dict[str, Any]]:
+    rows: Sequence[Verdict], found: Sequence[tuple[schema.Claim, str, Sequence[Difference]]]
+) -> list[Verdict]:
     """The rows with p-values, of several parts the largest, and verdicts that hold for all rows at once."""
     tested = {
         place: max(part.p_value for part in parts)
@@ -108,17 +122,17 @@ def _corrected(
     }
     others = [place for place in tested if not found[place][0].primary]
     tested |= dict(zip(others, holm([tested[place] for place in others]), strict=True))
-    out = []
+    out: list[Verdict] = []
     for place, row in enumerate(rows):
         verdict = row["status"]
         if verdict in ("passed", "contradicted") and tested.get(place, 0.0) >= 0.05:
             verdict = "not significant"
         more = {"p": tested.get(place), "status": verdict, "passed": verdict == "passed"}
-        out.append(dict(plain(row | more)))
+        out.append(plain({**row, **more}))
     return out
 
 
-def _row(claim: str, detail: str, parts: Sequence[Difference]) -> dict[str, Any]:
+def _row(claim: str, detail: str, parts: Sequence[Difference]) -> Verdict:
     """One row; of several parts the one with the lowest bound is shown."""
     measured = [part for part in parts if part.status != "not measured"]
     shown = min(measured, key=lambda part: part.interval.low, default=NOTHING)
@@ -129,7 +143,8 @@ def _row(claim: str, detail: str, parts: Sequence[Difference]) -> dict[str, Any]
         detail += f"; {len(parts) - len(measured)} of {len(parts)} not measured"
     numbers = dict(zip(("difference", "low", "high"), shown.interval, strict=True))
     row = {"claim": claim, "detail": detail, "by_seed": shown.by_seed, **numbers, "status": status}
-    return dict(plain(row | {"passed": status == "passed"}))
+    found: Verdict = plain(row | {"passed": status == "passed"})
+    return found
 
 
 class _Judge:
@@ -260,7 +275,7 @@ def _weakest(parts: Parts, otherwise: str = "unknown") -> str:
     return min(lows, key=lows.__getitem__, default=otherwise)
 
 
-def claims_table(rows: Sequence[Mapping[str, Any]], console: Console) -> Table | Text:
+def claims_table(rows: Sequence[Verdict], console: Console) -> Table | Text:
     """The rows of `judge` for this console: a table on a terminal, else lines of which each says everything.
 
     By-seed numbers, which the JSON has too, are shown where they leave the other columns room.
@@ -268,7 +283,7 @@ def claims_table(rows: Sequence[Mapping[str, Any]], console: Console) -> Table |
     head = ("claim", "detail", "difference", "95 % interval", "by seed", "verdict")
     cells: list[list[str]] = []
     for row in rows:
-        numbers = (row[name] for name in ("difference", "low", "high"))
+        numbers = (row["difference"], row["low"], row["high"])
         mean, low, high = ("-" if number is None else f"{number:+.3f}" for number in numbers)
         ends = "-" if row["low"] is None else f"{low} .. {high}"
         seeds = " ".join("-" if x is None else f"{x:+.2f}" for x in row["by_seed"])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import cast
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +16,7 @@ from rpo_cli.artifacts import Stage
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import BASELINE, Cells, read_by
 from rpo_cli.figures.dry_run import plan_only
+from rpo_cli.figures.numbers import Comparison, Row, ends
 from rpo_cli.figures.selection import Budget, select
 from rpo_cli.figures.tuning import planned, tune
 from rpo_cli.recipes import Loaded, RecipeError, find_suite, load, recipes_in, schema, shown
@@ -49,7 +50,7 @@ def run_compare(session: Session, asked: Comparing) -> None:
         session.out.print(note, highlight=False, soft_wrap=True)
 
 
-def compared(session: Session, asked: Comparing, *, whole: bool) -> dict[str, Any] | None:
+def compared(session: Session, asked: Comparing, *, whole: bool) -> Comparison | None:
     """Numbers, and where each comes from, of policies that are built where they are missing.
 
     None on a dry run, which prints the plan. `whole`: with all else that a report shows.
@@ -90,7 +91,8 @@ def compared(session: Session, asked: Comparing, *, whole: bool) -> dict[str, An
         **(evidence(cells, workspace, selection.seeds[0]) if whole else {}),
         "left_out": lost,
     }
-    return cast(dict[str, Any], json.loads(json.dumps(found, sort_keys=True)))  # as --json prints it
+    printed: Comparison = json.loads(json.dumps(found, sort_keys=True))  # as --json prints it
+    return printed
 
 
 def _policies(session: Session, names: Sequence[str]) -> list[Loaded]:
@@ -132,7 +134,7 @@ def _require_alike(maker: Cells, loads: Sequence[Loaded]) -> None:
     first = loads[0]
     recipe = cast(schema.PolicyRecipe, first.recipe)
 
-    def read_of(loaded: Loaded) -> dict[str, tuple[str, Any]]:
+    def read_of(loaded: Loaded) -> dict[str, tuple[str, object]]:
         rho = cast(schema.PolicyRecipe, loaded.recipe).rho
         cell = maker.cell(loaded.path.stem, rho, recipe.seed, "test")
         stage, evaluation = cast(Stage, cell.evaluation.inputs["policy"]), cell.evaluation
@@ -157,7 +159,7 @@ def _require_alike(maker: Cells, loads: Sequence[Loaded]) -> None:
         raise RecipeError(problems)
 
 
-def table_of(found: dict[str, Any], console: Console) -> Table | Text:
+def table_of(found: Comparison, console: Console) -> Table | Text:
     """One row for each policy, one column for each measure; lines of text where there is no terminal."""
     measures = found["measures"]
     rows = {(row["policy"], row["measure"]): row for row in found["rows"]}
@@ -173,20 +175,20 @@ def table_of(found: dict[str, Any], console: Console) -> Table | Text:
         return Text(aligned(lines).removesuffix("\n"), no_wrap=True, overflow="ignore")
     table = Table(show_lines=True)
     for index, head in enumerate(heads):
-        place: dict[str, Any] = {"justify": "left" if index == 0 else "right", "no_wrap": index == 0}
-        table.add_column(head, overflow="fold", **place)
+        first = index == 0
+        table.add_column(head, overflow="fold", justify="left" if first else "right", no_wrap=first)
     for row in body:
         table.add_row(*row)
     return table
 
 
-def _cell(row: dict[str, Any] | None, digits: int) -> str:
+def _cell(row: Row | None, digits: int) -> str:
     """A mean, and below it the difference with its interval."""
     if row is None or row["mean"] is None:
         return "-"
     mean = f"{row['mean']:.{digits}f}"
-    if (apart := row["difference"]) is None or apart["mean"] is None:
+    if (apart := ends(row["difference"])) is None:
         return mean
     # No minus zero.
-    more, low, high = (f"{round(apart[end], digits) + 0.0:+.{digits}f}" for end in ("mean", "low", "high"))
+    more, low, high = (f"{round(end, digits) + 0.0:+.{digits}f}" for end in apart)
     return f"{mean}\n{more}\n[{low}, {high}]"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-STYLE: Any = {
+STYLE: dict[str, object] = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": "#888888", "axes.labelcolor": "#222222", "axes.titlesize": 11,
     "axes.titlelocation": "left", "axes.titleweight": "bold",
@@ -101,8 +101,8 @@ def heading(figure: Figure, title: str, subtitle: str, heights: tuple[float, flo
 def legend(figure: Figure, axes: Axes, height: float, columns: int) -> None:
     """One legend for all panels, under the heading."""
     handles, labels = axes.get_legend_handles_labels()
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.056, height), "borderaxespad": 0}
-    look: dict[str, Any] = {"frameon": False, "columnspacing": 1.8, "handlelength": 2.2}
+    place: dict[str, object] = {"loc": "upper left", "bbox_to_anchor": (0.056, height), "borderaxespad": 0}
+    look: dict[str, object] = {"frameon": False, "columnspacing": 1.8, "handlelength": 2.2}
     figure.legend(handles, labels, ncols=min(columns, len(labels)), **look, **place)
 
 
@@ -131,7 +131,7 @@ def draw_lines(axes: Axes, rows: pd.DataFrame, looks: Looks, measure: str, apart
         low, high, width = own[f"{measure}_low"], own[f"{measure}_high"], 1.6 if ours else 1.0
         axes.vlines(x, low, high, color=colour, linewidth=width, alpha=0.85, zorder=order - 1)
         partial = ((own["seeds"] > 0) & (own["seeds"] < seeds)).to_numpy()
-        hollow: dict[str, Any] = {**look, "linestyle": "none", "markerfacecolor": "white"}
+        hollow = {**look, "linestyle": "none", "markerfacecolor": "white"}
         axes.plot(x[partial], y[partial], **hollow, zorder=order + 1)
         _gaps(axes, own["rho"].to_numpy()[~np.isfinite(y)] + 0.09 * place, step * 0.09, colour, order)
     axes.use_sticky_edges = False
@@ -152,7 +152,7 @@ def draw_points(axes: Axes, table: pd.DataFrame, looks: Looks, measure: str) -> 
     axes.set_xlim(-0.6, len(table) - 0.4)
 
 
-def _gaps(axes: Axes, places: Any, width: float, colour: str, order: int) -> None:
+def _gaps(axes: Axes, places: np.ndarray, width: float, colour: str, order: int) -> None:
     """A hatched box on the floor of the panel for each cell that no seed has."""
     axes.bar(places, 0.06, width=width, transform=axes.get_xaxis_transform(), color="white",
              edgecolor=colour, hatch="//////", linewidth=0.8, zorder=order)  # fmt: skip

@@ -43,13 +43,17 @@ def plan_only(
     axes = {name: getattr(selection, name) for name in ("policies", "rhos", "seeds")}
     cells = {**axes, "validation": len(validation), "test": len(test), "grids": _grids(validation)}
     kinds = groups(stages, todo, workspace)
-    plan: dict[str, Any] = {"workspace": str(workspace.root), "cells": cells, "left_out": selection.left_out}
+    plan: dict[str, object] = {
+        "workspace": str(workspace.root),
+        "cells": cells,
+        "left_out": selection.left_out,
+    }
     plan |= {"stages": kinds, "build": len(todo), "total": len(stages), "todo": as_json(todo)}
     if question is not None:
         from rpo_cli.runs.estimate import estimate
 
         places = len({(cell.policy, cell.rho, cell.seed) for cell in [*validation, *test]})
-        plan["estimate"] = estimate(todo, workspace, question, keep, places)
+        plan["estimate"] = costs = estimate(todo, workspace, question, keep, places)
     if session.as_json:
         session.print_json(plan)
         return
@@ -63,7 +67,7 @@ def plan_only(
     if question is not None:
         from rpo_cli.runs.estimate import lines
 
-        print("\n" + "\n".join(lines(plan["estimate"])))
+        print("\n" + "\n".join(lines(costs)))
 
 
 def _grids(cells: Sequence[Cell]) -> dict[str, list[float]]:

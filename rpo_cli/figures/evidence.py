@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from rpo_cli.artifacts import MANIFEST, Manifest, Stage, Workspace, walk
 from rpo_cli.figures.cells import Cell, read_by
 from rpo_cli.figures.gather import read
+from rpo_cli.figures.numbers import Cost, Line, Panel
 from rpo_cli.figures.results import plain
 from rpo_cli.runs.session import planner_for
 
@@ -24,7 +25,7 @@ LONGEST = 4000  # characters of a text that is shown
 TABLES, MODELS = ("data", "pairs", "relabel", "splits"), ("reward", "warm", "scores")
 
 
-def evidence(cells: Sequence[Cell], workspace: Workspace, seed: int) -> dict[str, Any]:
+def evidence(cells: Sequence[Cell], workspace: Workspace, seed: int) -> dict[str, object]:
     """Everything a report shows that is no number of the comparison; samples of this seed."""
     stages = walk(read_by(cells))
     found = {stage.path: manifest for stage in stages if (manifest := workspace.manifest(stage.path))}
@@ -37,12 +38,13 @@ def evidence(cells: Sequence[Cell], workspace: Workspace, seed: int) -> dict[str
         "costs": _costs(stages, found),
         "made_with": _made_with(found),
     }
-    return cast(dict[str, Any], plain(facts))
+    made: dict[str, object] = plain(facts)
+    return made
 
 
 def _metrics(
     stages: Sequence[Stage], found: dict[str, Manifest], kinds: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """The metrics and warnings of all artifacts of these kinds, each with its manifest."""
     return [
         {
@@ -56,7 +58,7 @@ def _metrics(
     ]
 
 
-def _diagnosis(cells: Sequence[Cell], workspace: Workspace) -> dict[str, Any]:
+def _diagnosis(cells: Sequence[Cell], workspace: Workspace) -> dict[str, object]:
     """What pairs prefer and what teachers know of them, as `rpo diagnose` finds it; builds nothing."""
     from rpo_cli.runs.diagnose import look
 
@@ -72,9 +74,9 @@ def _diagnosis(cells: Sequence[Cell], workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _costs(stages: Sequence[Stage], found: dict[str, Manifest]) -> list[dict[str, Any]]:
+def _costs(stages: Sequence[Stage], found: dict[str, Manifest]) -> list[Cost]:
     """Seconds by kind of stage, and the devices on which it ran."""
-    costs: dict[str, dict[str, Any]] = {}
+    costs: dict[str, Cost] = {}
     for stage in stages:
         if (manifest := found.get(stage.path)) is not None:
             cost = costs.setdefault(
@@ -98,7 +100,7 @@ def _made_with(found: dict[str, Manifest]) -> dict[str, str]:
     return {name: ", ".join(versions) for name, versions in seen.items() if versions}
 
 
-def _curves(cells: Sequence[Cell], workspace: Workspace) -> Iterator[dict[str, Any]]:
+def _curves(cells: Sequence[Cell], workspace: Workspace) -> Iterator[Panel]:
     """What the policies logged while they were trained: steps and values by name, a line for each seed."""
     logs = {
         cell.policy_path: read(file)
@@ -115,13 +117,13 @@ def _curves(cells: Sequence[Cell], workspace: Workspace) -> Iterator[dict[str, A
             if name in log and pd.api.types.is_numeric_dtype(log[name]):
                 log = log[["step", name]].dropna()
                 log = log.iloc[:: max(1, -(-len(log) // MOST_POINTS))]
-                line = {"step": log["step"].tolist(), "value": log[name].tolist()}
-                lines.append({"policy": cell.policy, "seed": cell.seed, **line})
+                steps, values = log["step"].tolist(), log[name].tolist()
+                lines.append(Line(policy=cell.policy, seed=cell.seed, step=steps, value=values))
         if any(len(line["step"]) > 1 for line in lines):
             yield {"name": name, "lines": lines}
 
 
-def _samples(cells: Sequence[Cell], workspace: Workspace, seed: int) -> list[dict[str, Any]]:
+def _samples(cells: Sequence[Cell], workspace: Workspace, seed: int) -> list[dict[str, object]]:
     """Prompts with every policy's response: where rewards (else lengths) differ most, and some by lot."""
     stages = {cell.policy: cell.evaluation for cell in cells}
     stages["baseline"] = cast(Stage, cells[0].evaluation.inputs["baseline"])

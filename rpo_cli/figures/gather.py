@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import pandas as pd
 
@@ -21,7 +21,7 @@ class Gathered(NamedTuple):
 
     cells: pd.DataFrame
     choices: pd.DataFrame
-    provenance: dict[str, Any]
+    provenance: dict[str, object]
     tables: dict[str, pd.DataFrame]
 
 
@@ -41,9 +41,9 @@ def made(cells: Sequence[Cell], workspace: Workspace) -> list[tuple[Cell, Manife
     return there
 
 
-def provenance(there: Sequence[tuple[Cell, Manifest]], workspace: Workspace) -> dict[str, Any]:
+def provenance(there: Sequence[tuple[Cell, Manifest]], workspace: Workspace) -> dict[str, object]:
     """Strengths and keys of the cells, and what they were made with."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, dict[str, object]] = {}
     revisions: set[str] = set()
     for cell, manifest in there:
         strength, value = cell.strength

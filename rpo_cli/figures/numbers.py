@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 import pandas as pd
 
-from rpo_cli.artifacts import MANIFEST, Stage, Workspace
+from rpo_cli.artifacts import MANIFEST, External, Stage, Workspace
 from rpo_cli.figures.cells import BASELINE, FORMAT, Cell
 from rpo_cli.figures.gather import read
 from rpo_cli.figures.results import plain
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Axes, Bootstrap, over_seeds, resample
 from rpo_cli.recipes import schema, shown
+from rpo_cli.runs.results import UNFINISHED
 from rpo_cli.statistics import Array, interval, per_prompt
 
 Source = str  # which of a cell's artifacts a number is from: evaluation, held_out, judged, taught
@@ -62,15 +63,84 @@ class Frame(NamedTuple):
     pairs: bool = False
 
 
+class Apart(TypedDict):
+    """A mean with its interval and its value in each seed."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    by_seed: list[float | None]
+
+
+def ends(apart: Apart | None) -> tuple[float, float, float] | None:
+    """Mean, lower and upper end; None where nothing was measured."""
+    if apart is None or apart["mean"] is None or apart["low"] is None or apart["high"] is None:
+        return None
+    return apart["mean"], apart["low"], apart["high"]
+
+
+class Row(Apart):
+    """What was measured of a policy, and its paired difference to the one compared with."""
+
+    policy: str
+    measure: str
+    difference: Apart | None
+
+
+class Told(TypedDict):
+    """A measure as a table's head needs it."""
+
+    name: str
+    title: str
+    unit: str
+    digits: int
+
+
+class Line(TypedDict):
+    """What one policy logged under one seed."""
+
+    policy: str
+    seed: int
+    step: list[int]
+    value: list[float]
+
+
+class Panel(TypedDict):
+    """A logged number, with a line for each policy and seed."""
+
+    name: str
+    lines: list[Line]
+
+
+class Cost(TypedDict):
+    """What stages of a kind took, and on what devices."""
+
+    kind: str
+    stages: int
+    seconds: float
+    devices: list[str]
+
+
+class Comparison(TypedDict):
+    """What `rpo compare --json` prints, as far as the program reads it; the report's template reads more."""
+
+    format: int
+    measures: list[Told]
+    rows: list[Row]
+    notes: list[str]
+    curves: NotRequired[list[Panel]]
+    costs: NotRequired[list[Cost]]
+
+
 def numbers(
     cells: Sequence[Cell], workspace: Workspace, selection: Selection, against: str, swept: bool
-) -> dict[str, Any]:
+) -> Comparison:
     """The comparison as JSON may hold it: policies, measures, a row for each policy and measure, notes."""
     policies = list(dict.fromkeys(cell.policy for cell in cells))
     recipe = cast(schema.EvaluateRecipe, cells[0].evaluation.recipe)
     how = Bootstrap(recipe.bootstrap_samples)
-    rows: list[dict[str, Any]] = []
-    counts: dict[str, dict[str, Any]] = {}
+    rows: list[Row] = []
+    counts: dict[str, dict[str, object]] = {}
     for frame in frames(cells, workspace, swept):
         rows += _rows(frame, [*policies, BASELINE], selection, against, how)
         prompts = int(frame.cells.groupby("seed")["prompt_id"].nunique().min())
@@ -94,9 +164,13 @@ def numbers(
         ],
         "rows": rows,
         "manifests": list(_manifests(cells)),
-        "notes": list(_notes(cells, workspace, selection, against, swept)),
+        "notes": [
+            *_notes(cells, workspace, selection, against, swept),
+            *cut_short(rows, recipe.max_new_tokens),
+        ],
     }
-    return cast(dict[str, Any], plain(found))
+    made: Comparison = plain(found)
+    return made
 
 
 def frames(cells: Sequence[Cell], workspace: Workspace, swept: bool) -> Iterator[Frame]:
@@ -183,7 +257,7 @@ def _verdicts(cell: Cell, workspace: Workspace) -> pd.DataFrame:
 
 def _rows(
     frame: Frame, policies: Sequence[str], selection: Selection, against: str, how: Bootstrap
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """Mean of each policy with its interval, and its paired difference to `against`, over all seeds."""
     there = [name for name in policies if name in set(frame.cells["policy"])]
     measures = (*frame.measures, "pairs") if frame.pairs else frame.measures
@@ -194,27 +268,27 @@ def _rows(
         point, drawn = (values[..., :-1] / values[..., -1:] for values in (point, drawn))
     for p, policy in enumerate(there):
         for m, measure in enumerate(frame.measures):
-            row = {"policy": policy, "measure": measure, **_interval(point[:, p, m], drawn[:, :, p, m])}
-            row |= {"by_seed": point[:, p, m].tolist(), "difference": None}
+            apart: Apart | None = None
             if policy != against and against in there:
                 a = there.index(against)
-                apart = point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m]
-                row["difference"] = {**_interval(*apart), "by_seed": apart[0].tolist()}
-            yield row
+                apart = _apart(point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m])
+            own = _apart(point[:, p, m], drawn[:, :, p, m])
+            yield {"policy": policy, "measure": measure, **own, "difference": apart}
 
 
-def _interval(point: Array, drawn: Array) -> dict[str, float]:
-    return interval(float(over_seeds(point, 0)), over_seeds(drawn, 1))._asdict()
+def _apart(point: Array, drawn: Array) -> Apart:
+    mean, low, high = interval(float(over_seeds(point, 0)), over_seeds(drawn, 1))
+    return {"mean": mean, "low": low, "high": high, "by_seed": point.tolist()}
 
 
-def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[str, Any]:
+def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[str, object]:
     """What a policy is: its recipe, objective, strength, base and teachers."""
     cell = next(cell for cell in cells if cell.policy == name)
     recipe = cast(schema.PolicyRecipe, cell.loaded.recipe)
     stage = cast(Stage, cell.evaluation.inputs["policy"])
 
-    def named(node: Any) -> str:
-        return node.path if isinstance(node, Stage) else str(node.reference)
+    def named(node: Stage | External) -> str:
+        return node.path if isinstance(node, Stage) else node.reference
 
     def teacher(scores: Stage) -> str:
         columns = scores.options.get("columns")
@@ -235,7 +309,7 @@ def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[s
     }
 
 
-def _manifests(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+def _manifests(cells: Sequence[Cell]) -> Iterator[dict[str, object]]:
     """Where the numbers of each policy and seed are from."""
     baselines: dict[str, int] = {}
     for cell in cells:
@@ -247,6 +321,16 @@ def _manifests(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
         baselines[cast(Stage, cell.evaluation.inputs["baseline"]).path] = cell.seed
     for path, seed in baselines.items():
         yield {"policy": BASELINE, "seed": seed, "paths": {"evaluation": f"{path}/{MANIFEST}"}}
+
+
+def cut_short(rows: Sequence[Row], longest: int) -> list[str]:
+    """What many unfinished samples mean for the numbers; rows as `numbers` has them."""
+    shares = {row["policy"]: row["mean"] or 0.0 for row in rows if row["measure"] == "unfinished"}
+    many = [f"{share:.0f} % of {name}" for name, share in shares.items() if share > 100 * UNFINISHED]
+    if not many:
+        return []
+    cure = "lengths, KL and rewards are of what was cut off; raise max_new_tokens of the evaluate recipe"
+    return [f"cut at max_new_tokens, {longest}: {', '.join(many)}; {cure}"]
 
 
 def _notes(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from rpo_cli.artifacts import publish
 from rpo_cli.errors import BadInput
-from rpo_cli.figures.claims import judge
+from rpo_cli.figures.claims import Verdict, judge
 from rpo_cli.figures.drawing import STYLE, Picture, heading, looks_of, publish_picture
 from rpo_cli.figures.kinds import KINDS, FigureKind
 from rpo_cli.figures.results import Results, load_results, to_json
@@ -19,7 +18,7 @@ from rpo_cli.recipes import schema
 
 def redraw(
     folder: Path, out: Path, kind: str, *, allow_missing: bool = False
-) -> tuple[list[Path], list[dict[str, Any]]]:
+) -> tuple[list[Path], list[Verdict]]:
     """KIND.png, .svg, .pdf, .csv (the table) and .json (table, claims, provenance); their paths, the claims.
 
     A cell without any seed leaves a gap and a hatched box on the floor of the panel, one without some seeds a
@@ -39,7 +38,11 @@ def redraw(
     claims = judge(results.cells, results.axes, results.claims, results.bootstrap, brief=brief)
     paths = draw(row, results, table, absent, out)
     told = table if row.columns is None else table[list(row.columns)].rename(columns=dict(row.columns))
-    content: dict[str, Any] = {"table": told.to_dict("records"), row.rows: claims, "provenance": results.meta}
+    content: dict[str, object] = {
+        "table": told.to_dict("records"),
+        row.rows: claims,
+        "provenance": results.meta,
+    }
     if absent or brief:
         content["missing"] = [dict(zip(("policy", "rho", "seed"), cell, strict=True)) for cell in absent]
     csv = told.to_csv(index=False, float_format="%.6f", lineterminator="\n").encode()

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from html import escape
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 from rpo_cli.artifacts import publish
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import BASELINE, FORMAT
 from rpo_cli.figures.compare import Comparing, compared
+from rpo_cli.figures.numbers import Comparison, Line, Panel, ends
 from rpo_cli.figures.run import require_folder
 from rpo_cli.runs.session import Session
 from rpo_cli.text import clock
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 PAGE = "report.html"  # the template beside this file
 WIDE = 4.2  # inches of a picture, which is as wide as there is room
 INK = "#010203"  # drawn in this, shown in the colour of the page's text
-STYLE: dict[str, Any] = {
+STYLE: dict[str, object] = {
     "svg.fonttype": "none", "svg.hashsalt": "rpo", "text.parse_math": False, "lines.markersize": 5,
     "font.family": "sans-serif", "font.size": 10,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
@@ -53,14 +54,14 @@ def run_report(session: Session, asked: Comparing, kept: Path | None, out: Path)
         session.out.print(str(out), highlight=False, soft_wrap=True)
 
 
-def read_kept(file: Path) -> dict[str, Any]:
+def read_kept(file: Path) -> Comparison:
     """What `rpo compare --json` printed.
 
     Raises:
         BadInput: the file holds something else.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found: Comparison = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{file}: cannot be read as JSON: {error}") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT or "rows" not in found:
@@ -68,7 +69,7 @@ def read_kept(file: Path) -> dict[str, Any]:
     return found
 
 
-def page_of(found: Mapping[str, Any]) -> str:
+def page_of(found: Comparison) -> str:
     """The whole page; every text of it is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -104,13 +105,12 @@ def number(value: object, digits: int = 4, sign: bool = False) -> str:
     return format(kept, ("+" if sign else "") + ("," if whole else f",.{digits}f"))
 
 
-def differences(found: Mapping[str, Any]) -> Iterator[str]:
+def differences(found: Comparison) -> Iterator[str]:
     """A picture for each measure: every policy's difference to the one compared with, and its interval."""
-    apart = [row for row in found["rows"] if row["difference"] and row["difference"]["mean"] is not None]
     for measure in found["measures"]:
-        own = [row for row in apart if row["measure"] == measure["name"]]
-        rows = [{"policy": row["policy"], **row["difference"]} for row in own]
-        said = (f"{row['policy']} {number(row['mean'], measure['digits'], True)}" for row in rows)
+        own = [row for row in found["rows"] if row["measure"] == measure["name"]]
+        rows = [(row["policy"], apart) for row in own if (apart := ends(row["difference"]))]
+        said = (f"{policy} {number(mean, measure['digits'], True)}" for policy, (mean, *_) in rows)
         title = f"{measure['title']}, {measure['unit']}"
         if rows:
             yield picture(
@@ -118,17 +118,17 @@ def differences(found: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def bars(rows: Sequence[Mapping[str, Any]], axes: Axes) -> None:
+def bars(rows: Sequence[tuple[str, tuple[float, float, float]]], axes: Axes) -> None:
     """A dot with its interval for each row, from the top; zero marked."""
-    for height, row in enumerate(rows):
-        axes.hlines(height, row["low"], row["high"], color=INK, linewidth=2)
-        axes.plot(row["mean"], height, "o", color=INK, markersize=6)
+    for height, (_, (mean, low, high)) in enumerate(rows):
+        axes.hlines(height, low, high, color=INK, linewidth=2)
+        axes.plot(mean, height, "o", color=INK, markersize=6)
     axes.axvline(0, color=INK, linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(rows)), [row["policy"] for row in rows])
+    axes.set_yticks(range(len(rows)), [policy for policy, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def curves(panels: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def curves(panels: Sequence[Panel]) -> Iterator[str]:
     """A picture for each logged number."""
     from rpo_cli.figures.drawing import looks_of
 
@@ -138,7 +138,7 @@ def curves(panels: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield picture(each["name"], 2.6, said, partial(draw_lines, each["lines"], looks_of(policies)))
 
 
-def draw_lines(lines: Sequence[Mapping[str, Any]], looks: Looks, axes: Axes) -> None:
+def draw_lines(lines: Sequence[Line], looks: Looks, axes: Axes) -> None:
     """A line for each policy and seed; policies are told apart by colour and marker."""
     for line in lines:
         colour, marker = looks[line["policy"]]

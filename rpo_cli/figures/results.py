@@ -54,7 +54,7 @@ class Results(NamedTuple):
         )
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A value as JSON may hold it: numbers rounded to 6 decimals, NaN as null, no numpy types."""
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}
@@ -69,7 +69,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def to_json(value: Any) -> bytes:
+def to_json(value: object) -> bytes:
     """Sorted, rounded, free of anything that differs between two runs on the same numbers."""
     text = json.dumps(plain(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return f"{text}\n".encode()
@@ -115,7 +115,7 @@ def load_results(folder: Path) -> Results:
     choices = pd.read_csv(folder / "choices.csv")
     # Results from before there was a name for it have the key of "no resampling" in every file.
     cells, choices = (frame.assign(rho=frame["rho"].replace(key(None), np.nan)) for frame in (cells, choices))
-    meta: dict[str, Any] = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    meta = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     meta["rhos"] = [rho or None for rho in meta["rhos"]]
     curves = folder / "curves.csv"
     return Results(cells, choices, meta, {curves.name: pd.read_csv(curves)} if curves.is_file() else {})

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from rpo_cli.artifacts import MANIFEST, STARTED, log_images, write_csv
 from rpo_cli.errors import BadInput, RunFailed
@@ -62,7 +62,7 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
             show_cells(session, maker, selection, grids, options)
         return
     chosen: Chosen | None = None
-    tried: list[dict[str, Any]] = []
+    tried: list[dict[str, object]] = []
     lost: list[str] = []
     if options.tune:
         keep: Keep = "all" if options.keep == "all" else "best"
@@ -147,7 +147,7 @@ def _keep(
     recipe: schema.FigureRecipe,
     selection: Selection,
     cells: Sequence[Cell],
-    tried: Sequence[dict[str, Any]],
+    tried: Sequence[dict[str, object]],
     folder: Path,
 ) -> None:
     """Save what the cells say in its small form, and what was tried on validation."""

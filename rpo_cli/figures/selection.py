@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rpo_cli.errors import BadInput
 
@@ -36,7 +36,7 @@ class Selection:
     rhos: list[float | None]
     seeds: list[int]
     grid_size: int | None = None
-    left_out: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, object] = field(default_factory=dict)
     of: dict[str, int] = field(default_factory=dict)
 
     def note(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from rpo_cli.artifacts import MANIFEST, STARTED, Manifest, Stage, Workspace, walk
 from rpo_cli.figures.cells import Cells
@@ -49,6 +49,18 @@ def show_status(session: Session) -> None:
         print(_by_kind([a for a in artifacts if a["state"].startswith("up to date")]), end="")
 
 
+class Known(TypedDict):
+    """An artifact of the workspace; `seconds`: it took, `age_seconds`: since it was written."""
+
+    path: str
+    kind: str | None
+    state: str
+    reason: str | None
+    bytes: int
+    seconds: float | None
+    age_seconds: float
+
+
 def _targets(loaded: Loaded, seed: int | None) -> list[Stage]:
     """What the recipe's own command makes."""
     recipe = loaded.recipe
@@ -74,11 +86,11 @@ def _would_build(name: str, todo: Sequence[Todo], total: int) -> str:
     return head + aligned(lines, right=(1,))
 
 
-def _by_kind(artifacts: Sequence[dict[str, Any]]) -> str:
+def _by_kind(artifacts: Sequence[Known]) -> str:
     """Where the time went: seconds of the recipe's artifacts by kind of stage, the longest first."""
     seconds: dict[str, list[float]] = {}
     for artifact in artifacts:
-        seconds.setdefault(artifact["kind"], []).append(artifact["seconds"] or 0.0)
+        seconds.setdefault(str(artifact["kind"]), []).append(artifact["seconds"] or 0.0)
     total = sum(map(sum, seconds.values()))
     if len(seconds) < 2:
         return ""
@@ -90,9 +102,7 @@ def _by_kind(artifacts: Sequence[dict[str, Any]]) -> str:
     return "\n" + aligned(rows, right=(1, 2, 3, 4))
 
 
-def _artifact(
-    workspace: Workspace, path: str, found: Manifest | None, wanted: dict[str, Stage]
-) -> dict[str, Any]:
+def _artifact(workspace: Workspace, path: str, found: Manifest | None, wanted: dict[str, Stage]) -> Known:
     """One artifact's state: up to date, stale, unfinished, or not wanted by the recipe."""
     directory = workspace.root / path
     reason = None
@@ -117,7 +127,7 @@ def _artifact(
     }
 
 
-def _state(artifact: dict[str, Any]) -> str:
+def _state(artifact: Known) -> str:
     return ": ".join(filter(None, (artifact["state"], artifact["reason"])))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.figures.cells import Cells
@@ -40,7 +39,7 @@ def run_sweep(
     found = tune(session, maker, selection, grids, keep, write, "sweep")
     if session.as_json:
         by_rho = {p: {str(rho): values for rho, values in at.items()} for p, at in found.chosen.items()}
-        said: dict[str, Any] = {"chosen": by_rho, "csv": str(found.file)}
+        said: dict[str, object] = {"chosen": by_rho, "csv": str(found.file)}
         session.print_json(said | ({"left_out": selection.left_out} if selection.left_out else {}))
     if found.lost:
         raise RunFailed("\n".join(found.lost))

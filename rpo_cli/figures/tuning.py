@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from rich.table import Table
 
-from rpo_cli.artifacts import Stage, Workspace, snapshots, write_csv
+from rpo_cli.artifacts import Manifest, Stage, Workspace, snapshots, write_csv
 from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
 from rpo_cli.figures.selection import Selection, at, spread
 from rpo_cli.recipes import require_writable, schema, write_by_rho
@@ -106,13 +106,24 @@ def _write(session: Session, maker: Cells, selection: Selection, chosen: Chosen)
         )
 
 
-def settled(session: Session, maker: Cells, cells: Sequence[Cell]) -> Chosen | None:
-    """What these validation cells choose; None where some are not evaluated yet."""
+def settled(session: Session, maker: Cells, cells: Sequence[Cell]) -> tuple[Chosen | None, list[Cell]]:
+    """What these validation cells choose, and those of them that have not diverged.
+
+    None where one of these is not evaluated yet.
+    """
     workspace = session.open(maker.asked.recipe.suite)
-    stages = [cell.evaluation for cell in cells]
+    snapshots.pin([cell.evaluation for cell in cells], workspace)
+    lost = {
+        stage.path
+        for cell in cells
+        for stage in (cell.evaluation, cell.evaluation.inputs["policy"])
+        if isinstance(stage, Stage) and workspace.has_diverged(stage.path, stage.identity)
+    }
+    rest = [cell for cell in cells if not is_among(cell, lost)]
+    stages = [cell.evaluation for cell in rest]
     if any(workspace.manifest(stage.path) is None for stage in stages) or what_to_run(stages, workspace):
-        return None
-    return choose(validation_table(cells, workspace))
+        return None, rest
+    return choose(validation_table(cells, workspace, lost)), rest
 
 
 def planned(
@@ -122,7 +133,8 @@ def planned(
 
     That is the recipe's own where it is tried, and the first that is tried elsewhere.
     """
-    if (found := settled(session, maker, cells)) is not None:
+    found, _ = settled(session, maker, cells)
+    if found is not None:
         return found
     chosen: Chosen = {}
     for name, (parameter, values) in grids.items():
@@ -224,7 +236,7 @@ class WeightKeeper:
             if workspace.why_stale(cell.evaluation.path, cell.evaluation.identity) is None:
                 self(cell.evaluation, workspace.finished(cell.evaluation.path))
 
-    def __call__(self, stage: Stage, manifest: Mapping[str, Any]) -> None:
+    def __call__(self, stage: Stage, manifest: Manifest) -> None:
         cell = self.cells.get(stage.path)
         if cell is None or self.keep == "all":
             return

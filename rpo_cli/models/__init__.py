@@ -43,7 +43,6 @@ from rpo_cli.models.tokens import (
     fitting,
     odd_tokens,
     pad_id,
-    tokenise,
     views,
     without_end,
 )

@@ -116,26 +116,6 @@ def fitting(
     return result
 
 
-def tokenise(
-    rows: Sequence[Row],
-    columns: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    overlong: Literal["error", "drop"],
-    what: str,
-) -> list[TokenRow]:
-    """Tokens of rows that are in no workspace, as plain lists: prompt, response columns; see `fitting`."""
-    prompts, *responses = (
-        encode(column, [row[column] for row in rows], tokenizer).to_pylist()
-        for column in ("prompt", *columns)
-    )
-    found = [
-        TokenRow(str(row.get("id", index)), prompts[index], [ids[index] for ids in responses])
-        for index, row in enumerate(rows)
-    ]
-    return fitting(found, max_length, overlong, what)
-
-
 def odd_tokens(
     rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, templated: Collection[str] = ()
 ) -> list[str]:
@@ -186,10 +166,7 @@ def _holders(texts: Sequence[tuple[str, Tokens]], wanted: set[int | None]) -> di
 
 
 def _said(
-    place: str,
-    found: dict[int, set[str]],
-    rows: Sequence[TokenRow],
-    tokenizer: PreTrainedTokenizerBase,
+    place: str, found: dict[int, set[str]], rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase
 ) -> str:
     """Which control tokens so many rows have there, and what it means; nothing where there are none."""
     if not found:

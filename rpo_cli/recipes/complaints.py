@@ -62,10 +62,7 @@ def _check(model: type[Recipe], values: Mapping[str, object]) -> tuple[Recipe | 
     known = {key: value for key, value in values.items() if key in model.model_fields}
     known |= {key: _whole(value) for key, value in known.items() if key not in UNTYPED}
     complaints = [
-        Complaint(
-            (key,),
-            unknown(key, stage, [*model.model_fields, "extends"]),
-        )
+        Complaint((key,), unknown(key, stage, [*model.model_fields, "extends"]))
         for key in values
         if key not in known
     ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from rpo_cli.artifacts import Stage
@@ -61,17 +63,11 @@ def _reward(stage: Stage, sizes: Sizes) -> Work:
     return work
 
 
-def _relabel(stage: Stage, sizes: Sizes) -> Work:
+def _read(stage: Stage, sizes: Sizes, *, reward: bool) -> Work:
+    """Both responses of every pair, read once by a reward model or a model of language."""
     found, table = _pairs(stage, sizes)
-    return _scoring(
-        sizes.model(stage.inputs["model"], reward=True),
-        _rows(found, table) * _of_pair(stage.recipe, found),
-    )
-
-
-def _reference(stage: Stage, sizes: Sizes) -> Work:
-    found, table = _pairs(stage, sizes)
-    return _scoring(sizes.model(stage.inputs["model"]), _rows(found, table) * _of_pair(stage.recipe, found))
+    model = sizes.model(stage.inputs["model"], reward=reward)
+    return _scoring(model, _rows(found, table) * _of_pair(stage.recipe, found))
 
 
 def _scores(stage: Stage, sizes: Sizes) -> Work:
@@ -158,8 +154,9 @@ def _taught(stage: Stage, sizes: Sizes) -> Work:
     return _scoring(sizes.model(stage.inputs["model"], reward=True), 2 * count * (prompt + longest))
 
 
-OF = {
-    "sft": _sft, "reward": _reward, "relabel": _relabel, "reference": _reference, "scores": _scores,
+OF: dict[str, Callable[[Stage, Sizes], Work]] = {
+    "sft": _sft, "reward": _reward, "relabel": partial(_read, reward=True),
+    "reference": partial(_read, reward=False), "scores": _scores,
     "samples": _samples, "policy": _policy, "measure": _measure, "evaluate": _evaluate,
     "held_out": _held_out, "taught": _taught,
 }  # fmt: skip
@@ -196,10 +193,7 @@ def memory_of(stage: Stage, sizes: Sizes) -> dict[str, float]:
             found, _ = _pairs(stage, sizes)
             longest = min(
                 length,
-                max(
-                    found.longest,
-                    getattr(recipe, "max_new_tokens", 0) if "samples" in stage.inputs else 0,
-                ),
+                max(found.longest, getattr(recipe, "max_new_tokens", 0) if "samples" in stage.inputs else 0),
             )
         parts["logits"] = 12.0 * sequences * longest * config.vocab_size
     if (

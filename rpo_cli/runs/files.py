@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from rpo_cli import devices
-from rpo_cli.artifacts import External, look_for, snapshots
+from rpo_cli.artifacts import External, look_for, snapshots, unreachable
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.runs import preflight
@@ -49,9 +49,10 @@ def score(
     os.environ.update(QUIET_ENVIRONMENT)
     target = _target(file, out, "scored")
     recipe = _recipe(session, overlong="drop", reward_label=label, **options)
-    node = External.named(model)
+    node = _model(model)
     if (why := preflight.no_reward(node, label, "--label")) is not None:
         raise BadInput(f"--model: {why}")
+    _need_weights(node)
     from rpo_cli.stages.files import FORMS, Scorer, form_in
     from rpo_cli.stages.reading import reading_of
 
@@ -91,7 +92,8 @@ def sample(
         BadInput: what cannot be read, before anything heavy is loaded.
     """
     os.environ.update(QUIET_ENVIRONMENT)
-    target, node = _target(file, out, "sampled"), External.named(model)
+    target, node = _target(file, out, "sampled"), _model(model)
+    _need_weights(node)
     recipe = _recipe(session, **options)
     from rpo_cli.stages.files import Sampler
 
@@ -108,6 +110,21 @@ def sample(
         why = "too long for the model, or refused by the chat template"
         session.say(f"warning: {left} rows have no responses: {why}")
     _say(session, result)
+
+
+def _model(name: str) -> External:
+    """The model of this name; whether the hub can be reached is asked once, its client tries for minutes."""
+    node = External.named(name)
+    if node.on_hub:
+        unreachable()
+    return node
+
+
+def _need_weights(model: External) -> None:
+    """BadInput where a folder has no weights that are read."""
+    folder = Path(model.reference)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise BadInput(f"--model {folder}: has no weights in safetensors, and no others are read")
 
 
 def _recipe(session: Session, **options: object) -> ScoringRecipe:

@@ -26,13 +26,14 @@ def groups(stages: Sequence[Stage], minutes: Mapping[str, float | None]) -> dict
     for stage in stages:
         trained = [each.path for each in stage.stages() if KINDS[each.kind].trains]
         label, expected = stage.path, minutes[stage.path]
-        if expected is not None and expected <= SHORT:
+        short = expected is not None and expected <= SHORT
+        if short:
             seed, folder, *_ = stage.path.split("/")
             label = f"{seed}/{folder}" if folder.startswith("rho-") or folder == "unbiased" else seed
         elif trained and KINDS[stage.kind].needs_model and not KINDS[stage.kind].trains:
             label = labels[max(trained, key=levels.__getitem__)]
         level = max((levels[path] + (labels[path] != label) for path in stage.needed()), default=0)
-        filled[label, level] = filled.get((label, level), 0.0) + (expected or 0.0)
+        filled[label, level] = filled.get((label, level), 0.0) + (expected if short and expected else 0.0)
         part = int(filled[label, level] / TOGETHER)
         labels[stage.path], levels[stage.path] = label, level
         found[stage.path] = f"{label.replace('/', '__')}.{level}.{part}"

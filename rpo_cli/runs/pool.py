@@ -41,8 +41,8 @@ def execute(
 
     A stage that fails stops only those that need it. `finished` is called in this process after each stage.
     `inherited` goes to the tracker (reporting, group). Stages that train run in the processes of `launch`,
-    one stage after another. `may_diverge`: stages of which it is no failure if they do; returns those that
-    did. `before` may refuse a stage, which then failed.
+    one after another, and nothing beside them. `may_diverge`: stages of which it is no failure if they do;
+    returns those that did. `before` may refuse a stage, which then failed.
 
     Raises:
         BadInput, RunFailed: what failed and why, and what was not tried, when all the rest is done.
@@ -69,6 +69,7 @@ def execute(
         ),
         job,
         finished,
+        launch,
     )
     try:
         if jobs == 1:
@@ -93,21 +94,30 @@ class _Run:
     progress: PlanProgress
     job: Callable[[Stage], Job[Recipe]]
     finished: Finished
+    launch: Launch | None = None
     failures: Failures = field(default_factory=Failures)
 
     def here(self) -> None:
         """Run one stage after another in this process."""
         for stage in self.line:
-            self.failures.let_go()
-            self.progress.start(stage.path)
-            try:
-                manifest = run_job(self.job(stage), partial(self.progress.step, stage.path))
-            except (BadInput, RunFailed) as error:
-                self.failed(stage, error)
-                if self.failures.hopeless:
-                    return
-            else:
-                self.done(stage, manifest)
+            self.one(stage)
+            if self.failures.hopeless:
+                return
+
+    def one(self, stage: Stage) -> None:
+        """Run a stage in this process, or from it in those of the launch."""
+        self.failures.let_go()
+        self.progress.start(stage.path)
+        try:
+            manifest = run_job(self.job(stage), partial(self.progress.step, stage.path))
+        except (BadInput, RunFailed) as error:
+            self.failed(stage, error)
+        else:
+            self.done(stage, manifest)
+
+    def spreads(self, stage: Stage) -> bool:
+        """Whether a stage runs in several processes, which have the machine for themselves."""
+        return self.launch is not None and self.launch.takes(stage.kind)
 
     def done(self, stage: Stage, manifest: Manifest) -> None:
         self.line.done(stage)
@@ -153,6 +163,13 @@ class _Crew:
                     break
                 stage = self.alone.pop(0)
                 self._dismiss(*self.workers)
+            if self.run.spreads(stage):
+                if busy:
+                    self.run.line.put_back(stage)
+                    break
+                self._dismiss(*(self.workers if self.gpus else ()))  # they hold memory of its GPUs
+                self.run.one(stage)
+                continue
             idle = [worker for worker in self.workers if worker.at is None]
             if (worker := idle[0] if idle else self._hire(stage)) is None:
                 self.run.line.put_back(stage)
@@ -166,9 +183,8 @@ class _Crew:
         """A new worker for a stage, if there is room; the first one always gets it."""
         slots = {worker.slot for worker in self.workers}
         slot = next(index for index in range(self.jobs) if index not in slots)
-        environment = devices.seen_by(slot, self.gpus)
-        gpu = environment.get("CUDA_VISIBLE_DEVICES", "")
         held = [(w.stage, w.environment.get("CUDA_VISIBLE_DEVICES", "")) for w in self.workers]
+        gpu = self.room.place(stage, self.gpus, held)
         place = self.room.lacks(stage, gpu, held)
         if self.workers and place is not None:
             need, free = (size(count) for count in (self.room.need(stage, gpu, place), self.room.free[place]))
@@ -179,7 +195,7 @@ class _Crew:
             )
             return None
         try:
-            self.workers.append(Worker(slot, environment))
+            self.workers.append(Worker(slot, devices.seen_by(gpu)))
         except OSError as error:
             if not self.workers:
                 raise RunFailed(f"no worker process can be started: {error.strerror or error}") from error

@@ -82,7 +82,7 @@ def _trained(metrics: Metrics, rows: str) -> str:
     """Loss, steps and rows of a training."""
     losses = [metrics[name] for name in ("first_loss", "last_loss") if name in metrics]
     left_out = f", {metrics['dropped']} left out for their length" if metrics.get("dropped") else ""
-    said = f"loss {losses[0]:.3f} to {losses[1]:.3f} " if len(losses) == 2 else ""
+    said = f"loss {losses[0]:.4g} to {losses[1]:.4g} " if len(losses) == 2 else ""
     return f"{said}in {metrics['steps']} steps on {metrics['rows']} {rows}{left_out}"
 
 
@@ -113,6 +113,16 @@ def _monitored(metrics: Metrics) -> str:
     kl = f", KL to the reference {of['kl_to_reference']:.2f}" if "kl_to_reference" in of else ""
     pairs = f"held out: accuracy {of['accuracy']:.0%}, margin {of['margin']:+.2f}"
     return f"{pairs}; samples {of['tokens']:.1f} tokens, before {of['tokens_before']:.1f}{kl}"
+
+
+def _scores(metrics: Metrics) -> list[str]:
+    """How often a teacher agrees with the labels."""
+    parts = [
+        f"{metrics[f'{table}/accuracy']:.0%} of the {pairs}"
+        for table, pairs in (("train", "training pairs"), ("held_out", "held-out pairs"))
+        if f"{table}/accuracy" in metrics
+    ]
+    return [f"prefers what the labels prefer in {' and '.join(parts)}"]
 
 
 def _reward(metrics: Metrics) -> list[str]:
@@ -171,6 +181,11 @@ WORDS: dict[str, Callable[[Metrics], list[str]]] = {
     "splits": _splits,
     "relabel": _relabel,
     "judge": _judge,
+    "scores": _scores,
+    "reference": lambda metrics: [
+        "log pi_ref of the chosen {ref_chosen_logps:.1f}, of the rejected {ref_rejected_logps:.1f} nats, "
+        "means of {rows} pairs".format(**metrics)
+    ],
     "held_out": lambda metrics: [
         "held out: accuracy {accuracy:.0%}, margin {margin:+.2f} nats on {rows} pairs".format(**metrics)
     ],

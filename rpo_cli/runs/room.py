@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,17 @@ class Room:
             if place in self.free and beside + self.need(stage, gpu, place) > self.free[place]:
                 return place
         return None
+
+    def place(self, stage: Stage, gpus: Sequence[str], held: Held) -> str:
+        """The GPU for a stage's worker: where there is room, the fewest others, and most memory left."""
+        others = list(held)
+
+        def rank(gpu: str) -> tuple[bool, int, int]:
+            beside = [other for other, at in others if at == gpu]
+            left = self.free.get(gpu, 0) - sum(self.need(other, gpu, gpu) for other in beside)
+            return self.lacks(stage, gpu, others) != gpu, -len(beside), left
+
+        return max(gpus, key=rank, default="")
 
     def need(self, stage: Stage, gpu: str, place: str) -> int:
         """Bytes that a stage's process takes in a place: the largest seen of its kind, else as expected."""

@@ -136,10 +136,6 @@ class Session(Options):
                 "--accelerate FILE"
             )
         launch = None if self.accelerate is None else processes.read_launch(self.accelerate)
-        if launch is not None and self.jobs > 1:
-            raise BadInput(
-                f"--jobs {self.jobs}: with --accelerate stages run one after another, each in all processes"
-            )
         workspace = self.open(suite)
         if (note := workspace.check()) is not None:
             self.say(f"note: {note}")

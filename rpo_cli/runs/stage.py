@@ -48,19 +48,19 @@ def run_stages(session: Session, paths: Sequence[str], file: Path) -> None:
     if not todo:
         return
     launch = None if session.accelerate is None else processes.read_launch(session.accelerate)
-    for item in todo if launch is not None else ():
-        processes.check(item.stage, launch)
+    if launch is not None:
+        for item in todo:
+            processes.check(item.stage, launch)
     snapshots.require([item.stage for item in todo], workspace, plan.recipe)
     preflight.check(todo, workspace)
 
     def require_inputs(stage: Stage) -> None:
-        lacking = [
-            needed.path
-            for needed in stage.needed().values()
-            if (workspace.manifest(needed.path) or {}).get("key") != needed.key
-        ]
-        if lacking:
-            raise RunFailed(f"{stage.path}: needs {', '.join(lacking)}, not there as planned; make it first")
+        found = {
+            path: workspace.why_stale(path, needed.identity, weights=True)
+            for path, needed in stage.needed().items()
+        }
+        if lacking := [f"{path} ({why})" for path, why in found.items() if why is not None]:
+            raise RunFailed(f"{stage.path}: needs {', '.join(lacking)}; make it first")
 
     execute(
         todo,

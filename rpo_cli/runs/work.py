@@ -33,7 +33,7 @@ from rpo_cli.artifacts import (
     versions,
     write_card,
 )
-from rpo_cli.errors import BadInput, Died, NoRoom, OutOfMemory, RunFailed
+from rpo_cli.errors import BadInput, Died, Diverged, NoRoom, OutOfMemory, RunFailed
 from rpo_cli.recipes.schema import KINDS, Recipe, seed_of
 from rpo_cli.runs import processes
 from rpo_cli.text import first_line
@@ -73,7 +73,9 @@ def run_job(job: Job[Recipe], progress: Progress) -> Manifest:
                 progress(step, of)
 
             return _build(job, workspace, directory, held)
-    except (BadInput, RunFailed):
+    except (BadInput, RunFailed) as error:
+        if isinstance(error, Diverged):
+            workspace.note_divergence(job.path, job.identity, str(error))
         raise
     except Exception as error:
         raise failed(job, error) from error

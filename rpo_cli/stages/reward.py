@@ -207,11 +207,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     trained = publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU))
     if held_out and devices.rank() == 0:
         scores = pair_rewards(
-            device.place(trained),
-            held_out,
-            pad,
-            recipe.per_device_eval_batch_size,
-            shared=layout == "shared",
+            device.place(trained), held_out, pad, recipe.per_device_eval_batch_size, shared=layout == "shared"
         )
         margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
         metrics |= {

@@ -12,14 +12,7 @@ from trl import SFTConfig
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import (
-    four_bits,
-    load_causal,
-    load_tokenizer,
-    new_causal,
-    pad_id,
-    response_logps,
-)
+from rpo_cli.models import four_bits, load_causal, load_tokenizer, new_causal, pad_id, response_logps
 from rpo_cli.recipes.schema import SFTRecipe, seed_of
 from rpo_cli.stages.data.rows import columns_of, rows_of
 from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from rpo_cli.stages.reading import Conversation, Reading, reading_of
 REWARDS = "rewards.parquet"
 
 
-def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[ScoringRecipe], report: Report) -> dict[str, float]:
     """Write rewards.parquet: prompt_id, and `reward` and `baseline_reward`, means over a prompt's samples.
 
     Responses are read as texts with an end, also those that were cut at max_new_tokens. Prompts that the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
@@ -61,7 +61,7 @@ def draw(figure: Figure, picture: Picture) -> None:
     figure.subplots_adjust(
         left=0.06, right=0.985, top=1 - 1.95 / height, bottom=0.55 / height, wspace=0.14, hspace=0.6
     )
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.09), "borderaxespad": 0}
+    place: dict[str, object] = {"loc": "lower left", "bbox_to_anchor": (0, 1.09), "borderaxespad": 0}
     for (left, right), (title, policies) in zip(panels, picture.panels.items(), strict=True):
         rows = picture.rows(policies)
         draw_lines(left, rows, picture.looks, "advantage")

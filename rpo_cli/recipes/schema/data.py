@@ -143,7 +143,7 @@ class DataRecipe(Recipe):
     )
     polite: float = added(
         0.0,
-        "the miniature's: share of summaries that end with thanks, worth nothing; the pairs then have the "
+        "the miniature's: share of summaries with a polite lead-in, worth nothing; the pairs then have the "
         "columns chosen_polite and rejected_polite",
         ge=0,
         lt=1,

@@ -6,7 +6,7 @@ reward model of that size can check it. Topics differ in importance; `utility` i
 world value, and their preferences are Bradley-Terry draws from it. Nothing here depends on a trained model.
 
 The world has two options, off in its first edition: `entangled` makes longer summaries better ones, `polite`
-has writers add a word of thanks that is worth nothing.
+has writers begin with a polite word that is worth nothing.
 """
 
 from __future__ import annotations
@@ -70,10 +70,12 @@ _WEIGHT_OF = {fact: TOPIC_WEIGHTS[topic] for fact, topic in TOPIC_OF.items()}
 _FIELDS = ("SUBREDDIT:", "TITLE:", "POST:", "TL;DR:")
 _SUBREDDITS = sorted({subreddit for subreddit, _, _ in TOPICS})
 _TITLES = [title for _, title, _ in TOPICS]
-THANKS = "Thanks."
+POLITE = (
+    "Please note:"  # a lead-in of polite worlds: as long as the others, so that length says nothing of it
+)
 VOCABULARY = (PAD, EOS, UNK, *_FIELDS, *_SUBREDDITS, *_TITLES, *LEAD_INS, *TOPIC_OF)
 # Longest first, so that no token hides a longer one; what is no token is one unknown word.
-_TOKEN = "|".join([*sorted(map(re.escape, (*VOCABULARY, THANKS)), key=len, reverse=True), r"\S+"])
+_TOKEN = "|".join([*sorted(map(re.escape, (*VOCABULARY, POLITE)), key=len, reverse=True), r"\S+"])
 _TOKENS = re.compile(_TOKEN)
 
 
@@ -96,7 +98,7 @@ class World:
     """What writers do beyond the first edition of the miniature.
 
     entangled: the share of errors in the human pairs that a writer puts right; polite: the share of summaries
-    that end with thanks.
+    with a polite lead-in.
     """
 
     entangled: float = 0.0
@@ -123,7 +125,7 @@ def build_tokenizer(world: World = World()) -> PreTrainedTokenizerFast:
     from tokenizers.pre_tokenizers import Split
     from transformers import PreTrainedTokenizerFast
 
-    known = (*VOCABULARY, THANKS) if world.polite else VOCABULARY
+    known = (*VOCABULARY, POLITE) if world.polite else VOCABULARY
     tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(known)}, unk_token=UNK))
     tokenizer.pre_tokenizer = Split(Regex(_TOKEN), behavior="removed", invert=True)
     special = {"pad_token": PAD, "eos_token": EOS, "unk_token": UNK}
@@ -133,18 +135,15 @@ def build_tokenizer(world: World = World()) -> PreTrainedTokenizerFast:
 def utility(prompt: str, response: str) -> float:
     """What the annotators value: weights of facts restated, less penalties; any text is accepted.
 
-    A summary is well-formed if it is one lead-in, then one or more facts, then thanks or none. Text after an
-    EOS is ignored.
+    A summary is well-formed if it is one lead-in and then one or more facts. Text after an EOS is ignored.
     """
     post = prompt.partition("POST:")[2]
     stated = {token for token in _TOKENS.findall(post) if token in TOPIC_OF}
     tokens = _TOKENS.findall(response.partition(EOS)[0])
-    if tokens[-1:] == [THANKS]:
-        tokens.pop()
     facts = [token for token in tokens if token in TOPIC_OF]
     # In order: a set would add up in another order, to another last bit, in another process.
     distinct = dict.fromkeys(facts)
-    well_formed = tokens[:1] and tokens[0] in LEAD_INS and 0 < len(facts) == len(tokens) - 1
+    well_formed = tokens[:1] and tokens[0] in (*LEAD_INS, POLITE) and 0 < len(facts) == len(tokens) - 1
     return (
         sum(_WEIGHT_OF[fact] if fact in stated else WRONG_FACT for fact in distinct)
         + REPEAT * (len(facts) - len(distinct))
@@ -292,9 +291,9 @@ def _posts(seed: int, part: int, parts: int) -> Iterator[Post]:
 
 
 def _text(rng: random.Random, facts: list[str], world: World) -> str:
-    # It starts with a space, as the comparisons of TL;DR do. No luck is tried in a world without thanks.
-    thanks = [THANKS] if world.polite and rng.random() < world.polite else []
-    return " ".join(["", rng.choice(LEAD_INS), *facts, *thanks])
+    polite = world.polite and rng.random() < world.polite  # no luck is tried in the first edition's world
+    # It starts with a space, as the comparisons of TL;DR do.
+    return " ".join(["", POLITE if polite else rng.choice(LEAD_INS), *facts])
 
 
 def _pretrain_row(rng: random.Random, post: Post, world: World) -> dict[str, str]:
@@ -341,7 +340,7 @@ def _pair_row(rng: random.Random, post: Post, world: World) -> Row:
     if rng.random() > 1 / (1 + math.exp(-gap / LABEL_TEMPERATURE)):
         first, second = second, first
     pair: Row = {"chosen": first, "rejected": second}
-    return pair | {f"{side}_polite": float(THANKS in text) for side, text in pair.items() if world.polite}
+    return pair | {f"{side}_polite": float(POLITE in text) for side, text in pair.items() if world.polite}
 
 
 def _judged_pair_row(rng: random.Random, post: Post, world: World) -> Row:
