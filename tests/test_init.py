@@ -131,6 +131,8 @@ def test_init_starts_from_written_answers_and_evaluates_on_prompts_that_are_give
         (("--reward-model", "/no/rm"), "--reward-model /no/rm: no such file or directory"),
         (("--objective", "dop"), "--objective dop: no such objective, did you mean dpo?"),
         (("--model", "no/such"), "no/such: "),
+        (("--scores", "good,good"), "--scores good,good: expected two columns, such as score_chosen,"),
+        (("--scores", "good,prompt"), "--scores good,prompt: prompt is no score: rpo has a column of"),
     ],
 )
 def test_init_refuses_what_it_cannot_use_in_one_line_and_writes_nothing(
@@ -139,6 +141,16 @@ def test_init_refuses_what_it_cannot_use_in_one_line_and_writes_nothing(
     said = init(here, *more, code=2).stderr.splitlines()
     assert said[-1].startswith(line) and len(said) == 1
     assert not Path("mine.yaml").exists() and not Path("runs").exists()
+
+
+def test_a_name_with_a_colon_is_refused_and_one_with_a_blank_is_quoted(here: Path) -> None:
+    more = ("--pairs", "pairs.jsonl", "--model", here)
+    (said,) = rpo("init", "a:b", *more, code=2).stderr.splitlines()
+    assert said.startswith("'a:b': a colon stands between a suite and its recipe")
+    said = rpo("init", "my pairs", *more).stderr
+    assert "rpo train-policy 'my pairs.yaml:d-dpo'\n" in said and said.endswith(
+        "rpo compare 'my pairs.yaml'\n"
+    )
 
 
 def test_init_leaves_no_file_whose_plan_cannot_be_made(here: Path) -> None:

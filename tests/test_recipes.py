@@ -454,6 +454,14 @@ def test_a_name_that_is_a_path_is_not_looked_up_elsewhere() -> None:
         find("./e.yaml")
 
 
+def test_a_recipe_of_a_suite_in_one_file_has_no_way_out_of_it(here: Path) -> None:
+    Path("mine.yaml").write_text("recipes:\n  data: {stage: data, source: miniature}\n")
+    assert find("mine.yaml:data") == here / "mine.yaml/data.yaml"
+    for name in ("mine.yaml:../data", "mine.yaml:x/../data", "mine:../dpo"):
+        with pytest.raises(RecipeError, match=f"^{re.escape(name)}: no such recipe"):
+            find(name)
+
+
 def test_an_unknown_name_gets_close_matches() -> None:
     write("recipes/miniature/e-dpo.yaml", POLICY)
     write("packed/tldr/dp-dpo.yaml", POLICY)

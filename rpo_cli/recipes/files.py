@@ -47,7 +47,7 @@ def near(name: str, folders: Sequence[Path]) -> Path:
     """`find`, looking into these folders first."""
     written = os.path.expanduser(name)
     suite, colon, recipe = written.rpartition(":")
-    if colon:
+    if colon and "/" not in recipe:
         suite = suite if suite.endswith(ENDINGS) else f"{suite}.yaml"
         written = f"{suite}/{recipe.removesuffix('.yaml')}.yaml"
     names = [written] if written.endswith(ENDINGS) else [f"{written}.yaml", written]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from rpo_cli.models import load_tokenizer
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.recipes import Loaded, RecipeError, check_suite, load, schema, suggest
 from rpo_cli.recipes.draft import anchor
-from rpo_cli.recipes.schema.data import FILES
+from rpo_cli.recipes.schema.data import FILES, TAKEN
 from rpo_cli.recipes.whole import write_whole
 from rpo_cli.runs.check import plan_problems
 from rpo_cli.runs.costs import memory_of
@@ -43,6 +44,8 @@ def init(session: Session, wanted: Wanted) -> None:
     file = Path.cwd() / f"{wanted.name}.yaml"
     if (why := unplain(wanted.name)) is not None:
         raise BadInput(f"{wanted.name!r}: {why}")
+    if ":" in wanted.name:
+        raise BadInput(f"{wanted.name!r}: a colon stands between a suite and its recipe; choose another name")
     if file.exists() and not wanted.force:
         raise BadInput(f"{file.name}: is there already; --force writes it anew")
     objectives, scores = _objectives(wanted), [_two_columns(text) for text in wanted.scores]
@@ -56,7 +59,8 @@ def init(session: Session, wanted: Wanted) -> None:
         Line("tokenizer", model, "its chat template makes text of messages"),
     ]
     if scores:
-        data.append(Line("keep_columns", [name for pair in scores for name in pair], "the teachers' scores"))
+        kept = dict.fromkeys(name for pair in scores for name in pair)
+        data.append(Line("keep_columns", list(kept), "the teachers' scores"))
     if wanted.sft is not None:
         data.append(Line("sft_dataset", _named("--sft", wanted.sft)))
     prompts = None if wanted.prompts is None else _named("--prompts", wanted.prompts)
@@ -80,8 +84,8 @@ def init(session: Session, wanted: Wanted) -> None:
             write_whole(file, before)
         raise RecipeError(problems)
     print(file.name)
-    session.say(f"one policy: rpo train-policy {file.name}:{objectives[-1]}")
-    session.say(f"next: rpo compare {file.name}")
+    session.say(f"one policy: rpo train-policy {quote(f'{file.name}:{objectives[-1]}')}")
+    session.say(f"next: rpo compare {quote(file.name)}")
 
 
 def _objectives(wanted: Wanted) -> list[str]:
@@ -100,8 +104,10 @@ def _objectives(wanted: Wanted) -> list[str]:
 
 def _two_columns(text: str) -> list[str]:
     columns = [part.strip() for part in text.split(",")]
-    if len(columns) != 2 or not all(columns):
+    if len(set(columns)) != 2 or len(columns) != 2 or not all(columns):
         raise BadInput(f"--scores {text}: expected two columns, such as score_chosen,score_rejected")
+    if taken := sorted(TAKEN & {*columns}):
+        raise BadInput(f"--scores {text}: {taken[0]} is no score: rpo has a column of this name")
     return columns
 
 
