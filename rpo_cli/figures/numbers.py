@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
@@ -323,10 +323,14 @@ def _manifests(cells: Sequence[Cell]) -> Iterator[dict[str, object]]:
         yield {"policy": BASELINE, "seed": seed, "paths": {"evaluation": f"{path}/{MANIFEST}"}}
 
 
-def cut_short(rows: Sequence[Mapping[str, Any]], longest: int) -> list[str]:
+def cut_short(rows: Sequence[Row], longest: int) -> list[str]:
     """What many unfinished samples mean for the numbers; rows as `numbers` has them."""
     shares = {row["policy"]: row["mean"] for row in rows if row["measure"] == "unfinished"}
-    many = [f"{share:.0f} % of {name}" for name, share in shares.items() if share > 100 * UNFINISHED]
+    many = [
+        f"{share:.0f} % of {name}"
+        for name, share in shares.items()
+        if share is not None and share > 100 * UNFINISHED
+    ]
     if not many:
         return []
     cure = "lengths, KL and rewards are of what was cut off; raise max_new_tokens of the evaluate recipe"
