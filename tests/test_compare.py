@@ -19,7 +19,7 @@ from test_teachers import write as conversations
 from worlds import Plain, logp
 
 from rpo_cli.artifacts import read_json
-from rpo_cli.figures.numbers import Frame, _rows, cut_short
+from rpo_cli.figures.numbers import Frame, Row, _rows, cut_short
 from rpo_cli.figures.report import page_of
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Bootstrap
@@ -196,7 +196,10 @@ def test_the_table_has_units_and_says_what_one_seed_cannot(beside: Tiny) -> None
 
 
 def test_a_comparison_warns_where_more_than_a_fifth_of_the_samples_has_no_end() -> None:
-    rows = [{"policy": name, "measure": "unfinished", "mean": mean} for name, mean in (("a", 19), ("b", 45))]
+    rows: list[Row] = [
+        {"policy": name, "measure": "unfinished", "mean": mean, "low": None, "high": None, "by_seed": [],
+         "difference": None} for name, mean in (("a", 19.0), ("b", 45.0))
+    ]  # fmt: skip
     assert cut_short(rows[:1], 32) == []
     assert cut_short(rows, 32)[0].startswith("cut at max_new_tokens, 32: 45 % of b; lengths")
 

@@ -152,6 +152,8 @@ def test_what_cannot_be_scored_is_said_in_a_line_before_a_model_is_loaded(tmp_pa
     plain = model_of(tmp_path / "plain", "gpt2", "bytes")
     language = model_of(tmp_path / "language", "llama", "Llama 3", reward=False)
     several = model_of(tmp_path / "several", "llama", "Llama 3", id2label={0: "help", 1: "harm"}, label2id={})
+    pickled = model_of(tmp_path / "pickled", "llama", "Llama 3")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     talk = {"messages": told("a", "b")}
     for rows, model, more, says in (
         ([talk], plain, (), "plain: its tokenizer has no chat template, and the rows are conversations"),
@@ -164,6 +166,7 @@ def test_what_cannot_be_scored_is_said_in_a_line_before_a_model_is_loaded(tmp_pa
         ([{"text": "a"}], plain, (), r"rows.jsonl:1: expected chosen and rejected.* \(has: text\)"),
         ([{"prompt": "a", "response": 3}], plain, (), "rows.jsonl:1: response: expected text or messages"),
         ([talk], tmp_path / "none", (), "none: no such"),
+        ([talk], pickled, (), "pickled: has no weights in safetensors, and no others are read"),
         ([talk], "no-such/model", (), "no-such/model: .*HF_HUB_OFFLINE is set"),
     ):  # fmt: skip
         file = write_jsonl(tmp_path / "rows.jsonl", rows)

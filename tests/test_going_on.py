@@ -426,6 +426,25 @@ def test_a_damaged_file_of_an_input_is_named_with_its_cure(
     tiny.run(*command)
 
 
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        (f"{SEED}/data/pairs.parquet", ("relabel", "relabel.yaml", "--force")),
+        (f"{SEED}/evaluations/sft/test/samples.parquet", ("evaluate", "e-dpo.yaml", "--force")),
+        (f"{RHO}/splits/train.parquet", ("train-policy", "dpo.yaml")),
+    ],
+)
+def test_a_file_of_an_input_that_is_gone_is_named_with_its_cure(
+    tiny: Tiny, file: str, command: tuple[str, ...]
+) -> None:
+    (tiny.root / file).unlink()
+    line = tiny.run(*command, code=1).stderr.splitlines()[-1]
+    assert "a file of a finished stage is gone (" in line and str(tiny.root / file) in line
+    assert line.endswith(f"delete {(tiny.root / file).parent}, and the same command makes it again")
+    shutil.rmtree((tiny.root / file).parent)
+    tiny.run(*command)
+
+
 def test_weights_that_are_no_numbers_are_damage_of_their_file_not_a_learning_rate(tiny: Tiny) -> None:
     file = tiny.root / SEED / "sft/model.safetensors"
     content = file.read_bytes()
@@ -443,6 +462,7 @@ MANIFESTS: dict[str, Callable[[str], str]] = {
     "another type": lambda text: json.dumps(json.loads(text) | {"inputs": ["x"]}),
     "keys that are none": lambda text: json.dumps(json.loads(text) | {"inputs": {"data": 5}}),
     "seconds that are none": lambda text: json.dumps(json.loads(text) | {"seconds": "x"}),
+    "without end": lambda text: '{"a":' * 9000,
     "no metrics": lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "metrics"}),
 }
 

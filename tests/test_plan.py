@@ -22,7 +22,7 @@ from conftest import RHO, SEED, Tiny, manifest, rpo
 from repository import ROOT
 from test_pipeline import same_artifact
 
-from rpo_cli.artifacts import Identity, Stage, Workspace, walk, workspace, write_json
+from rpo_cli.artifacts import Identity, Stage, Workspace, files, walk, write_json
 from rpo_cli.errors import RunFailed
 from rpo_cli.recipes import load, schema
 from rpo_cli.runs.groups import groups
@@ -102,6 +102,18 @@ def test_training_may_take_as_many_gpus_as_share_its_batch(tiny: Tiny) -> None:
         **dict.fromkeys((DATA, SPLITS), 0), **dict.fromkeys((RELABEL, f"{SEED}/reference-logps/relabel"), 1),
         **dict.fromkeys((SFT, f"{SEED}/oracle", f"{POLICY}-gradient_accumulation_steps-3"), 8),
     }  # fmt: skip
+
+
+def test_with_a_device_the_plan_has_the_minutes_that_arithmetic_gives(tiny: Tiny) -> None:
+    tiny.edit("policy.yaml", "max_steps: 100000")
+    plan = planned(tiny, "dpo.yaml", "--tflops", "0.001", "--mfu", "1")
+    found = {stage.path: stage.resources for stage in plan.stages}
+    asked = ("--tflops", "0.001", "--mfu", "1", "--dry-run", "--json")
+    estimate = json.loads(tiny.run("train-policy", "dpo.yaml", *asked).stdout)["estimate"]
+    (policy,) = [group for group in estimate["by_kind"] if group["kind"] == "policy"]
+    assert found[POLICY].minutes == pytest.approx(60 * policy["hours"], abs=0.01) and policy["hours"] > 0.01
+    assert not found[POLICY].measured and found[SFT].measured
+    assert "--tflops" in plan.command and "--tflops" not in plan.finish
 
 
 def test_without_json_the_table_of_a_dry_run_is_printed(tiny: Tiny) -> None:
@@ -195,6 +207,20 @@ def test_a_tuned_plan_is_complete_when_validation_has_chosen(tiny: Tiny) -> None
     assert [path for path in again.by_path() if path.endswith("/test") and "/dpo/" in path] == [
         f"{RHO}/evaluations/dpo/beta-0.1/test"
     ]
+
+
+def test_a_cell_that_diverged_is_planned_no_more_and_the_others_choose(tiny: Tiny) -> None:
+    tiny.edit("dpo.yaml", "grid: {beta: [0.2, 1.0e+38]}")
+    (tiny.suite / "figure.yaml").write_text("stage: figure\nrhos: [0.5]\npolicies: [dpo.yaml]\nclaims: []\n")
+    lost = f"{RHO}/policies/dpo/beta-1e+38"
+    first = planned(tiny, "figure.yaml", "--tune")
+    made = [stage.path for stage in first.stages if stage.state == "build" and "1e+38" not in stage.path]
+    assert f"{lost}: grad_norm is inf at step 1" in make(tiny, *made, lost, code=1)
+    again = planned(tiny, "figure.yaml", "--tune")
+    assert again.complete and lost not in again.by_path()
+    assert f"{RHO}/evaluations/dpo/beta-0.2/test" in again.by_path()
+    tiny.edit("dpo.yaml", "grid: {beta: [0.2, 1.0e+38]}\nmax_steps: 7")  # another key: to be tried
+    assert not planned(tiny, "figure.yaml", "--tune").complete
 
 
 # ── Groups ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -334,7 +360,7 @@ DONE: Any = {**ID, "metrics": {}, "seconds": 1.0, "suite": "tiny"}
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace in which a lease is stale after half a second."""
-    monkeypatch.setattr(workspace, "STALE", 0.5)
+    monkeypatch.setattr(files, "STALE", 0.5)
     made = Workspace(tmp_path / "runs", "tiny")
     made.open()
     return made

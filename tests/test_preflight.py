@@ -269,6 +269,7 @@ PLANS = {
         "dpo.yaml", "use_peft: true\nlora_target_modules: []",
         "lora_target_modules: needs at least 1 item(s)",
     ),
+    "nothing to try": ("dpo.yaml", "grid: {beta: []}", "grid.beta: needs at least 1 item(s)"),
     "a sign of a text for padding": ("dpo.yaml", "pad_token: '!'", "pad_token: '!' is a word or a sign"),
     "a model from scratch of no type": (
         "sft.yaml", "model_config_kwargs: {hidden_size: 16}", "model_config_kwargs: needs a model_type",

@@ -38,6 +38,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+TaskProlog={folder}/prolog.sh
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -75,6 +76,9 @@ def _write(folder: Path) -> None:
     ports = {"controller": _free_port(), "node": _free_port()}
     (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, **said, **ports))
     (folder / "gres.conf").write_text(GPUS)
+    prolog = folder / "prolog.sh"  # Snakemake's plugin takes all variables of Slurm out of a job
+    prolog.write_text(f"#!/bin/sh\necho export SLURM_CONF={folder}/slurm.conf\n")
+    prolog.chmod(0o755)
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(128))

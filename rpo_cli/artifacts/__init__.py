@@ -5,6 +5,7 @@ from rpo_cli.artifacts.damage import cure, damaged_files
 from rpo_cli.artifacts.files import (
     hash_of,
     hash_path,
+    lease,
     no_memory,
     no_room,
     publish,

@@ -14,8 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import SoftFileLease
+
 from rpo_cli.recipes.whole import write_whole
 
+STALE = 120.0  # seconds: a lease that was not renewed for so long, as who waits counts them, is taken over
 SMALL_FILE = 64 * 2**20
 
 
@@ -52,6 +55,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def lease(root: Path, name: str) -> SoftFileLease:
+    """Hold this name in a workspace by a file that says who does, and is renewed while it is held.
+
+    Any file system that several machines share will do. Who waits takes the lease over when its process is
+    gone from this machine, or when it was not renewed for STALE seconds: counted on the waiting machine's own
+    clock, from when it last saw a change, so that no two clocks are compared.
+    """
+    locks = root / ".locks"
+    locks.mkdir(exist_ok=True)
+    return SoftFileLease(locks / f"{name}.lease", lease_duration=STALE, poll_interval=0.2)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

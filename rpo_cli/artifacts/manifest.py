@@ -6,6 +6,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 
 MANIFEST = "manifest.json"  # of a finished artifact: its `Manifest`, written last
 STARTED = "started.json"  # of one that is being made: its `Identity`
+DIVERGED = "diverged.json"  # beside it, where its training left the finite numbers: the key, and why
 
 
 class Identity(TypedDict):

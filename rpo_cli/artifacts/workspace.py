@@ -20,12 +20,11 @@ from pathlib import Path
 
 from filelock import SoftFileLease
 
-from rpo_cli.artifacts.files import no_room, read_json, write_json
-from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Identity, Manifest, as_manifest
+from rpo_cli.artifacts.files import lease, no_room, read_json, write_json
+from rpo_cli.artifacts.manifest import DIVERGED, MANIFEST, STARTED, Identity, Manifest, as_manifest
 from rpo_cli.errors import BadInput, RunFailed
 
 NAME = "workspace.json"
-STALE = 120.0  # seconds: a lease that was not renewed for so long, as who waits counts them, is taken over
 REPLACED = ".replaced"
 HASH = re.compile("[0-9a-f]{64}")
 PACKAGES = (
@@ -206,19 +205,10 @@ class Workspace:
 
     @contextlib.contextmanager
     def _lease(self, path: str) -> Iterator[None]:
-        """Hold a file that names this process, and is renewed while it runs; waits while another holds it.
-
-        Any file system that several machines share will do. Who waits takes the lease over when its process
-        is gone from this machine, or when it was not renewed for STALE seconds: counted on the waiting
-        machine's own clock, from when it last saw a change, so that no two clocks are compared.
-        """
-        locks = self.root / ".locks"
-        locks.mkdir(exist_ok=True)
-        lease = SoftFileLease(
-            locks / f"{path.replace('/', '__')}.lease", lease_duration=STALE, poll_interval=0.2
-        )
-        with lease:
-            self._held[path] = lease
+        """Hold the artifact's lease; waits while another process holds it."""
+        held = lease(self.root, path.replace("/", "__"))
+        with held:
+            self._held[path] = held
             try:
                 yield
             finally:
@@ -228,6 +218,15 @@ class Workspace:
         """RunFailed if an artifact that is being built here was taken over by another process meanwhile."""
         if path in self._held and (lost := self._held[path].compromise) is not None:
             raise RunFailed(f"{path}: another process has taken it over ({lost.reason}); nothing is lost")
+
+    def note_divergence(self, path: str, identity: Identity, why: str) -> None:
+        """Write down that an artifact of this key diverged, for plans that choose among others."""
+        with contextlib.suppress(OSError):  # the error itself matters more
+            write_json(self.root / path / DIVERGED, {"key": identity["key"], "why": why})
+
+    def has_diverged(self, path: str, identity: Identity) -> bool:
+        """Whether an artifact of this key diverged when it was made last."""
+        return (read_json(self.root / path / DIVERGED) or {}).get("key") == identity["key"]
 
     def is_building(self, path: str, identity: Identity) -> bool:
         """Whether the artifact's directory was made ready for this key, and is not finished."""
@@ -239,7 +238,8 @@ class Workspace:
         self.require_lease(path)
         directory = self.root / path
         write_json(directory / MANIFEST, manifest)
-        (directory / STARTED).unlink(missing_ok=True)
+        for name in (STARTED, DIVERGED):
+            (directory / name).unlink(missing_ok=True)
         _remove(self.root / REPLACED / path)
 
     def drop_weights(self, path: str) -> None:

@@ -8,6 +8,7 @@ from typer import Argument, Option, Typer
 
 from rpo_cli.cli.shared import BudgetOption, Ensemble, GridSize, KeepWeights, Objectives, Seeds, Tune, numbers
 from rpo_cli.runs.command import add_command
+from rpo_cli.runs.options import Costs
 
 if TYPE_CHECKING:
     from rpo_cli.runs.session import Session
@@ -22,6 +23,7 @@ EVALUATED = "Of a policy: plan its evaluation on these prompts."
 @command("plan", "miniature/figure2.yaml --out plan.json", "e-dpo.yaml --rho 0.2 --json", takes=PLANNED)
 def plan(
     session: "Session",
+    costs: Costs,
     seeds: Seeds = None,
     tune: Tune = False,
     keep_weights: KeepWeights = "best",
@@ -40,7 +42,7 @@ def plan(
     """
     from rpo_cli.figures import PlanOptions, run_plan
 
-    chosen = (seeds, tune, keep_weights, budget, objectives, grid_size, ensemble, split, out)
+    chosen = (seeds, tune, keep_weights, budget, objectives, grid_size, ensemble, split, out, costs)
     run_plan(session, PlanOptions(*chosen), numbers(seeds))
 
 

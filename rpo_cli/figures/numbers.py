@@ -325,12 +325,8 @@ def _manifests(cells: Sequence[Cell]) -> Iterator[dict[str, object]]:
 
 def cut_short(rows: Sequence[Row], longest: int) -> list[str]:
     """What many unfinished samples mean for the numbers; rows as `numbers` has them."""
-    shares = {row["policy"]: row["mean"] for row in rows if row["measure"] == "unfinished"}
-    many = [
-        f"{share:.0f} % of {name}"
-        for name, share in shares.items()
-        if share is not None and share > 100 * UNFINISHED
-    ]
+    shares = {row["policy"]: row["mean"] or 0.0 for row in rows if row["measure"] == "unfinished"}
+    many = [f"{share:.0f} % of {name}" for name, share in shares.items() if share > 100 * UNFINISHED]
     if not many:
         return []
     cure = "lengths, KL and rewards are of what was cut off; raise max_new_tokens of the evaluate recipe"

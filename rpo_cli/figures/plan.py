@@ -17,12 +17,15 @@ from rpo_cli.figures.tuning import Keep, settled
 from rpo_cli.recipes import Loaded, article, schema, shown, stands
 from rpo_cli.runs import make
 from rpo_cli.runs.groups import groups
+from rpo_cli.runs.options import Costs
 from rpo_cli.runs.plan import VERSION, Plan, hashes, planned
+from rpo_cli.runs.question import asked
 from rpo_cli.runs.resources import resources
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import states, what_to_run
 
 FIGURES = ("seeds", "tune", "budget", "objectives", "grid_size")  # options that only figures take
+NO_COSTS = Costs()
 FILE = Path("plan.json")  # what commands of a plan on stdout call it
 
 
@@ -31,7 +34,7 @@ class PlanOptions:
     """What a plan is asked for, besides what every command can be.
 
     seeds, tune, keep, budget: as of figures. members: of a reward recipe, its ensemble. split: of a policy,
-    its evaluation on these prompts. out: the file of the plan; default: stdout.
+    its evaluation on these prompts. out: the file of the plan; default: stdout. costs: a device, for times.
     """
 
     seeds: str | None = None
@@ -43,6 +46,7 @@ class PlanOptions:
     members: bool = False
     split: Literal["validation", "test"] | None = None
     out: Path | None = None
+    costs: Costs = NO_COSTS
 
     def words(self) -> Iterator[str]:
         """These options as they are typed, but for the file."""
@@ -65,19 +69,19 @@ def run_plan(session: Session, options: PlanOptions, seeds: Sequence[int] | None
     complete = True
     if loaded.recipe.stage == "figure":
         budget = Budget(options.budget == "small", options.objectives, options.grid_size)
-        wanted = FigureOptions(seeds, tune=options.tune, keep=options.keep, budget=budget)
+        question = asked(True, options.costs)
+        wanted = FigureOptions(seeds, tune=options.tune, keep=options.keep, budget=budget, question=question)
         maker, selection, grids = figure_cells(session, wanted)
         if not session.as_json:
             show_cells(session, maker, selection, grids, wanted)
             return
-        cells = maker.validation(selection, grids) if options.tune else []
-        chosen = settled(session, maker, cells) if options.tune else None
+        chosen, cells = settled(session, maker, maker.validation(selection, grids)) if grids else (None, [])
         complete = chosen is not None or not options.tune
         targets = read_by([*cells, *(maker.test(selection, chosen) if complete else [])])
     else:
         loaded, targets = _targets(session, loaded, options)
         if not session.as_json:
-            session.make(targets, loaded.recipe.suite)
+            session.make(targets, loaded.recipe.suite, question=asked(True, options.costs))
             return
     text = export(session, loaded, targets, options, complete).model_dump_json(indent=1) + "\n"
     if options.out is None:
@@ -99,11 +103,13 @@ def export(
     stages, todo = walk(targets), what_to_run(targets, workspace)
     session.announce(todo, stages, workspace)
     _require_dtype(session, stages)
-    found, needs = states(stages, todo, workspace), resources(stages, workspace)
+    found = states(stages, todo, workspace)
+    needs = resources(stages, workspace, asked(True, options.costs))
     together = groups(stages, {path: need.minutes for path, need in needs.items()})
     file = str(options.out or FILE)
     recipe, words = shown(loaded.path), [*_words(session), *options.words()]
-    again, place = ["rpo", "plan", recipe, *words], ["--workspace", str(workspace.root)]
+    again = ["rpo", "plan", recipe, *words, *_costs(options.costs)]
+    place = ["--workspace", str(workspace.root)]
     finish = [*_command(loaded, options), recipe, *words, *place]
     finish = finish if complete else [*again, *place, "--out", file]
     read = [loaded.path, *loaded.files, *(stage.source for stage in stages)]
@@ -158,6 +164,13 @@ def _words(session: Session) -> Iterator[str]:
             yield from (f"--{name}", str(value))
     for override in session.overrides:
         yield from ("--set", override)
+
+
+def _costs(costs: Costs) -> Iterator[str]:
+    """What an estimate was asked for, as it is typed; a JSON plan needs no --estimate."""
+    for name in ("device_name", "tflops", "mfu", "price_per_hour", "params"):
+        if (value := getattr(costs, name)) is not None:
+            yield from (f"--{name.replace('_', '-')}", str(value))
 
 
 def _command(loaded: Loaded, options: PlanOptions) -> list[str]:

@@ -106,13 +106,24 @@ def _write(session: Session, maker: Cells, selection: Selection, chosen: Chosen)
         )
 
 
-def settled(session: Session, maker: Cells, cells: Sequence[Cell]) -> Chosen | None:
-    """What these validation cells choose; None where some are not evaluated yet."""
+def settled(session: Session, maker: Cells, cells: Sequence[Cell]) -> tuple[Chosen | None, list[Cell]]:
+    """What these validation cells choose, and those of them that have not diverged.
+
+    None where one of these is not evaluated yet.
+    """
     workspace = session.open(maker.asked.recipe.suite)
-    stages = [cell.evaluation for cell in cells]
+    snapshots.pin([cell.evaluation for cell in cells], workspace)
+    lost = {
+        stage.path
+        for cell in cells
+        for stage in (cell.evaluation, cell.evaluation.inputs["policy"])
+        if isinstance(stage, Stage) and workspace.has_diverged(stage.path, stage.identity)
+    }
+    rest = [cell for cell in cells if not is_among(cell, lost)]
+    stages = [cell.evaluation for cell in rest]
     if any(workspace.manifest(stage.path) is None for stage in stages) or what_to_run(stages, workspace):
-        return None
-    return choose(validation_table(cells, workspace))
+        return None, rest
+    return choose(validation_table(cells, workspace, lost)), rest
 
 
 def planned(
@@ -122,7 +133,8 @@ def planned(
 
     That is the recipe's own where it is tried, and the first that is tried elsewhere.
     """
-    if (found := settled(session, maker, cells)) is not None:
+    found, _ = settled(session, maker, cells)
+    if found is not None:
         return found
     chosen: Chosen = {}
     for name, (parameter, values) in grids.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rpo_cli.artifacts import Workspace
+from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.recipes import schema
 from rpo_cli.runs.costs import Work, held_by, memory_of, work_of
 from rpo_cli.runs.question import Question
@@ -104,6 +104,17 @@ def estimate(
         "notes": sizes.notes,
         "not_counted": not_counted,
     }
+
+
+def minutes(stage: Stage, sizes: Sizes, question: Question) -> float | None:
+    """Minutes that a stage computes on the device of a question; None where that is not known."""
+    if not schema.KINDS[stage.kind].needs_model:
+        return None
+    try:
+        hours = _time(work_of(stage, sizes), question)["hours"]
+    except Unknown:
+        return None
+    return None if hours is None else 60 * hours
 
 
 def _time(work: Work, question: Question) -> dict[str, float | None]:

@@ -52,6 +52,7 @@ def score(
     node = _model(model)
     if (why := preflight.no_reward(node, label, "--label")) is not None:
         raise BadInput(f"--model: {why}")
+    _need_weights(node)
     from rpo_cli.stages.files import FORMS, Scorer, form_in
     from rpo_cli.stages.reading import reading_of
 
@@ -92,6 +93,7 @@ def sample(
     """
     os.environ.update(QUIET_ENVIRONMENT)
     target, node = _target(file, out, "sampled"), _model(model)
+    _need_weights(node)
     recipe = _recipe(session, **options)
     from rpo_cli.stages.files import Sampler
 
@@ -116,6 +118,13 @@ def _model(name: str) -> External:
     if node.on_hub:
         unreachable()
     return node
+
+
+def _need_weights(model: External) -> None:
+    """BadInput where a folder has no weights that are read."""
+    folder = Path(model.reference)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise BadInput(f"--model {folder}: has no weights in safetensors, and no others are read")
 
 
 def _recipe(session: Session, **options: object) -> ScoringRecipe:

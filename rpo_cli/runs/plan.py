@@ -64,7 +64,7 @@ class Resources(Part):
     minutes: float | None = Field(description="expected time; no limit, which should be several times this")
     measured: bool = Field(
         description="whether `minutes` is the time of stages of this recipe in this workspace; "
-        "else it is the recipe's expected_seconds"
+        "else it is the recipe's expected_seconds, or arithmetic for the device of --device-name"
     )
 
 

@@ -12,6 +12,7 @@ from rpo_cli.artifacts import External, Stage, Workspace
 from rpo_cli.recipes.schema import KINDS, TrainingRecipe
 from rpo_cli.runs import local_models as models
 from rpo_cli.runs.plan import Resources
+from rpo_cli.runs.question import Question
 from rpo_cli.runs.room import LIBRARIES
 
 MOST_GPUS = 8  # of one machine
@@ -19,10 +20,21 @@ MB = 1_000_000
 Times = Mapping[tuple[str, str], float]  # seconds by kind and name of the recipe
 
 
-def resources(stages: Sequence[Stage], workspace: Workspace) -> dict[str, Resources]:
-    """The resources of each stage by its path."""
+def resources(
+    stages: Sequence[Stage], workspace: Workspace, question: Question | None = None
+) -> dict[str, Resources]:
+    """The resources of each stage by its path; `question`: a device, to estimate times that nobody knows."""
     times, weights = measured(stages, workspace), _Weights(workspace)
-    return {stage.path: _of(stage, times, weights) for stage in stages}
+    found = {stage.path: _of(stage, times, weights) for stage in stages}
+    if question is not None:
+        from rpo_cli.runs.estimate import minutes
+        from rpo_cli.runs.sizes import Sizes
+
+        sizes = Sizes(workspace, question.params)
+        for stage in stages:
+            if found[stage.path].minutes is None and (known := minutes(stage, sizes, question)) is not None:
+                found[stage.path] = found[stage.path].model_copy(update={"minutes": round(known, 2)})
+    return found
 
 
 def measured(stages: Sequence[Stage], workspace: Workspace) -> Times:

@@ -33,7 +33,7 @@ from rpo_cli.artifacts import (
     versions,
     write_card,
 )
-from rpo_cli.errors import BadInput, Died, NoRoom, OutOfMemory, RunFailed
+from rpo_cli.errors import BadInput, Died, Diverged, NoRoom, OutOfMemory, RunFailed
 from rpo_cli.recipes.schema import KINDS, Recipe, seed_of
 from rpo_cli.runs import processes
 from rpo_cli.text import first_line
@@ -73,7 +73,9 @@ def run_job(job: Job[Recipe], progress: Progress) -> Manifest:
                 progress(step, of)
 
             return _build(job, workspace, directory, held)
-    except (BadInput, RunFailed):
+    except (BadInput, RunFailed) as error:
+        if isinstance(error, Diverged):
+            workspace.note_divergence(job.path, job.identity, str(error))
         raise
     except Exception as error:
         raise failed(job, error) from error
@@ -231,15 +233,21 @@ def told_in_a_line(job: Job[Recipe]) -> Iterator[None]:
     except Exception as error:
         logging.getLogger("rpo").error(traceback.format_exc())
         found = failed(job, error)
-        _name_damage(job, found)
+        _name_damage(job, found, str(error) if isinstance(error, FileNotFoundError) else "")
         raise found from error
 
 
-def _name_damage(job: Job[Recipe], error: BadInput | RunFailed) -> None:
-    """Where a file of an input is damaged, that is the reason of whatever else went wrong: RunFailed."""
+def _name_damage(job: Job[Recipe], error: BadInput | RunFailed, missing: str = "") -> None:
+    """Where a file of an input is damaged, that is the reason of whatever else went wrong: RunFailed.
+
+    missing: what was said of a file that is not there.
+    """
     if isinstance(error, OutOfMemory | NoRoom):
         return
     for artifact in dict.fromkeys([*(job.inputs[name] for name in job.artifacts), *job.tables]):
+        if f"{artifact}/" in missing:
+            again = f"delete {artifact}, and the same command makes it again"
+            raise RunFailed(f"{job.path}: a file of a finished stage is gone ({missing}): {again}") from error
         for file, why in damaged_files(artifact):
             raise RunFailed(f"{job.path}: {cure(file, why, artifact)}") from error
 

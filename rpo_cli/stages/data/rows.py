@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rpo_cli.artifacts import Job
+from rpo_cli.artifacts import MANIFEST, Job, read_json
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes.schema import Recipe
 from rpo_cli.stages.data.token_cache import TokenCache
@@ -269,7 +269,10 @@ def rows_of(job: Job[Recipe], table: str) -> Rows:
     Raises:
         BadInput: there is no such table.
     """
-    if not (job.inputs["data"] / f"{table}.parquet").is_file():
+    if not (file := job.inputs["data"] / f"{table}.parquet").is_file():
+        metrics = (read_json(file.with_name(MANIFEST)) or {}).get("metrics", {})
+        if not {f"rows/{table}", f"{table}/size"}.isdisjoint(metrics):
+            raise FileNotFoundError(f"no such file: {file}")
         hint = "" if table == "pairs" else "; add it to files: of the data recipe"
         raise BadInput(f"{job.inputs['data']}: has no table `{table}`{hint}")
     return find_rows(list(job.tables), table, TokenCache(job.root))

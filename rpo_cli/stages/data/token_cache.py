@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
-from rpo_cli.artifacts import hash_of, hash_path, publish
+from rpo_cli.artifacts import hash_of, hash_path, lease, publish
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,10 +45,9 @@ class TokenCache:
     ) -> pa.ChunkedArray:
         from rpo_cli.models import encode
 
-        kept, locks = self.root / FOLDER / f"{name}.parquet", self.root / ".locks"
+        kept = self.root / FOLDER / f"{name}.parquet"
         if (found := _read(kept)) is None:
-            locks.mkdir(exist_ok=True)
-            with FileLock(locks / f"tokens-{name}.lock"):
+            with lease(self.root, f"tokens-{name}"):
                 if (found := _read(kept)) is None:  # nor has another process made it meanwhile
                     found = encode(
                         column, pq.read_table(file, columns=[column])[column].to_pylist(), tokenizer
