@@ -319,12 +319,19 @@ class Planner:
             )
         for name, teacher in self._teachers(loaded):
             inputs[f"scores/{name}"] = self._scores(loaded, teacher, splits, model, recipe.reward_label)
-        return self._add(
-            "policy",
-            f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}",
-            loaded,
-            inputs,
-        )
+        place = f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}"
+        if not recipe.selects:
+            return self._add("policy", place, loaded, inputs)
+        trained = self._add("policy", f"{place}-checkpoints", loaded, inputs)
+        looks = {f"looks/{n}": self._look(loaded, trained, n) for n in range(1, recipe.checkpoints + 1)}
+        chooser = recipe.model_copy(update={"expected_seconds": 1.0})
+        return self._add("selected", place, loaded, {**inputs, "trained": trained, **looks}, recipe=chooser)
+
+    def _look(self, loaded: Loaded, trained: Stage, number: int) -> Stage:
+        """One checkpoint of a training on validation prompts; without an oracle on held-out pairs."""
+        with self._step(loaded, ("evaluate",)):
+            evaluated = self._evaluated(loaded, trained, "validation", number)
+        return evaluated if "oracle" in evaluated.inputs else self._ranked(loaded, trained, number)
 
     def _scores(
         self,
@@ -436,6 +443,7 @@ class Planner:
         bits: Mapping[str, Any] | None = None,
         label: str | None = None,
         columns: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> Stage:
         policy = cast(schema.PolicyRecipe, loaded.recipe)  # or a reward model's, to diagnose it
         values = {name: getattr(policy, name) for name in SCORED if hasattr(policy, name)} | dict(bits or {})
@@ -446,7 +454,7 @@ class Planner:
             # Memory allows no more.
             values["per_device_eval_batch_size"] = policy.per_device_eval_batch_size
         recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
-        options = {"columns": list(columns)} if columns else {}
+        options = {"columns": list(columns)} if columns else options
         return self._add(kind, path, loaded, inputs, options, recipe=recipe)
 
     def _evaluate(self, loaded: Loaded) -> Stage:
@@ -465,25 +473,29 @@ class Planner:
 
     def evaluation(self, policy: Loaded, split: str) -> Stage:
         """Evaluation of the policy a recipe describes, against its baseline on the same prompts."""
+        return self._evaluated(policy, self.build(policy), split)
+
+    def _evaluated(self, policy: Loaded, stage: Stage, split: str, checkpoint: int | None = None) -> Stage:
         name = cast(schema.PolicyRecipe, policy.recipe).evaluate
-        stage = self.build(policy)
         loaded = self.load(policy.sibling(name, "evaluate"), expect="evaluate", flags={"split": split})
         baseline = self._evaluate(loaded)
-        place = stage.path.split("/", 1)[1].replace("/policies/", "/evaluations/")
+        place, options = _of_checkpoint(stage, "evaluations", checkpoint)
         inputs = {
             "policy": stage,
             "reference": stage.inputs["model"],
             "baseline": baseline,
             **self._judged(loaded),
         }
-        return self._add("evaluate", f"{place}/{split}", loaded, inputs)
+        return self._add("evaluate", f"{place}/{split}", loaded, inputs, options)
 
     def held_out(self, policy: Loaded) -> Stage:
         """What the policy a recipe describes makes of the pairs that its splits hold out."""
-        stage = self.build(policy)
+        return self._ranked(policy, self.build(policy))
+
+    def _ranked(self, policy: Loaded, stage: Stage, checkpoint: int | None = None) -> Stage:
         inputs = {"policy": stage, **{name: stage.inputs[name] for name in ("data", "reference")}}
-        place = stage.path.split("/", 1)[1].replace("/policies/", "/held-out/")
-        return self._scoring("held_out", place, policy, inputs)
+        place, options = _of_checkpoint(stage, "held-out", checkpoint)
+        return self._scoring("held_out", place, policy, inputs, options=options)
 
     def measure(self, policy: Loaded) -> Stage:
         """What the policy a recipe describes made of its training pairs, and how far it is from the
@@ -583,6 +595,12 @@ class Planner:
 def name_of(member: Stage) -> str:
     """What a member of an ensemble is called in metrics: its bias, or its folder."""
     return f"{member.options['member']:g}" if "member" in member.options else Path(member.path).name
+
+
+def _of_checkpoint(stage: Stage, folder: str, checkpoint: int | None) -> tuple[str, dict[str, int]]:
+    """Where what is found of a policy stands, and which checkpoint of its training it is, if it is of one."""
+    place = stage.path.split("/", 1)[1].replace("/policies/", f"/{folder}/")
+    return (place, {}) if checkpoint is None else (f"{place}/{checkpoint}", {"checkpoint": checkpoint})
 
 
 def beside(loaded: Loaded) -> Iterator[Loaded]:

@@ -24,6 +24,7 @@ class Kind:
     `format`: raised when the stage starts to compute something else for the same recipe; older artifacts are
     then stale. `seeds`: purposes it may draw for; no other seed has an effect on it. `needs_model`: it
     computes with one, hence in a dtype and on a device. `trains`: it makes a model, with a trainer.
+    `selects`: it hands on one of the models that another stage trained.
     `guess_seconds`: expected where the recipe says nothing. `heavy`: workers import its module before their
     first job. `points_at_input`: what it
     makes only names rows of its input `data`, which holds the texts; its manifest says so (rows_of: data).
@@ -36,9 +37,15 @@ class Kind:
     seeds: tuple[Purpose, ...] = ()
     needs_model: bool = True
     trains: bool = False
+    selects: bool = False
     guess_seconds: float = 10.0
     heavy: bool = False
     points_at_input: bool = False
+
+    @property
+    def publishes(self) -> bool:
+        """Whether its artifact is a model that people use: one with a card, whose weights are wanted."""
+        return self.trains or self.selects
 
 
 KINDS: dict[str, Kind] = {
@@ -70,6 +77,7 @@ KINDS: dict[str, Kind] = {
         PolicyRecipe, "rpo_cli.stages.policy:run", "rpo train-policy",
         seeds=("policy", "sampling"), trains=True, heavy=True,
     ),
+    "selected": Kind(PolicyRecipe, "rpo_cli.stages.selected:run", selects=True, guess_seconds=1.0),
     "evaluate": Kind(
         EvaluateRecipe, "rpo_cli.stages.evaluate:run", "rpo evaluate",
         seeds=("sampling",), guess_seconds=4.0, heavy=True,
