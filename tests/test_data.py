@@ -290,6 +290,10 @@ def test_bad_parquet_is_one_line_that_names_file_and_row(tmp_path: Path) -> None
     pq.write_table(pa.Table.from_pylist([GOOD, GOOD | {"chosen": None}]), file)
     with pytest.raises(BadInput, match=f"{file}: row 2: chosen: expected text, got null"):
         table_of(file)
+    twice = pa.Table.from_arrays([pa.array(["x"])] * 4, names=[*GOOD, "chosen"])
+    pq.write_table(twice, file)
+    with pytest.raises(BadInput, match=f"{file}: has the column chosen twice; leave one of them out"):
+        table_of(file)
     file.write_bytes(b"not parquet at all")
     with pytest.raises(BadInput, match=f"{file}: not a Parquet file: ") as caught:
         table_of(file)
@@ -517,6 +521,7 @@ def test_white_space_inside_a_response_is_content(one: str, other: str, kept: bo
 
 def test_visible_text_is_the_same_whatever_its_white_space() -> None:
     assert visible(" one\r\n\ttwo ") == visible("one two") == "one two"
+    assert visible("cafe\u0301") == visible("caf\u00e9")  # an accent apart, or in one sign
     for text in ("👩‍👩‍👧", "е́", "नमस्ते", "؟"):
         assert visible(text)
 
@@ -627,6 +632,46 @@ def test_columns_of_the_data_are_read_under_our_names(tmp_path: Path) -> None:
     assert "columns" not in schema.result_fields(DataRecipe.model_validate(plain))
     named = schema.result_fields(DataRecipe.model_validate(plain | {"columns": {"prompt": "question"}}))
     assert named["columns"] == {"prompt": "question"}
+
+
+def test_columns_may_change_names_with_each_other_and_a_name_that_no_row_has_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(lines({"prompt": "p", "chosen": "worse", "best": "good"}))
+    (row,), ledger = table_of(file, columns={"chosen": "best", "rejected": "chosen"})
+    assert (row["chosen"], row["rejected"]) == ("good", "worse") and not list(ledger.warnings())
+    file.write_bytes(lines({"prompt": "p", "chosen": "d", "rejected": "c", "question": "q"}))
+    (row,), ledger = table_of(file, columns={"chosen": "rejected", "rejected": "chosen", "prompt": "qestion"})
+    assert (row["prompt"], row["chosen"], row["rejected"]) == ("p", "c", "d")
+    assert list(ledger.warnings()) == [
+        "columns: no row has 'qestion'; prompt was read from the column of this name instead"
+    ]
+    with pytest.raises(ValueError, match="columns"):
+        table_of(file, columns={"chosen": "rejected", "rejected": "rejected"})
+
+
+def test_a_column_of_numbers_is_kept_whatever_it_is_called_and_what_is_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.parquet"
+    tokens = {"a_token": [[1, 2]], "a_label": [[3]]}  # of a set that was tokenised already
+    pq.write_table(
+        pa.table({**{name: [text] for name, text in GOOD.items()}, "q_label": [0.5], **tokens}), file
+    )
+    (row,), _ = table_of(file, keep_columns=["q_label"])
+    assert row["q_label"] == 0.5
+    for value, says in (
+        ("NaN", "expected a finite number, got NaN"),
+        ("-1e400", "expected a finite number, got -Infinity"),
+        ("null", "expected a finite number, got null"),
+    ):
+        row = json.dumps(GOOD | {"score": "?"}).replace('"?"', value)
+        (tmp_path / "pairs.jsonl").write_text(row)
+        with pytest.raises(BadInput, match=f":1: score: {says}$"):
+            table_of(tmp_path / "pairs.jsonl", keep_columns=["score"])
+
+
+def test_files_put_behind_each_other_with_their_marks_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(b"".join(b"\xef\xbb\xbf" + lines(GOOD | {"chosen": name}) for name in "ef"))
+    assert [row["chosen"] for row in table_of(file)[0]] == ["e", "f"]
 
 
 def test_reading_a_table_keeps_only_hashes_of_its_rows(tmp_path: Path) -> None:

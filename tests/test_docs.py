@@ -28,7 +28,7 @@ DOCS = ROOT / "docs"
 PAPER_SCALE = DOCS / "paper-scale.md"
 LONGEST_README = 1_500  # words
 # These read and print; everything else is only planned.
-NO_DRY_RUN = (("recipe",), ("data",), ("status",), ("doctor",))
+NO_DRY_RUN = (("recipe",), ("data",), ("status",), ("doctor",), ("plan",))
 
 
 def documents() -> list[Path]:

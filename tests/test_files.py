@@ -221,3 +221,54 @@ def test_a_reward_model_of_this_pipeline_reads_files_as_it_read_its_pairs(
     found = pd.DataFrame(lines(tmp_path / "pairs.scored.jsonl")).set_index("id").loc[scores.index]
     for side in ("chosen", "rejected"):
         assert found[f"reward_{side}"].to_list() == pytest.approx(scores[side].to_list(), abs=1e-5)
+
+
+def test_rows_that_a_model_cannot_read_get_nothing_and_the_others_theirs(tmp_path: Path) -> None:
+    judge = model_of(tmp_path / "judge", "gpt2", "bytes")
+    rows = [
+        {"prompt": "", "responses": ["c"]},  # one token, of which nothing is the prompt
+        {"prompt": "a", "responses": []},
+        {"prompt": "a", "responses": ["b " * 400]},
+        {"prompt": "a", "responses": ["yes", "no"]},
+    ]
+    said = rpo("score", write_jsonl(tmp_path / "r.jsonl", rows), "--model", judge, *CPU).stderr
+    one, none, long, both = (row["rewards"] for row in lines(tmp_path / "r.scored.jsonl"))
+    assert (one, none, long) == (None, [], None) and len(both) == 2
+    assert "warning: 2 rows have no reward: too long, without a token to read, or refused" in said
+    model, few = model_of(tmp_path / "model", "gpt2", "bytes", reward=False), ("--max-new-tokens", 5)
+    file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": text} for text in ("the cat", "w " * 400)])
+    said = rpo("sample", file, "--model", model, *few, *CPU).stderr
+    short, long = (row["responses"] for row in lines(tmp_path / "p.sampled.jsonl"))
+    assert len(short) == 1 and long is None and "warning: 1 rows have no responses: too long" in said
+    said = rpo("sample", file, "--model", model, "--max-new-tokens", 300, *CPU, code=2).stderr
+    assert said.splitlines()[-1].endswith("max_new_tokens 300 exceed the model's 256 positions")
+    write_jsonl(file, [{"prompt": "the cat"}, {"prompt": ""}])
+    said = rpo("sample", file, "--model", model, *few, *CPU, code=2).stderr
+    assert said == f"{file}:2: prompt: empty, and the tokenizer puts nothing before a text\n"
+
+
+def test_a_folder_of_files_keeps_the_columns_of_all_and_its_numbers(tmp_path: Path) -> None:
+    judge, folder = model_of(tmp_path / "judge", "gpt2", "bytes"), tmp_path / "set"
+    write_parquet(folder / "train-00000-of-00002.parquet", pairs(2))
+    more = [{**row, "n": row["n"] + 0.5, "kind": "late"} for row in pairs(1)]
+    write_parquet(folder / "train-00001-of-00002.parquet", more)
+    rpo("score", folder, "--model", judge, "--out", tmp_path / "out.parquet", *CPU)
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(row["n"], row["kind"]) for row in found] == [(0, None), (1, None), (0.5, "late")]
+    assert all(row["reward_chosen"] is not None for row in found)
+
+
+def test_where_nothing_can_be_written_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    judge = model_of(tmp_path / "judge", "gpt2", "bytes")
+    file = write_jsonl(tmp_path / "rows.jsonl", pairs(2))
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "taken.jsonl.parts").touch()
+    for name, says in (
+        ("folder.jsonl", "--out {}: is a folder; name a file"),
+        ("taken.jsonl", "{}.parts: a folder of this name is for the parts of taken.jsonl; move the file"),
+    ):
+        said = rpo("score", file, "--model", judge, "--out", tmp_path / name, *CPU, code=2).stderr
+        assert said == says.format(tmp_path / name) + "\n"
+    talks = {side: json.dumps(told("a", side)) for side in ("chosen", "rejected")}
+    said = rpo("score", write_jsonl(file, [talks]), "--model", judge, *CPU, code=2).stderr
+    assert said == f"{file}:1: chosen, rejected: messages as text; write a list of them, not in quotes\n"

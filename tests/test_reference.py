@@ -38,7 +38,8 @@ def test_a_page_that_is_missing_or_stale_is_named_and_then_written(
     (folder / "commands.md").write_text("# Commands\n")
     monkeypatch.setattr(sys, "argv", ["reference", "--check"])
     assert reference.main() == 1
-    assert capsys.readouterr().out == "stale: docs/reference/commands.md\nstale: docs/reference/recipes.md\n"
+    names = ("commands.md", "recipes.md", "plan.md", "plan-schema.json")
+    assert capsys.readouterr().out == "".join(f"stale: docs/reference/{name}\n" for name in names)
     assert not (folder / "recipes.md").exists()
     monkeypatch.setattr(sys, "argv", ["reference"])
     assert reference.main() == 0

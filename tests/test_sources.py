@@ -494,6 +494,11 @@ TURNS = SAME_PAIR["role and content"]
             TURNS | {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
             "prompt: message 1: content: only parts of text are read, got a part of type 'image'",
         ),
+        (TURNS | {"chosen": [GOOD | {"role": "Assistant"}]}, "chosen: message 1: role: 'Assistant': write "),
+        (
+            {name: json.dumps(TURNS[name]) for name in ("chosen", "rejected")} | {"prompt": "q"},
+            "chosen, rejected: messages as text; write a list of them, not in quotes",
+        ),
         (TURNS | {"tools": "[{"}, "tools: the text is no JSON"),
         (TURNS | {"tools": {"a": 1}}, "tools: expected a list of functions, got an object"),
         (TURNS | {"chat_template_kwargs": "x"}, "chat_template_kwargs: expected an object, got text"),
@@ -581,6 +586,22 @@ def test_a_response_in_which_the_user_speaks_is_left_out(chat: Any) -> None:
     ):
         found, ledger = read_pair(row, chat)
         assert not found and ledger.counts == {"pairs/part_early": 1}
+
+
+def test_an_answer_of_somebody_else_is_none(chat: Any) -> None:
+    for role in ("robot", "system", "tool"):
+        found, ledger = read_pair(TURNS | {"chosen": [GOOD | {"role": role}]}, chat)
+        assert not found and ledger.counts == {"pairs/no_answer": 1}
+
+
+def test_rows_of_both_forms_and_answers_that_were_begun_are_said(chat: Any) -> None:
+    rows: list[Row] = [PLAIN_PAIR, TURNS, TURNS | {"prompt": [*ASKED, GOOD | {"content": "I think"}]}]
+    ledger = Ledger(records=Counter(pairs=3))
+    read = ((f"here:{number}", None, row) for number, row in enumerate(rows))
+    assert len(list(preference.pairs(read, preference.Templated(chat, None), ledger))) == 3
+    forms, begun = ledger.notes
+    assert forms.startswith("pairs: 1 rows are plain text and 2 are messages; the chat template writes only")
+    assert begun.startswith("pairs: in 1 rows the prompt ends in an answer that was begun")
 
 
 def test_a_prompt_that_stands_before_both_answers_again_is_said() -> None:
@@ -889,6 +910,8 @@ def test_where_each_row_was_read_from_stands_beside_its_table(tmp_path: Path) ->
     make(tmp_path, f"source: preference\ndataset: {tmp_path / 'pairs.jsonl'}\n")
     places = read_rows(tmp_path / "runs/seed-0/data/places/pairs.parquet")
     pairs = read_rows(tmp_path / "runs/seed-0/data/pairs.parquet")
+    chosen = read_rows(tmp_path / "runs/seed-0/data/places/sft_train.parquet")
+    assert chosen == places  # of which those are the chosen responses
     for row, found in zip(pairs, places, strict=True):
         number = int(found["place"].rpartition(":")[2]) - 1
         assert row["chosen"].split()[:3] == ["the", "chosen", str(number)]

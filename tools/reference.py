@@ -1,4 +1,4 @@
-"""Write docs/reference: the commands from the Typer app, the recipe keys from the pydantic schema.
+"""Write docs/reference: the commands from the Typer app, keys of recipes and plans from pydantic's schemas.
 
 python -m tools.reference            writes both pages
 python -m tools.reference --check    exits 1 if a page is not what would be written
@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from rpo_cli.cli import app
 from rpo_cli.recipes.schema import MODELS
+from rpo_cli.runs.plan import Plan, json_schema
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 WRITTEN = "<!-- Written by `python -m tools.reference`; do not edit. -->"
@@ -72,11 +73,36 @@ Precedence: default < extended file < file < `by_rho` < `--set key=value` < a na
 | `stage:` | made by | |
 |---|---|---|
 """
+PLAN = f"""\
+# The plan as JSON
+
+{WRITTEN}
+
+`rpo plan RECIPE --out plan.json` writes every stage that a recipe rests on, inputs first, for an engine of
+another program to run. [plan-schema.json](plan-schema.json) is its JSON Schema. `version` is raised when a
+program that reads plans must be changed; a plan of another version is refused.
+
+- A stage is done when its `manifest` is there and has its `key`. Run `command` for each stage whose `state`
+  is `build`, after its `inputs`; several at once where none needs another.
+- `rpo stage PATH … --plan plan.json` takes several paths, in this order. Stages of one `group` are best made
+  by one command: it starts Python once.
+- Running a command again does no harm: what is there is left as it is. Two machines may be told to make the
+  same stage. One of them waits, and then finds it there.
+- When all stages are there, run `finish`. Where `complete` is false, `finish` writes the plan again: with
+  `--tune` the test cells are known only when the validation cells have been evaluated. Then run the new plan.
+- Relative paths start from the folder in which the plan was made.
+
+"""
 
 
 def pages() -> dict[Path, str]:
     """Every generated page and its text."""
-    return {FOLDER / "commands.md": commands_page(), FOLDER / "recipes.md": recipes_page()}
+    return {
+        FOLDER / "commands.md": commands_page(),
+        FOLDER / "recipes.md": recipes_page(),
+        FOLDER / "plan.md": plan_page(),
+        FOLDER / "plan-schema.json": json_schema(),
+    }
 
 
 # Commands
@@ -238,7 +264,7 @@ def _shape(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     """A JSON schema in a few words."""
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[-1]
-        return _shape(definitions[name], definitions) if "enum" in definitions[name] else "keys below"
+        return "keys below" if "properties" in definitions[name] else _shape(definitions[name], definitions)
     if "anyOf" in schema:
         return ", or ".join(_shape(part, definitions) for part in schema["anyOf"])
     if "enum" in schema or "const" in schema:
@@ -259,6 +285,20 @@ def _shape(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     limits = (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"), ("maximum", "≤"))
     bounds = [f"{sign} {schema[name]:g}" for name, sign in limits if name in schema]
     return " ".join([word.get(str(kind), "anything"), ", ".join(bounds)]).strip()
+
+
+# Plans
+
+
+def plan_page() -> str:
+    """The keys of a plan, and of each of its parts."""
+    lines = PLAN.splitlines()
+    parts = [Plan, *(part for field in Plan.model_fields.values() for part in _models_in(field.annotation))]
+    parts += [part for field in parts[-1].model_fields.values() for part in _models_in(field.annotation)]
+    for part in parts:
+        lines += ["", f"## {part.__name__}", "", *_paragraphs(part.__doc__)]
+        lines += ["", *_keys(part, list(part.model_fields))]
+    return "\n".join(lines) + "\n"
 
 
 # Text

@@ -26,7 +26,7 @@ class External:
     """A model, tokenizer or data set that no stage makes: a directory or file, or a hub name.
 
     `use`: what of it is needed; `folders`: of a data set, which. `commit`: what the lock file pins a hub name
-    to, see `snapshots.pin`.
+    to, see `snapshots.pin`. `planned`: the key that a plan on paper has for it.
     """
 
     reference: str
@@ -34,6 +34,7 @@ class External:
     use: Literal["model", "tokenizer", "dataset"] = "model"
     folders: tuple[str, ...] = ()
     commit: str | None = field(default=None, compare=False)
+    planned: str | None = field(default=None, compare=False)
 
     @classmethod
     def named(
@@ -54,7 +55,7 @@ class External:
 
     @property
     def key(self) -> str:
-        return (
+        return self.planned or (
             f"hub:{self.reference}@{self.commit or self.revision or 'default'}"
             if self.on_hub
             else self._content

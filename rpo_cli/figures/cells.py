@@ -10,7 +10,8 @@ from rpo_cli.artifacts import Stage, rho_folder
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.selection import Selection, spread
 from rpo_cli.recipes import Loaded, load, schema, stands, variant_overrides
-from rpo_cli.runs.planner import Planner, at_rho
+from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.planning.base import at_rho
 
 FORMAT = 1  # of the numbers that `rpo compare --json` prints and `rpo report --from` reads
 BASELINE = "baseline"  # what a comparison calls that which the evaluate recipe names so

@@ -15,7 +15,7 @@ from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.tuning import Keep
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.session import Session
-from rpo_cli.runs.todo import Todo, as_json, what_to_run
+from rpo_cli.runs.todo import Todo, as_json, states, what_to_run
 from rpo_cli.text import aligned
 
 COUNTS = {"total": "all", "build": "build", "up_to_date": "up to date", "not_needed": "not needed"}
@@ -81,25 +81,18 @@ def _cells_line(cells: dict[str, Any]) -> str:
 
 
 def groups(stages: Sequence[Stage], todo: Sequence[Todo], workspace: Workspace) -> list[dict[str, Any]]:
-    """Stages by kind, in the order of the plan: how many are built (and why), up to date, or not needed.
-
-    Not needed is what lies behind something up to date, and is itself absent or stale.
-    """
-    reasons = {item.stage.path: item.reason for item in todo}
+    """Stages by kind, in the order of the plan: how many are built (and why), up to date, or not needed."""
     counts: dict[str, Counter[str]] = {}
     why: dict[str, Counter[str]] = {}
+    found = states(stages, todo, workspace)
     for stage in stages:
-        count = counts.setdefault(stage.kind, Counter())
-        if (reason := reasons.get(stage.path)) is not None:
-            state = "build"
+        state, reason = found[stage.path]
+        if reason:
             why.setdefault(stage.kind, Counter())[reason] += 1
-        else:
-            stale = workspace.why_stale(stage.path, stage.identity)
-            state = "up_to_date" if stale is None else "not_needed"
-        count.update(("total", state))
+        counts.setdefault(stage.kind, Counter()).update(("all", state))
     made = []
     for kind, count in counts.items():
         listed = [f"{number} {reason}" for reason, number in why.get(kind, Counter()).most_common()]
         said = "; ".join([*listed[:3], *(["..."] if len(listed) > 3 else [])])
-        made.append({"kind": kind, **{name: count[name] for name in COUNTS}, "why": said})
+        made.append({"kind": kind, **{name: count[state] for name, state in COUNTS.items()}, "why": said})
     return made

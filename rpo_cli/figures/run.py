@@ -55,27 +55,11 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
     if options.from_results is not None:
         _draw(session, kind, options.from_results, options.out or options.from_results, options.allow_missing)
         return
-    flags = {"device": session.device}
-    loaded = load(session.recipe, overrides=session.overrides, flags=flags, expect="figure")
-    recipe = cast(schema.FigureRecipe, loaded.recipe)
-    if recipe.kind != kind:
-        raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
-    if options.budget.grid_size is not None and not options.tune:
-        raise BadInput("--grid-size: only with --tune, which is what tries a grid")
-    rhos = None if session.rho in (None, "all") else session.rhos([])
-    names = [variant.name for variant in recipe.compared]
-    selection = select((names, recipe.rhos, recipe.seeds), rhos, options.seeds, options.budget)
-    if problem := recipe.unfit(selection.rhos):
-        raise BadInput(f"--rho {session.rho}: {problem}")
-    maker = Cells(loaded)
-    grids: Grids = {}
-    if options.tune:
-        grids = maker.grids(selection.policies)
-        selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
-        maker.test(selection)  # what cannot be drawn is said before anything is tried
+    maker, selection, grids = figure_cells(session, options, kind)
+    loaded, recipe = maker.asked, cast(schema.FigureRecipe, maker.asked.recipe)
     if session.dry_run:
         if not options.allow_missing:
-            _plan(session, maker, selection, grids, options)
+            show_cells(session, maker, selection, grids, options)
         return
     chosen: Chosen | None = None
     tried: list[dict[str, Any]] = []
@@ -97,6 +81,34 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
         log_images(recipe.wandb_project, recipe.suite, paths, session.open(recipe.suite).root, session.say)
 
 
+def figure_cells(
+    session: Session, options: FigureOptions, kind: str | None = None
+) -> tuple[Cells, Selection, Grids]:
+    """The cells of a figure recipe, of this kind if one is given, and what of them is asked for.
+
+    Raises:
+        BadInput: another kind, or what the figure has not got or cannot draw.
+    """
+    flags = {"device": session.device}
+    loaded = load(session.recipe, overrides=session.overrides, flags=flags, expect="figure")
+    recipe = cast(schema.FigureRecipe, loaded.recipe)
+    if kind not in (None, recipe.kind):
+        raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
+    if options.budget.grid_size is not None and not options.tune:
+        raise BadInput("--grid-size: only with --tune, which is what tries a grid")
+    rhos = None if session.rho in (None, "all") else session.rhos([])
+    names = [variant.name for variant in recipe.compared]
+    selection = select((names, recipe.rhos, recipe.seeds), rhos, options.seeds, options.budget)
+    if problem := recipe.unfit(selection.rhos):
+        raise BadInput(f"--rho {session.rho}: {problem}")
+    maker, grids = Cells(loaded), Grids()
+    if options.tune:
+        grids = maker.grids(selection.policies)
+        selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
+        maker.test(selection)  # what cannot be drawn is said before anything is tried
+    return maker, selection, grids
+
+
 def require_folder(out: Path) -> None:
     """BadInput unless files can go into this folder, which need not be there yet, and is no artifact."""
     above = [out.absolute(), *out.absolute().parents]
@@ -107,7 +119,9 @@ def require_folder(out: Path) -> None:
         raise BadInput(f"--out {out}: lies inside an artifact, which is removed when it is made again")
 
 
-def _plan(session: Session, maker: Cells, selection: Selection, grids: Grids, options: FigureOptions) -> None:
+def show_cells(
+    session: Session, maker: Cells, selection: Selection, grids: Grids, options: FigureOptions
+) -> None:
     """Say what would be built; where no choice was made yet, with a value that may be chosen."""
     validation = maker.validation(selection, grids) if options.tune else []
     chosen = planned(session, maker, selection, grids, validation) if options.tune else None

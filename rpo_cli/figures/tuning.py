@@ -107,6 +107,15 @@ def _write(session: Session, maker: Cells, selection: Selection, chosen: Chosen)
         )
 
 
+def settled(session: Session, maker: Cells, cells: Sequence[Cell]) -> Chosen | None:
+    """What these validation cells choose; None where some are not evaluated yet."""
+    workspace = session.open(maker.asked.recipe.suite)
+    stages = [cell.evaluation for cell in cells]
+    if any(workspace.manifest(stage.path) is None for stage in stages) or what_to_run(stages, workspace):
+        return None
+    return choose(validation_table(cells, workspace))
+
+
 def planned(
     session: Session, maker: Cells, selection: Selection, grids: Grids, cells: Sequence[Cell]
 ) -> Chosen:
@@ -114,11 +123,8 @@ def planned(
 
     That is the recipe's own where it is tried, and the first that is tried elsewhere.
     """
-    workspace = session.open(maker.asked.recipe.suite)
-    stages = [cell.evaluation for cell in cells]
-    there = all(workspace.manifest(stage.path) is not None for stage in stages)
-    if there and not what_to_run(stages, workspace):
-        return choose(validation_table(cells, workspace))
+    if (found := settled(session, maker, cells)) is not None:
+        return found
     chosen: Chosen = {}
     for name, (parameter, values) in grids.items():
         tried = spread(values, selection.grid_size)

@@ -7,6 +7,7 @@ finished rows and device change a sample only where rounding of the logits moves
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence, Set
 
 import torch
@@ -24,6 +25,12 @@ from rpo_cli.models.tokens import Tokens
 
 # Finished rows leave the batch when they are this share of it: leaving copies what others have in the cache.
 RETIRE = 1 / 8
+
+
+def room(model: PreTrainedModel) -> int:
+    """How many tokens a prompt and its response may have together."""
+    found = positions_of(model.config) or getattr(model.config, "max_position_embeddings", None)
+    return sys.maxsize if found is None else int(found)
 
 
 def sample(
@@ -48,11 +55,10 @@ def sample(
         BadInput: prompt and response would exceed the model's positions, or it is no causal model.
         Diverged: logits are not finite.
     """
-    room = positions_of(model.config) or getattr(model.config, "max_position_embeddings", None)
     longest = max((len(p) for p in prompts), default=0)
-    if room is not None and longest + max_new_tokens > room:
+    if longest + max_new_tokens > room(model):
         asked = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
-        raise BadInput(f"{asked} exceed the model's {room} positions")
+        raise BadInput(f"{asked} exceed the model's {room(model)} positions")
     model.eval()
     if not prompts:
         return []

@@ -27,7 +27,8 @@ from rpo_cli.recipes import (
 )
 from rpo_cli.recipes.listing import _load_all
 from rpo_cli.runs import preflight
-from rpo_cli.runs.planner import Planner, at_rho
+from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.planning.base import at_rho
 
 LOCATED = re.compile(r"\S.*?:\d+: ")
 

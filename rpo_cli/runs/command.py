@@ -118,7 +118,7 @@ def add_command(
     """
     recipe = defaults.pop("recipe", None)
     assert isinstance(recipe, str | None)
-    typed = f"rpo {name}" if app.info.name == "rpo" else f"rpo {app.info.name} {name}"
+    typed = f"rpo {app.info.name} {name}" if isinstance(app.info.name, str) else f"rpo {name}"
     lines = [f"{typed} {each}".rstrip() for each in examples or [""]]
 
     def add(function: Callable[..., None]) -> None:

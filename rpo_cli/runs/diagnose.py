@@ -12,9 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rpo_cli.artifacts import Stage, Workspace
-from rpo_cli.models import load_tokenizer
 from rpo_cli.recipes import Loaded
-from rpo_cli.runs.inspect_tokens import find_tokenizer
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session
 from rpo_cli.stages.data.rows import MESSAGES, PAIR, TEXTS, Rows, find_rows
@@ -152,6 +150,9 @@ def _tables(
             ids, kinds = rows.ids, notes["longer_preferred"].to_numpy()
             lengths = [notes[f"{side}_tokens"].to_numpy() for side in PAIR]
         else:
+            from rpo_cli.models import load_tokenizer
+            from rpo_cli.runs.inspect_tokens import find_tokenizer
+
             reader = next((stage.inputs["policy"] for stage in scores.values()), None)
             tokenizer = (
                 load_tokenizer(workspace.root / reader.path, need_pad=False)

@@ -55,7 +55,7 @@ def score(
     if form == ("chosen", "rejected") and read:
         result["accuracy"] = sum(one > two for one, two in (row.values() for row in read)) / len(read)
     if result["without_reward"]:
-        why = "too long, or refused by the chat template"
+        why = "too long, without a token to read, or refused by the chat template"
         session.say(f"warning: {result['without_reward']} rows have no reward: {why}")
     _say(session, result)
 
@@ -77,8 +77,14 @@ def sample(session: Session, file: str, model: str, out: Path | None, **options:
     count = table.check(["responses"], sampler.prompt)
     identity = {**asked, "model": node.key, "max_new_tokens": recipe.max_new_tokens}
     made = _extended(session, table, target, sampler.responses, identity, recipe, count)
-    if made is not None:
-        _say(session, {"file": str(target), "rows": count})
+    if made is None:
+        return
+    result = {"file": str(target), "rows": count}
+    if left := sum(row["responses"] is None for row in made):
+        result["without_responses"] = left
+        why = "too long for the model, or refused by the chat template"
+        session.say(f"warning: {left} rows have no responses: {why}")
+    _say(session, result)
 
 
 def _recipe(session: Session, **options: Any) -> ScoringRecipe:
@@ -120,6 +126,10 @@ def _table(file: str, split: str | None, out: Path) -> Table:
         if not files:
             raise BadInput(f"--split {split}: {file} has {', '.join(splits)}")
     table = Table(files)
+    if out.is_dir():
+        raise BadInput(f"--out {out}: is a folder; name a file")
+    if (parts := out.with_name(f"{out.name}.parts")).is_file():
+        raise BadInput(f"{parts}: a folder of this name is for the parts of {out.name}; move the file")
     if out.suffix not in (".jsonl", ".parquet") or (out.suffix == ".parquet" != table.suffix):
         may = ".jsonl" if table.suffix == ".jsonl" else ".jsonl or .parquet"
         raise BadInput(f"--out {out}: rows of {file} are written as {may}")

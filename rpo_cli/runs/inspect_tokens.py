@@ -12,7 +12,8 @@ from rpo_cli.artifacts import External, Stage, Workspace
 from rpo_cli.errors import BadInput
 from rpo_cli.models import load_tokenizer
 from rpo_cli.recipes import Loaded, RecipeError, load, schema, there
-from rpo_cli.runs.planner import Planner, beside
+from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.planning.data import beside
 
 
 def max_lengths(loaded: Loaded) -> dict[int, list[str]]:

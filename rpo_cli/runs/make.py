@@ -28,10 +28,15 @@ def build(
 ) -> None:
     """Make what the recipe, one of this stage, describes at every --rho; `members`: its ensemble instead."""
     question = asked(session.dry_run, costs)
+    _make(session, *wanted(session, stage, members=members), following, question)
+
+
+def wanted(session: Session, stage: str, *, members: bool = False) -> tuple[Loaded, list[Stage]]:
+    """The recipe, one of this stage, and what it makes at every --rho; `members`: its ensemble instead."""
     loads = session.at_rhos(stage)
     planner = planner_for(loads[0])
     made = [planner.members(loaded) if members else [planner.build(loaded)] for loaded in loads]
-    _make(session, loads[0], [target for targets in made for target in targets], following, question)
+    return loads[0], [target for targets in made for target in targets]
 
 
 def train_policy(session: Session, costs: Costs) -> None:
@@ -47,16 +52,18 @@ def evaluate(session: Session, split: str, costs: Costs) -> None:
     Without an oracle a policy's held-out pairs are measured too.
     """
     question = asked(session.dry_run, costs)
+    _make(session, *evaluated(session, split), ("rpo figure figure2", "figure2.yaml", ""), question)
+
+
+def evaluated(session: Session, split: str) -> tuple[Loaded, list[Stage]]:
+    """A recipe, and the evaluations of its policy at every --rho, or of an evaluation recipe's baseline."""
     first = session.load(None)
     planner = planner_for(first)
     if first.recipe.stage == "evaluate":
-        targets = [planner.build(session.load("evaluate", split=split))]
-    else:
-        loads = session.at_rhos("policy")
-        targets = [planner.evaluation(loaded, split) for loaded in loads]
-        if "oracle" not in targets[0].inputs:
-            targets += map(planner.held_out, loads)
-    _make(session, first, targets, ("rpo figure figure2", "figure2.yaml", ""), question)
+        return first, [planner.build(session.load("evaluate", split=split))]
+    loads = session.at_rhos("policy")
+    targets = [planner.evaluation(loaded, split) for loaded in loads]
+    return first, targets + ([] if "oracle" in targets[0].inputs else [*map(planner.held_out, loads)])
 
 
 def judge(session: Session, split: str, model: str | None, base_url: str | None) -> None:

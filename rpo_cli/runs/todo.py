@@ -5,10 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rpo_cli.artifacts import Stage, Workspace, snapshots, walk
 from rpo_cli.recipes.schema import KINDS
+
+State = Literal["up to date", "build", "not needed"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,24 @@ def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[
         visit(target, weights=KINDS[target.kind].publishes)
     stages = {stage.path: stage for stage in walk(targets)}
     return [Todo(stages[path], reason) for path, reason in reasons.items()]
+
+
+def states(
+    stages: Sequence[Stage], todo: Sequence[Todo], workspace: Workspace
+) -> dict[str, tuple[State, str]]:
+    """Of each stage by its path whether it is built, and why.
+
+    Not needed is what lies behind something up to date, and is itself absent or stale.
+    """
+    reasons = {item.stage.path: item.reason for item in todo}
+    found: dict[str, tuple[State, str]] = {}
+    for stage in stages:
+        if (reason := reasons.get(stage.path)) is not None:
+            found[stage.path] = "build", reason
+        else:
+            stale = workspace.why_absent(stage.path) or workspace.why_stale(stage.path, stage.identity)
+            found[stage.path] = "up to date" if stale is None else "not needed", ""
+    return found
 
 
 class Line:

@@ -12,9 +12,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
 
-from rpo_cli.objectives.calibration import fit_temperature
 from rpo_cli.stages.splits import LONGER, SHORTER, TIE
 from rpo_cli.statistics import Array, Interval, wilson
 
@@ -120,6 +118,10 @@ def calibration_error(margins: Array) -> float:
 
 def temperature_of(margins: Array) -> tuple[float | None, str]:
     """T of sigma(margin / T) by least loss, or None and why there is none."""
+    import torch
+
+    from rpo_cli.objectives.calibration import fit_temperature
+
     try:
         return fit_temperature(torch.from_numpy(margins)), ""
     except ValueError as error:
@@ -168,11 +170,11 @@ def agreement(margins: Array) -> Agreement | None:
     )
 
 
-def short_form(margins: Array, kinds: np.ndarray) -> dict[str, float | int]:
-    """Accuracy by kind of length as a reward model's metrics have it, with counts."""
+def short_form(margins: Array, kinds: np.ndarray, utility: str = "") -> dict[str, float | int]:
+    """Accuracy by kind of length as a reward model's metrics have it, with counts; `utility_`: of what."""
     found = {name: group for name, group in groups_of(margins, kinds).items() if name != "all"}
-    shares = {f"held_out_accuracy/{name}": group.accuracy.mean for name, group in found.items()}
-    return shares | {f"held_out_rows/{name}": group.pairs for name, group in found.items()}
+    shares = {f"held_out_{utility}accuracy/{name}": group.accuracy.mean for name, group in found.items()}
+    return shares | {f"held_out_{utility}rows/{name}": group.pairs for name, group in found.items()}
 
 
 def advice(

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rpo_cli import devices
 from rpo_cli.artifacts import hash_of, hash_path, read_json, write_json
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Row, encode, load_causal, load_tokenizer, pad_id, pair_rewards, sample
+from rpo_cli.models import Row, encode, load_causal, load_tokenizer, pad_id, pair_rewards, room, sample
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.recipes.whole import whole
 from rpo_cli.stages.data.ledger import Ledger
@@ -32,7 +32,7 @@ from rpo_cli.stages.data.sources.implicit import cut
 from rpo_cli.stages.data.sources.preference import CONVERSATIONS, aligned, are_whole, prompt_in, system_in
 from rpo_cli.stages.data.sources.records import form_of, rows_in
 from rpo_cli.stages.data.sources.templated import Templated
-from rpo_cli.stages.data.sources.turns import Message, Part, TemplateRefuses, part
+from rpo_cli.stages.data.sources.turns import AS_TEXT, Message, Part, TemplateRefuses, is_told_as_text, part
 from rpo_cli.stages.reading import Reading, row_of
 
 PART = 1024  # rows
@@ -147,7 +147,8 @@ def _write(rows: Iterable[Row], table: Table, out: Path, new: pa.Schema) -> None
     """Write rows as Parquet or JSON lines, whole or not at all."""
     with whole(out) as file:
         if out.suffix == ".parquet":
-            schema = pa.schema([*pq.read_schema(table.files[0]), *new])
+            schemas = [pq.read_schema(file).remove_metadata() for file in table.files]
+            schema = pa.unify_schemas([*schemas, new], promote_options="permissive")
             with pq.ParquetWriter(file, schema) as writer:
                 for some in _in_parts(rows):
                     writer.write_table(pa.Table.from_pylist(some, schema=schema))
@@ -186,6 +187,8 @@ def exchanges(place: str, row: Row, form: Sequence[str]) -> list[tuple[Part, Par
     if not isinstance(given, list):
         raise BadInput(f"{place}: responses: expected a list")
     answers = [part(place, form[-1], value) for value in given]
+    if given and all(map(is_told_as_text, answers)):
+        raise BadInput(f"{place}: {', '.join(form)}: {AS_TEXT}")
     prompt = prompt_in(place, row)
     if form == ("chosen", "rejected") and (prompt is None or are_whole(*answers)):
         chosen, rejected = answers
@@ -229,7 +232,7 @@ class Scorer:
         asked = [exchanges(place, row, self.form) for place, row in rows]
         tokens = self._tokens([(place, each) for (place, _), each in zip(rows, asked, strict=True)])
         names = FORMS[tuple(self.form)]
-        found: list[list[float] | None] = [None] * len(rows)
+        found: list[list[float] | None] = [None if each is None else [] for each in tokens]
         recipe, pad, finished = self.reading.recipe, pad_id(self.reading.tokenizer), 0
         # Rows with as many responses go together.
         for count in sorted({len(each) for each in tokens if each}):
@@ -273,7 +276,11 @@ class Scorer:
             found = iter(reading.as_here(*sides))
         rows = [None if row is None else [next(found) for _ in row] for row in texts]
         most = min(reading.most, reading.recipe.max_length)
-        return [None if row is None or max(map(len, row), default=0) > most else row for row in rows]
+
+        def may_be_read(row: list[list[int]] | None) -> bool:
+            return row is not None and all(2 <= len(tokens) <= most for tokens in row)
+
+        return [row if may_be_read(row) else None for row in rows]
 
     @cached_property
     def _templated(self) -> Templated:
@@ -320,23 +327,28 @@ class Sampler:
         if prompt is None:
             raise BadInput(f"{place}: no prompt (has: {columns_in(row)})")
         try:
-            return self._templated.text(place, {"prompt": prompt})["prompt"]
+            text = self._templated.text(place, {"prompt": prompt})["prompt"]
         except TemplateRefuses:
             return None
+        if not text and not self.tokenizer("")["input_ids"]:
+            raise BadInput(f"{place}: prompt: empty, and the tokenizer puts nothing before a text")
+        return text
 
     @cached_property
     def _templated(self) -> Templated:
         return Templated(self.tokenizer, None)
 
     def responses(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
-        """The new column `responses` of rows; null for those that the chat template refuses."""
+        """The new column `responses`; null where the chat template refuses or the model has no room."""
         texts = [self.prompt(place, row) for place, row in rows]
-        distinct = list(dict.fromkeys(text for text in texts if text is not None))
-        prompts = encode("prompt", distinct, self.tokenizer).to_pylist()
+        found = list(dict.fromkeys(text for text in texts if text is not None))
+        tokens = zip(found, encode("prompt", found, self.tokenizer).to_pylist(), strict=True)
+        most = room(self.model) - self.recipe.max_new_tokens
+        fitting = {text: ids for text, ids in tokens if len(ids) <= most}
         answers = sample(
             self.model,
             self.tokenizer,
-            [prompt for prompt in prompts for _ in range(self.count)],
+            [prompt for prompt in fitting.values() for _ in range(self.count)],
             temperature=self.temperature,
             top_p=self.top_p,
             max_new_tokens=self.recipe.max_new_tokens,
@@ -345,5 +357,5 @@ class Sampler:
             on_batch=_behind(0, done, self.count),
         )
         decoded = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        of = {text: decoded[i * self.count : (i + 1) * self.count] for i, text in enumerate(distinct)}
-        return [{"responses": None if text is None else of[text]} for text in texts]
+        of = {text: decoded[i * self.count : (i + 1) * self.count] for i, text in enumerate(fitting)}
+        return [{"responses": None if text is None else of.get(text)} for text in texts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.errors import BadInput
+from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models import (
     PairCollator,
     TokenRow,
@@ -28,6 +28,7 @@ from rpo_cli.models import (
 )
 from rpo_cli.recipes.schema import RewardRecipe, seed_of
 from rpo_cli.recipes.schema.base import LAST_SEED
+from rpo_cli.recipes.schema.training import REQUIRED, Measured
 from rpo_cli.stages.data.rows import PAIR, Rows, rows_of
 from rpo_cli.stages.diagnosis import short_form
 from rpo_cli.stages.splits import LENGTH_MARGIN, bias_trained_on, preference_of_length
@@ -108,28 +109,43 @@ def training_rows(job: Job[RewardRecipe]) -> tuple[Rows, Rows | None]:
     return rows_of(job, recipe.table), rows_of(job, held_out) if has_held_out else None
 
 
-def by_length(margins: np.ndarray, rows: Sequence[TokenRow], pairs: Rows) -> dict[str, float | int]:
-    """Accuracy where the longer, where the shorter response won, and where neither is longer."""
+def kinds_of_length(rows: Sequence[TokenRow], pairs: Rows) -> np.ndarray:
+    """Whether the longer or the shorter response was chosen, or neither is longer: [n]."""
     if "longer_preferred" in pairs.notes.column_names:
         known = dict(zip(pairs.ids, pairs.notes["longer_preferred"].to_pylist(), strict=True))
-        return short_form(margins, np.array([known[row.id] for row in rows]))
+        return np.array([known[row.id] for row in rows])
     chosen, rejected = (np.array([len(row.responses[side]) for row in rows]) for side in (0, 1))
-    return short_form(margins, preference_of_length(chosen, rejected, LENGTH_MARGIN))
+    return preference_of_length(chosen, rejected, LENGTH_MARGIN)
 
 
 def utility_accuracy(
-    margins: np.ndarray, rows: list[TokenRow], notes: list[dict[str, Any]]
-) -> dict[str, float]:
-    """Accuracy against the latent utility where the world tells it (the miniature); ties do not count."""
-    gaps = {str(t["id"]): t["chosen_utility"] - t["rejected_utility"] for t in notes if "chosen_utility" in t}
-    judged = [
-        (margin, gaps[row.id]) for margin, row in zip(margins.tolist(), rows, strict=True) if gaps.get(row.id)
-    ]
-    return (
-        {"held_out_utility_accuracy": float(np.mean([(m > 0) == (g > 0) for m, g in judged]))}
-        if judged
-        else {}
-    )
+    margins: np.ndarray, kinds: np.ndarray, rows: Sequence[TokenRow], pairs: Rows
+) -> dict[str, float | int]:
+    """Accuracy against the latent utility where the world tells it (the miniature); ties do not count.
+
+    Of it also that where the longer, and where the shorter response is worth more. margins, kinds: [n].
+    """
+    if "chosen_utility" not in pairs.notes.column_names:
+        return {}
+    worth = [pairs.notes[f"{side}_utility"].to_numpy() for side in PAIR]
+    gaps = dict(zip(pairs.ids, np.sign(worth[0] - worth[1]), strict=True))
+    better = np.array([gaps[row.id] for row in rows], dtype=int)
+    right, told = margins * better, better != 0
+    if not told.any():
+        return {}
+    by_kind = short_form(right[told], (kinds * better)[told], "utility_")
+    return {"held_out_utility_accuracy": float((right[told] > 0).mean()), **by_kind}
+
+
+def check(metrics: Mapping[str, float], required: Mapping[Measured, float], seed: int) -> None:
+    """RunFailed unless a reward model is as accurate as its recipe requires."""
+    for name in required:
+        if name not in metrics:
+            has = ", ".join(sorted(each for each in metrics if each in REQUIRED)) or "none"
+            raise BadInput(f"require: {name} is not measured on these pairs (measured: {has})")
+    if short := [name for name, least in required.items() if metrics[name] < least]:
+        found = ", ".join(f"{name} {metrics[name]:.3f}, required {required[name]:g}" for name in short)
+        raise RunFailed(f"{found}: nothing is built on seed {seed}; a figure is drawn without it by --seeds")
 
 
 def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
@@ -205,7 +221,9 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
         }
         assert held_out_pairs is not None
         metrics |= {"held_out_rows": len(held_out), "held_out_dropped": len(held_out_pairs) - len(held_out)}
-        metrics |= by_length(margins, held_out, held_out_pairs)
-        metrics |= utility_accuracy(margins, held_out, held_out_pairs.notes.to_pylist())
+        kinds = kinds_of_length(held_out, held_out_pairs)
+        metrics |= short_form(margins, kinds)
+        metrics |= utility_accuracy(margins, kinds, held_out, held_out_pairs)
+        check(metrics, recipe.require, recipe.seed)
     counts = {"rows": len(rows), "dropped": len(pairs) - len(rows), "steps": trainer.state.global_step}
     return {**metrics, **counts, **bias, **shapes, "shared_prompts": layout == "shared"}

@@ -1,4 +1,4 @@
-"""Length-biased splits: D_rho, and its subsets D_rho,b.
+"""Length-biased splits: D_rho, and its subsets D_rho,b, of other biases of length or of another attribute.
 
 The longer response of a pair has at least `length_margin` more tokens than the other; closer pairs are ties.
 D_rho has the longer response preferred in a share rho of its pairs, drawn without replacement (Fisch et al.,
@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
-from rpo_cli.models import TokenRow, load_tokenizer
 from rpo_cli.recipes.schema import SplitsRecipe, seed_of
 from rpo_cli.stages.data.rows import FEW, PAIR, UNLIMITED, Rows, dropped, rows_of, write_columns
 from rpo_cli.text import percent
 
+if TYPE_CHECKING:
+    from rpo_cli.models import TokenRow
+
 LONGER, SHORTER, TIE = 1, -1, 0
+ENSEMBLE = "higher_preferred"  # column of what the subsets differ in, where that is not length
 LENGTH_MARGIN: float = SplitsRecipe.model_fields["length_margin"].default
 NEGLIGIBLE = 0.01  # by so much the share of longer-preferred pairs may move without a warning
 APART = "share no prompt with the {} held-out pairs; lower num_pairs or held_out"
@@ -53,12 +56,19 @@ def counts_for(size: int, share: float) -> tuple[int, int]:
     return longer, size - longer
 
 
-def draw(kinds: np.ndarray, recipe: SplitsRecipe, seed: int, prompts: Sequence[str] | None = None) -> Split:
+def draw(
+    kinds: np.ndarray,
+    recipe: SplitsRecipe,
+    seed: int,
+    prompts: Sequence[str] | None = None,
+    differ_in: np.ndarray | None = None,
+) -> Split:
     """Draw D_rho, held-out pairs and subsets without replacement; order is shuffled.
 
     Args:
         kinds: [n] of LONGER, SHORTER, TIE.
         prompts: [n]; a prompt is trained on or held out, never both. None: each pair has one of its own.
+        differ_in: [n] of the same, what the subsets differ in. None: `kinds`.
 
     Raises:
         BadInput: not enough pairs of a kind; says how many exist and are needed.
@@ -84,7 +94,8 @@ def draw(kinds: np.ndarray, recipe: SplitsRecipe, seed: int, prompts: Sequence[s
         assert recipe.num_pairs is not None
         train, held_out = _biased(pools, recipe, names)
         train, held_out = rng.permutation(train), rng.permutation(held_out)
-    subsets = {b: rng.permutation(rows) for b, rows in _subsets(train, kinds, recipe, seed).items()}
+    found = _subsets(train, kinds if differ_in is None else differ_in, recipe, seed)
+    subsets = {b: rng.permutation(rows) for b, rows in found.items()}
     return Split(train, held_out, subsets)
 
 
@@ -219,6 +230,8 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
 
     All are drawn from the pairs that fit; `auto` of a max_length is what is left where the plan found none.
     """
+    from rpo_cli.models import load_tokenizer
+
     recipe: SplitsRecipe = job.recipe
     pairs = rows_of(job, "pairs")
     revision = job.revisions.get("tokenizer")
@@ -234,8 +247,11 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
     ends = 0 if recipe.length_counts_eos else 1  # every response has one, its last token
     kinds = preference_of_length(chosen - ends, rejected - ends, recipe.length_margin)
     prompts = pairs.texts("prompt")
+    differ_in = None
+    if recipe.ensemble_on is not None:
+        differ_in = np.sign(pairs.numbers(recipe.ensemble_on) @ (1, -1)).astype(np.int8)
     try:
-        split = draw(kinds, recipe, seed_of(recipe, "data"), prompts)
+        split = draw(kinds, recipe, seed_of(recipe, "data"), prompts, differ_in)
     except BadInput as error:
         cure = "; lower num_pairs or held_out, or set max_length: null in the splits recipe to draw from all"
         raise BadInput(f"{error}; {left_out}{cure}" if overlong else str(error)) from None
@@ -245,6 +261,8 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
         "rejected_tokens": rejected.astype(np.int32),
         "longer_preferred": kinds,
     }
+    if differ_in is not None:
+        notes[ENSEMBLE] = differ_in
     parts = {"train": split.train, "held_out": split.held_out}
     parts |= {f"b-{b:g}": rows for b, rows in split.subsets.items()}
     of_all = bias_of(kinds, np.arange(len(kinds)))
@@ -256,5 +274,7 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
     for index, (name, rows) in enumerate(parts.items()):
         write_columns({key: values[rows] for key, values in notes.items()}, job.directory / f"{name}.parquet")
         metrics |= {f"{name}/{key}": value for key, value in bias_of(kinds, rows).items()}
+        if differ_in is not None:
+            metrics[f"{name}/higher_share"] = bias_of(differ_in, rows)["longer_share"]
         report(index + 1, len(parts))
     return metrics

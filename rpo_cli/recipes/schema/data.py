@@ -16,8 +16,10 @@ from rpo_cli.recipes.schema.base import (
     Share,
     SharedPrompts,
     Table,
+    TwoColumns,
     added,
     cosmetic,
+    each_once,
 )
 
 
@@ -47,7 +49,7 @@ class Source:
 
 # One row for each; a new one is a file in stages/data/sources and its row here.
 SOURCES = {
-    "miniature": Source("the embedded world"),
+    "miniature": Source("the embedded world", uses=("entangled", "polite")),
     "files": Source("the JSONL / Parquet files below", uses=("columns", "keep_columns", "attributes")),
     "tldr-comparisons": Source("OpenAI's raw comparisons", "tldr:read_comparisons",
                                "openai/summarize_from_feedback@refs/convert/parquet", "comparisons",
@@ -66,7 +68,8 @@ SOURCES = {
 }  # fmt: skip
 OF_EVERY_SET = {"dataset", "data_dir", "sft_dataset", "split", "tokenizer", "max_prompt_tokens",
                 "validation_share"}  # fmt: skip
-OF_SOME_SETS = {"newlines", "prompt_format", "columns", "keep_columns", "attributes", "sft_share"}
+OF_SOME_SETS = {"newlines", "prompt_format", "columns", "keep_columns", "attributes", "sft_share",
+                "entangled", "polite"}  # fmt: skip
 if TYPE_CHECKING:
     SourceName = str
 else:
@@ -131,6 +134,20 @@ class DataRecipe(Recipe):
         "columns to keep beside the pairs that say of what kind each is, such as [source, category]: rpo "
         "diagnose tells accuracies apart by them",
     )
+    entangled: float = added(
+        0.0,
+        "the miniature's: share of the errors in human pairs that a writer puts right with a true fact: 0, "
+        "length and worth are nearly independent; 1, the longer summary is nearly always the better one",
+        ge=0,
+        le=1,
+    )
+    polite: float = added(
+        0.0,
+        "the miniature's: share of summaries that end with thanks, worth nothing; the pairs then have the "
+        "columns chosen_polite and rejected_polite",
+        ge=0,
+        lt=1,
+    )
     tokenizer: str | None = Field(
         None,
         description="hub name (or name@revision) or directory: counts max_prompt_tokens and brings the chat "
@@ -164,10 +181,21 @@ class DataRecipe(Recipe):
             raise ValueError(f"{', '.join(taken)}: rpo has columns of this name; rename it in the data")
         return value
 
+    @field_validator("columns")
+    @classmethod
+    def has_each_column_once(cls, value: dict[str, str]) -> dict[str, str]:
+        each_once(list(value.values()))
+        return value
+
     @property
     def of(self) -> Source:
         """The source's row of the table."""
         return SOURCES[self.source]
+
+    @property
+    def numbers(self) -> list[str]:
+        """The columns of numbers beside the pairs."""
+        return [*self.keep_columns, *(["chosen_polite", "rejected_polite"] if self.polite else [])]
 
     @property
     def loaded(self) -> bool:
@@ -235,7 +263,9 @@ class SplitsRecipe(Recipe):
     held_out: PositiveInt = Field(
         500, description="further pairs of the same bias, never trained on: RM validation and calibration"
     )
-    ensemble: list[Share] = Field([0.2, 0.4, 0.5, 0.6, 0.8], description="biases b of the subsets")
+    ensemble: Annotated[list[Share], EachOnce] = Field(
+        [0.2, 0.4, 0.5, 0.6, 0.8], description="biases b of the subsets"
+    )
     subset_size: Literal["equal", "largest"] | PositiveInt = Field(
         "equal",
         description="equal: the largest size that every b allows; largest: for each b its own; or a number",
@@ -244,6 +274,12 @@ class SplitsRecipe(Recipe):
         "nested",
         "nested: each subset takes the same first pairs of either kind, as far as its bias allows; "
         "independent: each is drawn from D_rho by itself",
+    )
+    ensemble_on: TwoColumns | None = added(
+        None,
+        "two columns of numbers beside the pairs, of chosen and of rejected, such as [chosen_polite, "
+        "rejected_polite]: the subsets D_rho,b differ in the share b of pairs whose response with the higher "
+        "number is preferred; default: the longer response",
     )
     length_counts_eos: bool = added(
         True, "whether the EOS is one of a response's tokens where lengths are compared"

@@ -27,6 +27,7 @@ from rpo_cli.recipes.schema.base import (
     Positive,
     Share,
     SharedPrompts,
+    TwoColumns,
     added,
     at_most,
     cosmetic,
@@ -65,9 +66,6 @@ else:
     ObjectiveName, TeacherName = Literal[tuple(OBJECTIVES)], Literal[tuple(TEACHERS)]
     TeacherKeys = _keys("TeacherKeys", TEACHER_KEYS.values())
     ObjectiveKeys = _keys("ObjectiveKeys", OBJECTIVE_KEYS.values())
-
-
-TwoColumns = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 class Columns(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -22,6 +22,11 @@ from rpo_cli.recipes.schema.base import (
     cosmetic,
 )
 
+Measured = Literal[
+    "held_out_accuracy", "held_out_accuracy/longer", "held_out_accuracy/shorter",
+    "held_out_utility_accuracy", "held_out_utility_accuracy/longer", "held_out_utility_accuracy/shorter",
+]  # fmt: skip
+REQUIRED: tuple[str, ...] = get_args(Measured)
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 WITHOUT_BETAS = re.compile("sgd|adagrad|adafactor|rmsprop|(ada)?lomo|schedule_free_sgd")
 
@@ -165,6 +170,11 @@ class RewardRecipe(TrainingRecipe, SharedPrompts):
     )
     eval_steps: PositiveInt | None = Field(
         None, description="steps between held-out evaluations; needed by stopping: early"
+    )
+    require: dict[Measured, Share] = added(
+        {},
+        "least accuracies on held-out pairs, such as {held_out_accuracy/shorter: 0.6}: a model below one is "
+        "not published, and nothing is built on it",
     )
 
     @model_validator(mode="after")

@@ -35,8 +35,9 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
         if job.files:
             names = ", ".join(sorted(job.files))
             raise BadInput(f"source: miniature generates its tables; files: {names} has no meaning")
-        tables = miniature.generate(seed_of(recipe, "data"), miniature.Sizes(**recipe.rows))
-        miniature.build_tokenizer().save_pretrained(job.directory / "tokenizer")
+        world = miniature.World(recipe.entangled, recipe.polite)
+        tables = miniature.generate(seed_of(recipe, "data"), miniature.Sizes(**recipe.rows), world)
+        miniature.build_tokenizer(world).save_pretrained(job.directory / "tokenizer")
     elif recipe.loaded:
         from rpo_cli.stages.data.sources.load import load
 

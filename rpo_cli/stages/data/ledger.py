@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ def visible(text: str) -> str:
     shown = " ".join(text.split())
     if shown.isascii() and shown.isprintable():
         return shown
+    shown = unicodedata.normalize("NFC", shown)  # é is one sign, or e and an accent
     # Not printable are control, format and unassigned characters, and separators but the space.
     seen = (sign for sign in BLANK.sub("", shown) if sign.isprintable() or sign.isspace())
     return " ".join("".join(seen).split())
@@ -63,7 +65,8 @@ class Ledger:
     """Rows read, rows left out by reason, and examples of each.
 
     place: of the row that is being read; records: rows read of pairs, of written responses (`sft`), or of a
-    table of files; counts: by name, `pairs/ties`; notes: what else the user must know.
+    table of files; counts: by name, `pairs/ties`; notes: what else the user must know; renamed: of each name
+    that a recipe has for a column, whether a row had it.
     """
 
     place: str = ""
@@ -71,6 +74,7 @@ class Ledger:
     counts: Counter[str] = field(default_factory=Counter)
     examples: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
+    renamed: defaultdict[tuple[str, str], bool] = field(default_factory=lambda: defaultdict(bool))
 
     def read(self, kind: str, place: str) -> None:
         """Count a row of a file as read; what is left out next is this row."""
@@ -93,6 +97,9 @@ class Ledger:
     def warnings(self) -> Iterator[str]:
         """The notes, and a line for each reason that took more than `MANY` of the rows read."""
         yield from self.notes
+        for (ours, theirs), had in self.renamed.items():
+            if not had:
+                yield f"columns: no row has {theirs!r}; {ours} was read from the column of this name instead"
         for loss in losses(self.metrics()):
             if loss.count > MANY * loss.read:
                 share = percent(loss.count / loss.read)

@@ -4,6 +4,9 @@ A post states eight facts of eight different topics, a summary restates some of 
 the tokenizer and reads as a sentence ("Rent rose."), so that a model of 130,000 parameters can copy it, and a
 reward model of that size can check it. Topics differ in importance; `utility` is what annotators of this
 world value, and their preferences are Bradley-Terry draws from it. Nothing here depends on a trained model.
+
+The world has two options, off in its first edition: `entangled` makes longer summaries better ones, `polite`
+has writers add a word of thanks that is worth nothing.
 """
 
 from __future__ import annotations
@@ -66,9 +69,10 @@ _WEIGHT_OF = {fact: TOPIC_WEIGHTS[topic] for fact, topic in TOPIC_OF.items()}
 _FIELDS = ("SUBREDDIT:", "TITLE:", "POST:", "TL;DR:")
 _SUBREDDITS = sorted({subreddit for subreddit, _, _ in TOPICS})
 _TITLES = [title for _, title, _ in TOPICS]
+THANKS = "Thanks."
 VOCABULARY = (PAD, EOS, UNK, *_FIELDS, *_SUBREDDITS, *_TITLES, *LEAD_INS, *TOPIC_OF)
 # Longest first, so that no token hides a longer one; what is no token is one unknown word.
-_TOKEN = "|".join([*sorted(map(re.escape, VOCABULARY), key=len, reverse=True), r"\S+"])
+_TOKEN = "|".join([*sorted(map(re.escape, (*VOCABULARY, THANKS)), key=len, reverse=True), r"\S+"])
 _TOKENS = re.compile(_TOKEN)
 
 
@@ -87,6 +91,18 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class World:
+    """What writers do beyond the first edition of the miniature.
+
+    entangled: the share of errors in the human pairs that a writer puts right; polite: the share of summaries
+    that end with thanks.
+    """
+
+    entangled: float = 0.0
+    polite: float = 0.0
+
+
+@dataclass(frozen=True)
 class Post:
     """Eight facts in the order told, and the topic that its title and its subreddit name."""
 
@@ -99,14 +115,15 @@ class Post:
         return f"SUBREDDIT: {subreddit}\n\nTITLE: {title}\n\nPOST: {' '.join(self.facts)}\n\nTL;DR:"
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(world: World = World()) -> PreTrainedTokenizerFast:
     """One token per sentence, lead-in, title, field; white space is dropped, `decode` joins with a space."""
     from tokenizers import Regex, Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(VOCABULARY)}, unk_token=UNK))
+    known = (*VOCABULARY, THANKS) if world.polite else VOCABULARY
+    tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(known)}, unk_token=UNK))
     tokenizer.pre_tokenizer = Split(Regex(_TOKEN), behavior="removed", invert=True)
     special = {"pad_token": PAD, "eos_token": EOS, "unk_token": UNK}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, clean_up_tokenization_spaces=False)
@@ -115,11 +132,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def utility(prompt: str, response: str) -> float:
     """What the annotators value: weights of facts restated, less penalties; any text is accepted.
 
-    A summary is well-formed if it is one lead-in and then one or more facts. Text after an EOS is ignored.
+    A summary is well-formed if it is one lead-in, then one or more facts, then thanks or none. Text after an
+    EOS is ignored.
     """
     post = prompt.partition("POST:")[2]
     stated = {token for token in _TOKENS.findall(post) if token in TOPIC_OF}
     tokens = _TOKENS.findall(response.partition(EOS)[0])
+    if tokens[-1:] == [THANKS]:
+        tokens.pop()
     facts = [token for token in tokens if token in TOPIC_OF]
     # In order: a set would add up in another order, to another last bit, in another process.
     distinct = dict.fromkeys(facts)
@@ -205,17 +225,33 @@ _WRITERS: dict[Callable[[random.Random, Post], list[str]], float] = {
 }
 
 
+def _put_right(rng: random.Random, summary: list[str], post: Post, share: float) -> list[str]:
+    """The summary with a share of its errors, wrong and repeated facts, replaced by facts not told before.
+
+    An error is struck out where the post has nothing left to tell.
+    """
+    told: list[str] = []
+    for place, fact in enumerate(summary):
+        if (fact not in post.facts or fact in told) and rng.random() < share:
+            left = [each for each in post.facts if each not in told and each not in summary[place:]]
+            told += [rng.choice(left)] if left else []
+        else:
+            told.append(fact)
+    return told
+
+
 # ---- Tables
 
 
-def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict[str, Any]]]:
-    """Every table as rows of strings; a table depends on the seed and on its own size only.
+def generate(seed: int, sizes: Sizes = Sizes(), world: World = World()) -> dict[str, list[dict[str, Any]]]:
+    """Every table as rows of strings; a table depends on the seed, the world and its own size only.
 
     `pretrain` (whole posts, rewritten), `sft_*` and `prompts_*` rows have id, prompt and completion;
-    `warmup`, `pairs` and `pairs_validation` rows have id, prompt, chosen and rejected. No two tables share a
-    post, whatever their seeds.
+    `warmup`, `pairs` and `pairs_validation` rows have id, prompt, chosen and rejected, in a polite world the
+    latter two also `chosen_polite` and `rejected_polite`, 1 or 0. No two tables share a post, whatever their
+    seeds.
     """
-    rows: dict[str, Callable[[random.Random, Post], dict[str, Any]]] = {
+    rows: dict[str, Callable[[random.Random, Post, World], dict[str, Any]]] = {
         "pretrain": _pretrain_row,
         "sft_train": _reference_row,
         "sft_validation": _reference_row,
@@ -230,7 +266,7 @@ def generate(seed: int, sizes: Sizes = Sizes()) -> dict[str, list[dict[str, Any]
         rng = random.Random(f"{seed}/{table}")
         posts = zip(range(size), _posts(seed, place, len(rows)), strict=False)
         tables[table] = [
-            {"id": f"{table}-{number:05d}", "prompt": post.prompt, **rows[table](rng, post)}
+            {"id": f"{table}-{number:05d}", "prompt": post.prompt, **rows[table](rng, post, world)}
             for number, post in posts
         ]
     return tables
@@ -254,23 +290,25 @@ def _posts(seed: int, part: int, parts: int) -> Iterator[Post]:
                 yield Post(facts, topic=int(topics[row, rng.integers(FACTS_PER_POST)]))
 
 
-def _text(rng: random.Random, facts: list[str]) -> str:
-    return " ".join(["", rng.choice(LEAD_INS), *facts])  # starts with a space, as the comparisons of TL;DR do
+def _text(rng: random.Random, facts: list[str], world: World) -> str:
+    # It starts with a space, as the comparisons of TL;DR do. No luck is tried in a world without thanks.
+    thanks = [THANKS] if world.polite and rng.random() < world.polite else []
+    return " ".join(["", rng.choice(LEAD_INS), *facts, *thanks])
 
 
-def _pretrain_row(rng: random.Random, post: Post) -> dict[str, str]:
+def _pretrain_row(rng: random.Random, post: Post, world: World) -> dict[str, str]:
     """The whole post again, every other time in another order: to know what is stated and what was said."""
     facts = list(post.facts)
     if rng.random() < 0.5:
         rng.shuffle(facts)
-    return {"completion": _text(rng, facts)}
+    return {"completion": _text(rng, facts, world)}
 
 
-def _reference_row(rng: random.Random, post: Post) -> dict[str, str]:
-    return {"completion": _text(rng, _reference(rng, post))}
+def _reference_row(rng: random.Random, post: Post, world: World) -> dict[str, str]:
+    return {"completion": _text(rng, _reference(rng, post), world)}
 
 
-def _warmup_row(rng: random.Random, post: Post) -> dict[str, str]:
+def _warmup_row(rng: random.Random, post: Post, world: World) -> dict[str, str]:
     """A summary over its falsified copy, equally long: teaches to check facts, not length or importance."""
     original = sorted(rng.sample(post.facts, rng.randint(1, 7)), key=post.facts.index)
     original = [_wrong(rng, post.facts) if rng.random() < 0.15 else fact for fact in original]
@@ -283,26 +321,29 @@ def _warmup_row(rng: random.Random, post: Post) -> dict[str, str]:
     for place in places:
         repeats = kept and rng.random() < 0.35
         falsified[place] = rng.choice(kept) if repeats else _wrong(rng, post.facts)
-    lead_in = rng.choice(LEAD_INS)
-    return {"chosen": " ".join(["", lead_in, *original]), "rejected": " ".join(["", lead_in, *falsified])}
+    frame, sides = _text(rng, ["{}"], world), {"chosen": original, "rejected": falsified}
+    return {side: frame.format(" ".join(each)) for side, each in sides.items()}
 
 
-def _pair_row(rng: random.Random, post: Post) -> dict[str, str]:
+def _pair_row(rng: random.Random, post: Post, world: World) -> dict[str, Any]:
     """Two writers' different summaries, in the order of one noisy annotator."""
     writers, odds = list(_WRITERS), list(_WRITERS.values())
     while True:
         one, other = (writer(rng, post) for writer in rng.choices(writers, odds, k=2))
-        first, second = _text(rng, one), _text(rng, other)
+        if world.entangled:
+            one, other = (_put_right(rng, each, post, world.entangled) for each in (one, other))
+        first, second = _text(rng, one, world), _text(rng, other, world)
         # Equally long pairs are thinned out: no sample of a given length bias can use them.
         if first != second and (len(one) != len(other) or rng.random() < 0.6):
             break
     gap = utility(post.prompt, first) - utility(post.prompt, second)
     if rng.random() > 1 / (1 + math.exp(-gap / LABEL_TEMPERATURE)):
         first, second = second, first
-    return {"chosen": first, "rejected": second}
+    pair: dict[str, Any] = {"chosen": first, "rejected": second}
+    return pair | {f"{side}_polite": float(THANKS in text) for side, text in pair.items() if world.polite}
 
 
-def _judged_pair_row(rng: random.Random, post: Post) -> dict[str, Any]:
+def _judged_pair_row(rng: random.Random, post: Post, world: World) -> dict[str, Any]:
     """A pair with its utilities, which nobody in this world sees: they measure a reward model's accuracy."""
-    row = _pair_row(rng, post)
-    return {**row, **{f"{side}_utility": utility(post.prompt, text) for side, text in row.items()}}
+    row = _pair_row(rng, post, world)
+    return {**row, **{f"{side}_utility": utility(post.prompt, row[side]) for side in ("chosen", "rejected")}}

@@ -14,20 +14,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.artifacts import Job
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.models import Row, TokenRow, fitting, odd_tokens
 from rpo_cli.recipes.schema import Recipe
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.text import percent
+
+if TYPE_CHECKING:  # columns and scores are read without torch
+    from transformers import PreTrainedTokenizerBase
+
+    from rpo_cli.models import Row, TokenRow
 
 PLACES = "places"  # folder beside tables, of where their rows were read from
 AT_A_TIME, GROUP = 2**11, 2**15  # rows as mappings, which are ten times as large as their texts; as columns
@@ -204,6 +207,8 @@ class Rows:
 
         warn: is told what is odd in them, and of more than a few that do not fit.
         """
+        from rpo_cli.models import TokenRow, fitting
+
         read = self.cache.reader(self.file, tokenizer)
         prompts, *responses = (self._of(column, read) for column in ("prompt", *columns))
         rows = zip(self.ids, prompts, strict=True)
@@ -221,6 +226,8 @@ class Rows:
 
     def odd(self, tokens: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """What to know of control tokens in these rows' texts; see `models.odd_tokens`."""
+        from rpo_cli.models import odd_tokens
+
         templated: set[str] = set()
         if self.talks and (self.file.parent / PLACES / self.file.name).is_file():  # read from messages
             said = pc.not_equal(pq.read_table(self.file, columns=[MESSAGES])[MESSAGES], "").to_numpy()

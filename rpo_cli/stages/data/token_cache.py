@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
-from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.artifacts import hash_of, hash_path, publish
-from rpo_cli.models import encode, fingerprint, views
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FOLDER = ".tokens"
 
@@ -28,6 +30,8 @@ class TokenCache:
 
     def reader(self, file: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[np.ndarray]]:
         """What gives the tokens of a column of a Parquet file, int32, a list for each row."""
+        from rpo_cli.models import fingerprint, views
+
         texts_and_tokenizer = {"file": hash_path(file), "tokenizer": fingerprint(tokenizer), "encode": 2}
 
         @cache
@@ -40,6 +44,8 @@ class TokenCache:
     def _column(
         self, name: str, file: Path, column: str, tokenizer: PreTrainedTokenizerBase
     ) -> pa.ChunkedArray:
+        from rpo_cli.models import encode
+
         kept, locks = self.root / FOLDER / f"{name}.parquet", self.root / ".locks"
         if (found := _read(kept)) is None:
             locks.mkdir(exist_ok=True)

@@ -19,7 +19,7 @@ from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.data.rows import PAIR, rows_of
 from rpo_cli.stages.reference import reference_logps
 from rpo_cli.stages.samples import samples_by_prompt
-from rpo_cli.stages.splits import LONGER, SHORTER, bias_trained_on
+from rpo_cli.stages.splits import ENSEMBLE, LONGER, SHORTER, bias_trained_on
 
 # Models of all of D_rho or of a random part: their own mix is that of the held-out pairs.
 ALL_PAIRS = re.compile("rm|all|seed-.*|half-.*")
@@ -85,7 +85,7 @@ def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> flo
             "use calibration_mix: data"
         ) from None
     notes = rows_of(job, "held_out").notes.to_pydict()
-    kinds = dict(zip(notes["id"], notes["longer_preferred"], strict=True))
+    kinds = dict(zip(notes["id"], notes.get(ENSEMBLE, notes["longer_preferred"]), strict=True))
     kind = torch.tensor([kinds[row] for row in held_out["id"]])
     return fit_temperature(margins, mix_weights(kind == LONGER, kind == SHORTER, mix))
 

@@ -165,7 +165,7 @@ def _some(items: Sequence[Item], size: int | None, seed: int) -> list[Item]:
 
 def _chosen(pairs: Sequence[Pair]) -> list[Written]:
     """The chosen responses as written ones, each once."""
-    rows = (Written(pair.split, pair.posts, pair.prompt, pair.chosen, pair.place) for pair in pairs)
+    rows = (Written(pair.split, pair.posts, pair.prompt, pair.chosen, place=pair.place) for pair in pairs)
     return list({digest(row.prompt, row.completion): row for row in rows}.values())
 
 

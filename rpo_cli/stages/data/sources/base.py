@@ -6,6 +6,7 @@ nothing else knows a schema.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,10 +91,7 @@ def text(place: str, row: dict[str, Any], *names: str) -> str:
 
 def number(place: str, row: dict[str, Any], name: str) -> float | None:
     """A column that must be a number where it has a value."""
-    value = row.get(name)
-    if value is None or (isinstance(value, int | float) and abs(value) < FAR):
-        return None if value is None else float(value)
-    raise BadInput(f"{place}: {name}: expected a finite number, got {named(value)}")
+    return None if row.get(name) is None else _finite(place, name, row[name])
 
 
 def numbers(place: str, row: dict[str, Any], names: Iterable[str]) -> dict[str, float]:
@@ -102,8 +100,14 @@ def numbers(place: str, row: dict[str, Any], names: Iterable[str]) -> dict[str, 
     Raises:
         BadInput: one is not there, or is none.
     """
-    found = {name: number(place, {name: column(place, row, name)}, name) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+    found = {name: row[name] if name in row else column(place, row, name) for name in names}
+    return {name: _finite(place, name, value) for name, value in found.items()}
+
+
+def _finite(place: str, name: str, value: object) -> float:
+    if isinstance(value, int | float) and abs(value) < FAR:
+        return float(value)
+    raise BadInput(f"{place}: {name}: expected a finite number, got {named(value)}")
 
 
 def beside(place: str, row: dict[str, Any], recipe: DataRecipe) -> dict[str, float | str]:
@@ -132,6 +136,8 @@ def named(value: object) -> str:
     """What a value of a row is, in the words of JSON."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"inf": "Infinity", "-inf": "-Infinity"}.get(str(value), "NaN")
     names: dict[type, str] = {
         type(None): "null",
         str: "text",

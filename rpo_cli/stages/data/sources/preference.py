@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from typing import Any
@@ -20,12 +21,15 @@ from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
 from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated
 from rpo_cli.stages.data.sources.turns import (
+    AS_TEXT,
     Message,
     Part,
     TemplateRefuses,
     answer,
     as_json,
+    goes_on,
     is_blank,
+    is_told_as_text,
     part,
 )
 from rpo_cli.text import percent
@@ -55,9 +59,11 @@ def pairs(
     records: Records, templated: Templated, ledger: Ledger, recipe: DataRecipe | None = None
 ) -> Iterator[Pair]:
     """Rows with chosen and rejected, and a prompt or what both begin with; `recipe`: what else is kept."""
-    unread = set[str]()
+    unread, seen = set[str](), Counter[str]()
     for place, split, row in records:
         chosen, rejected = (_given(place, row, name) for name in PAIR)
+        if is_told_as_text(chosen) and is_told_as_text(rejected):
+            raise BadInput(f"{place}: chosen, rejected: {AS_TEXT}")
         if chosen == rejected:
             ledger.leave_out("pairs/ties")
             continue
@@ -75,6 +81,8 @@ def pairs(
         made = _made(templated, place, example, row, "pairs", ledger)
         if made is None:
             continue
+        seen["plain" if isinstance(example["prompt"], str) else "told"] += 1
+        seen["begun"] += goes_on(example["prompt"])
         if templated.fits(made["prompt"]):
             posts = (post_name(made["prompt"]),)
             each = made["prompt"], made["chosen"], made["rejected"]
@@ -83,7 +91,7 @@ def pairs(
             yield Pair(split or "train", posts, *each, messages=told, kept=kept)
         else:
             ledger.leave_out("pairs/long_prompt")
-    ledger.notes += [*_notes(ledger, sorted(unread)), *templated.notes("pairs")]
+    ledger.notes += [*_notes(ledger, sorted(unread), seen), *templated.notes("pairs")]
 
 
 def _made(
@@ -194,6 +202,8 @@ def _sound(example: Example, kind: str, ledger: Ledger) -> bool:
         why = "no_prompt"
     elif any(turn["role"] == "user" for turns in answers for turn in turns if isinstance(turn, dict)):
         why = "part_early"
+    elif any(isinstance(turns[0], dict) and turns[0]["role"] != "assistant" for turns in answers):
+        why = "no_answer"
     elif any(map(is_blank, answers)):
         why = "empty"
     if why is not None:
@@ -201,8 +211,18 @@ def _sound(example: Example, kind: str, ledger: Ledger) -> bool:
     return why is None
 
 
-def _notes(ledger: Ledger, unread: list[str]) -> Iterator[str]:
-    """What the user must know of how prompts were found."""
+def _notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterator[str]:
+    """What the user must know of how prompts were found; `seen`: rows of text, of messages, `goes_on`."""
+    if seen["plain"] and seen["told"]:
+        yield (
+            f"pairs: {seen['plain']} rows are plain text and {seen['told']} are messages; the chat template "
+            "writes only these: give all of them in one form"
+        )
+    if seen["begun"]:
+        yield (
+            f"pairs: in {seen['begun']} rows the prompt ends in an answer that was begun, and the response "
+            "is another message, so that the end of a turn stands between them; put both into one"
+        )
     implicit, moved = (ledger.counts[f"pairs/{name}"] for name in ("implicit_prompts", "cut_back"))
     if moved:
         yield (

@@ -126,30 +126,36 @@ def rows_in(
     for place, row in read:
         ledger.read(kind, place)
         if isinstance(row, dict):
-            yield place, _renamed(row, columns)
+            yield place, _renamed(row, columns, ledger)
         elif row is None:
             ledger.leave_out(f"{kind}/repeated_key")
         else:
             yield place, row
 
 
-def _renamed(row: Row, columns: Mapping[str, str]) -> Row | str:
+def _renamed(row: Row, columns: Mapping[str, str], ledger: Ledger) -> Row | str:
     """The row with our names for its columns, or what is wrong with it."""
+    found = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
     for ours, theirs in columns.items():
-        if theirs in row:
-            row[ours] = row.pop(theirs)
-        elif ours not in row:
+        ledger.renamed[ours, theirs] |= ours in found
+        if ours not in found and ours not in row:
             return f"no column {theirs!r}, which columns: has for {ours} (has: {columns_in(row)})"
-    return row
+    others = {name: value for name, value in row.items() if name not in columns.values()}
+    return others | found
 
 
 def _parquet(file: Path, every: bool) -> Iterator[tuple[str, Row]]:
     try:
         # Batches: the pre-tokenised columns of some derivatives are many times their text.
         opened = pq.ParquetFile(file)
-        others = ("_token", "_label", "_token_len")
-        names = opened.schema_arrow.names
-        columns = names if every else [name for name in names if not name.endswith(others)]
+        schema = opened.schema_arrow
+        if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+            raise BadInput(f"{file}: has the column {shown_name(twice[0])} twice; leave one of them out")
+        tokens = [
+            each.name for each in schema
+            if each.name.endswith(("_token", "_label")) and pa.types.is_nested(each.type)
+        ]  # fmt: skip
+        columns = [name for name in schema.names if every or name not in tokens]
         batches = opened.iter_batches(columns=columns, batch_size=1000)
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
@@ -164,7 +170,7 @@ def _json(file: Path, packed: str | None) -> Iterator[tuple[str, Row | str | Non
     try:
         with _opened(file, packed) as lines:
             for number, line in enumerate(lines, 1):
-                bare = line.removeprefix(UTF_8_MARK) if number == 1 else line
+                bare = line.removeprefix(UTF_8_MARK)  # files may be put behind each other, each with its mark
                 if not bare.strip() or not (bare.isascii() or bare.decode(errors="replace").strip()):
                     continue
                 if empty and bare.lstrip().startswith(b"["):

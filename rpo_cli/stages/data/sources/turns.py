@@ -8,7 +8,7 @@ from typing import Any
 
 from rpo_cli.errors import BadInput
 from rpo_cli.stages.data.ledger import visible
-from rpo_cli.stages.data.sources.base import columns_in, named
+from rpo_cli.stages.data.sources.base import columns_in, is_conversation, named
 
 Message = dict[str, Any]
 Part = str | list[Message]  # of a row: plain text, or messages
@@ -21,6 +21,7 @@ ROLES = {
     "observation": "tool",
 }
 OF_SHAREGPT = {*ROLES, "user", "assistant", "system", "tool"}
+AS_TEXT = "messages as text; write a list of them, not in quotes"
 EXPECTED = "expected text or messages with role and content"
 
 
@@ -54,6 +55,8 @@ def _message(where: str, turn: object) -> Message:
     role = given.pop(name)
     if not isinstance(role, str):
         raise BadInput(f"{where}: {name}: expected text, got {named(role)}")
+    if role not in OF_SHAREGPT and role.strip().lower() in OF_SHAREGPT:
+        raise BadInput(f"{where}: {name}: {role!r}: write {role.strip().lower()!r}")
     if name == "from" and role not in OF_SHAREGPT:
         known = ", ".join(sorted(OF_SHAREGPT))
         raise BadInput(f"{where}: from: {role[:40]!r} is none of {known}; write role and content instead")
@@ -95,6 +98,21 @@ def as_json(example: Mapping[str, Part], **more: Any) -> str | None:
 def answer(text: str) -> list[Message]:
     """A plain response as the assistant's message."""
     return [{"role": "assistant", "content": text}]
+
+
+def goes_on(prompt: Part) -> bool:
+    """Whether a prompt ends inside the assistant's own turn."""
+    return isinstance(prompt, list) and prompt[-1]["role"] == "assistant" and not prompt[-1].get("tool_calls")
+
+
+def is_told_as_text(value: Part) -> bool:
+    """Whether a text is a conversation in JSON, as files without lists have it."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return False
+    try:
+        return is_conversation(json.loads(value))
+    except (ValueError, RecursionError):
+        return False
 
 
 def is_blank(value: Part) -> bool:

@@ -1,0 +1,123 @@
+"""Commands that hand a trained model on, or put any model to work on a file."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from typer import Option, Typer
+
+from rpo_cli.runs.command import add_command
+
+if TYPE_CHECKING:
+    from rpo_cli.runs.session import Session
+
+app = Typer()
+command = partial(add_command, app)
+PUSH = "Upload it as well, to this name of the hub: USER/NAME. The token: `hf auth login`, or HF_TOKEN."
+OUT_OF = "Replace a model that was exported there before."
+EXPORTED = {"recipe", "rho", "seed", "overrides", "workspace", "device", "dry_run"}
+
+
+@command(
+    "export", "e-dpo.yaml --rho 0.2 --to my-model", "own-data/dpo.yaml --to my-model "
+    "--push anna/my-model --dtype bfloat16", takes=EXPORTED
+)  # fmt: skip
+def export(
+    session: "Session",
+    to: Annotated[Path, Option(help="Folder to write: new, or empty.")],
+    push: Annotated[str | None, Option(help=PUSH)] = None,
+    adapter: Annotated[
+        bool, Option("--adapter/--merged", help="The LoRA adapter alone, or the whole model.")
+    ] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, Option(help="Round the weights. Default: float32.")
+    ] = None,
+    private: Annotated[bool, Option("--private", help="With --push: only you can see it.")] = False,
+    force: Annotated[bool, Option("--force", help=OUT_OF)] = False,
+) -> None:
+    """Write a trained model into a folder of its own:
+    weights, tokenizer, and a model card with the evaluations that there are.
+    """
+    from rpo_cli.runs.export import Wanted
+    from rpo_cli.runs.export import export as write
+
+    write(session, Wanted(to, push, adapter, dtype, private, force))
+
+
+@command("rebuild", "my-model/README.md", takes={"workspace", "device", "dry_run", "jobs"})
+def rebuild(
+    session: "Session", card: Annotated[Path, typer.Argument(help="The model's README.md, or its folder.")]
+) -> None:
+    """Train the model of a card again, with everything behind it, and compare the weights.
+
+    Its data and base models must be what they were. The workspace is runs/SUITE-rebuilt, unless you name one.
+    """
+    from rpo_cli.runs.rebuild import rebuild as again
+
+    again(session, card)
+
+
+FILE = "Rows: JSON lines (packed or not), Parquet, a folder of either, or a data set of the hub."
+NEW = "File to write. Default: beside the rows, here for a set of the hub."
+Rows = Annotated[str, typer.Argument(metavar="FILE", help=FILE)]
+Out = Annotated[Path | None, Option("--out", help=NEW)]
+PartOf = Annotated[str | None, Option("--split", help="Of a data set, this split only.")]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"], Option(help="auto: bfloat16 where the device has it.")
+]
+
+
+@command(
+    "score",
+    "pairs.jsonl --model Skywork/Skywork-Reward-V2-Qwen3-0.6B",
+    takes={"device", "dry_run", "as_json"},
+)
+def score(
+    session: "Session",
+    file: Rows,
+    model: Annotated[str, Option(help="Reward model: a hub name, or a directory.")],
+    out: Out = None,
+    label: Annotated[str | None, Option(help="Of a model with several labels, the reward's.")] = None,
+    batch_size: Annotated[int, Option(min=1, help="Responses at a time.")] = 32,
+    max_length: Annotated[int | None, Option(min=1, help="Longer rows get no reward.")] = None,
+    dtype: Precision = "auto",
+    split: PartOf = None,
+) -> None:
+    """Add the rewards of a reward model to the rows of a file.
+
+    Rows have chosen and rejected, messages, or a prompt with completion, response or responses. Conversations
+    go through the model's own chat template. A run that was interrupted goes on where it was.
+    """
+    from rpo_cli.runs import files
+
+    size = {"per_device_eval_batch_size": batch_size, "max_length": max_length}
+    files.score(session, file, model, label, out, dtype=dtype, split=split, **size)
+
+
+@command("sample", "prompts.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --num-samples 4",
+         takes={"device", "dry_run", "as_json"})  # fmt: skip
+def sample(
+    session: "Session",
+    file: Rows,
+    model: Annotated[str, Option(help="Language model: a hub name, or a directory.")],
+    out: Out = None,
+    num_samples: Annotated[int, Option(min=1, help="Responses to each prompt.")] = 1,
+    temperature: Annotated[float, Option(min=0.01, help="Of the samples.")] = 1.0,
+    top_p: Annotated[float, Option(min=0.01, max=1, help="Sample from this share of probability.")] = 1.0,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest response.")] = 256,
+    seed: Annotated[int, Option(min=0, help="Of the samples.")] = 0,
+    batch_size: Annotated[int, Option(min=1, help="Responses at a time.")] = 32,
+    dtype: Precision = "auto",
+    split: PartOf = None,
+) -> None:
+    """Add a model's responses to the prompts in a file, as a column `responses`.
+
+    The same prompt gets the same responses for a seed, whatever else is in the file. A run that was
+    interrupted goes on where it was.
+    """
+    from rpo_cli.runs import files
+
+    drawn = {"count": num_samples, "temperature": temperature, "top_p": top_p, "seed": seed}
+    size = {"per_device_eval_batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    files.sample(session, file, model, out, dtype=dtype, split=split, **size, **drawn)

@@ -1,0 +1,156 @@
+"""Commands over many policies: sweep, compare, report, figures."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Option, Typer
+
+from rpo_cli.cli.shared import (
+    COMPARED,
+    COMPARING,
+    FIGURE,
+    BudgetOption,
+    GridSize,
+    KeepWeights,
+    Objectives,
+    Seeds,
+    Tune,
+    numbers,
+)
+from rpo_cli.runs.command import add_command
+from rpo_cli.runs.options import Costs, like
+
+if TYPE_CHECKING:
+    from rpo_cli.runs.session import Session
+
+app = Typer()
+command = partial(add_command, app)
+figure_app = typer.Typer(
+    name="figure", no_args_is_help=True, help="Evaluate what a figure needs, and draw it."
+)
+AVERAGED = "Seeds to average over, with commas. Default: the recipe's."
+WRITE = "Write the chosen values into the recipes' by_rho."
+FROM = "Redraw kept results; train nothing."
+OUT = "Folder for pictures and results. Default: figures/ in the workspace."
+GAPS = "Train nothing; draw what there is and mark the gaps."
+AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
+SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
+KEPT = "What `rpo compare --json` printed; builds nothing."
+
+
+@command("sweep", "figure2.yaml --rho all --seeds 0,1,2 --jobs 2", takes=FIGURE, rho="all")
+def sweep(
+    session: "Session",
+    costs: Costs,
+    seeds: Annotated[str | None, Option(help=AVERAGED)] = None,
+    write: Annotated[bool, Option("--write/--no-write", help=WRITE)] = True,
+    keep_weights: KeepWeights = "best",
+    budget: BudgetOption = None,
+    objectives: Objectives = None,
+    grid_size: GridSize = None,
+) -> None:
+    """Try the grid over beta or tau, for one policy recipe or all of a figure's;
+    choose on validation prompts.
+    """
+    from rpo_cli.figures import Budget, run_sweep
+    from rpo_cli.runs.question import asked
+
+    question = asked(session.dry_run, costs)
+    reduced = Budget(budget == "small", objectives, grid_size)
+    run_sweep(session, numbers(seeds), write, keep_weights, reduced, question)
+
+
+Compared = Annotated[list[str], typer.Argument(help=COMPARED, autocompletion=like)]
+Against = Annotated[str | None, Option(help=AGAINST)]
+Sweep = Annotated[bool, Option("--sweep", help=SWEEP)]
+COMPARE = "miniature/dpo.yaml miniature/d-dpo.yaml miniature/e-dpo.yaml"
+
+
+@command("compare", f"{COMPARE} --rho 0.2 --seeds 0,1,2 --jobs 2", takes=COMPARING)
+def compare(
+    session: "Session",
+    costs: Costs,
+    recipes: Compared,
+    against: Against = None,
+    seeds: Seeds = None,
+    sweep: Sweep = False,
+    grid_size: GridSize = None,
+) -> None:
+    """Train policies on the same pairs and compare them:
+    held-out accuracy and margin, advantage, length, KL, wins by a judge, with paired 95 % intervals.
+
+    Works without an oracle: `oracle: null` in the evaluate recipe.
+    """
+    from rpo_cli.figures import Budget, Comparing, run_compare
+    from rpo_cli.runs.question import asked
+
+    question, budget = asked(session.dry_run, costs), Budget(grid_size=grid_size)
+    run_compare(session, Comparing(recipes, against, numbers(seeds), sweep, budget, question))
+
+
+@command("report", f"{COMPARE} --rho 0.2 --out report.html", takes=COMPARING - {"as_json"})
+def report(
+    session: "Session",
+    recipes: Annotated[list[str] | None, typer.Argument(help=COMPARED, autocompletion=like)] = None,
+    from_results: Annotated[Path | None, Option("--from", help=KEPT)] = None,
+    out: Annotated[Path, Option(help="The page to write.")] = Path("report.html"),
+    against: Against = None,
+    seeds: Seeds = None,
+    sweep: Sweep = False,
+    grid_size: GridSize = None,
+) -> None:
+    """Write a comparison as one HTML page:
+    numbers, figure, learning curves, samples side by side, data, reward models, costs.
+
+    The page loads nothing from elsewhere. What is missing is built first, as `rpo compare` does.
+    """
+    from rpo_cli.figures import Budget, Comparing, run_report
+
+    budget = Budget(grid_size=grid_size)
+    asked = Comparing(recipes or [], against, numbers(seeds), sweep, budget)
+    run_report(session, asked, from_results, out)
+
+
+def _figure(kind: str, text: str, recipe: str, *more: str) -> None:
+    """Add `rpo figure KIND`, whose recipe is this one unless another is given; `more`: examples."""
+    example = f"miniature/{recipe} --jobs 2"
+
+    @add_command(figure_app, kind, example, *more, takes=FIGURE, text=text, recipe=recipe)
+    def run(
+        session: "Session",
+        costs: Costs,
+        seeds: Seeds = None,
+        from_results: Annotated[Path | None, Option("--from", help=FROM)] = None,
+        out: Annotated[Path | None, Option(help=OUT)] = None,
+        allow_missing: Annotated[bool, Option("--allow-missing", help=GAPS)] = False,
+        tune: Tune = False,
+        keep_weights: KeepWeights = "best",
+        budget: BudgetOption = None,
+        objectives: Objectives = None,
+        grid_size: GridSize = None,
+    ) -> None:
+        from rpo_cli.figures import Budget, FigureOptions, run_figure
+        from rpo_cli.runs.question import asked
+
+        reduced, question = Budget(budget == "small", objectives, grid_size), asked(session.dry_run, costs)
+        wanted = (numbers(seeds), from_results, out, allow_missing, tune, keep_weights, reduced, question)
+        run_figure(session, kind, FigureOptions(*wanted))
+
+
+_figure(
+    "figure2",
+    "Figure 2: advantage over pi_SFT and response length against the length bias rho, "
+    "with the paper's claims.",
+    "figure2.yaml",
+    "--from results/miniature",
+)
+for _kind, _text in {
+    "degeneracy": "Few pairs, many epochs: how far each objective moves chosen and rejected responses.",
+    "gamma": "The weight of the forward KL: annealed, constant, none.",
+    "ensemble": "e-DPO's min: its scope, the members' calibration, the size of their subsets.",
+    "kl": "Estimators of the forward KL: bias, variance, cost.",
+    "unbiased": "All objectives on the pairs as they are, without resampling.",
+}.items():
+    _figure(_kind, _text, f"figure-{_kind}.yaml")

@@ -1,0 +1,97 @@
+"""Plans of data: pairs, their labels, and what is drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from rpo_cli.artifacts import External, Stage, hash_path, rho_folder
+from rpo_cli.recipes import Loaded, RecipeError, load, recipes_in, schema, shown
+from rpo_cli.runs.planning.base import BasePlanner, wrong
+
+
+class DataPlanner(BasePlanner):
+    """Plans what makes and changes pairs."""
+
+    def _data(self, loaded: Loaded) -> Stage:
+        recipe = cast(schema.DataRecipe, loaded.recipe)
+        missing = [
+            f"{loaded.place('files', table)}: no such file: {shown(Path(file))}"
+            for table, file in recipe.files.items()
+            if not Path(file).is_file()
+        ]
+        if missing:
+            raise RecipeError(missing)
+        options = {"files": {table: hash_path(Path(file)) for table, file in recipe.files.items()}}
+        files = {str(table): file for table, file in recipe.files.items()}
+        return self._add("data", loaded.path.stem, loaded, self._sets(loaded), options, files=files)
+
+    def _sets(self, loaded: Loaded) -> dict[str, Stage | External]:
+        """The data sets and the tokenizer that a data recipe with a loader reads."""
+        recipe = cast(schema.DataRecipe, loaded.recipe)
+        names = {
+            "dataset": recipe.dataset or recipe.of.published,
+            "sft_dataset": recipe.sft_dataset,
+            "tokenizer": recipe.tokenizer,
+        }
+        found: dict[str, Stage | External] = {}
+        for name, reference in names.items() if recipe.loaded else ():
+            if reference is not None:
+                if schema.is_recipe(reference):
+                    raise wrong(loaded, name, f"expected a hub name or a path, got a recipe: {reference}")
+                if Path(reference).is_absolute() and not Path(reference).exists():
+                    raise wrong(loaded, name, f"no such file or directory: {shown(Path(reference))}")
+                external = External.named(reference, use="tokenizer" if name == "tokenizer" else "dataset")
+                if name == "dataset":
+                    external = replace(external, folders=tuple(recipe.folders))
+                found[name] = external
+        return found
+
+    def _pairs(self, loaded: Loaded) -> Stage:
+        inputs = {
+            "data": self.reference("data", loaded),
+            "model": self.reference("model_name_or_path", loaded),
+        }
+        recipe = cast(schema.PairsRecipe, loaded.recipe)
+        for table in (recipe.table, recipe.validation_table):
+            if table is not None:
+                self._need_table(inputs["data"], table, loaded)
+        return self._add("pairs", loaded.path.stem, loaded, inputs)
+
+    def _relabel(self, loaded: Loaded) -> Stage:
+        inputs = {"data": self.reference("data", loaded), "model": self.reference("reward_model", loaded)}
+        return self._add("relabel", loaded.path.stem, loaded, inputs)
+
+    def _splits(self, loaded: Loaded) -> Stage:
+        recipe = cast(schema.SplitsRecipe, loaded.recipe)
+        inputs = {"data": self.reference("data", loaded), "tokenizer": self.reference("tokenizer", loaded)}
+        if isinstance(tokenizer := inputs["tokenizer"], External):
+            tokenizer.use = "tokenizer"
+        if recipe.ensemble_on is not None:
+            self._columns(loaded, recipe.ensemble_on, "ensemble_on")
+        limit = shortest_user(loaded) if recipe.max_length == "auto" else recipe.max_length
+        # Without a limit the key is that of splits from before there was one.
+        resolved = recipe.model_copy(update={"max_length": limit or "auto"})
+        place = f"{rho_folder(recipe.rho)}/{loaded.path.stem}"
+        return self._add("splits", place, loaded, inputs, recipe=resolved)
+
+
+def beside(loaded: Loaded) -> Iterator[Loaded]:
+    """The recipes in a recipe's folder; not files that others extend, nor what `rpo recipe check` refuses."""
+    for file in recipes_in(loaded.path.parent):
+        with suppress(RecipeError):
+            yield load(str(file))
+
+
+def shortest_user(splits: Loaded) -> int | None:
+    """The least max_length of the recipes beside these splits that train on them with overlong: drop."""
+    limits = []
+    for user in beside(splits):
+        recipe = user.recipe
+        if isinstance(recipe, schema.RewardRecipe | schema.PolicyRecipe) and recipe.overlong == "drop":
+            with suppress(RecipeError):
+                limits += [recipe.max_length] if user.reference("data") == splits.path else []
+    return min(limits, default=None)

@@ -1,0 +1,207 @@
+"""Plans of policies: their reference, their teachers, and what each says of the pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, cast
+
+from rpo_cli.artifacts import External, Stage, hash_of, rho_folder, walk
+from rpo_cli.recipes import Loaded, RecipeError, load, schema, shown
+from rpo_cli.runs.planning.base import at_rho, wrong
+from rpo_cli.runs.planning.models import ModelPlanner, name_of
+
+# What a scoring recipe takes over from its policy; of 4 bits and the batch size `_scoring` decides.
+SCORED = (
+    schema.ScoringRecipe.model_fields.keys()
+    - schema.FourBits.model_fields.keys()
+    - {*("stage", "model_name_or_path", "per_device_eval_batch_size", "expected_seconds")}
+)
+CHECKPOINTS = "-checkpoints"
+Teacher = Stage | External | tuple[str, ...]  # a reward model, or two columns of the data
+
+
+class PolicyPlanner(ModelPlanner):
+    """Plans policies and what they are trained on."""
+
+    def _trained(self, loaded: Loaded) -> Stage:
+        """The training of a policy; one that keeps checkpoints to choose from stands beside the policy."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        self._need_model(loaded)
+        splits = self.reference("data", loaded)
+        if not isinstance(splits, Stage) or splits.kind != "splits":
+            raise wrong(loaded, "data", "a policy is trained on the pairs of a splits recipe")
+        biases = cast(schema.SplitsRecipe, splits.recipe).ensemble
+        if recipe.subset is not None and recipe.subset not in biases:
+            listed = ", ".join(f"{b:g}" for b in biases)
+            raise wrong(loaded, "subset", f"{recipe.subset:g} is no subset of {recipe.data} ({listed})")
+        model = self.reference("model_name_or_path", loaded)
+        inputs: dict[str, Stage | External] = {"data": splits, "model": model}
+        pairs = cast(Stage, splits.inputs["data"])
+        of_pairs = pairs.path.split("/", 1)[1]  # differently labelled pairs have log-probs of their own
+        # Delta h is zero at the start only if the reference is what the policy starts from, 4 bits included.
+        kept = {name: getattr(recipe, name) for name in schema.FourBits.model_fields}
+        bits = f"-{recipe.bnb_4bit_quant_type}" if recipe.load_in_4bit else ""
+        scored: dict[str, Stage | External] = {"model": model, "data": pairs}
+        inputs["reference"] = self._scoring(
+            "reference", f"reference-logps{bits}/{of_pairs}", loaded, scored, kept
+        )
+        if recipe.samples_reference:
+            inputs["samples"] = self._scoring(
+                "samples", f"reference-samples{bits}/{of_pairs}", loaded, scored, kept
+            )
+        for name, teacher in self._teachers(loaded):
+            inputs[f"scores/{name}"] = self._scores(loaded, teacher, splits, model, recipe.reward_label)
+        place = f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}"
+        return self._add("policy", f"{place}{CHECKPOINTS if recipe.selects else ''}", loaded, inputs)
+
+    def _scores(
+        self,
+        loaded: Loaded,
+        teacher: Teacher,
+        splits: Stage,
+        model: Stage | External,
+        label: str | None,
+    ) -> Stage:
+        """What a teacher says of a D_rho's pairs; `label`: which of its labels is the reward."""
+        rho = rho_folder(cast(schema.PolicyRecipe, loaded.recipe).rho)
+        inputs: dict[str, Stage | External] = {"data": splits, "policy": model}
+        if isinstance(teacher, tuple):
+            path = f"{rho}/scores/external-{hash_of(teacher)[:8]}"
+            return self._scoring("scores", path, loaded, inputs, columns=teacher)
+        inputs["model"] = teacher
+        if isinstance(teacher, External):
+            name = teacher.key if label is None else [teacher.key, label]
+            path = f"{rho}/scores/external-{hash_of(name)[:8]}"
+            return self._scoring("scores", path, loaded, inputs, label=label)
+        place = teacher.path.split("/", 1)[1].removeprefix(f"{rho}/")
+        if _other_splits(teacher, splits):
+            place = f"{place}/{splits.path.rsplit('/', 1)[1]}"
+        return self._scoring("scores", f"{rho}/scores/{place}", loaded, inputs)
+
+    def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Teacher]]:
+        """What an objective distils, under the names of the cells' histogram."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        if recipe.asks_columns:
+            yield "rm", self._columns(loaded, recipe.margin_columns[0], "margin_columns")
+        elif recipe.asks_one and recipe.reward_member is not None:
+            yield f"{recipe.reward_member:g}", self._member(loaded)
+        elif recipe.asks_one:
+            yield "rm", self.reference("reward_model", loaded)
+        elif recipe.asks_ensemble:
+            if not recipe.compares_members:
+                yield "warm", self._warm(loaded)
+            elif not isinstance(recipe.members, str):
+                key = "margin_columns" if recipe.margin_columns else "ensemble"
+                if recipe.calibration == "temperature" and recipe.calibration_mix == "own":
+                    without = "members in a list have no bias b of their own"
+                    cure = "set calibration_mix: data or calibration: none"
+                    raise wrong(loaded, key, f"{without}; {cure}")
+                for index, member in enumerate(recipe.members):
+                    if isinstance(member, schema.Columns):
+                        yield f"m{index}", self._columns(loaded, member.columns, key, index)
+                    else:
+                        yield f"m{index}", self._resolve(member, loaded, (key, index))
+            else:
+                for trained in self._members(loaded, recipe.members):
+                    self._need_same_attribute(loaded, trained)
+                    yield name_of(trained), trained
+
+    def _need_same_attribute(self, loaded: Loaded, member: Stage) -> None:
+        """Where a member is calibrated to its own b, the policy's splits tell held-out pairs apart by that."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        if "member" not in member.options or not recipe.calibrates or recipe.calibration_mix != "own":
+            return
+        own = cast(schema.SplitsRecipe, cast(Stage, self.reference("data", loaded)).recipe)
+        for splits in _splits_below(member):
+            if cast(schema.SplitsRecipe, splits.recipe).ensemble_on != own.ensemble_on:
+                named = f"{shown(splits.source)} has another ensemble_on than {recipe.data}"
+                cure = f"set data: {splits.source.name}, or calibration_mix: data"
+                raise wrong(loaded, "ensemble", f"{named}; {cure}")
+
+    def _members(self, loaded: Loaded, name: str) -> list[Stage]:
+        """The ensemble that a policy names."""
+        with self._step(loaded, ("ensemble",)):
+            return self.members(self._ensemble(loaded, name))
+
+    def _member(self, loaded: Loaded) -> Stage:
+        """The one member of an ensemble that a policy asks for by its bias."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        if not schema.is_recipe(recipe.reward_model):
+            what = f"reward_model: {recipe.reward_model} is a model; only a recipe has members"
+            raise wrong(loaded, "reward_member", what)
+        with self._step(loaded, ("reward_model",)):
+            ensemble = self.load(
+                loaded.sibling(recipe.reward_model, "reward_model"), expect="reward", **at_rho(recipe.rho)
+            )
+            members = {member.options.get("member"): member for member in self.members(ensemble)}
+        if recipe.reward_member not in members:
+            listed = ", ".join(f"{b:g}" for b in members if b is not None) or "none has a bias of its own"
+            what = f"{recipe.reward_member:g} is no member of {recipe.reward_model} ({listed})"
+            raise wrong(loaded, "reward_member", what)
+        return members[recipe.reward_member]
+
+    def _ensemble(self, loaded: Loaded, name: str) -> Loaded:
+        rho = cast(schema.PolicyRecipe, loaded.recipe).rho
+        return self.load(loaded.sibling(name, "ensemble"), expect="reward", **at_rho(rho))
+
+    def _warm(self, loaded: Loaded) -> Stage:
+        """One reward model with the mean of the members' weights."""
+        reference = cast(schema.PolicyRecipe, loaded.recipe).ensemble
+        if isinstance(reference, list):
+            of_one = "teacher: warm averages members of one initialisation"
+            raise wrong(loaded, "ensemble", f"{of_one}; name a recipe with `ensemble:`")
+        ensemble = self._ensemble(loaded, reference)
+        members = self._members(loaded, reference)
+        inputs: dict[str, Stage | External] = {f"members/{name_of(member)}": member for member in members}
+        recipe = ensemble.recipe.model_copy(update={"expected_seconds": 1.0})
+        place = f"{rho_folder(cast(schema.RewardRecipe, recipe).rho)}/{ensemble.path.stem}/warm"
+        return self._add("warm", place, ensemble, inputs, recipe=recipe)
+
+    def _scoring(
+        self,
+        kind: str,
+        path: str,
+        loaded: Loaded,
+        inputs: Mapping[str, Stage | External],
+        bits: Mapping[str, Any] | None = None,
+        label: str | None = None,
+        columns: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> Stage:
+        policy = cast(schema.PolicyRecipe, loaded.recipe)  # or a reward model's, to diagnose it
+        values = {name: getattr(policy, name) for name in SCORED if hasattr(policy, name)} | dict(bits or {})
+        values |= {"rm_seed": None, "policy_seed": None, "reward_label": label}
+        if kind != "samples":
+            values |= {"reference_samples": 1, "max_new_tokens": 1, "sampling_seed": None}
+        if "per_device_eval_batch_size" in policy.model_fields_set:
+            # Memory allows no more.
+            values["per_device_eval_batch_size"] = policy.per_device_eval_batch_size
+        recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
+        options = {"columns": list(columns)} if columns else options
+        return self._add(kind, path, loaded, inputs, options, recipe=recipe)
+
+
+def _other_splits(teacher: Stage | External, splits: Stage) -> bool:
+    """Whether a teacher was trained on the pairs of another splits recipe than the one it scores."""
+    below = _splits_below(teacher) if isinstance(teacher, Stage) else []
+    return bool(below) and splits not in below
+
+
+@cache
+def _splits_below(stage: Stage) -> list[Stage]:
+    return [needed for needed in walk([stage]) if needed.kind == "splits"]
+
+
+def cell_name(loaded: Loaded) -> str:
+    """Folder of a policy: its strength, and whatever --set changed that can change the result."""
+    recipe = cast(schema.PolicyRecipe, loaded.recipe)
+    name, strength = recipe.strength
+    parts = [f"{name}-{strength:g}"]
+    changed = {key.split(".")[0] for key in loaded.overrides} - {"beta", "tau", "rho", "seed"}
+    if changed:
+        values = schema.result_fields(recipe)
+        own = schema.result_fields(load(str(loaded.path), seed=recipe.seed, **at_rho(recipe.rho)).recipe)
+        names = sorted(name for name in changed if name in values and values[name] != own.get(name))
+        parts += [f"{name}-{values[name]}".replace("/", "_").replace(" ", "") for name in names]
+    return "-".join(parts)

@@ -1,0 +1,86 @@
+"""What the stages of a plan need of a machine: GPUs, memory, disk and time, as far as that is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from statistics import median
+
+from rpo_cli import devices
+from rpo_cli.artifacts import External, Stage, Workspace
+from rpo_cli.recipes.schema import KINDS, TrainingRecipe
+from rpo_cli.runs import local_models as models
+from rpo_cli.runs.plan import Resources
+from rpo_cli.runs.room import LIBRARIES
+
+MOST_GPUS = 8  # of one machine
+MB = 1_000_000
+Times = Mapping[tuple[str, str], float]  # seconds by kind and name of the recipe
+
+
+def resources(stages: Sequence[Stage], workspace: Workspace) -> dict[str, Resources]:
+    """The resources of each stage by its path."""
+    times, weights = measured(stages, workspace), _Weights(workspace)
+    return {stage.path: _of(stage, times, weights) for stage in stages}
+
+
+def measured(stages: Sequence[Stage], workspace: Workspace) -> Times:
+    """Median seconds of the finished stages among these, by kind and recipe."""
+    seen: dict[tuple[str, str], list[float]] = {}
+    for stage in stages:
+        if (found := workspace.manifest(stage.path)) is not None:
+            seen.setdefault((stage.kind, stage.source.stem), []).append(found["seconds"])
+    return {place: median(seconds) for place, seconds in seen.items()}
+
+
+def _of(stage: Stage, times: Times, weights: _Weights) -> Resources:
+    recipe, gpus, count = stage.recipe, int(_on_gpu(stage)), weights.of(stage)
+    seconds = times.get((stage.kind, stage.source.stem))
+    minutes = recipe.expected_seconds if seconds is None else seconds
+    # As `preflight.room` counts: gradients and Adam's moments with the weights, two checkpoints beside them.
+    in_memory, on_disk, most = 4, 0, 1
+    if isinstance(recipe, TrainingRecipe) and KINDS[stage.kind].trains:
+        in_memory = 16 if gpus == 0 and not recipe.use_peft else 4
+        on_disk = 4 + (24 if recipe.save_steps else 0)
+        batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+        most = max(number for number in range(1, MOST_GPUS + 1) if batch % number == 0)
+    return Resources(
+        gpus=gpus,
+        max_gpus=gpus * most,
+        memory_mb=None if count is None else math.ceil((LIBRARIES + in_memory * count) / MB),
+        disk_mb=None if count is None else math.ceil(on_disk * count / MB),
+        minutes=None if minutes is None else round(minutes / 60, 2),
+        measured=seconds is not None,
+    )
+
+
+def _on_gpu(stage: Stage) -> bool:
+    """Whether a stage wants a GPU; `device: auto` is what it means on this machine."""
+    if not KINDS[stage.kind].needs_model or stage.recipe.device in ("cpu", "xla"):
+        return False
+    return stage.recipe.device == "cuda" or devices.choose(stage.recipe).name == "cuda"
+
+
+class _Weights:
+    """How many weights models have, each looked up once."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.root = workspace.root
+        self._count = cache(lambda folder: sum(map(math.prod, models.shapes_of(folder).values())))
+
+    def of(self, stage: Stage) -> int | None:
+        """Of the largest model that a stage trains or reads; None where that is not known here."""
+        nodes = [stage] if KINDS[stage.kind].trains else [*filter(_is_model, stage.inputs.values())]
+        if not KINDS[stage.kind].needs_model or not nodes:
+            return None
+        counts = [self._of_base(models.base_of(node)) for node in nodes]
+        return None if 0 in counts else max(counts)
+
+    def _of_base(self, base: models.Node) -> int:
+        folder = self.root / base.path if isinstance(base, Stage) else models.folder_of(base)
+        return 0 if folder is None else int(self._count(folder))
+
+
+def _is_model(node: models.Node) -> bool:
+    return node.use == "model" if isinstance(node, External) else KINDS[node.kind].trains
