@@ -21,6 +21,7 @@ SEEN = {  # what the table of a sweep has of the metrics of either kind of stage
     "evaluate": {
         "advantage": "advantage", "low": "advantage_low", "high": "advantage_high",
         "tokens_mean": "tokens_mean", "kl_to_reference": "kl_to_reference",
+        "win": "win_rate", "unfinished": "unfinished_share",
     },
     "held_out": {"accuracy": "validation/accuracy", "margin": "validation/margin"},
 }  # fmt: skip
@@ -146,13 +147,14 @@ def validation_table(
     rows = []
     for cell in cells:
         seen = SEEN[cell.evaluation.kind]
-        if is_among(cell, diverged):
-            metrics = dict.fromkeys(seen.values())
-        else:
+        metrics: dict[str, Any] = dict.fromkeys(seen.values())
+        if not is_among(cell, diverged):
             metrics = workspace.finished(cell.evaluation.path)["metrics"]
+            if (step := workspace.finished(cell.policy_path)["metrics"].get("selected/step")) is not None:
+                seen, metrics = {**seen, "step": "step"}, {**metrics, "step": step}
         name, value = cell.strength
         row = {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "parameter": name, "value": value}
-        rows.append(row | {column: metrics[of] for column, of in seen.items()})
+        rows.append(row | {column: metrics.get(of) for column, of in seen.items()})
     return rows
 
 
