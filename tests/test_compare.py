@@ -219,7 +219,7 @@ def test_without_an_oracle_pairs_lengths_and_kl_are_compared_and_a_half_of_the_p
 
     chosen = json.loads(compare(tiny, "--sweep", "--json").stdout)
     assert [measure["name"] for measure in chosen["measures"]] == (
-        ["accuracy", "margin", "tokens", "kl", "unfinished"]
+        ["accuracy", "margin", "teachers", "tokens", "kl", "unfinished"]
     )
     table = pd.read_csv(tiny.root / "sweeps/e-dpo.csv")
     assert list(table.columns[-2:]) == ["accuracy", "margin"]

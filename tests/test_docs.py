@@ -77,7 +77,7 @@ def test_documented_command_line_is_understood(
     words = shlex.split(line, comments=True)[1:]
     if words[:2] == ["recipe", "schema"]:
         words = [word.replace("recipes/", "") for word in words]  # not over the real one
-    if words[:2] == ["data", "inspect"] or words[0] in ("init", "score", "sample"):
+    if words[:2] == ["data", "inspect"] or words[0] in ("init", "score", "sample", "stage"):
         words.append("--help")  # builds the data, reads files; its own tests run it
     elif words[0] == "rebuild":
         words.append("--help")  # of a card that a reader has; tests/test_export.py runs it

@@ -87,24 +87,14 @@ def test_a_look_says_what_the_saved_policy_says(tiny: Tiny) -> None:
     assert metrics["monitor/tokens_before"] == first["monitor/tokens"]
 
 
-def look(step: int, tokens: float, accuracy: float | None = None, kl: float = 0.0) -> dict[str, float]:
-    found = {"step": step, "monitor/tokens": tokens, "monitor/kl_to_reference": kl}
-    return found if accuracy is None else found | {"monitor/accuracy": accuracy}
+def look(step: int, tokens: float) -> dict[str, float]:
+    return {"step": step, "monitor/tokens": tokens}
 
 
 def test_samples_that_get_a_fifth_longer_or_shorter_are_flagged() -> None:
     for after, said in ((12.0, "20 % longer"), (8.0, "20 % shorter"), (11.5, ""), (8.5, "")):
-        lines = over_optimised([look(0, 10), look(5, after, 0.7, 1)], 100)
+        lines = over_optimised([look(0, 10), look(5, after)])
         assert (said in lines[0]) if said else lines == []
-
-
-def test_held_out_accuracy_that_falls_while_the_kl_rises_is_flagged() -> None:
-    start = look(0, 10)
-    fell = [start, look(5, 10, 0.8, 1), look(10, 10, 0.7, 2)]
-    assert "fell from 80 % (step 5) to 70 %" in over_optimised(fell, 100)[0]
-    assert over_optimised(fell, 50) == []  # two standard errors are 11 %
-    assert over_optimised([start, look(5, 10, 0.8, 3), look(10, 10, 0.7, 2)], 100) == []
-    assert over_optimised([start], 100) == []
 
 
 def share(right: pd.Series, seeds: pd.Series) -> tuple[float, float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,22 @@ def test_a_foreign_reward_model_reads_conversations_by_its_own_template_and_give
 
 COLUMNS = ("score", "other")
 ASKED = "score_chosen, score_rejected"
+
+
+def test_without_an_oracle_the_teacher_says_what_it_makes_of_the_samples(talks: Tiny) -> None:
+    talks.edit("evaluate.yaml", "oracle: null")
+    said = talks.run("evaluate", "policy.yaml")
+    assert re.search(r"teacher's reward [+-]\d.*of the baseline.*not independent", said.output)
+    folder = talks.root / "seed-0/unbiased"
+    (file,) = (folder / "taught").glob("**/rewards.parquet")
+    (sampled,) = (folder / "evaluations").glob("**/samples.parquet")
+    samples, rewards = pd.read_parquet(sampled), pd.read_parquet(file).set_index("prompt_id")
+    prompts = pd.read_parquet(talks.root / "seed-0/data/prompts_test.parquet")
+    told = {row.prompt: json.loads(row.messages)["prompt"] for row in prompts.itertuples()}
+    answers = [{"role": "assistant", "content": text.strip()} for text in samples["response"]]
+    asked = [[*told[prompt], answer] for prompt, answer in zip(samples["prompt"], answers, strict=True)]
+    expected = plainly(talks.suite / "judge", asked)
+    assert rewards.loc[samples["prompt_id"], "reward"].to_list() == pytest.approx(expected, abs=1e-4)
 
 
 def write_scores(talks: Tiny) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rpo_cli.artifacts.files import publish
 from rpo_cli.artifacts.manifest import Manifest
@@ -23,7 +22,9 @@ SYMBOLS = (
 IS = {
     "sft": "A language model fine-tuned on written responses.",
     "reward": "A Bradley-Terry reward model: one logit, read at the EOS that ends prompt and response.",
+    "warm": "A reward model with the mean weights of an ensemble: one logit, read at the EOS.",
 }
+REWARDS = ("reward", "warm")
 SEQ = "AutoModelForSequenceClassification"
 TEMPLATE = """\
 # {name}
@@ -67,7 +68,7 @@ def write_card(
     evaluations: Sequence[Manifest] = (),
     *,
     adapter: bool = False,
-    **more: Any,
+    **more: object,
 ) -> None:
     """Write README.md and rpo_recipe.yaml into a model's folder.
 
@@ -86,7 +87,7 @@ def write_card(
         base_model=[name for name in bases if name not in origin["inputs"]] or None,
         datasets=[name for name in origin["datasets"] if name not in origin["inputs"]] or None,
         library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-classification" if kind == "reward" else "text-generation",
+        pipeline_tag="text-classification" if kind in REWARDS else "text-generation",
         tags=["rpo", "preference-optimization" if objective else kind, *objective, "trl"],
         rpo={**made, "key": manifest["key"], **made_by, **more},
     )
@@ -138,10 +139,15 @@ def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tup
         yield "length bias rho", told
     for key, value in manifest["options"].items() if manifest["kind"] == "reward" else ():
         yield "member of the ensemble", f"{'b' if key == 'member' else key} = {value:g}"
+    if manifest["kind"] == "warm":
+        yield "mean of", f"{manifest['metrics']['members']} members, each trained as follows"
     batch = recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"]
     metrics = manifest["metrics"]
     steps = metrics.get("steps", "all")
     yield "training", f"{steps} steps of {batch} rows, learning rate {recipe['learning_rate']:g}"
+    if "selected/step" in metrics:
+        kept = sum(name.startswith("kept/") for name in metrics)
+        yield "checkpoint", f"step {metrics['selected/step']}, the best of {kept} on validation"
     if "rows" in metrics:
         yield "rows", f"{metrics['rows']:,}; {metrics.get('dropped', 0):,} left out, longer than max_length"
     if recipe["use_peft"]:
@@ -186,7 +192,7 @@ def _where(evaluation: Manifest) -> str:
     return f"{metrics.get('prompts', '')} {recipe['split']} prompts".strip()
 
 
-def _measured(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _measured(metrics: Mapping[str, object]) -> list[tuple[str, str, str]]:
     """Name, value and interval of each number, those with an interval first."""
     rows = []
     for name, value in metrics.items():
@@ -197,8 +203,8 @@ def _measured(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _use(kind: str, place: str, origin: Origin, adapter: bool) -> Iterator[str]:
-    auto = SEQ if kind == "reward" else "AutoModelForCausalLM"
-    more = ", num_labels=1" if kind == "reward" else ""
+    auto = SEQ if kind in REWARDS else "AutoModelForCausalLM"
+    more = ", num_labels=1" if kind in REWARDS else ""
     yield "```python"
     yield f"from transformers import {auto}, AutoTokenizer\n"
     yield f'tokenizer = AutoTokenizer.from_pretrained("{place}")'
@@ -211,5 +217,5 @@ def _use(kind: str, place: str, origin: Origin, adapter: bool) -> Iterator[str]:
     yield "```"
     if adapter and origin["start"] not in origin["base"]:
         yield f"\n`{origin['start']}` is a model that was trained before, and has a card of its own."
-    if kind != "reward" and not adapter:
+    if kind not in REWARDS and not adapter:
         yield f"\nvLLM serves the same folder: `vllm serve {place}`."

@@ -19,7 +19,7 @@ from rpo_cli.recipes.whole import write_whole
 SMALL_FILE = 64 * 2**20
 
 
-def hash_of(value: Any) -> str:
+def hash_of(value: object) -> str:
     """SHA-256 of a JSON-able value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -40,7 +40,7 @@ def hash_path(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, never a part."""
     write_whole(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
@@ -107,7 +107,7 @@ def publish(path: Path, content: bytes) -> Path:
     return path
 
 
-def write_csv(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+def write_csv(rows: Sequence[Mapping[str, object]], file: Path) -> None:
     """Write rows as CSV, whole or not at all."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))

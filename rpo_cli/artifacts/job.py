@@ -92,7 +92,7 @@ class Outcome(NamedTuple):
     `told`: what its user should know, and nobody else who reads the manifest.
     """
 
-    metrics: dict[str, Any]
+    metrics: dict[str, object]
     device: str
     warnings: list[str]
     told: Sequence[str] = ()

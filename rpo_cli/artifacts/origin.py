@@ -28,14 +28,15 @@ HEAD = """\
 class Origin(TypedDict):
     """How to make a model again.
 
-    target: its recipe's name among `recipes`. member: what tells one of an ensemble from the others.
+    target: its recipe's name among `recipes`. member: what tells one of an ensemble from the others; warm:
+    the mean of all.
     recipes: their keys that are not at their defaults. inputs: files and folders with their content; hub:
     names with their commits, as a lock file has them. start: what this training began with, an artifact
     perhaps; base: what all trainings began with; datasets: where rows came from.
     """
 
     target: str
-    member: NotRequired[dict[str, Any]]
+    member: NotRequired[dict[str, object]]
     recipes: dict[str, dict[str, Any]]
     inputs: dict[str, str]
     hub: dict[str, dict[str, str]]
@@ -49,7 +50,7 @@ def origin_of(stage: Stage) -> Origin:
     below = walk([stage])
     chain = [each for each in below if each.kind in schema.MODELS]
     outside = [needed for each in below for needed in each.inputs.values() if isinstance(needed, External)]
-    start = stage.inputs.get("model")
+    start = _start(stage)
     files = {
         portable(file): str(each.options["files"][table])
         for each in chain
@@ -70,19 +71,27 @@ def origin_of(stage: Stage) -> Origin:
     }
     if stage.kind == "reward" and stage.options:
         found["member"] = dict(stage.options)
+    if stage.kind == "warm":
+        found["member"] = {"warm": True}
     return found
+
+
+def _start(stage: Stage) -> Stage | External | None:
+    """What a model's training began with; of a mean of weights any member, which began alike."""
+    members = (node for name, node in stage.inputs.items() if name.startswith("members/"))
+    return stage.inputs.get("model") or next(members, None)
 
 
 def _bases(stage: Stage) -> Iterator[External]:
     """The model that training began with, below all the stages that trained it."""
-    node = stage.inputs.get("model")
+    node = _start(stage)
     if isinstance(node, Stage):
         yield from _bases(node)
     elif node is not None:
         yield node
 
 
-def _body(stage: Stage) -> dict[str, Any]:
+def _body(stage: Stage) -> dict[str, object]:
     """A stage's recipe as a file beside the others' would say it."""
     recipe = stage.recipe
     values = recipe.model_dump(mode="json", exclude_defaults=True, exclude=WITHOUT)
@@ -100,7 +109,7 @@ def _body(stage: Stage) -> dict[str, Any]:
     return values
 
 
-def _named(reference: Any) -> Any:
+def _named(reference: object) -> object:
     """A reference as it is written where all recipes are in one place."""
     if isinstance(reference, list):
         return [_named(each) for each in reference]

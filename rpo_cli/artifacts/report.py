@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rpo_cli.artifacts.files import write_whole
 from rpo_cli.artifacts.tracker import Tell, Tracker
@@ -88,7 +88,7 @@ class Report:
         self.told.append(line)
         log.warning(line)
 
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+    def log(self, metrics: Mapping[str, object], step: int) -> None:
         """Append one line to metrics.jsonl (and to W&B)."""
         with self.file.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}, sort_keys=True) + "\n")
@@ -110,7 +110,7 @@ class Report:
                 break
         write_whole(self.file, "".join(f"{line}\n" for line in kept))
 
-    def logged(self, name: str) -> list[dict[str, Any]]:
+    def logged(self, name: str) -> list[dict[str, float]]:
         """The lines of metrics.jsonl that have this metric, oldest first."""
         lines = self.file.read_text().splitlines() if self.file.is_file() else []
         return [found for line in lines if name in (found := json.loads(line))]
@@ -119,7 +119,7 @@ class Report:
         """A table of samples for W&B."""
         self.tracker.table(name, frame)
 
-    def summary(self, metrics: Mapping[str, Any]) -> None:
+    def summary(self, metrics: Mapping[str, object]) -> None:
         """The stage's final metrics."""
         self.tracker.summary(metrics)
 
@@ -130,7 +130,7 @@ class Silence(Report):
     def __enter__(self) -> Report:
         return self
 
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+    def log(self, metrics: Mapping[str, object], step: int) -> None:
         """Nothing."""
 
     def rewind(self, step: int) -> None:

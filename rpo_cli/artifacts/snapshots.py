@@ -56,10 +56,15 @@ def entry(external: External) -> tuple[str, str]:
     return f"{_type(external)}s", _name(external)
 
 
+def commits(workspace: Workspace) -> dict[str, dict[str, str]]:
+    """The commits of the lock file, by kind and by name at its revision."""
+    return read_json(lock_file(workspace)) or {}
+
+
 def pin(targets: Sequence[Stage], workspace: Workspace) -> None:
     """Give every hub name below the targets the commit that the lock file has for it; their keys follow."""
     stages = walk(targets)
-    known = read_json(lock_file(workspace)) or {}
+    known = commits(workspace)
     changed = False
     for external in externals(stages):
         kind, name = entry(external)

@@ -27,7 +27,7 @@ def server() -> str:
     return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
-def wandb_mode() -> tuple[Any, str]:
+def wandb_mode() -> tuple[str, str]:
     """Weights & Biases' mode (online, offline, disabled) and why."""
     if mode := os.environ.get(MODE):
         return mode, f"{MODE} says so"
@@ -60,10 +60,9 @@ class Tracker:
         self.run: Any = None
         self.tell = tell
 
-    def start(self, root: Path, **about: Any) -> None:
+    def start(self, root: Path, **about: object) -> None:
         """Begin a run in a folder; offline, with the reason, where there is no login or no connection."""
         with self._guarded():
-            mode: Any
             mode, why = wandb_mode()
             if mode == "disabled":
                 return
@@ -77,7 +76,7 @@ class Tracker:
             try:
                 if mode == "online":
                     _need_answer()
-                self.run = wandb.init(**begin, mode=mode)
+                self.run = wandb.init(**{**begin, "mode": mode})
             except Exception as error:  # of wandb, and of what it is made of
                 if mode != "online":
                     raise
@@ -85,10 +84,10 @@ class Tracker:
                 self.tell(f"Weights & Biases: {why}; it goes on offline (`wandb sync` sends it later)")
                 os.environ[MODE] = mode
                 wandb.teardown()  # of the attempt: its service still holds the run's name
-                self.run = wandb.init(**begin, mode=mode)
+                self.run = wandb.init(**{**begin, "mode": mode})
             log.info("W&B %s (%s): %s", mode, why, self.run.dir)
 
-    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
+    def log(self, values: Mapping[str, object], step: int | None = None) -> None:
         with self._guarded():
             if self.run is not None:
                 self.run.log(dict(values), step=step)
@@ -107,7 +106,7 @@ class Tracker:
 
                 self.run.log({name: wandb.Image(str(file)) for name, file in files.items()})
 
-    def summary(self, metrics: Mapping[str, Any]) -> None:
+    def summary(self, metrics: Mapping[str, object]) -> None:
         with self._guarded():
             if self.run is not None:
                 self.run.summary.update(dict(metrics))

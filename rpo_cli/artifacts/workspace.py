@@ -17,15 +17,15 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock
+from filelock import SoftFileLease
 
 from rpo_cli.artifacts.files import no_room, read_json, write_json
 from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Identity, Manifest, as_manifest
 from rpo_cli.errors import BadInput, RunFailed
 
 NAME = "workspace.json"
+STALE = 120.0  # seconds: a lease that was not renewed for so long, as who waits counts them, is taken over
 REPLACED = ".replaced"
 HASH = re.compile("[0-9a-f]{64}")
 PACKAGES = (
@@ -71,6 +71,7 @@ class Workspace:
     def __init__(self, root: Path, suite: str) -> None:
         self.root = root
         self.suite = suite
+        self._held: dict[str, SoftFileLease] = {}
 
     def check(self) -> str | None:
         """Make sure that what is there, if anything, is a workspace of this suite; a note if that is lost.
@@ -180,9 +181,7 @@ class Workspace:
         and there is nothing left to do.
         """
         directory, aside = self.root / path, self.root / REPLACED / path
-        locks = self.root / ".locks"
-        locks.mkdir(exist_ok=True)
-        with FileLock(locks / (path.replace("/", "__") + ".lock")):
+        with self._lease(path):
             if not force and self.why_stale(path, identity, weights=True) is None:
                 yield None
                 return
@@ -205,13 +204,39 @@ class Workspace:
                     _move(aside, directory)
                 raise
 
+    @contextlib.contextmanager
+    def _lease(self, path: str) -> Iterator[None]:
+        """Hold a file that names this process, and is renewed while it runs; waits while another holds it.
+
+        Any file system that several machines share will do. Who waits takes the lease over when its process
+        is gone from this machine, or when it was not renewed for STALE seconds: counted on the waiting
+        machine's own clock, from when it last saw a change, so that no two clocks are compared.
+        """
+        locks = self.root / ".locks"
+        locks.mkdir(exist_ok=True)
+        lease = SoftFileLease(
+            locks / f"{path.replace('/', '__')}.lease", lease_duration=STALE, poll_interval=0.2
+        )
+        with lease:
+            self._held[path] = lease
+            try:
+                yield
+            finally:
+                del self._held[path]
+
+    def require_lease(self, path: str) -> None:
+        """RunFailed if an artifact that is being built here was taken over by another process meanwhile."""
+        if path in self._held and (lost := self._held[path].compromise) is not None:
+            raise RunFailed(f"{path}: another process has taken it over ({lost.reason}); nothing is lost")
+
     def is_building(self, path: str, identity: Identity) -> bool:
         """Whether the artifact's directory was made ready for this key, and is not finished."""
         started = read_json(self.root / path / STARTED) or {}
         return started.get("key") == identity["key"] and not (self.root / path / MANIFEST).exists()
 
     def publish(self, path: str, manifest: Manifest) -> None:
-        """Declare the artifact finished."""
+        """Declare the artifact finished; RunFailed if another process makes it now."""
+        self.require_lease(path)
         directory = self.root / path
         write_json(directory / MANIFEST, manifest)
         (directory / STARTED).unlink(missing_ok=True)
@@ -258,7 +283,7 @@ def difference(found: Identity, wanted: Identity) -> str:
     return shown + (f"; {len(reasons) - 3} more" if len(reasons) > 3 else "")
 
 
-def _changes(name: str, old: Any, new: Any) -> list[str]:
+def _changes(name: str, old: object, new: object) -> list[str]:
     """What differs between two values, in mappings key by key; of a file's hash only that it does."""
     if old == new:
         return []
@@ -275,7 +300,7 @@ def _changes(name: str, old: Any, new: Any) -> list[str]:
     return [f"{name} {brief(old)} -> {brief(new)}"]
 
 
-def brief(value: Any) -> str:
+def brief(value: object) -> str:
     """A value in a few characters."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from typer import Option, Typer
+from typer import Argument, Option, Typer
 
 from rpo_cli.cli.shared import BudgetOption, Ensemble, GridSize, KeepWeights, Objectives, Seeds, Tune, numbers
 from rpo_cli.runs.command import add_command
@@ -42,3 +42,23 @@ def plan(
 
     chosen = (seeds, tune, keep_weights, budget, objectives, grid_size, ensemble, split, out)
     run_plan(session, PlanOptions(*chosen), numbers(seeds))
+
+
+STAGE = "seed-0/data seed-0/sft --plan plan.json"
+
+
+@command("stage", STAGE, takes={"workspace", "wandb", "accelerate"})
+def stage(
+    session: "Session",
+    paths: Annotated[list[str], Argument(metavar="PATH...", help="Stages of the plan, inputs first.")],
+    plan: Annotated[Path, Option(help="The plan: what `rpo plan --out` wrote.")],
+) -> None:
+    """Make single stages of a plan, in its workspace.
+
+    A stage that is there is left as it is. Refused where the plan no longer holds: a recipe, a file or a
+    model has changed. Several machines may be told to make the same stage: one does, the others wait. A stage
+    that fails stops only those that need it.
+    """
+    from rpo_cli.runs.stage import run_stages
+
+    run_stages(session, paths, plan)

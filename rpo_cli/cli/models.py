@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 app = Typer()
 command = partial(add_command, app)
 PUSH = "Upload it as well, to this name of the hub: USER/NAME. The token: `hf auth login`, or HF_TOKEN."
+MEMBER = "Of an ensemble one member, by its b: 0.2; or warm, the mean of all members' weights."
 OUT_OF = "Replace a model that was exported there before."
 EXPORTED = {"recipe", "rho", "seed", "overrides", "workspace", "device", "dry_run"}
 
@@ -35,6 +36,7 @@ def export(
     ] = None,
     private: Annotated[bool, Option("--private", help="With --push: only you can see it.")] = False,
     force: Annotated[bool, Option("--force", help=OUT_OF)] = False,
+    member: Annotated[str | None, Option(help=MEMBER)] = None,
 ) -> None:
     """Write a trained model into a folder of its own:
     weights, tokenizer, and a model card with the evaluations that there are.
@@ -42,7 +44,7 @@ def export(
     from rpo_cli.runs.export import Wanted
     from rpo_cli.runs.export import export as write
 
-    write(session, Wanted(to, push, adapter, dtype, private, force))
+    write(session, Wanted(to, push, adapter, dtype, private, force, member))
 
 
 @command("rebuild", "my-model/README.md", takes={"workspace", "device", "dry_run", "jobs"})
@@ -92,7 +94,7 @@ def score(
     from rpo_cli.runs import files
 
     size = {"per_device_eval_batch_size": batch_size, "max_length": max_length}
-    files.score(session, file, model, label, out, dtype=dtype, split=split, **size)
+    files.score(session, file, model, label, out, split, dtype=dtype, **size)
 
 
 @command("sample", "prompts.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --num-samples 4",
@@ -118,6 +120,6 @@ def sample(
     """
     from rpo_cli.runs import files
 
-    drawn = {"count": num_samples, "temperature": temperature, "top_p": top_p, "seed": seed}
+    drawn = files.Drawn(count=num_samples, temperature=temperature, top_p=top_p, seed=seed)
     size = {"per_device_eval_batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    files.sample(session, file, model, out, dtype=dtype, split=split, **size, **drawn)
+    files.sample(session, file, model, out, split, drawn, dtype=dtype, **size)

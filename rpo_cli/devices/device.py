@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rpo_cli.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class DeviceError(BadInput):
@@ -51,7 +54,7 @@ class Device:
         return name
 
     @property
-    def checkpointing(self) -> dict[str, Any] | None:
+    def checkpointing(self) -> dict[str, object] | None:
         """How gradient checkpointing goes on this device, where it is not transformers' own way."""
         return None
 
@@ -60,7 +63,7 @@ class Device:
         """attn_implementation where the recipe names none; None: the model's own."""
         return None
 
-    def place(self, model: Any) -> Any:
+    def place(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model on this device, its tied weights still tied."""
         return model.to(self.name)
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from rpo_cli.devices import xla_probe
 from rpo_cli.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+Batch = TypeVar("Batch", bound=Mapping[str, object])
 
 
 def rank() -> int:
@@ -51,7 +58,7 @@ def join_spread(devices: int) -> None:
     os.environ["RANK"] = str(xla_probe.host() * count + local)
 
 
-def cut_model(model: Any, optimizer: Any, rows: int) -> None:
+def cut_model(model: nn.Module, optimizer: Optimizer, rows: int) -> None:
     """Where a model is spread over devices: cut its weights and what the optimiser knows of them."""
     if spread():
         from rpo_cli.devices import spmd
@@ -60,7 +67,7 @@ def cut_model(model: Any, optimizer: Any, rows: int) -> None:
         spmd.shard_optimizer(optimizer, spmd.mesh(rows))
 
 
-def cut_batch(batch: Any, rows: int) -> Any:
+def cut_batch(batch: Batch, rows: int) -> Batch:
     """A batch; where a model is spread over devices, cut as one of so many rows."""
     if spread():
         from rpo_cli.devices import spmd

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -20,14 +20,14 @@ ROWS, REST = "rows", "rest"
 
 
 @functools.cache
-def mesh(rows: int) -> Any:
+def mesh(rows: int) -> xs.Mesh:
     """All devices as [ROWS, REST]: as many as divide the batch have rows of their own, each with its rest."""
     count = torch_xla.runtime.global_runtime_device_count()
     slots = math.gcd(rows, count)
     return xs.Mesh(np.arange(count), (slots, count // slots), (ROWS, REST))
 
 
-def spec_of(shape: torch.Size, over: Any) -> tuple[Any, ...]:
+def spec_of(shape: torch.Size, over: xs.Mesh) -> tuple[object, ...]:
     """How a weight, or its optimiser's tensor, is cut: along the largest dimension that divides, or not."""
     count = over.size()
     divided = [dim for dim, length in enumerate(shape) if length and length % count == 0]
@@ -35,7 +35,7 @@ def spec_of(shape: torch.Size, over: Any) -> tuple[Any, ...]:
     return tuple((ROWS, REST) if dim == largest else None for dim in range(len(shape)))
 
 
-def shard_model(model: nn.Module, over: Any) -> None:
+def shard_model(model: nn.Module, over: xs.Mesh) -> None:
     """Cut every weight of a model that is on XLA's device."""
     torch_xla.sync()  # what was only traced so far cannot be cut
     for weight in model.parameters():
@@ -43,7 +43,7 @@ def shard_model(model: nn.Module, over: Any) -> None:
             xs.mark_sharding(weight, over, spec_of(weight.shape, over))
 
 
-def shard_optimizer(optimizer: torch.optim.Optimizer, over: Any) -> None:
+def shard_optimizer(optimizer: torch.optim.Optimizer, over: xs.Mesh) -> None:
     """Cut an optimiser's state as the weights it belongs to."""
     for weight, state in optimizer.state.items():
         for tensor in state.values():
@@ -56,7 +56,7 @@ def shard_optimizer(optimizer: torch.optim.Optimizer, over: Any) -> None:
                 xs.mark_sharding(tensor, over, spec_of(tensor.shape, over))
 
 
-def shard_batch(batch: dict[str, Any], over: Any) -> None:
+def shard_batch(batch: Mapping[str, object], over: xs.Mesh) -> None:
     """Cut a batch's tensors along their rows; those with other numbers of rows stay whole everywhere."""
     slots = over.shape()[ROWS]
     for tensor in batch.values():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ class Returning(Generic[What]):
 
     def __init__(self, behind: int) -> None:
         self._behind = behind
-        self._sent: deque[tuple[What, Tensor, Any]] = deque()
+        self._sent: deque[tuple[What, Tensor, torch.cuda.Event | None]] = deque()
 
     def send(self, what: What, tensor: Tensor) -> list[tuple[What, Tensor]]:
         """Send one, and return those that are due, on the host."""

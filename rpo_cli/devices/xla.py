@@ -9,13 +9,14 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rpo_cli.devices.device import Device, DeviceError
 from rpo_cli.recipes.schema import KINDS, Recipe
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 
 class Xla(Device):
@@ -38,14 +39,14 @@ class Xla(Device):
         return "adamw_torch_xla"
 
     @property
-    def checkpointing(self) -> dict[str, Any] | None:
+    def checkpointing(self) -> dict[str, object] | None:
         return {"use_reentrant": True}
 
     @property
     def attention(self) -> str | None:
         return "eager"  # sdpa reads the mask back to the host before it calls XLA
 
-    def place(self, model: Any) -> Any:
+    def place(self, model: PreTrainedModel) -> PreTrainedModel:
         model = model.to(self.name)
         model.tie_weights()  # moving makes new parameters
         return model
@@ -79,7 +80,7 @@ def environment(recipes: Sequence[Recipe]) -> dict[str, str]:
     }
 
 
-def to_host(model: Any) -> Any:
+def to_host(model: PreTrainedModel) -> PreTrainedModel:
     """The model where its weights can be looked at and saved: XLA's tensors have no memory to read."""
     if model.device.type == "xla":
         model = model.to("cpu")
@@ -92,7 +93,7 @@ def fixed_shapes(device: torch.device) -> bool:
     return device.type == "xla"
 
 
-def reading(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def reading(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """What a model is read under where nothing is learnt; XLA has no inference mode."""
     import torch
 

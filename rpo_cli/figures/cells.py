@@ -25,7 +25,8 @@ Grids = dict[str, tuple[str, list[float]]]  # of each policy the name of its str
 class Cell:
     """One point of the experiment, and the stage that evaluates it, or measures it.
 
-    `held_out`, `judged`: of a comparison, what measures its held-out pairs, and what a judge may have said.
+    `held_out`, `judged`, `taught`: of a comparison, what measures its held-out pairs, what a judge may have
+    said, and what the teachers of all that are compared say of its samples, where no oracle does.
     """
 
     policy: str
@@ -35,6 +36,7 @@ class Cell:
     evaluation: Stage
     held_out: Stage | None = None
     judged: Stage | None = None
+    taught: tuple[Stage, ...] = ()
 
     @property
     def strength(self) -> tuple[str, float]:
@@ -71,6 +73,7 @@ def read_by(cells: Iterable[Cell]) -> list[Stage]:
     cells = list(cells)
     evaluations = [cell.evaluation for cell in cells]
     evaluations += [cell.held_out for cell in cells if cell.held_out is not None]
+    evaluations += [stage for cell in cells for stage in cell.taught]
     found = (stage.inputs.get("baseline") for stage in evaluations)
     baselines = {stage.path: stage for stage in found if isinstance(stage, Stage)}
     return [*evaluations, *baselines.values()]
@@ -137,13 +140,22 @@ class Cells:
 
     def test(self, selection: Selection, chosen: Chosen | None = None) -> list[Cell]:
         """The cells that a figure shows; `chosen`: with these strengths, where there are any."""
-        return [
+        cells = [
             self.cell(name, rho, seed, "test", None if chosen is None else chosen[name][rho])
             for seed in selection.seeds
             for rho in selection.rhos
             for name in selection.policies
             if chosen is None or rho in chosen.get(name, {})
         ]
+        return [replace(cell, taught=self._taught(cell, cells)) for cell in cells]
+
+    def _taught(self, cell: Cell, cells: Sequence[Cell]) -> tuple[Stage, ...]:
+        """What the teachers of a comparison's cells say of the samples of one; nothing beside an oracle."""
+        if not self.on_pairs or "oracle" in cell.evaluation.inputs:
+            return ()
+        alike = [other.loaded for other in cells if (other.seed, other.rho) == (cell.seed, cell.rho)]
+        found = [stage for own in alike for stage in self._planners[cell.seed].taught(own, cell.evaluation)]
+        return tuple({stage.path: stage for stage in found}.values())
 
     def grids(self, names: Sequence[str]) -> Grids:
         """The swept parameter of each policy and its values.

@@ -17,7 +17,7 @@ from rpo_cli.figures.table import Axes, Bootstrap, over_seeds, resample
 from rpo_cli.recipes import schema, shown
 from rpo_cli.statistics import Array, interval, per_prompt
 
-Source = str  # which of a cell's artifacts a number is from: evaluation, held_out, judged
+Source = str  # which of a cell's artifacts a number is from: evaluation, held_out, judged, taught
 
 
 class Measure(NamedTuple):
@@ -40,6 +40,11 @@ MEASURES = {
     ),
     "advantage": Measure(
         "advantage", "oracle reward", 3, "the oracle's reward minus that of the baseline's sample"
+    ),
+    "teachers": Measure(
+        "teachers' reward", "over baseline, not independent", 3,
+        "what the distilled reward models say of the samples, minus the same of the baseline's; the policies "
+        "learnt from them, so this shows how far they followed, not which is better",
     ),
     "judge": Measure("judge", "% wins over baseline", 1, "share of prompts that the judge gives the policy"),
     "tokens": Measure("length", "tokens", 1, "tokens of a sampled response, EOS counted"),
@@ -126,6 +131,8 @@ def frames(cells: Sequence[Cell], workspace: Workspace, swept: bool) -> Iterator
     yield Frame(
         "held_out", ("accuracy", "margin"), pd.concat([_pairs(c, workspace, half) for c in cells]), True
     )
+    if all(cell.taught for cell in cells):
+        yield Frame("taught", ("teachers",), pd.concat([_taught(cell, workspace) for cell in cells]))
     if all(_verdicts_are_there(cell, workspace) for cell in cells):
         verdicts = pd.concat([_verdicts(cell, workspace) for cell in cells])
         if len(verdicts):
@@ -148,6 +155,14 @@ def _pairs(cell: Cell, workspace: Workspace, half: bool) -> pd.DataFrame:
         }
     )
     return sums.groupby("prompt_id").sum().reset_index().assign(**cell.keys)
+
+
+def _taught(cell: Cell, workspace: Workspace) -> pd.DataFrame:
+    """Each prompt's gain in reward over the baseline's samples, mean over the teachers that read it."""
+    tables = [read(workspace.root / stage.path / "rewards.parquet") for stage in cell.taught]
+    table = pd.concat(tables).groupby("prompt_id").mean()
+    gain = (table["reward"] - table["baseline_reward"]).rename("teachers")
+    return gain.reset_index().assign(**cell.keys)
 
 
 def _verdicts_are_there(cell: Cell, workspace: Workspace) -> bool:
@@ -226,6 +241,7 @@ def _manifests(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
     for cell in cells:
         found = {"policy": cell.evaluation.inputs["policy"], "evaluation": cell.evaluation}
         found |= {name: stage for name in ("held_out", "judged") if (stage := getattr(cell, name))}
+        found |= {f"taught, {stage.path.split('/test/')[1]}": stage for stage in cell.taught}
         paths = {name: f"{cast(Stage, stage).path}/{MANIFEST}" for name, stage in found.items()}
         yield {"policy": cell.policy, "seed": cell.seed, "paths": paths}
         baselines[cast(Stage, cell.evaluation.inputs["baseline"]).path] = cell.seed
@@ -247,6 +263,11 @@ def _notes(
             "no oracle: nothing here says whether people would prefer the samples; read some of them. "
             "Held-out pairs have the bias of the training pairs: a policy that learns it ranks them better"
         )
+        if all(cell.taught for cell in cells):
+            yield (
+                "teachers' reward: mean of the reward models that are distilled. Not independent: a policy "
+                "that distils them rises in their eyes, whether it gets better or not"
+            )
         if swept:
             yield "one half of the held-out pairs chose the strengths, the other is what is reported"
     if any(cell.judged is not None and not _verdicts_are_there(cell, workspace) for cell in cells):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -153,7 +153,7 @@ class _Cached:
             self.mask, self.lengths = self.mask[rows], self.lengths[rows]
 
     def _read(self, ids: Tensor, positions: Tensor | None) -> Tensor:
-        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}
+        inputs: dict[str, object] = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}
         inputs[self.cache_name] = self.cache
         # A recurrent state has the padding behind it: only the prompt needs its mask.
         if self.mask is not None and (self.cache is None or self.cache_name == "past_key_values"):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from rpo_cli.devices import put
 from rpo_cli.models.buckets import Buckets, Shape, longest
-from rpo_cli.models.tokens import Tokens
+from rpo_cli.models.tokens import Row, Tokens
 from rpo_cli.objectives.logps import token_logps
 
 PADDING, PROMPT = -1, 0
@@ -125,9 +125,9 @@ def attention_of(segments: Tensor) -> Tensor:
     return torch.zeros(seen.shape, device=segments.device).masked_fill(~seen, hidden)[:, None]
 
 
-def _inputs(batch: Batch) -> dict[str, Any]:
+def _inputs(batch: Batch) -> dict[str, object]:
     mask = batch["attention_mask"] if "attention_mask" in batch else attention_of(batch["segments"])
-    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+    inputs: dict[str, object] = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
     return inputs | {"attention_mask": mask, "use_cache": False}
 
 
@@ -211,7 +211,7 @@ class PairCollator:
     layout: Layout = "shared"
     buckets: Buckets | None = None
 
-    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+    def __call__(self, rows: Sequence[Row]) -> Batch:
         groups = [groups_of(row) for row in rows]
         prompts = [row["prompt_ids"] for row in rows]
         shape = None
@@ -228,7 +228,7 @@ class PairCollator:
         return batch
 
 
-def groups_of(row: dict[str, Any]) -> list[Tokens]:
+def groups_of(row: Row) -> list[Tokens]:
     """The responses of a row of the collator's: one to learn from, or a pair and perhaps a sample."""
     names = ("completion_ids", "chosen_ids", "rejected_ids", "sample_ids")
     return [row[name] for name in names if name in row]

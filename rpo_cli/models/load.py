@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -21,7 +20,7 @@ from rpo_cli.artifacts import base_of_adapter, look_for
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
 from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
-from rpo_cli.models.weights import read_weights
+from rpo_cli.models.weights import Auto, read_weights
 from rpo_cli.recipes.schema import FourBits, ModelSource
 from rpo_cli.text import first_line, is_word
 
@@ -148,7 +147,7 @@ def load_reward(
             random.
     """
     chosen = None if label is None else _number_of(label, source, revision)
-    heads: dict[str, Any] = {"num_labels": 1} if chosen is None else {}
+    heads: dict[str, object] = {"num_labels": 1} if chosen is None else {}
     auto = AutoModelForSequenceClassification
     model = _load(auto, source, recipe, device, tokenizer, revision, training, bits, foreign, **heads)
     if chosen is not None:
@@ -208,7 +207,7 @@ def four_bits(recipe: FourBits, device: Device) -> BitsAndBytesConfig | None:
 
 
 def _load(
-    auto: Any,
+    auto: Auto,
     source: Path,
     recipe: ModelSource,
     device: Device,
@@ -217,7 +216,7 @@ def _load(
     training: bool,
     bits: BitsAndBytesConfig | None,
     foreign: bool = False,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> PreTrainedModel:
     attention = recipe.attn_implementation or device.attention
     if attention is not None:
@@ -281,7 +280,7 @@ def hold_in_bfloat16(model: PreTrainedModel) -> None:
 
 
 def new_causal(
-    settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, device: Device, seed: int
+    settings: dict[str, object], tokenizer: PreTrainedTokenizerBase, device: Device, seed: int
 ) -> PreTrainedModel:
     """A causal model with random weights from `model_type` and the keys of its config."""
     keys = dict(settings)

@@ -8,13 +8,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models.tokens import Tokens
 from rpo_cli.text import first_line
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
 
 # Batches at a time: vLLM fills its own batches, more prompts at a time let it; fewer show progress.
 CHUNK = 16
@@ -53,7 +56,7 @@ def sample(
         ) from error
     longest = max((len(p) for p in prompts), default=0)
     try:
-        engine: Any = LLM(
+        engine = LLM(
             model=str(model),
             revision=revision,
             dtype=dtype,
@@ -99,7 +102,7 @@ def _seed(seed: int, index: int) -> int:
     return (seed * 1_000_003 + index * 7_919 + 17) % 2**63
 
 
-def _response(output: Any, ends: Sequence[int]) -> list[int]:
+def _response(output: CompletionOutput, ends: Sequence[int]) -> list[int]:
     """A completion's tokens up to its stop token, which is added where vLLM stopped without listing it."""
     tokens = [int(token) for token in output.token_ids]
     for place, token in enumerate(tokens, 1):

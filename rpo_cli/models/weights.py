@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from rpo_cli.artifacts import base_of_adapter, look_for
 from rpo_cli.errors import BadInput
 from rpo_cli.text import first_line
 
+Auto = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 # Buffers of older versions of transformers, which are computed today.
 COMPUTED = re.compile(r"(inv_freq|position_ids|att(ention|n)\.(masked_)?bias)$")
 
 
 def read_weights(
-    auto: Any, source: Path, revision: str | None, vocabulary: int, *, new_head: bool, **kwargs: Any
+    auto: Auto, source: Path, revision: str | None, vocabulary: int, *, new_head: bool, **kwargs: object
 ) -> PreTrainedModel:
     """A model with exactly the weights that its folder has; of an adapter's folder base and adapter in one.
 
@@ -37,7 +37,7 @@ def read_weights(
 
 
 def _whole(
-    auto: Any, source: Path, revision: str | None, vocabulary: int, **kwargs: Any
+    auto: Auto, source: Path, revision: str | None, vocabulary: int, **kwargs: object
 ) -> tuple[PreTrainedModel, list[str]]:
     """A model, and what weights of a head it does not have."""
     adapter = _adapter_in(source, revision)
@@ -60,7 +60,7 @@ def _adapter_in(source: Path, revision: str | None) -> Path | None:
 
 
 def _merged(
-    auto: Any, source: Path, adapter: Path, vocabulary: int, **kwargs: Any
+    auto: Auto, source: Path, adapter: Path, vocabulary: int, **kwargs: object
 ) -> tuple[PreTrainedModel, list[str]]:
     """The base with its adapter merged in, and what weights of a head neither of them has."""
     try:
@@ -96,7 +96,9 @@ def _merged(
     return merged, [name for name in missing if name.split(".")[0] not in brought]
 
 
-def _read(auto: Any, source: Path, revision: str | None, **kwargs: Any) -> tuple[PreTrainedModel, list[str]]:
+def _read(
+    auto: Auto, source: Path, revision: str | None, **kwargs: object
+) -> tuple[PreTrainedModel, list[str]]:
     """A model, and what weights of a head its folder does not have."""
     offline = look_for(source)
     try:

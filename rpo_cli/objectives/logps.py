@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def sequence_logps(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ class _TokenLogps(torch.autograd.Function):
     """Some entries of a log-softmax, piece by piece: autograd's own keeps the whole of it, in float32."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
         flat = logits.reshape(-1, logits.shape[-1])
         pieces = torch.split(flat, _rows_of(flat))
         totals = torch.cat([_at_least_float32(piece).logsumexp(-1) for piece in pieces]).view(

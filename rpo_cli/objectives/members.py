@@ -176,7 +176,7 @@ class MemberChoice:
         counts = zip(self.names, taught.tolist(), strict=True)
         return {f"members/{name}": count / total for name, count in counts}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a checkpoint must hold."""
         return {
             "ema": self.ema.state_dict(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -42,7 +42,7 @@ class Complaint(NamedTuple):
     absent: bool = False
 
 
-def check(model: type[Recipe], values: Mapping[str, Any]) -> tuple[Recipe | None, list[Complaint]]:
+def check(model: type[Recipe], values: Mapping[str, object]) -> tuple[Recipe | None, list[Complaint]]:
     """The validated recipe, or every complaint about it; no silent conversions, except 1e3 to 1000.
 
     Remembered: every cell of a plan asks for its recipe's values for all other rhos again.
@@ -57,8 +57,8 @@ def check(model: type[Recipe], values: Mapping[str, Any]) -> tuple[Recipe | None
 _checked: dict[tuple[type[Recipe], str], tuple[Recipe | None, list[Complaint]]] = {}
 
 
-def _check(model: type[Recipe], values: Mapping[str, Any]) -> tuple[Recipe | None, list[Complaint]]:
-    stage = values["stage"]
+def _check(model: type[Recipe], values: Mapping[str, object]) -> tuple[Recipe | None, list[Complaint]]:
+    stage = str(values["stage"])
     known = {key: value for key, value in values.items() if key in model.model_fields}
     known |= {key: _whole(value) for key, value in known.items() if key not in UNTYPED}
     complaints = [
@@ -111,7 +111,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 
-def got(value: Any) -> str:
+def got(value: object) -> str:
     """A value as a reader of YAML would call it."""
     if value is None:
         return "nothing (null)"
@@ -121,7 +121,7 @@ def got(value: Any) -> str:
     return f"{names.get(type(value), 'a value')} ({short(value)})"
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value in at most 60 characters."""
     try:
         shown = repr(value)
@@ -130,7 +130,7 @@ def short(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> object:
     """Whole floats as ints: strict validation takes an int for a float, but no float for an int."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -139,7 +139,7 @@ def _whole(value: Any) -> Any:
     return {key: _whole(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _keys(value: Any, loc: tuple[int | str, ...]) -> Keys:
+def _keys(value: object, loc: tuple[int | str, ...]) -> Keys:
     """Where in the values an error is: its location without the names of union members and the like."""
     keys: list[str | int] = []
     for part in loc:

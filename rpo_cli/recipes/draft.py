@@ -48,13 +48,13 @@ class Draft:
         option_names_it = isinstance(place, str) and length == len(keys)
         self.problems.append((place, message if option_names_it else _say(keys, message)))
 
-    def put(self, keys: Keys, value: Any, place: Place) -> None:
+    def put(self, keys: Keys, value: object, place: Place) -> None:
         """Set one value, inside a mapping if there are several keys; what stood below it is gone."""
         self.make_way([keys[0]])
         inside = self.values
         for key in keys[:-1]:
-            inside[str(key)] = dict(inside.get(str(key)) or {})
-            inside = inside[str(key)]
+            below = inside.get(str(key))
+            inside[str(key)] = inside = dict(below) if isinstance(below, dict) else {}
         inside[str(keys[-1])] = value
         self.forget(keys)
         self.places[keys] = place
@@ -147,14 +147,15 @@ def _gather(
     return draft
 
 
-def anchor(values: dict[str, Any], folder: Path) -> None:
+def anchor(values: dict[str, object], folder: Path) -> None:
     """Make paths absolute: all files, and references that begin with ./ ../ or ~ (others are hub names)."""
 
-    def absolute(value: Any) -> Any:
+    def absolute(value: object) -> object:
         if isinstance(value, list):
             return [absolute(item) for item in value]
-        relative = isinstance(value, str) and value.startswith(("./", "../", "~"))
-        return _absolute(value, folder) if relative else value
+        if isinstance(value, str) and value.startswith(("./", "../", "~")):
+            return _absolute(value, folder)
+        return value
 
     for key in REFERENCES:
         if key in values:
@@ -173,7 +174,7 @@ def _absolute(value: str, folder: Path) -> str:
     return os.path.abspath(folder / os.path.expanduser(value))
 
 
-def same(one: Any, other: Any) -> bool:
+def same(one: object, other: object) -> bool:
     """Whether two keys are the same, numbers up to rounding."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, abs_tol=1e-9)

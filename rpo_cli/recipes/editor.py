@@ -18,17 +18,17 @@ EXTENDS = {
 }
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, object]:
     """One schema (draft 2020-12) for all recipes: `stage` says which keys there are; without one, all."""
     _, made = models_json_schema(
         [(model, "validation") for model in MODELS.values()], ref_template="#/$defs/{model}"
     )
-    definitions: dict[str, Any] = made["$defs"]
+    definitions: dict[str, dict[str, Any]] = made["$defs"]
     for definition in definitions.values():
         # A docstring may be wrapped.
         if "description" in definition:
             definition["description"] = " ".join(definition["description"].split())
-    rules: list[dict[str, Any]] = []
+    rules: list[dict[str, object]] = []
     for stage, model in MODELS.items():
         definition = definitions[model.__name__]
         properties = definition["properties"]
@@ -69,9 +69,9 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _every_key(stages: list[dict[str, Any]]) -> dict[str, Any]:
+def _every_key(stages: list[dict[str, object]]) -> dict[str, object]:
     """The keys of all stages but `stage`; a key that differs between stages may be any of its forms."""
-    forms: dict[str, list[Any]] = {}
+    forms: dict[str, list[object]] = {}
     for properties in stages:
         for key, form in properties.items():
             if form not in forms.setdefault(key, []):

@@ -87,7 +87,7 @@ def load(
     rho: float | Literal["none"] | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
+    flags: Mapping[str, object] | None = None,
     expect: str | None = None,
     beside: Path | None = None,
 ) -> Loaded:
@@ -110,7 +110,7 @@ def load(
 def _load(
     path: Path,
     overrides: Sequence[str] = (),
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     expect: str | None = None,
     text: str | None = None,
 ) -> Loaded:

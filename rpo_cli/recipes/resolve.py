@@ -14,11 +14,11 @@ from rpo_cli.recipes.yaml_lines import Keys
 
 
 def asked_for(
-    draft: Draft, model: type[Recipe], overrides: Sequence[str], options: Mapping[str, Any]
-) -> dict[Keys, tuple[Place, Any]]:
+    draft: Draft, model: type[Recipe], overrides: Sequence[str], options: Mapping[str, object]
+) -> dict[Keys, tuple[Place, object]]:
     """What the command line sets, in order, with the option to name in an error; mistakes go to the draft."""
-    asked: dict[Keys, tuple[Place, Any]] = {}
-    stage = draft.values["stage"]
+    asked: dict[Keys, tuple[Place, object]] = {}
+    stage = str(draft.values["stage"])
     for override in overrides:
         key, equals, text = override.partition("=")
         key, place = key.strip(), f"--set {key.strip()}"
@@ -53,7 +53,7 @@ def asked_for(
     return asked
 
 
-def _from_here(keys: Keys, value: Any) -> Any:
+def _from_here(keys: Keys, value: object) -> object:
     """A value of the command line, its relative paths taken from the current directory."""
     values: dict[str, Any] = {str(keys[0]): value if len(keys) == 1 else {keys[1]: value}}
     anchor(values, Path.cwd())
@@ -102,13 +102,13 @@ def resolve(draft: Draft, model: type[Recipe], asked: Mapping[Keys, tuple[Place,
     return recipe
 
 
-def _by_rho(draft: Draft, model: type[Recipe]) -> dict[float, dict[str, Any]]:
+def _by_rho(draft: Draft, model: type[Recipe]) -> dict[float, dict[str, object]]:
     """The well-formed part of `by_rho`, which is also what stays in the draft; mistakes go to the draft."""
     found = draft.values.get("by_rho")
     if "by_rho" not in model.model_fields or not isinstance(found, dict):
         return {}
     allowed = [key for key in model.model_fields if key not in NOT_BY_RHO]
-    good: dict[float, dict[str, Any]] = {}
+    good: dict[float, dict[str, object]] = {}
     for rho, chosen in found.items():
         keys: Keys = ("by_rho", str(rho))
         if not isinstance(rho, float) or not 0 < rho < 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -25,7 +24,7 @@ def require_writable(path: Path) -> Path:
     return path
 
 
-def write_by_rho(path: Path, chosen: Mapping[float, Mapping[str, Any]]) -> None:
+def write_by_rho(path: Path, chosen: Mapping[float, Mapping[str, object]]) -> None:
     """Replace the whole `by_rho` block of a recipe, or add one; no other line changes, none sees half a file.
 
     Raises:

@@ -41,14 +41,14 @@ SUITE = "recipes"  # the key of a suite in one file, under which its recipes sta
 class Loader(yaml.SafeLoader):
     """The safe loader with the core schema of YAML 1.2, and without aliases."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             problem = "an alias (*name): repeat the value, or use extends"
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, problem, mark)
         return super().compose_node(parent, index)
 
-    def construct_yaml_int(self, node: Any) -> int:
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         return int(node.value, BASES.get(node.value[:2], 10))
 
 
@@ -86,7 +86,7 @@ class Document:
     `recipes`: those of a suite in one file, by name, which says nothing else. `first`: the line of its name.
     """
 
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, object] = field(default_factory=dict)
     lines: dict[Keys, int] = field(default_factory=dict)
     problems: list[tuple[int, Keys, str]] = field(default_factory=list)
     recipes: dict[str, Document] = field(default_factory=dict)
@@ -135,12 +135,12 @@ def _parsed(text: str, below: Keys) -> Document:
     return document
 
 
-def _no_mapping(node: Any) -> str:
+def _no_mapping(node: yaml.Node) -> str:
     kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
     return f"expected lines of `key: value`, got {kind}"
 
 
-def _read_suite(loader: Loader, node: Any, document: Document) -> None:
+def _read_suite(loader: Loader, node: yaml.MappingNode, document: Document) -> None:
     """The recipes of a suite in one file, each a document of its own with the lines of the file."""
     for key, value in node.value:
         if key.value != SUITE:
@@ -159,7 +159,7 @@ def _read_suite(loader: Loader, node: Any, document: Document) -> None:
                 document.problems.append((own.first, (str(name.value),), twice))
 
 
-def parse_value(text: str, below: Keys = ()) -> Any:
+def parse_value(text: str, below: Keys = ()) -> object:
     """One value as `--set key=value` writes it, `below` being the key's parts.
 
     Raises:
@@ -173,7 +173,7 @@ def parse_value(text: str, below: Keys = ()) -> Any:
     return document.values["value"]
 
 
-def one_line(value: Any) -> str:
+def one_line(value: object) -> str:
     """A value as YAML on one line, which `parse` reads back."""
     text = yaml.dump(
         value, Dumper=Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
@@ -191,7 +191,7 @@ def replace_block(text: str, key: str, body: Sequence[str], inside: Sequence[str
     Raises:
         ValueError: that mapping is not in block style.
     """
-    node: Any = Loader(text).get_single_node()
+    node: yaml.Node | None = Loader(text).get_single_node()
     for name in inside:
         pairs = node.value if isinstance(node, yaml.MappingNode) else ()
         node = next((value for key_node, value in pairs if key_node.value == name), None)
@@ -219,14 +219,14 @@ def replace_block(text: str, key: str, body: Sequence[str], inside: Sequence[str
     return "".join([*lines[:first], *(line + newline for line in block), *lines[after:]])
 
 
-def _value(loader: Loader, node: Any, keys: Keys, document: Document) -> Any:
+def _value(loader: Loader, node: yaml.Node, keys: Keys, document: Document) -> Any:
     """Construct a node, noting lines and problems on the way."""
     line = node.start_mark.line + 1
     if len(keys) > DEEPEST:
         document.problems.append((line, keys[:1], f"more than {DEEPEST} lists or mappings inside each other"))
         return None
     if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
-        made: dict[Any, Any] = {}
+        made: dict[object, object] = {}
         for key_node, value_node in node.value:
             at = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
@@ -286,7 +286,7 @@ def _syntax(error: yaml.YAMLError, text: str) -> tuple[int, str]:
     return line, "not YAML: " + ", ".join(filter(None, [context, problem]))
 
 
-def _last_line(node: Any) -> int:
+def _last_line(node: yaml.Node) -> int:
     """Index of the last line that belongs to a node's content, comments below it not counted."""
     if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]

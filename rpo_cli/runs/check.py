@@ -152,9 +152,9 @@ def would_run(command: str, recipe: Path) -> bool:
 def cell(planner: Planner, figure: Loaded, variant: schema.Variant, rho: float | None) -> Stage:
     """What a figure reads of one of its variants at one rho."""
     at = at_rho(rho)
-    overrides = [*variant_overrides(variant), *at.pop("overrides", [])]
+    at["overrides"] = [*variant_overrides(variant), *at.get("overrides", [])]
     key = "variants" if cast(schema.FigureRecipe, figure.recipe).variants else "policies"
-    policy = planner.load(figure.sibling(variant.recipe, key), overrides=overrides, expect="policy", **at)
+    policy = planner.load(figure.sibling(variant.recipe, key), expect="policy", **at)
     measured = cast(schema.FigureRecipe, figure.recipe).measured
     return planner.measure(policy) if measured else planner.evaluation(policy, "test")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from rpo_cli.artifacts import Stage
 from rpo_cli.recipes import schema
@@ -43,7 +43,7 @@ def _sft(stage: Stage, sizes: Sizes) -> Work:
 
 
 def _pairs(stage: Stage, sizes: Sizes) -> tuple[Lengths, str]:
-    recipe = cast(Any, stage.recipe)
+    recipe = cast(schema.ModelSource, stage.recipe)
     table = getattr(recipe, "table", "pairs")
     user = next((stage.inputs[name] for name in ("policy", "model") if name in stage.inputs), None)
     return sizes.lengths(stage.inputs["data"], table, recipe.max_length, user), table
@@ -120,14 +120,21 @@ def _measure(stage: Stage, sizes: Sizes) -> Work:
     return work
 
 
-def _evaluate(stage: Stage, sizes: Sizes) -> Work:
+def _sampled(stage: Stage, sizes: Sizes) -> tuple[int, float]:
+    """Samples of an evaluation, and tokens of a prompt."""
     recipe = cast(schema.EvaluateRecipe, stage.recipe)
     table = f"prompts_{recipe.split}"
     found = sizes.lengths(stage.inputs["data"], table, recipe.max_length, stage.inputs["policy"])
     rows = _rows(found, table) if recipe.num_prompts is None else min(_rows(found, table), recipe.num_prompts)
     # Prompts alone: half a row is not their length where nothing was measured.
     prompt = recipe.max_length if "every row counts" in found.source else found.prompt
-    count, tokens = rows * recipe.num_samples, prompt + recipe.max_new_tokens
+    return rows * recipe.num_samples, prompt
+
+
+def _evaluate(stage: Stage, sizes: Sizes) -> Work:
+    recipe = cast(schema.EvaluateRecipe, stage.recipe)
+    count, prompt = _sampled(stage, sizes)
+    tokens = prompt + recipe.max_new_tokens
     policy, reference = sizes.model(stage.inputs["policy"]), sizes.model(stage.inputs["reference"])
     work = _decoding(policy, count, prompt, recipe.max_new_tokens, recipe.per_device_eval_batch_size)
     work += _scoring(policy, count * tokens)
@@ -144,10 +151,17 @@ def _held_out(stage: Stage, sizes: Sizes) -> Work:
     return _scoring(sizes.model(stage.inputs["policy"]), splits.held_out * _of_pair(stage.recipe, found))
 
 
+def _taught(stage: Stage, sizes: Sizes) -> Work:
+    evaluation = cast(Stage, stage.inputs["evaluation"])
+    count, prompt = _sampled(evaluation, sizes)
+    longest = cast(schema.EvaluateRecipe, evaluation.recipe).max_new_tokens
+    return _scoring(sizes.model(stage.inputs["model"], reward=True), 2 * count * (prompt + longest))
+
+
 OF = {
     "sft": _sft, "reward": _reward, "relabel": _relabel, "reference": _reference, "scores": _scores,
     "samples": _samples, "policy": _policy, "measure": _measure, "evaluate": _evaluate,
-    "held_out": _held_out,
+    "held_out": _held_out, "taught": _taught,
 }  # fmt: skip
 
 
@@ -239,24 +253,25 @@ def _trained(recipe: schema.TrainingRecipe, model: Model) -> float:
     return float(sum(recipe.lora_r * (into + out) for into, out in model.linear))
 
 
-def _weights(recipe: Any, model: Model, *, frozen: bool) -> float:
+def _weights(recipe: schema.Recipe, model: Model, *, frozen: bool) -> float:
     """Bytes of the weights, float32; of a frozen model the linear layers in bfloat16, or all but the head in
     4 bits and a constant for each 64.
     """
     if not frozen:
         return 4 * model.parameters
-    half, four = 4 if recipe.dtype == "float32" else 2, isinstance(recipe, schema.FourBits)
+    half, four = 4 if recipe.dtype == "float32" else 2, isinstance(recipe, schema.FourBits) and recipe
     # Nested: a constant has 8 bits, and 256 of them share one of 32 (Dettmers et al., 2023, section 3).
-    constant = 8 + 32 / 256 if four and recipe.use_bnb_nested_quant else 32
-    each = (4 + constant / 64) / 8 if four and recipe.load_in_4bit else half
+    constant = 8 + 32 / 256 if four and four.use_bnb_nested_quant else 32
+    each = (4 + constant / 64) / 8 if four and four.load_in_4bit else half
     linear = model.in_layers
     return 4 * (model.parameters - linear - model.head) + each * linear + half * model.head
 
 
-def _of_pair(recipe: Any, found: Lengths) -> float:
+def _of_pair(recipe: schema.Recipe, found: Lengths) -> float:
     """Tokens of a prompt with two responses; `found.response` is the mean of one."""
     # Where nothing was measured nobody knows how much of a row is prompt: twice a whole row is the bound.
-    once = recipe.shared_prompts and "every row counts" not in found.source
+    shared = isinstance(recipe, schema.SharedPrompts) and recipe.shared_prompts
+    once = shared and "every row counts" not in found.source
     return (1 if once else 2) * found.prompt + 2 * found.response
 
 

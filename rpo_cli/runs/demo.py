@@ -13,7 +13,7 @@ from rpo_cli.text import aligned
 SUITE, BASELINE = "demo.yaml", "the model before"
 ABOUT = """\
 A small model summarises posts. In {share} of its training pairs the shorter summary is preferred.
-dpo learns from these pairs. e-dpo distils three reward models, each trained on pairs of another bias, and
+dpo learns from these pairs. e-dpo distils two reward models, each trained on pairs of another bias, and
 takes for each pair the one that it can follow best. The reward model that labelled all pairs judges both on
 {prompts} new posts.
 """

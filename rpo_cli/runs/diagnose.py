@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +70,7 @@ class Found:
     follows: list[str]
 
     @property
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, object]:
         pairs = {
             name: {"pairs": len(table.ids), "longer": table.longer._asdict(), "ties": table.ties}
             for name, table in self.pairs.items()

@@ -7,9 +7,9 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
@@ -31,7 +31,7 @@ LITTLE = 2e9  # bytes of disk or memory below which the miniature's protocol may
 class Findings:
     """What was found. `problems` stop runs; `warnings` may."""
 
-    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    facts: dict[str, Mapping[str, object]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -92,7 +92,7 @@ def _versions(found: Findings) -> dict[str, str]:
     return versions
 
 
-def _device(found: Findings) -> dict[str, Any]:
+def _device(found: Findings) -> dict[str, object]:
     try:
         import torch
 
@@ -114,7 +114,7 @@ def _device(found: Findings) -> dict[str, Any]:
     return {"name": chosen.name, "dtype": chosen.dtype_name, "why": chosen.reason, "torch_threads": threads}
 
 
-def _tpu(found: Findings) -> dict[str, Any]:
+def _tpu(found: Findings) -> dict[str, object]:
     """What stands between this machine and `--device xla`; a runtime that would hang is given a minute."""
     xla = _version("torch-xla")
     problem = xla_probe.torch_xla_problem()
@@ -143,7 +143,7 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _machine(found: Findings) -> dict[str, Any]:
+def _machine(found: Findings) -> dict[str, object]:
     here = os.getcwd()
     disk = shutil.disk_usage(here).free
     memory = free_bytes(())[HOST]
@@ -155,7 +155,7 @@ def _machine(found: Findings) -> dict[str, Any]:
     return {"cpus": _cpus(), "directory": here, "free_disk_bytes": disk, "free_memory_bytes": memory}
 
 
-def _hub(found: Findings) -> dict[str, Any]:
+def _hub(found: Findings) -> dict[str, object]:
     try:
         from huggingface_hub import constants, get_token
     except ImportError as error:
@@ -168,7 +168,7 @@ def _hub(found: Findings) -> dict[str, Any]:
     }
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:

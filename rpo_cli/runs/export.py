@@ -33,6 +33,7 @@ from rpo_cli.artifacts import (
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import Loaded, RecipeError, article, schema, short_name
 from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.planning.models import name_of
 from rpo_cli.runs.session import Session, planner_for
 from rpo_cli.text import first_line
 
@@ -49,7 +50,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to leave the workspace: where to, in which form; `push`: USER/NAME of the hub."""
+    """What is to leave the workspace: where to, in which form; `push`: USER/NAME of the hub; `member`: of an
+    ensemble, by its name, or `warm`, the mean of their weights.
+    """
 
     to: Path
     push: str | None = None
@@ -57,6 +60,7 @@ class Wanted:
     dtype: Dtype | None = None
     private: bool = False
     force: bool = False
+    member: str | None = None
 
 
 def export(session: Session, wanted: Wanted) -> None:
@@ -74,7 +78,7 @@ def export(session: Session, wanted: Wanted) -> None:
     if len(loads) > 1:
         raise BadInput(f"--rho {session.rho}: one model at a time; give one rho")
     planner, workspace = planner_for(loads[0]), session.open(loads[0].recipe.suite)
-    stage = planner.build(loads[0])
+    stage = planner.build(loads[0]) if wanted.member is None else _member(planner, loads[0], wanted.member)
     snapshots.pin([stage], workspace)
     why = workspace.why_stale(stage.path, stage.identity, weights=True)
     if session.dry_run:
@@ -83,7 +87,14 @@ def export(session: Session, wanted: Wanted) -> None:
     source = workspace.root / stage.path
     if why is not None:
         changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
-        command = f"{schema.KINDS[stage.kind].command} {short_name(loads[0].path)}{session.at}{changed}"
+        command = (
+            f"{schema.KINDS[loads[0].recipe.stage].command} {short_name(loads[0].path)}{session.at}{changed}"
+        )
+        command += "" if wanted.member is None else " --ensemble"
+        if stage.kind == "warm":
+            command = (
+                f"rpo train-policy on a recipe with `teacher: warm` and `ensemble: {loads[0].path.name}`"
+            )
         raise BadInput(f"{source}: {why}; first {command}")
     _check(wanted, stage, workspace)
     for file, reason in damaged_files(source):
@@ -114,6 +125,16 @@ def export(session: Session, wanted: Wanted) -> None:
     print(wanted.to)
     if wanted.push is not None:
         print(_push(wanted.to, wanted.push, wanted.private))
+
+
+def _member(planner: Planner, loaded: Loaded, name: str) -> Stage:
+    """A member of the ensemble that a reward recipe describes, or the mean of all; BadInput: no such one."""
+    if loaded.recipe.stage != "reward":
+        raise BadInput(f"--member {name}: {loaded.path.name} is {article(loaded.recipe.stage)} recipe")
+    found = {name_of(member): member for member in planner.members(loaded)} | {"warm": planner.warm(loaded)}
+    if name not in found:
+        raise BadInput(f"--member {name}: {loaded.path.name} has {', '.join(found)}")
+    return found[name]
 
 
 def _check(wanted: Wanted, stage: Stage, workspace: Workspace) -> None:

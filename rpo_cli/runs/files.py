@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from rpo_cli import devices
 from rpo_cli.artifacts import External, look_for, snapshots
@@ -17,13 +18,28 @@ from rpo_cli.runs.work import QUIET_ENVIRONMENT
 from rpo_cli.text import percent
 
 if TYPE_CHECKING:
-    from rpo_cli.stages.files import Make, Table
+    from rpo_cli.stages.files import Columns, Make, Table
 
 UNLIMITED = 2**31 - 1
 
 
+class Drawn(TypedDict):
+    """How many responses to each prompt, and how they are drawn."""
+
+    count: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
 def score(
-    session: Session, file: str, model: str, label: str | None, out: Path | None, **options: Any
+    session: Session,
+    file: str,
+    model: str,
+    label: str | None,
+    out: Path | None,
+    split: str | None,
+    **options: object,
 ) -> None:
     """Write a file's rows with the rewards of what they hold, and say what came out.
 
@@ -31,7 +47,7 @@ def score(
         BadInput: what cannot be read, before anything heavy is loaded.
     """
     os.environ.update(QUIET_ENVIRONMENT)
-    split, target = options.pop("split"), _target(file, out, "scored")
+    target = _target(file, out, "scored")
     recipe = _recipe(session, overlong="drop", reward_label=label, **options)
     node = External.named(model)
     if (why := preflight.no_reward(node, label, "--label")) is not None:
@@ -60,22 +76,29 @@ def score(
     _say(session, result)
 
 
-def sample(session: Session, file: str, model: str, out: Path | None, **options: Any) -> None:
+def sample(
+    session: Session,
+    file: str,
+    model: str,
+    out: Path | None,
+    split: str | None,
+    drawn: Drawn,
+    **options: object,
+) -> None:
     """Write a file's rows with responses of a model to their prompts.
 
     Raises:
         BadInput: what cannot be read, before anything heavy is loaded.
     """
     os.environ.update(QUIET_ENVIRONMENT)
-    asked = {name: options.pop(name) for name in ("count", "temperature", "top_p", "seed")}
-    split, target, node = options.pop("split"), _target(file, out, "sampled"), External.named(model)
+    target, node = _target(file, out, "sampled"), External.named(model)
     recipe = _recipe(session, **options)
     from rpo_cli.stages.files import Sampler
 
     table = _table(file, split, target)
-    sampler = Sampler(Path(node.reference), node.revision, recipe, **asked)
+    sampler = Sampler(Path(node.reference), node.revision, recipe, **drawn)
     count = table.check(["responses"], sampler.prompt)
-    identity = {**asked, "model": node.key, "max_new_tokens": recipe.max_new_tokens}
+    identity = {**drawn, "model": node.key, "max_new_tokens": recipe.max_new_tokens}
     made = _extended(session, table, target, sampler.responses, identity, recipe, count)
     if made is None:
         return
@@ -87,11 +110,11 @@ def sample(session: Session, file: str, model: str, out: Path | None, **options:
     _say(session, result)
 
 
-def _recipe(session: Session, **options: Any) -> ScoringRecipe:
+def _recipe(session: Session, **options: object) -> ScoringRecipe:
     """What a stage would be told that reads or samples as these options say."""
     given = {name: value for name, value in options.items() if value is not None}
     given |= {} if session.device is None else {"device": session.device}
-    return ScoringRecipe(stage="scores", **{"max_length": UNLIMITED, **given})
+    return ScoringRecipe.model_validate({"stage": "scores", "max_length": UNLIMITED, **given})
 
 
 def _target(file: str, out: Path | None, how: str) -> Path:
@@ -143,10 +166,10 @@ def _extended(
     table: Table,
     out: Path,
     make: Make,
-    identity: dict[str, Any],
+    identity: Mapping[str, object],
     recipe: ScoringRecipe,
     count: int,
-) -> list[dict[str, Any]] | None:
+) -> list[Columns] | None:
     """The new columns of all rows, once the file is written; None on a dry run."""
     from rpo_cli.stages.files import extend
 

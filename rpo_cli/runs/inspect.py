@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.text import Text
@@ -66,7 +65,7 @@ def inspect(
     logging.set_verbosity_error()  # of texts longer than the model's window the report itself speaks
     workspace = session.make(targets, loads[0].recipe.suite)
     limits = {max_length: ["--max-length"]} if max_length is not None else max_lengths(loads[0])
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
     for loaded, target in zip(loads, targets, strict=True):
         stages = (target, *target.tables())
         made = {stage.kind: workspace.finished(stage.path)["metrics"] for stage in stages}.get("data", {})
@@ -126,7 +125,7 @@ def _tables(folder: Path) -> list[Path]:
     )
 
 
-def _print_left_out(made: Mapping[str, Any]) -> None:
+def _print_left_out(made: Mapping[str, object]) -> None:
     """What the data stage read, and what it left out and why, by its manifest's metrics."""
     read = [f"{n} {name.removeprefix('records/')}" for name, n in made.items() if name.startswith("records/")]
     if read:

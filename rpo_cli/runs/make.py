@@ -62,8 +62,11 @@ def evaluated(session: Session, split: str) -> tuple[Loaded, list[Stage]]:
     if first.recipe.stage == "evaluate":
         return first, [planner.build(session.load("evaluate", split=split))]
     loads = session.at_rhos("policy")
-    targets = [planner.evaluation(loaded, split) for loaded in loads]
-    return first, targets + ([] if "oracle" in targets[0].inputs else [*map(planner.held_out, loads)])
+    evaluations = [planner.evaluation(loaded, split) for loaded in loads]
+    if "oracle" in evaluations[0].inputs:
+        return first, evaluations
+    taught = [stage for each in zip(loads, evaluations, strict=True) for stage in planner.taught(*each)]
+    return first, [*evaluations, *map(planner.held_out, loads), *taught]
 
 
 def judge(session: Session, split: str, model: str | None, base_url: str | None) -> None:

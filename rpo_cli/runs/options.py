@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -29,7 +29,7 @@ def like(incomplete: str) -> list[str]:
     return names_like(incomplete)
 
 
-def recipe_argument(default: str | None) -> Any:
+def recipe_argument(default: str | None) -> object:
     """The type of the argument that names a command's recipe."""
     told = RECIPE if default is None else f"{RECIPE} Default: {default}."
     return Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Line(NamedTuple):
     """One line of a recipe, with what to know of it."""
 
     key: str
-    value: Any
+    value: object
     note: str = ""
 
 
@@ -242,7 +242,7 @@ def section(name: str, about: str, lines: Iterable[Line]) -> str:
     return "\n".join([f"  {name}:  # {about}", *body]) + "\n"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else one_line(value)
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from rpo_cli.artifacts import MANIFEST, External, Stage
+from rpo_cli.artifacts.snapshots import entry
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import shown
 from rpo_cli.recipes.files import file_of
@@ -193,24 +195,32 @@ def rebuilt(plan: Plan, paths: Iterable[str]) -> dict[str, Stage]:
 
     def build(path: str) -> Stage:
         if path not in made:
-            entry = entries[path]
+            found = entries[path]
             inputs: dict[str, Stage | External] = {
-                needed.name: build(needed.path) for needed in entry.inputs if needed.name != TEXTS
+                needed.name: build(needed.path) for needed in found.inputs if needed.name != TEXTS
             }
-            inputs |= {node.name: external_of(node, planned=node.key) for node in entry.outside}
-            recipe = KINDS[entry.kind].recipe.model_validate_json(json.dumps(entry.recipe))
+            inputs |= {node.name: external_of(node) for node in found.outside}
+            recipe = KINDS[found.kind].recipe.model_validate_json(json.dumps(found.recipe))
             made[path] = Stage(
-                entry.kind, path, recipe, Path(entry.source), inputs, entry.options, entry.files
+                found.kind, path, recipe, Path(found.source), inputs, found.options, found.files
             )
         return made[path]
 
     return {path: build(path) for path in paths}
 
 
-def external_of(node: Outside, planned: str | None = None) -> External:
-    """What no stage makes, as a stage has it; `planned`: its key, not to be asked for again."""
-    commit = node.commit if planned is not None else None
-    return External(node.reference, node.revision, node.use, tuple(node.folders), commit, planned)
+def external_of(node: Outside) -> External:
+    """What no stage makes, as a stage has it; its key is the planned one, and is not asked for again."""
+    return External(
+        node.reference, node.revision, node.use, tuple(node.folders), node.commit, planned=node.key
+    )
+
+
+def key_now(node: Outside, commits: Mapping[str, Mapping[str, str]]) -> str:
+    """The key that it has now, with these commits of the lock file: see `snapshots.commits`."""
+    now = replace(external_of(node), planned=None)
+    kind, name = entry(now)
+    return replace(now, commit=commits.get(kind, {}).get(name)).key
 
 
 def in_force(stage: Stage) -> Recipe:

@@ -77,6 +77,23 @@ class Planner(PolicyPlanner):
         place, options = _of_checkpoint(stage, "held-out", checkpoint)
         return self._scoring("held_out", place, policy, inputs, options=options)
 
+    def taught(self, policy: Loaded, evaluation: Stage) -> list[Stage]:
+        """What each reward model that a policy distils says of the samples of an evaluation."""
+        split = cast(schema.EvaluateRecipe, evaluation.recipe).split
+        inputs = {name: evaluation.inputs[name] for name in ("baseline", "data")}
+        folder = evaluation.path.split("/", 1)[1].replace("/evaluations/", "/taught/")
+        found = []
+        for name, scores in self.build(policy).inputs.items():
+            if name.startswith("scores/") and isinstance(scores, Stage) and "model" in scores.inputs:
+                place = f"{folder}/{scores.path.split('/scores/')[1]}"
+                label = cast(schema.ScoringRecipe, scores.recipe).reward_label
+                read = {name: scores.inputs[name] for name in ("model", "policy")}
+                all_inputs = {"evaluation": evaluation, **inputs, **read}
+                found.append(
+                    self._scoring("taught", place, policy, all_inputs, label=label, options={"split": split})
+                )
+        return found
+
     def measure(self, policy: Loaded) -> Stage:
         """What the policy a recipe describes made of its training pairs, and how far it is from the
         reference.

@@ -35,13 +35,14 @@ def execute(
     finished: Finished = lambda stage, manifest: None,
     launch: Launch | None = None,
     may_diverge: Collection[str] = (),
+    before: Callable[[Stage], None] = lambda stage: None,
 ) -> set[str]:
     """Run a plan; what is done stays done when something fails or the user interrupts.
 
     A stage that fails stops only those that need it. `finished` is called in this process after each stage.
     `inherited` goes to the tracker (reporting, group). Stages that train run in the processes of `launch`,
     one stage after another. `may_diverge`: stages of which it is no failure if they do; returns those that
-    did.
+    did. `before` may refuse a stage, which then failed.
 
     Raises:
         BadInput, RunFailed: what failed and why, and what was not tried, when all the rest is done.
@@ -52,6 +53,11 @@ def execute(
     os.environ.update(QUIET_ENVIRONMENT | devices.environment([item.stage.recipe for item in todo]))
     workspace.open()
     forced = {item.stage.path for item in todo if item.reason == "forced"}
+
+    def job(stage: Stage) -> Job[Recipe]:
+        before(stage)
+        return job_of(stage, workspace, inherited or {}, force=stage.path in forced, launch=launch)
+
     run = _Run(
         Line(todo, longest_first=jobs > 1),
         PlanProgress(
@@ -61,7 +67,7 @@ def execute(
             {item.stage.path: item.stage.kind for item in todo},
             latest=lambda path: latest(workspace.root / path / METRICS),
         ),
-        lambda stage: job_of(stage, workspace, inherited or {}, force=stage.path in forced, launch=launch),
+        job,
         finished,
     )
     try:

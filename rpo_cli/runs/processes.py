@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -101,7 +101,7 @@ def read_launch(path: Path) -> Launch:
     return Launch(path.resolve(), processes, strategy, bool(values.get("use_cpu")), port_given)
 
 
-def _parse(path: Path, values: dict[str, Any], wrong: Callable[[str, str], BadInput]) -> None:
+def _parse(path: Path, values: dict[str, object], wrong: Callable[[str, str], BadInput]) -> None:
     """Have accelerate read the file as `accelerate launch` will."""
     from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rpo_cli.artifacts import CARD, RECIPES, Workspace, hash_path, read_json, versions, write_json
+from rpo_cli.artifacts import CARD, RECIPES, Workspace, hash_path, origin_of, read_json, versions, write_json
 from rpo_cli.artifacts.snapshots import lock_file
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import load
@@ -40,8 +40,10 @@ def rebuild(session: Session, card: Path) -> None:
     workspace = session.open(suite)
     if not session.dry_run:
         _pin(made["hub"], workspace)
-    targets = planner.members(loaded) if "member" in made else [planner.build(loaded)]
-    stage = next((each for each in targets if dict(each.options) == made.get("member", {})), None)
+    targets = (
+        [*planner.members(loaded), planner.warm(loaded)] if "member" in made else [planner.build(loaded)]
+    )
+    stage = next((each for each in targets if origin_of(each).get("member") == made.get("member")), None)
     if stage is None:
         raise BadInput(f"{card}: {RECIPES} has no member {made['member']} of {made['target']}")
     session.make([stage], suite)

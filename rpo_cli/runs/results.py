@@ -181,6 +181,13 @@ WORDS: dict[str, Callable[[Metrics], list[str]]] = {
     "splits": _splits,
     "relabel": _relabel,
     "judge": _judge,
+    "held_out": lambda metrics: [
+        "held out: accuracy {accuracy:.0%}, margin {margin:+.2f} nats on {rows} pairs".format(**metrics)
+    ],
+    "taught": lambda metrics: [
+        "teacher's reward {reward_mean:+.3f}, of the baseline {baseline_reward_mean:+.3f}, "
+        "on {prompts} prompts; not independent".format(**metrics)
+    ],
 }
 # What a training's journal says of a step, in the order in which it is read; the first of its names counts.
 OF_A_STEP: tuple[tuple[str, tuple[str, ...], str], ...] = (

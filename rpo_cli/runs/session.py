@@ -257,7 +257,7 @@ class Session(Options):
     def say(self, line: str) -> None:
         self.err.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def print_json(self, value: Any) -> None:
+    def print_json(self, value: object) -> None:
         print(json.dumps(value, indent=2, sort_keys=True))
 
     def result(self, workspace: Workspace, targets: Sequence[Stage], next_command: str | None = None) -> None:

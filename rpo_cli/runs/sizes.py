@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
+    PreTrainedTokenizerBase,
 )
 
 from rpo_cli.artifacts import External, Stage, Workspace, unreachable
@@ -88,7 +89,7 @@ class Sizes:
             self.models[key] = self._count(source, settings, data, reward)
         return self.models[key]
 
-    def _source(self, node: Stage | External) -> tuple[str, dict[str, Any] | None, Stage | None]:
+    def _source(self, node: Stage | External) -> tuple[str, dict[str, object] | None, Stage | None]:
         """The directory or hub name whose config a model has, or the settings of one that is made from
         scratch.
         """
@@ -102,7 +103,9 @@ class Sizes:
             node = node.inputs["model"]
         return node.reference, None, None
 
-    def _count(self, source: str, settings: dict[str, Any] | None, data: Stage | None, reward: bool) -> Model:
+    def _count(
+        self, source: str, settings: dict[str, object] | None, data: Stage | None, reward: bool
+    ) -> Model:
         if settings is None and not Path(source).exists():
             unreachable()  # in one attempt, where the client would try for half a minute
         try:
@@ -111,7 +114,7 @@ class Sizes:
                 if settings is None
                 else self._own(settings, data)
             )
-            auto: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+            auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
             if reward:
                 config.num_labels = 1
             with torch.device("meta"):
@@ -136,7 +139,7 @@ class Sizes:
         own = 0.0 if tied else float(head.weight.numel())
         return Model(source, float(sum(p.numel() for p in made.parameters())), config, linear, own)
 
-    def _own(self, settings: dict[str, Any], data: Stage | None) -> PretrainedConfig:
+    def _own(self, settings: dict[str, object], data: Stage | None) -> PretrainedConfig:
         keys = dict(settings)
         folder = None if data is None else self.workspace.root / data.path / "tokenizer"
         if folder is not None and folder.is_dir():
@@ -149,7 +152,7 @@ class Sizes:
             raise ValueError("the vocabulary is not known before the data is there")
         return AutoConfig.for_model(keys.pop("model_type"), vocab_size=vocabulary, **keys)
 
-    def _tokenizer(self, data: Stage, user: Stage | External | None) -> Any:
+    def _tokenizer(self, data: Stage, user: Stage | External | None) -> PreTrainedTokenizerBase | None:
         """The tokenizer of the models that use a table, or None: its lengths are then not measured."""
         folder = self.workspace.root / data.path / "tokenizer"
         if folder.is_dir():

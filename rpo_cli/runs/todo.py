@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from rpo_cli.artifacts import Stage, Workspace, snapshots, walk
 from rpo_cli.recipes.schema import KINDS
@@ -26,7 +26,7 @@ class Todo:
         return self.stage.recipe.expected_seconds or KINDS[self.stage.kind].guess_seconds
 
 
-def as_json(todo: Sequence[Todo]) -> list[dict[str, Any]]:
+def as_json(todo: Sequence[Todo]) -> list[dict[str, object]]:
     """The stages of a plan that are built, and why."""
     return [
         {"path": t.stage.path, "kind": t.stage.kind, "reason": t.reason, "expected_seconds": t.seconds}

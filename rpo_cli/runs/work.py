@@ -67,7 +67,12 @@ def run_job(job: Job[Recipe], progress: Progress) -> Manifest:
         with workspace.building(job.path, job.identity, force=job.force) as directory:
             if directory is None:
                 return workspace.finished(job.path)
-            return _build(job, workspace, directory, progress)
+
+            def held(step: int, of: int) -> None:
+                workspace.require_lease(job.path)
+                progress(step, of)
+
+            return _build(job, workspace, directory, held)
     except (BadInput, RunFailed):
         raise
     except Exception as error:

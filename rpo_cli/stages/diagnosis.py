@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -56,7 +55,7 @@ class Diagnosis:
         return blind[0] if len(blind) == 1 else None
 
     @property
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, object]:
         groups = {
             name: {"pairs": group.pairs, **group.accuracy._asdict()} for name, group in self.groups.items()
         }

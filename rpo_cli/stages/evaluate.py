@@ -33,7 +33,7 @@ SAMPLES = "samples.parquet"
 SHOWN = 50
 
 
-def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, float]:
     """Write samples.parquet (text, reward, log-probs) and metrics.json; pi_SFT itself is its own baseline."""
     recipe: EvaluateRecipe = job.recipe
     listed = rows_of(job, f"prompts_{recipe.split}")
@@ -42,7 +42,7 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
     # Named by content: seeds whose prompts differ must not look as if they shared them.
     texts = {row_id(prompt): prompt for prompt in each.texts("prompt")}
     tokenizer = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
-    oracle, talks = None, {}
+    oracle, talks = None, dict[str, Conversation]()
     if "oracle" in job.inputs:
         source, revision = job.inputs["oracle"], job.revisions.get("oracle")
         oracle = reading_of(source, recipe, revision, tokenizer)
@@ -54,7 +54,7 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, Any]:
         talks = dict(zip(texts, told, strict=True))
     if oracle is not None and oracle.own:
         # Prompts that its template refuses are left out before anything is sampled for them.
-        answered = [talks[row.id] | {"response": "."} for row in rows]
+        answered = [{**talks[row.id], "response": "."} for row in rows]
         read = oracle.rows([row.id for row in rows], answered, ("response",), what, report.warn)
         readable = {row.id for row in read}
         rows = [row for row in rows if row.id in readable]

@@ -112,7 +112,7 @@ class Table:
         return count
 
 
-def extend(table: Table, out: Path, make: Make, identity: Mapping[str, Any], done: Done) -> list[Columns]:
+def extend(table: Table, out: Path, make: Make, identity: Mapping[str, object], done: Done) -> list[Columns]:
     """Write the rows with the new columns that `make` gives them; those columns.
 
     identity: all that they depend on beside the files: parts of another are made again.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from rpo_cli import devices
@@ -31,7 +29,7 @@ def measured(delta_h: np.ndarray) -> dict[str, float]:
     return {"accuracy": float(((np.sign(delta_h) + 1) / 2).mean()), "margin": float(delta_h.mean())}
 
 
-def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[ScoringRecipe], report: Report) -> dict[str, float]:
     """Write pairs.parquet, a row for each held-out pair: log pi_theta - log pi_ref of both responses.
 
     In nats, summed over tokens. `margin` is the mean of their difference; times beta it is TRL's
@@ -52,7 +50,7 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     theirs = reference_logps(job.inputs["reference"])
     h = ours.astype(np.float64) - np.array([theirs[row.id] for row in rows], dtype=np.float64)
     prompts = [prompt_of[row.id] for row in rows]
-    columns: dict[str, Any] = {"id": [row.id for row in rows], "prompt_id": [row_id(p) for p in prompts]}
+    columns: dict[str, object] = {"id": [row.id for row in rows], "prompt_id": [row_id(p) for p in prompts]}
     columns |= {"half": [half_of(prompt) for prompt in prompts], "h_chosen": h[:, 0], "h_rejected": h[:, 1]}
     write_columns(columns, job.directory / PAIRS)
     delta_h, halves = h[:, 0] - h[:, 1], np.array(columns["half"])

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ from rpo_cli.stages.samples import samples_by_prompt
 TIMED_ROWS, REPEATS = 16, 15
 
 
-def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
     """Write pairs.parquet, one row for each training pair, in nats summed over tokens.
 
     h_chosen, h_rejected: log pi_theta - log pi_ref. kl_full, kl_sample: estimates of KL(pi_ref || pi_theta)
@@ -74,15 +73,15 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
         h[name] = ours.astype(np.float64) - theirs
     full = exact(policy, reference, prompts, groups["sample"], pad, size)
     data = -(h["chosen"] + h["rejected"]) / 2
-    columns: dict[str, Any] = {"prompt_id": [row_id(prompt_of[row.id]) for row in rows]}
-    columns |= {"h_chosen": h["chosen"], "h_rejected": h["rejected"]}
-    columns |= {"kl_full": full, "kl_sample": -h["sample"], "kl_data": data}
-    write_columns(columns, job.directory / "pairs.parquet")
+    measured = {"h_chosen": h["chosen"], "h_rejected": h["rejected"]}
+    measured |= {"kl_full": full, "kl_sample": -h["sample"], "kl_data": data}
+    names = [row_id(prompt_of[row.id]) for row in rows]
+    write_columns({"prompt_id": names, **measured}, job.directory / "pairs.parquet")
     seconds = step_seconds(policy, reference, prompts, groups, pad)
     costs = {f"milliseconds/{name}": 1000 * taken for name, taken in seconds.items()}
     report(total, total)
     counts = {"rows": len(rows), "dropped": len(pairs) - len(rows)}
-    return {**counts, **{name: float(np.mean(columns[name])) for name in list(columns)[1:]}, **costs}
+    return {**counts, **{name: float(np.mean(values)) for name, values in measured.items()}, **costs}
 
 
 @torch.inference_mode()

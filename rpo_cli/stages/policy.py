@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -52,7 +51,7 @@ class PolicyTrainer(PairTrainer):
         recipe: PolicyRecipe,
         members: MemberChoice | None,
         kl_reference: PreTrainedModel | None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         self.recipe = recipe
         self.objective = recipe.declared
@@ -64,8 +63,8 @@ class PolicyTrainer(PairTrainer):
             self.add_callback(EndOfStep(self, members))
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
+        self, epoch_iterator: Iterator[object], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], object]:
         """All micro-batches of an optimiser step; e-DPO's batch min is decided here, over all of them."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.members is not None and batches:
@@ -89,11 +88,11 @@ class PolicyTrainer(PairTrainer):
 
     def compute_loss(
         self,
-        model: Any,
+        model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: object = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, object]:
         """The objective's loss, mean over pairs (Fisch et al. 2025, sections 3 and 4)."""
         recipe = self.recipe
         logits = response_logits(model, inputs)
@@ -178,12 +177,12 @@ class EndOfStep(TrainerCallback):
         self.trainer, self.members = trainer, members
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self.members.end_step(self.trainer.batch_mean, self.trainer.batch_sum)
 
 
-def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     """Train one policy and save it; metrics hold the ensemble's temperatures and chosen members."""
     recipe: PolicyRecipe = job.recipe
     device = devices.choose(recipe)
@@ -239,13 +238,13 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
         )
     monitor = monitor_of(trainer, tokenizer, job, recipe, report)
     if members is None:
-        metrics: dict[str, Any] = train(trainer, report, monitor)
+        metrics = train(trainer, report, monitor)
     else:
         metrics = train(trainer, report, monitor, state=members.state, restore=members.restore)
         metrics |= members.all_shares()
     if monitor is not None and monitor.found:
         metrics |= ended(monitor.found)
-        for line in over_optimised(monitor.found, len(monitor.held_out.rows)):
+        for line in over_optimised(monitor.found):
             report.warn(line)
     if kept:
         drop_checkpoints(trainer, job.directory)

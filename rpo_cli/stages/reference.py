@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -21,7 +20,7 @@ def reference_logps(folder: Path) -> dict[str, tuple[float, float]]:
     return dict(zip(logps["id"], both, strict=True))
 
 
-def run_reference(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
+def run_reference(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
     """log pi_ref of every pair's two responses."""
     recipe: ScoringRecipe = job.recipe
     source, revision = job.inputs["model"], job.revisions.get("model")

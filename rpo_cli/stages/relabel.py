@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from rpo_cli.stages.data.rows import rows_of, write_columns
 from rpo_cli.stages.reading import read_pairs, reading_of
 
 
-def run(job: Job[RelabelRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[RelabelRecipe], report: Report) -> dict[str, object]:
     """Write pairs.parquet: whether the oracle turns each human label round, and scores in its own order."""
     recipe: RelabelRecipe = job.recipe
     human = rows_of(job, "pairs")

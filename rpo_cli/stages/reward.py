@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +46,7 @@ class LeanRewardTrainer(LeanTrainer, RewardTrainer):
     control: TrainerControl
     data_collator: PairCollator
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """The mean loss over the held-out pairs; in several processes every one of them reads all pairs.
 
         Shared by accelerate, a last batch would be filled up with rows that were counted already; a bulk
@@ -70,11 +69,11 @@ class LeanRewardTrainer(LeanTrainer, RewardTrainer):
 
     def compute_loss(
         self,
-        model: Any,
+        model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """-log sigmoid(r(chosen) - r(rejected)), mean over pairs."""
         chosen, rejected = response_rewards(model, inputs).chunk(2)
         margins = chosen - rejected
@@ -85,7 +84,7 @@ class LeanRewardTrainer(LeanTrainer, RewardTrainer):
         return (loss, {"margins": margins}) if return_outputs else loss
 
 
-def table_of_pairs(rows: list[TokenRow]) -> list[dict[str, Any]]:
+def table_of_pairs(rows: list[TokenRow]) -> list[dict[str, object]]:
     """The collator's columns."""
     return [
         {"prompt_ids": r.prompt_ids, "chosen_ids": r.responses[0], "rejected_ids": r.responses[1]}
@@ -148,7 +147,7 @@ def check(metrics: Mapping[str, float], required: Mapping[Measured, float], seed
         raise RunFailed(f"{found}: nothing is built on seed {seed}; a figure is drawn without it by --seeds")
 
 
-def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     """Train, keep the last or the best evaluated step, and measure the held-out loss and accuracy."""
     recipe: RewardRecipe = job.recipe
     device = devices.choose(recipe)
@@ -176,7 +175,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
         training=True,
     )
     model = load(device=device, bits=four_bits(recipe, device))
-    early: dict[str, Any] = {}
+    early: dict[str, object] = {}
     if recipe.stopping == "early":
         if not held_out:
             raise BadInput(f"{job.path}: stopping: early needs held-out pairs (pairs_validation)")
@@ -204,7 +203,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
         peft_config=lora_of(recipe, "SEQ_CLS"),
     )
     trainer.held_out = held_out
-    metrics: dict[str, Any] = train(trainer, report)
+    metrics = train(trainer, report)
     trained = publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU))
     if held_out and devices.rank() == 0:
         scores = pair_rewards(

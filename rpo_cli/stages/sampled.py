@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Row, load_causal, load_tokenizer, sample
+from rpo_cli.models import Row, Tokens, load_causal, load_tokenizer, sample
 from rpo_cli.recipes.schema import PairsRecipe, seed_of
 from rpo_cli.stages.data.rows import MESSAGES, Rows, row_id, rows_of, write_rows
 from rpo_cli.stages.data.sources.turns import Part, answer, as_json
@@ -66,14 +65,14 @@ def rows_from(prompts: Sequence[Prompt], contrasts: Sequence[str]) -> list[Row]:
     return list(found.values())
 
 
-def run(job: Job[PairsRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[PairsRecipe], report: Report) -> dict[str, object]:
     """Write pairs.parquet and pairs_validation.parquet; metrics count them and what is left out."""
     recipe: PairsRecipe = job.recipe
     source, revision = job.inputs["model"], job.revisions.get("model")
     tokenizer = load_tokenizer(source, recipe, revision)
     sampler = Sampler(job, tokenizer, report) if recipe.needs_samples else None
     tables = {"pairs": recipe.table, "pairs_validation": recipe.validation_table}
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, object] = {}
     for name, table in tables.items():
         if table is None:
             continue
@@ -102,7 +101,7 @@ class Sampler:
     def _report(self, before: int, total: int, now: int) -> None:
         self.report(before + now, total)
 
-    def draw(self, prompts: Sequence[Any]) -> list[list[list[int]]]:
+    def draw(self, prompts: Sequence[Tokens]) -> list[list[list[int]]]:
         """num_samples responses for each prompt's tokens; the i-th of all under one temperature."""
         recipe, kinds = self.recipe, len(self.recipe.temperatures)
         drawn: list[list[list[int]]] = [[] for _ in prompts]
@@ -147,9 +146,13 @@ def _prompts(
         counts["unfinished"] = counts["drawn"] - sum(map(len, ended))
         decoded = [tokenizer.batch_decode(own, skip_special_tokens=True) for own in ended]
         drawn = dict(zip((row.id for row in tokens), decoded, strict=True))
-    turns = [talk["prompt"] for talk in rows.conversations(())] if rows.talks else [None] * len(rows)
+    turns: Sequence[Part | None] = (
+        [talk["prompt"] for talk in rows.conversations(())] if rows.talks else [None] * len(rows)
+    )
     each = zip(rows.ids, texts, written, others, turns, strict=True)
-    return [Prompt(text, drawn.get(name, ()), *more) for name, text, *more in each], counts
+    return [
+        Prompt(text, drawn.get(name, ()), said, other, talk) for name, text, said, other, talk in each
+    ], counts
 
 
 def _written(job: Job[PairsRecipe], table: str, rows: Rows) -> tuple[list[str], list[str]]:

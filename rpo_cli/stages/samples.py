@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +25,7 @@ from rpo_cli.stages.data.rows import pairs_below, rows_of, write_columns
 SAMPLES = "samples.parquet"
 
 
-def run_samples(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
+def run_samples(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
     """Write samples.parquet: samples of pi_ref and their log-probs, by the id of a pair with the prompt."""
     recipe: ScoringRecipe = job.recipe
     source, revision = job.inputs["model"], job.revisions.get("model")

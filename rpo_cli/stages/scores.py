@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
 from rpo_cli.stages.reading import read_pairs, reading_of
 
 
-def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
+def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
     """Write train and held_out.parquet: two numbers for each pair that fits in the policy's tokens.
 
     They are rewards of the input `model`, or where there is none the columns that the job's options name. Of
@@ -28,7 +27,7 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, Any]:
     reading = None
     if (source := job.inputs.get("model")) is not None:
         reading = reading_of(source, recipe, job.revisions.get("model"), policy)
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, object] = {}
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     for table, pairs in tables.items():
         rows = pairs.tokens(PAIR, policy, job.path, recipe.max_length, recipe.overlong, report.warn)

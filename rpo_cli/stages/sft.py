@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ class FixedShapeSFTTrainer(LeanTrainer, TokenTrainer):
     """The same loss over batches of a few shapes, with nothing read back in a step."""
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+        self, epoch_iterator: Iterator[object], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None]:
         """An optimiser step's batches, and how many tokens all completions have, in all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -45,15 +44,16 @@ class FixedShapeSFTTrainer(LeanTrainer, TokenTrainer):
         model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """NLL of the completions' tokens, EOS included; mean over those of the optimiser step."""
+        assert num_items_in_batch is not None
         nll = -response_logps(model, inputs).sum() / num_items_in_batch
         loss: torch.Tensor = nll * self.accelerator.num_processes
         return loss
 
 
-def run(job: Job[SFTRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[SFTRecipe], report: Report) -> dict[str, object]:
     """Minimise the mean NLL of the completion's tokens, EOS included."""
     recipe: SFTRecipe = job.recipe
     device = devices.choose(recipe)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -225,7 +225,7 @@ def bias_trained_on(
     return {"longer_share": trained}
 
 
-def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[SplitsRecipe], report: Report) -> dict[str, object]:
     """Write train, held_out and b-*.parquet: ids of pairs, their token counts and kinds.
 
     All are drawn from the pairs that fit; `auto` of a max_length is what is left where the plan found none.
@@ -266,7 +266,7 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, Any]:
     parts = {"train": split.train, "held_out": split.held_out}
     parts |= {f"b-{b:g}": rows for b, rows in split.subsets.items()}
     of_all = bias_of(kinds, np.arange(len(kinds)))
-    metrics: dict[str, Any] = {f"all/{name}": value for name, value in of_all.items()}
+    metrics: dict[str, object] = {f"all/{name}": value for name, value in of_all.items()}
     metrics |= {"overlong": overlong, "max_length": limit} if limit < UNLIMITED else {}
     # Neither held out nor to be trained on, because another pair of their prompt is held out.
     held_prompts = {prompts[row] for row in split.held_out.tolist()}

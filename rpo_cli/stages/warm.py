@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -46,7 +45,7 @@ def read_weights(model: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def run(job: Job[RewardRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     """Average the members' weights: from one initialisation, without which the mean would mean nothing."""
     recipe: RewardRecipe = job.recipe
     members = [folder for name, folder in job.inputs.items() if name.startswith("members/")]

@@ -3,7 +3,7 @@
 Keys carry TRL's and transformers' own names where those exist. Imports neither torch nor TRL, so that a
 mistake in a recipe is reported in well under a second."""
 
-from rpo_cli.recipes.schema.base import FourBits, ModelSource, Recipe, is_recipe, seed_of
+from rpo_cli.recipes.schema.base import FourBits, ModelSource, Recipe, SharedPrompts, is_recipe, seed_of
 from rpo_cli.recipes.schema.data import LOADED_TABLES, DataRecipe, RelabelRecipe, SplitsRecipe
 from rpo_cli.recipes.schema.evaluate import JUDGE_PROMPT, EvaluateRecipe, JudgeRecipe, JudgeSettings
 from rpo_cli.recipes.schema.figure import (

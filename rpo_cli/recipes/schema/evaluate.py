@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -77,7 +77,7 @@ class JudgeSettings(BaseModel):
     )
     max_tokens: PositiveInt | None = Field(512, description="longest answer; null: not sent")
     temperature: float | None = Field(0.0, ge=0, description="null: not sent, for models that refuse it")
-    extra_body: dict[str, Any] = Field(
+    extra_body: dict[str, object] = Field(
         {}, description="further keys of the request, such as {max_completion_tokens: 2000, seed: 1}"
     )
     api_key_env: str | None = cosmetic(
@@ -113,7 +113,7 @@ class JudgeSettings(BaseModel):
 
     @field_validator("extra_body")
     @classmethod
-    def no_overrides(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def no_overrides(cls, value: dict[str, object]) -> dict[str, object]:
         taken = sorted({"model", "messages", "max_tokens", "temperature", "n", "stream"} & value.keys())
         if taken:
             raise ValueError(f"{', '.join(taken)} cannot be set here")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from rpo_cli.recipes.schema.base import EachOnce, Recipe, Seed, Share, added, cosmetic
 
-Kind = Literal["figure2", "degeneracy", "gamma", "ensemble", "kl", "unbiased"]
+Kind = Literal["figure2", "degeneracy", "gamma", "ensemble", "kl", "unbiased", "curves"]
 # What each kind keeps and draws, and so what may be claimed of it; figures/kinds says what the numbers are.
 MEASURES: dict[str, tuple[str, ...]] = {
     "figure2": ("advantage", "tokens", "baseline_tokens"),
@@ -19,6 +19,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "ensemble": ("advantage", "tokens", "member", "same_bias"),
     "kl": ("kl", "error", "square", "milliseconds"),
     "unbiased": ("advantage", "tokens"),
+    "curves": ("advantage", "tokens", "kl", "slope"),
 }
 # Of evaluated samples besides, where cells have them: those of results from before do not.
 FURTHER = ("utility", "kl", "win", "unfinished")
@@ -65,7 +66,7 @@ class Variant(BaseModel):
 
     name: Drawn = Field(min_length=1, description="in the legend")
     recipe: str = Field(description="the policy recipe")
-    set: dict[str, Any] = Field({}, description="keys of that recipe and their values here, as --set")
+    set: dict[str, object] = Field({}, description="keys of that recipe and their values here, as --set")
     panel: Drawn = Field("", description="title of the panel it is drawn in; default: all in one")
 
 
@@ -134,7 +135,7 @@ class Claim(BaseModel):
         ]
         return [name for side in sides for name in side if name != EVERY]
 
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, object]:
         """As results keep it: keys that came after the first results only where they say something."""
         later = {name for name, field in type(self).model_fields.items() if field.json_schema_extra}
         unsaid = {name for name in later if getattr(self, name) in (None, False)}

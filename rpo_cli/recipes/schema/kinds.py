@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from rpo_cli.recipes.schema.base import Purpose, Recipe, seed_of
 from rpo_cli.recipes.schema.data import DataRecipe, RelabelRecipe, SplitsRecipe
@@ -24,7 +23,7 @@ class Kind:
     `format`: raised when the stage starts to compute something else for the same recipe; older artifacts are
     then stale. `seeds`: purposes it may draw for; no other seed has an effect on it. `needs_model`: it
     computes with one, hence in a dtype and on a device. `trains`: it makes a model, with a trainer.
-    `selects`: it hands on one of the models that another stage trained.
+    `derives`: it makes a model of those that other stages trained.
     `guess_seconds`: expected where the recipe says nothing. `heavy`: workers import its module before their
     first job. `points_at_input`: what it
     makes only names rows of its input `data`, which holds the texts; its manifest says so (rows_of: data).
@@ -37,7 +36,7 @@ class Kind:
     seeds: tuple[Purpose, ...] = ()
     needs_model: bool = True
     trains: bool = False
-    selects: bool = False
+    derives: bool = False
     guess_seconds: float = 10.0
     heavy: bool = False
     points_at_input: bool = False
@@ -45,7 +44,7 @@ class Kind:
     @property
     def publishes(self) -> bool:
         """Whether its artifact is a model that people use: one with a card, whose weights are wanted."""
-        return self.trains or self.selects
+        return self.trains or self.derives
 
 
 KINDS: dict[str, Kind] = {
@@ -77,13 +76,13 @@ KINDS: dict[str, Kind] = {
         PolicyRecipe, "rpo_cli.stages.policy:run", "rpo train-policy",
         seeds=("policy", "sampling"), trains=True, heavy=True,
     ),
-    "selected": Kind(PolicyRecipe, "rpo_cli.stages.selected:run", selects=True, guess_seconds=1.0),
+    "selected": Kind(PolicyRecipe, "rpo_cli.stages.selected:run", derives=True, guess_seconds=1.0),
     "evaluate": Kind(
         EvaluateRecipe, "rpo_cli.stages.evaluate:run", "rpo evaluate",
         seeds=("sampling",), guess_seconds=4.0, heavy=True,
     ),
     "figure": Kind(FigureRecipe, None, "rpo figure KIND"),
-    "warm": Kind(RewardRecipe, "rpo_cli.stages.warm:run", seeds=("rm",)),
+    "warm": Kind(RewardRecipe, "rpo_cli.stages.warm:run", seeds=("rm",), derives=True),
     "reference": Kind(ScoringRecipe, "rpo_cli.stages.reference:run_reference", guess_seconds=5.0),
     "samples": Kind(
         ScoringRecipe, "rpo_cli.stages.samples:run_samples",
@@ -92,6 +91,7 @@ KINDS: dict[str, Kind] = {
     "scores": Kind(ScoringRecipe, "rpo_cli.stages.scores:run_scores", guess_seconds=2.0),
     "measure": Kind(ScoringRecipe, "rpo_cli.stages.measure:run", guess_seconds=8.0),
     "held_out": Kind(ScoringRecipe, "rpo_cli.stages.held_out:run", guess_seconds=2.0),
+    "taught": Kind(ScoringRecipe, "rpo_cli.stages.taught:run", guess_seconds=2.0),
     "judge": Kind(
         JudgeRecipe, "rpo_cli.stages.judge.stage:run",
         seeds=("sampling",), needs_model=False, guess_seconds=300.0,
@@ -102,7 +102,7 @@ MODELS: dict[str, type[Recipe]] = {name: kind.recipe for name, kind in KINDS.ite
 
 
 @cache
-def _left_out(model: type[Recipe]) -> tuple[frozenset[str], dict[str, Any]]:
+def _left_out(model: type[Recipe]) -> tuple[frozenset[str], dict[str, object]]:
     """Fields that are in no key, and the defaults of those that are in none at their default."""
     fields = model.model_fields
     marks = {
@@ -113,7 +113,7 @@ def _left_out(model: type[Recipe]) -> tuple[frozenset[str], dict[str, Any]]:
     return frozenset(never), {name: fields[name].default for name, mark in marks.items() if mark.get("added")}
 
 
-def result_fields(recipe: Recipe) -> dict[str, Any]:
+def result_fields(recipe: Recipe) -> dict[str, object]:
     """The fields that can change a result: what an artifact's key is made of.
 
     Of the seeds those in force that it draws under; of the files and data sets that it reads not their place,
@@ -133,7 +133,7 @@ def result_fields(recipe: Recipe) -> dict[str, Any]:
         unused |= {"max_steps"}
     values = recipe.model_dump(mode="json", exclude={*left_out, *unused})
     if isinstance(recipe, DataRecipe):
-        places: dict[str, Any] = {
+        places: dict[str, object] = {
             "files": {},
             "dataset": None,
             "data_dir": recipe.folders,

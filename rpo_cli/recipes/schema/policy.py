@@ -151,7 +151,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
     calibration_mix: Literal["own", "data"] = Field(
         "own", description="held-out pairs reweighted to the member's own b, or as they are"
     )
-    by_rho: dict[Share, dict[str, Any]] = cosmetic({}, "values that model selection chose for each rho")
+    by_rho: dict[Share, dict[str, object]] = cosmetic({}, "values that model selection chose for each rho")
     grid: dict[Literal["beta", "tau"], Annotated[list[Positive], EachOnce]] = cosmetic(
         {}, "what `rpo sweep` tries"
     )
@@ -321,7 +321,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
 
     @field_validator("by_rho", mode="before")
     @classmethod
-    def known_keys(cls, value: Any) -> Any:
+    def known_keys(cls, value: object) -> object:
         if isinstance(value, dict):
             for rho, chosen in value.items():
                 if not isinstance(chosen, dict):
@@ -335,7 +335,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
 class ScoringRecipe(ModelSource, SharedPrompts, FourBits, Labelled):
     """Work that a policy recipe implies and nobody writes down: reference log-probs and samples, rewards."""
 
-    stage: Literal["reference", "samples", "scores", "measure", "held_out"]
+    stage: Literal["reference", "samples", "scores", "measure", "held_out", "taught"]
     per_device_eval_batch_size: PositiveInt = cosmetic(256, "sequences at a time")
     reference_samples: PositiveInt = 1
     max_new_tokens: PositiveInt = 64

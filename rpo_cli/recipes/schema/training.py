@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -132,7 +132,7 @@ class SFTRecipe(TrainingRecipe):
     stage: Literal["sft"]
     data: str = Field("data.yaml", description="the data recipe")
     table: Table = "sft_train"
-    model_config_kwargs: dict[str, Any] | None = Field(
+    model_config_kwargs: dict[str, object] | None = Field(
         None,
         description="train from scratch: model_type and the keys of its transformers config; the tokenizer "
         "is the data's",

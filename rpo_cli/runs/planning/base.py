@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TypedDict, cast
 
 from rpo_cli.artifacts import External, Stage
 from rpo_cli.recipes import Loaded, RecipeError, article, load, schema, shown, where
@@ -26,7 +26,14 @@ RESERVED = re.compile(
 DEEPEST = 40  # recipes, each of which needs the next
 
 
-def at_rho(rho: float | None) -> dict[str, Any]:
+class At(TypedDict, total=False):
+    """Arguments that load a recipe at a rho."""
+
+    rho: float
+    overrides: list[str]
+
+
+def at_rho(rho: float | None) -> At:
     """Arguments that load a recipe at a rho; none: without resampling."""
     return {"overrides": ["rho=null"]} if rho is None else {"rho": rho}
 
@@ -43,17 +50,27 @@ class BasePlanner:
         self.seed, self.device = seed, device
         self._stages: dict[str, Stage] = {}
         self._loaded: dict[tuple[str, ...], Loaded] = {}
-        self._resolved: dict[tuple[Any, ...], Stage | External] = {}
+        self._resolved: dict[tuple[object, ...], Stage | External] = {}
         self._under_way: dict[tuple[Path, Keys], str] = {}
 
-    def load(self, path: Path, **kwargs: Any) -> Loaded:
+    def load(
+        self,
+        path: Path,
+        *,
+        rho: float | None = None,
+        overrides: Sequence[str] = (),
+        flags: Mapping[str, object] | None = None,
+        expect: str | None = None,
+    ) -> Loaded:
         """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the
         same few again and again.
         """
-        call = (str(path), str(self.seed), repr(sorted(kwargs.items())))
+        call = (str(path), str(self.seed), repr((rho, overrides, flags, expect)))
         if call not in self._loaded:
-            flags = {**kwargs.pop("flags", {}), "device": self.device}
-            self._loaded[call] = load(str(path), seed=self.seed, flags=flags, **kwargs)
+            flags = {**(flags or {}), "device": self.device}
+            self._loaded[call] = load(
+                str(path), rho=rho, seed=self.seed, overrides=overrides, flags=flags, expect=expect
+            )
         return self._loaded[call]
 
     def build(self, loaded: Loaded) -> Stage:
@@ -154,7 +171,7 @@ class BasePlanner:
         path: str,
         loaded: Loaded,
         inputs: Mapping[str, Stage | External] | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, object] | None = None,
         recipe: schema.Recipe | None = None,
         files: Mapping[str, str] | None = None,
     ) -> Stage:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from rpo_cli.artifacts import Stage, rho_folder
+from rpo_cli.artifacts import External, Stage, rho_folder
 from rpo_cli.recipes import Loaded, schema
 from rpo_cli.runs.planning.base import wrong
 from rpo_cli.runs.planning.data import DataPlanner
@@ -23,7 +23,9 @@ class ModelPlanner(DataPlanner):
             inputs["model"] = self.reference("model_name_or_path", loaded)
         return self._add("sft", loaded.path.stem, loaded, inputs)
 
-    def _reward(self, loaded: Loaded, name: str = "all", options: Mapping[str, Any] | None = None) -> Stage:
+    def _reward(
+        self, loaded: Loaded, name: str = "all", options: Mapping[str, object] | None = None
+    ) -> Stage:
         """A reward model; of an ensemble's member its folder `name`, and options of its own."""
         recipe = cast(schema.RewardRecipe, loaded.recipe)
         self._need_model(loaded)
@@ -59,6 +61,15 @@ class ModelPlanner(DataPlanner):
                 what = f"{', '.join(unknown)} is no subset of {recipe.data} ({listed})"
                 raise wrong(loaded, "ensemble", what)
         return [self._reward(loaded, f"b-{b:g}", {"member": b}) for b in recipe.ensemble]
+
+    def warm(self, ensemble: Loaded) -> Stage:
+        """One reward model with the mean of the members' weights."""
+        inputs: dict[str, Stage | External] = {
+            f"members/{name_of(member)}": member for member in self.members(ensemble)
+        }
+        recipe = ensemble.recipe.model_copy(update={"expected_seconds": 1.0})
+        place = f"{rho_folder(cast(schema.RewardRecipe, recipe).rho)}/{ensemble.path.stem}/warm"
+        return self._add("warm", place, ensemble, inputs, recipe=recipe)
 
 
 def name_of(member: Stage) -> str:

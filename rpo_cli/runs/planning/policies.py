@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 from rpo_cli.artifacts import External, Stage, hash_of, rho_folder, walk
-from rpo_cli.recipes import Loaded, RecipeError, load, schema, shown
+from rpo_cli.recipes import Loaded, load, schema, shown
 from rpo_cli.runs.planning.base import at_rho, wrong
 from rpo_cli.runs.planning.models import ModelPlanner, name_of
 
@@ -68,7 +68,7 @@ class PolicyPlanner(ModelPlanner):
         inputs: dict[str, Stage | External] = {"data": splits, "policy": model}
         if isinstance(teacher, tuple):
             path = f"{rho}/scores/external-{hash_of(teacher)[:8]}"
-            return self._scoring("scores", path, loaded, inputs, columns=teacher)
+            return self._scoring("scores", path, loaded, inputs, options={"columns": list(teacher)})
         inputs["model"] = teacher
         if isinstance(teacher, External):
             name = teacher.key if label is None else [teacher.key, label]
@@ -108,7 +108,7 @@ class PolicyPlanner(ModelPlanner):
                     yield name_of(trained), trained
 
     def _need_same_attribute(self, loaded: Loaded, member: Stage) -> None:
-        """Where a member is calibrated to its own b, the policy's splits tell held-out pairs apart by that."""
+        """Refuse a member calibrated to its own b on splits that tell pairs apart by something else."""
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
         if "member" not in member.options or not recipe.calibrates or recipe.calibration_mix != "own":
             return
@@ -146,17 +146,13 @@ class PolicyPlanner(ModelPlanner):
         return self.load(loaded.sibling(name, "ensemble"), expect="reward", **at_rho(rho))
 
     def _warm(self, loaded: Loaded) -> Stage:
-        """One reward model with the mean of the members' weights."""
+        """The mean of the ensemble that a policy names; see `warm`."""
         reference = cast(schema.PolicyRecipe, loaded.recipe).ensemble
         if isinstance(reference, list):
             of_one = "teacher: warm averages members of one initialisation"
             raise wrong(loaded, "ensemble", f"{of_one}; name a recipe with `ensemble:`")
-        ensemble = self._ensemble(loaded, reference)
-        members = self._members(loaded, reference)
-        inputs: dict[str, Stage | External] = {f"members/{name_of(member)}": member for member in members}
-        recipe = ensemble.recipe.model_copy(update={"expected_seconds": 1.0})
-        place = f"{rho_folder(cast(schema.RewardRecipe, recipe).rho)}/{ensemble.path.stem}/warm"
-        return self._add("warm", place, ensemble, inputs, recipe=recipe)
+        with self._step(loaded, ("ensemble",)):
+            return self.warm(self._ensemble(loaded, reference))
 
     def _scoring(
         self,
@@ -164,10 +160,9 @@ class PolicyPlanner(ModelPlanner):
         path: str,
         loaded: Loaded,
         inputs: Mapping[str, Stage | External],
-        bits: Mapping[str, Any] | None = None,
+        bits: Mapping[str, object] | None = None,
         label: str | None = None,
-        columns: Sequence[str] = (),
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, object] | None = None,
     ) -> Stage:
         policy = cast(schema.PolicyRecipe, loaded.recipe)  # or a reward model's, to diagnose it
         values = {name: getattr(policy, name) for name in SCORED if hasattr(policy, name)} | dict(bits or {})
@@ -178,7 +173,6 @@ class PolicyPlanner(ModelPlanner):
             # Memory allows no more.
             values["per_device_eval_batch_size"] = policy.per_device_eval_batch_size
         recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
-        options = {"columns": list(columns)} if columns else options
         return self._add(kind, path, loaded, inputs, options, recipe=recipe)
 
 

@@ -6,7 +6,6 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
@@ -21,7 +20,7 @@ from rpo_cli.stages.data.sources.records import rows_in
 MOST_PROBLEMS = 10  # of a file: they tend to be alike
 
 
-def run(job: Job[DataRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[DataRecipe], report: Report) -> dict[str, object]:
     """Write every table as Parquet (and the miniature's tokenizer).
 
     Metrics count rows read, kept and left out, and shared prompts.

@@ -87,7 +87,7 @@ class Ledger:
         if len(self.examples[name]) < EXAMPLES:
             self.examples[name].append(self.place)
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, object]:
         """All that was counted, for the manifest: `records/…`, the counts, and places by reason."""
         records = {f"records/{kind}": count for kind, count in sorted(self.records.items())}
         counts = {name: count for name, count in sorted(self.counts.items()) if count}

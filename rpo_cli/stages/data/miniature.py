@@ -17,13 +17,14 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from rpo_cli.models.tokens import Row
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 LEAD_INS = ("Basically:", "In short:", "Long story short:", "So:")
@@ -243,7 +244,7 @@ def _put_right(rng: random.Random, summary: list[str], post: Post, share: float)
 # ---- Tables
 
 
-def generate(seed: int, sizes: Sizes = Sizes(), world: World = World()) -> dict[str, list[dict[str, Any]]]:
+def generate(seed: int, sizes: Sizes = Sizes(), world: World = World()) -> dict[str, list[Row]]:
     """Every table as rows of strings; a table depends on the seed, the world and its own size only.
 
     `pretrain` (whole posts, rewritten), `sft_*` and `prompts_*` rows have id, prompt and completion;
@@ -251,7 +252,7 @@ def generate(seed: int, sizes: Sizes = Sizes(), world: World = World()) -> dict[
     latter two also `chosen_polite` and `rejected_polite`, 1 or 0. No two tables share a post, whatever their
     seeds.
     """
-    rows: dict[str, Callable[[random.Random, Post, World], dict[str, Any]]] = {
+    rows: dict[str, Callable[[random.Random, Post, World], Row]] = {
         "pretrain": _pretrain_row,
         "sft_train": _reference_row,
         "sft_validation": _reference_row,
@@ -325,7 +326,7 @@ def _warmup_row(rng: random.Random, post: Post, world: World) -> dict[str, str]:
     return {side: frame.format(" ".join(each)) for side, each in sides.items()}
 
 
-def _pair_row(rng: random.Random, post: Post, world: World) -> dict[str, Any]:
+def _pair_row(rng: random.Random, post: Post, world: World) -> Row:
     """Two writers' different summaries, in the order of one noisy annotator."""
     writers, odds = list(_WRITERS), list(_WRITERS.values())
     while True:
@@ -339,11 +340,11 @@ def _pair_row(rng: random.Random, post: Post, world: World) -> dict[str, Any]:
     gap = utility(post.prompt, first) - utility(post.prompt, second)
     if rng.random() > 1 / (1 + math.exp(-gap / LABEL_TEMPERATURE)):
         first, second = second, first
-    pair: dict[str, Any] = {"chosen": first, "rejected": second}
+    pair: Row = {"chosen": first, "rejected": second}
     return pair | {f"{side}_polite": float(THANKS in text) for side, text in pair.items() if world.polite}
 
 
-def _judged_pair_row(rng: random.Random, post: Post, world: World) -> dict[str, Any]:
+def _judged_pair_row(rng: random.Random, post: Post, world: World) -> Row:
     """A pair with its utilities, which nobody in this world sees: they measure a reward model's accuracy."""
     row = _pair_row(rng, post, world)
     return {**row, **{f"{side}_utility": utility(post.prompt, row[side]) for side in ("chosen", "rejected")}}

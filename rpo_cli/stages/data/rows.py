@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +89,7 @@ def _batches(rows: Iterator[Row]) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pylist(some, schema=batch.schema)
 
 
-def write_columns(columns: dict[str, Any], file: Path) -> None:
+def write_columns(columns: dict[str, object], file: Path) -> None:
     """Write columns as Parquet."""
     pq.write_table(pa.table(columns), file)
 
@@ -162,14 +162,14 @@ class Rows:
         """One text of every row."""
         return self._of(column, lambda name: pq.read_table(self.file, columns=[name])[name].to_pylist())
 
-    def conversations(self, columns: Sequence[str]) -> list[dict[str, Any]]:
+    def conversations(self, columns: Sequence[str]) -> list[Row]:
         """Prompt and these responses of every row: messages where the data had messages, else texts.
 
         Beside them `tools`, where the chat template was given some.
         """
         names = ("prompt", *columns)
         each = zip(*(self.texts(name) for name in names), strict=True)
-        texts: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in each]
+        texts: list[Row] = [dict(zip(names, row, strict=True)) for row in each]
         if not self.talks:
             return texts
         told = [json.loads(found or "{}") for found in self.texts(MESSAGES)]

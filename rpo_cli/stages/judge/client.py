@@ -83,7 +83,7 @@ def render(template: str, prompt: str, response_a: str, response_b: str) -> str:
     return re.sub(r"\{(prompt|response_a|response_b)\}", lambda place: texts[place[1]], template)
 
 
-def request_body(settings: JudgeSettings, question: str) -> dict[str, Any]:
+def request_body(settings: JudgeSettings, question: str) -> dict[str, object]:
     """The body of the request for one question."""
     messages = [{"role": "user", "content": question}]
     limits = {"max_tokens": settings.max_tokens, "temperature": settings.temperature}
@@ -191,7 +191,7 @@ class Judge:
         if self.stop.wait(seconds):
             raise Stopped
 
-    def _once(self, body: dict[str, Any]) -> tuple[str, dict[str, int | None]]:
+    def _once(self, body: dict[str, object]) -> tuple[str, dict[str, int | None]]:
         """One request: the answer's text and the tokens it took."""
         deadline = time.monotonic() + self.settings.timeout
         late = f"no whole answer within {self.settings.timeout:g} s"

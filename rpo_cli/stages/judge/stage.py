@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ COMPARISON = ["against", "prompt_id", "sample", "prompt", "response", "other", "
 COMPARISON += ["length_difference", "oracle"]
 
 
-def run(job: Job[JudgeRecipe], report: Report) -> dict[str, Any]:
+def run(job: Job[JudgeRecipe], report: Report) -> dict[str, object]:
     """Write verdicts.parquet and metrics.json; asks only what no run in this workspace has asked before."""
     recipe: JudgeRecipe = job.recipe
     table = pd.concat([comparisons(job, recipe, against) for against in recipe.against], ignore_index=True)
@@ -54,7 +53,7 @@ def run(job: Job[JudgeRecipe], report: Report) -> dict[str, Any]:
         table[f"{name}_text"] = [None if answer is None else answer.text for answer in asked]
     table.to_parquet(job.directory / "verdicts.parquet", index=False)
     report.table("verdicts", table.head(SHOWN)[["against", "prompt", "response", "other", "first", "second"]])
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, object] = {}
     for against, rows in table.groupby("against", sort=False):
         try:
             found = judged(rows, recipe.bootstrap_samples, seed_of(recipe, "sampling"))
@@ -146,7 +145,7 @@ def ask(
             raise
 
 
-def bill(answers: list[Answer], recipe: JudgeRecipe) -> dict[str, Any]:
+def bill(answers: list[Answer], recipe: JudgeRecipe) -> dict[str, object]:
     """Tokens and cost of all the answers behind the metrics, whichever run paid; cost None without both
     prices.
 

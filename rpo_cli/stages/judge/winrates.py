@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -87,7 +86,7 @@ def scored(comparisons: pd.DataFrame) -> pd.DataFrame:
     return comparisons.assign(score=scores)
 
 
-def judged(comparisons: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
+def judged(comparisons: pd.DataFrame, resamples: int, seed: int) -> dict[str, object]:
     """Metrics of one opponent's comparisons; shares in [0, 1], intervals over prompts.
 
     comparisons: prompt_id, first, second (verdicts with the policy as A and as B), identical,
@@ -101,7 +100,7 @@ def judged(comparisons: pd.DataFrame, resamples: int, seed: int) -> dict[str, An
         raise ValueError("no comparison has a verdict in both orders")
     asked = kept[~kept["identical"]]
     outcome = np.sign(kept["score"].to_numpy() - 0.5).astype(int)
-    out: dict[str, Any] = {
+    out: dict[str, object] = {
         "comparisons": len(kept),
         "unread": len(table) - len(kept),
         "identical": len(kept) - len(asked),

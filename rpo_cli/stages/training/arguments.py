@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rpo_cli.devices import Device, processes, rank, spread
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Layout, PairCollator, for_training, groups_of, shape_of
+from rpo_cli.models.tokens import Row
 from rpo_cli.recipes.schema import TrainingRecipe
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ SAME = (
 )  # fmt: skip
 
 
-def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int) -> dict[str, Any]:
+def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int) -> dict[str, object]:
     """Keyword arguments for SFTConfig, RewardConfig and DPOConfig, also where TRL's defaults are wrong."""
     return {name: getattr(recipe, name) for name in SAME} | {
         "output_dir": checkpoints_of(directory),
@@ -78,7 +80,7 @@ def steps_over(rows: int, recipe: TrainingRecipe, what: str) -> int:
 
 
 def collator_of(
-    rows: list[dict[str, Any]], recipe: TrainingRecipe, device: Device, pad: int, layout: Layout
+    rows: Sequence[Row], recipe: TrainingRecipe, device: Device, pad: int, layout: Layout
 ) -> tuple[PairCollator, dict[str, float]]:
     """The collator of a stage's rows, and metrics of its batches' shapes where each must be compiled."""
     if not device.fixed_shapes:

@@ -29,7 +29,7 @@ STATE, TRAINER_STATE = "rpo_state.json", "trainer_state.json"
 class Journal(TrainerCallback):
     """Reports progress and metrics, stops on a loss that is not finite, and completes checkpoints."""
 
-    def __init__(self, report: Report, state: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, report: Report, state: Callable[[], Mapping[str, object]]) -> None:
         self.report = report
         self.state = state
 
@@ -40,13 +40,13 @@ class Journal(TrainerCallback):
         cut_model(kwargs["model"], kwargs["optimizer"], args.train_batch_size)
 
     def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         # Each piece of a batch by itself: all in one program would take as much longer to compile.
         step_mark(args.device)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self.report(state.global_step, state.max_steps)
         if control.should_save or control.should_evaluate or state.global_step >= state.max_steps:
@@ -60,7 +60,7 @@ class Journal(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         values = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         for name in ("loss", "grad_norm", "eval_loss", "train_loss"):
@@ -70,7 +70,7 @@ class Journal(TrainerCallback):
             self.report.log(values, state.global_step)
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         # Last, when every process has written its part: a checkpoint without it was cut short by a kill.
         PartialState().wait_for_everyone()
@@ -129,7 +129,7 @@ def train(
     trainer: Trainer,
     report: Report,
     *others: TrainerCallback | None,
-    state: Callable[[], dict[str, Any]] = dict,
+    state: Callable[[], Mapping[str, object]] = dict,
     restore: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> dict[str, float]:
     """Train to the end, from the last complete checkpoint if any; returns the first and last logged loss."""

@@ -7,7 +7,6 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import DistributedType
@@ -28,7 +27,7 @@ from rpo_cli.models import save
 from rpo_cli.stages.training.loop import STATE
 
 
-def whole_model(trainer: Trainer) -> Any:
+def whole_model(trainer: Trainer) -> PreTrainedModel:
     """The trained model without wrappers; of a sharded one a copy, whose weights the first process holds."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.accelerator.distributed_type != DistributedType.FSDP:
@@ -71,7 +70,7 @@ def drop_checkpoints(trainer: Trainer, directory: Path) -> None:
 
 
 def write_model(
-    model: Any,
+    model: PreTrainedModel,
     trainer: Trainer,
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
@@ -117,11 +116,13 @@ class Keeper(TrainerCallback):
     A run that is resumed writes again what came after the checkpoint that it resumes from.
     """
 
-    def __init__(self, trainer: Trainer, steps: Sequence[int], write: Callable[[Any, Path], object]) -> None:
+    def __init__(
+        self, trainer: Trainer, steps: Sequence[int], write: Callable[[PreTrainedModel, Path], object]
+    ) -> None:
         self.trainer, self.steps, self.write = trainer, list(steps), write
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if state.global_step not in self.steps:
             return

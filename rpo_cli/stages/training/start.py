@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ class FirstStep(TrainerCallback):
         self.what, self.read = what, read
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Raise RunFailed with both values after the first step; all processes see the same."""
         start = self.read() if state.global_step == 1 else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.models.tokens import Row
 from rpo_cli.objectives import TEACHERS
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.recipes.schema import PolicyRecipe
@@ -96,7 +96,7 @@ def policy_rows(
     tokenizer: PreTrainedTokenizerBase,
     teachers: Teachers,
     report: Report,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[Row], dict[str, object]]:
     """Rows for the collator; how many pairs were left out, too long or without margins; the others' bias."""
     pairs = rows_of(job, "train" if recipe.subset is None else f"b-{recipe.subset:g}")
     tokens = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
@@ -111,7 +111,7 @@ def policy_rows(
         if row.id not in reference:
             raise BadInput(f"{job.inputs['reference']}: no reference log-probs for row {row.id}")
         chosen, rejected = row.responses
-        entry: dict[str, Any] = {"prompt_ids": row.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected}
+        entry: Row = {"prompt_ids": row.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected}
         entry["ref_chosen_logps"], entry["ref_rejected_logps"] = reference[row.id]
         if sampled:
             # Pairs that share a prompt take turns with its samples.

@@ -39,7 +39,9 @@ PRIVATE = (
 Config = TypeVar("Config", bound=TrainingArguments)
 
 
-def config_of(kind: type[Config], job: Job[TrainingRecipe], device: Device, seed: int, **own: Any) -> Config:
+def config_of(
+    kind: type[Config], job: Job[TrainingRecipe], device: Device, seed: int, **own: object
+) -> Config:
     """A stage's training arguments; for one GPU, as over several Trainer would split batches unasked.
 
     A model is loaded without dropout; TRL's `disable_dropout` would silence that of an adapter besides.
@@ -67,7 +69,7 @@ class WholeBatches(Trainer):
     An epoch's last rows are left out. `device`: its forward passes bring an autocast if Trainer brings none.
     """
 
-    def __init__(self, *args: Any, device: Device = CPU, **kwargs: Any) -> None:
+    def __init__(self, *args: object, device: Device = CPU, **kwargs: object) -> None:
         if device.name == "xla":
             mend_for_xla()
         self.device = device
@@ -169,19 +171,22 @@ class TokenTrainer(WholeBatches, SFTTrainer):
 
     def compute_loss(
         self,
-        model: Any,
+        model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, object]:
         """TRL's loss; on a GPU its other metrics, each of which is waited for, only where they are logged."""
         wanted = self.is_logged() or return_outputs or not self.model.training
         if wanted or self.device.name != "cuda" or self.aux_loss_enabled or num_items_in_batch is None:
             self.counted()
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            found: torch.Tensor | tuple[torch.Tensor, object] = super().compute_loss(
+                model, inputs, return_outputs, num_items_in_batch
+            )
+            return found
         self.uncounted = self.uncounted + self.batch_sum(inputs["attention_mask"].sum())
         logps = model(**inputs, use_cache=False, fused_lm_head=True).log_probs
-        loss = -logps.sum() / num_items_in_batch.clamp(min=1)
+        loss: torch.Tensor = -logps.sum() / num_items_in_batch.clamp(min=1)
         # The count is of all processes' tokens, and their gradients are averaged.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 

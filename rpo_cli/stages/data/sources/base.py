@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.stages.data.ledger import Ledger
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 FAR = 1e300  # no score is so large; an integer may be too large for any float
 # Place for error messages, split as published or None, record.
-Records = Iterable[tuple[str, str | None, dict[str, Any]]]
+Row = dict[str, Any]  # a record as it was read: nothing is known of it
+Records = Iterable[tuple[str, str | None, Row]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Sets:
     """
 
     recipe: DataRecipe
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     pairs: Records
     written: Records
     ledger: Ledger
@@ -67,7 +71,7 @@ class Written:
     place: str = field(default="", compare=False)
 
 
-def column(place: str, row: dict[str, Any], *names: str) -> Any:
+def column(place: str, row: Row, *names: str) -> Any:
     """The first of these columns that the row has.
 
     Raises:
@@ -81,7 +85,7 @@ def column(place: str, row: dict[str, Any], *names: str) -> Any:
     raise BadInput(f"{place}: no column {listed} (has: {columns_in(given)})")
 
 
-def text(place: str, row: dict[str, Any], *names: str) -> str:
+def text(place: str, row: Row, *names: str) -> str:
     """`column`, which must be text."""
     value = column(place, row, *names)
     if not isinstance(value, str):
@@ -89,12 +93,12 @@ def text(place: str, row: dict[str, Any], *names: str) -> str:
     return value
 
 
-def number(place: str, row: dict[str, Any], name: str) -> float | None:
+def number(place: str, row: Row, name: str) -> float | None:
     """A column that must be a number where it has a value."""
     return None if row.get(name) is None else _finite(place, name, row[name])
 
 
-def numbers(place: str, row: dict[str, Any], names: Iterable[str]) -> dict[str, float]:
+def numbers(place: str, row: Row, names: Iterable[str]) -> dict[str, float]:
     """Columns that must all be numbers.
 
     Raises:
@@ -110,7 +114,7 @@ def _finite(place: str, name: str, value: object) -> float:
     raise BadInput(f"{place}: {name}: expected a finite number, got {named(value)}")
 
 
-def beside(place: str, row: dict[str, Any], recipe: DataRecipe) -> dict[str, float | str]:
+def beside(place: str, row: Row, recipe: DataRecipe) -> dict[str, float | str]:
     """What a recipe keeps of a pair's row beside its texts: numbers, and of what kind it is.
 
     Raises:
@@ -127,7 +131,7 @@ def shown_name(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-def columns_in(row: Mapping[str, Any]) -> str:
+def columns_in(row: Mapping[str, object]) -> str:
     """The columns of a row, for a message."""
     return ", ".join(map(shown_name, sorted(row)))
 

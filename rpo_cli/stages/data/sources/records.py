@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -244,7 +243,7 @@ def _parse(line: bytes) -> Row | str | None:
     return f"{names}: holds half of a surrogate pair, which is no text" if half else row
 
 
-def _once(pairs: list[tuple[str, Any]]) -> Row:
+def _once(pairs: list[tuple[str, object]]) -> Row:
     if len(row := dict(pairs)) < len(pairs):
         raise RepeatedKey
     return row

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl.data_utils import apply_chat_template
 
@@ -19,6 +19,9 @@ from rpo_cli.stages.data.sources.base import named
 from rpo_cli.stages.data.sources.turns import Part, TemplateRefuses
 from rpo_cli.text import first_line
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TEMPLATE = ("tools", "chat_template_kwargs")  # columns of TRL's that only a chat template has a use for
 
 
@@ -26,7 +29,7 @@ TEMPLATE = ("tools", "chat_template_kwargs")  # columns of TRL's that only a cha
 class Templated:
     """Turns conversations into text by a tokenizer's chat template, and tells which prompts are too long."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     limit: int | None
     unread: set[str] = field(default_factory=set)  # what was said not to be read
     typed: dict[str, list[str]] = field(default_factory=dict)  # control tokens in messages: places
@@ -112,7 +115,7 @@ class Templated:
         return self.limit is None or len(self.tokenizer(prompt)["input_ids"]) <= self.limit
 
 
-def _tools(place: str, row: Row) -> list[Any] | None:
+def _tools(place: str, row: Row) -> list[object] | None:
     """Schemas of functions, which may be one text of JSON."""
     tools = row.get("tools")
     try:
@@ -124,7 +127,7 @@ def _tools(place: str, row: Row) -> list[Any] | None:
     return None if found is None else list(_without_none(found))
 
 
-def _kwargs(place: str, row: Row) -> dict[str, Any]:
+def _kwargs(place: str, row: Row) -> dict[str, object]:
     found = row.get("chat_template_kwargs", {})
     if not isinstance(found, dict):
         raise BadInput(f"{place}: chat_template_kwargs: expected an object, got {named(found)}")

@@ -13,11 +13,14 @@ import re
 import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rpo_cli.errors import BadInput
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, column, named, number, text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Batches of CNN/DailyMail articles among the validation comparisons.
 CNNDM = ("batch0_cnndm", "cnndm0", "cnndm2")
@@ -55,7 +58,7 @@ class Writer:
     `tokenizer`: counts; None only with `limit` None.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     limit: int | None
     newlines: Literal["keep", "flatten"]
     ledger: Ledger
@@ -194,7 +197,7 @@ def _post(place: str, row: dict[str, Any]) -> Post:
     return Post(text(place, row, "subreddit"), title, text(place, row, "post"))
 
 
-def _object(place: str, row: dict[str, Any], name: str) -> dict[str, Any]:
+def _object(place: str, row: dict[str, Any], name: str) -> dict[str, object]:
     """`column`, which must be an object."""
     value = column(place, row, name)
     if not isinstance(value, dict):

@@ -84,7 +84,7 @@ def _text_part(where: str, piece: object) -> str:
     return found
 
 
-def as_json(example: Mapping[str, Part], **more: Any) -> str | None:
+def as_json(example: Mapping[str, Part], **more: object) -> str | None:
     """The messages of a row's parts as they are kept beside its texts; None: it is plain text.
 
     more: what else the chat template was given, such as tools.
