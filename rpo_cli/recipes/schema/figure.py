@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from rpo_cli.recipes.schema.base import EachOnce, Recipe, Seed, Share, added, cosmetic
 
-Kind = Literal["figure2", "degeneracy", "gamma", "ensemble", "kl", "unbiased", "curves"]
+Kind = Literal["figure2", "degeneracy", "gamma", "ensemble", "kl", "unbiased"]
 # What each kind keeps and draws, and so what may be claimed of it; figures/kinds says what the numbers are.
 MEASURES: dict[str, tuple[str, ...]] = {
     "figure2": ("advantage", "tokens", "baseline_tokens"),
@@ -19,7 +19,6 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "ensemble": ("advantage", "tokens", "member", "same_bias"),
     "kl": ("kl", "error", "square", "milliseconds"),
     "unbiased": ("advantage", "tokens"),
-    "curves": ("advantage", "tokens", "kl", "slope"),
 }
 # Of evaluated samples besides, where cells have them: those of results from before do not.
 FURTHER = ("utility", "kl", "win", "unfinished")
