@@ -465,6 +465,7 @@ def cells_in(
                     strength=strength,
                     evaluation=stage,
                     policy_path=f"p/{name}",
+                    weights=[f"p/{name}"],
                 ),
             )
         )

@@ -353,6 +353,7 @@ def swept(value: float, seed: int) -> Any:
         strength=("beta", value),
         evaluation=evaluation,
         policy_path=f"policy/{name}",
+        weights=[f"policy/{name}"],
     )
 
 

@@ -145,6 +145,9 @@ def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tup
     metrics = manifest["metrics"]
     steps = metrics.get("steps", "all")
     yield "training", f"{steps} steps of {batch} rows, learning rate {recipe['learning_rate']:g}"
+    if "selected/step" in metrics:
+        kept = sum(name.startswith("kept/") for name in metrics)
+        yield "checkpoint", f"step {metrics['selected/step']}, the best of {kept} on validation"
     if "rows" in metrics:
         yield "rows", f"{metrics['rows']:,}; {metrics.get('dropped', 0):,} left out, longer than max_length"
     if recipe["use_peft"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -66,6 +66,12 @@ class Job(Generic[R]):
     def directory(self) -> Path:
         return self.root / self.path
 
+    def at_checkpoint(self) -> Job[R]:
+        """The job as a stage reads it: its policy is the checkpoint of a training that `options` names."""
+        if (number := self.options.get("checkpoint")) is None:
+            return self
+        return replace(self, inputs={**self.inputs, "policy": checkpoint_in(self.inputs["policy"], number)})
+
     def to_json(self) -> str:
         """The job as another process reads it with `job_from`."""
         recipe = self.recipe.model_dump(mode="json", exclude_unset=True)
@@ -73,6 +79,11 @@ class Job(Generic[R]):
         tables = {str(place): key for place, key in self.tables.items()}
         changed = {"recipe": recipe, "launch": launch, "tables": tables}
         return json.dumps({**vars(self), **changed}, default=str)  # paths are text
+
+
+def checkpoint_in(training: Path, number: int) -> Path:
+    """Where a training that keeps several checkpoints has one of them, counted from 1."""
+    return training / f"checkpoint-{number}"
 
 
 class Outcome(NamedTuple):
@@ -137,5 +148,5 @@ def job_of(
         inherited=dict(inherited),
         force=force,
         launch=launch if launch is not None and launch.takes(stage.kind) else None,
-        origin=origin_of(stage) if KINDS[stage.kind].trains or stage.kind == "warm" else None,
+        origin=origin_of(stage) if KINDS[stage.kind].publishes else None,
     )

@@ -61,6 +61,12 @@ class Cell:
     def policy_path(self) -> str:
         return cast(Stage, self.evaluation.inputs["policy"]).path
 
+    @property
+    def weights(self) -> list[str]:
+        """Where its policy's weights are: the policy, and the checkpoints that it was chosen from."""
+        trained = cast(Stage, self.evaluation.inputs["policy"]).inputs.get("trained")
+        return [self.policy_path, *([trained.path] if isinstance(trained, Stage) else [])]
+
 
 def read_by(cells: Iterable[Cell]) -> list[Stage]:
     """What a figure of these cells reads: their evaluations, and their baselines', which a plan skips."""

@@ -13,7 +13,7 @@ from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.figures.cells import Cell, bias_of
 from rpo_cli.figures.results import CHOICES
 from rpo_cli.recipes import schema
-from rpo_cli.statistics import per_prompt
+from rpo_cli.statistics import per_prompt, win_shares
 
 
 class Gathered(NamedTuple):
@@ -56,46 +56,71 @@ def provenance(there: Sequence[tuple[Cell, Manifest]], workspace: Workspace) -> 
 
 
 def evaluations(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
-    """Advantage in oracle reward over the baseline, and tokens of both; cells not evaluated are left out.
+    """What `numbers_of` says of each evaluated prompt; cells not evaluated are left out.
 
     Raises:
         BadInput: none is there, or a baseline is no longer the one that a cell was compared with.
     """
     there = made(cells, workspace)
     baselines: dict[str, pd.DataFrame] = {}
-    spreads: dict[str, float] = {}
     frames, choices = [], []
     for cell, _ in there:
-        baseline = cast(Stage, cell.evaluation.inputs["baseline"])
-        if baseline.path not in baselines:
-            standing = workspace.manifest(baseline.path)
-            if standing is None or standing["key"] != baseline.key:
-                raise BadInput(
-                    f"{workspace.root / baseline.path}: not what {cell.evaluation.path} was compared with, "
-                    "but gone, or made with other settings; rpo figure without --allow-missing makes it again"
-                )
-            baselines[baseline.path] = _samples(baseline, cell, workspace)
-            rewards = read(workspace.root / baseline.path / "samples.parquet")["reward"]
-            spreads[baseline.path] = float(rewards.std(ddof=1))
-        policy = _samples(cell.evaluation, cell, workspace)
-        joined = policy.join(baselines[baseline.path].add_suffix("_baseline"), how="inner")
-        numbers = {
-            "advantage": joined["reward"] - joined["reward_baseline"],
-            "tokens": joined["tokens"],
-            "baseline_tokens": joined["tokens_baseline"],
-            "baseline_sd": spreads[baseline.path],
-        }
-        frames.append(
-            pd.DataFrame({**cell.keys, "prompt_id": joined.index, **numbers}).reset_index(drop=True)
-        )
+        numbers = numbers_of(cell.evaluation, workspace, baselines)
+        frames.append(pd.DataFrame({**cell.keys, **numbers.reset_index()}))
         choices += [{**cell.keys, "member": b, "share": share} for b, share in members(cell, workspace)]
     found = provenance(there, workspace) | {"evaluate": there[0][1]["recipe"]}
     return Gathered(pd.concat(frames, ignore_index=True), pd.DataFrame(choices, columns=CHOICES), found, {})
 
 
-def _samples(evaluated: Stage, cell: Cell, workspace: Workspace) -> pd.DataFrame:
-    truncated = cast(schema.EvaluateRecipe, cell.evaluation.recipe).truncated
-    return per_prompt(read(workspace.root / evaluated.path / "samples.parquet"), truncated)
+def numbers_of(evaluated: Stage, workspace: Workspace, baselines: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Each prompt's numbers of evaluated samples beside those of their baseline: index prompt_id.
+
+    advantage: oracle reward over the baseline's, whose standard deviation is baseline_sd; tokens of both; kl
+    to the reference, nats; win: share of pairs won against the baseline; unfinished: share without EOS; in
+    the miniature also utility, which no oracle sees. baselines: samples that were read already, by path.
+
+    Raises:
+        BadInput: a baseline is no longer the one that the samples were compared with.
+    """
+    baseline = cast(Stage, evaluated.inputs["baseline"])
+    if baseline.path not in baselines:
+        standing = workspace.manifest(baseline.path)
+        if standing is None or standing["key"] != baseline.key:
+            raise BadInput(
+                f"{workspace.root / baseline.path}: not what {evaluated.path} was compared with, "
+                "but gone, or made with other settings; rpo figure without --allow-missing makes it again"
+            )
+        baselines[baseline.path] = read(workspace.root / baseline.path / "samples.parquet")
+    theirs, ours = baselines[baseline.path], read(workspace.root / evaluated.path / "samples.parquet")
+    truncated = cast(schema.EvaluateRecipe, evaluated.recipe).truncated
+    joined = per_prompt(ours, truncated).join(
+        per_prompt(theirs, truncated).add_suffix("_baseline"), how="inner"
+    )
+    kept = [
+        drawn[drawn["finished"].astype(bool)] if truncated == "drop" else drawn for drawn in (ours, theirs)
+    ]
+    numbers = {
+        "advantage": joined["reward"] - joined["reward_baseline"],
+        "tokens": joined["tokens"],
+        "baseline_tokens": joined["tokens_baseline"],
+        "baseline_sd": float(theirs["reward"].std(ddof=1)),
+        "kl": joined["kl"],
+        "win": win_shares(kept[0], kept[1]),
+        "unfinished": 1 - ours.groupby("prompt_id")["finished"].mean(),
+    }
+    data = evaluated.inputs["data"]
+    if isinstance(data, Stage) and getattr(data.recipe, "source", None) == "miniature":
+        numbers["utility"] = utilities(kept[0])
+    return pd.DataFrame(numbers, index=joined.index)
+
+
+def utilities(samples: pd.DataFrame) -> pd.Series:
+    """The miniature's utility of each prompt's samples, mean."""
+    from rpo_cli.stages.data.miniature import utility
+
+    pairs = zip(samples["prompt"], samples["response"], strict=True)
+    values = pd.Series([utility(prompt, response) for prompt, response in pairs], samples["prompt_id"])
+    return values.groupby(level=0).mean()
 
 
 def read(file: Path) -> pd.DataFrame:

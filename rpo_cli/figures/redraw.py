@@ -37,7 +37,10 @@ def redraw(
     brief = row.rows == "orderings"
     claims = judge(results.cells, results.axes, results.claims, results.bootstrap, brief=brief)
     paths = draw(row, results, table, absent, out)
-    told = table if row.columns is None else table[list(row.columns)].rename(columns=dict(row.columns))
+    told = table
+    if row.columns is not None:
+        kept = [name for name in row.columns if name in table]
+        told = table[kept].rename(columns=dict(row.columns))
     content: dict[str, object] = {
         "table": told.to_dict("records"),
         row.rows: claims,

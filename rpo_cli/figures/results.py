@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,13 @@ class Results(NamedTuple):
     @property
     def axes(self) -> Axes:
         policies, rhos, seeds = (self.meta[name] for name in ("policies", "rhos", "seeds"))
-        return Axes(policies, rhos, seeds, schema.MEASURES[self.kind])
+        return Axes(policies, rhos, seeds, self.measures)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What its kind measures, and whatever else its cells have."""
+        own = schema.MEASURES[self.kind]
+        return own + tuple(name for name in schema.FURTHER if name in self.cells and name not in own)
 
     @property
     def bootstrap(self) -> Bootstrap:
@@ -82,7 +88,7 @@ def to_csv(table: pd.DataFrame, digits: int) -> bytes:
 
 def save_results(results: Results, folder: Path) -> list[Path]:
     """The small form worth committing: cells.parquet, choices.csv, provenance.json (meta), other tables."""
-    measures: Sequence[str] = schema.MEASURES[results.kind]
+    measures = results.measures
     cells = check_cells(results.cells, measures)
     numbers = {name: (cells[name].astype(float) / UNIT).round() * UNIT for name in measures}
     kept = cells.assign(**numbers).astype(dict.fromkeys(measures, "float32"))

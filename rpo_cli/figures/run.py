@@ -139,7 +139,8 @@ def _build(session: Session, cells: Sequence[Cell], suite: str, keep: Keep) -> N
     except RunFailed as error:
         raise RunFailed(f"no figure is drawn; {GAPS}\n{error}") from error
     for cell in cells if keep == "none" else ():
-        workspace.drop_weights(cell.policy_path)  # of cells that needed no evaluation any more
+        for path in cell.weights:
+            workspace.drop_weights(path)  # of cells that needed no evaluation any more
 
 
 def _keep(

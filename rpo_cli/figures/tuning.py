@@ -14,12 +14,14 @@ from rpo_cli.figures.selection import Selection, at, spread
 from rpo_cli.recipes import require_writable, schema, write_by_rho
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import what_to_run
+from rpo_cli.stages.selected import score_of
 
 Keep = Literal["best", "none", "all"]
 SEEN = {  # what the table of a sweep has of the metrics of either kind of stage
     "evaluate": {
         "advantage": "advantage", "low": "advantage_low", "high": "advantage_high",
         "tokens_mean": "tokens_mean", "kl_to_reference": "kl_to_reference",
+        "win": "win_rate", "unfinished": "unfinished_share",
     },
     "held_out": {"accuracy": "validation/accuracy", "margin": "validation/margin"},
 }  # fmt: skip
@@ -157,23 +159,15 @@ def validation_table(
     rows = []
     for cell in cells:
         seen = SEEN[cell.evaluation.kind]
-        if is_among(cell, diverged):
-            metrics = dict.fromkeys(seen.values())
-        else:
+        metrics: dict[str, Any] = dict.fromkeys(seen.values())
+        if not is_among(cell, diverged):
             metrics = workspace.finished(cell.evaluation.path)["metrics"]
+            if (step := workspace.finished(cell.policy_path)["metrics"].get("selected/step")) is not None:
+                seen, metrics = {**seen, "step": "step"}, {**metrics, "step": step}
         name, value = cell.strength
         row = {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "parameter": name, "value": value}
-        rows.append(row | {column: metrics[of] for column, of in seen.items()})
+        rows.append(row | {column: metrics.get(of) for column, of in seen.items()})
     return rows
-
-
-def score_of(found: Mapping[str, Any]) -> float:
-    """What chooses, in a row of the table or in metrics: the advantage, without an oracle the accuracy.
-
-    The least of all where training diverged.
-    """
-    name = next(name for name in ("advantage", "validation/accuracy", "accuracy") if name in found)
-    return float("-inf") if found[name] is None else float(found[name])
 
 
 def choose(rows: Sequence[Mapping[str, Any]]) -> Chosen:
@@ -241,7 +235,7 @@ class WeightKeeper:
         if cell is None or self.keep == "all":
             return
         if self.keep == "none":
-            self.workspace.drop_weights(cell.policy_path)
+            self._drop(cell)
             return
         place, value = (cell.policy, cell.rho), cell.strength[1]
         seen = self.seen.setdefault((*place, value), [])
@@ -258,11 +252,15 @@ class WeightKeeper:
             loser = -self.best[place][1]
             self.best[place] = score
         for _, other in self.seen[*place, loser]:
-            self.workspace.drop_weights(other.policy_path)
+            self._drop(other)
 
     def give_up(self, diverged: Sequence[Cell]) -> None:
         """Drop the weights of values that diverged under a seed, which no mean over seeds will choose."""
         lost = {(cell.policy, cell.rho, cell.strength[1]) for cell in diverged}
         for cell in self.cells.values() if self.keep == "best" else ():
             if (cell.policy, cell.rho, cell.strength[1]) in lost:
-                self.workspace.drop_weights(cell.policy_path)
+                self._drop(cell)
+
+    def _drop(self, cell: Cell) -> None:
+        for path in cell.weights:
+            self.workspace.drop_weights(path)

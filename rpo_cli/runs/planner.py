@@ -14,11 +14,28 @@ from rpo_cli.artifacts import External, Stage
 from rpo_cli.recipes import Loaded, RecipeError, schema, where
 from rpo_cli.runs.planning.base import wrong
 from rpo_cli.runs.planning.models import name_of
-from rpo_cli.runs.planning.policies import PolicyPlanner
+from rpo_cli.runs.planning.policies import CHECKPOINTS, PolicyPlanner
 
 
 class Planner(PolicyPlanner):
     """Plans every kind of stage; on top, what evaluates, measures and judges a policy."""
+
+    def _policy(self, loaded: Loaded) -> Stage:
+        """What a policy recipe trains; with select: validation the checkpoint that does best there."""
+        trained, recipe = self._trained(loaded), cast(schema.PolicyRecipe, loaded.recipe)
+        if not recipe.selects:
+            return trained
+        looks = {f"looks/{n}": self._look(loaded, trained, n) for n in range(1, recipe.checkpoints + 1)}
+        place = trained.path.split("/", 1)[1].removesuffix(CHECKPOINTS)
+        inputs = {**trained.inputs, "trained": trained, **looks}
+        chooser = recipe.model_copy(update={"expected_seconds": 1.0})
+        return self._add("selected", place, loaded, inputs, recipe=chooser)
+
+    def _look(self, loaded: Loaded, trained: Stage, number: int) -> Stage:
+        """One checkpoint of a training on validation prompts; without an oracle on held-out pairs."""
+        with self._step(loaded, ("evaluate",)):
+            evaluated = self._evaluated(loaded, trained, "validation", number)
+        return evaluated if "oracle" in evaluated.inputs else self._ranked(loaded, trained, number)
 
     def _evaluate(self, loaded: Loaded) -> Stage:
         """The baseline's own evaluation: what `rpo evaluate` without a policy means."""
@@ -36,25 +53,29 @@ class Planner(PolicyPlanner):
 
     def evaluation(self, policy: Loaded, split: str) -> Stage:
         """Evaluation of the policy a recipe describes, against its baseline on the same prompts."""
+        return self._evaluated(policy, self.build(policy), split)
+
+    def _evaluated(self, policy: Loaded, stage: Stage, split: str, checkpoint: int | None = None) -> Stage:
         name = cast(schema.PolicyRecipe, policy.recipe).evaluate
-        stage = self.build(policy)
         loaded = self.load(policy.sibling(name, "evaluate"), expect="evaluate", flags={"split": split})
         baseline = self._evaluate(loaded)
-        place = stage.path.split("/", 1)[1].replace("/policies/", "/evaluations/")
+        place, options = _of_checkpoint(stage, "evaluations", checkpoint)
         inputs = {
             "policy": stage,
             "reference": stage.inputs["model"],
             "baseline": baseline,
             **self._judged(loaded),
         }
-        return self._add("evaluate", f"{place}/{split}", loaded, inputs)
+        return self._add("evaluate", f"{place}/{split}", loaded, inputs, options)
 
     def held_out(self, policy: Loaded) -> Stage:
         """What the policy a recipe describes makes of the pairs that its splits hold out."""
-        stage = self.build(policy)
+        return self._ranked(policy, self.build(policy))
+
+    def _ranked(self, policy: Loaded, stage: Stage, checkpoint: int | None = None) -> Stage:
         inputs = {"policy": stage, **{name: stage.inputs[name] for name in ("data", "reference")}}
-        place = stage.path.split("/", 1)[1].replace("/policies/", "/held-out/")
-        return self._scoring("held_out", place, policy, inputs)
+        place, options = _of_checkpoint(stage, "held-out", checkpoint)
+        return self._scoring("held_out", place, policy, inputs, options=options)
 
     def taught(self, policy: Loaded, evaluation: Stage) -> list[Stage]:
         """What each reward model that a policy distils says of the samples of an evaluation."""
@@ -166,3 +187,9 @@ class Planner(PolicyPlanner):
         place = evaluation.path.split("/", 1)[1].replace("/evaluations/", "/judged/")
         path = f"{place}/{re.sub(r'[^A-Za-z0-9.-]+', '-', recipe.judge.model)}"
         return self._add("judge", path, loaded, inputs, recipe=judge)
+
+
+def _of_checkpoint(stage: Stage, folder: str, checkpoint: int | None) -> tuple[str, dict[str, int]]:
+    """Where what is found of a policy stands, and which checkpoint of its training it is, if it is of one."""
+    place = stage.path.split("/", 1)[1].replace("/policies/", f"/{folder}/")
+    return (place, {}) if checkpoint is None else (f"{place}/{checkpoint}", {"checkpoint": checkpoint})

@@ -105,6 +105,15 @@ def _policy(metrics: Metrics) -> list[str]:
     ]
 
 
+def _selected(metrics: Metrics) -> str:
+    """Which checkpoint validation chose, and what each of them had."""
+    steps = {name.removeprefix("kept/"): step for name, step in metrics.items() if "kept/" in name}
+    values = ", ".join(
+        f"{metrics[f'validation/{number}']:.2f} after {step}" for number, step in steps.items()
+    )
+    return f"chosen on validation: step {metrics['selected/step']} ({values})"
+
+
 def _monitored(metrics: Metrics) -> str:
     """What the last look at held-out pairs and samples found."""
     of = {name.removeprefix("monitor/"): value for name, value in metrics.items() if "monitor/" in name}
@@ -176,6 +185,7 @@ def _judge(metrics: Metrics) -> list[str]:
 WORDS: dict[str, Callable[[Metrics], list[str]]] = {
     "evaluate": _evaluation,
     "policy": _policy,
+    "selected": lambda metrics: [*_policy(metrics), _selected(metrics)],
     "reward": _reward,
     "sft": lambda metrics: [_trained(metrics, "rows")],
     "splits": _splits,

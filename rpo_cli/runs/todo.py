@@ -63,7 +63,7 @@ def what_to_run(targets: Sequence[Stage], workspace: Workspace, force: Iterable[
         reasons[stage.path] = stale + why
 
     for target in targets:
-        visit(target, weights=KINDS[target.kind].trains)
+        visit(target, weights=KINDS[target.kind].publishes)
     stages = {stage.path: stage for stage in walk(targets)}
     return [Todo(stages[path], reason) for path, reason in reasons.items()]
 

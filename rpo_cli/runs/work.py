@@ -167,7 +167,7 @@ def _write_cards(job: Job[Recipe], origin: Origin, manifest: Manifest) -> None:
     found = (read_json(place / MANIFEST) for place in job.tables)
     tables = [cast(Manifest, table) for table in found if table]  # an older workspace may do without its data
     for folder, path in ((job.directory, job.path), (job.directory / "adapter", f"{job.path}/adapter")):
-        if folder.is_dir():
+        if any(folder.glob("*config.json")):  # of a training that keeps checkpoints they are below
             write_card(folder, path, manifest, origin, tables, adapter=folder != job.directory)
 
 
@@ -211,7 +211,7 @@ def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
         run = stage_function(job.kind)
         # Trainers bring their own autocast.
         with contextlib.nullcontext() if KINDS[job.kind].trains else device.autocast():
-            metrics = run(job, report)
+            metrics = run(job.at_checkpoint(), report)
         report.summary(metrics)
     ran = str(device)
     if asked is not None or not deterministic:

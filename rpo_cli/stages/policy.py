@@ -16,6 +16,7 @@ from trl import DPOConfig
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
+from rpo_cli.errors import BadInput
 from rpo_cli.models import (
     four_bits,
     groups_of,
@@ -36,7 +37,7 @@ from rpo_cli.recipes.schema import PolicyRecipe, seed_of
 from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.monitor import ended, monitor_of, over_optimised
-from rpo_cli.stages.training.publish import publish_model
+from rpo_cli.stages.training.publish import Keeper, drop_checkpoints, publish_model, write_model
 from rpo_cli.stages.training.start import NOISE, FirstStep, beside_reference
 from rpo_cli.stages.training.teachers import calibrated_margins, policy_rows
 from rpo_cli.stages.training.trl import PairTrainer, config_of
@@ -190,6 +191,8 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     teachers = calibrated_margins(job, recipe)
     rows, pairs_left = policy_rows(job, recipe, tokenizer, teachers, report)
     steps = steps_over(len(rows), recipe, job.path)
+    if recipe.selects and recipe.checkpoints > steps:
+        raise BadInput(f"{job.path}: checkpoints: {recipe.checkpoints} is more than all {steps} steps")
     members = None
     if recipe.takes_min:
         margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
@@ -227,6 +230,12 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         peft_config=lora_of(recipe, "CAUSAL_LM"),
     )
     trainer.add_callback(FirstStep(job.path, trainer.first_losses))
+    whole_base = partial(load, device=devices.CPU, training=True)
+    kept = recipe.kept_at(steps)
+    if kept:
+        trainer.add_callback(
+            Keeper(trainer, kept, lambda model, at: write_model(model, trainer, tokenizer, at, whole_base))
+        )
     monitor = monitor_of(trainer, tokenizer, job, recipe, report)
     if members is None:
         metrics = train(trainer, report, monitor)
@@ -237,7 +246,11 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         metrics |= ended(monitor.found)
         for line in over_optimised(monitor.found):
             report.warn(line)
-    publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU, training=True))
+    if kept:
+        drop_checkpoints(trainer, job.directory)
+        metrics |= {f"kept/{number}": step for number, step in enumerate(kept, 1)}
+    else:
+        publish_model(trainer, tokenizer, job.directory, whole_base)
     temperatures = {f"temperature/{name}": value for name, value in teachers.temperatures.items()}
     counts = {
         "rows": len(rows),

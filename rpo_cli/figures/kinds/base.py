@@ -24,9 +24,9 @@ class FigureKind:
     """What one kind does of its own; which measures it has stands in recipes/schema/figure.py.
 
     draw: panels, axes and legend into a figure that has its heading. also: further pictures, of the
-    ensembles' choices. columns: the table's columns in CSV and JSON, with the names that they have there;
-    None: as they are. rows: the name of the claims in JSON. title: of a recipe without one. bars: what lines
-    and bars mean, if not the intervals.
+    ensembles' choices. columns: the table's columns in CSV and JSON, those of them that there are, with the
+    names that they have there; None: as they are. rows: the name of the claims in JSON. title: of a recipe
+    without one. bars: what lines and bars mean, if not the intervals.
     """
 
     name: str

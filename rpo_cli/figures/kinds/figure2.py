@@ -11,22 +11,10 @@ import pandas as pd
 from rpo_cli.figures.drawing import RHO, STYLE, Picture, draw_lines, legend, publish_picture, zero_line
 from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.figures.table import Axes, Bootstrap, summary
+from rpo_cli.recipes.schema import FURTHER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-SAME = (
-    "policy",
-    "rho",
-    "seeds",
-    "prompts",
-    "advantage",
-    "prompt_low",
-    "prompt_high",
-    "tokens",
-    "tokens_low",
-    "tokens_high",
-)
 
 
 def numbers(cells: pd.DataFrame, axes: Axes, how: Bootstrap) -> pd.DataFrame:
@@ -101,6 +89,7 @@ KIND = FigureKind(
         "prompt_low": "prompt_low", "prompt_high": "prompt_high",
         "tokens": "tokens", "tokens_low": "tokens_low", "tokens_high": "tokens_high",
         "baseline_tokens": "baseline_tokens",
+        **{f"{name}{end}": f"{name}{end}" for name in FURTHER for end in ("", "_low", "_high")},
     },
     title="Reward gained over π$_{\\mathbf{SFT}}$ as the length bias of the preferences varies",
 )  # fmt: skip

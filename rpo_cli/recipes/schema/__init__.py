@@ -9,6 +9,7 @@ from rpo_cli.recipes.schema.evaluate import JUDGE_PROMPT, EvaluateRecipe, JudgeR
 from rpo_cli.recipes.schema.figure import (
     ESTIMATORS,
     EVERY,
+    FURTHER,
     MEASURED,
     MEASURES,
     PAPER,

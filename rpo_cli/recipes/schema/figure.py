@@ -20,6 +20,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "kl": ("kl", "error", "square", "milliseconds"),
     "unbiased": ("advantage", "tokens"),
 }
+# Of evaluated samples besides, where cells have them: those of results from before do not.
+FURTHER = ("utility", "kl", "win", "unfinished")
 # These measure policies on their training pairs; the others evaluate samples with the oracle.
 MEASURED = ("degeneracy", "kl")
 ESTIMATORS = ("full", "sample", "data")  # what a figure of kind kl compares, on one policy
@@ -221,7 +223,7 @@ class FigureRecipe(Recipe):
             raise ValueError(f"variants: {EVERY} is no name: in a claim it is every variant")
         known = ESTIMATORS if self.kind == "kl" else names
         papers = {name for claim in PAPER for name in claim.names} if self.kind == "figure2" else set()
-        measures = MEASURES[self.kind]
+        measures = [*MEASURES[self.kind], *(() if self.measured else FURTHER)]
         for claim in self.claims:
             if unknown := [name for name in claim.names if name not in (*known, *papers)]:
                 problem = f"{unknown[0]} is no variant ({', '.join(known)})"

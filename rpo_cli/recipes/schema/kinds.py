@@ -23,6 +23,7 @@ class Kind:
     `format`: raised when the stage starts to compute something else for the same recipe; older artifacts are
     then stale. `seeds`: purposes it may draw for; no other seed has an effect on it. `needs_model`: it
     computes with one, hence in a dtype and on a device. `trains`: it makes a model, with a trainer.
+    `derives`: it makes a model of those that other stages trained.
     `guess_seconds`: expected where the recipe says nothing. `heavy`: workers import its module before their
     first job. `points_at_input`: what it
     makes only names rows of its input `data`, which holds the texts; its manifest says so (rows_of: data).
@@ -35,9 +36,15 @@ class Kind:
     seeds: tuple[Purpose, ...] = ()
     needs_model: bool = True
     trains: bool = False
+    derives: bool = False
     guess_seconds: float = 10.0
     heavy: bool = False
     points_at_input: bool = False
+
+    @property
+    def publishes(self) -> bool:
+        """Whether its artifact is a model that people use: one with a card, whose weights are wanted."""
+        return self.trains or self.derives
 
 
 KINDS: dict[str, Kind] = {
@@ -69,12 +76,13 @@ KINDS: dict[str, Kind] = {
         PolicyRecipe, "rpo_cli.stages.policy:run", "rpo train-policy",
         seeds=("policy", "sampling"), trains=True, heavy=True,
     ),
+    "selected": Kind(PolicyRecipe, "rpo_cli.stages.selected:run", derives=True, guess_seconds=1.0),
     "evaluate": Kind(
         EvaluateRecipe, "rpo_cli.stages.evaluate:run", "rpo evaluate",
         seeds=("sampling",), guess_seconds=4.0, heavy=True,
     ),
     "figure": Kind(FigureRecipe, None, "rpo figure KIND"),
-    "warm": Kind(RewardRecipe, "rpo_cli.stages.warm:run", seeds=("rm",)),
+    "warm": Kind(RewardRecipe, "rpo_cli.stages.warm:run", seeds=("rm",), derives=True),
     "reference": Kind(ScoringRecipe, "rpo_cli.stages.reference:run_reference", guess_seconds=5.0),
     "samples": Kind(
         ScoringRecipe, "rpo_cli.stages.samples:run_samples",

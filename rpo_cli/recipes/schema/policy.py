@@ -160,11 +160,26 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         1, description="samples of pi_ref per training prompt, drawn once, for the KL"
     )
     max_new_tokens: PositiveInt = Field(64, description="longest reference sample")
+    select: Literal["last", "validation"] = added(
+        "last",
+        "which checkpoint of the run is the policy: the last, or of `checkpoints` of them the one that is "
+        "best on validation prompts, by the recipe that `evaluate` names (without an oracle: on one half of "
+        "the held-out pairs)",
+    )
+    checkpoints: int = added(
+        5, "select: validation: how many are compared, evenly spaced, the last step among them", ge=2
+    )
     monitor_steps: PositiveInt | None = cosmetic(
         None,
         "steps between looks at held-out pairs and samples while it trains (docs/diagnose.md); default: none",
     )
     monitor_prompts: PositiveInt = cosmetic(64, "held-out pairs of a look, whose prompts are sampled for")
+
+    @model_validator(mode="after")
+    def has_steps_to_choose_from(self) -> PolicyRecipe:
+        if self.num_train_epochs is None and self.selects and self.checkpoints > self.max_steps:
+            raise ValueError(f"checkpoints: {self.checkpoints} is more than all steps ({self.max_steps})")
+        return self
 
     @model_validator(mode="after")
     def has_teachers(self) -> PolicyRecipe:
@@ -191,6 +206,16 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         """Name and value of the hyperparameter that is swept."""
         name = self.declared.strength
         return name, float(getattr(self, name))
+
+    @property
+    def selects(self) -> bool:
+        """Whether validation chooses among several checkpoints of the run."""
+        return self.select == "validation"
+
+    def kept_at(self, steps: int) -> list[int]:
+        """The steps of a run of so many after which a checkpoint is kept to choose from; none: no choice."""
+        count = self.checkpoints if self.selects else 0
+        return [-(-steps * number // count) for number in range(1, count + 1)]
 
     @property
     def reward_scale(self) -> float:
@@ -263,6 +288,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
             **{name: name == objective.strength for name in Strengths.model_fields},
             **dict.fromkeys(("gamma", "gamma_end", "kl_estimator", "kl_coefficient"), objective.pessimistic),
             **dict.fromkeys(("reference_samples", "max_new_tokens", "sampling_seed"), self.samples_reference),
+            "checkpoints": self.selects,
             "reward_model": self.asks_one,
             "reward_member": self.asks_one,
             "calibrate_one": self.asks_one and self.calibration != "none",
@@ -281,7 +307,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         decides = {  # beside the objective
             **dict.fromkeys(("reward_model", "reward_member", "ensemble"), "teacher"),
             **dict.fromkeys(("margin_columns", "reward_label", *TEACHER_KEYS), "teacher"),
-            "ema_decay": "ensemble_min", "calibration_mix": "calibration",
+            "ema_decay": "ensemble_min", "calibration_mix": "calibration", "checkpoints": "select",
             **dict.fromkeys(("reference_samples", "max_new_tokens", "sampling_seed"), "kl_estimator"),
         }  # fmt: skip
         found = super().idle()

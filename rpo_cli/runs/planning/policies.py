@@ -17,13 +17,15 @@ SCORED = (
     - schema.FourBits.model_fields.keys()
     - {*("stage", "model_name_or_path", "per_device_eval_batch_size", "expected_seconds")}
 )
+CHECKPOINTS = "-checkpoints"
 Teacher = Stage | External | tuple[str, ...]  # a reward model, or two columns of the data
 
 
 class PolicyPlanner(ModelPlanner):
     """Plans policies and what they are trained on."""
 
-    def _policy(self, loaded: Loaded) -> Stage:
+    def _trained(self, loaded: Loaded) -> Stage:
+        """The training of a policy; one that keeps checkpoints to choose from stands beside the policy."""
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
         self._need_model(loaded)
         splits = self.reference("data", loaded)
@@ -50,12 +52,8 @@ class PolicyPlanner(ModelPlanner):
             )
         for name, teacher in self._teachers(loaded):
             inputs[f"scores/{name}"] = self._scores(loaded, teacher, splits, model, recipe.reward_label)
-        return self._add(
-            "policy",
-            f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}",
-            loaded,
-            inputs,
-        )
+        place = f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}"
+        return self._add("policy", f"{place}{CHECKPOINTS if recipe.selects else ''}", loaded, inputs)
 
     def _scores(
         self,

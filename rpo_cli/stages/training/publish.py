@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import DistributedType
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from rpo_cli.artifacts import base_of_adapter
+from rpo_cli.artifacts import base_of_adapter, checkpoint_in
 from rpo_cli.devices import rank, spread, to_host
 from rpo_cli.errors import Diverged
 from rpo_cli.models import save
@@ -36,18 +45,42 @@ def publish_model(
     directory: Path,
     whole_base: Callable[[], PreTrainedModel] | None = None,
 ) -> PreTrainedModel:
-    """Save the trained model beside its tokenizer, drop the checkpoints; an adapter is kept apart and merged.
+    """Save the trained model as `write_model` does, and drop the checkpoints to resume from.
 
     Every process calls it, the first one writes. Returns the model, on the host where the device has no
-    memory to save from. `whole_base`: loads what the adapter was trained on, in full precision on the CPU,
-    where it was trained in 4 bits or in bfloat16: merged into those it would be rounded to them.
+    memory to save from.
     """
     trainer.accelerator.wait_for_everyone()  # another process may still read a checkpoint
     model = to_host(whole_model(trainer))
+    if rank() == 0:
+        model = write_model(model, trainer, tokenizer, directory, whole_base)
+    drop_checkpoints(trainer, directory)
+    return model
+
+
+def drop_checkpoints(trainer: Trainer, directory: Path) -> None:
+    """Remove what an unfinished training would have resumed from."""
     if rank() != 0:
         if spread():
             shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
-        return model
+        return
+    for state in (directory / "checkpoints").glob(f"*/{STATE}"):
+        state.unlink()  # first: a kill in the middle must not leave half a checkpoint to resume from
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def write_model(
+    model: PreTrainedModel,
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    whole_base: Callable[[], PreTrainedModel] | None,
+) -> PreTrainedModel:
+    """Save a model of a trainer beside its tokenizer; an adapter is kept apart and merged.
+
+    `whole_base`: loads what the adapter was trained on, in full precision on the CPU, where it was trained in
+    4 bits or in bfloat16: merged into those it would be rounded to them.
+    """
     if hasattr(model, "merge_and_unload"):
         from peft import PeftModel
 
@@ -74,7 +107,30 @@ def publish_model(
         raise Diverged(f"{directory}: the trained weights are not finite; try a smaller learning_rate")
     # TRL patches the forward of the instance; what is saved is the class's own.
     save(model, tokenizer, directory)
-    for state in (directory / "checkpoints").glob(f"*/{STATE}"):
-        state.unlink()  # first: a kill in the middle must not leave half a checkpoint to resume from
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     return model
+
+
+class Keeper(TrainerCallback):
+    """Writes the model after each of these steps into a folder of its own; the training goes on as before.
+
+    A run that is resumed writes again what came after the checkpoint that it resumes from.
+    """
+
+    def __init__(
+        self, trainer: Trainer, steps: Sequence[int], write: Callable[[PreTrainedModel, Path], object]
+    ) -> None:
+        self.trainer, self.steps, self.write = trainer, list(steps), write
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if state.global_step not in self.steps:
+            return
+        model = whole_model(self.trainer)
+        if hasattr(model, "merge_and_unload") or model.device.type == "xla":
+            model = copy.deepcopy(model)  # what is merged, or moved to the host, is not trained on
+        cache = model.config.use_cache
+        if rank() == 0:
+            folder = checkpoint_in(Path(args.output_dir).parent, self.steps.index(state.global_step) + 1)
+            self.write(to_host(model), folder)
+        model.config.use_cache = cache
