@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rpo_cli.models import TokenRow, tokenise
+from rpo_cli.models import TokenRow, encode
 from rpo_cli.stages.data import miniature
 
 Row = dict[str, Any]
@@ -198,18 +198,20 @@ def pairs(
 def miniature_pairs(count: int, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """Pairs of the embedded miniature."""
     texts = miniature.generate(0, miniature.Sizes(pairs=count))["pairs"]
+    columns = [
+        encode(name, [row[name] for row in texts], tokenizer).to_pylist()
+        for name in ("prompt", "chosen", "rejected")
+    ]
     return [
         {
             "id": index,
-            "prompt_ids": r.prompt_ids,
-            "chosen_ids": r.responses[0],
-            "rejected_ids": r.responses[1],
+            "prompt_ids": prompt,
+            "chosen_ids": chosen,
+            "rejected_ids": rejected,
             "ref_chosen_logps": 0.0,
             "ref_rejected_logps": 0.0,
         }
-        for index, r in enumerate(
-            tokenise(texts, ("chosen", "rejected"), tokenizer, 48, "error", "benchmark")
-        )
+        for index, (prompt, chosen, rejected) in enumerate(zip(*columns, strict=True))
     ]
 
 

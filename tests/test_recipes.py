@@ -248,7 +248,9 @@ def test_words_dates_and_versions_stay_text(text: str) -> None:
 
 def test_whole_floats_count_as_integers_but_stay_floats_in_a_model_config() -> None:
     write(
-        "a.yaml", "stage: sft\nmax_steps: 1e3\nlearning_rate: 4e-3\nmodel_config_kwargs: {rope_theta: 1e4}\n"
+        "a.yaml",
+        "stage: sft\nmax_steps: 1e3\nlearning_rate: 4e-3\n"
+        "model_config_kwargs: {model_type: llama, rope_theta: 1e4}\n",
     )
     loaded = load("a.yaml")
     assert get(loaded, "max_steps") == 1000

@@ -263,7 +263,7 @@ def test_a_column_of_text_is_no_score(talks: Tiny) -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for value, says in (
         ("high", "score_chosen: expected a finite number, got text"),
-        (None, "no column 'score_c"),
+        (None, "score_chosen: expected a finite number, got null"),
     ):
         write_jsonl(file, [*rows[:3], rows[3] | {"score_chosen": value}, *rows[4:]])
         found = talks.run("data inspect", "data.yaml", code=2).stderr

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
-from rpo_cli.artifacts import base_of_adapter, look_for
+from rpo_cli.artifacts import base_of_adapter, look_for, no_memory
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
 from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
@@ -299,6 +299,8 @@ def new_causal(
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention)
         model: PreTrainedModel = made
     except Exception as error:  # configs have checks of many kinds
+        if no_memory(error):
+            raise
         raise BadInput(f"model_config_kwargs: {' '.join(str(error).split())}") from error
     disable_dropout(model)
     placed: PreTrainedModel = device.place(model)
