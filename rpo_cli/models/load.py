@@ -294,8 +294,9 @@ def new_causal(
     try:
         config = AutoConfig.for_model(keys.pop("model_type"), vocab_size=len(tokenizer), **special, **keys)
         kind, names = type(config).__name__, {*type(config)().to_dict(), *type(config).attribute_map, *ROPE}
-        if strange := sorted(keys.keys() - names):  # a config takes any key, and makes nothing of it
-            raise ValueError(f"{kind} has no key {strange[0]}{suggest(strange[0], names)}")
+        for strange in sorted(keys.keys() - names):  # a config takes any key, misspelt ones too
+            if meant := suggest(strange, names):  # others may be read where they are needed, such as head_dim
+                raise ValueError(f"{kind} has no key {strange}{meant}")
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention)
         model: PreTrainedModel = made
     except Exception as error:  # configs have checks of many kinds
