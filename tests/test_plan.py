@@ -410,6 +410,18 @@ def test_a_lease_is_taken_over_from_who_is_gone(shop: Workspace, end: str) -> No
         assert directory is not None and lease(shop).read_text() != marker
 
 
+def test_a_lease_that_a_kill_left_empty_is_waited_for_aloud_and_then_taken_over(
+    shop: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease(shop).parent.mkdir(exist_ok=True)
+    lease(shop).touch()
+    with shop.building(DATA, ID) as directory:
+        assert directory is not None and "pid=" in lease(shop).read_text()
+    assert [record.getMessage() for record in caplog.records if record.name == "rpo"] == [
+        f"waiting for another process that makes the same ({lease(shop)})"
+    ]
+
+
 def test_who_has_lost_its_lease_publishes_nothing(shop: Workspace) -> None:
     with shop.building(DATA, ID):
         lease(shop).unlink()

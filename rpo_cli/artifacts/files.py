@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import SoftFileLease
+from filelock import SoftFileLease, Timeout
 
 from rpo_cli.recipes.whole import write_whole
 
 STALE = 120.0  # seconds: a lease that was not renewed for so long, as who waits counts them, is taken over
+LOOK = 5.0  # seconds: who has waited so long for a lease says so
 SMALL_FILE = 64 * 2**20
 
 
@@ -57,16 +61,53 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def lease(root: Path, name: str) -> SoftFileLease:
+@contextlib.contextmanager
+def lease(root: Path, name: str) -> Iterator[SoftFileLease]:
     """Hold this name in a workspace by a file that says who does, and is renewed while it is held.
 
-    Any file system that several machines share will do. Who waits takes the lease over when its process is
-    gone from this machine, or when it was not renewed for STALE seconds: counted on the waiting machine's own
-    clock, from when it last saw a change, so that no two clocks are compared.
+    Any file system that several machines share will do. Who waits says so in a line, and takes the lease over
+    when its process is gone from this machine, or when it was not renewed for STALE seconds: counted on the
+    waiting machine's own clock, from when it last saw a change, so that no two clocks are compared.
     """
     locks = root / ".locks"
     locks.mkdir(exist_ok=True)
-    return SoftFileLease(locks / f"{name}.lease", lease_duration=STALE, poll_interval=0.2)
+    file = locks / f"{name}.lease"
+    held = SoftFileLease(file, lease_duration=STALE, poll_interval=0.2)
+    began, seen, said = time.monotonic(), None, False
+    while not held.is_locked:
+        try:
+            held.acquire(timeout=min(LOOK, STALE))
+        except Timeout:
+            if not said:
+                waited = "waiting for another process that makes the same (%s)"
+                logging.getLogger("rpo").warning(waited, file)
+            said, now = True, _empty(file)
+            if now is None or now != seen:
+                began, seen = time.monotonic(), now
+            elif time.monotonic() - began >= STALE:
+                _mark_abandoned(file)
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+def _empty(file: Path) -> tuple[int, int] | None:
+    """Which file this is and when it last changed, if it is empty."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return None if stat.st_size else (stat.st_ino, stat.st_ctime_ns)
+
+
+def _mark_abandoned(file: Path) -> None:
+    """Write into a lease whose process was killed before it wrote who it is; filelock waits for empty ones.
+
+    What is no record of a holder filelock takes over by itself, one waiting process at a time.
+    """
+    with contextlib.suppress(OSError), open(os.open(file, os.O_WRONLY | os.O_APPEND), "w") as marker:
+        marker.write("abandoned\n")
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -206,8 +206,7 @@ class Workspace:
     @contextlib.contextmanager
     def _lease(self, path: str) -> Iterator[None]:
         """Hold the artifact's lease; waits while another process holds it."""
-        held = lease(self.root, path.replace("/", "__"))
-        with held:
+        with lease(self.root, path.replace("/", "__")) as held:
             self._held[path] = held
             try:
                 yield
