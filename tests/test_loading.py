@@ -74,6 +74,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         weights(lambda found: {**found, LAYER: found[LAYER] / 0}),
         f"NaN or infinity in its weights {LAYER}$",
     ),
+    "weights of eight bits without their scales": (
+        weights(lambda found: {**found, LAYER: (found[LAYER] * 100).to(torch.int8)}),
+        f"whole numbers in its weights {LAYER}, and no quantization_config$",
+    ),
     "a type that its config contradicts": (
         lambda folder: write(folder / "config.json", num_attention_heads=3),
         r"no model can be loaded: .*validate_architecture.*: .*multiple of the number of attention heads",

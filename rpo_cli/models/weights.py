@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
-from rpo_cli.artifacts import base_of_adapter, look_for
+from rpo_cli.artifacts import base_of_adapter, look_for, no_memory, read_json
 from rpo_cli.errors import BadInput
 from rpo_cli.text import first_line
 
@@ -101,6 +103,8 @@ def _read(
 ) -> tuple[PreTrainedModel, list[str]]:
     """A model, and what weights of a head its folder does not have."""
     offline = look_for(source)
+    if source.is_dir() and (strange := _whole_numbers(source)):
+        raise BadInput(f"{source}: whole numbers in its weights {_some(strange)}, and no quantization_config")
     try:
         model, loading = auto.from_pretrained(
             str(source),
@@ -112,6 +116,8 @@ def _read(
             **kwargs,
         )
     except Exception as error:  # of transformers, safetensors, or the implementation of attention
+        if no_memory(error):
+            raise
         raise BadInput(f"{source}: no model can be loaded: {first_line(error)}{offline}") from error
     for name, found, expected in sorted(loading["mismatched_keys"]):
         if (
@@ -136,6 +142,18 @@ def _read(
     if strange := [name for name, each in weights if not bool(each.isfinite().all())]:
         raise BadInput(f"{source}: not a trained model: NaN or infinity in its weights {_some(strange)}")
     return model, missing
+
+
+def _whole_numbers(folder: Path) -> list[str]:
+    """Weights of a folder that are integers, as quantised ones are, though its config.json names no way."""
+    if "quantization_config" in (read_json(folder / "config.json") or {}):
+        return []
+    found = []
+    for file in sorted(folder.glob("model*.safetensors")):
+        with suppress(SafetensorError), safe_open(file, "pt") as tensors:  # damage is said where it is read
+            names = [name for name in tensors.keys() if name.endswith(("weight", "bias"))]  # noqa: SIM118
+            found += [name for name in names if tensors.get_slice(name).get_dtype()[0] in "IU"]
+    return found
 
 
 def _is_body(model: PreTrainedModel, name: str) -> bool:
