@@ -104,6 +104,12 @@ def test_a_model_that_lacks_weights_or_has_some_too_many_is_refused(
             assert "\n" not in str(caught.value)
 
 
+def test_a_published_tokenizer_does_not_tell_whether_the_hub_was_in_reach(built: Tiny) -> None:
+    for path in (SFT, REWARD, f"{RHO}/policies/e-dpo/beta-0.2"):
+        saved = json.loads((built.root / path / "tokenizer_config.json").read_text())
+        assert "local_files_only" not in saved, path
+
+
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [

@@ -1,4 +1,4 @@
-"""Commands by which a plan leaves this machine: the plan on paper, and single stages of it."""
+"""Commands by which a plan leaves this machine: on paper, stage by stage, or with what carries it out."""
 
 from functools import partial
 from pathlib import Path
@@ -6,31 +6,30 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option, Typer
 
-from rpo_cli.cli.shared import BudgetOption, Ensemble, GridSize, KeepWeights, Objectives, Seeds, Tune, numbers
+from rpo_cli.cli.shared import numbers
 from rpo_cli.runs.command import add_command
-from rpo_cli.runs.options import Costs
+from rpo_cli.runs.options import Costs, Planning
 
 if TYPE_CHECKING:
     from rpo_cli.runs.session import Session
 
 app = Typer()
 command = partial(add_command, app)
-PLANNED = {"recipe", "rho", "seed", "overrides", "workspace", "device", "as_json"}
+workflow_app = Typer(
+    name="workflow", no_args_is_help=True, help="Write a plan for an engine that runs it on other machines."
+)
+TAKES = {"recipe", "rho", "seed", "overrides", "workspace", "device"}
 JSON_TO = "Write the plan as JSON to this file. Default: stdout, with --json."
 EVALUATED = "Of a policy: plan its evaluation on these prompts."
 
 
-@command("plan", "miniature/figure2.yaml --out plan.json", "e-dpo.yaml --rho 0.2 --json", takes=PLANNED)
+@command(
+    "plan", "miniature/figure2.yaml --out plan.json", "e-dpo.yaml --rho 0.2 --json", takes=TAKES | {"as_json"}
+)
 def plan(
     session: "Session",
+    planning: Planning,
     costs: Costs,
-    seeds: Seeds = None,
-    tune: Tune = False,
-    keep_weights: KeepWeights = "best",
-    budget: BudgetOption = None,
-    objectives: Objectives = None,
-    grid_size: GridSize = None,
-    ensemble: Ensemble = False,
     split: Annotated[Literal["validation", "test"] | None, Option(help=EVALUATED)] = None,
     out: Annotated[Path | None, Option(help=JSON_TO)] = None,
 ) -> None:
@@ -42,8 +41,8 @@ def plan(
     """
     from rpo_cli.figures import PlanOptions, run_plan
 
-    chosen = (seeds, tune, keep_weights, budget, objectives, grid_size, ensemble, split, out, costs)
-    run_plan(session, PlanOptions(*chosen), numbers(seeds))
+    options = PlanOptions(**vars(planning), split=split, out=out, costs=costs)
+    run_plan(session, options, numbers(planning.seeds))
 
 
 STAGE = "seed-0/data seed-0/sft --plan plan.json"
@@ -64,3 +63,30 @@ def stage(
     from rpo_cli.runs.stage import run_stages
 
     run_stages(session, paths, plan)
+
+
+FOLDER = "Folder to write. What is there is replaced, but for profiles that you changed."
+Engine = Literal["snakemake", "hf-jobs"]
+TEXTS: dict[Engine, str] = {
+    "snakemake": "A workflow for Snakemake: plan.json, a Snakefile, and profiles for this machine, for "
+    "several GPUs of it, and for Slurm.\n\nThen: snakemake --profile FOLDER/slurm. Snakemake comes with "
+    "pip install 'rpo-cli\\[snakemake]', or from any other environment.",
+    "hf-jobs": "A script that runs the stages on Hugging Face Jobs, in a bucket of the hub.\n\n"
+    "Then, after `hf auth login`: python FOLDER/hf_jobs.py upload USER/BUCKET, and the same with run.",
+}
+
+
+def _workflow(engine: Engine, text: str) -> None:
+    """Add `rpo workflow ENGINE`."""
+
+    @add_command(workflow_app, engine, "miniature/figure2.yaml --out flow", takes=TAKES, text=text)
+    def run(session: "Session", planning: Planning, out: Annotated[Path, Option(help=FOLDER)]) -> None:
+        from rpo_cli.figures import PlanOptions, run_plan
+        from rpo_cli.runs.workflow import write
+
+        run_plan(session, PlanOptions(**vars(planning), out=out / "plan.json"), numbers(planning.seeds))
+        write(engine, out)
+
+
+for _engine, _text in TEXTS.items():
+    _workflow(_engine, _text)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rpo_cli import __version__
-from rpo_cli.cli import engines, looking, models, steps, studies, workflows
+from rpo_cli.cli import engines, looking, models, steps, studies
 
 app = typer.Typer(
     name="rpo",
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 for part in (steps, models, studies, engines, looking):
     app.add_typer(part.app)
-for group in (looking.recipe_app, looking.data_app, studies.figure_app, workflows.workflow_app):
+for group in (looking.recipe_app, looking.data_app, studies.figure_app, engines.workflow_app):
     app.add_typer(group)
 
 

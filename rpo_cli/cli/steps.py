@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import Option, Typer
 
-from rpo_cli.cli.shared import EVERY, ONE, Ensemble
+from rpo_cli.cli.shared import EVERY, ONE
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.runs.command import add_command
-from rpo_cli.runs.options import Costs
+from rpo_cli.runs.options import Costs, Ensemble
 
 if TYPE_CHECKING:
     from rpo_cli.runs.session import Session

@@ -7,20 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option, Typer
 
-from rpo_cli.cli.shared import (
-    COMPARED,
-    COMPARING,
-    FIGURE,
-    BudgetOption,
-    GridSize,
-    KeepWeights,
-    Objectives,
-    Seeds,
-    Tune,
-    numbers,
-)
+from rpo_cli.cli.shared import COMPARED, COMPARING, FIGURE, numbers
 from rpo_cli.runs.command import add_command
-from rpo_cli.runs.options import Costs, like
+from rpo_cli.runs.options import BudgetOption, Costs, GridSize, KeepWeights, Objectives, Seeds, Tune, like
 
 if TYPE_CHECKING:
     from rpo_cli.runs.session import Session

@@ -13,11 +13,11 @@ from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import read_by
 from rpo_cli.figures.run import FigureOptions, figure_cells, show_cells
 from rpo_cli.figures.selection import Budget
-from rpo_cli.figures.tuning import Keep, settled
+from rpo_cli.figures.tuning import settled
 from rpo_cli.recipes import Loaded, article, schema, shown, stands
 from rpo_cli.runs import make
 from rpo_cli.runs.groups import groups
-from rpo_cli.runs.options import Costs
+from rpo_cli.runs.options import Costs, Planning
 from rpo_cli.runs.plan import VERSION, Plan, hashes, planned
 from rpo_cli.runs.question import asked
 from rpo_cli.runs.resources import resources
@@ -30,20 +30,13 @@ FILE = Path("plan.json")  # what commands of a plan on stdout call it
 
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """What a plan is asked for, besides what every command can be.
+class PlanOptions(Planning):
+    """What a plan is asked for.
 
-    seeds, tune, keep, budget: as of figures. members: of a reward recipe, its ensemble. split: of a policy,
-    its evaluation on these prompts. out: the file of the plan; default: stdout. costs: a device, for times.
+    split: of a policy, its evaluation on these prompts. out: the file of the plan; default: stdout. costs: a
+    device, for times.
     """
 
-    seeds: str | None = None
-    tune: bool = False
-    keep: Keep = "best"
-    budget: Literal["small"] | None = None
-    objectives: str | None = None
-    grid_size: int | None = None
-    members: bool = False
     split: Literal["validation", "test"] | None = None
     out: Path | None = None
     costs: Costs = NO_COSTS
@@ -51,8 +44,8 @@ class PlanOptions:
     def words(self) -> Iterator[str]:
         """These options as they are typed, but for the file."""
         yield from ["--tune"] if self.tune else []
-        yield from ["--ensemble"] if self.members else []
-        yield from ["--keep-weights", self.keep] if self.keep != "best" else []
+        yield from ["--ensemble"] if self.ensemble else []
+        yield from ["--keep-weights", self.keep_weights] if self.keep_weights != "best" else []
         for name in ("seeds", "budget", "objectives", "grid_size", "split"):
             if (value := getattr(self, name)) is not None:
                 yield from (f"--{name.replace('_', '-')}", str(value))
@@ -70,7 +63,9 @@ def run_plan(session: Session, options: PlanOptions, seeds: Sequence[int] | None
     if loaded.recipe.stage == "figure":
         budget = Budget(options.budget == "small", options.objectives, options.grid_size)
         question = asked(True, options.costs)
-        wanted = FigureOptions(seeds, tune=options.tune, keep=options.keep, budget=budget, question=question)
+        wanted = FigureOptions(
+            seeds, tune=options.tune, keep=options.keep_weights, budget=budget, question=question
+        )
         maker, selection, grids = figure_cells(session, wanted)
         if not session.as_json:
             show_cells(session, maker, selection, grids, wanted)
@@ -136,10 +131,10 @@ def _require_fit(session: Session, loaded: Loaded, options: PlanOptions) -> None
     """BadInput for an option that a recipe of this stage has no use for."""
     stage = loaded.recipe.stage
     of_figures = [name for name in FIGURES if getattr(options, name)]
-    of_figures += ["keep_weights"] if options.keep != "best" else []
+    of_figures += ["keep_weights"] if options.keep_weights != "best" else []
     given = {
         "figure": of_figures,
-        "reward": ["ensemble"] if options.members else [],
+        "reward": ["ensemble"] if options.ensemble else [],
         "policy or evaluate": ["split"] if options.split else [],
     }
     for kinds, names in given.items():
@@ -154,7 +149,7 @@ def _targets(session: Session, loaded: Loaded, options: PlanOptions) -> tuple[Lo
     """What the recipe's own command makes; of a policy with --split, what `rpo evaluate` does."""
     if options.split is not None or loaded.recipe.stage == "evaluate":
         return make.evaluated(session, options.split or "test")
-    return make.wanted(session, loaded.recipe.stage, members=options.members)
+    return make.wanted(session, loaded.recipe.stage, members=options.ensemble)
 
 
 def _words(session: Session) -> Iterator[str]:

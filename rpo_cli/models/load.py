@@ -64,6 +64,7 @@ def load_tokenizer(
     except Exception as error:  # of transformers, tokenizers, or what reads a config
         why = first_line(error)
         raise BadInput(f"{source}: no tokenizer can be loaded: {why}{offline}") from error
+    tokenizer.init_kwargs.pop("local_files_only", None)  # saved with it, and another where the hub is reached
     if need_eos and tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
     if recipe is not None and recipe.pad_token is not None:

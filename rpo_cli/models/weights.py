@@ -151,6 +151,7 @@ def _whole_numbers(folder: Path) -> list[str]:
     found = []
     for file in sorted(folder.glob("model*.safetensors")):
         with suppress(SafetensorError), safe_open(file, "pt") as tensors:  # damage is said where it is read
+            # safe_open is no mapping: nothing but keys() lists what is in it.
             names = [name for name in tensors.keys() if name.endswith(("weight", "bias"))]  # noqa: SIM118
             found += [name for name in names if tensors.get_slice(name).get_dtype()[0] in "IU"]
     return found

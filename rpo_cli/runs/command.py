@@ -6,18 +6,21 @@ import inspect
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from rich.console import Console
 from typer import Exit, Option, Typer
 
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.runs.options import Costs, Options, recipe_argument
+from rpo_cli.runs.options import Options, recipe_argument
 
-T = TypeVar("T", Options, Costs)
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 DEBUG = inspect.Parameter(
     "debug", KEYWORD, default=False, annotation=Annotated[bool, Option("--debug", help="Show tracebacks.")]
@@ -33,7 +36,7 @@ def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
 
 
 def parameters_of(
-    kind: type[Options] | type[Costs],
+    kind: type[DataclassInstance],
     takes: Collection[str] | None = None,
     defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> list[inspect.Parameter]:
@@ -112,9 +115,9 @@ def add_command(
 ) -> Callable[[Callable[..., None]], None]:
     """Add a command: the function's own parameters behind its recipe and --rho, then shared options.
 
-    Its parameter `session` is a `Session` of those, `costs` stands for the options of `Costs`. `examples`:
-    arguments, for the help; `text`: the help itself, where it is not the docstring. `defaults`: of shared
-    options; without one a recipe must be named.
+    Its parameter `session` is a `Session` of those; one that is a dataclass of options, such as `Costs`,
+    stands for all of them. `examples`: arguments, for the help; `text`: the help itself, where it is not the
+    docstring. `defaults`: of shared options; without one a recipe must be named.
     """
     recipe = defaults.pop("recipe", None)
     assert isinstance(recipe, str | None)
@@ -123,7 +126,11 @@ def add_command(
 
     def add(function: Callable[..., None]) -> None:
         wanted = inspect.signature(function).parameters
-        own = [name for name in wanted if name not in ("session", "costs")]
+        annotated = {name: each.annotation for name, each in wanted.items()}
+        groups = {
+            name: kind for name, kind in annotated.items() if isinstance(kind, type) and is_dataclass(kind)
+        }
+        own = [name for name in wanted if name != "session" and name not in groups]
 
         @wraps(function)
         def run(*, debug: bool, **given: Any) -> None:
@@ -131,8 +138,7 @@ def add_command(
                 if "recipe" in takes:
                     given["recipe"] = named_recipe(given.pop("named"), given["recipe"], recipe)
                 mine = {name: given[name] for name in own}
-                if "costs" in wanted:
-                    mine["costs"] = made_of(Costs, given)
+                mine |= {name: made_of(kind, given) for name, kind in groups.items()}
                 if "session" in wanted:
                     from rpo_cli.runs.session import Session
 
@@ -145,9 +151,9 @@ def add_command(
             first.insert(
                 0, inspect.Parameter("named", KEYWORD, default=None, annotation=recipe_argument(recipe))
             )
-        costs = parameters_of(Costs) if "costs" in wanted else []
+        grouped = [each for kind in groups.values() for each in parameters_of(kind)]
         rest = [each for each in shared if each not in first]
-        listed = [*first, *(wanted[name] for name in own), *costs, *rest, DEBUG]
+        listed = [*first, *(wanted[name] for name in own), *grouped, *rest, DEBUG]
         sign(run, listed)
         words = "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(function) or "").split("\n\n"))
         app.command(name, epilog=f"Example{'s' * (len(lines) > 1)}: {' | '.join(lines)}", help=text or words)(

@@ -81,3 +81,33 @@ class Costs:
     params: Annotated[
         float | None, Option(min=1, help="Parameters of every model whose config cannot be read.")
     ] = None
+
+
+# Options of studies, of which commands take some.
+KEEP = (
+    "Policies that stay on disk: the best of each objective, rho and seed; "
+    "none after the last evaluation; all."
+)
+SMALL = "small: dpo and e-dpo, three rho, three grid values, one seed."
+KeepWeights = Annotated[Literal["best", "none", "all"], Option(help=KEEP)]
+BudgetOption = Annotated[Literal["small"] | None, Option(help=SMALL)]
+Objectives = Annotated[str | None, Option(help="Only these of the figure's policies, with commas.")]
+GridSize = Annotated[int | None, Option(min=1, help="Try this many values of each grid, evenly spread.")]
+Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
+TUNE = "First choose beta and tau on validation (the full protocol)."
+Tune = Annotated[bool, Option("--tune", help=TUNE)]
+MEMBERS = "Train the ensemble's members, one on each subset D_rho,b."
+Ensemble = Annotated[bool, Option("--ensemble", help=MEMBERS)]
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What a plan is asked for, besides what every command can be: as figures and train-rm are."""
+
+    seeds: Seeds = None
+    tune: Tune = False
+    keep_weights: KeepWeights = "best"
+    budget: BudgetOption = None
+    objectives: Objectives = None
+    grid_size: GridSize = None
+    ensemble: Ensemble = False

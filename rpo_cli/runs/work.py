@@ -72,10 +72,12 @@ def run_job(job: Job[Recipe], progress: Progress) -> Manifest:
                 workspace.require_lease(job.path)
                 progress(step, of)
 
-            return _build(job, workspace, directory, held)
-    except (BadInput, RunFailed) as error:
-        if isinstance(error, Diverged):
-            workspace.note_divergence(job.path, job.identity, str(error))
+            try:
+                return _build(job, workspace, directory, held)
+            except Diverged as error:  # while nobody else can publish here
+                workspace.note_divergence(job.path, job.identity, str(error))
+                raise
+    except (BadInput, RunFailed):
         raise
     except Exception as error:
         raise failed(job, error) from error

@@ -172,6 +172,7 @@ class PolicyPlanner(ModelPlanner):
         if "per_device_eval_batch_size" in policy.model_fields_set:
             # Memory allows no more.
             values["per_device_eval_batch_size"] = policy.per_device_eval_batch_size
+        # pydantic checks both: `kind` against its names, values of another recipe's fields against its own.
         recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
         return self._add(kind, path, loaded, inputs, options, recipe=recipe)
 
