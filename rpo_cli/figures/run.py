@@ -21,7 +21,7 @@ from rpo_cli.runs.session import Session
 GAPS = "--allow-missing draws what there is"
 ONE_SEED = (
     "one seed: the intervals are over prompts alone, and another seed may contradict any of these claims; "
-    "docs/first-edition.md has five and ten, --seeds 0,1,2,3,4 runs five here"
+    "--seeds 0,1,2,3,4 runs five"
 )
 
 
