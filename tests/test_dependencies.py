@@ -46,9 +46,9 @@ def test_every_import_is_a_declared_dependency() -> None:
         module: {name_of(name) for name in distributions.get(module, [module])} for module in imported()
     }
     assert len(by_module) >= 15
-    # pydantic_core is pydantic's own other half, pinned by it to the version.
-    missing = {module for module, names in by_module.items() if not names & declared} - {"pydantic_core"}
-    assert not missing
+    missing = {module for module, names in by_module.items() if not names & declared}
+    # pydantic_core is pydantic's other half, pinned by it; type checkers alone know _typeshed.
+    assert missing <= {"pydantic_core", "_typeshed"}
 
 
 def pins(file: str) -> dict[str, str]:
