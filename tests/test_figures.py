@@ -25,7 +25,7 @@ from rpo_cli.figures.kinds.figure2 import numbers as numbers_of
 from rpo_cli.figures.redraw import redraw
 from rpo_cli.figures.selection import Budget, select
 from rpo_cli.figures.table import Axes, Bootstrap
-from rpo_cli.figures.tuning import WeightKeeper, choose
+from rpo_cli.figures.tuning import WeightKeeper, choice_table, choose
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import MEASURES, PAPER, FigureRecipe
 from rpo_cli.runs.session import Session
@@ -367,6 +367,23 @@ ADVANTAGES = {
     (0.8, 0): 0.0,
     (0.8, 1): 0.0,
 }
+
+
+def test_a_sweep_says_which_one_value_does_best_over_all_rho() -> None:
+    advantages = {0.2: {0.1: 1.0, 0.2: 0.8, 0.4: 0.1}, 0.5: {0.1: 0.1, 0.2: 0.8, 0.4: 1.0}}
+    rows = [
+        {"policy": "dpo", "rho": rho, "parameter": "beta", "value": value, "advantage": advantage}
+        for rho, values in advantages.items()
+        for value, advantage in values.items()
+    ]
+    table = choice_table(choose(rows), [0.2, 0.5], rows)
+    assert [[*column.cells] for column in table.columns] == [
+        ["dpo"],
+        ["beta 0.1"],
+        ["beta 0.4"],
+        ["beta 0.2"],
+    ]
+    assert table.columns[-1].header == "one for all rho"
 
 
 @pytest.mark.parametrize("before", [0, 3, 8])

@@ -81,7 +81,7 @@ def tune(
     found = Tuned(chosen, rows, workspace.root / "sweeps" / f"{maker.asked.path.stem}.csv", lost)
     write_csv(rows, found.file)
     if not session.as_json:
-        session.out.print(choice_table(found.chosen, selection.rhos))
+        session.out.print(choice_table(found.chosen, selection.rhos, rows))
         session.out.print(str(found.file), highlight=False, soft_wrap=True)
     tried = {name: spread(values, selection.grid_size) for name, (_, values) in grids.items()}
     for note in at_edge(found.chosen, tried):
@@ -201,14 +201,18 @@ def at_edge(chosen: Chosen, grids: Mapping[str, Sequence[float]]) -> Iterator[st
                     yield f"{policy} at {where}: {name} {value:g} is at the edge of its grid"
 
 
-def choice_table(chosen: Chosen, rhos: Sequence[float | None]) -> Table:
-    """What was chosen for each policy and rho, to print."""
-    heads = ("unbiased" if rho is None else f"rho {rho:g}" for rho in rhos)
+def choice_table(chosen: Chosen, rhos: Sequence[float | None], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What was chosen for each policy and rho, and from these rows the best mean over all rho, to print."""
+    heads = ["unbiased" if rho is None else f"rho {rho:g}" for rho in rhos]
+    shown = {policy: [by_rho.get(rho, {}) for rho in rhos] for policy, by_rho in chosen.items()}
+    if len(rhos) > 1:
+        heads.append("one for all rho")
+        overall = choose([{**row, "rho": None} for row in rows])
+        for policy, values in shown.items():
+            values.append(overall.get(policy, {}).get(None, {}))
     table = Table("policy", *heads, title="chosen on validation")
-    for policy, by_rho in chosen.items():
-        table.add_row(
-            policy, *(" ".join(f"{k} {v:g}" for k, v in by_rho.get(rho, {}).items()) for rho in rhos)
-        )
+    for policy, values in shown.items():
+        table.add_row(policy, *(" ".join(f"{k} {v:g}" for k, v in each.items()) for each in values))
     return table
 
 
