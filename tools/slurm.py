@@ -133,16 +133,24 @@ class Slurm:
             daemon.wait()
 
 
+def _left_over() -> bool:
+    """Whether the link is of a cluster of ours that was killed: no controller runs on this machine."""
+    import psutil
+
+    running = {each.info["name"] for each in psutil.process_iter(["name"])}
+    return LINK.is_symlink() and "slurmctld" not in running
+
+
 @contextlib.contextmanager
 def one_node(folder: Path) -> Iterator[Slurm]:
     """A cluster of one node in a folder of its own, ready for jobs; stopped in the end."""
     if lacking := missing():
         raise RuntimeError(f"not installed: {', '.join(lacking)}; apt-get install slurm-wlm munge")
-    if LINK.is_file():
+    if LINK.is_file() and not _left_over():
         raise RuntimeError(f"{LINK} is there: this machine has a Slurm, or one of these is running")
     folder = folder.absolute()
     _write(folder)
-    LINK.unlink(missing_ok=True)  # of one that was killed
+    LINK.unlink(missing_ok=True)
     LINK.symlink_to(folder / "slurm.conf")
     slurm = Slurm(folder)
     try:
