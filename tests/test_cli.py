@@ -576,6 +576,25 @@ def test_a_sweep_without_resampling_plans_the_pairs_as_they_are() -> None:
     assert "rho-0.2" not in result.output
 
 
+def test_a_variant_with_changes_of_its_own_is_swept_and_nothing_is_written() -> None:
+    sweep = [
+        "sweep",
+        "--recipe",
+        "miniature/information.yaml",
+        "--rho",
+        "0.2",
+        "--objectives",
+        "dpo balanced",
+    ]
+    written = rpo(*sweep, "--dry-run")
+    assert written.exit_code == 2
+    assert "variants: dpo balanced: has changes of its own (set)" in written.stderr
+    assert "use --no-write" in written.stderr
+    result = rpo(*sweep, "--no-write", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "rho-0.2/policies/dpo/beta-3.2-subset-0.5 " in result.stdout
+
+
 def test_the_figure_needs_a_rho() -> None:
     result = rpo("figure", "figure2", "--rho", "none", "--dry-run")
     assert result.exit_code == 2

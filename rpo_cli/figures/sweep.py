@@ -28,7 +28,7 @@ def run_sweep(
     flags = {"device": session.device}
     loaded = load(session.recipe, overrides=() if figure else session.overrides, flags=flags)
     rhos = None if session.rho == "all" else session.rhos([])
-    selection = select(_swept(loaded), rhos, seeds, budget)
+    selection = select(_swept(loaded, write), rhos, seeds, budget)
     maker = Cells(loaded, session.overrides)
     grids = maker.grids(selection.policies)
     selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
@@ -45,16 +45,16 @@ def run_sweep(
         raise RunFailed("\n".join(found.lost))
 
 
-def _swept(loaded: Loaded) -> tuple[list[str], list[float | None], list[int]]:
-    """Policies, rhos and seeds of a figure recipe, or of a single policy recipe."""
+def _swept(loaded: Loaded, write: bool) -> tuple[list[str], list[float | None], list[int]]:
+    """Policies, rhos and seeds of a figure recipe, or of a single policy recipe; `write`: their by_rho."""
     recipe = loaded.recipe
     if isinstance(recipe, schema.FigureRecipe):
         if recipe.kind not in ("figure2", "unbiased"):
             raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
-        if changed := [variant.name for variant in recipe.compared if variant.set]:
+        if write and (changed := [variant.name for variant in recipe.compared if variant.set]):
             raise BadInput(
-                f"{loaded.path}: variants: {changed[0]}: has changes of its own (set); "
-                "a grid is a recipe's, as it stands"
+                f"{loaded.path}: variants: {changed[0]}: has changes of its own (set), "
+                "and its choice has no place in a by_rho: use --no-write"
             )
         return [variant.name for variant in recipe.compared], recipe.rhos, recipe.seeds
     if isinstance(recipe, schema.PolicyRecipe):
