@@ -1,0 +1,93 @@
+"""The numbers of the pages are those of the committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DECIDING = ["results.md", "when-to-use-what.md"]  # pages in which every difference stands in a written table
+DIFFERENCE = re.compile(r"[+−]\d+\.\d+")
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_every_table_of_results_is_what_the_committed_results_say(capsys: pytest.CaptureFixture[str]) -> None:
+    from tools import results
+
+    assert results.main(["--check"]) == 0, f"{capsys.readouterr().out}run: python -m tools.results"
+
+
+def test_every_difference_in_prose_stands_in_a_table_that_is_written_from_results() -> None:
+    from tools.results import MARKED
+
+    pages = {name: (ROOT / "docs" / name).read_text() for name in DECIDING if (ROOT / "docs" / name).exists()}
+    tables = {
+        found
+        for page in pages.values()
+        for table in MARKED.finditer(page)
+        for found in DIFFERENCE.findall(table[0])
+    }
+    for name, page in pages.items():
+        typed = DIFFERENCE.findall(MARKED.sub("", page))
+        assert not [number for number in typed if number not in tables], name
+
+
+def results_of(rows: list[dict[str, Any]]) -> str:
+    verdict = {
+        "claim": "e-dpo beats dpo",
+        "detail": "at rho 0.2",
+        "low": -0.1,
+        "high": None,
+        "difference": 0.25,
+    }
+    orderings = [{**verdict, "by_seed": [0.3, -0.1, None], "status": "not significant"}]
+    return json.dumps({"provenance": {"unit": "sd"}, "table": rows, "orderings": orderings})
+
+
+def test_a_table_has_every_policy_and_claim_and_a_dash_where_nothing_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tools import results
+
+    row = {"rho": 0.2, "policy": "dpo", "advantage": -0.125, "low": -0.25, "high": 0.0, "tokens": 5.18}
+    won = {
+        **row,
+        "rho": None,
+        "win": 0.5135,
+        "win_low": 0.48,
+        "win_high": 0.54,
+        "kl": 1.96,
+        "unfinished": 0.0,
+    }
+    (tmp_path / "results/mine").mkdir(parents=True)
+    (tmp_path / "results/mine/figure2.json").write_text(results_of([row, won]))
+    monkeypatch.setattr(results, "REPOSITORY", tmp_path)
+    page = "# Page\n<!-- cells of mine -->\nold\n<!-- end -->\ntext\n<!-- claims of mine -->\n<!-- end -->\n"
+    assert results.written(page).splitlines() == [
+        "# Page",
+        "<!-- cells of mine -->",
+        "",
+        "| ρ | policy | advantage, sd | wins, % | utility | tokens | KL, nats | unfinished, % |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| none | dpo | −0.12 (−0.25 … +0.00) | 51.3 (48.0 … 54.0) | – | 5.2 | 2.0 | 0.0 |",
+        "| 0.2 | dpo | −0.12 (−0.25 … +0.00) | – | – | 5.2 | – | – |",
+        "",
+        "<!-- end -->",
+        "text",
+        "<!-- claims of mine -->",
+        "",
+        "| claim | difference | 95 % interval | positive in | verdict |",
+        "| --- | --- | --- | --- | --- |",
+        "| e-dpo beats dpo: at rho 0.2 | +0.25 | −0.10 … – | 1 of 2 seeds | not significant |",
+        "",
+        "<!-- end -->",
+    ]
+    assert results.written(results.written(page)) == results.written(page)

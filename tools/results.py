@@ -1,0 +1,105 @@
+"""Write the tables of docs from committed results: what stands between the marks of a page is never typed.
+
+python -m tools.results            writes them
+python -m tools.results --check    exits 1 if a page is not what would be written
+
+A mark is `<!-- cells of FOLDER -->` or `<!-- claims of FOLDER -->`, a folder of results/.
+`<!-- end -->` ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+MARKED = re.compile(r"(<!-- (\w+) of ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Row = Mapping[str, Any]
+
+
+def number(value: float | None, digits: int = 2, sign: bool = True) -> str:
+    """A number as the pages have it, with a real minus; a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def between(row: Row, middle: str, low: str, high: str, digits: int = 2, scale: float = 1.0) -> str:
+    """A number and its interval, all times `scale`."""
+    if row.get(middle) is None:
+        return number(None)
+    shown = [number(scale * row[name], digits, sign=scale == 1.0) for name in (middle, low, high)]
+    return f"{shown[0]} ({shown[1]} … {shown[2]})"
+
+
+def cells(results: Row) -> Iterator[Sequence[str]]:
+    """Every policy at every rho, means over the seeds with their 95 % intervals."""
+    unit = results["provenance"].get("unit") or "oracle reward"
+    yield ("ρ", "policy", f"advantage, {unit}", "wins, %", "utility", "tokens", "KL, nats", "unfinished, %")
+    for row in sorted(results["table"], key=lambda row: row["rho"] or 0.0):  # policies stay in their order
+        yield (
+            "none" if row["rho"] is None else f"{row['rho']:g}",
+            row["policy"],
+            between(row, "advantage", "low", "high"),
+            between(row, "win", "win_low", "win_high", 1, 100.0),
+            number(row.get("utility"), sign=False),
+            number(row["tokens"], 1, sign=False),
+            number(row.get("kl"), 1, sign=False),
+            number(None if row.get("unfinished") is None else 100 * row["unfinished"], 1, sign=False),
+        )
+
+
+def claims(results: Row) -> Iterator[Sequence[str]]:
+    """What was claimed, and what came of it."""
+    yield ("claim", "difference", "95 % interval", "positive in", "verdict")
+    for row in results["orderings"]:
+        there = [value for value in row["by_seed"] if value is not None]
+        positive = sum(value > 0 for value in there)
+        digits = 3 if "win" in row["detail"] else 2
+        interval = f"{number(row['low'], digits)} … {number(row['high'], digits)}"
+        yield (
+            f"{row['claim']}: {row['detail']}",
+            number(row["difference"], digits),
+            interval,
+            f"{positive} of {len(there)} seeds",
+            row["status"],
+        )
+
+
+TABLES: dict[str, Callable[[Row], Iterator[Sequence[str]]]] = {"cells": cells, "claims": claims}
+
+
+def written(text: str) -> str:
+    """A page with its tables as the committed results have them."""
+
+    def table(found: re.Match[str]) -> str:
+        begin, what, folder, end = found.groups()
+        results = json.loads((REPOSITORY / "results" / folder / "figure2.json").read_text())
+        head, *rows = TABLES[what](results)
+        lines = ["", *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)), "", ""]
+        return begin + "\n".join(lines) + end
+
+    return MARKED.sub(table, text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the pages, or with --check name those that are stale; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args(arguments).check
+    stale = [page for page in PAGES if written(page.read_text()) != page.read_text()]
+    for page in stale:
+        print(f"{page.relative_to(REPOSITORY)}: {'stale; python -m tools.results' if check else 'written'}")
+        if not check:
+            page.write_text(written(page.read_text()))
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
