@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,12 +116,27 @@ def test_accuracy_is_told_apart_by_length_and_by_every_column_of_few_values() ->
 
 def test_models_that_agree_in_everything_but_scale_agree_wholly() -> None:
     margins = calibrated(500)
-    found = agreement(np.stack([margins, 5 * margins]))
-    assert found is not None and agreement(margins[None]) is None
+    kinds = np.resize([LONGER, SHORTER, TIE], len(margins))
+    found = agreement(np.stack([margins, 5 * margins]), kinds)
+    assert found is not None and agreement(margins[None], kinds) is None
     numbers = (found.signs, found.correlation, found.lowest, found.deviation)
     assert numbers == pytest.approx((1, 1, 1, 0))
-    against = agreement(np.stack([margins, -margins]))
+    against = agreement(np.stack([margins, -margins]), kinds)
     assert against is not None and against.signs == 0 and against.correlation == pytest.approx(-1)
+
+
+def test_what_members_differ_in_by_length_alone_is_told_from_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    kinds, members = np.resize([LONGER, SHORTER], 1000), np.array([[-1.0], [0.0], [1.0]])
+    quality = rng.normal(size=1000) * 100  # so large that dividing by their scale hardly changes the members
+    told = agreement(quality + members * kinds, kinds)
+    assert told is not None and told.by_length == pytest.approx(1, abs=0.02)
+    half = agreement(quality + members * kinds + rng.normal(size=(3, 1000)), kinds)
+    assert half is not None and half.by_length == pytest.approx(0.5, abs=0.04)
+    blind = agreement(quality + rng.normal(size=(3, 1000)), kinds)
+    assert blind is not None and blind.by_length < 0.01
+    ties = agreement(quality + members * kinds, np.full(1000, TIE))
+    assert ties is not None and ties.by_length == 0
 
 
 @pytest.mark.parametrize(
@@ -154,9 +170,9 @@ def test_what_is_advised_of_one_reward_model_follows_from_its_accuracies(
 def test_what_is_advised_of_members_follows_from_their_accuracies_and_agreement(
     members: tuple[tuple[float, float], ...], signs: float, says: str
 ) -> None:
-    agreed = agreement(np.ones((2, 4)))
+    agreed = agreement(np.ones((2, 4)), np.full(4, LONGER))
     assert agreed is not None
-    found = type(agreed)(signs, agreed.correlation, agreed.lowest, agreed.deviation)
+    found = replace(agreed, signs=signs)
     assert says in advice(None, [right_in(*each) for each in members], found)[0]
 
 

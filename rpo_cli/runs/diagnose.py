@@ -108,6 +108,7 @@ def look(
     held_out = pairs.get("held_out") or pairs.get("pairs_validation")
     models: dict[str, Diagnosis] = {}
     margins: dict[str, dict[str, float]] = {}
+    sides: dict[str, int] = {}
     for name, stage in scores.items():
         assert held_out is not None  # or nothing could be scored
         table = pq.read_table(workspace.root / stage.path / "held_out.parquet").to_pydict()
@@ -115,9 +116,10 @@ def look(
         values = np.array(table["chosen"], float) - np.array(table["rejected"], float)
         models[name] = diagnosed(values, some.kinds, some.tokens, some.columns)
         margins[name] = dict(zip(table["id"], values.tolist(), strict=True))
+        sides |= zip(table["id"], some.kinds.tolist(), strict=True)
     judges = {"oracle"} if loaded.recipe.stage == "policy" else set()  # which teach a policy nothing
     teachers = [name for name in models if name not in judges]
-    agreed, among = _agreed(list(margins.values())), _agreed([margins[name] for name in teachers])
+    agreed, among = (_agreed([margins[name] for name in names], sides) for names in (models, teachers))
     trained = next(iter(pairs.values()), None)
     bias = None if trained is None else trained.longer
     relabelled = [stage.inputs["model"] for stage in (data, *data.tables()) if stage.kind == "relabel"]
@@ -126,10 +128,14 @@ def look(
     return Found(workspace.root / data.path, pairs, models, next(own, None), agreed, follows)
 
 
-def _agreed(margins: Sequence[Mapping[str, float]]) -> Agreement | None:
-    """How far reward models agree on the pairs that all of them have scored; margins by id."""
+def _agreed(margins: Sequence[Mapping[str, float]], sides: Mapping[str, int]) -> Agreement | None:
+    """How far reward models agree on the pairs that all of them have scored; margins and kinds by id."""
     ids = [name for name in (margins[0] if margins else ()) if all(name in each for each in margins)]
-    return agreement(np.array([[each[name] for name in ids] for each in margins])) if ids else None
+    if not ids:
+        return None
+    return agreement(
+        np.array([[each[name] for name in ids] for each in margins]), np.array([sides[name] for name in ids])
+    )
 
 
 def _tables(
@@ -213,7 +219,8 @@ def in_words(found: Found) -> list[str]:
         correlation += f" (lowest {agreed.lowest:.2f})" if len(found.models) > 2 else ""
         lines.append(
             f"two of them prefer the same response in {percent(agreed.signs)}; correlation of margins "
-            f"{correlation}; deviation over models {agreed.deviation:.2f} of a margin"
+            f"{correlation}; deviation over models {agreed.deviation:.2f} of a margin; "
+            f"of its square {percent(agreed.by_length)} by length alone"
         )
     return [*lines, "", *found.follows] if found.follows else lines
 

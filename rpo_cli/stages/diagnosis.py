@@ -70,13 +70,16 @@ class Agreement:
 
     signs: share of pairs on which two of them prefer the same response, mean over all two; correlation: of
     their margins, the same mean; lowest: of any two; deviation: of the margins over models, mean over pairs,
-    after each model's margins were divided by their root mean square.
+    after each model's margins were divided by their root mean square; by_length: share of the squares of
+    these differences that is one number for each model, added where the longer response was chosen and taken
+    away where the shorter was.
     """
 
     signs: float
     correlation: float
     lowest: float
     deviation: float
+    by_length: float
 
 
 def accuracy(margins: Array) -> Interval:
@@ -154,8 +157,8 @@ def diagnosed(
     )
 
 
-def agreement(margins: Array) -> Agreement | None:
-    """How far models agree: margins [k, n]; None for fewer than two."""
+def agreement(margins: Array, kinds: np.ndarray) -> Agreement | None:
+    """How far models agree: margins [k, n]; kinds: [n] of LONGER, SHORTER, TIE. None for fewer than two."""
     if len(margins) < 2:
         return None
     two = list(combinations(range(len(margins)), 2))
@@ -165,8 +168,19 @@ def agreement(margins: Array) -> Agreement | None:
     scale = np.sqrt(np.square(margins).mean(1, keepdims=True))
     scaled = np.divide(margins, scale, out=np.zeros_like(margins), where=scale > 0)
     return Agreement(
-        float(np.mean(signs)), float(np.mean(correlations)), min(correlations), float(scaled.std(0).mean())
+        float(np.mean(signs)),
+        float(np.mean(correlations)),
+        min(correlations),
+        float(scaled.std(0).mean()),
+        _share_of_length(scaled - scaled.mean(0), kinds.astype(float)),
     )
+
+
+def _share_of_length(differences: Array, sides: Array) -> float:
+    """Share of the squares of differences [k, n] that multiples of sides [n], one for each model, explain."""
+    squares, count = float((differences**2).sum()), float((sides**2).sum())
+    explained = float(((differences @ sides) ** 2).sum()) / count if count else 0.0
+    return explained / squares if squares else 0.0
 
 
 def short_form(margins: Array, kinds: np.ndarray, utility: str = "") -> dict[str, float | int]:
