@@ -410,6 +410,37 @@ def test_a_local_model_is_looked_at_before_the_first_stage(empty: Tiny, tmp_path
         empty.run("train-policy", "dpo.yaml", "--dry-run")
 
 
+def test_an_adapter_that_cannot_be_merged_is_refused_before_the_first_stage(
+    empty: Tiny, tmp_path: Path
+) -> None:
+    short = model_folder(tmp_path / "short", {}, model_type="gpt2", n_positions=40)
+    gone, one, other, whole = (tmp_path / name for name in ("gone", "one", "other", "whole"))
+    for folder, base in ((gone, tmp_path / "nowhere"), (one, other), (other, one), (whole, short)):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+        save_file({"lora_A": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    bits = "use_peft: true\nload_in_4bit: true\n"
+    sft, relabel = ((empty.suite / name).read_text() for name in ("sft.yaml", "relabel.yaml"))
+    for folder, more, says in (
+        (gone, "", "is an adapter whose base model"),
+        (one, "", "is an adapter on it in turn"),
+        (whole, "", "max_length: 48 exceeds the model's 40 positions"),
+        (whole, bits, "is an adapter, and cannot be merged into 4 bits"),
+    ):
+        (empty.suite / "sft.yaml").write_text(sft + more)
+        on(empty.suite, folder)
+        said = empty.run("train-policy", "dpo.yaml", "--dry-run", code=2).stderr
+        assert any(says in line and line.startswith(f"{empty.suite}/") for line in said.splitlines())
+    (empty.suite / "sft.yaml").write_text(sft)
+    for folder, says in ((gone, "is an adapter whose base model"), (one, "is an adapter on it in turn")):
+        (empty.suite / "relabel.yaml").write_text(f"{relabel}reward_model: {folder}\n")
+        said = empty.run("make-biased-splits", "splits.yaml", "--dry-run", code=2).stderr
+        assert f"{empty.suite}/relabel.yaml:6: reward_model: " in said and says in said
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+        assert says in rpo("score", tmp_path / "rows.jsonl", "--model", folder, code=2).stderr
+        assert says in rpo("sample", tmp_path / "rows.jsonl", "--model", folder, code=2).stderr
+
+
 def test_a_reward_model_from_elsewhere_has_one_label_or_a_named_one_and_any_tokens(
     empty: Tiny, tmp_path: Path
 ) -> None:

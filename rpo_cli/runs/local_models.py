@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rpo_cli.artifacts import External, Stage, read_json
+from rpo_cli.artifacts import External, Stage, below_adapters, read_json
 from rpo_cli.errors import BadInput
 
 if TYPE_CHECKING:
@@ -81,10 +81,14 @@ def folder_of(node: Node) -> Path | None:
 
 
 def config_of(node: Node) -> Mapping[str, Any] | None:
-    """The config.json behind a model; None where it is not here."""
+    """The config.json behind a model, of an adapter its base's; None where it is not here."""
     base = base_of(node)
-    folder = folder_of(base)
-    return settings_of(base) if folder is None else _json(folder / "config.json")
+    if (folder := folder_of(base)) is None:
+        return settings_of(base)
+    try:
+        return _json(below_adapters(folder) / "config.json")
+    except BadInput:  # which `preflight` says of the adapter
+        return None
 
 
 def labels_of(config: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from rpo_cli import devices
-from rpo_cli.artifacts import External, Stage, Workspace, positions_of, wandb_mode
+from rpo_cli.artifacts import (
+    External,
+    Stage,
+    Workspace,
+    below_adapters,
+    positions_of,
+    read_json,
+    wandb_mode,
+)
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import RecipeError, schema, suggest
 from rpo_cli.recipes.draft import stands
@@ -323,6 +331,9 @@ def _external(stage: Stage, recipe: schema.ModelSource, name: str, node: Externa
     """What a model from elsewhere lacks."""
     key = _teacher(stage) if (stage.kind, name) == ("scores", "model") else "model_name_or_path"
     at = _at(stage, NAMED.get((stage.kind, name), key))
+    folder, bits = models.folder_of(node), getattr(recipe, "load_in_4bit", False)
+    if folder is not None and (why := no_merge(folder, four_bits=bits)) is not None:
+        yield f"{at}: {why}"
     tokens = models.tokens_of(node)
     rewards = name in REWARDS.get(stage.kind, ())
     if tokens is not None and recipe.pad_token is not None and recipe.pad_token == tokens.eos and not rewards:
@@ -332,9 +343,23 @@ def _external(stage: Stage, recipe: schema.ModelSource, name: str, node: Externa
         yield f"{at if label is None else _at(stage, 'reward_label')}: {why}"
 
 
+def no_merge(folder: Path, *, four_bits: bool = False) -> str | None:
+    """Why the adapters of a model's folder cannot be merged into what is below them; None: they can."""
+    try:
+        if below_adapters(folder) == folder:
+            return None
+    except BadInput as error:
+        return str(error)
+    if not _installed("peft"):
+        return f"{folder} is an adapter, which needs the extra `lora`: pip install 'rpo-cli[lora]'"
+    into = "cannot be merged into 4 bits; set load_in_4bit: false"
+    return f"{folder} is an adapter, and {into}" if four_bits else None
+
+
 def no_reward(node: External, label: str | None, key: str) -> str | None:
     """Why a model gives no reward, as far as its config says; `key` names the label. None: it gives one."""
-    if (config := models.config_of(node)) is None:
+    folder = models.folder_of(node)
+    if folder is None or (config := read_json(folder / "config.json")) is None:
         return None
     made, labels = str((config.get("architectures") or [""])[0]), models.labels_of(config)
     if made and "SequenceClassification" not in made:
