@@ -484,6 +484,8 @@ def test_a_policy_has_one_look_in_every_panel_and_none_shares_it() -> None:
     names = ["mine", "dpo", "yours", "e-dpo", "theirs"]
     looks = looks_of(names)
     assert list(looks) == names and len(set(looks.values())) == 5
+    many = [f"variant {number}" for number in range(40)]
+    assert len(set(looks_of(many).values())) == 40
     assert looks["dpo"] == looks_of(["dpo"])["dpo"] and looks["theirs"] != looks_of(["theirs"])["theirs"]
 
 

@@ -462,6 +462,8 @@ MANIFESTS: dict[str, Callable[[str], str]] = {
     "another type": lambda text: json.dumps(json.loads(text) | {"inputs": ["x"]}),
     "keys that are none": lambda text: json.dumps(json.loads(text) | {"inputs": {"data": 5}}),
     "seconds that are none": lambda text: json.dumps(json.loads(text) | {"seconds": "x"}),
+    "seconds without end": lambda text: json.dumps(json.loads(text) | {"seconds": float("nan")}),
+    "a suite that is none": lambda text: json.dumps(json.loads(text) | {"suite": ["tiny"]}),
     "without end": lambda text: '{"a":' * 9000,
     "no metrics": lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "metrics"}),
 }
@@ -540,6 +542,20 @@ def test_no_trouble_of_wandb_ends_anything(
     assert len(told) == 1 and told[0].startswith("Weights & Biases: ")  # the second stage did not try again
     assert time.monotonic() - started < 60
     assert os.environ["WANDB_MODE"] == ("offline" if trouble == "no connection" else "disabled")
+
+
+@pytest.mark.parametrize(
+    ("place", "mode"), [("netrc", "online"), ("~nobody-of-this-name/netrc", "offline"), ("", "offline")]
+)
+def test_a_login_that_cannot_be_read_stops_no_plan(
+    empty: Tiny, monkeypatch: pytest.MonkeyPatch, place: str, mode: str
+) -> None:
+    (empty.suite / "netrc").write_bytes(b"machine \xff\nmachine api.wandb.ai password x\n")
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", place if place.startswith("~") else str(empty.suite / place))
+    said = empty.run("train-sft", "sft.yaml", "--wandb", "--dry-run").stderr
+    assert ("Weights & Biases: offline" in said) == (mode == "offline")
 
 
 # ── What is said ────────────────────────────────────────────────────────────────────────────────────────────

@@ -282,6 +282,36 @@ PLANS = {
         "sft.yaml", "model_config_kwargs: {model_type: gpt2, n_positions: 40, n_embd: 8, n_head: 2}",
         "max_length: 48 exceeds the model's 40 positions",
     ),
+    "a model from scratch whose heads do not share its width": (
+        "sft.yaml", "model_config_kwargs: {model_type: llama, hidden_size: 20, num_attention_heads: 3}",
+        "model_config_kwargs: ",
+    ),
+    "a width for as many heads as nobody asked for": (
+        "sft.yaml", "model_config_kwargs: {model_type: llama, hidden_size: 16}", "model_config_kwargs: ",
+    ),
+    "a model from scratch without layers": (
+        "sft.yaml", "model_config_kwargs: {model_type: gpt2, n_layer: 0}",
+        "model_config_kwargs: num_hidden_layers 0: a model has at least one",
+    ),
+    "a model from scratch with less than no layers": (
+        "sft.yaml", "model_config_kwargs: {model_type: llama, num_hidden_layers: -2}",
+        "model_config_kwargs: num_hidden_layers -2: a model has at least one",
+    ),
+    "a model from scratch with an empty layer": (
+        "sft.yaml", "model_config_kwargs: {model_type: llama, intermediate_size: 0}",
+        "weight would have no weights: a size is 0",
+    ),
+    "a model from scratch of a negative size": (
+        "sft.yaml", "model_config_kwargs: {model_type: llama, intermediate_size: -4}", "negative dimension",
+    ),
+    "a type of models that does not exist": (
+        "sft.yaml", "model_config_kwargs: {model_type: lama}",
+        "model_config_kwargs: Unrecognized model identifier: lama",
+    ),
+    "a type of models that answers no prompt": (
+        "sft.yaml", "model_config_kwargs: {model_type: t5}",
+        "model_config_kwargs: Unrecognized configuration class",
+    ),
     "a seed that NumPy does not take": ("sft.yaml", f"seed: {10**20}", "seed: must be at most 4294967295"),
     "more threads than any machine has": ("sft.yaml", "threads: 100000", "threads: must be at most 1024"),
     "a rate beyond float32": ("sft.yaml", "learning_rate: 1e300", "learning_rate: must be at most 3.4e+38"),
@@ -313,6 +343,30 @@ def test_what_would_stop_a_stage_is_said_before_the_first_with_its_line(empty: T
         assert says in problem
         assert problem.startswith(at) or says.startswith("max_length")
     assert not empty.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("{model_type: gpt2, n_embd: 8, n_head: 2, n_innner: 9}", "GPT2Config has no key n_innner"),
+        ("{model_type: llama, hidden_act: nosuch}", "nosuch"),
+        ("{model_type: llama, num_key_value_heads: 5}", "num_attention_heads 32 is no multiple of num_key"),
+        ("{model_type: gpt2, n_embd: 8, n_head: 2}", "max_length: 2000 exceeds the model's 1024 positions"),
+    ],
+)  # fmt: skip
+def test_every_model_from_scratch_is_built_on_paper_before_the_first_stage(
+    empty: Tiny, settings: str, says: str
+) -> None:
+    """A dry run imports no torch for what looks as it should; a run does anyway."""
+    empty.edit("base.yaml", "max_length: 2000")
+    empty.edit("sft.yaml", f"model_config_kwargs: {settings}")
+    for line in empty.run("train-policy", "dpo.yaml", code=2).stderr.splitlines():
+        if line.startswith(str(empty.suite)):
+            assert says in line and line.startswith(f"{empty.suite}/")
+            break
+    else:
+        pytest.fail("nothing is said")
+    assert not (empty.root / "seed-0").exists()
 
 
 def test_samples_that_a_model_has_no_room_for_are_refused_before_anything_is_trained(empty: Tiny) -> None:
@@ -354,6 +408,37 @@ def test_a_local_model_is_looked_at_before_the_first_stage(empty: Tiny, tmp_path
         with (empty.suite / "sft.yaml").open("a") as file:
             file.write(f"use_peft: true\n{more}\n")
         empty.run("train-policy", "dpo.yaml", "--dry-run")
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused_before_the_first_stage(
+    empty: Tiny, tmp_path: Path
+) -> None:
+    short = model_folder(tmp_path / "short", {}, model_type="gpt2", n_positions=40)
+    gone, one, other, whole = (tmp_path / name for name in ("gone", "one", "other", "whole"))
+    for folder, base in ((gone, tmp_path / "nowhere"), (one, other), (other, one), (whole, short)):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+        save_file({"lora_A": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    bits = "use_peft: true\nload_in_4bit: true\n"
+    sft, relabel = ((empty.suite / name).read_text() for name in ("sft.yaml", "relabel.yaml"))
+    for folder, more, says in (
+        (gone, "", "is an adapter whose base model"),
+        (one, "", "is an adapter on it in turn"),
+        (whole, "", "max_length: 48 exceeds the model's 40 positions"),
+        (whole, bits, "is an adapter, and cannot be merged into 4 bits"),
+    ):
+        (empty.suite / "sft.yaml").write_text(sft + more)
+        on(empty.suite, folder)
+        said = empty.run("train-policy", "dpo.yaml", "--dry-run", code=2).stderr
+        assert any(says in line and line.startswith(f"{empty.suite}/") for line in said.splitlines())
+    (empty.suite / "sft.yaml").write_text(sft)
+    for folder, says in ((gone, "is an adapter whose base model"), (one, "is an adapter on it in turn")):
+        (empty.suite / "relabel.yaml").write_text(f"{relabel}reward_model: {folder}\n")
+        said = empty.run("make-biased-splits", "splits.yaml", "--dry-run", code=2).stderr
+        assert f"{empty.suite}/relabel.yaml:6: reward_model: " in said and says in said
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+        assert says in rpo("score", tmp_path / "rows.jsonl", "--model", folder, code=2).stderr
+        assert says in rpo("sample", tmp_path / "rows.jsonl", "--model", folder, code=2).stderr
 
 
 def test_a_reward_model_from_elsewhere_has_one_label_or_a_named_one_and_any_tokens(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pandas as pd
@@ -55,6 +56,15 @@ def test_pairs_are_of_the_models_samples_that_ended_and_of_the_written_responses
             assert len(plain.response(row.rejected)) <= 8  # EOS among them: it ended
     assert metrics["rows/pairs"] == len(rows) and metrics["rows/pairs_validation"] > 0
     assert metrics["pairs/drawn"] == 4 * 24 > kinds["written-samples"] + metrics["pairs/unfinished"] - 1
+
+
+def test_a_sample_has_ended_at_each_of_the_models_stop_tokens(pupil: Tiny) -> None:
+    (pupil.suite / "pairs.yaml").write_text(RECIPE + "contrasts: [written-samples]\n")
+    file = pupil.root / SEED / "sft/generation_config.json"
+    vocabulary = len(Plain(pupil.root).tokenizer)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": list(range(vocabulary))}))
+    pupil.run("sample-pairs", "pairs.yaml")
+    assert manifest(pupil.root, f"{SEED}/pairs")["metrics"]["pairs/unfinished"] == 0
 
 
 def test_a_models_pairs_do_not_depend_on_the_batch(pupil: Tiny) -> None:

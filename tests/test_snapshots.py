@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import published
 import pytest
-from conftest import PLAIN, manifest, rpo
+from conftest import PLAIN, Tiny, manifest, rpo
 from huggingface_hub import constants
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -245,6 +245,14 @@ def test_the_first_online_run_records_and_downloads(hub: Any, suite: Path, tmp_p
     commit = hub.commits["datasets", "o/tldr", "main"]
     assert f"o/tldr@main is {commit}, recorded in {tmp_path / 'runs.lock.json'}" in said
     assert manifest(root, "seed-0/data")["inputs"]["sft_dataset"] == f"hub:o/tldr@{commit}"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"models": null}', '{"models": {"o/m@main": 5}}', '{"models'])
+def test_a_lock_file_that_records_no_commit_stops_no_plan(empty: Tiny, content: str) -> None:
+    empty.root.with_name("runs.lock.json").write_text(content)
+    recipe = (empty.suite / "sft.yaml").read_text().split("model_config_kwargs")[0]
+    (empty.suite / "sft.yaml").write_text(f"{recipe}model_name_or_path: o/m\n")
+    assert "sft" in empty.run("train-sft", "sft.yaml", "--dry-run").stdout
 
 
 def test_a_moved_branch_is_not_followed(hub: Any, suite: Path, tmp_path: Path) -> None:

@@ -831,6 +831,13 @@ def test_splits_are_read_from_the_names_the_hub_gives() -> None:
         "helpful-base/test.jsonl.gz": "test",
         "tldr_3_filtered/valid.jsonl": "validation",
         "comparisons/batch10.json": None,
+        "own/TEST.JSONL": "test",
+        "own/Pairs-Dev.jsonl.GZ": "validation",
+        "own/pairs.v2.test.jsonl": "test",
+        "own/test.v2.jsonl": "test",
+        "own/test_prefs.jsonl": "test",
+        "own/latest_news.jsonl": None,
+        "own/test_of_time.jsonl": None,
     }
     assert {name: split_of(Path(name)) for name in names} == names
 

@@ -451,6 +451,7 @@ def test_every_kind_has_a_recipe_with_three_seeds_and_claims() -> None:
             "b is no variant (a)",
         ),
         ("kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\nclaims: [{claim: x}]", "compares nothing"),
+        ("kind: gamma\nvariants: [{name: _a, recipe: dpo.yaml}]", "_a: matplotlib leaves names that begin"),
         (
             "kind: gamma\nvariants: [{name: a, recipe: dpo.yaml}]\n"
             "claims: [{claim: x, more: a, within: 1, beyond: 1}]",

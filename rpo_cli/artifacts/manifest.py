@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 MANIFEST = "manifest.json"  # of a finished artifact: its `Manifest`, written last
@@ -51,7 +52,9 @@ def as_manifest(found: dict[str, Any] | None) -> Manifest | None:
     """What was read, if it is a manifest as rpo writes them: keys by which an artifact is known, numbers."""
     if found is None or not all(isinstance(found.get(name), kind) for name, kind in SHAPE.items()):
         return None
-    keys, seconds = found["inputs"].values(), found.get("seconds", 0.0)
-    if not all(isinstance(key, str) for key in keys) or not isinstance(seconds, int | float):
+    words, seconds = [*found["inputs"].values(), found.get("suite", "")], found.get("seconds", 0.0)
+    if not all(isinstance(word, str) for word in words):
+        return None
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return None
     return cast(Manifest, found)

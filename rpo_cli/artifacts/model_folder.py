@@ -64,3 +64,17 @@ def base_of_adapter(folder: Path) -> str | None:
     if Path(base).is_absolute() or base.startswith(".") or base.count("/") > 1:
         raise BadInput(f"{folder} is an adapter whose base model {base} is not there; correct {config.name}")
     return base
+
+
+def below_adapters(folder: Path) -> Path:
+    """The model, a folder or a name of the hub, at the bottom of a folder's adapters; itself if it has none.
+
+    Raises:
+        BadInput: as `base_of_adapter`, or adapters that are each other's base.
+    """
+    seen = [folder]
+    while (base := base_of_adapter(seen[-1])) is not None:
+        if Path(base).resolve() in {place.resolve() for place in seen}:
+            raise BadInput(f"{seen[-1] / 'adapter_config.json'}: its base {base} is an adapter on it in turn")
+        seen.append(Path(base))
+    return seen[-1]

@@ -57,8 +57,13 @@ def entry(external: External) -> tuple[str, str]:
 
 
 def commits(workspace: Workspace) -> dict[str, dict[str, str]]:
-    """The commits of the lock file, by kind and by name at its revision."""
-    return read_json(lock_file(workspace)) or {}
+    """The commits of the lock file, by kind and by name at its revision; what is none is not recorded."""
+    found = read_json(lock_file(workspace)) or {}
+    return {
+        kind: {name: commit for name, commit in names.items() if isinstance(commit, str)}
+        for kind, names in found.items()
+        if isinstance(names, dict)
+    }
 
 
 def pin(targets: Sequence[Stage], workspace: Workspace) -> None:
@@ -86,7 +91,7 @@ def record(targets: Sequence[Stage], workspace: Workspace, say: Callable[[str], 
     if not found:
         return
     file = lock_file(workspace)
-    known = read_json(file) or {}
+    known = commits(workspace)
     used = sum(external.commit is not None for external in found.values())
     if used:
         say(f"hub: {used} of {len(found)} names at the commits recorded in {file}")

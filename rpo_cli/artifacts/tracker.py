@@ -33,10 +33,11 @@ def wandb_mode() -> tuple[str, str]:
         return mode, f"{MODE} says so"
     if os.environ.get("WANDB_API_KEY"):
         return "online", "WANDB_API_KEY is set"
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     host = server().split("//")[-1].split("/")[0]
-    if netrc.is_file() and host in netrc.read_text():
-        return "online", f"logged in ({netrc})"
+    with suppress(OSError, RuntimeError):  # no such file, or no such user, whose home it would be in
+        netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+        if host in netrc.read_text(errors="replace"):
+            return "online", f"logged in ({netrc})"
     return "offline", "no login (run `wandb login`)"
 
 

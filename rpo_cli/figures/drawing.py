@@ -86,9 +86,16 @@ def publish_picture(figure: Figure, stem: Path) -> list[Path]:
 
 
 def looks_of(policies: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each policy of a figure; names of one's own get spare ones in order."""
-    spare = iter(SPARE * len(policies))
-    return {policy: LOOKS[policy] if policy in LOOKS else next(spare) for policy in policies}
+    """Colour and marker of each policy of a figure; names of one's own get spare ones in order.
+
+    More of them than there are colours have each colour again, with the next one's marker.
+    """
+    count, own = len(SPARE), [policy for policy in policies if policy not in LOOKS]
+    spare = {
+        policy: (SPARE[place % count][0], SPARE[(place + place // count) % count][1])
+        for place, policy in enumerate(own)
+    }
+    return {policy: LOOKS.get(policy) or spare[policy] for policy in policies}
 
 
 def heading(figure: Figure, title: str, subtitle: str, heights: tuple[float, float]) -> None:

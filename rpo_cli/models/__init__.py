@@ -25,6 +25,7 @@ from rpo_cli.models.layout import (
 from rpo_cli.models.load import (
     disable_dropout,
     four_bits,
+    from_settings,
     load_causal,
     load_reward,
     load_tokenizer,

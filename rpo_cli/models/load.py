@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -285,28 +286,52 @@ def hold_in_bfloat16(model: PreTrainedModel) -> None:
 
 
 def new_causal(
-    settings: dict[str, object], tokenizer: PreTrainedTokenizerBase, device: Device, seed: int
+    settings: Mapping[str, object], tokenizer: PreTrainedTokenizerBase, device: Device, seed: int
 ) -> PreTrainedModel:
     """A causal model with random weights from `model_type` and the keys of its config."""
-    keys = dict(settings)
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     attention = {} if device.attention is None else {"attn_implementation": device.attention}
     torch.manual_seed(seed)
+    model = from_settings(settings, {"vocab_size": len(tokenizer), **special}, **attention)
+    disable_dropout(model)
+    placed: PreTrainedModel = device.place(model)
+    return placed
+
+
+def from_settings(
+    settings: Mapping[str, object], tokens: Mapping[str, object], **kwargs: object
+) -> PreTrainedModel:
+    """The causal model of `model_type` and the keys of its config, on torch's default device.
+
+    Args:
+        tokens: what the tokenizer says, keys of its config too.
+
+    Raises:
+        BadInput: transformers makes none of them, a key is misspelt, or a layer would have no weights.
+    """
+    keys = dict(settings)
     try:
-        config = AutoConfig.for_model(keys.pop("model_type"), vocab_size=len(tokenizer), **special, **keys)
+        config = AutoConfig.for_model(keys.pop("model_type"), **tokens, **keys)
         kind, names = type(config).__name__, {*type(config)().to_dict(), *type(config).attribute_map, *ROPE}
         for strange in sorted(keys.keys() - names):  # a config takes any key, misspelt ones too
             if meant := suggest(strange, names):  # others may be read where they are needed, such as head_dim
                 raise ValueError(f"{kind} has no key {strange}{meant}")
-        made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention)
-        model: PreTrainedModel = made
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **kwargs)
+        layers, heads, groups = (
+            getattr(config, f"num_{name}", 1)
+            for name in ("hidden_layers", "attention_heads", "key_value_heads")
+        )
+        if layers < 1:
+            raise ValueError(f"num_hidden_layers {layers}: a model has at least one")
+        if type(heads) is type(groups) is int and heads % groups:
+            raise ValueError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
+        if empty := [name for name, weight in made.named_parameters() if not weight.numel()]:
+            raise ValueError(f"{empty[0]} would have no weights: a size is 0")
     except Exception as error:  # configs have checks of many kinds
         if no_memory(error):
             raise
         raise BadInput(f"model_config_kwargs: {' '.join(str(error).split())}") from error
-    disable_dropout(model)
-    placed: PreTrainedModel = device.place(model)
-    return placed
+    return made
 
 
 def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

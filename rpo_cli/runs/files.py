@@ -121,8 +121,10 @@ def _model(name: str) -> External:
 
 
 def _need_weights(model: External) -> None:
-    """BadInput where a folder has no weights that are read."""
+    """BadInput where a folder has no weights that are read, or an adapter without its base."""
     folder = Path(model.reference)
+    if (why := preflight.no_merge(folder)) is not None:
+        raise BadInput(f"--model: {why}")
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise BadInput(f"--model {folder}: has no weights in safetensors, and no others are read")
 

@@ -12,7 +12,7 @@ import numpy as np
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rpo_cli import devices
-from rpo_cli.artifacts import External, Stage, Workspace, positions_of, unreachable
+from rpo_cli.artifacts import External, Stage, Workspace, below_adapters, positions_of, unreachable
 from rpo_cli.errors import BadInput
 from rpo_cli.models import load_tokenizer
 from rpo_cli.objectives import OBJECTIVES
@@ -132,7 +132,9 @@ def _longest(model: str) -> int | None:
         unreachable()  # in one attempt, where the client would try for half a minute
     try:
         config = AutoConfig.from_pretrained(
-            place.reference, revision=place.revision or "main", trust_remote_code=False
+            str(below_adapters(Path(place.reference))),
+            revision=place.revision or "main",
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise BadInput(f"--model {model}: its config cannot be read: {first_line(error)}") from error

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from rpo_cli.artifacts import External, Stage, read_json
+from rpo_cli.artifacts import External, Stage, below_adapters, read_json
+from rpo_cli.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Node = Stage | External
+# Keys of configs of which the second divides the first.
+DIVIDED = (("hidden_size", "num_attention_heads"), ("n_embd", "n_head"), ("d_model", "n_heads"))
 
 
 @dataclass(frozen=True)
@@ -73,10 +81,14 @@ def folder_of(node: Node) -> Path | None:
 
 
 def config_of(node: Node) -> Mapping[str, Any] | None:
-    """The config.json behind a model; None where it is not here."""
+    """The config.json behind a model, of an adapter its base's; None where it is not here."""
     base = base_of(node)
-    folder = folder_of(base)
-    return settings_of(base) if folder is None else _json(folder / "config.json")
+    if (folder := folder_of(base)) is None:
+        return settings_of(base)
+    try:
+        return _json(below_adapters(folder) / "config.json")
+    except BadInput:  # which `preflight` says of the adapter
+        return None
 
 
 def labels_of(config: Mapping[str, Any]) -> list[str]:
@@ -152,23 +164,46 @@ def modules_of(node: Node) -> set[str]:
     """
     base = base_of(node)
     settings, folder = settings_of(base), folder_of(base)
-    if settings is not None:
-        return _modules_from_scratch(json.dumps(dict(settings)))
+    model = None if settings is None else on_paper(settings)
     names = shapes_of(folder) if folder is not None else {}
+    if model is not None and not isinstance(model, BadInput):
+        names = dict(model.named_parameters())
     return {name.rpartition(".")[0] for name in names}
 
 
+def on_paper(settings: Mapping[str, Any]) -> PreTrainedModel | BadInput:
+    """The model of a stage that makes one from scratch, on the meta device; or why there is none."""
+    return _on_paper(json.dumps(dict(settings)))
+
+
 @cache
-def _modules_from_scratch(settings: str) -> set[str]:
+def _on_paper(settings: str) -> PreTrainedModel | BadInput:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from rpo_cli.models import from_settings
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(settings)))
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return set()  # the stage that makes it says what is wrong
-    return {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+            return from_settings(json.loads(settings), {})
+    except BadInput as error:
+        return error
+
+
+def doubtful(settings: Mapping[str, Any]) -> bool:
+    """Whether a model of these settings is so odd that it is worth importing torch to see it `on_paper`."""
+    spec = importlib.util.find_spec("transformers")
+    places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
+    text = "".join((place / "models/auto/modeling_auto.py").read_text() for place in places)
+    causal = re.search(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = .*?^\)", text, re.DOTALL | re.MULTILINE)
+    known = causal is None or f'("{settings["model_type"]}", ' in causal[0]
+    named = [pair for pair in DIVIDED if settings.keys() & {*pair}]
+    whole = all(_divides(*(settings.get(name) for name in pair)) for pair in named)
+    numbers = [value for value in settings.values() if type(value) in (int, float)]
+    return not known or not whole or min(numbers, default=1) <= 0
+
+
+def _divides(width: object, heads: object) -> bool:
+    return isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads == 0
 
 
 def _content(token: object) -> str | None:

@@ -1,6 +1,7 @@
 """What a plan needs, asked for before the first hour is spent, by `rpo recipe check` and `--dry-run` as well.
 
-Nothing heavy is imported, but to name the modules of a model from scratch.
+Nothing heavy is imported, but to name the modules of a model from scratch, or to see an odd one built on the
+meta device; `check`, which no dry run asks, sees each one built.
 """
 
 from __future__ import annotations
@@ -16,9 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from rpo_cli import devices
-from rpo_cli.artifacts import External, Stage, Workspace, positions_of, wandb_mode
+from rpo_cli.artifacts import (
+    External,
+    Stage,
+    Workspace,
+    below_adapters,
+    positions_of,
+    read_json,
+    wandb_mode,
+)
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes import schema, suggest
+from rpo_cli.recipes import RecipeError, schema, suggest
 from rpo_cli.recipes.draft import stands
 from rpo_cli.runs import local_models as models
 from rpo_cli.runs.todo import Todo
@@ -73,6 +82,10 @@ def check(todo: Sequence[Todo], workspace: Workspace, jobs: int = 1) -> None:
         # Where verdicts are kept every question may have its answer already; then no key is needed.
         if not (workspace.root / VERDICTS).is_file():
             api_key(recipe)
+    made = [item.stage for item in todo]
+    scratch = [stage for stage in made if any(models.base_of(stage) is base for base in made)]
+    if found := [line for stage in scratch for line in _from_scratch(stage)]:
+        raise RecipeError(list(dict.fromkeys(found)))
 
 
 def problems(stages: Sequence[Stage]) -> list[str]:
@@ -169,6 +182,8 @@ def _problems(stage: Stage) -> Iterator[str]:
         if (why := _optimiser(recipe.optim)) is not None:
             yield f"{_at(stage, 'optim')}: {why}"
         yield from _adapters(stage, recipe)
+    if (settings := models.settings_of(stage)) is not None and models.doubtful(settings):
+        yield from _from_scratch(stage)
     if isinstance(recipe, schema.ModelSource):
         if (why := _attention(recipe)) is not None:
             yield f"{_at(stage, 'attn_implementation')}: {why}"
@@ -217,6 +232,22 @@ def _attention(recipe: schema.ModelSource) -> str | None:
     return None if there else f"{name} needs {package}, which is not installed; sdpa needs nothing"
 
 
+def _from_scratch(stage: Stage) -> Iterator[str]:
+    """Why transformers makes no model of the settings that a stage's model comes from, or one too small."""
+    base = models.base_of(stage)
+    if (settings := models.settings_of(base)) is None:
+        return
+    if isinstance(model := models.on_paper(settings), BadInput):
+        yield f"{_at(base, 'model_config_kwargs')}: {str(model).partition(': ')[2]}"
+    elif isinstance(stage.recipe, schema.ModelSource):
+        yield from _too_long(stage, stage.recipe, positions_of(model.config))
+
+
+def _too_long(stage: Stage, recipe: schema.ModelSource, positions: int | None) -> Iterator[str]:
+    if positions is not None and recipe.max_length > positions:
+        yield f"{_at(stage, 'max_length')}: {recipe.max_length} exceeds the model's {positions} positions"
+
+
 def _adapters(stage: Stage, recipe: schema.TrainingRecipe) -> Iterator[str]:
     """Names of modules to adapt that the model has not got: peft takes a pattern whole, or a name's end."""
     wanted = recipe.lora_target_modules
@@ -251,9 +282,7 @@ def _models(stage: Stage, recipe: schema.ModelSource) -> Iterator[str]:
         config = models.config_of(node)
         # A model of other tokens, a reward model, has rows of its own length.
         own = name in REWARDS.get(stage.kind, ()) and _reads_other_tokens(stage, node, read)
-        longest = None if own or config is None else positions_of(config)
-        if longest is not None and recipe.max_length > longest:
-            yield f"{_at(stage, 'max_length')}: {recipe.max_length} exceeds the model's {longest} positions"
+        yield from _too_long(stage, recipe, None if own or config is None else positions_of(config))
         if name == SAMPLES.get(stage.kind) and config is not None:
             yield from _too_short_to_sample(stage, config)
         if isinstance(node, External):
@@ -302,6 +331,9 @@ def _external(stage: Stage, recipe: schema.ModelSource, name: str, node: Externa
     """What a model from elsewhere lacks."""
     key = _teacher(stage) if (stage.kind, name) == ("scores", "model") else "model_name_or_path"
     at = _at(stage, NAMED.get((stage.kind, name), key))
+    folder, bits = models.folder_of(node), getattr(recipe, "load_in_4bit", False)
+    if folder is not None and (why := no_merge(folder, four_bits=bits)) is not None:
+        yield f"{at}: {why}"
     tokens = models.tokens_of(node)
     rewards = name in REWARDS.get(stage.kind, ())
     if tokens is not None and recipe.pad_token is not None and recipe.pad_token == tokens.eos and not rewards:
@@ -311,9 +343,23 @@ def _external(stage: Stage, recipe: schema.ModelSource, name: str, node: Externa
         yield f"{at if label is None else _at(stage, 'reward_label')}: {why}"
 
 
+def no_merge(folder: Path, *, four_bits: bool = False) -> str | None:
+    """Why the adapters of a model's folder cannot be merged into what is below them; None: they can."""
+    try:
+        if below_adapters(folder) == folder:
+            return None
+    except BadInput as error:
+        return str(error)
+    if not _installed("peft"):
+        return f"{folder} is an adapter, which needs the extra `lora`: pip install 'rpo-cli[lora]'"
+    into = "cannot be merged into 4 bits; set load_in_4bit: false"
+    return f"{folder} is an adapter, and {into}" if four_bits else None
+
+
 def no_reward(node: External, label: str | None, key: str) -> str | None:
     """Why a model gives no reward, as far as its config says; `key` names the label. None: it gives one."""
-    if (config := models.config_of(node)) is None:
+    folder = models.folder_of(node)
+    if folder is None or (config := read_json(folder / "config.json")) is None:
         return None
     made, labels = str((config.get("architectures") or [""])[0]), models.labels_of(config)
     if made and "SequenceClassification" not in made:

@@ -19,7 +19,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
-from rpo_cli.artifacts import MANIFEST, RECIPES, positions_of
+from rpo_cli.artifacts import MANIFEST, RECIPES, below_adapters, positions_of
 from rpo_cli.errors import BadInput
 from rpo_cli.models import TokenRow, encode, fitting, load_reward, load_tokenizer, same_tokens
 from rpo_cli.recipes.schema import EvaluateRecipe, RelabelRecipe, ScoringRecipe
@@ -151,9 +151,9 @@ class Reading:
         """How many tokens a row may have: as many as the model has positions, as far as its config says."""
         try:
             config = AutoConfig.from_pretrained(
-                str(self.source), revision=self.revision or "main", trust_remote_code=False
+                str(below_adapters(self.source)), revision=self.revision or "main", trust_remote_code=False
             )
-        except (OSError, ValueError):  # an adapter's folder has none
+        except (OSError, ValueError):  # an adapter on the hub has none
             return UNLIMITED
         return positions_of(config) or UNLIMITED
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Row, Tokens, load_causal, load_tokenizer, sample
+from rpo_cli.models import Row, Tokens, load_causal, load_tokenizer, sample, stops_of
 from rpo_cli.recipes.schema import PairsRecipe, seed_of
 from rpo_cli.stages.data.rows import MESSAGES, Rows, row_id, rows_of, write_rows
 from rpo_cli.stages.data.sources.turns import Part, answer, as_json
@@ -141,7 +141,8 @@ def _prompts(
         tokens = rows.tokens((), tokenizer, what, recipe.max_length, recipe.overlong)
         counts["overlong_prompts"] = len(rows) - len(tokens)
         answers = sampler.draw([row.prompt_ids for row in tokens])
-        ended = [[own for own in each if own[-1] == tokenizer.eos_token_id] for each in answers]
+        stops = stops_of(sampler.model.generation_config, tokenizer)
+        ended = [[own for own in each if own[-1] in stops] for each in answers]
         counts["drawn"] = sum(map(len, answers))
         counts["unfinished"] = counts["drawn"] - sum(map(len, ended))
         decoded = [tokenizer.batch_decode(own, skip_special_tokens=True) for own in ended]

@@ -219,6 +219,9 @@ class FigureRecipe(Recipe):
         names = [variant.name for variant in self.compared]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"variants: two are called {min(twice)}")
+        if hidden := [name for name in names if name.startswith("_")]:
+            why = "matplotlib leaves names that begin with _ out of the legend; give the variant another"
+            raise ValueError(f"variants: {hidden[0]}: {why}")
         if EVERY in names:
             raise ValueError(f"variants: {EVERY} is no name: in a claim it is every variant")
         known = ESTIMATORS if self.kind == "kl" else names

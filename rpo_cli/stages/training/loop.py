@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -98,7 +99,8 @@ def last_checkpoint(directory: Path, max_steps: int, tell: Callable[[str], None]
     Among fewer or more processes its last bits would differ. It leaves a step to do: after the last one
     Trainer would do one more. One that was damaged after it was written is told of and passed over.
     """
-    found = {int(folder.name.split("-")[1]): folder for folder in directory.glob("checkpoint-*")}
+    names = re.compile(r"checkpoint-(\d+)")  # a copy that somebody made has another
+    found = {int(name[1]): folder for folder in directory.glob("*") if (name := names.fullmatch(folder.name))}
     for step, folder in sorted(found.items(), reverse=True):
         if step >= max_steps or (read_json(folder / STATE) or {}).get("processes") != arrangement():
             continue

@@ -13,7 +13,7 @@ from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources.assemble import rows_of, tables, tables_of_written
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written
-from rpo_cli.stages.data.sources.records import SPLITS, data_files, published_split, records
+from rpo_cli.stages.data.sources.records import SPLITS, data_files, one_name, published_split, records
 
 FEW_PROMPTS = 20  # so few may leave a table without rows
 SPARE = ("sft_validation", "pairs_validation")  # a set may leave them without rows
@@ -108,7 +108,7 @@ def _records(job: Job[DataRecipe], name: str, kind: str, report: Report, ledger:
 def _split(published: str, name: str, kind: str, recipe: DataRecipe) -> str | None:
     """The split that a published one is read as; None: it is not read."""
     for ours, theirs in recipe.split.items():
-        if published == SPLITS.get(theirs, theirs):
+        if published == one_name(theirs):
             return ours
     if recipe.split and name == "dataset":
         return None
@@ -128,7 +128,7 @@ def _of_splits(
     recipe = job.recipe
     found = ", ".join(sorted(set(files.values())))
     for theirs in recipe.split.values() if name == "dataset" else ():
-        if SPLITS.get(theirs, theirs) not in files.values():
+        if one_name(theirs) not in files.values():
             raise BadInput(f"{job.path}: split: {name} has no split {theirs} (splits found: {found})")
     read = [file for file, split in files.items() if _split(split, name, kind, recipe)]
     others = sorted({split for file, split in files.items() if file not in read})

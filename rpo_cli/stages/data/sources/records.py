@@ -28,6 +28,7 @@ KNOWN = "a .jsonl or .parquet file (lines may be packed: .jsonl.gz, .jsonl.zst)"
 SHARD = re.compile(r"(?P<split>[\w.]+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 VALIDATION = ("validation", "valid", "val", "eval", "dev")
 SPLITS = {"train": "train", "test": "test", **dict.fromkeys(VALIDATION, "validation")}
+ENDINGS = re.compile(rf"\.(jsonl?|parquet)({'|'.join(map(re.escape, PACKED))})?$", re.IGNORECASE)
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 UTF_8_MARK = b"\xef\xbb\xbf"
 
@@ -71,19 +72,29 @@ def data_files(source: Path, folders: Sequence[str] = ()) -> list[Path]:
 
 
 def split_of(file: Path) -> str | None:
-    """The split that a file's name tells, if any: `train-00000-of-00001`, `train/0000`, `x-train`, `test`."""
-    stem = file.name.split(".")[0]
+    """The split that a file's name tells, if any.
+
+    `train-00000-of-00001`, `train/0000`, `x-train`, `x.test`, `TEST`; of two words also the first: `test_x`.
+    """
+    stem, whole = file.name.split(".")[0], ENDINGS.sub("", file.name)
     if shard := SHARD.match(stem):
         return shard["split"]
     if re.fullmatch(r"(part-)?\d+", stem):
         return file.parent.name
-    return next((SPLITS[part] for part in (stem, re.split(r"[-_]", stem)[-1]) if part in SPLITS), None)
+    words, more = re.split(r"[-_]", stem), re.split(r"[-_.]", whole)
+    parts = (stem, words[-1], more[-1], words[0] if len(words) == 2 else "")
+    return next((SPLITS[part.lower()] for part in parts if part.lower() in SPLITS), None)
 
 
 def published_split(file: Path) -> str | None:
     """`split_of`, under one name for validation."""
     split = split_of(file)
-    return SPLITS.get(split or "", split)
+    return None if split is None else one_name(split)
+
+
+def one_name(split: str) -> str:
+    """A split by the name that it has here, if it is one of the three."""
+    return SPLITS.get(split.lower(), split)
 
 
 def records(
