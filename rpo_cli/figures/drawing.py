@@ -120,7 +120,7 @@ def panels_below(figure: Figure, rows: int, columns: int, names: int) -> np.ndar
     height = figure.get_size_inches()[1]
     panels: np.ndarray = figure.subplots(rows, columns, squeeze=False)
     top = 0.918 - (0.75 + 0.2 * -(-names // IN_A_LINE)) / height
-    figure.subplots_adjust(left=0.06, right=0.985, top=top, bottom=0.6 / height, wspace=0.26, hspace=0.4)
+    figure.subplots_adjust(left=0.08, right=0.985, top=top, bottom=0.6 / height, wspace=0.24, hspace=0.4)
     return panels
 
 

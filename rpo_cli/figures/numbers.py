@@ -259,7 +259,8 @@ def _rows(
     frame: Frame, policies: Sequence[str], selection: Selection, against: str, how: Bootstrap
 ) -> Iterator[Row]:
     """Mean of each policy with its interval, and its paired difference to `against`, over all seeds."""
-    there = [name for name in policies if name in set(frame.cells["policy"])]
+    known = set(frame.cells["policy"])
+    there = [name for name in policies if name in known]
     measures = (*frame.measures, "pairs") if frame.pairs else frame.measures
     axes = Axes(there, selection.rhos, sorted(selection.seeds), measures)
     draws = resample(frame.cells, axes, how)

@@ -22,9 +22,11 @@ def draw(figure: Figure, picture: Picture) -> None:
         for row in rows.to_dict("records"):
             draw_cross(axes, row, picture.looks, "kl", "advantage")
         zero_line(axes)
-        axes.set(title=title, xlabel=KL, ylabel=f"advantage over π$_{{SFT}}$, {picture.unit}")
+        axes.set(title=title, xlabel=KL)
     for axes in panels[len(by_rho) :]:
         axes.set_axis_off()
+    for axes in panels[::columns]:
+        axes.set_ylabel(f"advantage over π$_{{SFT}}$, {picture.unit}")
     legend_above(figure, panels[0])
 
 

@@ -132,8 +132,9 @@ def draw(figure: Figure, picture: Picture) -> None:
             for policy in table[table[measure].notna()].to_dict("records"):
                 draw_cross(axes, policy, picture.looks, measure, "lead")
             zero_line(axes)
-            axes.set(title=title, xlabel=said, ylabel=f"lead in advantage, {picture.unit}")
+            axes.set(title=title, xlabel=said)
+        row[0].set_ylabel(f"lead in advantage, {picture.unit}")
     legend_above(figure, panels[0][0])
 
 
-KIND = FigureKind("teachers", draw, gather, beside=beside)
+KIND = FigureKind("teachers", draw, gather, beside=beside, bars="bars: 95 % intervals")
