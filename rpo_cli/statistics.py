@@ -68,10 +68,10 @@ def student_quantile(share: float, freedom: int) -> float:
     return float(np.sqrt(freedom) * np.tan(np.interp(share, shares, angles)))
 
 
-def t_interval(values: Array) -> Interval:
-    """Mean of one value for each seed [S], S at least 2, with its 95 % interval by Student's t."""
+def t_interval(values: Array, level: float = 0.95) -> Interval:
+    """Mean of one value for each seed [S], S at least 2, with its interval by Student's t."""
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
-    reach = student_quantile(0.975, len(values) - 1) * error
+    reach = student_quantile((1 + level) / 2, len(values) - 1) * error
     return Interval(mean, mean - reach, mean + reach)
 
 

@@ -140,6 +140,9 @@ for _kind, _text in {
     "gamma": "The weight of the forward KL: annealed, constant, none.",
     "ensemble": "e-DPO's min: its scope, the members' calibration, the size of their subsets.",
     "kl": "Estimators of the forward KL: bias, variance, cost.",
+    "curves": "Learning curves, reward against KL, and whether each policy is at its plateau.",
+    "teachers": "What each teacher knows of held-out pairs, and what policies trained on it reach.",
+    "reward-kl": "Advantage against the KL to the reference that it costs.",
     "unbiased": "All objectives on the pairs as they are, without resampling.",
 }.items():
     _figure(_kind, _text, f"figure-{_kind}.yaml")

@@ -27,6 +27,7 @@ class Cell:
 
     `held_out`, `judged`, `taught`: of a comparison, what measures its held-out pairs, what a judge may have
     said, and what the teachers of all that are compared say of its samples, where no oracle does.
+    `looks`: of a learning curve, the checkpoints on validation prompts, of which `evaluation` is the last.
     """
 
     policy: str
@@ -37,6 +38,7 @@ class Cell:
     held_out: Stage | None = None
     judged: Stage | None = None
     taught: tuple[Stage, ...] = ()
+    looks: tuple[Stage, ...] = ()
 
     @property
     def strength(self) -> tuple[str, float]:
@@ -62,6 +64,16 @@ class Cell:
         return cast(Stage, self.evaluation.inputs["policy"]).path
 
     @property
+    def taught_by(self) -> dict[str, Stage]:
+        """The scores of each model that its policy distils, by name."""
+        inputs = cast(Stage, self.evaluation.inputs["policy"]).inputs
+        return {
+            name.removeprefix("scores/"): cast(Stage, node)
+            for name, node in inputs.items()
+            if name.startswith("scores/")
+        }
+
+    @property
     def weights(self) -> list[str]:
         """Where its policy's weights are: the policy, and the checkpoints that it was chosen from."""
         trained = cast(Stage, self.evaluation.inputs["policy"]).inputs.get("trained")
@@ -72,6 +84,7 @@ def read_by(cells: Iterable[Cell]) -> list[Stage]:
     """What a figure of these cells reads: their evaluations, and their baselines', which a plan skips."""
     cells = list(cells)
     evaluations = [cell.evaluation for cell in cells]
+    evaluations += [look for cell in cells for look in cell.looks[:-1]]
     evaluations += [cell.held_out for cell in cells if cell.held_out is not None]
     evaluations += [stage for cell in cells for stage in cell.taught]
     found = (stage.inputs.get("baseline") for stage in evaluations)
@@ -102,6 +115,9 @@ class Cells:
         compared = alone if figure is None else figure.compared
         self.variants = {variant.name: variant for variant in compared}
         self.measured = figure is not None and figure.measured
+        self.curves, self.taught = (
+            figure is not None and figure.kind == kind for kind in ("curves", "teachers")
+        )
         self._planners: dict[int, Planner] = {}
         self._loaded: dict[tuple[str, float | None], Loaded] = {}
 
@@ -126,6 +142,9 @@ class Cells:
         planner = self._planners.setdefault(seed, Planner(seed, self.device))
         if self.measured:
             return Cell(name, rho, seed, loaded, planner.measure(loaded))
+        if self.curves and split == "test":
+            looks = self._looks(loaded, planner)
+            return Cell(name, rho, seed, loaded, looks[-1], looks=looks)
         target = planner.evaluation(loaded, split)
         if self.on_pairs and split == "test":
             judge = cast(schema.EvaluateRecipe, target.recipe).judge
@@ -138,6 +157,15 @@ class Cells:
             target = planner.held_out(loaded)  # what there is to choose by
         return Cell(name, rho, seed, loaded, target)
 
+    def _looks(self, loaded: Loaded, planner: Planner) -> tuple[Stage, ...]:
+        if not cast(schema.PolicyRecipe, loaded.recipe).selects:
+            cure = "set select: validation, in the recipe or under variants: set"
+            raise BadInput(f"{loaded.place('select')}: a learning curve needs checkpoints; {cure}")
+        looks = tuple(planner.looks(loaded))
+        if "baseline" not in looks[-1].inputs:
+            raise BadInput(f"{self.asked.path}: a learning curve is one of oracle reward; there is no oracle")
+        return looks
+
     def test(self, selection: Selection, chosen: Chosen | None = None) -> list[Cell]:
         """The cells that a figure shows; `chosen`: with these strengths, where there are any."""
         cells = [
@@ -147,6 +175,11 @@ class Cells:
             for name in selection.policies
             if chosen is None or rho in chosen.get(name, {})
         ]
+        if self.taught and all(cell.taught_by for cell in cells):
+            cure = "add one such as {name: dpo, recipe: dpo.yaml}"
+            raise BadInput(
+                f"{self.asked.path}: variants: every one has a teacher, so none has a lead; {cure}"
+            )
         return [replace(cell, taught=self._taught(cell, cells)) for cell in cells]
 
     def _taught(self, cell: Cell, cells: Sequence[Cell]) -> tuple[Stage, ...]:

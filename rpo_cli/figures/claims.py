@@ -88,7 +88,8 @@ def judge(
     `within` w it is w - |more - than|, with `beyond` w |more - than| - w, of the mean over seeds. `passed`
     means that its 95 % interval over prompts and seeds lies above zero; status tells apart `not significant`
     (zero inside), `contradicted` (interval below zero) and `not measured`. A row about every one of several
-    shows the weakest of its parts and passes if all of them do. No correction for the number of rows. Without
+    shows the weakest of its parts and passes if all of them do; over seeds (Student's t) its interval is that
+    of the least of their true values. No correction for the number of rows. Without
     any true difference a row should pass in 2.5 % of experiments; the more seeds differ the nearer that comes
     to 13 % with three seeds, and to half with one.
 
@@ -107,18 +108,16 @@ def judge(
         for judging in judges
         for detail, parts in judging.rows()
     ]
-    rows = [_row(claim.claim, detail, parts) for claim, detail, parts in found]
+    rows = [_row(claim, detail, parts, how.student) for claim, detail, parts in found]
     return _corrected(rows, found) if how.student else rows
 
 
 def _corrected(
     rows: Sequence[Verdict], found: Sequence[tuple[schema.Claim, str, Sequence[Difference]]]
 ) -> list[Verdict]:
-    """The rows with p-values, of several parts the largest, and verdicts that hold for all rows at once."""
+    """The rows with p-values, and verdicts that hold for all rows at once."""
     tested = {
-        place: max(part.p_value for part in parts)
-        for place, (claim, _, parts) in enumerate(found)
-        if parts and claim.within is None and claim.beyond is None
+        place: _p_value(parts) for place, (claim, _, parts) in enumerate(found) if parts and not claim.bounded
     }
     others = [place for place in tested if not found[place][0].primary]
     tested |= dict(zip(others, holm([tested[place] for place in others]), strict=True))
@@ -132,17 +131,40 @@ def _corrected(
     return out
 
 
-def _row(claim: str, detail: str, parts: Sequence[Difference]) -> Verdict:
+def _p_value(parts: Sequence[Difference]) -> float:
+    """Of the least of the true differences being zero: all must be above it, or any one of them below."""
+    below = [part.p_value for part in parts if part.interval.mean < 0]
+    return min(1.0, len(parts) * min(below)) if below else max(part.p_value for part in parts)
+
+
+def _of_the_least(weakest: Difference, parts: Sequence[Difference]) -> Difference:
+    """The weakest of several differences over seeds, with the interval of the least of their true values.
+
+    Any of k parts may be the least: its interval begins where the lowest begins, and ends where the first
+    ends of those at a level of 1 - 0.05 / k. A single seed has no such interval.
+    """
+    by_seed = [np.array(part.by_seed)[np.isfinite(part.by_seed)] for part in parts]
+    if min(map(len, by_seed)) < 2:
+        return weakest
+    high = min(t_interval(values, 1 - 0.05 / len(parts)).high for values in by_seed)
+    mean, low, _ = weakest.interval
+    return weakest._replace(interval=Interval(mean, low, max(mean, high)))
+
+
+def _row(claim: schema.Claim, detail: str, parts: Sequence[Difference], student: bool) -> Verdict:
     """One row; of several parts the one with the lowest bound is shown."""
     measured = [part for part in parts if part.status != "not measured"]
     shown = min(measured, key=lambda part: part.interval.low, default=NOTHING)
     statuses = {part.status for part in parts} or {"not measured"}
+    if student and not claim.bounded and len(measured) == len(parts) > 1:
+        shown = _of_the_least(shown, parts)
+        statuses = {shown.status}
     worst = ("contradicted", "not significant", "not measured", "passed")
     status = next(status for status in worst if status in statuses)
     if 0 < len(measured) < len(parts):
         detail += f"; {len(parts) - len(measured)} of {len(parts)} not measured"
     numbers = dict(zip(("difference", "low", "high"), shown.interval, strict=True))
-    row = {"claim": claim, "detail": detail, "by_seed": shown.by_seed, **numbers, "status": status}
+    row = {"claim": claim.claim, "detail": detail, "by_seed": shown.by_seed, **numbers, "status": status}
     found: Verdict = plain(row | {"passed": status == "passed"})
     return found
 
@@ -230,14 +252,14 @@ class _Judge:
 
         point, drawn = apart(self.point), apart(self.drawn)
         by_seed = self.side(point).tolist()
-        if self.student and np.isfinite(point).sum() > 1:
-            return Difference(self.sides_of(t_interval(point[np.isfinite(point)])), by_seed)
-        mean, draws = self.side(over_seeds(point, 0)), self.side(over_seeds(drawn, 1))
-        return Difference(interval(float(mean), draws), by_seed)
+        mean, draws = over_seeds(point, 0), over_seeds(drawn, 1)
+        if self.student:
+            return Difference(self.sides_of(of_seeds(point, float(mean), draws, student=True)), by_seed)
+        return Difference(interval(float(self.side(mean)), self.side(draws)), by_seed)
 
     def sides_of(self, found: Interval) -> Interval:
         """`side` of an estimate and of the values in its interval."""
-        if self.claim.within is None and self.claim.beyond is None:
+        if not self.claim.bounded:
             return found
         ends = [abs(found.low), abs(found.high)]
         nearest = 0.0 if found.low < 0 < found.high else min(ends)

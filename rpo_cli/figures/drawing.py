@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,8 @@ FORMATS: dict[str, dict[str, None]] = {
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 RHO = "ρ, share of training pairs whose longer response is preferred"
+KL = "KL(π$_θ$ ‖ π$_{ref}$), nats"
+IN_A_LINE = 6  # names of variants in a line of a legend
 Looks = Mapping[str, tuple[str, str]]
 
 
@@ -70,6 +72,12 @@ class Picture:
         for policy in self.looks:
             panels.setdefault(self.meta["panels"][policy], []).append(policy)
         return panels
+
+    @property
+    def by_rho(self) -> dict[str, pd.DataFrame]:
+        """The table's rows of each rho, by what a panel of them is called."""
+        rhos = self.table["rho"].fillna(0.0)
+        return {f"ρ {rho:g}" if rho else "all pairs": self.table[rhos == rho] for rho in rhos.unique()}
 
     def rows(self, policies: Sequence[str]) -> pd.DataFrame:
         return self.table[self.table["policy"].isin(policies)]
@@ -113,6 +121,21 @@ def legend(figure: Figure, axes: Axes, height: float, columns: int) -> None:
     figure.legend(handles, labels, ncols=min(columns, len(labels)), **look, **place)
 
 
+def panels_below(figure: Figure, rows: int, columns: int, names: int) -> np.ndarray:
+    """Panels [rows, columns] below the heading and a legend of so many names, which `legend_above` draws."""
+    figure.set_size_inches(11, 1.6 + 4.0 * rows)
+    height = figure.get_size_inches()[1]
+    panels: np.ndarray = figure.subplots(rows, columns, squeeze=False)
+    top = 0.918 - (0.75 + 0.2 * -(-names // IN_A_LINE)) / height
+    figure.subplots_adjust(left=0.08, right=0.985, top=top, bottom=0.6 / height, wspace=0.24, hspace=0.4)
+    return panels
+
+
+def legend_above(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, between them and the heading."""
+    legend(figure, axes, 0.918 - 0.28 / figure.get_size_inches()[1], IN_A_LINE)
+
+
 def zero_line(axes: Axes, height: float = 0.0, label: str | None = None) -> None:
     """What the values are compared with."""
     axes.axhline(height, color="#444444", linewidth=1, linestyle="--", label=label)
@@ -144,6 +167,15 @@ def draw_lines(axes: Axes, rows: pd.DataFrame, looks: Looks, measure: str, apart
     axes.use_sticky_edges = False
     axes.set_xticks(rhos, [f"{rho:g}" if rho else "none" for rho in rhos])
     axes.set_xlim(rhos[0] - step * 0.5, rhos[-1] + step * 0.5)
+
+
+def draw_cross(axes: Axes, row: Mapping[Hashable, Any], looks: Looks, x: str, y: str) -> None:
+    """A policy's point in a plane of two measures, with a bar along each that has an interval."""
+    (colour, marker), order = looks[row["policy"]], 3
+    axes.hlines(row[y], row[f"{x}_low"], row[f"{x}_high"], color=colour, linewidth=1.2, zorder=order)
+    axes.vlines(row[x], row[f"{y}_low"], row[f"{y}_high"], color=colour, linewidth=1.2, zorder=order)
+    look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 8}
+    axes.plot(row[x], row[y], label=row["policy"], zorder=order + 1, **look)
 
 
 def draw_points(axes: Axes, table: pd.DataFrame, looks: Looks, measure: str) -> None:

@@ -13,10 +13,10 @@ from rpo_cli.figures.cells import BASELINE, FORMAT, Cell
 from rpo_cli.figures.gather import read
 from rpo_cli.figures.results import plain
 from rpo_cli.figures.selection import Selection
-from rpo_cli.figures.table import Axes, Bootstrap, over_seeds, resample
+from rpo_cli.figures.table import Axes, Bootstrap, of_seeds, over_seeds, resample
 from rpo_cli.recipes import schema, shown
 from rpo_cli.runs.results import UNFINISHED
-from rpo_cli.statistics import Array, interval, per_prompt
+from rpo_cli.statistics import Array, per_prompt
 
 Source = str  # which of a cell's artifacts a number is from: evaluation, held_out, judged, taught
 
@@ -259,7 +259,8 @@ def _rows(
     frame: Frame, policies: Sequence[str], selection: Selection, against: str, how: Bootstrap
 ) -> Iterator[Row]:
     """Mean of each policy with its interval, and its paired difference to `against`, over all seeds."""
-    there = [name for name in policies if name in set(frame.cells["policy"])]
+    known = set(frame.cells["policy"])
+    there = [name for name in policies if name in known]
     measures = (*frame.measures, "pairs") if frame.pairs else frame.measures
     axes = Axes(there, selection.rhos, sorted(selection.seeds), measures)
     draws = resample(frame.cells, axes, how)
@@ -277,7 +278,7 @@ def _rows(
 
 
 def _apart(point: Array, drawn: Array) -> Apart:
-    mean, low, high = interval(float(over_seeds(point, 0)), over_seeds(drawn, 1))
+    mean, low, high = of_seeds(point, float(over_seeds(point, 0)), over_seeds(drawn, 1), student=True)
     return {"mean": mean, "low": low, "high": high, "by_seed": point.tolist()}
 
 
@@ -338,8 +339,10 @@ def _notes(
 ) -> Iterator[str]:
     """What must be known to read the numbers."""
     count = len(selection.seeds)
-    how = "over prompts and seeds" if count > 1 else "over prompts, not over training seeds"
-    yield f"differences are to {against}, paired by prompt; brackets: 95 % bootstrap intervals {how}"
+    how = "intervals over seeds, Student's t"
+    if count == 1:
+        how = "bootstrap intervals over prompts, not over training seeds"
+    yield f"differences are to {against}, paired by prompt; brackets: 95 % {how}"
     if count == 1:
         yield "one seed: another training seed may say otherwise; --seeds 0,1,2 trains more"
     if cast(schema.EvaluateRecipe, cells[0].evaluation.recipe).oracle is None:

@@ -25,15 +25,19 @@ def redraw(
     hollow marker, and both are listed in the JSON.
 
     Raises:
-        BadInput: results of another kind, or cells are missing, unless allow_missing.
+        BadInput: results of another kind, or without a measure, or cells are missing, unless allow_missing.
     """
     results, row = load_results(folder), KINDS[kind]
-    if results.kind != kind:
+    if results.kind not in (kind, *row.reads):
         raise BadInput(f"{folder}: holds results of {results.kind}; use rpo figure {results.kind}")
+    if lacks := [name for name in schema.MEASURES[kind] if name not in results.measures]:
+        raise BadInput(f"{folder}: its cells have no {lacks[0]}, which rpo figure {kind} draws")
     absent = missing(results.cells, results.axes)
     if absent and not allow_missing:
         raise BadInput(f"{MissingCells(absent)} (--allow-missing draws them as gaps)")
     table = row.summary(results.cells, results.axes, results.bootstrap)
+    if row.beside is not None:
+        table = row.beside(table, results.tables)
     brief = row.rows == "orderings"
     claims = judge(results.cells, results.axes, results.claims, results.bootstrap, brief=brief)
     paths = draw(row, results, table, absent, out)
@@ -72,12 +76,11 @@ def _subtitle(row: FigureKind, table: pd.DataFrame, absent: Missing, student: bo
     seeds = int(table["seeds"].max())
     counts = sorted({int(count) for count in table["prompts"] if count})
     prompts = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
-    what = "training pairs" if row.name in schema.MEASURED else "test prompts"
     over = "prompts and seeds" if seeds > 1 else "prompts only (one seed)"
     if student and seeds > 1:
         over = "seeds, Student's t"
     bars = row.bars or f"bars: 95 % {'' if student and seeds > 1 else 'bootstrap '}intervals over {over}"
-    said = f"{prompts} {what} × {seeds} seed{'s' * (seeds > 1)}; {bars}"
+    said = f"{prompts} {row.prompts} × {seeds} seed{'s' * (seeds > 1)}; {bars}"
     if absent:
         said += f"; {len(absent)} cells not measured (hatched: none of the seeds, hollow: not all)"
     return said

@@ -17,7 +17,8 @@ from rpo_cli.figures.table import CELL, KEYS, UNIT, Axes, Bootstrap, check_cells
 from rpo_cli.recipes import schema
 
 CHOICES = [*CELL, "member", "share"]
-DIGITS = {"curves.csv": 5}  # decimals that are kept of tables; others: 6
+DIGITS = {"curves.csv": 5, "checkpoints.csv": 5}  # decimals that are kept of tables; others: 6
+DRAWN = ("curves.csv", "checkpoints.csv", "accuracies.csv")  # tables that pictures are drawn from
 
 
 class Results(NamedTuple):
@@ -123,5 +124,9 @@ def load_results(folder: Path) -> Results:
     cells, choices = (frame.assign(rho=frame["rho"].replace(key(None), np.nan)) for frame in (cells, choices))
     meta = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     meta["rhos"] = [rho or None for rho in meta["rhos"]]
-    curves = folder / "curves.csv"
-    return Results(cells, choices, meta, {curves.name: pd.read_csv(curves)} if curves.is_file() else {})
+    return Results(
+        cells,
+        choices,
+        meta,
+        {name: pd.read_csv(folder / name) for name in DRAWN if (folder / name).is_file()},
+    )

@@ -158,7 +158,10 @@ def _keep(
     row = KINDS[recipe.kind]
     found = row.gather(cells, session.open(recipe.suite))
     if recipe.unit == "sd":
-        found.cells["advantage"] /= found.cells.pop("baseline_sd")
+        spread = found.cells.pop("baseline_sd")
+        for name in ("advantage", "lead"):
+            if name in found.cells:
+                found.cells[name] /= spread
     title = recipe.title or row.title
     variants = [variant for variant in recipe.compared if variant.name in selection.policies]
     meta = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from rpo_cli.artifacts import MANIFEST, STARTED, Manifest, Stage, Workspace, walk
-from rpo_cli.figures.cells import Cells
+from rpo_cli.figures.cells import Cells, read_by
 from rpo_cli.figures.selection import Selection
 from rpo_cli.recipes import Loaded, schema
 from rpo_cli.runs.session import MANY, Session, planner_for
@@ -68,7 +68,7 @@ def _targets(loaded: Loaded, seed: int | None) -> list[Stage]:
         return [planner_for(loaded).build(loaded)]
     maker = Cells(loaded)
     whole = Selection(list(maker.variants), recipe.rhos, recipe.seeds if seed is None else [seed])
-    return [cell.evaluation for cell in maker.test(whole)]
+    return read_by(maker.test(whole))
 
 
 def _would_build(name: str, todo: Sequence[Todo], total: int) -> str:

@@ -104,19 +104,17 @@ def look(
     workspace: Workspace, planner: Planner, loaded: Loaded, data: Stage, scores: Mapping[str, Stage]
 ) -> Found:
     """Everything that is known of the pairs of `data` and of these reward models' scores of them."""
-    pairs = _tables(workspace, planner, loaded, data, scores)
+    pairs = tables_of(workspace, planner, loaded, data, scores)
     held_out = pairs.get("held_out") or pairs.get("pairs_validation")
     models: dict[str, Diagnosis] = {}
     margins: dict[str, dict[str, float]] = {}
     sides: dict[str, int] = {}
     for name, stage in scores.items():
         assert held_out is not None  # or nothing could be scored
-        table = pq.read_table(workspace.root / stage.path / "held_out.parquet").to_pydict()
-        some = held_out.take(table["id"])
-        values = np.array(table["chosen"], float) - np.array(table["rejected"], float)
+        margins[name] = margins_of(workspace, stage)
+        some, values = held_out.take(list(margins[name])), np.array(list(margins[name].values()))
         models[name] = diagnosed(values, some.kinds, some.tokens, some.columns)
-        margins[name] = dict(zip(table["id"], values.tolist(), strict=True))
-        sides |= zip(table["id"], some.kinds.tolist(), strict=True)
+        sides |= zip(margins[name], some.kinds.tolist(), strict=True)
     judges = {"oracle"} if loaded.recipe.stage == "policy" else set()  # which teach a policy nothing
     teachers = [name for name in models if name not in judges]
     agreed, among = (_agreed([margins[name] for name in names], sides) for names in (models, teachers))
@@ -126,6 +124,13 @@ def look(
     own = (name for name, stage in scores.items() if stage.inputs.get("model") in relabelled)
     follows = advice(bias, [models[name] for name in teachers], among)
     return Found(workspace.root / data.path, pairs, models, next(own, None), agreed, follows)
+
+
+def margins_of(workspace: Workspace, scores: Stage) -> dict[str, float]:
+    """r(chosen) - r(rejected) of each held-out pair that was scored, by its id."""
+    table = pq.read_table(workspace.root / scores.path / "held_out.parquet").to_pydict()
+    values = np.array(table["chosen"], float) - np.array(table["rejected"], float)
+    return dict(zip(table["id"], values.tolist(), strict=True))
 
 
 def _agreed(margins: Sequence[Mapping[str, float]], sides: Mapping[str, int]) -> Agreement | None:
@@ -138,7 +143,7 @@ def _agreed(margins: Sequence[Mapping[str, float]], sides: Mapping[str, int]) ->
     )
 
 
-def _tables(
+def tables_of(
     workspace: Workspace, planner: Planner, loaded: Loaded, data: Stage, scores: Mapping[str, Stage]
 ) -> dict[str, Pairs]:
     """The tables of pairs of an artifact; lengths are the artifact's own, or counted."""

@@ -25,11 +25,16 @@ class Planner(PolicyPlanner):
         trained, recipe = self._trained(loaded), cast(schema.PolicyRecipe, loaded.recipe)
         if not recipe.selects:
             return trained
-        looks = {f"looks/{n}": self._look(loaded, trained, n) for n in range(1, recipe.checkpoints + 1)}
+        looks = {f"looks/{n}": look for n, look in enumerate(self.looks(loaded), 1)}
         place = trained.path.split("/", 1)[1].removesuffix(CHECKPOINTS)
         inputs = {**trained.inputs, "trained": trained, **looks}
         chooser = recipe.model_copy(update={"expected_seconds": 1.0})
         return self._add("selected", place, loaded, inputs, recipe=chooser)
+
+    def looks(self, loaded: Loaded) -> list[Stage]:
+        """The checkpoints that a training keeps, each on validation prompts."""
+        trained, recipe = self._trained(loaded), cast(schema.PolicyRecipe, loaded.recipe)
+        return [self._look(loaded, trained, number) for number in range(1, recipe.checkpoints + 1)]
 
     def _look(self, loaded: Loaded, trained: Stage, number: int) -> Stage:
         """One checkpoint of a training on validation prompts; without an oracle on held-out pairs."""

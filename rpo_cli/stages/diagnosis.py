@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from rpo_cli.stages.splits import LONGER, SHORTER, TIE
-from rpo_cli.statistics import Array, Interval, wilson
+from rpo_cli.statistics import Array, Interval, student_quantile, wilson
 
 BINS = 10  # of confidence, between a half and one
 UNIT = 10  # tokens that a price is given for
@@ -143,7 +143,8 @@ def price_of_tokens(margins: Array, tokens: Array) -> Interval | None:
         return None
     slope = float((tokens * margins).sum()) / squares
     error = float(np.sqrt((tokens**2 * (margins - slope * tokens) ** 2).sum())) / squares
-    return Interval(*(UNIT * value / scale for value in (slope, slope - 1.96 * error, slope + 1.96 * error)))
+    reach = student_quantile(0.975, max(1, len(margins) - 1)) * error
+    return Interval(*(UNIT * value / scale for value in (slope, slope - reach, slope + reach)))
 
 
 def diagnosed(

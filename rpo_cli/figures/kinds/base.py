@@ -23,17 +23,21 @@ if TYPE_CHECKING:
 class FigureKind:
     """What one kind does of its own; which measures it has stands in recipes/schema/figure.py.
 
-    draw: panels, axes and legend into a figure that has its heading. also: further pictures, of the
-    ensembles' choices. columns: the table's columns in CSV and JSON, those of them that there are, with the
-    names that they have there; None: as they are. rows: the name of the claims in JSON. title: of a recipe
-    without one. bars: what lines and bars mean, if not the intervals.
+    draw: panels, axes and legend into a figure that has its heading. beside: the summary with what follows
+    from it, or from further tables. also: further pictures, of the ensembles' choices. reads: other kinds
+    whose results it draws, too. prompts: what was measured. columns: the table's columns in CSV and JSON,
+    those of them that there are, with the names that they have there; None: as they are. rows: the name of
+    the claims in JSON. title: of a recipe without one. bars: what lines and bars mean, if not the intervals.
     """
 
     name: str
     draw: Callable[[Figure, Picture], None]
     gather: Callable[[Sequence[Cell], Workspace], Gathered] = evaluations
     summary: Callable[[pd.DataFrame, Axes, Bootstrap], pd.DataFrame] = summary
+    beside: Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], pd.DataFrame] | None = None
     also: Callable[[pd.DataFrame, Path], list[Path]] | None = None
+    reads: tuple[str, ...] = ()
+    prompts: str = "test prompts"
     columns: Mapping[str, str] | None = None
     rows: Literal["claims", "orderings"] = "claims"
     title: str = ""

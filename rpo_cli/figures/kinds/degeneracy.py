@@ -77,4 +77,6 @@ def draw(figure: Figure, picture: Picture) -> None:
     legend(figure, panels[0], 0.885, 6)
 
 
-KIND = FigureKind("degeneracy", draw, gather, bars="lines: mean over seeds, shades: their range")
+KIND = FigureKind(
+    "degeneracy", draw, gather, prompts="training pairs", bars="lines: mean over seeds, shades: their range"
+)

@@ -57,4 +57,4 @@ def draw(figure: Figure, picture: Picture) -> None:
         axes.set_ylim(bottom=0)
 
 
-KIND = FigureKind("kl", draw, gather)
+KIND = FigureKind("kl", draw, gather, prompts="training pairs")

@@ -10,7 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from rpo_cli.recipes.schema.base import EachOnce, Recipe, Seed, Share, added, cosmetic
 
-Kind = Literal["figure2", "degeneracy", "gamma", "ensemble", "kl", "unbiased"]
+Kind = Literal[
+    "figure2", "degeneracy", "gamma", "ensemble", "kl", "unbiased", "curves", "teachers", "reward-kl"
+]  # fmt: skip
 # What each kind keeps and draws, and so what may be claimed of it; figures/kinds says what the numbers are.
 MEASURES: dict[str, tuple[str, ...]] = {
     "figure2": ("advantage", "tokens", "baseline_tokens"),
@@ -19,6 +21,9 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "ensemble": ("advantage", "tokens", "member", "same_bias"),
     "kl": ("kl", "error", "square", "milliseconds"),
     "unbiased": ("advantage", "tokens"),
+    "curves": ("advantage", "tokens", "kl", "slope"),
+    "teachers": ("advantage", "tokens", "lead"),
+    "reward-kl": ("advantage", "kl"),
 }
 # Of evaluated samples besides, where cells have them: those of results from before do not.
 FURTHER = ("utility", "kl", "win", "unfinished")
@@ -133,6 +138,11 @@ class Claim(BaseModel):
             [side] if isinstance(side, str) else side or [] for side in (self.more, self.than, self.each)
         ]
         return [name for side in sides for name in side if name != EVERY]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it says how large a difference is, whatever its sign."""
+        return self.within is not None or self.beyond is not None
 
     def kept(self) -> dict[str, object]:
         """As results keep it: keys that came after the first results only where they say something."""
