@@ -835,7 +835,7 @@ def test_splits_are_read_from_the_names_the_hub_gives() -> None:
         "own/Pairs-Dev.jsonl.GZ": "validation",
         "own/pairs.v2.test.jsonl": "test",
         "own/test.v2.jsonl": "test",
-        "own/test_prefs.jsonl": "test",
+        "own/test_prefs.jsonl": "test_prefs",
         "own/latest_news.jsonl": None,
         "own/test_of_time.jsonl": None,
     }

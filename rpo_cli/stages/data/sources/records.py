@@ -74,7 +74,7 @@ def data_files(source: Path, folders: Sequence[str] = ()) -> list[Path]:
 def split_of(file: Path) -> str | None:
     """The split that a file's name tells, if any.
 
-    `train-00000-of-00001`, `train/0000`, `x-train`, `x.test`, `TEST`; of two words also the first: `test_x`.
+    `train-00000-of-00001`, `train/0000`, `x-train`, `x.test`, `TEST`; `test_prefs` is one of this name.
     """
     stem, whole = file.name.split(".")[0], ENDINGS.sub("", file.name)
     if shard := SHARD.match(stem):
@@ -82,8 +82,10 @@ def split_of(file: Path) -> str | None:
     if re.fullmatch(r"(part-)?\d+", stem):
         return file.parent.name
     words, more = re.split(r"[-_]", stem), re.split(r"[-_.]", whole)
-    parts = (stem, words[-1], more[-1], words[0] if len(words) == 2 else "")
-    return next((SPLITS[part.lower()] for part in parts if part.lower() in SPLITS), None)
+    for part in (stem, words[-1], more[-1]):
+        if part.lower() in SPLITS:
+            return SPLITS[part.lower()]
+    return stem if len(words) == 2 and words[0].lower() in SPLITS else None
 
 
 def published_split(file: Path) -> str | None:
