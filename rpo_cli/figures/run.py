@@ -175,7 +175,8 @@ def _keep(
         "bootstrap_samples": recipe.bootstrap_samples,
         "title": title,
     }
-    told = {"intervals": recipe.intervals, "unit": recipe.unit}
+    # Results that say nothing of intervals are of a time when all were drawn; one seed still is.
+    told = {"intervals": recipe.intervals if len(selection.seeds) > 1 else "bootstrap", "unit": recipe.unit}
     meta |= {name: value for name, value in told.items() if value not in ("bootstrap", "oracle")}
     if selection.left_out:
         meta |= {"left_out": selection.left_out, "title": f"{title} [reduced: {selection.note()}]"}

@@ -188,9 +188,9 @@ class FigureRecipe(Recipe):
     seeds: Annotated[list[Seed], EachOnce] = Field([0], min_length=1)
     bootstrap_samples: PositiveInt = 2000
     intervals: Literal["bootstrap", "t"] = added(
-        "bootstrap",
-        "over several seeds. bootstrap: seeds and prompts drawn again, too narrow where seeds are few; t: "
-        "Student's t over the seeds' means, paired, with verdicts corrected for their number",
+        "t",
+        "over several seeds. t: Student's t over the seeds' means, paired, with verdicts corrected for their "
+        "number; bootstrap: seeds and prompts drawn again, too narrow where seeds are few",
     )
     unit: Literal["oracle", "sd"] = added(
         "oracle",
