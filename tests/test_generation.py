@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TopPLogitsWarper
+from transformers import DynamicCache, TopPLogitsWarper
 
 from rpo_cli.devices import Device
 from rpo_cli.errors import RunFailed
@@ -221,6 +221,16 @@ def test_a_cache_that_gives_other_logits_is_not_used(llama: Any, caplog: pytest.
         assert draw(llama, PROMPTS) == right
     finally:
         handle.remove()
+    assert "gives other logits with its cache than without: every step reads the whole" in caplog.text
+
+
+def test_a_cache_that_rows_cannot_leave_is_not_used(
+    llama: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finished rows leave the batch; the states of some models, as MiniMax's, stay in their places."""
+    right = draw(llama, PROMPTS)
+    monkeypatch.setattr(DynamicCache, "reorder_cache", lambda cache, rows: None)
+    assert draw(llama, PROMPTS) == right
     assert "gives other logits with its cache than without: every step reads the whole" in caplog.text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -53,7 +54,9 @@ def decoder_for(
                 cached = _Cached(model, pad, cache, own_mask=own_mask)
                 if batch_size > 1 and _gives(alone, cached, [(texts, more)]):
                     return cached, False
-            if _gives(alone, cached, [([text], [tokens]) for text, tokens in zip(texts, more, strict=True)]):
+            cuts = [0, *range(2 if batch_size > 1 else 1, len(texts)), len(texts)]
+            even = [(texts[one:other], more[one:other]) for one, other in pairwise(cuts)]
+            if _gives(alone, cached, even):
                 if batch_size > 1:
                     log.warning("%s heeds padding before prompts: those of one length go together", name)
                 return cached, batch_size > 1
@@ -80,7 +83,7 @@ def _telling_texts(model: PreTrainedModel, longest: Tokens, shortest: int, room:
     below = [window - 2 for window in windows if shortest < window - 2 < most]
     lengths = sorted({shortest, len(longest), most, *below})
     text = list(map(int, longest)) * (1 + most // len(longest))
-    return [text[:length] for length in [*lengths, lengths[0]]]
+    return [text[:length] for length in [lengths[0], *lengths]]
 
 
 def _alone(model: PreTrainedModel, text: Sequence[int], more: Sequence[int]) -> Tensor:
@@ -94,17 +97,26 @@ def _alone(model: PreTrainedModel, text: Sequence[int], more: Sequence[int]) -> 
 def _gives(
     alone: Tensor, decoder: Decoder, batches: Sequence[tuple[list[list[int]], list[list[int]]]]
 ) -> bool:
-    """Whether batches of texts and of the tokens that follow, read step by step, have these logits."""
-    found = []
+    """Whether batches of texts and of the tokens that follow, read step by step, have these logits.
+
+    Before the last step a row leaves, as those do that have ended, and the others change places.
+    """
+    found, wanted, first = [], [], 0
     try:
         for texts, more in batches:
-            logits = [decoder.start(texts, len(more[0]) + 1)]
-            for tokens in zip(*more, strict=True):
-                logits.append(decoder.step(torch.tensor(tokens, device=alone.device)))
-            found.append(torch.stack(logits, 1))
+            rows = torch.arange(len(texts), device=alone.device)
+            found.append(decoder.start(texts, len(more[0]) + 1))
+            wanted.append(alone[first + rows, 0])
+            for step, tokens in enumerate(zip(*more, strict=True), 1):
+                if step == len(more[0]) and len(texts) > 1:
+                    rows = rows.flip(0)[1:]
+                    decoder.keep(rows)
+                found.append(decoder.step(torch.tensor(tokens, device=alone.device)[rows]))
+                wanted.append(alone[first + rows, step])
+            first += len(texts)
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
         return False
-    return alike(torch.cat(found), alone, TOLERANCE)
+    return alike(torch.cat(found), torch.cat(wanted), TOLERANCE)
 
 
 class _Cached:

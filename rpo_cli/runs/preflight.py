@@ -235,7 +235,7 @@ def _attention(recipe: schema.ModelSource) -> str | None:
 def _from_scratch(stage: Stage) -> Iterator[str]:
     """Why transformers makes no model of the settings that a stage's model comes from, or one too small."""
     base = models.base_of(stage)
-    if (settings := models.settings_of(base)) is None:
+    if not isinstance(base, Stage) or (settings := models.settings_of(base)) is None:
         return
     if isinstance(model := models.on_paper(settings), BadInput):
         yield f"{_at(base, 'model_config_kwargs')}: {str(model).partition(': ')[2]}"
