@@ -322,6 +322,7 @@ PLANS = {
     ),
     "one member twice": ("rm.yaml", "ensemble: [0.2, 0.5, 0.20]", "ensemble: lists 0.2 twice"),
     "one teacher twice": ("e-dpo.yaml", "ensemble: [./a, ./b, ./a/]", "ensemble: lists "),
+    "one column for both": ("dpo.yaml", "margin_columns: [[s, s]]", "margin_columns[0]: lists s twice"),
     "one strength twice": ("dpo.yaml", "grid: {beta: [0.1, 1e-1]}", "grid.beta: lists 0.1 twice"),
 }  # fmt: skip
 

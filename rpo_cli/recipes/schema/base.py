@@ -54,9 +54,9 @@ def each_once(values: list[Item]) -> list[Item]:
 
 
 EachOnce = AfterValidator(each_once)
+TwoColumns = Annotated[list[str], Field(min_length=2, max_length=2), EachOnce]  # of chosen and of rejected
 Item = TypeVar("Item")
 Number = TypeVar("Number", int, float)
-TwoColumns = Annotated[list[str], Field(min_length=2, max_length=2)]  # of chosen and of rejected
 Purpose = Literal["data", "rm", "policy", "sampling"]
 
 
