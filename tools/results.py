@@ -3,8 +3,8 @@
 python -m tools.results            writes them
 python -m tools.results --check    exits 1 if a page is not what would be written
 
-A mark is `<!-- cells of FOLDER -->` or `<!-- claims of FOLDER -->`, a folder of results/.
-`<!-- end -->` ends it.
+A mark is `<!-- cells of FOLDER -->`, of a folder of results/; `claims` and `utility` for what was claimed, and for
+the same comparisons by the latent utility. `<!-- end -->` ends it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rpo_cli.figures.claims import judge
+from rpo_cli.figures.results import load_results
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -38,8 +41,9 @@ def between(row: Row, middle: str, low: str, high: str, digits: int = 2, scale: 
     return f"{shown[0]} ({shown[1]} … {shown[2]})"
 
 
-def cells(results: Row) -> Iterator[Sequence[str]]:
+def cells(folder: Path) -> Iterator[Sequence[str]]:
     """Every policy at every rho, means over the seeds with their 95 % intervals."""
+    results = json.loads((folder / "figure2.json").read_text())
     unit = results["provenance"].get("unit") or "oracle reward"
     yield ("ρ", "policy", f"advantage, {unit}", "wins, %", "utility", "tokens", "KL, nats", "unfinished, %")
     for row in sorted(results["table"], key=lambda row: row["rho"] or 0.0):  # policies stay in their order
@@ -55,24 +59,40 @@ def cells(results: Row) -> Iterator[Sequence[str]]:
         )
 
 
-def claims(results: Row) -> Iterator[Sequence[str]]:
-    """What was claimed, and what came of it."""
+def claims(folder: Path) -> Iterator[Sequence[str]]:
+    """What was claimed, and what came of it; a claim without a measurement says so."""
+    return verdicts(json.loads((folder / "figure2.json").read_text())["orderings"])
+
+
+def utility(folder: Path) -> Iterator[Sequence[str]]:
+    """The claimed comparisons by the latent utility of the miniature, each once; nobody claimed these."""
+    results = load_results(folder)
+    pairs = {
+        (claim.more, claim.than): claim.model_copy(update={"measure": "utility", "claim": "utility"})
+        for claim in results.claims
+        if isinstance(claim.than, str) and {claim.more, claim.than} <= {*results.axes.policies}
+    }
+    return verdicts(judge(results.cells, results.axes, [*pairs.values()], results.bootstrap, brief=True))
+
+
+def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
+    """Rows of claims, each with the number of seeds in which its difference is above zero."""
     yield ("claim", "difference", "95 % interval", "positive in", "verdict")
-    for row in results["orderings"]:
+    for row in rows:
         there = [value for value in row["by_seed"] if value is not None]
-        positive = sum(value > 0 for value in there)
-        digits = 3 if "win" in row["detail"] else 2
-        interval = f"{number(row['low'], digits)} … {number(row['high'], digits)}"
-        yield (
-            f"{row['claim']}: {row['detail']}",
-            number(row["difference"], digits),
-            interval,
-            f"{positive} of {len(there)} seeds",
-            row["status"],
-        )
+        numbers = ("–", "–", "–")
+        if there:
+            interval = f"{number(row['low'])} … {number(row['high'])}"
+            positive = sum(value > 0 for value in there)
+            numbers = (number(row["difference"]), interval, f"{positive} of {len(there)} seeds")
+        yield (f"{row['claim']}: {row['detail']}", *numbers, row["status"])
 
 
-TABLES: dict[str, Callable[[Row], Iterator[Sequence[str]]]] = {"cells": cells, "claims": claims}
+TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
+    "cells": cells,
+    "claims": claims,
+    "utility": utility,
+}
 
 
 def written(text: str) -> str:
@@ -80,8 +100,7 @@ def written(text: str) -> str:
 
     def table(found: re.Match[str]) -> str:
         begin, what, folder, end = found.groups()
-        results = json.loads((REPOSITORY / "results" / folder / "figure2.json").read_text())
-        head, *rows = TABLES[what](results)
+        head, *rows = TABLES[what](REPOSITORY / "results" / folder)
         lines = ["", *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)), "", ""]
         return begin + "\n".join(lines) + end
 
