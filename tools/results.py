@@ -3,8 +3,8 @@
 python -m tools.results            writes them
 python -m tools.results --check    exits 1 if a page is not what would be written
 
-A mark is `<!-- cells of FOLDER -->`, of a folder of results/; `claims` and `utility` for what was claimed, and for
-the same comparisons by the latent utility. `<!-- end -->` ends it.
+A mark is `<!-- cells of FOLDER -->`, a folder of results/, or `claims` or `utility` of it: what was claimed,
+and the same comparisons by the latent utility. `<!-- end -->` ends a mark.
 """
 
 from __future__ import annotations
