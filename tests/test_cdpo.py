@@ -54,4 +54,4 @@ def test_cdpo_trains_as_trls_aot_one_pair_at_a_time_up_to_rounding(
 
 def test_the_recipe_of_cdpo_is_one_of_the_miniature() -> None:
     recipe = load("miniature/cdpo.yaml").recipe
-    assert (recipe.objective, recipe.label_smoothing, len(recipe.grid["beta"])) == ("cdpo", 0.1, 5)
+    assert (recipe.objective, recipe.label_smoothing, len(recipe.grid["beta"])) == ("cdpo", 0.1, 7)

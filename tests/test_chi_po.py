@@ -57,4 +57,4 @@ def test_chi_po_starts_at_log_two_and_learns(tiny: Tiny) -> None:
 
 def test_the_recipe_of_chi_po_is_one_of_the_miniature() -> None:
     recipe = load("miniature/chi-po.yaml").recipe
-    assert (recipe.objective, recipe.chi_po_clip, len(recipe.grid["beta"])) == ("chi-po", 20.0, 5)
+    assert (recipe.objective, recipe.chi_po_clip, len(recipe.grid["beta"])) == ("chi-po", 20.0, 7)

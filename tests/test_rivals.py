@@ -340,6 +340,6 @@ def test_half_of_all_labels_flipped_cannot_be_undone() -> None:
 def test_rivals_figure_gives_every_policy_as_many_values() -> None:
     figure = load("miniature/rivals.yaml").recipe
     recipes = [load(f"miniature/{variant.recipe}").recipe for variant in figure.variants]
-    assert [len(recipe.grid["beta"]) for recipe in recipes] == [5] * 10
+    assert [len(recipe.grid["beta"]) for recipe in recipes] == [7] * 10
     assert {recipe.objective for recipe in recipes} >= RIVALS.keys()
     assert {recipe.teacher for recipe in recipes} == {"one", "mean", "lcb", "warm"}
