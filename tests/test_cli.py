@@ -580,7 +580,7 @@ def test_a_variant_with_changes_of_its_own_is_swept_and_nothing_is_written() -> 
     sweep = [
         "sweep",
         "--recipe",
-        "miniature/information.yaml",
+        "miniature/tuning-information.yaml",
         "--rho",
         "0.2",
         "--objectives",
