@@ -3,8 +3,7 @@
 python -m tools.results            writes them
 python -m tools.results --check    exits 1 if a page is not what would be written
 
-A mark is `<!-- cells of FOLDER -->`, a folder of results/, or `claims` or `utility` of it: what was claimed,
-and the same comparisons by the latent utility. `<!-- end -->` ends a mark.
+A mark is `<!-- cells of FOLDER -->`, a folder of results/, or another of TABLES; `<!-- end -->` ends it.
 """
 
 from __future__ import annotations
@@ -14,11 +13,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rpo_cli.figures.claims import judge
 from rpo_cli.figures.results import load_results
+from rpo_cli.recipes import schema
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -64,15 +65,25 @@ def claims(folder: Path) -> Iterator[Sequence[str]]:
     return verdicts(json.loads((folder / "figure2.json").read_text())["orderings"])
 
 
-def utility(folder: Path) -> Iterator[Sequence[str]]:
-    """The claimed comparisons by the latent utility of the miniature, each once; nobody claimed these."""
+def compared(folder: Path, measure: str, ended: bool = False) -> Iterator[Sequence[str]]:
+    """Every policy less the first, and less the second, by a measure: in the mean over rho and at each.
+
+    Looked at afterwards: nobody claimed these. `ended`: of the prompts where every policy's sample ended.
+    """
     results = load_results(folder)
-    pairs = {
-        (claim.more, claim.than): claim.model_copy(update={"measure": "utility", "claim": "utility"})
-        for claim in results.claims
-        if isinstance(claim.than, str) and {claim.more, claim.than} <= {*results.axes.policies}
-    }
-    return verdicts(judge(results.cells, results.axes, [*pairs.values()], results.bootstrap, brief=True))
+    cells, policies = results.cells, results.axes.policies
+    if ended:
+        cut = cells.groupby(["rho", "seed", "prompt_id"])["unfinished"].transform("max")
+        cells = cells[cut == 0]
+    pairs = [(more, than) for place, than in enumerate(policies[:2]) for more in policies[place + 1 :]]
+    claims = [
+        schema.Claim.model_validate(
+            {"claim": measure, "more": more, "than": than, "measure": measure, "mean_over_rho": mean}
+        )
+        for more, than in pairs
+        for mean in (True, False)
+    ]
+    return verdicts(judge(cells, results.axes, claims, results.bootstrap, brief=True))
 
 
 def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
@@ -91,7 +102,9 @@ def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
 TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "cells": cells,
     "claims": claims,
-    "utility": utility,
+    "advantage": partial(compared, measure="advantage"),
+    "utility": partial(compared, measure="utility"),
+    "ended": partial(compared, measure="utility", ended=True),
 }
 
 
