@@ -579,18 +579,18 @@ def test_a_sweep_without_resampling_plans_the_pairs_as_they_are() -> None:
 def test_a_variant_with_changes_of_its_own_is_swept_and_nothing_is_written() -> None:
     sweep = [
         "sweep",
-        "--recipe",
-        "miniature/tuning-information.yaml",
+        "miniature/information.yaml",
         "--rho",
         "0.2",
         "--objectives",
         "dpo balanced",
+        "--dry-run",
     ]
-    written = rpo(*sweep, "--dry-run")
+    written = rpo(*sweep)
     assert written.exit_code == 2
-    assert "variants: dpo balanced: has changes of its own (set)" in written.stderr
+    assert "variants: dpo: has changes of its own (set)" in written.stderr
     assert "use --no-write" in written.stderr
-    result = rpo(*sweep, "--no-write", "--dry-run")
+    result = rpo(*sweep, "--no-write")
     assert result.exit_code == 0, result.stderr
     assert "rho-0.2/policies/dpo/beta-3.2-subset-0.5 " in result.stdout
 

@@ -190,8 +190,8 @@ class Cells:
         found = [stage for own in alike for stage in self._planners[cell.seed].taught(own, cell.evaluation)]
         return tuple({stage.path: stage for stage in found}.values())
 
-    def grids(self, names: Sequence[str]) -> Grids:
-        """The swept parameter of each policy and its values.
+    def grids(self, names: Sequence[str], *, again: bool = False) -> Grids:
+        """The swept parameter of each policy and its values; `again`: of those that have been chosen, too.
 
         Raises:
             BadInput: a policy without a grid or with its strength fixed, a figure of no evaluations, or grids
@@ -212,7 +212,7 @@ class Cells:
                 what = f"give one grid, of {strength}, to sweep over"
                 raise BadInput(f"{loaded.place('grid')}: {what} with objective: {recipe.objective}")
             ((parameter, values),) = grid.items()
-            if parameter in self.variants[name].set:
+            if parameter in self.variants[name].set and not again:
                 raise BadInput(
                     f"{self.asked.path}: variants: {name}: sets {parameter}, which --tune is to choose"
                 )

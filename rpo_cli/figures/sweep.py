@@ -30,7 +30,7 @@ def run_sweep(
     rhos = None if session.rho == "all" else session.rhos([])
     selection = select(_swept(loaded, write), rhos, seeds, budget)
     maker = Cells(loaded, session.overrides)
-    grids = maker.grids(selection.policies)
+    grids = maker.grids(selection.policies, again=True)
     selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
     if session.dry_run:
         cells = maker.validation(selection, grids)
