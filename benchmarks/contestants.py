@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 import trl.trainer.utils
 from datasets import Dataset
@@ -293,8 +294,10 @@ class Maker:
         common |= {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "optim": "adamw_torch_fused"}
         return kind(**common | {"dtype": self.device.dtype_name} | fields)
 
-    def _report(self) -> Report:
-        job: Any = SimpleNamespace(directory=Path(tempfile.mkdtemp(dir=self.folder)), path="benchmark")
+    def _report(self, recipe: TrainingRecipe) -> Report:
+        job: Any = SimpleNamespace(
+            directory=Path(tempfile.mkdtemp(dir=self.folder)), path="benchmark", recipe=recipe
+        )
         return Report(job, lambda step, of: None)
 
     def ours(
@@ -313,7 +316,9 @@ class Maker:
 
         `collator`, `settings`: in place of the ones, or beside the arguments, that it trains with.
         """
-        recipe = self._recipe(PolicyRecipe, stage="policy", objective=objective, beta=0.1, **fields)
+        recipe = self._recipe(
+            PolicyRecipe, stage="policy", objective=objective, beta=0.1, **_repeating(setting), **fields
+        )
         members = None
         if objective == "e-dpo":
             members = self._members(rows, recipe)
@@ -331,16 +336,23 @@ class Maker:
             train_dataset=Dataset.from_list(rows),
             processing_class=self.tokenizer,
         )
-        return self._ours(name, f"{objective} {sorted(fields.items())}", trainer, ids, setting)
+        settled = {key: value for key, value in fields.items() if key != "torch_compile"}
+        return self._ours(recipe, name, f"{objective} {sorted(settled.items())}", trainer, ids, setting)
 
     def _members(self, rows: list[Row], recipe: PolicyRecipe) -> MemberChoice:
         margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
         return MemberChoice("dataset", [str(i) for i in range(len(margins))], margins, recipe.ema_decay)
 
     def _ours(
-        self, name: str, kind: str, trainer: Any, ids: list[list[int]], setting: Setting = "rpo"
+        self,
+        recipe: TrainingRecipe,
+        name: str,
+        kind: str,
+        trainer: Any,
+        ids: list[list[int]],
+        setting: Setting = "rpo",
     ) -> Training:
-        report = self._report()
+        report = self._report(recipe)
         contestant = Training(name, kind, trainer, lambda: None, ids, setting)
         contestant._run = lambda: train(trainer, report)
         return contestant
@@ -398,9 +410,9 @@ class Maker:
         trainer.prepare([rm.eval() for rm in rms], self._members(rows, recipe), recipe.beta)
         return self._stock(name, like.kind, trainer, setting)
 
-    def our_reward(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
+    def our_reward(self, name: str, model: PreTrainedModel, rows: list[Row], **fields: Any) -> Training:
         """This package's reward model trainer."""
-        recipe = self._recipe(RewardRecipe, stage="reward")
+        recipe = self._recipe(RewardRecipe, stage="reward", **fields)
         ids: list[list[int]] = []
         trainer = _OurReward(
             model,
@@ -410,7 +422,7 @@ class Maker:
             data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
             processing_class=self.tokenizer,
         )
-        return self._ours(name, "reward", trainer, ids)
+        return self._ours(recipe, name, "reward", trainer, ids)
 
     def trl_reward(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
         """TRL's RewardTrainer, whose rows are prompt and response together."""
@@ -426,42 +438,48 @@ class Maker:
         return self._stock(name, "reward", trainer)
 
     def our_sft(
-        self, name: str, model: PreTrainedModel, rows: list[Row], setting: Setting = "rpo"
+        self, name: str, model: PreTrainedModel, rows: list[Row], setting: Setting = "rpo", **fields: Any
     ) -> Training:
         """This package's SFT trainer on the chosen responses."""
         ids: list[list[int]] = []
+        recipe = self._sft_recipe(setting, **fields)
         trainer = _OurSFT(
             model,
-            self._sft_config(),
+            SFTConfig(**self._settings(recipe)),
             device=self.device,
             train_dataset=Dataset.from_list(labelled(rows)),
             processing_class=self.tokenizer,
         )
         trainer.data_collator = _Recording(trainer.data_collator, ids)
-        return self._ours(name, "sft", trainer, ids, setting)
+        return self._ours(recipe, name, "sft", trainer, ids, setting)
 
     def lean_sft(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
         """The SFT trainer of devices that compile a program for each shape."""
         ids: list[list[int]] = []
+        recipe = self._sft_recipe("rpo")
         names = {"id": "id", "prompt_ids": "prompt_ids", "chosen_ids": "completion_ids"}
         trainer = _LeanSFT(
             model,
-            self._sft_config(),
+            SFTConfig(**self._settings(recipe)),
             device=self.device,
             data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
             train_dataset=Dataset.from_list([{new: row[old] for old, new in names.items()} for row in rows]),
             processing_class=self.tokenizer,
         )
-        return self._ours(name, "sft", trainer, ids)
+        return self._ours(recipe, name, "sft", trainer, ids)
 
     def trl_sft(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
         """TRL's SFTTrainer on the same responses."""
         data = Dataset.from_list(labelled(rows))
-        trainer = _StockSFT(model, self._sft_config(), train_dataset=data, processing_class=self.tokenizer)
+        config = SFTConfig(**self._settings(self._sft_recipe("stock")))
+        trainer = _StockSFT(model, config, train_dataset=data, processing_class=self.tokenizer)
         return self._stock(name, "sft", trainer)
 
-    def _sft_config(self) -> SFTConfig:
-        return SFTConfig(**self._settings(self._recipe(SFTRecipe, stage="sft", model_name_or_path="model")))
+    def _sft_recipe(self, setting: Setting, **fields: Any) -> SFTRecipe:
+        recipe: SFTRecipe = self._recipe(
+            SFTRecipe, stage="sft", model_name_or_path="model", **_repeating(setting), **fields
+        )
+        return recipe
 
     def bare(self, name: str, like: Training, model: PreTrainedModel, rows: list[Row], steps: int) -> Loop:
         """Forward, loss, backward, clip, AdamW on ready-made batches in the order `like` will take."""
@@ -497,6 +515,11 @@ class Maker:
             optimizer.step()
             optimizer.zero_grad()
             yield total
+
+
+def _repeating(setting: Setting) -> dict[str, bool]:
+    """What a recipe says of it."""
+    return {"deterministic": True} if setting == "repeats" else {}
 
 
 def labelled(rows: list[Row]) -> list[Row]:
@@ -610,7 +633,10 @@ def race(
 
 @dataclass
 class Done:
-    """What is left of a contestant: its work, its time by round, bytes of memory at its peak and before."""
+    """What is left of a contestant: its work, its time by round, bytes of memory at its peak and before.
+
+    first: seconds of its first step, in which layers are compiled.
+    """
 
     name: str
     kind: str
@@ -620,6 +646,7 @@ class Done:
     spent: list[Spent]
     peak: int
     before: int
+    first: float
 
 
 def one_by_one(
@@ -637,18 +664,25 @@ def one_by_one(
     for make in makers:
         one = make()
         run_as(one.setting)
-        steps_of(one, warm)
+        first = timed(one.step, device.name).wall
+        steps_of(one, warm - 1)
         peak = Peak(device.name)
         spent = [timed(partial(steps_of, one, steps), device.name).over(steps) for _ in range(rounds)]
         used = peak.bytes()
         losses = [loss.cpu() for loss in one.losses]
         done[one.name] = Done(
-            one.name, one.kind, one.ids, one.pieces, losses, spent, peak.before + used, peak.before
+            one.name, one.kind, one.ids, one.pieces, losses, spent, peak.before + used, peak.before, first
         )
         one.close()
         del one
         release()
-    same_work(list(done.values()), 1e-4 if device.dtype_name == "float32" else 2e-2)
+    try:
+        same_work(list(done.values()), 1e-4 if device.dtype_name == "float32" else 2e-2)
+    except UnequalWork as error:
+        times = "; ".join(
+            f"{one.name} {np.median([each.wall for each in one.spent]):.4g} s" for one in done.values()
+        )
+        raise UnequalWork(f"{error} (a step took: {times})") from error
     return done
 
 

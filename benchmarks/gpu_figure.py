@@ -39,7 +39,6 @@ def recipe_for(folder: Path, model: Path | None, data: Path | None, *, toy: bool
         return ROOT / "recipes/miniature/figure2.yaml"
     shutil.copytree(ROOT / "recipes/small", suite)
     _set(suite / "sft.yaml", "model_name_or_path", model.resolve())
-    _set(suite / "figure2.yaml", "rhos", [0.2, 0.5, 0.8])
     if data.is_dir():  # the indices of a Debian archive
         (suite / "data.yaml").open("a").write(f"dataset: {data.resolve()}\n")
     else:  # lines with prompt and completion
@@ -55,8 +54,12 @@ def _set(file: Path, key: str, value: object) -> None:
     file.write_text("\n".join(lines))
 
 
-def figure(recipe: Path, folder: Path, device: str, seconds: float, jobs: int = JOBS) -> Iterator[Comparison]:
+def figure(
+    recipe: Path, folder: Path, device: str, seconds: float, jobs: int = JOBS, *, tune: bool = False
+) -> Iterator[Comparison]:
     """Run `rpo figure` for at most so many seconds; those of earlier calls are added to what it took.
+
+    tune: strengths are chosen on validation prompts first.
 
     Raises:
         TimeoutError: it was not finished, after a row that says how far it came.
@@ -64,6 +67,7 @@ def figure(recipe: Path, folder: Path, device: str, seconds: float, jobs: int = 
     rpo = [sys.executable, "-m", "rpo_cli.cli"]
     where = ["--recipe", str(recipe), "--workspace", str(folder / "workspace")]
     command = [*rpo, "figure", "figure2", *where, "--device", device, "--jobs", str(jobs)]
+    command += ["--tune"] if tune else []
     started = time.monotonic()
     with (folder / "figure.log").open("a") as log:
         process = subprocess.Popen(

@@ -33,7 +33,7 @@ from rpo_cli.models.sample_static import in_batches
 from rpo_cli.objectives import OBJECTIVES
 
 Settings = dict[str, Any]
-OURS, TRL = "rpo", "TRL"
+OURS, TRL, EAGER = "rpo", "TRL", "layers not compiled"
 EXACT = 1e-4  # of the largest number: float32 on two devices
 
 
@@ -110,6 +110,12 @@ def faster(
         row.bar = " and ".join(filter(None, (row.bar, f"≥ {speed:g} {unit}")))
         row.passed = reached and row.passed is not False
     return row
+
+
+def compiled(done: dict[str, Done], name: str) -> Comparison:
+    """What compiling its layers took the first of these that did; later ones of the process have them."""
+    said = [f"{who}: {done[who].first:.1f} s" for who in (name, EAGER)]
+    return fact("first step, layers compiled in it", "", *said, "", None)
 
 
 def lighter(
@@ -297,6 +303,7 @@ def policy_tldr(check: Check) -> Iterator[Comparison]:
         lambda: maker.trl(TRL, copy.deepcopy(policy), without),
         lambda: whole.ours("rpo dpo, all at once", copy.deepcopy(policy), without),
         lambda: whole.trl("TRL, all at once", copy.deepcopy(policy), without),
+        lambda: maker.ours(EAGER, copy.deepcopy(policy), without, torch_compile=False),
         lambda: maker.ours("deterministic", copy.deepcopy(policy), without, setting="repeats"),
         lambda: maker.ours("rpo e-dpo", copy.deepcopy(policy), without, "e-dpo", **_WITHOUT_KL),
         lambda: maker.ours("rpo e-dpo, KL samples", copy.deepcopy(policy), rows, "e-dpo"),
@@ -306,6 +313,8 @@ def policy_tldr(check: Check) -> Iterator[Comparison]:
     row = partial(faster, bench, workload=workload, done=done, work=batch)
     yield row("dpo step", names=("rpo dpo", TRL), times=2.5, speed=115)
     yield row("dpo step, all at once", names=("rpo dpo, all at once", "TRL, all at once"))
+    yield row("dpo step, as shipped over layers as they are", names=("rpo dpo", EAGER))
+    yield compiled(done, "rpo dpo")
     yield row("dpo step, as shipped over deterministic", names=("rpo dpo", "deterministic"))
     yield row("dpo step over the bare loop", names=("rpo dpo", "bare PyTorch loop"))
     yield row(f"e-dpo, {scale.members} RMs, no KL samples", names=("rpo e-dpo", "rpo dpo"), times=0.97)
@@ -393,11 +402,14 @@ def small_steps(check: Check) -> Iterator[Comparison]:
         bench,
         lambda: maker.our_sft(OURS, copy.deepcopy(policy), rows),
         lambda: maker.trl_sft(TRL, copy.deepcopy(policy), rows),
+        lambda: maker.our_sft(EAGER, copy.deepcopy(policy), rows, torch_compile=False),
         lambda: maker.our_sft("deterministic", copy.deepcopy(policy), rows, "repeats"),
         lambda: maker.lean_sft("rpo, rows as policies have them", copy.deepcopy(policy), rows),
     )
     steps = partial(faster, bench, work=1, speed=12.5, unit="steps/s")
     yield steps("SFT step", workload, done, (OURS, TRL))
+    yield steps("SFT step, as shipped over layers as they are", workload, done, (OURS, EAGER), speed=None)
+    yield compiled(done, OURS)
     yield steps(
         "SFT step, as shipped over deterministic", workload, done, (OURS, "deterministic"), speed=None
     )
@@ -409,8 +421,11 @@ def small_steps(check: Check) -> Iterator[Comparison]:
         bench,
         lambda: maker.our_reward(OURS, copy.deepcopy(model), rows),
         lambda: maker.trl_reward(TRL, copy.deepcopy(model), rows),
+        lambda: maker.our_reward(EAGER, copy.deepcopy(model), rows, torch_compile=False),
     )
-    yield steps("RM step", workload.replace("rows", "pairs"), done, (OURS, TRL))
+    workload = workload.replace("rows", "pairs")
+    yield steps("RM step", workload, done, (OURS, TRL))
+    yield steps("RM step, as shipped over layers as they are", workload, done, (OURS, EAGER), speed=None)
 
 
 def _sampled(
@@ -477,8 +492,11 @@ def leads(check: Check) -> Iterator[Comparison]:
     rows = _with_reference(bench, settings, rows, maker)
     policy = causal(settings, maker.tokenizer, 0, check.device)
     pad = maker.tokenizer.pad_token_id
+    fixed = PairCollator(pad, buckets=Multiples((), 0, 0))
     changed: dict[str, dict[str, Any]] = {
-        "rows padded to multiples of 64 tokens": {"collator": PairCollator(pad, buckets=Multiples((), 0, 0))},
+        EAGER: {"torch_compile": False},
+        f"{EAGER}, rows padded to multiples of 64 tokens": {"torch_compile": False, "collator": fixed},
+        "rows padded to multiples of 64 tokens": {"collator": fixed},
         "the host waits for each copy": {"settings": {"accelerator_config": {"non_blocking": False}}},
     }
     done = check.race(
@@ -560,7 +578,10 @@ def figure(check: Check) -> Iterator[Comparison]:
     """As much of a whole figure as the minutes allow."""
     recipe = gpu_figure.recipe_for(check.out, check.model, check.data, toy=check.toy)
     jobs = 1 if check.toy else gpu_figure.JOBS
-    yield from gpu_figure.figure(recipe, check.out, check.device, max(1.0, check.left() - 20), jobs)
+    tune = not check.toy and None not in (check.model, check.data)
+    yield from gpu_figure.figure(
+        recipe, check.out, check.device, max(1.0, check.left() - 20), jobs, tune=tune
+    )
 
 
 # Sections, and the seconds that each is expected to take on an H100: none starts that does not fit.

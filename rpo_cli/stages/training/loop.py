@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 from accelerate import PartialState
 from transformers import (
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -19,10 +19,13 @@ from transformers import (
 )
 
 from rpo_cli.artifacts import Job, Report, damaged_files, read_json, write_json
-from rpo_cli.devices import arrangement, cut_model, step_mark
+from rpo_cli.devices import arrangement, cut_model, processes, step_mark
 from rpo_cli.errors import Diverged
+from rpo_cli.models import cannot_compile, compiled
 from rpo_cli.recipes.schema import PolicyRecipe, Recipe, TrainingRecipe
+from rpo_cli.stages.training.trl import WholeBatches
 
+COMPILED_FROM = 200  # forward passes, below which compiling takes longer than it saves
 ENDING = ("rewards/accuracies", "rewards/margins", "kl_to_reference", "kl_data")
 STATE, TRAINER_STATE = "rpo_state.json", "trainer_state.json"
 
@@ -128,7 +131,7 @@ def _best(checkpoint: Path) -> Path | None:
 
 
 def train(
-    trainer: Trainer,
+    trainer: WholeBatches,
     report: Report,
     *others: TrainerCallback | None,
     state: Callable[[], Mapping[str, object]] = dict,
@@ -147,10 +150,27 @@ def train(
     if checkpoint is not None:
         restore(read_json(checkpoint / STATE) or {})
         _relocate(checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.compiled = _compiles(trainer, report)
+    with compiled(trainer.model) if trainer.compiled else nullcontext():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     lines = [entry for entry in trainer.state.log_history if "loss" in entry]
     losses = [line["loss"] for line in lines]
     return {"first_loss": losses[0], "last_loss": losses[-1], **ending(lines)} if losses else {}
+
+
+def _compiles(trainer: WholeBatches, report: Report) -> bool:
+    """Whether layers are compiled, as the recipe says or as pays; what is in the way is told."""
+    recipe, name = cast(TrainingRecipe, report.job.recipe), trainer.device.name
+    passes = trainer.args.max_steps * trainer.args.gradient_accumulation_steps
+    pays = name == "cuda" and passes >= COMPILED_FROM and not (recipe.deterministic or recipe.load_in_4bit)
+    if not (pays if recipe.torch_compile is None else recipe.torch_compile):
+        return False
+    missing = cannot_compile() if name == "cuda" else "XLA compiles by itself" if name == "xla" else None
+    if processes() > 1:
+        missing = "several processes share the model"
+    if missing is not None:
+        report.tell(f"torch_compile: layers are not compiled: {missing}")
+    return missing is None
 
 
 def ending(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:

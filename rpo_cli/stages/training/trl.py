@@ -16,6 +16,7 @@ from trl import DPOTrainer, SFTTrainer
 
 from rpo_cli.artifacts import Job
 from rpo_cli.devices import CPU, Device, cut_batch
+from rpo_cli.models import in_step
 from rpo_cli.recipes.schema import TrainingRecipe
 from rpo_cli.stages.training.arguments import arguments
 from rpo_cli.stages.training.order import OptimizerBatches
@@ -72,8 +73,14 @@ class WholeBatches(Trainer):
     def __init__(self, *args: object, device: Device = CPU, **kwargs: object) -> None:
         if device.name == "xla":
             mend_for_xla()
-        self.device = device
+        self.device, self.compiled = device, False
         super().__init__(*args, **kwargs)
+
+    def training_step(self, *args: object, **kwargs: object) -> torch.Tensor:
+        """Forward and backward of a piece of a batch; through compiled layers if `train` had them made."""
+        with in_step() if self.compiled else nullcontext():
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
 
     def autocast_smart_context_manager(
         self, cache_enabled: bool | None = True

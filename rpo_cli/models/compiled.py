@@ -1,0 +1,52 @@
+"""A model's layers as compiled code: what is unfused in a layer costs a GPU half of a training step.
+
+Only the steps of a training run it. Layers are all of one kind, so one of them is compiled, for rows of any
+number and length; the head, the loss and everything that is read without a gradient stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
+
+from torch import compiler, nn
+
+DYNAMIC = True  # every batch has another shape
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers that repeat: members of the outermost lists of modules of one class."""
+    if isinstance(model, nn.ModuleList) and len(model) > 1 and len({type(layer) for layer in model}) == 1:
+        return list(model)
+    return [layer for child in model.children() for layer in layers_of(child)]
+
+
+def cannot_compile() -> str | None:
+    """What torch's compiler lacks here to make code for a GPU; None: nothing."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
+        return "there is no C compiler"
+    return None
+
+
+@contextmanager
+def compiled(model: nn.Module) -> Iterator[None]:
+    """Within it `in_step` runs compiled code for the model's layers; all else is as without."""
+    for layer in layers_of(model):
+        layer.compile(dynamic=DYNAMIC)
+    try:
+        with compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for layer in layers_of(model):
+            layer._compiled_call_impl = None
+
+
+def in_step() -> AbstractContextManager[None]:
+    """A training step, which runs what was compiled."""
+    stance: AbstractContextManager[None] = compiler.set_stance("default")
+    return stance

@@ -1,0 +1,107 @@
+"""Compiled layers: which are, when, and that they change nothing but the time of a step."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from conftest import Tiny
+from torch import nn
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from rpo_cli.devices import Device
+from rpo_cli.models.compiled import compiled, in_step, layers_of
+from rpo_cli.recipes.schema import PolicyRecipe
+from rpo_cli.stages.training import loop
+
+
+def test_the_layers_of_a_model_are_those_that_repeat() -> None:
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2,
+        num_labels=1, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForSequenceClassification(config)
+    assert layers_of(model) == list(model.model.layers)
+    experts = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    blocks = nn.ModuleList([nn.Sequential(experts), nn.Sequential(nn.Identity())])
+    assert layers_of(nn.Sequential(nn.Linear(2, 2), blocks)) == list(blocks), "not their own parts"
+    assert layers_of(nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])) == []
+
+
+class Layer(nn.Linear):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().forward(rows).relu()
+
+
+def test_compiled_code_runs_in_steps_alone_and_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        seen.append(len(inputs))
+        return graph.forward
+
+    compile_layer = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile_layer(self, backend=backend, **how))
+    model = nn.Sequential(nn.ModuleList([Layer(3, 3), Layer(3, 3)]))
+    layers, rows = list(model[0]), torch.ones(2, 3)
+    torch._dynamo.reset()
+    with compiled(model):
+        layers[0](rows)
+        assert not seen, "outside a step"
+        with in_step():
+            first, second = layers[0](rows), layers[1](torch.ones(5, 3))
+        layers[1](rows)
+    assert len(seen) == 1, "one code for both layers and for any number of rows"
+    assert torch.equal(first, layers[0](rows)) and second.shape == (5, 3)
+    with in_step():
+        layers[0](rows)
+    assert len(seen) == 1
+
+
+def trainer_of(device: str, steps: int, pieces: int = 1) -> Any:
+    args = SimpleNamespace(max_steps=steps, gradient_accumulation_steps=pieces)
+    return SimpleNamespace(device=Device(device, "float32", "test"), args=args)
+
+
+def compiles(device: str, steps: int, pieces: int = 1, **keys: Any) -> tuple[bool, list[str]]:
+    told: list[str] = []
+    recipe = PolicyRecipe(stage="policy", objective="dpo", beta=0.1, **keys)
+    report = cast(Any, SimpleNamespace(job=SimpleNamespace(recipe=recipe), tell=told.append))
+    return loop._compiles(trainer_of(device, steps, pieces), report), told
+
+
+def test_layers_are_compiled_where_it_pays_or_where_a_recipe_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "cannot_compile", lambda: None)
+    long = loop.COMPILED_FROM
+    assert compiles("cuda", long) == (True, []) == compiles("cuda", long // 2, 2)
+    for device, steps, keys in (
+        ("cuda", long - 1, {}), ("cpu", long, {}), ("cuda", long, {"torch_compile": False}),
+        ("cuda", long, {"deterministic": True}), ("cuda", long, {"use_peft": True, "load_in_4bit": True}),
+    ):  # fmt: skip
+        assert compiles(device, steps, **keys) == (False, []), (device, steps, keys)
+    assert compiles("cpu", 1, torch_compile=True) == (True, [])
+    assert compiles("cuda", 1, deterministic=True, torch_compile=True) == (True, [])
+
+
+def test_a_gpu_without_a_compiler_trains_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "cannot_compile", lambda: "there is no C compiler")
+    said = "torch_compile: layers are not compiled: there is no C compiler"
+    assert compiles("cuda", loop.COMPILED_FROM) == (False, [said])
+    asked, told = compiles("xla", 1, torch_compile=True)
+    assert not asked and told == ["torch_compile: layers are not compiled: XLA compiles by itself"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler
+def test_a_policy_through_compiled_layers_has_the_same_losses(tiny: Tiny) -> None:
+    losses = []
+    for compiling in ("false", "true"):
+        tiny.edit("dpo.yaml", f"torch_compile: {compiling}")
+        tiny.run("train-policy", "dpo.yaml")
+        (journal,) = tiny.root.glob("seed-0/rho-0.5/policies/dpo/**/metrics.jsonl")
+        lines = [json.loads(line) for line in journal.read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert len(losses[0]) == 6 and losses[1] == pytest.approx(losses[0], rel=1e-4)
