@@ -592,6 +592,7 @@ def run_as(setting: Setting) -> None:
         devices.prepare(None, setting == "repeats" or not torch.cuda.is_available())
     else:
         torch.use_deterministic_algorithms(False)
+        torch.backends.cuda.enable_cudnn_sdp(True)
     trl.trainer.utils._use_triton = _always if setting == "compact" else _USE_TRITON
 
 
