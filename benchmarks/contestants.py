@@ -8,6 +8,7 @@ same state of the machine.
 from __future__ import annotations
 
 import gc
+import sys
 import tempfile
 import threading
 import time
@@ -663,6 +664,7 @@ def one_by_one(
     """
     done: dict[str, Done] = {}
     for make in makers:
+        begun = time.monotonic()
         one = make()
         run_as(one.setting)
         first = timed(one.step, device.name).wall
@@ -675,6 +677,7 @@ def one_by_one(
             one.name, one.kind, one.ids, one.pieces, losses, spent, peak.before + used, peak.before, first
         )
         one.close()
+        print(f"  {one.name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
         del one
         release()
     try:

@@ -22,18 +22,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from benchmarks import gpu_figure, growth, sections
 from benchmarks.bench import Bench, Comparison, _described
 from benchmarks.contestants import Contestant, Done, Maker, Training, one_by_one, release, run_as, steps_of
+from benchmarks.gpu_leads import leads
 from benchmarks.kernels import profiled
-from benchmarks.workloads import Row, Scale, Shape, causal, pairs, reward, token_rows
+from benchmarks.workloads import Row, Scale, Settings, Shape, causal, pairs, reward, token_rows
 from rpo_cli import devices
 from rpo_cli.devices import DEVICES
-from rpo_cli.models import PairCollator, decode, logps, pair_logps, pair_rewards, sample
-from rpo_cli.models.buckets import Buckets
-from rpo_cli.models.buckets import Shape as Columns
+from rpo_cli.models import decode, logps, pair_logps, pair_rewards, sample
 from rpo_cli.models.sample_static import in_batches
 from rpo_cli.objectives import OBJECTIVES
 
-Settings = dict[str, Any]
-OURS, TRL, EAGER = "rpo", "TRL", "layers not compiled"
+OURS, TRL, COMPILED = "rpo", "TRL", "layers compiled"
 EXACT = 1e-4  # of the largest number: float32 on two devices
 
 
@@ -112,9 +110,9 @@ def faster(
     return row
 
 
-def compiled(done: dict[str, Done], name: str) -> Comparison:
-    """What compiling its layers took the first of these that did; later ones of the process have them."""
-    said = [f"{who}: {done[who].first:.1f} s" for who in (name, EAGER)]
+def first_steps(done: dict[str, Done], other: str) -> Comparison:
+    """What the first step took in which layers are compiled, beside one of layers as they are."""
+    said = [f"{who}: {done[who].first:.1f} s" for who in (COMPILED, other)]
     return fact("first step, layers compiled in it", "", *said, "", None)
 
 
@@ -303,7 +301,7 @@ def policy_tldr(check: Check) -> Iterator[Comparison]:
         lambda: maker.trl(TRL, copy.deepcopy(policy), without),
         lambda: whole.ours("rpo dpo, all at once", copy.deepcopy(policy), without),
         lambda: whole.trl("TRL, all at once", copy.deepcopy(policy), without),
-        lambda: maker.ours(EAGER, copy.deepcopy(policy), without, torch_compile=False),
+        lambda: maker.ours(COMPILED, copy.deepcopy(policy), without, torch_compile=True),
         lambda: maker.ours("deterministic", copy.deepcopy(policy), without, setting="repeats"),
         lambda: maker.ours("rpo e-dpo", copy.deepcopy(policy), without, "e-dpo", **_WITHOUT_KL),
         lambda: maker.ours("rpo e-dpo, KL samples", copy.deepcopy(policy), rows, "e-dpo"),
@@ -313,8 +311,8 @@ def policy_tldr(check: Check) -> Iterator[Comparison]:
     row = partial(faster, bench, workload=workload, done=done, work=batch)
     yield row("dpo step", names=("rpo dpo", TRL), times=2.5, speed=115)
     yield row("dpo step, all at once", names=("rpo dpo, all at once", "TRL, all at once"))
-    yield row("dpo step, as shipped over layers as they are", names=("rpo dpo", EAGER))
-    yield compiled(done, "rpo dpo")
+    yield row("dpo step, layers compiled", names=(COMPILED, "rpo dpo"))
+    yield first_steps(done, "rpo dpo")
     yield row("dpo step, as shipped over deterministic", names=("rpo dpo", "deterministic"))
     yield row("dpo step over the bare loop", names=("rpo dpo", "bare PyTorch loop"))
     yield row(f"e-dpo, {scale.members} RMs, no KL samples", names=("rpo e-dpo", "rpo dpo"), times=0.97)
@@ -402,14 +400,14 @@ def small_steps(check: Check) -> Iterator[Comparison]:
         bench,
         lambda: maker.our_sft(OURS, copy.deepcopy(policy), rows),
         lambda: maker.trl_sft(TRL, copy.deepcopy(policy), rows),
-        lambda: maker.our_sft(EAGER, copy.deepcopy(policy), rows, torch_compile=False),
+        lambda: maker.our_sft(COMPILED, copy.deepcopy(policy), rows, torch_compile=True),
         lambda: maker.our_sft("deterministic", copy.deepcopy(policy), rows, "repeats"),
         lambda: maker.lean_sft("rpo, rows as policies have them", copy.deepcopy(policy), rows),
     )
     steps = partial(faster, bench, work=1, speed=12.5, unit="steps/s")
     yield steps("SFT step", workload, done, (OURS, TRL))
-    yield steps("SFT step, as shipped over layers as they are", workload, done, (OURS, EAGER), speed=None)
-    yield compiled(done, OURS)
+    yield steps("SFT step, layers compiled", workload, done, (COMPILED, OURS), speed=None)
+    yield first_steps(done, OURS)
     yield steps(
         "SFT step, as shipped over deterministic", workload, done, (OURS, "deterministic"), speed=None
     )
@@ -421,11 +419,11 @@ def small_steps(check: Check) -> Iterator[Comparison]:
         bench,
         lambda: maker.our_reward(OURS, copy.deepcopy(model), rows),
         lambda: maker.trl_reward(TRL, copy.deepcopy(model), rows),
-        lambda: maker.our_reward(EAGER, copy.deepcopy(model), rows, torch_compile=False),
+        lambda: maker.our_reward(COMPILED, copy.deepcopy(model), rows, torch_compile=True),
     )
     workload = workload.replace("rows", "pairs")
     yield steps("RM step", workload, done, (OURS, TRL))
-    yield steps("RM step, as shipped over layers as they are", workload, done, (OURS, EAGER), speed=None)
+    yield steps("RM step, layers compiled", workload, done, (COMPILED, OURS), speed=None)
 
 
 def _sampled(
@@ -483,38 +481,6 @@ def kinds_of_kernel(check: Check) -> Iterator[Comparison]:
         release()
 
 
-def leads(check: Check) -> Iterator[Comparison]:
-    """dpo with one thing changed at a time: what it gives alone."""
-    bench = check.bench()
-    scale, settings = bench.scale, bench.scale.llama
-    maker, batch, said = bench.step_maker()
-    rows = pairs(scale.tldr, check.taken(batch), settings["vocab_size"], maker.tokenizer)
-    rows = _with_reference(bench, settings, rows, maker)
-    policy = causal(settings, maker.tokenizer, 0, check.device)
-    pad = maker.tokenizer.pad_token_id
-    fixed = PairCollator(pad, buckets=Multiples((), 0, 0))
-    changed: dict[str, dict[str, Any]] = {
-        EAGER: {"torch_compile": False},
-        f"{EAGER}, rows padded to multiples of 64 tokens": {"torch_compile": False, "collator": fixed},
-        "rows padded to multiples of 64 tokens": {"collator": fixed},
-        "the host waits for each copy": {"settings": {"accelerator_config": {"non_blocking": False}}},
-    }
-    done = check.race(
-        bench,
-        lambda: maker.ours("rpo dpo", copy.deepcopy(policy), rows),
-        *(partial(_changed, maker, name, policy, rows, how) for name, how in changed.items()),
-    )
-    workload = _described(settings, policy, scale.tldr, rows, said)
-    for name in changed:
-        yield faster(bench, "dpo step, one thing changed", workload, done, (name, "rpo dpo"), batch)
-
-
-def _changed(
-    maker: Maker, name: str, policy: PreTrainedModel, rows: list[Row], how: dict[str, Any]
-) -> Contestant:
-    return maker.ours(name, copy.deepcopy(policy), rows, **how)
-
-
 def sampling_leads(check: Check) -> Iterator[Comparison]:
     """Sampling with one thing changed at a time."""
     changed: tuple[tuple[str, sections.Sampler, str], ...] = (
@@ -563,17 +529,6 @@ def _static(
     return in_batches(*given, lambda done: None)
 
 
-@dataclass(frozen=True)
-class Multiples(Buckets):
-    """Shapes whose columns are a multiple of a number: few, so that kernels chosen for a shape are few."""
-
-    multiple: int = 64
-
-    def of(self, needed: Columns) -> Columns:
-        width, depth = needed
-        return width + -(width + depth) % self.multiple, depth
-
-
 def figure(check: Check) -> Iterator[Comparison]:
     """As much of a whole figure as the minutes allow."""
     recipe = gpu_figure.recipe_for(check.out, check.model, check.data, toy=check.toy)
@@ -586,9 +541,8 @@ def figure(check: Check) -> Iterator[Comparison]:
 
 # Sections, and the seconds that each is expected to take on an H100: none starts that does not fit.
 SECTIONS: Sequence[tuple[Callable[[Check], Iterator[Comparison]], int]] = (
-    (first_losses, 45), (equal_to_the_cpu, 30), (repeats, 60), (samples_alone, 20), (policy_tldr, 110),
-    (small_steps, 40), (sampling, 60), (policy_chat, 40), (policy_neox, 40), (reward_models, 30),
-    (scoring, 30),
-    (kinds_of_kernel, 40), (leads, 40), (sampling_leads, 40),
+    (leads, 60), (first_losses, 45), (equal_to_the_cpu, 30), (repeats, 60), (samples_alone, 20),
+    (small_steps, 60), (sampling, 60), (policy_tldr, 230), (policy_chat, 60), (policy_neox, 60),
+    (reward_models, 60), (scoring, 30), (kinds_of_kernel, 60), (sampling_leads, 40),
     (figure, 60),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from benchmarks.contestants import Training, run_as, steps_of
+from benchmarks.contestants import Training, run_as, steps_of, synchronise
 
 # The first that fits a kernel's name, or on a CPU that of an operation.
 KINDS = {
+    "compiled code": r"^triton_",
     "attention": r"attention|flash|fmha|sdpa",
     "matrix products": r"gemm|gemv|cutlass|xmma|nvjet|cublas|wgmma|\b(mm|addmm|bmm)\b|mkldnn|linear",
     "optimiser and clipping": r"adam|multi_tensor|foreach|lpnorm|_norm\b|sgd",
@@ -80,6 +81,14 @@ class _Look(TrainerCallback):
             self.profile.start()
         if state.global_step == WARM + 1:
             self.profile.stop()
+
+
+def step_seen(step: Callable[[], object], device: str) -> Seen:
+    """A step of this thread's."""
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")) as look:
+        step()
+        synchronise(device)
+    return seen_in(look.events() or (), device)
 
 
 def profiled(one: Training, device: str) -> Seen:

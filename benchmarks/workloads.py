@@ -21,6 +21,7 @@ from rpo_cli.models import TokenRow, encode
 from rpo_cli.stages.data import miniature
 
 Row = dict[str, Any]
+Settings = dict[str, Any]  # a config's, with its model_type
 # Token ids below belong to the tokenizer's special tokens.
 FIRST_TOKEN = 16
 

@@ -66,10 +66,10 @@ class TrainingRecipe(ModelSource, FourBits):
     weight_decay: NotNegative = 0.0
     max_grad_norm: NotNegative = 1.0
     gradient_checkpointing: bool = cosmetic(False, "trade time for memory")
-    torch_compile: bool | None = added(
-        None,
-        "compile the model's layers for the steps of training, on one GPU or the CPU; default: on one GPU, "
-        "from 200 forward passes on, and not with deterministic: true. Losses differ by rounding",
+    torch_compile: bool = added(
+        False,
+        "compile the model's layers for the steps of training, on one GPU or the CPU; losses differ by "
+        "rounding",
     )
     logging_steps: PositiveInt = cosmetic(10, "steps between lines of metrics.jsonl")
     save_steps: PositiveInt | None = cosmetic(

@@ -25,7 +25,6 @@ from rpo_cli.models import cannot_compile, compiled
 from rpo_cli.recipes.schema import PolicyRecipe, Recipe, TrainingRecipe
 from rpo_cli.stages.training.trl import WholeBatches
 
-COMPILED_FROM = 200  # forward passes, below which compiling takes longer than it saves
 ENDING = ("rewards/accuracies", "rewards/margins", "kl_to_reference", "kl_data")
 STATE, TRAINER_STATE = "rpo_state.json", "trainer_state.json"
 
@@ -159,12 +158,10 @@ def train(
 
 
 def _compiles(trainer: WholeBatches, report: Report) -> bool:
-    """Whether layers are compiled, as the recipe says or as pays; what is in the way is told."""
-    recipe, name = cast(TrainingRecipe, report.job.recipe), trainer.device.name
-    passes = trainer.args.max_steps * trainer.args.gradient_accumulation_steps
-    pays = name == "cuda" and passes >= COMPILED_FROM and not (recipe.deterministic or recipe.load_in_4bit)
-    if not (pays if recipe.torch_compile is None else recipe.torch_compile):
+    """Whether layers are compiled: if the recipe asks for it; what is in the way is told."""
+    if not cast(TrainingRecipe, report.job.recipe).torch_compile:
         return False
+    name = trainer.device.name
     missing = cannot_compile() if name == "cuda" else "XLA compiles by itself" if name == "xla" else None
     if processes() > 1:
         missing = "several processes share the model"

@@ -1,0 +1,157 @@
+"""What each lead gives alone to a step of preference training, in a bare loop.
+
+Every variant sees rows of its own, of lengths that nothing in the process has seen before, as a training
+does: what is made for each new length (a plan of cuDNN's, compiled code) counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.bench import Comparison
+from benchmarks.contestants import release, run_as, synchronise, timed
+from benchmarks.kernels import Seen, step_seen
+from benchmarks.workloads import Row, Settings, Shape, causal, pairs
+from rpo_cli.devices import Device, put
+from rpo_cli.models import PairCollator, compiled, in_step, response_logps
+from rpo_cli.models.buckets import Buckets
+from rpo_cli.models.buckets import Shape as Columns
+from rpo_cli.objectives.dpo import dpo_losses
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_sections import Check
+
+Item = TypeVar("Item")
+WARM, STEPS = 3, 8
+
+
+@dataclass(frozen=True)
+class Multiples(Buckets):
+    """Shapes whose columns are a multiple of a number: few, so that little is made for them."""
+
+    multiple: int = 64
+
+    def of(self, needed: Columns) -> Columns:
+        width, depth = needed
+        return width + -(width + depth) % self.multiple, depth
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How a step differs from the one that is shipped."""
+
+    name: str
+    cudnn: bool = False
+    multiples: bool = False
+    compiled: bool = False
+
+
+SHIPPED = Lead("as shipped")
+LEADS = (
+    SHIPPED,
+    Lead("cuDNN's attention, as torch would have it", cudnn=True),
+    Lead("rows padded to multiples of 64 tokens", multiples=True),
+    Lead("rows padded to multiples of 64 tokens, cuDNN's attention", cudnn=True, multiples=True),
+    Lead("layers compiled", compiled=True),
+    Lead("layers compiled, rows padded to multiples of 64 tokens", multiples=True, compiled=True),
+)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Seconds of each step, GiB at the peak, and what one more step was busy with."""
+
+    seconds: list[float]
+    peak: float
+    busy: Seen
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds[WARM:]))
+
+
+def tried(
+    lead: Lead, model: PreTrainedModel, batches: list[list[list[Row]]], pad: int, device: Device
+) -> Tried:
+    """Steps of dpo, each over pieces of rows; the last of them under the profiler."""
+    run_as("rpo")
+    torch.backends.cuda.enable_cudnn_sdp(lead.cudnn)
+    on_gpu = device.name == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=on_gpu)
+    collate = PairCollator(pad, buckets=Multiples((), 0, 0) if lead.multiples else None)
+    where = torch.device(device.name)
+
+    def step(pieces: list[list[Row]]) -> None:
+        for rows in pieces:
+            batch = {name: put(tensor, where) for name, tensor in collate(rows).items()}
+            with in_step() if lead.compiled else nullcontext(), device.autocast():
+                better, worse = response_logps(model, batch).chunk(2)
+                loss = dpo_losses(better - worse, 0.1).mean() / len(pieces)
+                loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    with compiled(model) if lead.compiled else nullcontext():
+        seconds = [timed(lambda pieces=pieces: step(pieces), device.name).wall for pieces in batches[:-1]]  # type: ignore[misc]
+        busy = step_seen(lambda: step(batches[-1]), device.name)
+    synchronise(device.name)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
+    return Tried(seconds, peak, busy)
+
+
+def leads(check: Check) -> Iterator[Comparison]:
+    """dpo with one thing changed at a time, on a small model and on a large one: what it gives alone."""
+    bench = check.bench()
+    scale = bench.scale
+    tokenizer = bench.maker(1).tokenizer
+    size, pieces = scale.step
+    makes: tuple[tuple[Settings, Shape, int, int], ...] = (
+        (scale.small, scale.posts, 8 * scale.batch, 1),
+        (scale.llama, scale.tldr, size, pieces),
+    )
+    for settings, shape, each, count in makes:
+        model = causal(settings, tokenizer, 0, check.device)
+        drawn = pairs(
+            shape, len(LEADS) * (WARM + STEPS + 1) * each * count, settings["vocab_size"], tokenizer
+        )
+        steps = [_pieces(rows, each) for rows in _cut(drawn, each * count)]
+        found: dict[str, Tried] = {}
+        for lead, batches in zip(LEADS, _cut(steps, WARM + STEPS + 1), strict=True):
+            found[lead.name] = tried(lead, model, batches, tokenizer.pad_token_id, bench.device)
+            release()
+        millions = sum(weights.numel() for weights in model.parameters()) / 1e6
+        workload = f"{shape.name}: llama {millions:.0f}M, {each * count} pairs, {each} at a time"
+        shipped = found[SHIPPED.name]
+        for name, one in found.items():
+            first = ", ".join(f"{took:.2f}" for took in one.seconds[:WARM])
+            yield Comparison(
+                "dpo step in a bare loop, one thing changed",
+                workload,
+                f"{name}: {each * count / one.median:.1f} pairs/s; first steps {first} s; "
+                f"{one.peak:.1f} GiB; {one.busy}",
+                f"{SHIPPED.name}: {each * count / shipped.median:.1f} pairs/s",
+                [shipped.median / one.median],
+                "",
+                None,
+            )
+        del model
+        release()
+
+
+def _pieces(rows: list[Row], size: int) -> list[list[Row]]:
+    """An optimiser batch as the trainers cut it: from its longest row to its shortest."""
+    return _cut(sorted(rows, key=lambda row: -len(row["prompt_ids"])), size)
+
+
+def _cut(items: list[Item], size: int) -> list[list[Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
