@@ -366,6 +366,13 @@ def interrupted(built: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return tiny, undisturbed, final
 
 
+def other(file: Path) -> None:
+    """The same file of another checkpoint, whole and of the same size."""
+    earlier = file.parent.with_name("checkpoint-2") / file.name
+    assert earlier.stat().st_size == file.stat().st_size
+    shutil.copy(earlier, file)
+
+
 SAVING = ("save_steps=2", "ensemble_min=dataset", "ema_decay=0.5")
 DAMAGED: dict[str, tuple[Callable[[Path], None], str, tuple[int, ...]]] = {
     "the optimizer's state, cut short": (cut, "optimizer.pt", (4,)),
@@ -374,6 +381,8 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str, tuple[int, ...]]] = {
     "the trainer's state, cut short": (cut, "trainer_state.json", (4,)),
     "the weights, cut short": (cut, "model.safetensors", (4,)),
     "the weights of all, removed": (remove, "model.safetensors", (4, 2)),
+    "the weights of another checkpoint": (other, "model.safetensors", (4,)),
+    "the optimizer's state of another checkpoint": (other, "optimizer.pt", (4,)),
     "the list of its files, empty": (empty_out, "rpo_state.json", (4,)),
     "written before files were listed": (cut, "optimizer.pt", (4,)),
 }
@@ -392,7 +401,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
         if case.startswith("written before"):
             state = directory / f"checkpoints/checkpoint-{number}/rpo_state.json"
             state.write_text(
-                json.dumps({k: v for k, v in json.loads(state.read_text()).items() if k != "files"})
+                json.dumps(
+                    {k: v for k, v in json.loads(state.read_text()).items() if k not in ("files", "sums")}
+                )
             )
     said = run_job(
         job_of(tiny.stage("e-dpo.yaml", *SAVING), Workspace(tiny.root, "tiny"), {}), (watch := Stop())
