@@ -66,9 +66,13 @@ class Worker:
             return step, of
         return Made(*said["made"]) if "made" in said else from_words(*said["error"])
 
-    def end(self) -> None:
-        """End the process, whatever it is doing."""
+    def kill(self) -> None:
+        """Have the process end, whatever it is doing."""
         self._process.kill()
+
+    def end(self) -> None:
+        """End the process, and wait until it is gone."""
+        self.kill()
         self._process.join()
         self.pipe.close()
 
