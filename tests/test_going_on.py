@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +245,34 @@ def test_a_worker_that_dies_or_has_no_memory_left_ends_in_words_and_knows_its_st
                 assert isinstance(heard, RunFailed)
     finally:
         worker.end()
+
+
+LIMITED = """
+import resource, sys, psutil
+import pyarrow.parquet as pq
+from rpo_cli.runs.work import start_arrow
+if sys.argv[2] == "before":
+    start_arrow()
+size = psutil.Process().memory_info().vms + 3 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+if sys.argv[2] == "after":
+    start_arrow()
+print(len(pq.read_table(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_table_is_read_where_no_thread_can_be_started_any_more_or_that_is_said(
+    built: Tiny, when: str
+) -> None:
+    """By itself Arrow waits for ever."""
+    file = built.root / SEED / "data/pairs.parquet"
+    command = [sys.executable, "-c", LIMITED, str(file), when]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if when == "before":
+        assert done.stdout == "360\n"
+    else:
+        assert "MemoryError: " in done.stderr and "Failed to launch worker thread" in done.stderr
 
 
 def test_out_of_memory_names_the_stage_and_the_batch(tiny: Tiny) -> None:

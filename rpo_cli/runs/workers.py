@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from rpo_cli.artifacts import Job, Manifest, Stage, job_from
 from rpo_cli.errors import BadInput, RunFailed, from_words, in_words
 from rpo_cli.recipes.schema import KINDS, Recipe
-from rpo_cli.runs.work import died, failed, run_job, stage_function
+from rpo_cli.runs.work import died, failed, run_job, stage_function, start_arrow
 
 
 class Made(NamedTuple):
@@ -119,6 +119,7 @@ def _set_up() -> None:
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    start_arrow()
     # On import it tells the terminal that QLoRA on a CPU could be faster; later words go to a log.
     unheard = logging.getLogger("bitsandbytes")
     unheard.setLevel(logging.ERROR)

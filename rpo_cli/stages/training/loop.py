@@ -119,9 +119,11 @@ def _damaged(checkpoint: Path) -> Path | None:
     Of a checkpoint without checksums, which earlier versions wrote, the sizes and what its files say.
     """
     state = read_json(checkpoint / STATE) or {}
-    files, sums = state.get("files", {}), state.get("sums", {})
+    files: dict[str, int] = state.get("files", {})
+    sums: dict[str, int] = state.get("sums", {})
     for name, size in files.items():
-        if not (file := checkpoint / name).is_file() or file.stat().st_size != size:
+        file = checkpoint / name
+        if not file.is_file() or file.stat().st_size != size:
             return file
         if name in sums and checksum(file) != sums[name]:
             return file
