@@ -92,6 +92,16 @@ def test_loading_a_model_is_no_step_of_its_training() -> None:
     assert progress.eta() == pytest.approx(98 * 3)
 
 
+def test_the_start_of_a_worker_is_no_time_of_its_first_stage() -> None:
+    progress, clock, _ = plan({"data": 2, "sft": 100}, {"data": "data", "sft": "sft"})
+    progress.start("data")
+    clock.seconds += 30
+    progress.step("data", 0, 1)
+    clock.seconds += 2
+    progress.finish("data", "done")
+    assert progress.eta() == pytest.approx(100)
+
+
 def test_the_first_report_is_already_an_estimate() -> None:
     progress, clock, _ = plan({"scores": 10})
     progress.start("scores")

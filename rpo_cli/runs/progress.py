@@ -125,7 +125,11 @@ class PlanProgress:
         self._show(f"{path}: started", always=False)
 
     def step(self, path: str, step: int, of: int) -> None:
-        if (stage := self.running.get(path)) is not None:
+        """So many steps of a stage are done; none: it begins only now, in a worker that had to start."""
+        if (stage := self.running.get(path)) is not None and step == 0:
+            stage.started = self.now()
+            return
+        if stage is not None:
             stage.latest, stage.of = (self.now(), step), of
             stage.first = stage.first or stage.latest
         self._show(f"{path}: {step}/{of}", always=False, of=path)

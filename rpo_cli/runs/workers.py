@@ -106,6 +106,7 @@ def serve(pipe: Connection, environment: dict[str, str]) -> None:
         try:
             if trouble is not None:
                 raise failed(job, trouble)
+            say(step=[0, 1])  # it begins: what was before is no time of its own
             manifest = run_job(job, lambda step, of: say(step=[step, of]))
         except (BadInput, RunFailed) as error:
             say(error=in_words(error))
