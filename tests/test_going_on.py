@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +247,34 @@ def test_a_worker_that_dies_or_has_no_memory_left_ends_in_words_and_knows_its_st
         worker.end()
 
 
+LIMITED = """
+import resource, sys, psutil
+import pyarrow.parquet as pq
+from rpo_cli.runs.work import start_arrow
+if sys.argv[2] == "before":
+    start_arrow()
+size = psutil.Process().memory_info().vms + 3 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+if sys.argv[2] == "after":
+    start_arrow()
+print(len(pq.read_table(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_table_is_read_where_no_thread_can_be_started_any_more_or_that_is_said(
+    built: Tiny, when: str
+) -> None:
+    """By itself Arrow waits for ever."""
+    file = built.root / SEED / "data/pairs.parquet"
+    command = [sys.executable, "-c", LIMITED, str(file), when]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if when == "before":
+        assert done.stdout == "360\n"
+    else:
+        assert "MemoryError: " in done.stderr and "Failed to launch worker thread" in done.stderr
+
+
 def test_out_of_memory_names_the_stage_and_the_batch(tiny: Tiny) -> None:
     """The allocator's own refusal: 64 TB for one layer."""
     (settings,) = (
@@ -366,6 +396,13 @@ def interrupted(built: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return tiny, undisturbed, final
 
 
+def other(file: Path) -> None:
+    """The same file of another checkpoint, whole and of the same size."""
+    earlier = file.parent.with_name("checkpoint-2") / file.name
+    assert earlier.stat().st_size == file.stat().st_size
+    shutil.copy(earlier, file)
+
+
 SAVING = ("save_steps=2", "ensemble_min=dataset", "ema_decay=0.5")
 DAMAGED: dict[str, tuple[Callable[[Path], None], str, tuple[int, ...]]] = {
     "the optimizer's state, cut short": (cut, "optimizer.pt", (4,)),
@@ -374,6 +411,8 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str, tuple[int, ...]]] = {
     "the trainer's state, cut short": (cut, "trainer_state.json", (4,)),
     "the weights, cut short": (cut, "model.safetensors", (4,)),
     "the weights of all, removed": (remove, "model.safetensors", (4, 2)),
+    "the weights of another checkpoint": (other, "model.safetensors", (4,)),
+    "the optimizer's state of another checkpoint": (other, "optimizer.pt", (4,)),
     "the list of its files, empty": (empty_out, "rpo_state.json", (4,)),
     "written before files were listed": (cut, "optimizer.pt", (4,)),
 }
@@ -392,7 +431,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
         if case.startswith("written before"):
             state = directory / f"checkpoints/checkpoint-{number}/rpo_state.json"
             state.write_text(
-                json.dumps({k: v for k, v in json.loads(state.read_text()).items() if k != "files"})
+                json.dumps(
+                    {k: v for k, v in json.loads(state.read_text()).items() if k not in ("files", "sums")}
+                )
             )
     said = run_job(
         job_of(tiny.stage("e-dpo.yaml", *SAVING), Workspace(tiny.root, "tiny"), {}), (watch := Stop())

@@ -267,9 +267,13 @@ def test_an_answer_without_a_verdict_is_asked_for_once_more_and_both_are_billed(
         ("Verdict: A tie", None),
         ("", None),
         ("Verdict: C", None),
+        ("Verdict: A, at first sight.\nVerdict: C", None),
+        ("Verdict: A\n**Verdict**: both are bad", None),
+        ("The verdict: not easy.\nVerdict: B", "B"),
+        ("Verdict: A\n(My verdict rests on the facts.)", "A"),
     ],
 )
-def test_a_verdict_is_read_only_where_there_is_one(text: str, verdict: str | None) -> None:
+def test_the_last_verdict_counts_and_only_where_it_is_one(text: str, verdict: str | None) -> None:
     assert verdict_of(text) == verdict
 
 

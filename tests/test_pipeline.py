@@ -314,7 +314,7 @@ def test_after_kill_9_the_same_command_ends_where_the_undisturbed_one_did(tiny: 
 def test_after_sigterm_the_same_command_ends_where_the_undisturbed_one_did(
     tiny: Tiny, tmp_path: Path, jobs: int
 ) -> None:
-    """As after Ctrl-C; with workers the whole group gets the signal, as a cluster sends it."""
+    """As after Ctrl-C; with workers the whole group gets the signal, as a cluster sends it, and again."""
     settings = ("--set", "max_steps=60", "--set", "save_steps=20", "--rho", "0.5,0.2")
     cell = f"{RHO}/policies/dpo/beta-0.2-max_steps-60"
     command = ["train-policy", "--recipe", tiny.suite / "dpo.yaml", *settings, "--jobs", jobs]
@@ -333,7 +333,9 @@ def test_after_sigterm_the_same_command_ends_where_the_undisturbed_one_did(
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         children = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGTERM)
+        for _ in range(4):
+            os.killpg(process.pid, signal.SIGTERM)
+            time.sleep(0.005)
         said = process.communicate(timeout=60)[1]
     finally:
         process.kill()

@@ -70,6 +70,38 @@ def test_a_resumed_stage_counts_the_steps_it_does_itself() -> None:
     assert progress.eta() == pytest.approx(10 * 2)
 
 
+def test_a_resumed_stage_says_nothing_wrong_of_those_that_wait() -> None:
+    """It did a tenth of its steps itself, which took a tenth of what a whole one takes."""
+    progress, clock, _ = plan({"b1": 100, "b2": 100}, {"b1": "reward", "b2": "reward"})
+    progress.start("b1")
+    run(progress, clock, "b1", 1.0, range(91, 92), 100)
+    assert progress.eta() == pytest.approx(10 - 1 + 100)
+    run(progress, clock, "b1", 1.0, range(92, 101), 100)
+    assert progress.eta() == pytest.approx(100)
+    progress.finish("b1", "done")
+    assert progress.eta() == pytest.approx(100)
+
+
+def test_loading_a_model_is_no_step_of_its_training() -> None:
+    progress, clock, _ = plan({"sft": 300}, {"sft": "sft"})
+    progress.start("sft")
+    clock.seconds += 40
+    run(progress, clock, "sft", 3.0, range(1, 2), 100)
+    assert progress.eta() == pytest.approx(300 - 43)
+    run(progress, clock, "sft", 3.0, range(2, 3), 100)
+    assert progress.eta() == pytest.approx(98 * 3)
+
+
+def test_the_start_of_a_worker_is_no_time_of_its_first_stage() -> None:
+    progress, clock, _ = plan({"data": 2, "sft": 100}, {"data": "data", "sft": "sft"})
+    progress.start("data")
+    clock.seconds += 30
+    progress.step("data", 0, 1)
+    clock.seconds += 2
+    progress.finish("data", "done")
+    assert progress.eta() == pytest.approx(100)
+
+
 def test_the_first_report_is_already_an_estimate() -> None:
     progress, clock, _ = plan({"scores": 10})
     progress.start("scores")

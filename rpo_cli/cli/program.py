@@ -46,7 +46,8 @@ def main(
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
-    """End a run as Ctrl-C ends it."""
+    """End a run as Ctrl-C ends it; the same signal again does not disturb that end."""
+    signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -55,5 +56,7 @@ def entry() -> None:
     signal.signal(signal.SIGTERM, interrupt)  # what a cluster sends before it takes its machine back
     try:
         app()
+    except KeyboardInterrupt:  # before a command began
+        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

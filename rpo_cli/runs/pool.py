@@ -149,6 +149,8 @@ class _Crew:
                 for worker in ready(self.workers):
                     self._hear(worker)
         finally:
+            for worker in self.workers:  # at once: Ctrl-C while one is waited for must leave no other at work
+                worker.kill()
             for worker in self.workers:
                 worker.end()
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from rpo_cli.recipes.schema import KINDS
 from rpo_cli.text import clock
 
 QUIET_SECONDS = 5.0  # between lines
@@ -18,20 +19,32 @@ BAR_SECONDS = 0.1  # between changes of a live bar
 
 @dataclass
 class Running:
-    """A stage at work: seconds of the clock at its start, and at its first and latest report of steps."""
+    """A stage at work: seconds of the clock at its start, and at its first and latest report of steps.
+
+    One that trains reports each step, the first one behind the checkpoint from which it goes on.
+    """
 
     started: float
+    trains: bool = False
     first: tuple[float, int] | None = None
     latest: tuple[float, int] | None = None
     of: int = 1
 
     def remaining(self, now: float) -> float | None:
-        """Seconds to go at its own rate, from where it resumed; None before its first report."""
-        if self.first is None or self.latest is None:
+        """Seconds to go at its own rate, from where it resumed; None before that is known.
+
+        What a training needed until its first step is mostly the loading of its model.
+        """
+        if self.first is None or self.latest is None or (self.trains and self.latest == self.first):
             return None
         (began, first), (at, step) = self.first, self.latest
         each = (at - began) / (step - first) if step > first else (at - self.started) / max(1, step)
         return max(0.0, (self.of - step) * each - (now - at))
+
+    @property
+    def part(self) -> float:
+        """Share of its steps that it does itself: all, or those behind a checkpoint."""
+        return 1 - (self.first[1] - 1) / self.of if self.trains and self.first is not None else 1.0
 
 
 @dataclass
@@ -50,6 +63,7 @@ class PlanProgress:
     now: Callable[[], float] = time.monotonic
     latest: Callable[[str], str] = lambda path: ""  # what a running stage's journal says
     done: dict[str, float] = field(default_factory=dict)  # path -> seconds it took
+    parts: dict[str, float] = field(default_factory=dict)  # path -> share of it that was done in these
     running: dict[str, Running] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)  # failed, or behind one that did
     _spoken: float = -QUIET_SECONDS
@@ -71,6 +85,7 @@ class PlanProgress:
         """Seconds to go of each stage that is not done."""
         now = self.now()
         measured = dict(self.done)
+        parts = self.parts | {path: stage.part for path, stage in self.running.items()}
         rest: dict[str, float] = {}
         for path, stage in self.running.items():
             if (left := stage.remaining(now)) is not None:
@@ -81,11 +96,12 @@ class PlanProgress:
         for path, seconds in measured.items():
             kind = self.kinds.get(path)
             took[kind] = took.get(kind, 0.0) + seconds
-            meant[kind] = meant.get(kind, 0.0) + self.expected[path]
+            meant[kind] = meant.get(kind, 0.0) + self.expected[path] * parts[path]
         any_kind = sum(took.values()) / sum(meant.values()) if took else 1.0
         for path in self.expected.keys() - self.done.keys() - rest.keys() - self.lost:
             kind = self.kinds.get(path)
-            seconds = self.expected[path] * (took[kind] / meant[kind] if kind in took else any_kind)
+            seconds = self.expected[path] * parts.get(path, 1.0)
+            seconds *= took[kind] / meant[kind] if kind in took else any_kind
             rest[path] = max(
                 0.0, seconds - (now - self.running[path].started if path in self.running else 0.0)
             )
@@ -104,11 +120,16 @@ class PlanProgress:
         return max(sum(rest) / max(1, self.jobs), max(rest, default=0.0))
 
     def start(self, path: str) -> None:
-        self.running[path] = Running(self.now())
+        kind = self.kinds.get(path)
+        self.running[path] = Running(self.now(), kind in KINDS and KINDS[kind].trains)
         self._show(f"{path}: started", always=False)
 
     def step(self, path: str, step: int, of: int) -> None:
-        if (stage := self.running.get(path)) is not None:
+        """So many steps of a stage are done; none: it begins only now, in a worker that had to start."""
+        if (stage := self.running.get(path)) is not None and step == 0:
+            stage.started = self.now()
+            return
+        if stage is not None:
             stage.latest, stage.of = (self.now(), step), of
             stage.first = stage.first or stage.latest
         self._show(f"{path}: {step}/{of}", always=False, of=path)
@@ -116,6 +137,7 @@ class PlanProgress:
     def finish(self, path: str, note: str, warnings: Sequence[str] = ()) -> None:
         stage = self.running.pop(path, None)
         self.done[path] = 0.0 if stage is None else self.now() - stage.started
+        self.parts[path] = 1.0 if stage is None else stage.part
         self._show(f"{path}: {note}", always=True)
         for line in warnings:
             self._warned[line] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import signal
 import sys
@@ -202,6 +203,27 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
+def start_arrow() -> None:
+    """Have Arrow start its threads, one of each sort, while there is memory for them.
+
+    Where a limit to memory or to threads forbids one later on, it would wait for that for ever.
+
+    Raises:
+        MemoryError: it is forbidden already.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    table = io.BytesIO()
+    pq.write_table(pa.table({"": [0]}), table)
+    try:
+        list(pq.ParquetFile(table).iter_batches())  # which says so, and does not wait
+    except pa.ArrowException as error:
+        raise MemoryError(first_line(error)) from error
+
+
 def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
     """Run the stage's function in this process."""
     device = devices.choose(job.recipe)
@@ -209,6 +231,7 @@ def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
     deterministic = device.repeats if asked is None else asked
     devices.prepare(job.recipe.threads, deterministic)
     devices.quiet()
+    start_arrow()
     with (Report if devices.rank() == 0 else Silence)(job, progress) as report:
         run = stage_function(job.kind)
         # Trainers bring their own autocast.

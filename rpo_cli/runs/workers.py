@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from rpo_cli.artifacts import Job, Manifest, Stage, job_from
 from rpo_cli.errors import BadInput, RunFailed, from_words, in_words
 from rpo_cli.recipes.schema import KINDS, Recipe
-from rpo_cli.runs.work import died, failed, run_job, stage_function
+from rpo_cli.runs.work import died, failed, run_job, stage_function, start_arrow
 
 
 class Made(NamedTuple):
@@ -66,9 +66,13 @@ class Worker:
             return step, of
         return Made(*said["made"]) if "made" in said else from_words(*said["error"])
 
-    def end(self) -> None:
-        """End the process, whatever it is doing."""
+    def kill(self) -> None:
+        """Have the process end, whatever it is doing."""
         self._process.kill()
+
+    def end(self) -> None:
+        """End the process, and wait until it is gone."""
+        self.kill()
         self._process.join()
         self.pipe.close()
 
@@ -102,6 +106,7 @@ def serve(pipe: Connection, environment: dict[str, str]) -> None:
         try:
             if trouble is not None:
                 raise failed(job, trouble)
+            say(step=[0, 1])  # it begins: what was before is no time of its own
             manifest = run_job(job, lambda step, of: say(step=[step, of]))
         except (BadInput, RunFailed) as error:
             say(error=in_words(error))
@@ -115,6 +120,7 @@ def _set_up() -> None:
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    start_arrow()
     # On import it tells the terminal that QLoRA on a CPU could be faster; later words go to a log.
     unheard = logging.getLogger("bitsandbytes")
     unheard.setLevel(logging.ERROR)

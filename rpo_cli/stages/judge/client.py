@@ -31,8 +31,10 @@ LARGEST_ANSWER = 4 * 2**20
 MOST_TOKENS = 2**31  # that one answer may have taken
 TOKENS = ("prompt_tokens", "completion_tokens")
 ASKED_AGAIN = 1  # times that an answer without a verdict is asked for again
-# To the end of the line: "Verdict: a close call" is none.
-VERDICT = re.compile(r"\bverdict\W*(?:response\s+)?(A|B|tie)\W*$", re.IGNORECASE | re.MULTILINE)
+# To the end of the line: "Verdict: a close call" is a statement without a verdict.
+VERDICT = re.compile(
+    r"\bverdict(?:\W*(?:response\s+)?(A|B|tie)\W*$|[^\w\n]*[:\uff1a])", re.IGNORECASE | re.MULTILINE
+)
 BARE = re.compile(r"\W*(A|B|tie)\W*", re.IGNORECASE)
 
 
@@ -97,12 +99,10 @@ def question_key(settings: JudgeSettings, question: str) -> str:
 
 
 def verdict_of(text: str) -> Verdict | None:
-    """The last `Verdict: A`, `B` or `tie` of a text, or a text that is nothing but one; else None."""
-    found = VERDICT.findall(text) or ([bare[1]] if (bare := BARE.fullmatch(text)) else [])
-    if not found:
-        return None
+    """`A`, `B` or `tie` of a text's last `Verdict:`, or a text that is nothing but one; else None."""
+    found = VERDICT.findall(text) or ([bare[1]] if (bare := BARE.fullmatch(text)) else [""])
     words: dict[str, Verdict] = {"a": "A", "b": "B", "tie": "tie"}
-    return words[found[-1].lower()]
+    return words.get(found[-1].lower())
 
 
 def retry_after(header: str | None) -> float | None:

@@ -18,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from rpo_cli.artifacts import Job, Report, damaged_files, read_json, write_json
+from rpo_cli.artifacts import Job, Report, checksum, damaged_files, read_json, write_json
 from rpo_cli.devices import arrangement, cut_model, processes, step_mark
 from rpo_cli.errors import Diverged
 from rpo_cli.models import cannot_compile, compiled
@@ -79,12 +79,13 @@ class Journal(TrainerCallback):
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            files = {
-                str(file.relative_to(checkpoint)): file.stat().st_size
-                for file in checkpoint.rglob("*")
-                if file.is_file()
+            written = {
+                str(file.relative_to(checkpoint)): file for file in checkpoint.rglob("*") if file.is_file()
             }
-            write_json(checkpoint / STATE, {**self.state(), "processes": arrangement(), "files": files})
+            files = {name: file.stat().st_size for name, file in written.items()}
+            sums = {name: checksum(file) for name, file in written.items()}
+            whole = {"processes": arrangement(), "files": files, "sums": sums}
+            write_json(checkpoint / STATE, {**self.state(), **whole})
 
 
 def diverged(job: Job[Recipe], what: str) -> Diverged:
@@ -115,12 +116,20 @@ def last_checkpoint(directory: Path, max_steps: int, tell: Callable[[str], None]
 
 
 def _damaged(checkpoint: Path) -> Path | None:
-    """The first file of a checkpoint that is not what was written; None if all are."""
-    files: dict[str, int] = (read_json(checkpoint / STATE) or {}).get("files", {})
+    """The first file of a checkpoint that is not what was written; None if all are.
+
+    Of a checkpoint without checksums, which earlier versions wrote, the sizes and what its files say.
+    """
+    state = read_json(checkpoint / STATE) or {}
+    files: dict[str, int] = state.get("files", {})
+    sums: dict[str, int] = state.get("sums", {})
     for name, size in files.items():
-        if not (file := checkpoint / name).is_file() or file.stat().st_size != size:
+        file = checkpoint / name
+        if not file.is_file() or file.stat().st_size != size:
             return file
-    return next((file for file, _ in damaged_files(checkpoint)), None)
+        if name in sums and checksum(file) != sums[name]:
+            return file
+    return None if sums else next((file for file, _ in damaged_files(checkpoint)), None)
 
 
 def _best(checkpoint: Path) -> Path | None:
