@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import transformers
 from conftest import RHO, SEED, Tiny, rpo, weights
 from test_pipeline import plan, same_artifact
 from test_policy_training import Stop, teach
@@ -216,6 +217,35 @@ def test_a_worker_that_is_killed_costs_no_stage(tiny: Tiny, monkeypatch: pytest.
     for rho in (0.5, 0.2):
         path = f"seed-0/rho-{rho}/policies/dpo/beta-0.2-max_steps-8"
         same_artifact(tiny.root / path, undisturbed.root / path)
+
+
+def test_a_batch_that_memory_does_not_hold_is_cut_in_pieces_and_trains_to_the_same_weights(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for a card: of more than two pairs at a time it says what CUDA says."""
+
+    def trained() -> tuple[str, bytes]:
+        said = tiny.run("train-policy", "dpo.yaml", "--force").stderr
+        (weights,) = tiny.root.glob("seed-0/rho-0.5/policies/dpo/*/model.safetensors")
+        return said, weights.read_bytes()
+
+    tiny.edit("dpo.yaml", "per_device_train_batch_size: 2\ngradient_accumulation_steps: 4")
+    _, expected = trained()
+    tiny.edit("dpo.yaml", "per_device_train_batch_size: 8\ngradient_accumulation_steps: 1")
+    step = transformers.Trainer.training_step
+
+    def starved(self: Any, model: Any, inputs: Any, *args: Any) -> Any:
+        if len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", starved)
+    failed = tiny.run("train-policy", "dpo.yaml", "--force", code=1).stderr
+    assert "per_device_train_batch_size" in failed
+    tiny.edit("dpo.yaml", "auto_find_batch_size: true")
+    said, found = trained()
+    assert [f"no memory for {size} rows at a time" in said for size in (8, 4, 2)] == [True, True, False]
+    assert found == expected
 
 
 @pytest.mark.slow

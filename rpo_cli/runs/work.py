@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ from rpo_cli.artifacts import (
     write_card,
 )
 from rpo_cli.errors import BadInput, Died, Diverged, NoRoom, OutOfMemory, RunFailed
-from rpo_cli.recipes.schema import KINDS, Recipe, seed_of
+from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe, seed_of
 from rpo_cli.runs import processes
 from rpo_cli.text import first_line
 
@@ -236,12 +237,31 @@ def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
         run = stage_function(job.kind)
         # Trainers bring their own autocast.
         with contextlib.nullcontext() if KINDS[job.kind].trains else device.autocast():
-            metrics = run(job.at_checkpoint(), report)
+            metrics = _as_memory_allows(run, job.at_checkpoint(), report)
         report.summary(metrics)
     ran = str(device)
     if asked is not None or not deterministic:
         ran += f"; deterministic algorithms {'on' if deterministic else 'off'}"
     return Outcome(metrics, ran, report.warnings, report.told)
+
+
+def _as_memory_allows(run: Run, job: Job[Recipe], report: Report) -> dict[str, Any]:
+    """Run the stage; where memory ends and the recipe allows it, again with its batch in smaller pieces."""
+    recipe = job.recipe
+    if not (isinstance(recipe, TrainingRecipe) and recipe.auto_find_batch_size) or devices.processes() > 1:
+        return run(job, report)
+    from accelerate.utils.memory import clear_device_cache
+
+    *larger, smallest = recipe.cuts()
+    for cut in larger:
+        try:
+            return run(replace(job, recipe=cut), report)
+        except Exception as error:
+            if not no_memory(error):
+                raise
+        clear_device_cache(garbage_collection=True)  # out here, where nothing refers to what it held
+        report.tell(f"auto_find_batch_size: no memory for {cut.per_device_train_batch_size} rows at a time")
+    return run(replace(job, recipe=smallest), report)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal, get_args
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -52,6 +53,11 @@ class TrainingRecipe(ModelSource, FourBits):
         description="pieces of this size in the batch of an optimiser step, which stays the same in several "
         "processes",
     )
+    auto_find_batch_size: bool = cosmetic(
+        False,
+        "where memory ends, begin again with the optimiser's batch in more, smaller pieces; the batch, and "
+        "with it the result but for rounding, stays the same. In one process",
+    )
     train_sampling_strategy: Literal["random", "group_by_length"] = added(
         "random",
         "group_by_length: the rows of an optimiser batch are of about equal length, so that less is padding; "
@@ -84,6 +90,14 @@ class TrainingRecipe(ModelSource, FourBits):
     lora_alpha: Annotated[PositiveInt, at_most(LARGEST)] = 32
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_target_modules: str | Annotated[list[str], Field(min_length=1)] = "all-linear"
+
+    def cuts(self) -> Iterator[Self]:
+        """Itself, then with the same batch in more and more pieces, down to one row at a time."""
+        size = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        for pieces in range(self.gradient_accumulation_steps, size + 1):
+            if size % pieces == 0:
+                cut = {"per_device_train_batch_size": size // pieces, "gradient_accumulation_steps": pieces}
+                yield self.model_copy(update=cut)
 
     def steps(self, rows: int, batch: int) -> int:
         """Optimiser steps of so many rows each: max_steps, or those of the passes, whole batches alone."""
