@@ -17,9 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rpo_cli.figures.claims import judge
 from rpo_cli.figures.results import load_results
 from rpo_cli.recipes import schema
+from rpo_cli.statistics import t_interval, t_test
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -75,15 +78,43 @@ def compared(folder: Path, measure: str, ended: bool = False) -> Iterator[Sequen
     if ended:
         cut = cells.groupby(["rho", "seed", "prompt_id"])["unfinished"].transform("max")
         cells = cells[cut == 0]
-    pairs = [(more, than) for place, than in enumerate(policies[:2]) for more in policies[place + 1 :]]
     claims = [
-        schema.Claim.model_validate(
-            {"claim": measure, "more": more, "than": than, "measure": measure, "mean_over_rho": mean}
-        )
-        for more, than in pairs
-        for mean in (True, False)
+        claim(measure, *pair, mean_over_rho=mean) for pair in pairs_of(policies) for mean in (True, False)
     ]
     return verdicts(judge(cells, results.axes, claims, results.bootstrap, brief=True))
+
+
+def pairs_of(policies: Sequence[str]) -> list[tuple[str, str]]:
+    """Every policy with the first, and with the second."""
+    return [(more, than) for place, than in enumerate(policies[:2]) for more in policies[place + 1 :]]
+
+
+def claim(measure: str, more: str, than: str, *, mean_over_rho: bool) -> schema.Claim:
+    """That one policy has more of a measure than another."""
+    said = {"claim": measure, "more": more, "than": than, "measure": measure, "mean_over_rho": mean_over_rho}
+    return schema.Claim.model_validate(said)
+
+
+def across(folder: Path) -> Iterator[Sequence[str]]:
+    """The same differences at the first rho, in the mean of the others, and by how much these two differ.
+
+    Looked at afterwards, each alone: Student's t over seeds, not corrected; 0.0001 is that or less.
+    """
+    results = load_results(folder)
+    first, *others = (f"{rho:g}" for rho in results.axes.rhos if rho is not None)
+    yield ("difference", f"at ρ {first}", "p", f"mean of ρ {', '.join(others)}", "the first less these", "p")
+    for measure in ("advantage", "win", "utility"):
+        for more, than in pairs_of(results.axes.policies):
+            asked = [claim(measure, more, than, mean_over_rho=False)]
+            rows = judge(results.cells, results.axes, asked, results.bootstrap, brief=True)
+            by_rho = np.array([row["by_seed"] for row in rows])
+            rest = by_rho[1:].mean(0)
+            shown = [
+                "{} ({} … {})".format(*map(number, t_interval(values)))
+                for values in (by_rho[0], rest, by_rho[0] - rest)
+            ]
+            chance = [f"{max(t_test(values), 0.0001):.4f}" for values in (by_rho[0], by_rho[0] - rest)]
+            yield (f"{measure}: {more} - {than}", shown[0], chance[0], shown[1], shown[2], chance[1])
 
 
 def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
@@ -104,6 +135,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "claims": claims,
     "advantage": partial(compared, measure="advantage"),
     "utility": partial(compared, measure="utility"),
+    "across": across,
     "ended": partial(compared, measure="utility", ended=True),
 }
 
