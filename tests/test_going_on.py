@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -603,7 +602,6 @@ def test_no_trouble_of_wandb_ends_anything(
     elif trouble.startswith("a folder"):
         (tmp_path / "file").touch()
         root = tmp_path / "file"
-    started = time.monotonic()
     for _ in range(2):
         tracker = Tracker(told.append)
         tracker.start(root, project="p", id="a" * 16)
@@ -611,7 +609,6 @@ def test_no_trouble_of_wandb_ends_anything(
         tracker.summary({"loss": 1.0})
         tracker.finish()
     assert len(told) == 1 and told[0].startswith("Weights & Biases: ")  # the second stage did not try again
-    assert time.monotonic() - started < 60
     assert os.environ["WANDB_MODE"] == ("offline" if trouble == "no connection" else "disabled")
 
 
@@ -627,6 +624,16 @@ def test_a_login_that_cannot_be_read_stops_no_plan(
     monkeypatch.setenv("NETRC", place if place.startswith("~") else str(empty.suite / place))
     said = empty.run("train-sft", "sft.yaml", "--wandb", "--dry-run").stderr
     assert ("Weights & Biases: offline" in said) == (mode == "offline")
+
+
+def test_a_server_that_does_not_answer_is_told_of_before_the_first_stage(
+    empty: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    said = empty.run("train-sft", "sft.yaml", "--wandb", "--dry-run").stderr
+    assert "WANDB_API_KEY is set; not reachable now: " in said and "a" * 40 not in said
 
 
 # ── What is said ────────────────────────────────────────────────────────────────────────────────────────────

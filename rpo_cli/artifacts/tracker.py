@@ -76,7 +76,7 @@ class Tracker:
             begin: dict[str, Any] = {"dir": str(root), "settings": settings, "resume": "allow", **about}
             try:
                 if mode == "online":
-                    _need_answer()
+                    need_answer()
                 self.run = wandb.init(**{**begin, "mode": mode})
             except Exception as error:  # of wandb, and of what it is made of
                 if mode != "online":
@@ -131,7 +131,7 @@ class Tracker:
                 wandb.teardown()
 
 
-def _need_answer() -> None:
+def need_answer() -> None:
     """Ask the server for any answer: its client would wait for minutes. OSError: there is none."""
     with suppress(urllib.error.HTTPError):  # which is one
         urllib.request.urlopen(urllib.request.Request(server(), method="HEAD"), timeout=SECONDS).close()

@@ -22,6 +22,7 @@ from rpo_cli.artifacts import (
     Stage,
     Workspace,
     below_adapters,
+    need_answer,
     positions_of,
     read_json,
     wandb_mode,
@@ -31,7 +32,7 @@ from rpo_cli.recipes import RecipeError, schema, suggest
 from rpo_cli.recipes.draft import stands
 from rpo_cli.runs import local_models as models
 from rpo_cli.runs.todo import Todo
-from rpo_cli.text import is_word, size
+from rpo_cli.text import first_line, is_word, size
 
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
 PURPOSES = ("data", "rm", "policy", "sampling")
@@ -103,6 +104,11 @@ def notes(stages: Sequence[Stage], wandb: bool = False) -> list[str]:
     if wandb or any(stage.recipe.report_to == "wandb" for stage in stages):
         mode, why = wandb_mode()
         missing = "" if _installed("wandb") else "; wandb is not installed"
+        try:
+            if mode == "online" and not missing:
+                need_answer()
+        except OSError as error:
+            missing = f"; not reachable now: {first_line(error)}; where it stays so, runs are kept offline"
         if mode != "online" or missing:
             found.append(f"Weights & Biases: {mode}, {why}{missing}")
     return list(dict.fromkeys(found))
