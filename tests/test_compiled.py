@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rpo_cli.devices import Device
-from rpo_cli.models.compiled import compiled, in_step, layers_of
+from rpo_cli.models.compiled import cannot_compile, compiled, in_step, layers_of
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.training import loop
 
@@ -70,22 +71,32 @@ def compiles(device: str, **keys: Any) -> tuple[bool, list[str]]:
 
 
 def test_layers_are_compiled_where_a_recipe_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "cannot_compile", lambda: None)
+    monkeypatch.setattr(loop, "cannot_compile", lambda device: None)
     for device in ("cpu", "cuda"):
         assert compiles(device) == (False, [])
         assert compiles(device, torch_compile=True) == (True, [])
 
 
 def test_where_nothing_can_be_compiled_it_trains_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "cannot_compile", lambda: "there is no C compiler")
+    monkeypatch.setattr(loop, "cannot_compile", lambda device: "there is no compiler")
     said = "torch_compile: layers are not compiled: {}".format
-    assert compiles("cuda", torch_compile=True) == (False, [said("there is no C compiler")])
+    assert compiles("cuda", torch_compile=True) == (False, [said("there is no compiler")])
     assert compiles("xla", torch_compile=True) == (False, [said("XLA compiles by itself")])
     monkeypatch.setattr(loop, "processes", lambda: 2)
     assert compiles("cpu", torch_compile=True) == (False, [said("several processes share the model")])
 
 
+def test_what_a_compiler_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(import_module("rpo_cli.models.compiled"), "find_spec", lambda name: None)
+    assert cannot_compile("cpu") == "there is no compiler (g++)"
+    assert cannot_compile("cuda") == "Triton is not installed"
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(cannot_compile("cpu") is not None, reason="torch has nothing to compile with here")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
 def test_a_policy_through_compiled_layers_has_the_same_losses(tiny: Tiny) -> None:
     losses = []

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 from torch import compiler, nn
 
@@ -24,12 +26,15 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return [layer for child in model.children() for layer in layers_of(child)]
 
 
-def cannot_compile() -> str | None:
-    """What torch's compiler lacks here to make code for a GPU; None: nothing."""
-    if find_spec("triton") is None:
+def cannot_compile(device: str) -> str | None:
+    """What torch's compiler lacks here to make code for a CPU or a GPU; None: nothing."""
+    if device == "cuda" and find_spec("triton") is None:
         return "Triton is not installed"
-    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
-        return "there is no C compiler"
+    variable, *names = ("CC", "cc", "gcc", "clang") if device == "cuda" else ("CXX", "g++", "clang++")
+    if not any(shutil.which(name) for name in (os.environ.get(variable, ""), *names)):
+        return f"there is no compiler ({names[0]})"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers are not installed (python3-dev)"
     return None
 
 

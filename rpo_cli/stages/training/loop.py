@@ -171,7 +171,7 @@ def _compiles(trainer: WholeBatches, report: Report) -> bool:
     if not cast(TrainingRecipe, report.job.recipe).torch_compile:
         return False
     name = trainer.device.name
-    missing = cannot_compile() if name == "cuda" else "XLA compiles by itself" if name == "xla" else None
+    missing = "XLA compiles by itself" if name == "xla" else cannot_compile(name)
     if processes() > 1:
         missing = "several processes share the model"
     if missing is not None:
