@@ -1,7 +1,7 @@
 """What each lead gives alone to a step of preference training, in a bare loop.
 
-Every variant sees rows of its own, of lengths that nothing in the process has seen before, as a training
-does: what is made for each new length (a plan of cuDNN's, compiled code) counts.
+Every variant sees rows of its own, as a training does: what is made for each new length (a plan of cuDNN's,
+compiled code) counts. Later ones may still meet a length, or code, of an earlier one in the process.
 """
 
 from __future__ import annotations

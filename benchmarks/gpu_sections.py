@@ -541,8 +541,8 @@ def figure(check: Check) -> Iterator[Comparison]:
 
 # Sections, and the seconds that each is expected to take on an H100: none starts that does not fit.
 SECTIONS: Sequence[tuple[Callable[[Check], Iterator[Comparison]], int]] = (
-    (leads, 60), (first_losses, 45), (equal_to_the_cpu, 30), (repeats, 60), (samples_alone, 20),
-    (small_steps, 60), (sampling, 60), (policy_tldr, 230), (policy_chat, 60), (policy_neox, 60),
+    (leads, 60), (policy_tldr, 230), (first_losses, 45), (equal_to_the_cpu, 30), (repeats, 60),
+    (samples_alone, 20), (small_steps, 60), (sampling, 60), (policy_chat, 60), (policy_neox, 60),
     (reward_models, 60), (scoring, 30), (kinds_of_kernel, 60), (sampling_leads, 40),
     (figure, 60),
 )  # fmt: skip

@@ -11,7 +11,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pyarrow as pa
@@ -36,6 +37,7 @@ from rpo_cli.runs.room import LIBRARIES, Room
 from rpo_cli.runs.todo import Line, Todo
 from rpo_cli.runs.work import run_job, start_arrow
 from rpo_cli.runs.workers import Worker
+from rpo_cli.stages.training import loop
 
 TINY = Workspace(Path("runs"), "tiny")
 POLICIES = "seed-0/rho-{}/policies/dpo/beta-{}"
@@ -275,6 +277,21 @@ def test_a_worker_that_dies_or_has_no_memory_left_ends_in_words_and_knows_its_st
                 assert isinstance(heard, RunFailed)
     finally:
         worker.end()
+
+
+def test_a_checkpoint_that_a_run_comes_by_again_and_its_moved_state_stay_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-4"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text('{"best_model_checkpoint": "elsewhere/checkpoint-4"}')
+    args = cast(Any, SimpleNamespace(output_dir=str(tmp_path)))
+    state = cast(Any, SimpleNamespace(global_step=4, is_world_process_zero=True))
+    for _ in range(2):
+        loop.Journal(cast(Any, None), dict).on_save(args, state, cast(Any, None))
+        assert loop._damaged(folder) is None
+    loop._relocate(folder)
+    assert loop._damaged(folder) is None
+    (folder / "trainer_state.json").write_text('{"best_model_checkpoint": "elsewhere/checkpoint-2"}')
+    assert loop._damaged(folder) == folder / "trainer_state.json"
 
 
 LIMITED = """

@@ -80,7 +80,9 @@ class Journal(TrainerCallback):
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             written = {
-                str(file.relative_to(checkpoint)): file for file in checkpoint.rglob("*") if file.is_file()
+                str(file.relative_to(checkpoint)): file
+                for file in checkpoint.rglob("*")
+                if file.is_file() and file.name != STATE  # an earlier one, where a run comes by here again
             }
             files = {name: file.stat().st_size for name, file in written.items()}
             sums = {name: checksum(file) for name, file in written.items()}
@@ -118,7 +120,7 @@ def last_checkpoint(directory: Path, max_steps: int, tell: Callable[[str], None]
 def _damaged(checkpoint: Path) -> Path | None:
     """The first file of a checkpoint that is not what was written; None if all are.
 
-    Of a checkpoint without checksums, which earlier versions wrote, the sizes and what its files say.
+    Earlier versions wrote no checksums: of those the sizes and what the files say.
     """
     state = read_json(checkpoint / STATE) or {}
     files: dict[str, int] = state.get("files", {})
@@ -129,7 +131,7 @@ def _damaged(checkpoint: Path) -> Path | None:
             return file
         if name in sums and checksum(file) != sums[name]:
             return file
-    return None if sums else next((file for file, _ in damaged_files(checkpoint)), None)
+    return next((file for file, _ in damaged_files(checkpoint)), None)
 
 
 def _best(checkpoint: Path) -> Path | None:
@@ -191,5 +193,12 @@ def _relocate(checkpoint: Path) -> None:
     if (best := _best(checkpoint)) is not None:
         ours, theirs = read_json(checkpoint / STATE) or {}, read_json(checkpoint / TRAINER_STATE) or {}
         files = {name: size for name, size in ours.get("files", {}).items() if name != TRAINER_STATE}
-        write_json(checkpoint / STATE, ours | {"files": files})
-        write_json(checkpoint / TRAINER_STATE, theirs | {"best_model_checkpoint": str(best)})
+        sums = {name: total for name, total in ours.get("sums", {}).items() if name != TRAINER_STATE}
+        write_json(checkpoint / STATE, ours | {"files": files, "sums": sums})  # in case it ends in between
+        file = checkpoint / TRAINER_STATE
+        write_json(file, theirs | {"best_model_checkpoint": str(best)})
+        again = {
+            "files": files | {TRAINER_STATE: file.stat().st_size},
+            "sums": sums | {TRAINER_STATE: checksum(file)},
+        }
+        write_json(checkpoint / STATE, ours | again)
