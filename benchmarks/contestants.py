@@ -309,14 +309,9 @@ class Maker:
         objective: str = "dpo",
         as_drawn: bool = False,
         setting: Setting = "rpo",
-        collator: PairCollator | None = None,
-        settings: dict[str, Any] | None = None,
         **fields: Any,
     ) -> Training:
-        """This package's policy trainer, with its journal, as `rpo train-policy` runs it.
-
-        `collator`, `settings`: in place of the ones, or beside the arguments, that it trains with.
-        """
+        """This package's policy trainer, with its journal, as `rpo train-policy` runs it."""
         recipe = self._recipe(
             PolicyRecipe, stage="policy", objective=objective, beta=0.1, **_repeating(setting), **fields
         )
@@ -324,8 +319,7 @@ class Maker:
         if objective == "e-dpo":
             members = self._members(rows, recipe)
         ids: list[list[int]] = []
-        given = self._settings(recipe) | (settings or {})
-        config = DPOConfig(**given, beta=recipe.beta, precompute_ref_log_probs=True)
+        config = DPOConfig(**self._settings(recipe), beta=recipe.beta, precompute_ref_log_probs=True)
         trainer = (_AsDrawn if as_drawn else _OurPolicy)(
             recipe,
             members,
@@ -333,7 +327,7 @@ class Maker:
             model=model,
             args=config,
             device=self.device,
-            data_collator=_Recording(collator or PairCollator(self.tokenizer.pad_token_id), ids),
+            data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
             train_dataset=Dataset.from_list(rows),
             processing_class=self.tokenizer,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -94,7 +95,7 @@ def tried(
             with in_step() if lead.compiled else nullcontext(), device.autocast():
                 better, worse = response_logps(model, batch).chunk(2)
                 loss = dpo_losses(better - worse, 0.1).mean() / len(pieces)
-                loss.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -102,8 +103,8 @@ def tried(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     with compiled(model) if lead.compiled else nullcontext():
-        seconds = [timed(lambda pieces=pieces: step(pieces), device.name).wall for pieces in batches[:-1]]  # type: ignore[misc]
-        busy = step_seen(lambda: step(batches[-1]), device.name)
+        seconds = [timed(partial(step, pieces), device.name).wall for pieces in batches[:-1]]
+        busy = step_seen(partial(step, batches[-1]), device.name)
     synchronise(device.name)
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
     return Tried(seconds, peak, busy)
@@ -150,7 +151,8 @@ def leads(check: Check) -> Iterator[Comparison]:
 
 def _pieces(rows: list[Row], size: int) -> list[list[Row]]:
     """An optimiser batch as the trainers cut it: from its longest row to its shortest."""
-    return _cut(sorted(rows, key=lambda row: -len(row["prompt_ids"])), size)
+    lengths = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return _cut(sorted(rows, key=lambda row: -sum(len(row[name]) for name in lengths)), size)
 
 
 def _cut(items: list[Item], size: int) -> list[list[Item]]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Tiny
 from torch import nn
+from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rpo_cli.devices import Device
@@ -62,11 +63,12 @@ def test_compiled_code_runs_in_steps_alone_and_is_gone_afterwards(monkeypatch: p
     assert len(seen) == 1
 
 
-def compiles(device: str, **keys: Any) -> tuple[bool, list[str]]:
+def compiles(device: str, layers: int = 2, **keys: Any) -> tuple[bool, list[str]]:
     told: list[str] = []
     recipe = PolicyRecipe(stage="policy", objective="dpo", beta=0.1, **keys)
     report = cast(Any, SimpleNamespace(job=SimpleNamespace(recipe=recipe), tell=told.append))
-    trainer = cast(Any, SimpleNamespace(device=Device(device, "float32", "test")))
+    model = nn.Sequential(nn.ModuleList([Layer(3, 3)] * layers))
+    trainer = cast(Any, SimpleNamespace(device=Device(device, "float32", "test"), model=model))
     return loop._compiles(trainer, report), told
 
 
@@ -82,6 +84,8 @@ def test_where_nothing_can_be_compiled_it_trains_and_says_so(monkeypatch: pytest
     said = "torch_compile: layers are not compiled: {}".format
     assert compiles("cuda", torch_compile=True) == (False, [said("there is no compiler")])
     assert compiles("xla", torch_compile=True) == (False, [said("XLA compiles by itself")])
+    alone = said("the model has none that repeat")
+    assert compiles("cpu", layers=1, torch_compile=True) == (False, [alone])
     monkeypatch.setattr(loop, "processes", lambda: 2)
     assert compiles("cpu", torch_compile=True) == (False, [said("several processes share the model")])
 
@@ -99,11 +103,14 @@ def test_what_a_compiler_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.skipif(cannot_compile("cpu") is not None, reason="torch has nothing to compile with here")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
 def test_a_policy_through_compiled_layers_has_the_same_losses(tiny: Tiny) -> None:
-    losses = []
+    losses, frames = [], []
     for compiling in ("false", "true"):
         tiny.edit("dpo.yaml", f"torch_compile: {compiling}")
+        counters.clear()
         tiny.run("train-policy", "dpo.yaml")
+        frames.append(counters["frames"]["ok"])
         (journal,) = tiny.root.glob("seed-0/rho-0.5/policies/dpo/**/metrics.jsonl")
         lines = [json.loads(line) for line in journal.read_text().splitlines()]
         losses.append([line["loss"] for line in lines if "loss" in line])
+    assert frames[0] == 0 < frames[1]
     assert len(losses[0]) == 6 and losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -270,6 +270,10 @@ def test_an_answer_without_a_verdict_is_asked_for_once_more_and_both_are_billed(
         ("Verdict: A, at first sight.\nVerdict: C", None),
         ("Verdict: A\n**Verdict**: both are bad", None),
         ("The verdict: not easy.\nVerdict: B", "B"),
+        ("Verdict: A\nReason for this verdict: it is more accurate.", "A"),
+        ("Verdict: B\nJustification of verdict:\n- shorter", "B"),
+        ("Verdict: A\nFinal verdict: both are bad", None),
+        ("Verdict: A\n**Final verdict:** B", "B"),
         ("Verdict: A\n(My verdict rests on the facts.)", "A"),
     ],
 )

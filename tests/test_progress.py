@@ -82,6 +82,16 @@ def test_a_resumed_stage_says_nothing_wrong_of_those_that_wait() -> None:
     assert progress.eta() == pytest.approx(100)
 
 
+def test_a_resumed_stages_loading_counts_once_for_those_that_wait() -> None:
+    """30 seconds until its model is there, then a second for each step: 130 for a whole one."""
+    progress, clock, _ = plan({"b1": 130, "b2": 130}, {"b1": "reward", "b2": "reward"})
+    progress.start("b1")
+    clock.seconds += 30
+    run(progress, clock, "b1", 1.0, range(96, 101), 100)
+    progress.finish("b1", "done")
+    assert progress.eta() == pytest.approx(130)
+
+
 def test_loading_a_model_is_no_step_of_its_training() -> None:
     progress, clock, _ = plan({"sft": 300}, {"sft": "sft"})
     progress.start("sft")

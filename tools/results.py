@@ -102,7 +102,8 @@ def across(folder: Path) -> Iterator[Sequence[str]]:
     """
     results = load_results(folder)
     first, *others = (f"{rho:g}" for rho in results.axes.rhos if rho is not None)
-    yield ("difference", f"at ρ {first}", "p", f"mean of ρ {', '.join(others)}", "the first less these", "p")
+    rest_of = f"mean of ρ {', '.join(others)}"
+    yield ("difference", f"at ρ {first}", "p", rest_of, "the first less these", "p")
     for measure in ("advantage", "win", "utility"):
         for more, than in pairs_of(results.axes.policies):
             asked = [claim(measure, more, than, mean_over_rho=False)]

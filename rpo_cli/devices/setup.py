@@ -14,8 +14,8 @@ def prepare(threads: int | None, deterministic: bool = True) -> None:
     if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         # What `cuda` without a number means from here on.
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # cuDNN's attention makes a plan for every new length of rows, which takes longer than a step; the kernel
-    # that is next in torch's order makes none.
+    # cuDNN's attention makes a plan for every new length of rows; the next kernel in torch's order makes
+    # none. On others' word (FunASR's issue 3704, a B200): there a plan took ten times as long as a step.
     torch.backends.cuda.enable_cudnn_sdp(False)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic, warn_only=True)

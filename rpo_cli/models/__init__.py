@@ -2,7 +2,7 @@
 
 from rpo_cli.models.buckets import MOST, STEP, Buckets, Shape, for_batches, for_training, longest
 from rpo_cli.models.choice import layout_for
-from rpo_cli.models.compiled import cannot_compile, compiled, in_step
+from rpo_cli.models.compiled import cannot_compile, compiled, in_step, layers_of
 from rpo_cli.models.draws import occurrences, pick, uniforms
 from rpo_cli.models.generation import stops_in, stops_of
 from rpo_cli.models.layout import (

@@ -1,4 +1,4 @@
-"""A model's layers as compiled code: what is unfused in a layer costs a GPU half of a training step.
+"""A model's layers as compiled code, which fuses what a layer does element by element.
 
 Only the steps of a training run it. Layers are all of one kind, so one of them is compiled, for rows of any
 number and length; the head, the loss and everything that is read without a gradient stay as they are.
@@ -15,8 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from torch import compiler, nn
-
-DYNAMIC = True  # every batch has another shape
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -40,9 +38,13 @@ def cannot_compile(device: str) -> str | None:
 
 @contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
-    """Within it `in_step` runs compiled code for the model's layers; all else is as without."""
+    """Within it `in_step` runs compiled code for the model's layers; all else is as without.
+
+    What a training before it compiled is forgotten: torch stops compiling at a number of codes for one class.
+    """
+    compiler.reset()
     for layer in layers_of(model):
-        layer.compile(dynamic=DYNAMIC)
+        layer.compile(dynamic=True)  # every batch has another shape
     try:
         with compiler.set_stance("force_eager"):
             yield

@@ -30,21 +30,34 @@ class Running:
     latest: tuple[float, int] | None = None
     of: int = 1
 
-    def remaining(self, now: float) -> float | None:
-        """Seconds to go at its own rate, from where it resumed; None before that is known.
+    @property
+    def each(self) -> float | None:
+        """Seconds of a step; None before that is known.
 
         What a training needed until its first step is mostly the loading of its model.
         """
         if self.first is None or self.latest is None or (self.trains and self.latest == self.first):
             return None
         (began, first), (at, step) = self.first, self.latest
-        each = (at - began) / (step - first) if step > first else (at - self.started) / max(1, step)
+        return (at - began) / (step - first) if step > first else (at - self.started) / max(1, step)
+
+    def remaining(self, now: float) -> float | None:
+        """Seconds to go at its own rate; None before that is known."""
+        if self.latest is None or (each := self.each) is None:
+            return None
+        at, step = self.latest
         return max(0.0, (self.of - step) * each - (now - at))
 
     @property
-    def part(self) -> float:
-        """Share of its steps that it does itself: all, or those behind a checkpoint."""
-        return 1 - (self.first[1] - 1) / self.of if self.trains and self.first is not None else 1.0
+    def skipped(self) -> int:
+        """Steps before the checkpoint from which it goes on."""
+        return self.first[1] - 1 if self.trains and self.first is not None else 0
+
+    def whole(self, seconds: float) -> float | None:
+        """What it would take without a checkpoint, of the seconds that it takes; None: not known."""
+        if not self.skipped:
+            return seconds
+        return None if self.each is None else seconds + self.skipped * self.each
 
 
 @dataclass
@@ -63,7 +76,7 @@ class PlanProgress:
     now: Callable[[], float] = time.monotonic
     latest: Callable[[str], str] = lambda path: ""  # what a running stage's journal says
     done: dict[str, float] = field(default_factory=dict)  # path -> seconds it took
-    parts: dict[str, float] = field(default_factory=dict)  # path -> share of it that was done in these
+    whole: dict[str, float | None] = field(default_factory=dict)  # path -> seconds without a checkpoint
     running: dict[str, Running] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)  # failed, or behind one that did
     _spoken: float = -QUIET_SECONDS
@@ -84,27 +97,26 @@ class PlanProgress:
     def remaining(self) -> dict[str, float]:
         """Seconds to go of each stage that is not done."""
         now = self.now()
-        measured = dict(self.done)
-        parts = self.parts | {path: stage.part for path, stage in self.running.items()}
+        measured = dict(self.whole)
         rest: dict[str, float] = {}
         for path, stage in self.running.items():
             if (left := stage.remaining(now)) is not None:
                 rest[path] = left
-                measured[path] = now - stage.started + left
+                measured[path] = stage.whole(now - stage.started + left)
         took: dict[str | None, float] = {}
         meant: dict[str | None, float] = {}
         for path, seconds in measured.items():
-            kind = self.kinds.get(path)
-            took[kind] = took.get(kind, 0.0) + seconds
-            meant[kind] = meant.get(kind, 0.0) + self.expected[path] * parts[path]
+            if seconds is not None:
+                kind = self.kinds.get(path)
+                took[kind] = took.get(kind, 0.0) + seconds
+                meant[kind] = meant.get(kind, 0.0) + self.expected[path]
         any_kind = sum(took.values()) / sum(meant.values()) if took else 1.0
         for path in self.expected.keys() - self.done.keys() - rest.keys() - self.lost:
             kind = self.kinds.get(path)
-            seconds = self.expected[path] * parts.get(path, 1.0)
-            seconds *= took[kind] / meant[kind] if kind in took else any_kind
-            rest[path] = max(
-                0.0, seconds - (now - self.running[path].started if path in self.running else 0.0)
-            )
+            seconds = self.expected[path] * (took[kind] / meant[kind] if kind in took else any_kind)
+            if (running := self.running.get(path)) is not None:
+                seconds = seconds * (1 - running.skipped / running.of) - (now - running.started)
+            rest[path] = max(0.0, seconds)
         return rest
 
     def share(self) -> float:
@@ -137,7 +149,7 @@ class PlanProgress:
     def finish(self, path: str, note: str, warnings: Sequence[str] = ()) -> None:
         stage = self.running.pop(path, None)
         self.done[path] = 0.0 if stage is None else self.now() - stage.started
-        self.parts[path] = 1.0 if stage is None else stage.part
+        self.whole[path] = self.done[path] if stage is None else stage.whole(self.done[path])
         self._show(f"{path}: {note}", always=True)
         for line in warnings:
             self._warned[line] += 1

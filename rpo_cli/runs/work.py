@@ -256,7 +256,7 @@ def _as_memory_allows(run: Run, job: Job[Recipe], report: Report) -> dict[str, A
     for cut in larger:
         try:
             return run(replace(job, recipe=cut), report)
-        except Exception as error:
+        except Exception as error:  # of whatever allocates
             if not no_memory(error):
                 raise
         clear_device_cache(garbage_collection=True)  # out here, where nothing refers to what it held

@@ -31,9 +31,11 @@ LARGEST_ANSWER = 4 * 2**20
 MOST_TOKENS = 2**31  # that one answer may have taken
 TOKENS = ("prompt_tokens", "completion_tokens")
 ASKED_AGAIN = 1  # times that an answer without a verdict is asked for again
-# To the end of the line: "Verdict: a close call" is a statement without a verdict.
+# To the end of the line. A line that begins as one, such as "Verdict: a close call", takes back those before.
+STATED = r"\W*(?:response\s+)?(?:A|B|tie)\W*$"
 VERDICT = re.compile(
-    r"\bverdict(?:\W*(?:response\s+)?(A|B|tie)\W*$|[^\w\n]*[:\uff1a])", re.IGNORECASE | re.MULTILINE
+    rf"\bverdict\W*(?:response\s+)?(A|B|tie)\W*$|^[^\w\n]*(?:(?:final|the|my)\s+)?verdict(?!{STATED})[^\w\n]*[:\uff1a]",
+    re.IGNORECASE | re.MULTILINE,
 )
 BARE = re.compile(r"\W*(A|B|tie)\W*", re.IGNORECASE)
 

@@ -21,7 +21,7 @@ from transformers import (
 from rpo_cli.artifacts import Job, Report, checksum, damaged_files, read_json, write_json
 from rpo_cli.devices import arrangement, cut_model, processes, step_mark
 from rpo_cli.errors import Diverged
-from rpo_cli.models import cannot_compile, compiled
+from rpo_cli.models import cannot_compile, compiled, layers_of
 from rpo_cli.recipes.schema import PolicyRecipe, Recipe, TrainingRecipe
 from rpo_cli.stages.training.trl import WholeBatches
 
@@ -174,6 +174,8 @@ def _compiles(trainer: WholeBatches, report: Report) -> bool:
         return False
     name = trainer.device.name
     missing = "XLA compiles by itself" if name == "xla" else cannot_compile(name)
+    if not layers_of(trainer.model):
+        missing = "the model has none that repeat"
     if processes() > 1:
         missing = "several processes share the model"
     if missing is not None:

@@ -99,8 +99,8 @@ def _records(job: Job[DataRecipe], name: str, kind: str, report: Report, ledger:
         ours: theirs for ours, theirs in recipe.columns.items() if ours in COLUMNS[kind]
     }
     for number, (where, published, row) in enumerate(records(files, kind, ledger, columns)):
-        if number % 1000 == 0:
-            report(number, number + 1000)
+        if number % 1000 == 999:
+            report(number + 1, number + 1001)
         untold = published is None and not recipe.split  # tldr.py knows it from the row
         yield where, None if untold else _split(published or "train", name, kind, recipe), row
 
