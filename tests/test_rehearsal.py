@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import published
 import pytest
+import torch
 from conftest import Tiny, manifest
 from repository import copy_tracked
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -45,6 +46,7 @@ def small(name: str, home: Path, sizes: dict[str, str]) -> Tiny:
         num_hidden_layers=1,
         num_attention_heads=2,
     )
+    torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(model)
     suite = Tiny(home / "recipes" / name, home / "runs")
     for recipe, text in sizes.items():

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import Tiny, manifest, rpo
 from published import write_jsonl
 from repository import ROOT
@@ -147,6 +148,7 @@ def tiny_model(folder: Path, lines: list[str]) -> Path:
     wrapped.save_pretrained(folder)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(wrapped), max_position_embeddings=512, eos_token_id=0, **sizes)
+    torch.manual_seed(0)  # other weights may learn too little in a test's steps to be calibrated
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
