@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
-from functools import wraps
+from functools import cache, wraps
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -35,14 +35,19 @@ def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
     )
 
 
+@cache
+def _types(kind: type[DataclassInstance]) -> dict[str, Any]:
+    """The evaluated annotations of a class of options, which many commands share."""
+    return get_type_hints(kind, include_extras=True)
+
+
 def parameters_of(
     kind: type[DataclassInstance],
     takes: Collection[str] | None = None,
     defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> list[inspect.Parameter]:
     """These options, or those that a command takes, as parameters; `defaults`: for this command."""
-    types = get_type_hints(kind, include_extras=True)
-    found = []
+    types, found = _types(kind), []
     for each in fields(kind):
         if takes is None or each.name in takes:
             default = [] if each.name == "overrides" else defaults.get(each.name, each.default)
@@ -68,7 +73,7 @@ def sign(function: Callable[..., None], listed: Sequence[inspect.Parameter]) -> 
     """Give a function, which takes any keywords, the parameters that Typer is to read off it."""
     parameters = [each.replace(kind=KEYWORD) for each in listed]
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    function.__annotations__ = {each.name: each.annotation for each in parameters}
+    function.__annotations__ = {}  # Typer reads the signature; it would evaluate these a second time
 
 
 @contextmanager
