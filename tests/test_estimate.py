@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -236,6 +237,31 @@ def test_hours_and_dollars_follow_from_what_is_named(empty: Tiny) -> None:
     compute = (named["flops"]["train"] + named["flops"]["score"]) / (312e12 * 0.35)
     assert named["hours"] == pytest.approx((compute + reads / (2039e9 * 0.5)) / 3600)
     assert named["dollars"] is None and all(peak["fits"] for peak in named["memory"])
+
+
+def test_the_share_of_the_peak_is_the_measured_one_where_there_is_a_measurement(empty: Tiny) -> None:
+    with_figure(empty)
+
+    def shares(*arguments: object) -> tuple[float, str]:
+        found = plan(empty, "sweep", "dpo.yaml", "--rho", "0.5", *arguments)["estimate"]
+        return found["mfu"], next(line for line in found["assumptions"] if "is reached" in line)
+
+    card = json.loads((ROOT / "benchmarks" / "gpu" / "NVIDIA-H100-80GB-HBM3.json").read_text())
+    step = next(
+        one for one in card["policy_tldr"]["comparisons"] if one["baseline"].startswith("layers not compiled")
+    )
+    million, prompt, response = (
+        float(re.search(pattern, step["workload"])[1])  # type: ignore[index]
+        for pattern in (r"llama ([\d.]+)M", r"prompts (\d+) tokens", r"responses (\d+) ")
+    )
+    pairs_per_second = float(re.search(r"([\d.]+) pairs/s", step["baseline"])[1])  # type: ignore[index]
+    reached = pairs_per_second * 6 * million * 1e6 * (prompt + 2 * response) / 989e12
+    share, said = shares("--device-name", "h100-80g")
+    assert share == round(reached, 2) and "measured: a dpo step" in said
+    share, said = shares("--device-name", "h100-80g", "--mfu", "0.3")
+    assert share == 0.3 and "30% is reached (as --mfu says)" in said
+    share, said = shares("--device-name", "a100-80g")
+    assert share == 0.35 and "assumed, not measured" in said
 
 
 def test_lora_and_checkpointing_change_memory_and_flops(empty: Tiny) -> None:

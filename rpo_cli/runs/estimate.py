@@ -139,8 +139,8 @@ def _device_assumptions(question: Question) -> list[str]:
     if device is None:
         return []
     listed = [
-        f"{device.name}: {device.tflops:g} TFLOP/s peak, of which {question.mfu:.0%} is reached (--mfu); "
-        "nothing of this was measured"
+        f"{device.name}: {device.tflops:g} TFLOP/s peak, of which {question.mfu:.0%} is reached "
+        f"({question.mfu_from})"
     ]
     if device.bandwidth_gb_s is not None:
         listed.append(

@@ -18,7 +18,7 @@ DEVICE = (
 )
 LAUNCH = "Train in the processes of this accelerate configuration, such as recipes/accelerate/multi-gpu.yaml."
 ESTIMATE = "With --dry-run: tokens, parameters, FLOPs, memory, disk; imports torch."
-MFU = "Share of the peak that is reached. Assumed: 0.35."
+MFU = "Share of the peak that is reached. Default: as measured on the device, else 0.35."
 Devices = Literal["auto", "cpu", "cuda", "xla"]
 
 

@@ -16,20 +16,22 @@ ACCELERATORS = Path(__file__).with_name("accelerators.yaml")
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One accelerator: peak TFLOP/s, and GB and GB/s of memory where they are known."""
+    """One accelerator: peak TFLOP/s; GB, GB/s of memory where known; `mfu` where measured."""
 
     name: str
     tflops: float
     memory_gb: float | None = None
     bandwidth_gb_s: float | None = None
+    mfu: float | None = None
 
 
 @dataclass(frozen=True)
 class Question:
-    """What an estimate is asked for."""
+    """What an estimate is asked for; `mfu_from`: whether the share was given, measured or is assumed."""
 
     device: Accelerator | None
     mfu: float
+    mfu_from: str
     price_per_hour: float | None
     params: float | None
 
@@ -55,4 +57,10 @@ def asked(dry_run: bool, costs: Costs) -> Question | None:
         device = Accelerator(f"a device of {tflops:g} TFLOP/s", tflops)
     if device is None and (costs.mfu is not None or costs.price_per_hour is not None):
         raise BadInput("--mfu and --price-per-hour need a device: --device-name or --tflops")
-    return Question(device, MFU if costs.mfu is None else costs.mfu, costs.price_per_hour, costs.params)
+    if costs.mfu is not None:
+        mfu, source = costs.mfu, "as --mfu says"
+    elif device is not None and device.mfu is not None:
+        mfu, source = device.mfu, "measured: a dpo step of 1.24B parameters; --mfu for another share"
+    else:
+        mfu, source = MFU, "assumed, not measured: --mfu"
+    return Question(device, mfu, source, costs.price_per_hour, costs.params)
