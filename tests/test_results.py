@@ -71,7 +71,7 @@ def test_while_a_policy_trains_its_accuracy_margin_and_kl_are_told(tmp_path: Pat
     journal.write_text(
         json.dumps({"step": 2, "loss": 9.0}) + "\n" + json.dumps(step) + "\n" + '{"step": 4, "lo'
     )
-    assert latest(journal) == "loss 0.52, accuracy 71%, margin +0.42, KL 1.30" == training_words(step)
+    assert latest(journal) == "loss 0.52, accuracy 71%, margin +0.42, forward KL 1.30" == training_words(step)
     journal.write_text("x" * 5000)
     assert latest(journal) == ""
 

@@ -2,7 +2,7 @@
 
 One prompt, a handful of responses, a tabular soft-max policy in float64. Tolerances are what rounding leaves,
 so a loss that is only nearly right fails. Two statements need care: the least-KL member of a finite ensemble
-is hardly ever its max–min policy, and descent on the min of e-DPO from π_ref may end with another member than
+is rarely its max–min policy, and descent on the min of e-DPO from π_ref may end with another member than
 the least-KL one.
 """
 

@@ -209,12 +209,12 @@ OF_A_STEP: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("loss", ("loss",), ".3g"),
     ("accuracy", ("rewards/accuracies", "accuracy"), ".0%"),
     ("margin", ("rewards/margins", "margin"), "+.2f"),
-    ("KL", ("kl_to_reference", "kl_data"), ".2f"),
+    ("forward KL", ("kl_to_reference", "kl_data"), ".2f"),
 )
 
 
 def training_words(metrics: Metrics) -> str:
-    """A step of a training as `loss 0.52, accuracy 71%, margin +0.42, KL 1.30`, as far as it says."""
+    """A step of a training as `loss 0.52, accuracy 71%, margin +0.42, forward KL 1.30`, as far as it says."""
     found = []
     for said, names, form in OF_A_STEP:
         value = next((metrics[name] for name in names if isinstance(metrics.get(name), int | float)), None)
