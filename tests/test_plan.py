@@ -422,6 +422,19 @@ def test_a_lease_that_a_kill_left_empty_is_waited_for_aloud_and_then_taken_over(
     ]
 
 
+def test_what_a_kill_left_of_a_half_written_file_is_not_published(shop: Workspace) -> None:
+    with shop.building(DATA, ID) as directory:
+        assert directory is not None
+        (directory / "checkpoints").mkdir()
+        parts = [directory / ".rpo_recipe.yaml.1.tmp", directory / "checkpoints" / ".rpo_state.json.1.tmp"]
+        for part in parts:
+            part.touch()
+        (directory / "pairs.parquet").touch()
+    with shop.building(DATA, ID) as directory:
+        assert directory is not None and not any(part.exists() for part in parts)
+        assert (directory / "pairs.parquet").exists()
+
+
 def test_who_has_lost_its_lease_publishes_nothing(shop: Workspace) -> None:
     with shop.building(DATA, ID):
         lease(shop).unlink()

@@ -23,6 +23,7 @@ from filelock import SoftFileLease
 from rpo_cli.artifacts.files import lease, no_room, read_json, write_json
 from rpo_cli.artifacts.manifest import DIVERGED, MANIFEST, STARTED, Identity, Manifest, as_manifest
 from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.recipes.whole import remove_parts
 
 NAME = "workspace.json"
 REPLACED = ".replaced"
@@ -196,6 +197,7 @@ class Workspace:
                 shutil.rmtree(directory, ignore_errors=True)
                 directory.mkdir(parents=True, exist_ok=True)
                 write_json(directory / STARTED, identity)
+            remove_parts(directory)
             try:
                 yield directory
             except BadInput:
