@@ -48,6 +48,7 @@ def test_init_writes_a_suite_from_the_data_and_the_command_it_prints_runs(here: 
     held_out, training = recipes["splits"]["held_out"], recipes["training"]
     batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
     assert held_out == len(pairs) // 10 and batch == 16
+    assert f"  {held_out} held-out pairs are few: an accuracy on them may be 2" in said
     assert "use_peft" not in training and recipes["evaluate"]["oracle"] is None
     steps = (len(pairs) - held_out) // batch
     assert f"num_train_epochs: 1             # about {steps} steps" in Path("mine.yaml").read_text().replace(
