@@ -86,6 +86,7 @@ def test_init_takes_teachers_and_a_judge_where_they_are_named(here: Path, built:
     recipes = suite()
     assert recipes["d-dpo"]["reward_model"] == str(members[0]) and recipes["ipo"]["tau"] == 0.1
     assert recipes["e-dpo"]["ensemble"] == [str(member) for member in members] and "rm" not in recipes
+    assert recipes["e-dpo"]["calibration"] == "temperature"
     assert recipes["evaluate"]["oracle"] == str(oracle) and recipes["training"]["use_peft"] is True
     assert "policies/e-dpo" in rpo("train-policy", "mine.yaml:e-dpo", "--dry-run").stdout
     assert load("mine.yaml:ipo").recipe.learning_rate == 5e-5  # type: ignore[attr-defined]

@@ -17,8 +17,8 @@ DEVICE = (
     "Where to compute, whatever the recipes say; [bold]xla[/bold]: a TPU. Default: the recipes' `device:`."
 )
 LAUNCH = (
-    "Train in the processes of this accelerate configuration, such as recipes/accelerate/multi-gpu.yaml; "
-    "presets of this name are packed."
+    "Train in the processes of this accelerate configuration: a file, or a packed preset such as "
+    "recipes/accelerate/multi-gpu.yaml."
 )
 SEED = "Seed of all that is drawn: data, training, samples. Default: the recipe's `seed:`, else 0."
 WORKSPACE = "Folder of all that is made. Default: runs/SUITE, by the name of the recipe's suite."
