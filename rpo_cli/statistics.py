@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Truncated = Literal["score", "drop"]
 COLUMNS = ("prompt_id", "sample", "prompt", "response", "tokens", "finished", "logp", "ref_logp")
+FEW_PAIRS = 100  # an accuracy on fewer is known to 10 points at best
 COUNTS_AT_A_TIME = 2_000_000  # resamples x prompts held in memory: 16 MB
 
 
@@ -38,6 +39,14 @@ def wilson(hits: int, count: int) -> Interval:
     middle = (hits + square / 2) / (count + square)
     half = (square * (share * (1 - share) + square / (4 * count)) * count) ** 0.5 / (count + square)
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def too_few(pairs: float) -> str | None:
+    """How little the accuracy on so many pairs says, in words; None: they are FEW_PAIRS or more."""
+    if pairs >= FEW_PAIRS:
+        return None
+    apart = 98 / (pairs + 3.84) ** 0.5  # half of Wilson's interval at a half
+    return f"{pairs:.0f} held-out pairs are few: an accuracy on them may be {apart:.0f} points off"
 
 
 def interval(mean: float, draws: Array) -> Interval:

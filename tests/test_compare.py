@@ -234,7 +234,8 @@ def test_without_an_oracle_pairs_lengths_and_kl_are_compared_and_a_half_of_the_p
     assert list(table.columns[-2:]) == ["accuracy", "margin"]
     halves = manifest(tiny.root, f"{RHO}/held-out/dp-dpo/beta-0.2")["metrics"]
     assert row(chosen, "dp-dpo", "margin")["mean"] == pytest.approx(halves["test/margin"], abs=1e-4)
-    assert "other is what is reported" in " ".join(chosen["notes"])
+    notes = " ".join(chosen["notes"])
+    assert "other is what is reported" in notes and "held-out pairs are few: an accuracy on them" in notes
 
 
 def test_a_figure_without_an_oracle_is_refused_before_anything_is_built(empty: Tiny) -> None:

@@ -48,6 +48,7 @@ def test_init_writes_a_suite_from_the_data_and_the_command_it_prints_runs(here: 
     held_out, training = recipes["splits"]["held_out"], recipes["training"]
     batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
     assert held_out == len(pairs) // 10 and batch == 16
+    assert f"  {held_out} held-out pairs are few: an accuracy on them may be 2" in said
     assert "use_peft" not in training and recipes["evaluate"]["oracle"] is None
     steps = (len(pairs) - held_out) // batch
     assert f"num_train_epochs: 1             # about {steps} steps" in Path("mine.yaml").read_text().replace(
@@ -85,6 +86,7 @@ def test_init_takes_teachers_and_a_judge_where_they_are_named(here: Path, built:
     recipes = suite()
     assert recipes["d-dpo"]["reward_model"] == str(members[0]) and recipes["ipo"]["tau"] == 0.1
     assert recipes["e-dpo"]["ensemble"] == [str(member) for member in members] and "rm" not in recipes
+    assert recipes["e-dpo"]["calibration"] == "temperature"
     assert recipes["evaluate"]["oracle"] == str(oracle) and recipes["training"]["use_peft"] is True
     assert "policies/e-dpo" in rpo("train-policy", "mine.yaml:e-dpo", "--dry-run").stdout
     assert load("mine.yaml:ipo").recipe.learning_rate == 5e-5  # type: ignore[attr-defined]

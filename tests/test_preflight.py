@@ -561,7 +561,8 @@ def test_a_grid_of_another_strength_is_swept_by_nobody(empty: Tiny) -> None:
     said = empty.run("sweep", "e-dpo.yaml", code=2).stderr
     line = len((empty.suite / "e-dpo.yaml").read_text().splitlines())
     what = "grid: give one grid, of beta, to sweep over with objective: e-dpo"
-    assert said == f"{empty.suite}/e-dpo.yaml:{line}: {what}\n"
+    cure = "such as `grid: {beta: [0.03, 0.1, 0.3]}`"
+    assert said == f"{empty.suite}/e-dpo.yaml:{line}: {what}, {cure}\n"
 
 
 def test_a_model_that_an_offline_machine_cannot_get_is_noted_in_a_dry_run(empty: Tiny) -> None:

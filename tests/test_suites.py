@@ -50,7 +50,7 @@ def test_a_suite_is_the_recipe_where_only_one_of_it_fits(one_file: Path) -> None
     rpo("relabel", "mine.yaml", "--dry-run")
     said = rpo("train-policy", "mine.yaml", "--dry-run", code=2).stderr
     assert said.startswith("mine.yaml: which policy recipe? mine.yaml:dpo, mine.yaml:ipo, ")
-    assert "mine.yaml: has no figure recipe; it has mine.yaml:base, " in rpo(
+    assert "mine.yaml: has no figure recipe; it has mine.yaml:data, " in rpo(
         "figure", "figure2", "mine.yaml", "--dry-run", code=2
     ).stderr.replace("\n", " ")
 

@@ -14,7 +14,7 @@ from rpo_cli.artifacts.files import (
     write_json,
 )
 from rpo_cli.artifacts.graph import External, Stage, rho_folder, walk
-from rpo_cli.artifacts.hub import look_for, unreachable
+from rpo_cli.artifacts.hub import cannot_read, look_for, unreachable
 from rpo_cli.artifacts.job import Job, Launch, Outcome, checkpoint_in, job_from, job_of
 from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Identity, Manifest
 from rpo_cli.artifacts.model_folder import base_of_adapter, below_adapters, positions_of

@@ -6,7 +6,10 @@ import os
 from functools import cache
 from pathlib import Path
 
+from rpo_cli.text import first_line
+
 SECONDS = 5.0
+NOT_CACHED = "find them in the cached files"  # transformers, of a name that it could not ask the hub for
 
 
 @cache
@@ -28,4 +31,10 @@ def unreachable() -> str | None:
 def look_for(source: Path | str) -> str:
     """What to add to an error about a model: for a hub name why the hub was not asked."""
     why = None if Path(source).exists() else unreachable()
-    return "" if why is None else f" ({why}; only what an earlier run has loaded can be used)"
+    return "" if why is None else f" ({why}); give a folder, or what an earlier run has loaded"
+
+
+def cannot_read(source: Path | str, error: Exception) -> str:
+    """What an error about a model says; once, where transformers says of the hub what `look_for` says."""
+    said, offline = first_line(error), look_for(source)
+    return ("neither a folder nor in the hub's cache" if offline and NOT_CACHED in said else said) + offline

@@ -48,7 +48,10 @@ def plan(
 STAGE = "seed-0/data seed-0/sft --plan plan.json"
 
 
-@command("stage", STAGE, takes={"workspace", "wandb", "accelerate"})
+PLANNED = "Folder of all that is made. Default: the plan's."
+
+
+@command("stage", STAGE, takes={"workspace", "wandb", "accelerate"}, helps={"workspace": PLANNED})
 def stage(
     session: "Session",
     paths: Annotated[list[str], Argument(metavar="PATH...", help="Stages of the plan, inputs first.")],
@@ -65,8 +68,11 @@ def stage(
     run_stages(session, paths, plan)
 
 
-FOLDER = "Folder to write. What is there is replaced, but for profiles that you changed."
 Engine = Literal["snakemake", "hf-jobs"]
+OVER = "Folder to write. What is there is replaced"
+FOLDERS: dict[Engine, str] = {
+    "snakemake": f"{OVER}, but for profiles that you changed.", "hf-jobs": f"{OVER}."
+}  # fmt: skip
 TEXTS: dict[Engine, str] = {
     "snakemake": "A workflow for Snakemake: plan.json, a Snakefile, and profiles for this machine, for "
     "several GPUs of it, and for Slurm.\n\nThen: snakemake --profile FOLDER/slurm. Snakemake comes with "
@@ -79,8 +85,10 @@ TEXTS: dict[Engine, str] = {
 def _workflow(engine: Engine, text: str) -> None:
     """Add `rpo workflow ENGINE`."""
 
+    folder = FOLDERS[engine]
+
     @add_command(workflow_app, engine, "miniature/figure2.yaml --out flow", takes=TAKES, text=text)
-    def run(session: "Session", planning: Planning, out: Annotated[Path, Option(help=FOLDER)]) -> None:
+    def run(session: "Session", planning: Planning, out: Annotated[Path, Option(help=folder)]) -> None:
         from rpo_cli.figures import PlanOptions, run_plan
         from rpo_cli.runs.workflow import write
 

@@ -47,7 +47,16 @@ def export(
     write(session, Wanted(to, push, adapter, dtype, private, force, member))
 
 
-@command("rebuild", "my-model/README.md", takes={"workspace", "device", "dry_run", "jobs"})
+AGAIN = "Folder of all that is made. Default: runs/SUITE-rebuilt, by the suite of the card."
+RECIPES_SAY = "Where to compute, whatever the card's recipes say; [bold]xla[/bold]: a TPU."
+
+
+@command(
+    "rebuild",
+    "my-model/README.md",
+    takes={"workspace", "device", "dry_run", "jobs"},
+    helps={"workspace": AGAIN, "device": RECIPES_SAY},
+)
 def rebuild(
     session: "Session", card: Annotated[Path, typer.Argument(help="The model's README.md, or its folder.")]
 ) -> None:
@@ -61,6 +70,7 @@ def rebuild(
 
 
 FILE = "Rows: JSON lines (packed or not), Parquet, a folder of either, or a data set of the hub."
+ON = "Where to compute; [bold]xla[/bold]: a TPU. Default: a GPU that torch sees, else the CPU."
 NEW = "File to write. Default: beside the rows, here for a set of the hub."
 Rows = Annotated[str, typer.Argument(metavar="FILE", help=FILE)]
 Out = Annotated[Path | None, Option("--out", help=NEW)]
@@ -74,6 +84,7 @@ Precision = Annotated[
     "score",
     "pairs.jsonl --model Skywork/Skywork-Reward-V2-Qwen3-0.6B",
     takes={"device", "dry_run", "as_json"},
+    helps={"device": ON},
 )
 def score(
     session: "Session",
@@ -98,7 +109,7 @@ def score(
 
 
 @command("sample", "prompts.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --num-samples 4",
-         takes={"device", "dry_run", "as_json"})  # fmt: skip
+         takes={"device", "dry_run", "as_json"}, helps={"device": ON})  # fmt: skip
 def sample(
     session: "Session",
     file: Rows,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 app = Typer()
 command = partial(add_command, app)
+WHERE = "Folder of all that is made. Default:"
 TRAIN_POLICY = "\n\n".join(
     [
         "Train a policy, building every input that is missing.",
@@ -26,7 +27,7 @@ TRAIN_POLICY = "\n\n".join(
 )
 
 
-@command("demo", takes={"workspace", "jobs", "dry_run"}, jobs=2)
+@command("demo", takes={"workspace", "jobs", "dry_run"}, jobs=2, helps={"workspace": f"{WHERE} runs/demo."})
 def demo(session: "Session") -> None:
     """See it work, in a few minutes on two cores: DPO beside a distilled policy under length bias.
 
@@ -49,6 +50,7 @@ LORA = "Train an adapter, or all weights. Default: all weights where they fit in
     "init",
     "mine --pairs pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --reward-model ./my-rm",
     takes={"workspace"},
+    helps={"workspace": f"{WHERE} runs/NAME."},
 )
 def init(
     session: "Session",
@@ -72,8 +74,8 @@ def init(
 ) -> None:
     """Write a recipe for your own pairs: one file for the whole pipeline, filled in from the data.
 
-    Reads the pairs, counts what is left out, holds out prompts to evaluate on, and sets lengths, steps and
-    batches. Prints the next command.
+    Reads the pairs into the workspace (the data stage, which later commands reuse), counts what is left out,
+    holds out prompts to evaluate on, and sets lengths, steps and batches. Prints the next command.
     """
     from rpo_cli.runs.init import init
     from rpo_cli.runs.own_suite import Wanted

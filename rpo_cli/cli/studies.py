@@ -20,13 +20,13 @@ figure_app = typer.Typer(
     name="figure", no_args_is_help=True, help="Evaluate what a figure needs, and draw it."
 )
 AVERAGED = "Seeds to average over, with commas. Default: the recipe's."
-WRITE = "Write the chosen values into the recipes' by_rho."
+WRITE = "Write the chosen values into the recipes' by_rho: changes these files unless --no-write is given."
 FROM = "Redraw kept results; train nothing."
 OUT = "Folder for pictures and results. Default: figures/ in the workspace."
 GAPS = "Train nothing; draw what there is and mark the gaps."
 AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
 SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
-KEPT = "What `rpo compare --json` printed; builds nothing."
+KEPT = "A file with what `rpo compare --json` printed; builds nothing."
 
 
 @command("sweep", "figure2.yaml --rho all --seeds 0,1,2 --jobs 2", takes=FIGURE, rho="all")
@@ -41,7 +41,10 @@ def sweep(
     grid_size: GridSize = None,
 ) -> None:
     """Try the grid over beta or tau, for one policy recipe or all of a figure's;
-    choose on validation prompts.
+    choose on validation prompts, and write the choice into the recipes.
+
+    It changes recipes (by_rho) unless --no-write is given. Without --rho it does so at every rho of the
+    suite.
     """
     from rpo_cli.figures import Budget, run_sweep
     from rpo_cli.runs.question import asked

@@ -66,8 +66,14 @@ def _xla(recipe: Recipe) -> Device:
 
 
 def _need_torch_xla() -> None:
-    if (problem := xla_probe.torch_xla_problem()) is not None:
-        raise DeviceError(f"device: xla was asked for, but {problem}")
+    if (problem := lacking_xla()) is not None:
+        raise DeviceError(problem)
+
+
+def lacking_xla() -> str | None:
+    """Why no recipe could run on XLA here, as far as is known without starting anything; None: it may."""
+    problem = xla_probe.torch_xla_problem()
+    return None if problem is None else f"device: xla was asked for, but {problem}"
 
 
 def check(recipes: Sequence[Recipe], jobs: int) -> None:

@@ -10,6 +10,7 @@ from rpo_cli.artifacts import Stage, rho_folder
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.selection import Selection, spread
 from rpo_cli.recipes import Loaded, load, schema, stands, variant_overrides
+from rpo_cli.recipes.yaml_lines import one_line
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.planning.base import At, at_rho
 
@@ -209,8 +210,9 @@ class Cells:
             recipe = cast(schema.PolicyRecipe, loaded.recipe)
             grid, strength = recipe.grid, recipe.declared.strength
             if list(grid) != [strength]:
-                what = f"give one grid, of {strength}, to sweep over"
-                raise BadInput(f"{loaded.place('grid')}: {what} with objective: {recipe.objective}")
+                what = f"give one grid, of {strength}, to sweep over with objective: {recipe.objective}"
+                such = one_line({strength: list(recipe.declared.grid)})
+                raise BadInput(f"{loaded.place('grid')}: {what}, such as `grid: {such}`")
             ((parameter, values),) = grid.items()
             if parameter in self.variants[name].set and not again:
                 raise BadInput(

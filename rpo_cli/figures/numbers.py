@@ -16,7 +16,7 @@ from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Axes, Bootstrap, of_seeds, over_seeds, resample
 from rpo_cli.recipes import schema, shown
 from rpo_cli.runs.results import UNFINISHED
-from rpo_cli.statistics import Array, per_prompt
+from rpo_cli.statistics import Array, per_prompt, too_few
 
 Source = str  # which of a cell's artifacts a number is from: evaluation, held_out, judged, taught
 
@@ -141,8 +141,12 @@ def numbers(
     how = Bootstrap(recipe.bootstrap_samples)
     rows: list[Row] = []
     counts: dict[str, dict[str, object]] = {}
+    few: list[str] = []
     for frame in frames(cells, workspace, swept):
         rows += _rows(frame, [*policies, BASELINE], selection, against, how)
+        pairs = frame.cells.groupby(["policy", "seed"])["pairs"].sum().min() if frame.pairs else np.inf
+        if (told := too_few(pairs)) is not None:
+            few.append(f"{told}; hold out more of them (held_out of the splits recipe)")
         prompts = int(frame.cells.groupby("seed")["prompt_id"].nunique().min())
         for name in frame.measures:
             counts[name] = {"source": frame.source, "prompts": prompts}
@@ -166,6 +170,7 @@ def numbers(
         "manifests": list(_manifests(cells)),
         "notes": [
             *_notes(cells, workspace, selection, against, swept),
+            *few,
             *cut_short(rows, recipe.max_new_tokens),
         ],
     }

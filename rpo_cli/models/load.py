@@ -17,14 +17,14 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
-from rpo_cli.artifacts import base_of_adapter, look_for, no_memory
+from rpo_cli.artifacts import base_of_adapter, cannot_read, look_for, no_memory
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
 from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
 from rpo_cli.models.weights import Auto, read_weights
 from rpo_cli.recipes import suggest
 from rpo_cli.recipes.schema import FourBits, ModelSource
-from rpo_cli.text import first_line, is_word
+from rpo_cli.text import is_word
 
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
 NEW_PAD = "[PAD]"
@@ -57,14 +57,13 @@ def load_tokenizer(
         raise BadInput(f"{source}: no such model directory")
     while not (source / "tokenizer_config.json").is_file() and (base := base_of_adapter(source)) is not None:
         source = Path(base)  # an adapter's folder may have no tokenizer of its own
-    offline = look_for(source)
+    look_for(source)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(source), revision=revision or "main", trust_remote_code=False
         )
     except Exception as error:  # of transformers, tokenizers, or what reads a config
-        why = first_line(error)
-        raise BadInput(f"{source}: no tokenizer can be loaded: {why}{offline}") from error
+        raise BadInput(f"{source}: no tokenizer can be loaded: {cannot_read(source, error)}") from error
     tokenizer.init_kwargs.pop("local_files_only", None)  # saved with it, and another where the hub is reached
     if need_eos and tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
@@ -166,7 +165,7 @@ def _number_of(label: str, source: Path, revision: str | None) -> int | None:
     try:
         config = AutoConfig.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        why = f"{first_line(error)}{look_for(source)}"
+        why = cannot_read(source, error)
         raise BadInput(f"{source}: reward_label: no config can be read: {why}") from error
     names = {str(name): int(number) for number, name in config.id2label.items()}
     if len(names) > 1 and label not in names:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
-from rpo_cli.artifacts import base_of_adapter, look_for, no_memory, read_json
+from rpo_cli.artifacts import base_of_adapter, cannot_read, look_for, no_memory, read_json
 from rpo_cli.errors import BadInput
 from rpo_cli.text import first_line
 
@@ -102,7 +102,7 @@ def _read(
     auto: Auto, source: Path, revision: str | None, **kwargs: object
 ) -> tuple[PreTrainedModel, list[str]]:
     """A model, and what weights of a head its folder does not have."""
-    offline = look_for(source)
+    look_for(source)
     if source.is_dir() and (strange := _whole_numbers(source)):
         raise BadInput(f"{source}: whole numbers in its weights {_some(strange)}, and no quantization_config")
     try:
@@ -118,7 +118,7 @@ def _read(
     except Exception as error:  # of transformers, safetensors, or the implementation of attention
         if no_memory(error):
             raise
-        raise BadInput(f"{source}: no model can be loaded: {first_line(error)}{offline}") from error
+        raise BadInput(f"{source}: no model can be loaded: {cannot_read(source, error)}") from error
     for name, found, expected in sorted(loading["mismatched_keys"]):
         if (
             not _is_body(model, name)

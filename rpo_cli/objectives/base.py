@@ -16,7 +16,7 @@ class Key:
     """A recipe's key that only some objectives or teachers read; those that share it name the same Key.
 
     description: what stands behind the names of the objectives, `r-dpo's …`; of a teacher's key the whole.
-    bounds: pydantic's ge, gt, le, lt.
+    bounds: pydantic's ge, gt, le, lt. start: what `rpo init` writes, where that is not the default.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Key:
     default: Any
     description: str
     bounds: Mapping[str, Any] = field(default_factory=dict)
+    start: float | None = None
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Objective:
 
     loss: (pair, strength, keys; by name) to losses [B]; [k, B], one row for each member, where the teacher is
     an ensemble. strength: the key that is swept; only beta is a factor of the reward. teacher: whose margins
-    it distils. pessimistic: whether γ·KL(π_ref ‖ π_θ) is added. reference_free: the loss reads no log-prob of
-    the reference.
+    it distils. grid, weight: values of the strength that `rpo init` writes, the middle one to start with, and
+    what it says of them. pessimistic: whether γ·KL(π_ref ‖ π_θ) is added. reference_free: the loss reads no
+    log-prob of the reference.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Objective:
     source: str
     loss: Callable[..., Tensor]
     strength: Literal["beta", "tau"] = "beta"
+    grid: tuple[float, float, float] = (0.03, 0.1, 0.3)
+    weight: str = "smaller strays further from the reference"
     teacher: Literal["none", "one", "ensemble"] = "none"
     pessimistic: bool = False
     reference_free: bool = False

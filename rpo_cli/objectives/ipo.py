@@ -30,6 +30,7 @@ IPO = Objective(
     source="Azar et al. 2023",
     loss=lambda pair, tau: ipo_losses(pair.delta_h, tau),
     strength="tau",
+    weight="dh is to become 1 / (2 tau): smaller strays further from the reference",
 )
 IPO_NORM = Objective(
     name="ipo-norm",
@@ -38,4 +39,6 @@ IPO_NORM = Objective(
     source="Azar et al. 2023",
     loss=lambda pair, tau: ipo_losses(_per_token(pair), tau),
     strength="tau",
+    grid=(0.1, 0.3, 1.0),
+    weight="dh of a token is to become 1 / (2 tau): smaller strays further from the reference",
 )

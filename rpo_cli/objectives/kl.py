@@ -26,7 +26,8 @@ def gamma_at(step: int, total_steps: int, gamma: float, gamma_end: float | None)
 def kl_weight(gamma: float, beta: float, kl_coefficient: KlCoefficient) -> float:
     """Factor of KL(π_ref ‖ π_θ) beside the loss in reward units: γ, or α = γβ.
 
-    Source: the paper writes γ = α/β in the objectives, Theorem 2 carries β·KL; which one it ran is unknown.
+    Source: the paper's objectives add γ·KL with γ = α/β, so as written the factor is `gamma`; `gamma_beta` is
+    its α, and Theorem 2 carries β·KL. Which one it ran is unknown.
     """
     return gamma * beta if kl_coefficient == "gamma_beta" else gamma
 

@@ -38,6 +38,8 @@ SIMPO = Objective(
     loss=lambda pair, beta, simpo_gamma: simpo_losses(
         pair.chosen_logps, pair.rejected_logps, pair.chosen_lengths, pair.rejected_lengths, beta, simpo_gamma
     ),
+    grid=(1.0, 2.0, 4.0),
+    weight="reward of a nat of mean log-prob; there is no reference; 2 to 2.5 in its paper",
     reference_free=True,
-    keys=(Key("simpo_gamma", float, 0.5, "margin, in reward units", {"ge": 0}),),
+    keys=(Key("simpo_gamma", float, 0.5, "margin, in reward units", {"ge": 0}, start=1.0),),
 )

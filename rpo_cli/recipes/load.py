@@ -144,7 +144,7 @@ def _one_of(path: Path, expect: str | None) -> Path:
     if fitting:
         raise RecipeError([f"{shown(path)}: which {kind}? {', '.join(map(shown, fitting))}"])
     problems = [problem for draft in drafts.values() for problem in draft.errors()]
-    has = ", ".join(map(shown, recipes))
+    has = ", ".join(map(shown, [each for each in recipes if _is_whole(drafts[each])] or recipes))
     raise RecipeError(list(dict.fromkeys(problems)) or [f"{shown(path)}: has no {kind}; it has {has}"])
 
 

@@ -6,10 +6,11 @@ import inspect
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache, wraps
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 from rich.console import Console
 from typer import Exit, Option, Typer
@@ -45,14 +46,21 @@ def parameters_of(
     kind: type[DataclassInstance],
     takes: Collection[str] | None = None,
     defaults: Mapping[str, object] = MappingProxyType({}),
+    helps: Mapping[str, str] = MappingProxyType({}),
 ) -> list[inspect.Parameter]:
-    """These options, or those that a command takes, as parameters; `defaults`: for this command."""
+    """These options, or those that a command takes, as parameters; `defaults`, `helps`: for this command."""
     types, found = _types(kind), []
     for each in fields(kind):
         if takes is None or each.name in takes:
             default = [] if each.name == "overrides" else defaults.get(each.name, each.default)
             default = None if default is MISSING else default
-            found.append(inspect.Parameter(each.name, KEYWORD, default=default, annotation=types[each.name]))
+            annotation = types[each.name]
+            if each.name in helps:
+                value, option = get_args(annotation)
+                option = copy(option)
+                option.help = helps[each.name]
+                annotation = Annotated[value, option]
+            found.append(inspect.Parameter(each.name, KEYWORD, default=default, annotation=annotation))
     return found
 
 
@@ -116,13 +124,15 @@ def add_command(
     *examples: str,
     takes: Collection[str] = (),
     text: str | None = None,
+    helps: Mapping[str, str] = MappingProxyType({}),
     **defaults: object,
 ) -> Callable[[Callable[..., None]], None]:
     """Add a command: the function's own parameters behind its recipe and --rho, then shared options.
 
     Its parameter `session` is a `Session` of those; one that is a dataclass of options, such as `Costs`,
     stands for all of them. `examples`: arguments, for the help; `text`: the help itself, where it is not the
-    docstring. `defaults`: of shared options; without one a recipe must be named.
+    docstring; `helps`: of shared options, where they say something else here. `defaults`: of shared options;
+    without one a recipe must be named.
     """
     recipe = defaults.pop("recipe", None)
     assert isinstance(recipe, str | None)
@@ -150,7 +160,7 @@ def add_command(
                     mine["session"] = Session(**vars(made_of(Options, given)))
                 function(**mine)
 
-        shared = parameters_of(Options, takes, defaults)
+        shared = parameters_of(Options, takes, defaults, helps)
         first = [each for each in shared if each.name in ("recipe", "rho")]
         if "recipe" in takes:
             first.insert(

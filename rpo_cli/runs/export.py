@@ -81,21 +81,15 @@ def export(session: Session, wanted: Wanted) -> None:
     stage = planner.build(loads[0]) if wanted.member is None else _member(planner, loads[0], wanted.member)
     snapshots.pin([stage], workspace)
     why = workspace.why_stale(stage.path, stage.identity, weights=True)
+    first = _maker(session, loads[0], stage, wanted)
     if session.dry_run:
         print(f"{stage.path}  ({why or 'up to date'})")
+        if why is not None:
+            session.say(f"first: {first}")
         return
     source = workspace.root / stage.path
     if why is not None:
-        changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
-        command = (
-            f"{schema.KINDS[loads[0].recipe.stage].command} {short_name(loads[0].path)}{session.at}{changed}"
-        )
-        command += "" if wanted.member is None else " --ensemble"
-        if stage.kind == "warm":
-            command = (
-                f"rpo train-policy on a recipe with `teacher: warm` and `ensemble: {loads[0].path.name}`"
-            )
-        raise BadInput(f"{source}: {why}; first {command}")
+        raise BadInput(f"{source}: {why}; first {first}")
     _check(wanted, stage, workspace)
     for file, reason in damaged_files(source):
         raise RunFailed(cure(file, reason, source))
@@ -125,6 +119,16 @@ def export(session: Session, wanted: Wanted) -> None:
     print(wanted.to)
     if wanted.push is not None:
         print(_push(wanted.to, wanted.push, wanted.private))
+
+
+def _maker(session: Session, loaded: Loaded, stage: Stage, wanted: Wanted) -> str:
+    """The command that trains a model."""
+    if stage.kind == "warm":
+        return f"rpo train-policy on a recipe with `teacher: warm` and `ensemble: {loaded.path.name}`"
+    changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
+    command = f"{schema.KINDS[loaded.recipe.stage].command} {short_name(loaded.path)}{session.at}{changed}"
+    command += session.given
+    return command if wanted.member is None else f"{command} --ensemble"
 
 
 def _member(planner: Planner, loaded: Loaded, name: str) -> Stage:

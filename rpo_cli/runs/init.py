@@ -12,7 +12,7 @@ import numpy as np
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rpo_cli import devices
-from rpo_cli.artifacts import External, Stage, Workspace, below_adapters, positions_of, unreachable
+from rpo_cli.artifacts import External, Stage, Workspace, below_adapters, cannot_read, look_for, positions_of
 from rpo_cli.errors import BadInput
 from rpo_cli.models import load_tokenizer
 from rpo_cli.objectives import OBJECTIVES
@@ -29,7 +29,8 @@ from rpo_cli.runs.sizes import Sizes
 from rpo_cli.stages.data.ledger import losses
 from rpo_cli.stages.data.rows import PAIR, find_rows
 from rpo_cli.stages.data.token_cache import TokenCache
-from rpo_cli.text import first_line, size, unplain
+from rpo_cli.statistics import too_few
+from rpo_cli.text import size, unplain
 
 SHARE, MOST_PROMPTS = 0.1, 500  # of the prompts to hold out, for validation and again for test
 ROOM = 0.9  # share of the free memory that training may take
@@ -74,6 +75,8 @@ def init(session: Session, wanted: Wanted) -> None:
     data.append(Line("validation_share", share, f"held out: {_held_out_prompts(found)}"))
     _tell(session, wanted, workspace.finished(stage.path)["metrics"], found)
     suite = Suite(wanted, objectives, model, teachers, scores, oracle, prompts, found, longest)
+    if (few := too_few(suite.held_out)) is not None:
+        session.say(f"  {few}; bring more pairs, or raise held_out in {wanted.name}.yaml")
     fit = _fit(suite, stage, workspace, session)
     before = file.read_bytes() if file.exists() else None
     write_whole(file, suite.text(data, fit))
@@ -128,8 +131,7 @@ def _named(option: str, name: str) -> str:
 def _longest(model: str) -> int | None:
     """How many tokens a row may have by the model's config; None: it sets no bound."""
     place = External.named(model)
-    if place.on_hub:
-        unreachable()  # in one attempt, where the client would try for half a minute
+    look_for(place.reference)  # in one attempt, where the client would try for half a minute
     try:
         config = AutoConfig.from_pretrained(
             str(below_adapters(Path(place.reference))),
@@ -137,7 +139,8 @@ def _longest(model: str) -> int | None:
             trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
-        raise BadInput(f"--model {model}: its config cannot be read: {first_line(error)}") from error
+        why = cannot_read(place.reference, error)
+        raise BadInput(f"--model {model}: its config cannot be read: {why}") from error
     trained = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions_of(config) or trained
 

@@ -9,14 +9,23 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 RECIPE = (
-    "Recipe: a path, or a name looked up in ./recipes and among the packed ones; "
+    "Recipe: a path, or a name looked up in ./recipes, ./recipes/miniature and among the packed ones; "
     "[bold]mine.yaml:dpo[/bold]: the recipe dpo of a suite in one file."
 )
 RHO = "Length bias: a number, several with commas, [bold]all[/bold], or [bold]none[/bold] (no resampling)."
 DEVICE = (
     "Where to compute, whatever the recipes say; [bold]xla[/bold]: a TPU. Default: the recipes' `device:`."
 )
-LAUNCH = "Train in the processes of this accelerate configuration, such as recipes/accelerate/multi-gpu.yaml."
+LAUNCH = (
+    "Train in the processes of this accelerate configuration: a file, or a packed preset such as "
+    "recipes/accelerate/multi-gpu.yaml."
+)
+SEED = "Seed of all that is drawn: data, training, samples. Default: the recipe's `seed:`, else 0."
+WORKSPACE = "Folder of all that is made. Default: runs/SUITE, by the name of the recipe's suite."
+WANDB = (
+    "Log to Weights & Biases, offline without a login. The project is the recipe's `wandb_project:` (rpo); "
+    "WANDB_PROJECT is not read."
+)
 ESTIMATE = "With --dry-run: tokens, parameters, FLOPs, memory, disk; imports torch."
 MFU = "Share of the peak that is reached. Default: as measured on the device, else 0.35."
 Devices = Literal["auto", "cpu", "cuda", "xla"]
@@ -43,13 +52,11 @@ class Options:
 
     recipe: Annotated[str, Option("--recipe", "-r", help="The same, as an option.")]
     rho: Annotated[str | None, Option(help=RHO)] = None
-    seed: Annotated[int | None, Option(min=0, help="Master seed.")] = None
+    seed: Annotated[int | None, Option(min=0, help=SEED)] = None
     overrides: Annotated[
         list[str], Option("--set", help="Override a key of the recipe: key=value. May be repeated.")
     ] = field(default_factory=list)
-    workspace: Annotated[
-        Path | None, Option("--workspace", "-w", help="Where artifacts live. Default: runs/SUITE.")
-    ] = None
+    workspace: Annotated[Path | None, Option("--workspace", "-w", help=WORKSPACE)] = None
     device: Annotated[Devices | None, Option(help=DEVICE)] = None
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print what would be built and why; build nothing.")
@@ -57,9 +64,7 @@ class Options:
     force: Annotated[bool, Option("--force", help="Build the target again even if it is up to date.")] = False
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")] = False
     jobs: Annotated[int, Option("--jobs", "-j", min=1, help="Worker processes for independent stages.")] = 1
-    wandb: Annotated[bool, Option("--wandb", help="Log to Weights & Biases (offline without a login).")] = (
-        False
-    )
+    wandb: Annotated[bool, Option("--wandb", help=WANDB)] = False
     accelerate: Annotated[Path | None, Option(help=LAUNCH)] = None
 
 
@@ -96,7 +101,7 @@ GridSize = Annotated[int | None, Option(min=1, help="Try this many values of eac
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
 TUNE = "First choose beta and tau on validation (the full protocol)."
 Tune = Annotated[bool, Option("--tune", help=TUNE)]
-MEMBERS = "Train the ensemble's members, one on each subset D_rho,b."
+MEMBERS = "The members of a reward recipe's ensemble, one on each subset D_rho,b, in place of its one model."
 Ensemble = Annotated[bool, Option("--ensemble", help=MEMBERS)]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.recipes.yaml_lines import one_line
+from rpo_cli.statistics import FEW_PAIRS
 from rpo_cli.text import percent
 
 BIASES = [0.2, 0.5, 0.8]  # of the members of an ensemble that is trained on the pairs
@@ -202,7 +203,11 @@ class Suite:
         declared = OBJECTIVES[name]
         yield Line("extends", "policy.yaml")
         yield Line("objective", name)
-        yield Line(declared.strength, 0.1, "smaller strays further from the reference; `rpo sweep` chooses")
+        yield Line(declared.strength, declared.grid[1], declared.weight)
+        tried = "what `rpo sweep` and `rpo compare --sweep` try"
+        yield Line("grid", {declared.strength: list(declared.grid)}, tried)
+        for key in declared.keys:
+            yield Line(key.name, key.default if key.start is None else key.start, key.description)
         if declared.teacher == "none":
             return
         if self.scores and declared.teacher == "one":
@@ -218,7 +223,18 @@ class Suite:
             yield Line("reward_label", self.wanted.reward_label)
         if declared.teacher == "ensemble":
             yield Line("ensemble_min", "example", "the min over them is taken for each pair")
-            yield Line("calibration", "none", "with some hundred held-out pairs: temperature")
+            yield from self._calibration()
+
+    def _calibration(self) -> Iterator[Line]:
+        """How an ensemble's margins come to one scale: those of other origin must, however few the pairs."""
+        if not self.members:
+            yield Line("calibration", "temperature", "the teachers' scales differ; fitted on held-out pairs")
+            yield Line("calibration_mix", "data", "on these as they are: a teacher's own bias is not known")
+        elif self.held_out >= FEW_PAIRS:
+            yield Line("calibration", "temperature", "members to one scale; fitted on held-out pairs")
+        else:
+            few = f"{self.held_out} held-out pairs are too few to fit one; from {FEW_PAIRS} on: temperature"
+            yield Line("calibration", "none", few)
 
     def _evaluate(self) -> list[Line]:
         none = "no judge of rewards; a reward model that no policy learnt from may be one"

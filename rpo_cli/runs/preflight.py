@@ -64,29 +64,42 @@ REWARDS = {"relabel": ("model",), "scores": ("model",), "evaluate": ("oracle",)}
 
 def check(todo: Sequence[Todo], workspace: Workspace, jobs: int = 1) -> None:
     """Refuse a plan that would stop in the middle on this machine: BadInput, one line."""
-    recipes = [item.stage.recipe for item in todo]
-    devices.check(recipes, jobs)
+    devices.check([item.stage.recipe for item in todo], jobs)
+    made = [item.stage for item in todo]
+    if lacking := unready(made, workspace):
+        raise BadInput(lacking[0])
+    scratch = [stage for stage in made if any(models.base_of(stage) is base for base in made)]
+    if found := [line for stage in scratch for line in _from_scratch(stage)]:
+        raise RecipeError(list(dict.fromkeys(found)))
+
+
+def unready(stages: Sequence[Stage], workspace: Workspace) -> list[str]:
+    """What these stages need that is not installed here, or a judge's key that is not set: a line each."""
+    recipes, found = [stage.recipe for stage in stages], []
+    computing = [stage.recipe for stage in stages if schema.KINDS[stage.kind].needs_model]
+    if any(recipe.device == "xla" for recipe in computing) and (why := devices.lacking_xla()) is not None:
+        found.append(why)
     if (
         any(isinstance(r, schema.EvaluateRecipe) and r.sampler == "vllm" for r in recipes)
         and importlib.util.find_spec("vllm") is None
     ):
-        raise BadInput(
+        found.append(
             "sampler: vllm needs the extra `vllm`: pip install 'rpo-cli[vllm]', or set sampler: transformers"
         )
     for key, package, extra in (("use_peft", "peft", "lora"), ("load_in_4bit", "bitsandbytes", "qlora")):
         if any(getattr(r, key, False) for r in recipes) and not _installed(package):
-            raise BadInput(f"{key} needs the extra `{extra}`: pip install 'rpo-cli[{extra}]'")
+            found.append(f"{key} needs the extra `{extra}`: pip install 'rpo-cli[{extra}]'")
     for recipe in (each for each in recipes if isinstance(each, schema.JudgeRecipe)):
         from rpo_cli.stages.judge.client import api_key
         from rpo_cli.stages.judge.verdicts import VERDICTS
 
         # Where verdicts are kept every question may have its answer already; then no key is needed.
         if not (workspace.root / VERDICTS).is_file():
-            api_key(recipe)
-    made = [item.stage for item in todo]
-    scratch = [stage for stage in made if any(models.base_of(stage) is base for base in made)]
-    if found := [line for stage in scratch for line in _from_scratch(stage)]:
-        raise RecipeError(list(dict.fromkeys(found)))
+            try:
+                api_key(recipe)
+            except BadInput as error:
+                found.append(str(error))
+    return list(dict.fromkeys(found))
 
 
 def problems(stages: Sequence[Stage]) -> list[str]:

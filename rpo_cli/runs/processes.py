@@ -24,7 +24,7 @@ from rpo_cli import devices
 from rpo_cli.artifacts import Job, Launch, Outcome, Progress
 from rpo_cli.devices import xla_probe
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.recipes import shown, suggest
+from rpo_cli.recipes import RecipeError, find, shown, suggest
 from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe
 from rpo_cli.recipes.yaml_lines import read
 from rpo_cli.text import first_line
@@ -62,8 +62,7 @@ def read_launch(path: Path) -> Launch:
     Raises:
         BadInput: it is missing, accelerate cannot read it, or it asks for what rpo does not do.
     """
-    if not path.is_file():
-        raise BadInput(f"--accelerate {path}: no such file")
+    path = _found(path)
     document = read(path)
     if document.problems:
         line, keys, message = document.problems[0]
@@ -99,6 +98,16 @@ def read_launch(path: Path) -> Launch:
     _parse(path, values, wrong)
     port_given = values.get("main_process_port") is not None
     return Launch(path.resolve(), processes, strategy, bool(values.get("use_cpu")), port_given)
+
+
+def _found(path: Path) -> Path:
+    """The file of this name; a preset is found as recipes are, by `recipes/accelerate/NAME` or less of it."""
+    if not path.is_file() and str(path.parent) in (".", "accelerate", "recipes/accelerate"):
+        with suppress(RecipeError):
+            return find(f"accelerate/{path.name}")
+    if not path.is_file():
+        raise BadInput(f"--accelerate {path}: no such file")
+    return path
 
 
 def _parse(path: Path, values: dict[str, object], wrong: Callable[[str, str], BadInput]) -> None:

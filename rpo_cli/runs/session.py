@@ -42,6 +42,14 @@ class Session(Options):
         """The --rho of this command, to type behind another."""
         return "" if self.rho is None else f" --rho {self.rho}"
 
+    @property
+    def given(self) -> str:
+        """Where and under which seed this command works, to type behind another."""
+        options = {"--workspace": self.workspace, "--seed": self.seed, "--device": self.device}
+        return "".join(
+            f" {name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None
+        )
+
     def load(self, expect: str | None, **flags: Any) -> Loaded:
         """The recipe that was asked for, under this session's seed and overrides and these flags; rho=None:
         no resampling.
@@ -202,6 +210,8 @@ class Session(Options):
         notes = preflight.notes(stages, self.wandb) + preflight.absent(planned)
         for line in notes + preflight.room(planned, workspace.root, self.jobs):
             self.say(f"note: {line}")
+        for line in preflight.unready(planned, workspace) if self.dry_run else ():
+            self.say(f"warning: {line}")
         reused = len(stages) - len(todo)
         self.say(
             f"workspace {workspace.root}: {len(todo)} stages to build, {reused} up to date or not needed"
@@ -284,11 +294,7 @@ class Session(Options):
             for line in results.warnings_of(manifest["metrics"]):
                 self.say(f"warning: {path}: {line}")
         if next_command:
-            given = {"--workspace": self.workspace, "--seed": self.seed, "--device": self.device}
-            options = [
-                f" {name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None
-            ]
-            self.say(f"next: {next_command}{''.join(options)}")
+            self.say(f"next: {next_command}{self.given}")
 
 
 def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:

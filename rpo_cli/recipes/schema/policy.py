@@ -116,8 +116,16 @@ class Taught(TrainingRecipe, SharedPrompts, Labelled):
 class Strengths(BaseModel):
     """How strongly a policy is held to the reference: each objective has one of them."""
 
-    beta: Positive = Field(0.1, description="strength of the reference in reward units; dpo, d-dpo and kin")
-    tau: Positive = Field(0.1, description="ipo's regularisation: the target margin is 1 / (2 tau)")
+    beta: Positive = Field(
+        0.1,
+        description="reward units for a nat of log-ratio: larger stays nearer the reference; of simpo, which "
+        "has no reference, for a nat of mean log-prob of a token, and 2 or more; all objectives but ipo",
+    )
+    tau: Positive = Field(
+        0.1,
+        description="of ipo and ipo-norm: log-ratios are to differ by 1 / (2 tau) nats, ipo-norm's by so "
+        "many a token; larger stays nearer the reference",
+    )
 
 
 class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
@@ -132,14 +140,18 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
     kl_estimator: Literal["full", "sample", "data"] = Field(
         "sample",
         description="full: whole vocabulary along reference samples (reference model in memory); sample: "
-        "-log pi_theta on reference samples; data: on the data set's own responses, biased unless they came "
-        "from the reference",
+        "-log pi_theta on reference samples; data: on the data set's own responses, so the likelihood of "
+        "both of a pair is raised, the rejected one's too; no KL unless they came from the reference",
     )
     kl_coefficient: Literal["gamma", "gamma_beta"] = Field(
-        "gamma", description="weight of the KL: gamma itself, or gamma * beta"
+        "gamma",
+        description="weight of the KL: gamma itself, the paper's alpha / beta, or gamma * beta, its alpha",
     )
     ensemble_min: Literal["dataset", "batch", "example"] = Field(
-        "example", description=f"scope of {OF_ENSEMBLE}'s min over members"
+        "example",
+        description=f"which member {OF_ENSEMBLE} follows. example: of each pair the one of the least loss; "
+        "batch: of each optimiser batch; dataset: of all pairs, by a moving average (ema_decay), as in the "
+        "paper's formula",
     )
     ema_decay: Share = Field(
         0.9, description="decay of the data-set losses that ensemble_min: dataset compares"

@@ -50,7 +50,8 @@ class ModelPlanner(DataPlanner):
             others = [self._reward(loaded, f"seed-{i}", {"seed": i}) for i in numbers[1:]]
             return [self._reward(loaded), *others]
         if not recipe.ensemble:
-            raise wrong(loaded, "ensemble", "lists no biases, so there is no ensemble to train")
+            what = f"lists no biases; write `ensemble: [0.2, 0.5, 0.8]` here and in {recipe.data}"
+            raise wrong(loaded, "ensemble", f"{what}, as `rpo init ... --objective e-dpo` does")
         splits = (
             self.load(loaded.sibling(recipe.data, "data")).recipe if schema.is_recipe(recipe.data) else None
         )

@@ -53,7 +53,7 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
                 temperature = _temperature(job, recipe, name)
             except ValueError as error:
                 what = f"the temperature of ensemble member {name} cannot be fitted"
-                raise RunFailed(f"{job.path}: {what}: {error}") from error
+                raise RunFailed(f"{job.path}: {what}: {error}; or set calibration: none") from error
         margins = (np.array(scores["chosen"]) - np.array(scores["rejected"])) / temperature
         found.append(dict(zip(scores["id"], margins.tolist(), strict=True)))
         temperatures[name] = temperature

@@ -1,0 +1,156 @@
+"""What `rpo init` writes for any objective, and what commands say of such a file before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import rpo
+
+from rpo_cli.objectives import OBJECTIVES
+from rpo_cli.runs.own_suite import Fit, Found, Line, Suite, Wanted
+
+MODEL = "some/model"
+Write = Callable[..., dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes `mine.yaml` into an empty folder, for so many pairs of 20 tokens; what its recipes say."""
+    monkeypatch.chdir(tmp_path)
+
+    def written(
+        objectives: Sequence[str] = ("dpo", "d-dpo"),
+        pairs: int = 200,
+        teachers: Sequence[str] = (),
+        scores: Sequence[Sequence[str]] = (),
+    ) -> dict[str, dict[str, Any]]:
+        Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+        tokens = np.full(pairs, 20)
+        found = Found(pairs, pairs, {"validation": 9, "test": 9}, tokens, tokens)
+        wanted = Wanted("mine", "./pairs.jsonl", MODEL)
+        suite = Suite(wanted, objectives, MODEL, teachers, scores, None, None, found, None)
+        data = {"stage": "data", "source": "preference", "dataset": "./pairs.jsonl", "tokenizer": MODEL}
+        lines = [Line(key, value) for key, value in data.items()]
+        Path("mine.yaml").write_text(suite.text(lines, Fit(4, {}, "by hand")))
+        recipes: dict[str, dict[str, Any]] = yaml.safe_load(Path("mine.yaml").read_text())["recipes"]
+        return recipes
+
+    return written
+
+
+def test_every_objective_has_a_start_and_a_grid_that_sweep_and_compare_try(write: Write) -> None:
+    recipes = write(list(OBJECTIVES))
+    assert rpo("recipe", "check", "mine.yaml").stdout.endswith("recipes, no problems\n")
+    for name, objective in OBJECTIVES.items():
+        assert recipes[name]["grid"] == {objective.strength: list(objective.grid)}
+        assert recipes[name][objective.strength] == objective.grid[1] == sorted(objective.grid)[1]
+    swept = rpo("sweep", "mine.yaml:dpo", "--dry-run").stdout
+    assert all(f"policies/dpo/beta-{value:g} " in swept for value in OBJECTIVES["dpo"].grid)
+    compared = rpo("compare", "mine.yaml", "--sweep", "--dry-run").stdout
+    assert f"{len(OBJECTIVES)} policies x 1 rho x 1 seeds, 3 grid values each" in compared
+
+
+def test_simpo_starts_where_its_paper_does_and_its_note_promises_no_reference(write: Write) -> None:
+    simpo = write(["simpo"])["simpo"]
+    assert simpo["beta"] == 2 and 0.3 <= simpo["simpo_gamma"] / simpo["beta"] <= 0.55
+    assert "strays" not in Path("mine.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "given", "calibration"),
+    [
+        (200, {}, {"calibration": "none"}),
+        (1000, {}, {"calibration": "temperature"}),
+        (200, {"teachers": ["./a", "./b"]}, {"calibration": "temperature", "calibration_mix": "data"}),
+        (
+            200,
+            {"scores": [["a", "b"], ["c", "d"]]},
+            {"calibration": "temperature", "calibration_mix": "data"},
+        ),
+    ],
+)
+def test_members_are_brought_to_one_scale_where_they_are_of_other_origin_or_pairs_suffice(
+    pairs: int, given: dict[str, Any], calibration: dict[str, str], write: Write
+) -> None:
+    found = write(["e-dpo"], pairs, **given)["e-dpo"]
+    assert {key: value for key, value in found.items() if key.startswith("calibration")} == calibration
+    why = "20 held-out pairs are too few to fit one; from 100 on: temperature"
+    assert (why in Path("mine.yaml").read_text()) == (calibration["calibration"] == "none")
+
+
+def test_an_ensemble_that_nobody_described_is_refused_with_what_to_write(write: Write) -> None:
+    write()
+    said = rpo("train-policy", "mine.yaml:dpo", "--set", "objective=e-dpo", "--dry-run", code=2).stderr
+    assert "ensemble: lists no biases; write `ensemble: [0.2, 0.5, 0.8]` here and in splits.yaml" in said
+
+
+def test_only_recipes_are_listed_where_a_suite_lacks_the_kind_that_is_asked_for(write: Write) -> None:
+    write()
+    said = rpo("figure", "figure2", "--recipe", "mine.yaml", code=2).stderr
+    names = "data, splits, rm, dpo, d-dpo, evaluate".replace(", ", ", mine.yaml:")
+    assert said == f"mine.yaml: has no figure recipe; it has mine.yaml:{names}\n"
+
+
+def test_a_dry_export_of_a_model_that_is_not_trained_names_the_command_that_trains_it(write: Write) -> None:
+    write()
+    done = rpo("export", "mine.yaml:dpo", "--to", "out", "--workspace", "w", "--dry-run")
+    assert "(missing)" in done.stdout
+    assert done.stderr.splitlines()[-1] == "first: rpo train-policy mine.yaml:dpo --workspace w"
+
+
+@pytest.mark.parametrize("name", ["recipes/accelerate/cpu-2.yaml", "accelerate/cpu-2.yaml", "cpu-2"])
+def test_a_preset_is_found_among_the_packed_ones_from_any_folder(name: str, write: Write) -> None:
+    write()
+    said = rpo("train-policy", "mine.yaml:dpo", "--accelerate", name, "--dry-run").stderr
+    assert "2 processes" in said
+
+
+def test_a_preset_that_is_nowhere_is_a_file_that_is_missing(write: Write) -> None:
+    write()
+    for name in ("recipes/accelerate/cpu-3.yaml", "elsewhere/cpu-2.yaml"):
+        said = rpo("train-policy", "mine.yaml:dpo", "--accelerate", name, "--dry-run", code=2).stderr
+        assert said.splitlines()[-1] == f"--accelerate {name}: no such file"
+
+
+def test_a_dry_run_warns_of_a_judges_key_that_is_not_set(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write()
+    asked = ("judge", "mine.yaml:dpo", "--model", "some-judge", "--dry-run")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert "warning: judge: OPENAI_API_KEY is not set; export the endpoint's key" in rpo(*asked).stderr
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    assert "warning: judge" not in rpo(*asked).stderr
+
+
+@pytest.mark.skipif(find_spec("torch_xla") is not None, reason="torch-xla is there")
+def test_a_dry_run_on_xla_warns_that_torch_xla_is_not_there(write: Write) -> None:
+    write()
+    said = rpo("train-policy", "mine.yaml:dpo", "--device", "xla", "--dry-run").stderr
+    assert said.count("warning: device: xla was asked for, but torch-xla is not installed") == 1
+    assert "warning" not in rpo("train-policy", "mine.yaml:dpo", "--dry-run").stderr
+
+
+def test_a_model_that_is_nowhere_is_answered_once_and_with_what_to_give(write: Write) -> None:
+    write()
+    said = rpo("init", "new", "--pairs", "./pairs.jsonl", "--model", "no/such", code=2).stderr
+    why = "neither a folder nor in the hub's cache (HF_HUB_OFFLINE is set)"
+    cure = "give a folder, or what an earlier run has loaded"
+    assert said == f"no/such: no tokenizer can be loaded: {why}; {cure}\n"
+
+
+def test_shared_options_say_what_holds_for_their_command() -> None:
+    def told(*command: str) -> str:
+        return " ".join(rpo(*command, "--help").stdout.replace("│", " ").split())
+
+    assert "Default: runs/SUITE-rebuilt" in told("rebuild") and "Default: runs/demo." in told("demo")
+    assert "Default: runs/SUITE," in told("train-sft") and "Default: runs/NAME." in told("init")
+    assert "recipes' `device:`" in told("train-sft")
+    assert "recipes' `device:`" not in told("score") + told("sample")
+    assert "profiles" in told("workflow", "snakemake") and "profiles" not in told("workflow", "hf-jobs")
