@@ -14,6 +14,7 @@ from rpo_cli.statistics import FEW_PAIRS
 from rpo_cli.text import percent
 
 BIASES = [0.2, 0.5, 0.8]  # of the members of an ensemble that is trained on the pairs
+FEWEST = 16  # held-out pairs to fit the temperature of a reward model that one names
 LARGEST_BATCH = 16
 RATES = {"sft": (2e-5, 2e-4), "rm": (2e-5, 1e-4), "policy": (5e-6, 5e-5)}  # of all weights, of an adapter
 EXTRAS = {"use_peft": "lora", "load_in_4bit": "qlora"}
@@ -226,15 +227,15 @@ class Suite:
             yield from self._calibration()
 
     def _calibration(self) -> Iterator[Line]:
-        """How an ensemble's margins come to one scale: those of other origin must, however few the pairs."""
-        if not self.members:
-            yield Line("calibration", "temperature", "the teachers' scales differ; fitted on held-out pairs")
-            yield Line("calibration_mix", "data", "on these as they are: a teacher's own bias is not known")
-        elif self.held_out >= FEW_PAIRS:
+        """How an ensemble's margins come to one scale, where there are pairs enough to fit a temperature."""
+        if self.held_out < (FEW_PAIRS if self.members else FEWEST):
+            few = f"{self.held_out} held-out pairs are too few to fit a temperature"
+            yield Line("calibration", "none", few if self.members else f"{few}: small margins win the min")
+        elif self.members:
             yield Line("calibration", "temperature", "members to one scale; fitted on held-out pairs")
         else:
-            few = f"{self.held_out} held-out pairs are too few to fit one; from {FEW_PAIRS} on: temperature"
-            yield Line("calibration", "none", few)
+            yield Line("calibration", "temperature", "the teachers' scales differ; fitted on held-out pairs")
+            yield Line("calibration_mix", "data", "on these as they are: a teacher's own bias is not known")
 
     def _evaluate(self) -> list[Line]:
         none = "no judge of rewards; a reward model that no policy learnt from may be one"
