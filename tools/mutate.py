@@ -21,6 +21,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -159,7 +160,14 @@ def start(
     folder: Path, tests: str, keyword: str, left_out: Sequence[str], worlds: Path | None, *, first: bool
 ) -> int:
     """Run the tests of a copy in a fork of this process; its process id."""
-    arguments = ["-p", "no:cacheprovider", "--no-header", "--tb=line", f"--rootdir={folder}", *tests.split()]
+    arguments = [
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        "--tb=line",
+        f"--rootdir={folder}",
+        *shlex.split(tests),
+    ]
     arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that the libraries import
     arguments += ["-x"] * first + (["-k", keyword] if keyword else [])
     arguments += [f"--deselect={test}" for test in left_out] + [f"--basetemp={folder / '.tests'}"]
