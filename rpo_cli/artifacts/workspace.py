@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -37,10 +37,10 @@ class WorkspaceError(BadInput):
     """The workspace cannot be used; the message is one line for the user."""
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a result."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of Python and of those of these packages that are installed: they can change a result."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

@@ -9,7 +9,6 @@ from rpo_cli.models.layout import (
     Batch,
     Layout,
     PairCollator,
-    attention_of,
     by_length,
     by_tokens,
     groups_of,

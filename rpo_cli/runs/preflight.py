@@ -35,7 +35,6 @@ from rpo_cli.runs.todo import Todo
 from rpo_cli.text import first_line, is_word, size
 
 PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
-PURPOSES = ("data", "rm", "policy", "sampling")
 # What Trainer imports for an optimiser, by its name; those without any ask for arguments that recipes lack.
 OPTIMISERS = (
     ("adamw_torch_[48]bit", "torchao"), ("adamw_torch_xla", "torch_xla"),
@@ -167,7 +166,7 @@ def _without_effect(stage: Stage) -> Iterator[str]:
     idle = dict(stage.recipe.idle())
     if stage.kind in schema.MODELS:
         seeds = schema.KINDS[stage.kind].seeds
-        idle |= {(f"{name}_seed",): "stage" for name in PURPOSES if name not in seeds}
+        idle |= {(f"{name}_seed",): "stage" for name in schema.PURPOSES if name not in seeds}
     if stage.kind == "reward" and getattr(stage.inputs["data"], "kind", None) != "splits":
         idle["rho",] = "data"
     for keys, decides in idle.items():

@@ -58,6 +58,7 @@ TwoColumns = Annotated[list[str], Field(min_length=2, max_length=2), EachOnce]  
 Item = TypeVar("Item")
 Number = TypeVar("Number", int, float)
 Purpose = Literal["data", "rm", "policy", "sampling"]
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
 def cosmetic(default: Any, description: str, **kwargs: Any) -> Any:

@@ -8,7 +8,6 @@ added where rows are tokenised.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import reprlib
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rpo_cli.errors import BadInput
 from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.rows import row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, column, named, number, text
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Post:
     def name(self) -> str:
         """The post by content, however its white space and its end were treated."""
         parts = (" ".join(part.split()) for part in (self.subreddit.lower(), self.title, self.body))
-        return hashlib.sha256("\x1f".join(part[:NAMING] for part in parts).encode()).hexdigest()[:16]
+        return row_id(*(part[:NAMING] for part in parts))
 
 
 @dataclass
