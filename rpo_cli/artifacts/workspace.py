@@ -173,11 +173,10 @@ class Workspace:
 
     @contextlib.contextmanager
     def building(self, path: str, identity: Identity, *, force: bool = False) -> Iterator[Path | None]:
-        """Hold the artifact's directory while it is built; keep an unfinished one of this key only.
+        """Hold the artifact's lease while it is built; None if another process finished it meanwhile.
 
-        A finished artifact of another key is set aside until the new one is published: bad input brings it
-        back, and so does asking for it again. Yields None when another command finished it in the meantime,
-        and there is nothing left to do.
+        Resumes only an unfinished build of the same key. A finished artifact of another key is set aside
+        until the new one is published: BadInput restores it, and so does asking for it again.
         """
         directory, aside = self.root / path, self.root / REPLACED / path
         with self._lease(path):

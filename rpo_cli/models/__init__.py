@@ -23,6 +23,7 @@ from rpo_cli.models.layout import (
     to_device,
 )
 from rpo_cli.models.load import (
+    config_at,
     disable_dropout,
     four_bits,
     from_settings,

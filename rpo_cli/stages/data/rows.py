@@ -289,11 +289,6 @@ def margins_by_id(file: Path) -> dict[str, float]:
     return {name: chosen - rejected for name, (chosen, rejected) in by_id(file).items()}
 
 
-def pairs_below(job: Job[Recipe]) -> Rows:
-    """All the pairs of which the job's splits are some."""
-    return find_rows(list(job.tables)[1:], "pairs", TokenCache(job.root))
-
-
 def find_rows(folders: Sequence[Path], table: str, cache: TokenCache) -> Rows:
     """A table of the first of these artifacts; where it holds no texts, it names pairs of the next.
 
