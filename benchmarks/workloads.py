@@ -198,7 +198,7 @@ def pairs(
 
 def miniature_pairs(count: int, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """Pairs of the embedded miniature."""
-    texts = miniature.generate(0, miniature.Sizes(pairs=count))["pairs"]
+    texts = miniature.generate(0, miniature.TableSizes(pairs=count))["pairs"]
     columns = [
         encode(name, [row[name] for row in texts], tokenizer).to_pylist()
         for name in ("prompt", "chosen", "rejected")

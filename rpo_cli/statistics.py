@@ -168,27 +168,6 @@ def prompt_weights(rng: np.random.Generator, rows: Rows, size: int) -> Iterator[
         yield some, counts.reshape(len(some), size).astype(np.float64)
 
 
-def bootstrap(values: Array, resamples: int, seed: int) -> Interval:
-    """Mean of values [n], one per prompt, with its interval over prompts."""
-    return bootstrap_seeds([values], resamples, seed)
-
-
-def bootstrap_seeds(
-    per_seed: Sequence[Array], resamples: int, seed: int, *, same_prompts: bool = False
-) -> Interval:
-    """Mean over seeds of the mean over prompts, with its interval over seeds and prompts.
-
-    per_seed: S arrays [n_s]. With one seed this is `bootstrap`, and says nothing about another seed. With
-    three it is coarse: seeds can be drawn in ten ways only, the spread between seeds is understated by a
-    third on average, and where seeds matter much more than prompts the interval holds the truth about three
-    times in four, not 95 in 100 (tests/test_statistics.py measures it). Read it as "do the seeds agree", or
-    run more seeds.
-    """
-    columns = [np.asarray(values, dtype=np.float64).reshape(-1, 1) for values in per_seed]
-    draws = resample_means(columns, resamples, seed, same_prompts=same_prompts)
-    return interval(float(np.mean([values.mean() for values in columns])), draws[:, :, 0].mean(1))
-
-
 def check_samples(samples: pd.DataFrame, name: str) -> None:
     """Refuse a table of samples that cannot be summarised: ValueError naming it and its first bad row.
 

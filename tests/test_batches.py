@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import RHO, Tiny, column
+from logps import sequence_logps
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rpo_cli.models import (
@@ -24,7 +25,7 @@ from rpo_cli.models import (
 )
 from rpo_cli.models.layout import PROMPT
 from rpo_cli.objectives.kl import kl_full
-from rpo_cli.objectives.logps import sequence_logps, token_logps
+from rpo_cli.objectives.logps import token_logps
 
 SMALL = {
     "hidden_size": 32,

@@ -15,7 +15,7 @@ import torch
 
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.objectives.distill import distill_losses
-from rpo_cli.objectives.members import MemberEma, ensemble_losses
+from rpo_cli.objectives.members import MemberChoice, ensemble_losses
 
 BIASES = (0.2, 0.4, 0.5, 0.6, 0.8)
 RHOS = (0.2, 0.3, 0.4, 0.6, 0.7, 0.8)
@@ -124,7 +124,8 @@ def test_uncalibrated_it_takes_whichever_members_margins_are_small(rho: float) -
         margins = torch.stack(
             [member(bias, 0.2 if index == small else 1.0) for index, bias in enumerate(BIASES)]
         )[:, drawn]
-        assert MemberEma.from_rewards(margins, 0.9).choice() == small
+        names = [str(bias) for bias in BIASES]
+        assert MemberChoice("dataset", names, margins, 0.9).averages.argmin() == small
 
 
 def test_the_min_of_each_pair_takes_the_member_that_says_least_about_it_whatever_the_data() -> None:

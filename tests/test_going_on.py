@@ -34,7 +34,7 @@ from rpo_cli.recipes import schema
 from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.progress import PlanProgress, fitted
 from rpo_cli.runs.room import LIBRARIES, Room
-from rpo_cli.runs.todo import Line, Todo
+from rpo_cli.runs.todo import ReadyQueue, Todo
 from rpo_cli.runs.work import run_job, start_arrow
 from rpo_cli.runs.workers import Worker
 from rpo_cli.stages.training import loop
@@ -64,7 +64,7 @@ GRAPH = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "e": [], "f": ["e", "
 @pytest.mark.parametrize("fails", GRAPH)
 def test_all_that_does_not_need_a_failed_stage_is_taken(fails: str, longest_first: bool) -> None:
     made = stages(GRAPH)
-    line = Line([Todo(stage, "missing") for stage in made.values()], longest_first=longest_first)
+    line = ReadyQueue([Todo(stage, "missing") for stage in made.values()], longest_first=longest_first)
     taken = []
     for stage in line:
         taken.append(stage.path)
@@ -402,13 +402,16 @@ def test_a_worker_is_started_only_where_its_stage_fits_beside_the_others(tmp_pat
     )
 
 
-def test_a_containers_limit_counts_as_the_machines_memory(tmp_path: Path) -> None:
+def test_a_containers_limit_counts_as_the_machines_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rpo_cli.devices.memory.CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("2000\n")
     (tmp_path / "memory.stat").write_text("anon 1500\ninactive_file 300\nactive_file 200\n")
-    assert free_bytes([], tmp_path)[HOST] == 3500
+    assert free_bytes([])[HOST] == 3500
     (tmp_path / "memory.max").write_text("max\n")
-    assert free_bytes([], tmp_path)[HOST] > 5000
+    assert free_bytes([])[HOST] > 5000
 
 
 # ── Damage ──────────────────────────────────────────────────────────────────────────────────────────────────

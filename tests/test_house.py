@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
-from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "rpo_cli"
@@ -81,18 +79,6 @@ def test_no_imports_run_in_a_circle_between_files() -> None:
         visit(name)
 
 
-def test_the_longest_chain_of_rooms_is_nine() -> None:
-    below: dict[str, set[str]] = defaultdict(set)
-    for name, needed in IMPORTS.items():
-        below[room(name)] |= {room(other) for other in needed} - {"", room(name)}
-
-    @cache
-    def floor(entry: str) -> int:
-        return 1 + max((floor(other) for other in below[entry]), default=0)
-
-    assert max(floor(entry) for entry in (*FLOORS, *GROUND)) <= 9
-
-
 def test_every_file_says_its_purpose_in_its_first_line() -> None:
     silent = [
         name for name, file in FILES.items() if name != "rpo_cli" and not file.read_text().startswith('"""')
@@ -100,11 +86,10 @@ def test_every_file_says_its_purpose_in_its_first_line() -> None:
     assert silent == []
 
 
-def test_faces_are_short_and_define_nothing() -> None:
+def test_faces_define_nothing() -> None:
     for name, file in FILES.items():
         if file.name != "__init__.py" or name == "rpo_cli":
             continue
-        lines = file.read_text().splitlines()
         kinds = {type(node) for node in ast.parse(file.read_text()).body}
         table = {ast.Assign} if name == "rpo_cli.objectives" else set()
-        assert len(lines) <= 60 and kinds <= {ast.Expr, ast.ImportFrom, *table}, name
+        assert kinds <= {ast.Expr, ast.ImportFrom, *table}, name

@@ -298,12 +298,14 @@ def test_braces_in_a_text_are_text() -> None:
     assert asked == "{response_a}|{prompt} {0}|b|{else}"
 
 
-def test_a_key_that_no_header_can_carry_is_refused_unseen() -> None:
+def test_a_key_that_no_header_can_carry_is_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("", "  ", "sk-a b", "sk-ä"):
+        monkeypatch.setenv("OPENAI_API_KEY", value)
         with pytest.raises(BadInput, match="OPENAI_API_KEY") as error:
-            api_key(JudgeSettings(model="m"), {"OPENAI_API_KEY": value})
+            api_key(JudgeSettings(model="m"))
         assert "sk-" not in str(error.value)
-    assert api_key(JudgeSettings(model="m"), {"OPENAI_API_KEY": f" {KEY}\n"}) == KEY
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    assert api_key(JudgeSettings(model="m")) == KEY
 
 
 def test_verdicts_are_kept_by_all_that_is_sent_but_the_key() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import RHO, SEED, Tiny, journal, manifest
+from conftest import RHO, SEED, Tiny, journal, manifest, pairs_of
 from safetensors.torch import load_file, save_file
 from worlds import LIMIT, SAMPLES, Plain, logp, reward, token_logps
 
@@ -52,8 +52,10 @@ def test_an_evaluations_logps_and_rewards_are_the_models_own(learnt: Tiny, path:
         assert row["reward"] == pytest.approx(reward(oracle, row["prompt_ids"], row["ids"]), abs=1e-5)
     apart = (table["logp"] - table["ref_logp"]).abs()
     assert apart.max() == 0 if path == BASELINE else apart.median() > 0.01
-    kl = manifest(learnt.root, path)["metrics"]["kl_to_reference"]
-    assert kl == pytest.approx((table["logp"] - table["ref_logp"]).mean(), abs=1e-6)
+    metrics = manifest(learnt.root, path)["metrics"]
+    assert metrics["samples"] == len(table)
+    assert metrics["reward_mean"] == pytest.approx(table["reward"].mean())
+    assert metrics["kl_to_reference"] == pytest.approx((table["logp"] - table["ref_logp"]).mean(), abs=1e-6)
 
 
 def test_a_sample_is_finished_where_it_ends_in_eos_even_at_the_limit(learnt: Tiny) -> None:
@@ -159,6 +161,7 @@ def test_the_reference_logps_are_those_of_chosen_and_rejected(learnt: Tiny) -> N
         plain.policy(f"{SEED}/sft"),
         plain.table(f"{SEED}/reference-logps/relabel/logps.parquet").set_index("id"),
     )
+    assert len(table) == len(pairs_of(learnt.root, f"{SEED}/relabel"))
     for pair in plain.pairs()[::8]:
         for side in ("chosen", "rejected"):
             expected = logp(reference, pair.prompt, getattr(pair, side))

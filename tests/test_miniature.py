@@ -14,14 +14,14 @@ from rpo_cli.stages.data.miniature import (
     POLITE,
     TOPIC_OF,
     TOPIC_WEIGHTS,
-    Sizes,
+    TableSizes,
     World,
     build_tokenizer,
     generate,
     utility,
 )
 
-SMALL = Sizes(50, 50, 20, 200, 2_000, 50, 20, 20)
+SMALL = TableSizes(50, 50, 20, 200, 2_000, 50, 20, 20)
 PROMPT = (
     "SUBREDDIT: r/pets\n\nTITLE: My dog\n\nPOST: Dog is ill. Rent rose. Boss shouted. Car got towed. "
     "Exam went well. Dad retired. Phone died. Garden bloomed.\n\nTL;DR:"
@@ -40,7 +40,7 @@ def facts(text):
 def test_a_seed_gives_the_same_tables_in_another_process(tables):
     code = (
         "import json; from rpo_cli.stages.data.miniature import *; "
-        "print(json.dumps(generate(0, Sizes(50, 50, 20, 200, 2_000, 50, 20, 20))))"
+        "print(json.dumps(generate(0, TableSizes(50, 50, 20, 200, 2_000, 50, 20, 20))))"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(other.stdout) == tables
@@ -81,7 +81,7 @@ def test_the_original_of_a_warmup_pair_is_worth_more_than_its_falsified_copy(tab
 
 
 def test_a_full_rewrite_states_every_fact_once_and_half_of_them_in_order():
-    rows = generate(0, Sizes(600, 1, 1, 1, 1, 1, 1, 1))["pretrain"]
+    rows = generate(0, TableSizes(600, 1, 1, 1, 1, 1, 1, 1))["pretrain"]
     assert all(sorted(facts(row["completion"])) == sorted(facts(row["prompt"])) for row in rows)
     in_order = sum(facts(row["completion"]) == facts(row["prompt"]) for row in rows) / len(rows)
     assert 0.4 < in_order < 0.6
@@ -143,14 +143,14 @@ def test_the_tokenizer_keeps_pad_eos_and_unk_apart_and_adds_nothing(tmp_path):
 
 
 def test_a_world_without_options_is_the_first_edition_to_the_byte():
-    tables = generate(3, Sizes(50, 50, 20, 50, 300, 50, 20, 20))
+    tables = generate(3, TableSizes(50, 50, 20, 50, 300, 50, 20, 20))
     found = hashlib.sha256(json.dumps(tables).encode()).hexdigest()
     assert found == "973667c22c862e3a5c97db9b84f14fb93dc71acc1ce4303fea9a8454f224c200"
     assert POLITE not in json.dumps(tables) and POLITE not in build_tokenizer().get_vocab()
 
 
 def test_the_more_entangled_the_closer_length_follows_worth_and_only_in_human_pairs():
-    sizes = Sizes(20, 20, 20, 20, 2_000, 20, 20, 20)
+    sizes = TableSizes(20, 20, 20, 20, 2_000, 20, 20, 20)
     found = []
     for entangled in (0.0, 0.5, 1.0):
         tables = generate(0, sizes, World(entangled=entangled))
@@ -167,7 +167,7 @@ def test_the_more_entangled_the_closer_length_follows_worth_and_only_in_human_pa
 
 
 def test_politeness_is_random_worth_nothing_and_takes_no_room():
-    tables = generate(0, Sizes(200, 400, 20, 200, 2_000, 50, 20, 20), World(polite=0.3))
+    tables = generate(0, TableSizes(200, 400, 20, 200, 2_000, 50, 20, 20), World(polite=0.3))
     for row in tables["pairs"] + tables["pairs_validation"]:
         for side in ("chosen", "rejected"):
             assert row[f"{side}_polite"] == row[side].startswith(f" {POLITE}")

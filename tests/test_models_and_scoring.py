@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import RHO, Tiny, column, manifest, pairs_of, tokenise, weights
@@ -258,31 +257,6 @@ def test_padding_changes_no_logp_whatever_is_in_it(
         assert response_logps(model, batch)[0].item() == pytest.approx(alone, rel=1e-6, abs=1e-5)
 
 
-def test_the_precomputed_tables_hold_what_the_models_say(built: Tiny, tokenizer: Any) -> None:
-    """Reference log-probs and teachers' scores, found by the row's id."""
-    texts = {str(row["id"]): row for row in pairs_of(built.root, "seed-0/relabel")}
-    table = pq.read_table(built.root / "seed-0/reference-logps/relabel/logps.parquet").to_pylist()
-    reference = load_causal(built.root / "seed-0/sft", RECIPE, CPU, load_tokenizer(built.root / "seed-0/sft"))
-    assert len(table) == len(texts)
-    for entry in table[:6]:
-        text = texts[entry["id"]]
-        prompt = tokenizer(text["prompt"])["input_ids"]
-        for side in ("chosen", "rejected"):
-            answer = [*tokenizer(text[side])["input_ids"], tokenizer.eos_token_id]
-            assert entry[f"ref_{side}_logps"] == pytest.approx(
-                naive_logp(reference, prompt, answer), abs=1e-5
-            )
-    scores = pq.read_table(built.root / RHO / "scores/rm/b-0.2/train.parquet").to_pylist()
-    model = load_reward(built.root / REWARD, RECIPE, CPU, load_tokenizer(built.root / REWARD))
-    for entry in scores[:6]:
-        text = texts[entry["id"]]
-        for side in ("chosen", "rejected"):
-            ids = tokenizer(text["prompt"] + text[side] + tokenizer.eos_token)["input_ids"]
-            assert entry[side] == pytest.approx(
-                float(rewards(model, [ids], tokenizer.pad_token_id, 1)[0]), abs=1e-6
-            )
-
-
 def test_held_out_accuracy_is_a_plain_count(built: Tiny, tokenizer: Any, rows: list[TokenRow]) -> None:
     """24 pairs: no multiple of a batch, and TRL's mean of batch means would differ."""
     model = load_reward(built.root / REWARD, RECIPE, CPU, load_tokenizer(built.root / REWARD))
@@ -420,29 +394,6 @@ def test_samples_follow_the_models_own_distribution(
     chi_squared = ((counts - expected) ** 2 / expected).sum()
     degrees = len(expected) - 1
     assert chi_squared < degrees + 5 * (2 * degrees) ** 0.5
-
-
-def test_evaluation_scores_its_samples_by_the_oracle(built: Tiny, tokenizer: Any) -> None:
-    found = pq.read_table(built.root / f"{RHO}/evaluations/e-dpo/beta-0.2/test/samples.parquet").to_pylist()
-    metrics = manifest(built.root, f"{RHO}/evaluations/e-dpo/beta-0.2/test")["metrics"]
-    assert len(found) == metrics["samples"] == 48
-    assert metrics["reward_mean"] == pytest.approx(np.mean([row["reward"] for row in found]))
-    assert metrics["kl_to_reference"] == pytest.approx(
-        np.mean([row["logp"] - row["ref_logp"] for row in found])
-    )
-    oracle = load_reward(
-        built.root / "seed-0/oracle", RECIPE, CPU, load_tokenizer(built.root / "seed-0/oracle")
-    )
-    checked = 0
-    for row in found:
-        prompt = tokenizer(row["prompt"])["input_ids"]
-        ids = prompt + tokenizer(row["response"])["input_ids"] + [tokenizer.eos_token_id] * row["finished"]
-        if len(ids) - len(prompt) == row["tokens"]:  # the text of a sample leaves special tokens out
-            assert row["reward"] == pytest.approx(
-                float(rewards(oracle, [ids], tokenizer.pad_token_id, 1)[0]), abs=1e-6
-            )
-            checked += 1
-    assert checked > 10
 
 
 # ── Tokenizers that would train something else than was asked for ───────────────────────────────────────────

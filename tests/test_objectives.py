@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from logps import sequence_logps
 from torch import Tensor
 
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
@@ -11,8 +12,8 @@ from rpo_cli.objectives.distill import distill_losses
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.ipo import ipo_losses
 from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
-from rpo_cli.objectives.logps import sequence_logps
-from rpo_cli.objectives.members import MemberEma, ensemble_losses, select_member
+from rpo_cli.objectives.logps import token_logps
+from rpo_cli.objectives.members import MemberChoice, ensemble_losses
 
 
 def doubles(*shape: int, seed: int = 0, grad: bool = False) -> Tensor:
@@ -106,33 +107,6 @@ def test_distillation_refuses_rewards_of_other_pairs(shape: tuple[int, ...]):
 # ── min_i over the ensemble ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_two_by_two_example_costs_nothing_per_example_and_two_per_batch():
-    losses = torch.tensor([[0.0, 4.0], [4.0, 0.0]])
-    per_example, chosen = ensemble_losses(losses, "example")
-    assert per_example.tolist() == [0, 0] and chosen.tolist() == [0, 1]
-    per_batch, chosen = ensemble_losses(losses, "batch")
-    assert per_batch.mean() == 2 and chosen.tolist() == [0, 0]
-
-
-def test_scopes_are_ordered_example_batch_dataset_on_random_losses():
-    strict = 0
-    for seed in range(50):
-        losses = doubles(4, 24, seed=seed).square()
-        dataset_choice = select_member(losses.mean(1))
-        batches = losses.split(6, dim=1)
-        example, batch, dataset = (
-            torch.cat(kept).mean()
-            for kept in (
-                [ensemble_losses(part, "example")[0] for part in batches],
-                [ensemble_losses(part, "batch")[0] for part in batches],
-                [ensemble_losses(part, "dataset", choice=dataset_choice)[0] for part in batches],
-            )
-        )
-        assert example <= batch <= dataset
-        strict += bool(example < batch < dataset)
-    assert strict > 40
-
-
 def test_given_choice_rules_over_the_batch_whatever_its_type():
     losses = torch.tensor([[0.0, 1.0], [5.0, 6.0]])
     for scope in ("batch", "dataset"):
@@ -143,7 +117,7 @@ def test_given_choice_rules_over_the_batch_whatever_its_type():
 
 def test_loss_of_an_optimiser_batch_does_not_depend_on_how_it_is_cut():
     losses = doubles(4, 8).square()
-    choice = select_member(losses.mean(1))
+    choice = losses.mean(1).argmin()
     whole = ensemble_losses(losses, "batch")[0]
     for size in (1, 2, 4):
         parts = [ensemble_losses(part, "batch", choice=choice)[0] for part in losses.split(size, dim=1)]
@@ -163,8 +137,8 @@ def test_only_the_chosen_member_receives_a_gradient():
 
 
 def test_the_first_of_equal_members_is_chosen():
-    assert select_member(torch.tensor([2.0, 1.0, 1.0])).item() == 1
-    assert ema_of(2, 1, 1).choice().item() == 1
+    assert ensemble_losses(torch.tensor([[2.0], [1.0], [1.0]]), "batch")[1].tolist() == [1]
+    assert averages_of(2, 1, 1).averages.argmin() == 1
 
 
 def test_scopes_refuse_a_choice_that_is_missing_or_has_no_effect():
@@ -174,66 +148,59 @@ def test_scopes_refuse_a_choice_that_is_missing_or_has_no_effect():
         ensemble_losses(torch.zeros(2, 3), "example", choice=0)
 
 
-def ema_of(*losses: float, decay: float = 0.9) -> MemberEma:
-    return MemberEma(torch.tensor(losses, dtype=torch.float64), decay)
+def averages_of(*losses: float, decay: float = 0.9) -> MemberChoice:
+    """A choice over the data set that has followed it to these losses."""
+    choice = MemberChoice("dataset", [str(i) for i in range(len(losses))], doubles(len(losses), 1), decay)
+    choice.averages = torch.tensor(losses, dtype=torch.float64)
+    return choice
 
 
-def test_ema_starts_at_the_exact_losses_of_an_untrained_policy():
+def step(choice: MemberChoice, losses: Tensor) -> int:
+    """The member that is chosen for an optimiser step in which the members' losses are these [k]."""
+    choice.begin_step(None)
+    choice.reduce(losses[:, None], lambda values: values)
+    choice.end_step(lambda values: values, lambda values: values)
+    assert choice.choice is not None
+    return int(choice.choice)
+
+
+def test_averages_start_at_the_exact_losses_of_an_untrained_policy():
     delta_r = doubles(3, 100) * torch.tensor([[2.0], [1.0], [3.0]], dtype=torch.float64)
-    ema = MemberEma.from_rewards(delta_r, 0.9)
+    choice = MemberChoice("dataset", ["a", "b", "c"], delta_r, 0.9)
     exact = distill_losses(torch.zeros(100, dtype=torch.float64), delta_r, 0.7).mean(1)
-    assert ema.losses.tolist() == pytest.approx(exact.tolist(), rel=1e-14)
-    assert ema.choice().item() == 1
+    assert choice.averages.tolist() == pytest.approx(exact.tolist(), rel=1e-14)
+    assert step(choice, torch.ones(3)) == 1
 
 
-def test_ema_forgets_at_the_rate_of_its_decay_and_then_changes_its_choice():
-    ema = ema_of(1, 2, decay=0.5)
-    ema.update(torch.tensor([3.0, 1.0]))
-    assert ema.losses.tolist() == [2.0, 1.5] and ema.choice().item() == 1
-    for _ in range(60):
-        ema.update(torch.tensor([0.25, 1.0]))
-    assert ema.losses.tolist() == pytest.approx([0.25, 1.0], rel=1e-12) and ema.choice().item() == 0
+def test_averages_forget_at_the_rate_of_their_decay_and_then_change_the_choice():
+    choice = averages_of(1, 2, decay=0.5)
+    assert step(choice, torch.tensor([3.0, 1.0])) == 0
+    assert choice.averages.tolist() == [2.0, 1.5]
+    assert [step(choice, torch.tensor([0.25, 1.0])) for _ in range(60)][:2] == [1, 0]
+    assert choice.averages.tolist() == pytest.approx([0.25, 1.0], rel=1e-12)
 
 
-def test_ema_on_the_device_has_the_bits_of_one_kept_in_python():
+def test_averages_on_the_device_have_the_bits_of_those_kept_in_python():
     batches = doubles(50, 4, seed=3).square().float()
-    ema, expected = ema_of(0.3, 0.2, 0.9, 0.4), [0.3, 0.2, 0.9, 0.4]
-    choices = set()
+    choice, expected = averages_of(0.3, 0.2, 0.9, 0.4), [0.3, 0.2, 0.9, 0.4]
+    chosen = set()
     for batch in batches:
-        assert ema.choice().item() == expected.index(min(expected))
-        choices.add(ema.choice().item())
-        ema.update(batch)
+        least = expected.index(min(expected))
+        assert step(choice, batch) == least
+        chosen.add(least)
         expected = [0.9 * old + (1 - 0.9) * new for old, new in zip(expected, batch.tolist(), strict=True)]
-        assert ema.losses.tolist() == expected
-    assert len(choices) > 1
+        assert choice.averages.tolist() == expected
+    assert len(chosen) > 1
 
 
-def test_restored_ema_continues_as_if_never_stopped():
-    kept, restored = ema_of(1, 2, 0.5), ema_of(0, 0, 0)
-    kept.update(torch.tensor([3.0, 1.0, 0.1]))
-    restored.load_state_dict(kept.state_dict())
-    for ema in (kept, restored):
-        ema.update(torch.tensor([0.3, 0.2, 0.7]))
-    assert restored.losses.tolist() == kept.losses.tolist()
-    state = kept.state_dict()
-    kept.update(torch.tensor([9.0, 9.0, 9.0]))
-    assert state == restored.state_dict()  # a snapshot, not a view
-
-
-def test_ema_refuses_what_it_could_not_forget_and_other_ensembles():
-    ema = ema_of(1, 2)
-    with pytest.raises(ValueError, match="2 member losses"):
-        ema.update(torch.tensor([1.0]))
-    assert ema.losses.tolist() == [1, 2]
-    with pytest.raises(ValueError, match="3 members"):
-        ema.load_state_dict({"losses": [1.0, 2.0, 3.0]})
-    for bad in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="must be finite"):
-            MemberEma.from_rewards(torch.tensor([[1.0, bad], [1.0, 1.0]]), 0.9)
-    with pytest.raises(ValueError, match="decay"):
-        MemberEma.from_rewards(doubles(2, 4), 1.0)
-    with pytest.raises(ValueError, match="members, pairs"):
-        MemberEma.from_rewards(doubles(4), 0.9)
+def test_a_restored_choice_continues_as_if_never_stopped():
+    kept, restored = averages_of(1, 2, 0.5), averages_of(0, 0, 0)
+    step(kept, torch.tensor([3.0, 1.0, 0.1]))
+    state = kept.state()
+    restored.restore(state)
+    for choice in (kept, restored):
+        step(choice, torch.tensor([0.3, 0.2, 0.7]))
+    assert restored.state() == kept.state() != state  # a snapshot, not a view
 
 
 # ── γ·KL ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -287,25 +254,11 @@ def test_full_kl_and_its_gradient_vanish_at_the_reference_but_those_of_a_sample_
     assert torch.equal(gradient, of_logps)
 
 
-def test_sequence_logps_sum_the_tokens_inside_the_mask_only():
-    logits, tokens = doubles(2, 4, 5), torch.tensor([[1, 4, 0, 2], [3, -100, 0, 7]])
-    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0]])
-    logps = logits.log_softmax(-1)
-    expected = [
-        logps[0, 0, 1] + logps[0, 1, 4] + logps[0, 2, 0] + logps[0, 3, 2],
-        logps[1, 0, 3] + logps[1, 2, 0],
-    ]
-    torch.testing.assert_close(
-        sequence_logps(logits, tokens, mask), torch.stack(expected), rtol=1e-15, atol=0
-    )
-    assert sequence_logps(logits, tokens, torch.zeros(2, 4)).tolist() == [0, 0]
-
-
 def test_half_precision_logits_are_normalised_in_float32():
     logits = doubles(2, 30, 500, seed=3).to(torch.bfloat16)
     tokens, mask = torch.zeros(2, 30, dtype=torch.long), torch.ones(2, 30, dtype=torch.bool)
-    logps = sequence_logps(logits, tokens, mask)
-    exact = sequence_logps(logits.double(), tokens, mask)
+    straight = torch.arange(30).expand(2, 30)
+    logps, exact = (token_logps(each, tokens, straight) for each in (logits, logits.double()))
     assert logps.dtype == torch.float32 and exact.dtype == torch.float64
     torch.testing.assert_close(logps.double(), exact, rtol=1e-6, atol=0)
     kl = kl_full(logits, logits.flip(-1), mask)
@@ -317,7 +270,7 @@ def test_half_precision_logits_are_normalised_in_float32():
 def test_extreme_logits_keep_log_probabilities_and_kl_finite_in_float32():
     policy = torch.tensor([[[1e4, -1e4, 0.0]]], requires_grad=True)
     mask, tokens = torch.ones(1, 1), torch.ones(1, 1, dtype=torch.long)
-    for value in (sequence_logps(policy, tokens, mask), kl_full(policy, -policy.detach(), mask)):
+    for value in (token_logps(policy, tokens, tokens * 0), kl_full(policy, -policy.detach(), mask)):
         (gradient,) = torch.autograd.grad(value.sum(), policy)
         assert abs(value.item()) == pytest.approx(2e4) and gradient.isfinite().all()
 

@@ -26,7 +26,7 @@ from rpo_cli.artifacts import Identity, Stage, Workspace, files, walk, write_jso
 from rpo_cli.errors import RunFailed
 from rpo_cli.recipes import load, schema
 from rpo_cli.runs.groups import groups
-from rpo_cli.runs.plan import Plan, json_schema, rebuilt
+from rpo_cli.runs.plan import Plan, rebuilt
 from rpo_cli.runs.planner import Planner
 
 SPLITS, RELABEL, DATA, SFT = f"{RHO}/splits", f"{SEED}/relabel", f"{SEED}/data", f"{SEED}/sft"
@@ -156,7 +156,9 @@ def test_a_plan_holds_no_secret_and_fits_its_schema(tiny: Tiny, monkeypatch: pyt
         monkeypatch.setenv(name, "not-to-be-seen")
     text = planned(tiny, "e-dpo.yaml", "--split", "test").model_dump_json()
     assert "not-to-be-seen" not in text
-    known = json.loads(json_schema())
+    from tools.reference import plan_schema
+
+    known = json.loads(plan_schema())
     parts = {"": known, **known["$defs"]}
 
     def check(value: Any, shape: dict[str, Any]) -> None:

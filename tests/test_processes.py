@@ -26,7 +26,7 @@ from test_policy_training import SGD, teach
 
 import rpo_cli.runs.child
 from rpo_cli.artifacts import Job, Launch, Workspace, job_of, write_json
-from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed, in_words
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.runs import processes
 from rpo_cli.runs.child import take_part
@@ -329,12 +329,24 @@ def listen(shared: Tiny, script: str) -> Any:
         processes._stop(process)
 
 
+def told(*errors: BadInput | RunFailed) -> str:
+    """A launcher of processes of which each says how it failed."""
+    lines = "\n".join(json.dumps({"error": in_words(error)}) for error in errors)
+    return f"print({lines!r}); raise SystemExit(1)"
+
+
+@pytest.mark.parametrize("error", [Diverged("a loss of nan"), OutOfMemory("of 8 GB"), NoRoom("full")])
+def test_a_failure_keeps_its_kind_between_the_processes_of_a_training(shared: Tiny, error: RunFailed) -> None:
+    with pytest.raises(type(error), match=f"^{error}$"):
+        listen(shared, told(error))
+
+
 def test_the_first_failure_counts_and_a_silent_death_is_a_failure(shared: Tiny) -> None:
     done = '{"done": [{"loss": 1.5}, "cpu", ["a leak"]]}'
     result, steps = listen(shared, f"""print('{{"step": [1, 2]}}\\nnoise\\n{done}')""")
     assert result == ({"loss": 1.5}, "cpu", ["a leak"], ()) and steps == [(1, 2)]
     with pytest.raises(BadInput, match=r"^first$"):
-        listen(shared, """print('{"bad": "first"}\\n{"failed": "peer is gone"}'); raise SystemExit(1)""")
+        listen(shared, told(BadInput("first"), RunFailed("peer is gone")))
     with pytest.raises(RunFailed, match=r"a process died .exit code -9"):
         listen(shared, "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(RunFailed, match=r"a process died .exit code 0"):

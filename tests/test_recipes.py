@@ -625,16 +625,6 @@ def test_the_json_schema_knows_every_stage_and_key() -> None:
     assert set(by_rho) == set(PolicyRecipe.model_fields) - set(NOT_BY_RHO)
 
 
-def test_what_cannot_depend_on_rho_is_what_the_schema_refuses() -> None:
-    refused = []
-    for key in PolicyRecipe.model_fields:
-        try:
-            PolicyRecipe.model_validate({"stage": "policy", "objective": "dpo", "by_rho": {0.2: {key: None}}})
-        except ValueError:
-            refused.append(key)
-    assert set(refused) == set(NOT_BY_RHO)
-
-
 def test_a_key_of_another_library_is_answered_with_what_to_write() -> None:
     lines = "".join(f"{key}: 1\n" for key in NO_SUCH)
     write("dpo.yaml", f"{lines}stage: policy\nobjective: dpo\nmodel_name_or_path: x\n")

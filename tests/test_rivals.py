@@ -20,6 +20,8 @@ from transformers import AutoModelForSequenceClassification
 
 from rpo_cli.artifacts import Workspace, job_of
 from rpo_cli.errors import RunFailed
+from rpo_cli.objectives.cdpo import cdpo_losses
+from rpo_cli.objectives.chi_po import chi_po_losses
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.dpo_sft import nll_losses
 from rpo_cli.objectives.r_dpo import r_dpo_losses
@@ -61,6 +63,11 @@ def test_rivals_have_the_values_computed_by_hand() -> None:
     assert simpo_losses(-6 * one, -8 * one, 4 * one, 2 * one, 2.0, 0.5).item() == pytest.approx(
         softplus(5 - 0.5), abs=1e-15
     )
+    assert cdpo_losses(2 * one, 0.5, 0.2).item() == pytest.approx(
+        0.8 * softplus(1) + 0.2 * softplus(-1), abs=1e-15
+    )
+    difference = 0.5 * (math.e + 1 - (1 / math.e - 1))
+    assert chi_po_losses(one, -one, 0.5, 20.0).item() == pytest.approx(softplus(difference), abs=1e-15)
 
 
 def test_gradients_of_rivals_equal_finite_differences() -> None:
@@ -69,6 +76,8 @@ def test_gradients_of_rivals_equal_finite_differences() -> None:
         lambda x: r_dpo_losses(x, lengths, lengths.flip(0), 0.7, 0.2),
         lambda x: nll_losses(x, lengths),
         lambda x: robust_dpo_losses(x, 0.7, 0.3),
+        lambda x: cdpo_losses(x, 0.7, 0.2),
+        lambda x: chi_po_losses(x, x.flip(0) / 2, 0.3, 20.0),
         lambda x: simpo_losses(x, 2 * x.flip(0), lengths, lengths.flip(0), 1.3, 0.5),
     ):
         assert torch.autograd.gradcheck(loss, (h,))
@@ -79,6 +88,7 @@ def test_rivals_without_their_addition_are_dpo() -> None:
     assert torch.equal(r_dpo_losses(h, lengths, lengths.flip(0), 0.7, 0.0), dpo_losses(h, 0.7))
     assert torch.equal(r_dpo_losses(h, lengths, lengths, 0.7, 5.0), dpo_losses(h, 0.7))
     assert torch.equal(robust_dpo_losses(h, 0.7, 0.0), dpo_losses(h, 0.7))
+    assert torch.equal(cdpo_losses(h, 0.7, 0.0), dpo_losses(h, 0.7))
 
 
 def test_r_dpo_is_stationary_at_the_policy_of_the_reward_that_charges_length() -> None:

@@ -91,7 +91,7 @@ def test_the_data_sets_choice_follows_the_mean_of_each_step_of_its_own() -> None
         choice.end_step(lambda values: values, lambda values: values)
         taught.append(choice.shares())
     assert [share["members/0.2"] for share in taught] == [1, 0, 1]
-    assert choice.ema.losses.tolist() == pytest.approx([4.0, 3.5], abs=0.01)
+    assert choice.averages.tolist() == pytest.approx([4.0, 3.5], abs=0.01)
     assert choice.all_shares() == {"members/0.2": 2 / 3, "members/0.8": 1 / 3}
 
 

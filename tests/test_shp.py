@@ -12,7 +12,6 @@ from published import write_jsonl
 from test_sources import make
 
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes import load
 
 SPLITS = {"train": 12, "validation": 4, "test": 4}
 
@@ -106,8 +105,3 @@ def test_a_row_of_another_kind_is_named_with_its_line(
 ) -> None:
     with pytest.raises(BadInput, match=re.escape(says)):
         make(tmp_path, write(tmp_path / "shp", (row("train", 9, 9, **changed),)))
-
-
-def test_the_shipped_recipe_reads_the_published_set() -> None:
-    recipe: Any = load("helpfulness/shp.yaml").recipe
-    assert (recipe.source, recipe.of.published) == ("shp", "stanfordnlp/SHP") and recipe.loaded

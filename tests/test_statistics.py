@@ -8,9 +8,9 @@ import pytest
 
 from rpo_cli.statistics import (
     Array,
+    Interval,
     at_equal_length,
-    bootstrap,
-    bootstrap_seeds,
+    interval,
     per_prompt,
     resample_means,
     summarise,
@@ -41,38 +41,27 @@ def made_samples(
     )
 
 
-def coverage(count: int, between: float, *, shared: float = 0.0, same_prompts: bool = False) -> float:
-    """How often the interval holds the true mean 0, in 300 simulated experiments of `count` seeds."""
+def coverage(same_prompts: bool) -> float:
+    """How often the interval holds the true mean 0 of three seeds, in 300 simulated experiments."""
     rng, hits = np.random.default_rng(1), 0
     for trial in range(300):
-        common = shared * rng.normal(size=120)
-        per_seed = [common + rng.normal(size=120) + between * rng.normal() for _ in range(count)]
-        result = bootstrap_seeds(per_seed, 300, trial, same_prompts=same_prompts)
-        hits += result.low <= 0 <= result.high
+        common = 2 * rng.normal(size=(120, 1))
+        per_seed = [common + rng.normal(size=(120, 1)) for _ in range(3)]
+        draws = resample_means(per_seed, 300, trial, same_prompts=same_prompts)
+        found = interval(0.0, draws[:, :, 0].mean(1))
+        hits += found.low <= 0 <= found.high
     return hits / 300
 
 
-def test_interval_over_prompts_covers_the_mean_at_its_nominal_rate() -> None:
-    assert 0.91 <= coverage(1, 0.0) <= 0.985
-
-
-@pytest.mark.slow
-def test_three_unlike_seeds_are_coarse_as_documented_and_ten_are_better() -> None:
-    three, ten = coverage(3, 1.0), coverage(10, 1.0)
-    assert 0.65 <= three <= 0.85
-    assert three < ten <= 0.985
+def over_prompts(values: Array) -> Interval:
+    """The interval over prompts of the mean of values [n]."""
+    return interval(float(values.mean()), resample_means([values[:, None]], 1000, 0)[:, 0, 0])
 
 
 def test_luck_of_prompts_shared_by_all_seeds_does_not_average_out() -> None:
     """Drawn apart in each seed, prompts that are easy in every seed would make the interval too short."""
-    assert coverage(3, 0.0, shared=2.0, same_prompts=True) >= 0.91
-    assert coverage(3, 0.0, shared=2.0, same_prompts=False) <= 0.88
-
-
-def test_one_seed_gives_the_interval_over_prompts() -> None:
-    values = np.random.default_rng(0).normal(size=50)
-    assert bootstrap_seeds([values], 200, 3) == bootstrap(values, 200, 3)
-    assert bootstrap_seeds([values], 200, 3, same_prompts=True) == bootstrap(values, 200, 3)
+    assert coverage(same_prompts=True) >= 0.91
+    assert coverage(same_prompts=False) <= 0.88
 
 
 def test_seeds_that_differ_widen_the_interval_and_fixed_seeds_do_not() -> None:
@@ -85,9 +74,9 @@ def test_seeds_that_differ_widen_the_interval_and_fixed_seeds_do_not() -> None:
 
 def test_memory_limit_does_not_change_the_kind_of_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=300)
-    whole = bootstrap(values, 1000, 0)
+    whole = over_prompts(values)
     monkeypatch.setattr("rpo_cli.statistics.COUNTS_AT_A_TIME", 301)
-    assert bootstrap(values, 1000, 0) == pytest.approx(whole, abs=0.03)
+    assert over_prompts(values) == pytest.approx(whole, abs=0.03)
 
 
 def test_columns_share_their_draws_so_comparisons_are_paired() -> None:
@@ -109,7 +98,7 @@ def test_pairing_by_prompt_removes_the_variance_prompts_have_in_common() -> None
     policy, baseline = made_samples(hard + 0.3 + 0.1 * rng.normal(size=(200, 2))), made_samples(hard)
     result = summarise(policy, baseline.sample(frac=1, random_state=0), **OPTIONS)  # type: ignore[arg-type]
     assert 0.28 < result["advantage_low"] < result["advantage"] < result["advantage_high"] < 0.32
-    unpaired = bootstrap(policy["reward"].to_numpy(), 500, 0)
+    unpaired = over_prompts(policy["reward"].to_numpy())
     assert unpaired.high - unpaired.low > 20 * (result["advantage_high"] - result["advantage_low"])
     assert result["reward_mean"] - result["baseline_reward_mean"] == pytest.approx(result["advantage"])
 
@@ -181,8 +170,8 @@ def test_what_cannot_be_summarised_is_refused_by_name() -> None:
         with pytest.raises(ValueError, match=message):
             summarise(policy, baseline, truncated="drop", resamples=10, seed=0)
     with pytest.raises(ValueError, match="no prompts"):
-        bootstrap(np.empty(0), 10, 0)
+        resample_means([np.empty((0, 1))], 10, 0)
     with pytest.raises(ValueError, match="resamples"):
-        bootstrap(np.ones(3), 0, 0)
+        resample_means([np.ones((3, 1))], 0, 0)
     with pytest.raises(ValueError, match="score or drop"):
         per_prompt(samples, "keep")  # type: ignore[arg-type]

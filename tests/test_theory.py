@@ -15,14 +15,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from logps import sequence_logps
 from torch import Tensor
 
 from rpo_cli.objectives.distill import distill_losses
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.ipo import ipo_losses
 from rpo_cli.objectives.kl import kl_full, kl_sample
-from rpo_cli.objectives.logps import sequence_logps
-from rpo_cli.objectives.members import ensemble_losses, select_member
+from rpo_cli.objectives.members import ensemble_losses
 
 PAPER_BETAS = [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0]
 
@@ -280,7 +280,7 @@ def test_least_kl_member_of_a_finite_ensemble_is_rarely_the_max_min_policy():
     beta, optimal = 0.7, 0
     for seed in range(200):
         ref, rewards = doubles(6, seed=seed), doubles(3, 6, seed=1000 + seed)
-        member = int(select_member(torch.stack([forward_kl(ref, ref + reward / beta) for reward in rewards])))
+        member = int(torch.stack([forward_kl(ref, ref + reward / beta) for reward in rewards]).argmin())
         under = [advantage(ref + rewards[member] / beta, ref, reward, beta).item() for reward in rewards]
         # A member's policy is the max–min policy exactly when its own reward is the worst for it.
         is_saddle = under[member] <= min(under) + 1e-12
@@ -320,7 +320,7 @@ def test_ensemble_distillation_selects_the_least_forward_kl_member_as_gamma_vani
     for seed in range(10):
         ref, rewards = doubles(5, seed=seed), doubles(3, 5, seed=100 + seed)
         kls = torch.stack([forward_kl(ref, ref + reward / beta) for reward in rewards])
-        least = int(select_member(kls))
+        least = int(kls.argmin())
         errors = []
         for gamma in (1e-3, 1e-4, 1e-5):
             member, value, theta = ensemble_optimum(ref, rewards, beta, gamma)
@@ -362,7 +362,7 @@ def test_ensemble_distillation_started_at_the_reference_can_stay_with_another_me
 def test_min_per_example_batch_and_dataset_are_ordered_and_differ_without_bound():
     for scale in (1.0, 1e6):
         losses = scale * torch.tensor([[0.0, 4.0], [4.0, 0.0]], dtype=torch.float64)
-        dataset_choice = select_member(losses.mean(1))
+        dataset_choice = losses.mean(1).argmin()
         one_by_one = losses.split(1, dim=1)
         example = ensemble_losses(losses, "example")[0].mean()
         batch_of_one = torch.cat([ensemble_losses(part, "batch")[0] for part in one_by_one]).mean()
@@ -373,7 +373,7 @@ def test_min_per_example_batch_and_dataset_are_ordered_and_differ_without_bound(
         assert ensemble_losses(losses, "batch")[0].mean() == 2 * scale
     for seed in range(50):
         losses = doubles(3, 12, seed=seed).square()
-        dataset_choice = select_member(losses.mean(1))
+        dataset_choice = losses.mean(1).argmin()
         example, batch, dataset = (
             torch.cat(
                 [ensemble_losses(part, scope, choice=choice)[0] for part in losses.split(4, dim=1)]

@@ -52,7 +52,8 @@ def test_only_tpus_are_counted(pci: Path) -> None:
 
 def test_a_runtime_that_hangs_is_given_up(pci: Path, fitting: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xla_probe, "SCRIPT", "import time; time.sleep(300)")
-    probe = xla_probe.probe_tpu(1)
+    monkeypatch.setattr(xla_probe, "PATIENCE", 1)
+    probe = xla_probe.probe_tpu()
     assert probe.devices == 0 and "did not start in 1 s" in probe.why
 
 

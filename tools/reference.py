@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from rpo_cli.cli import app
 from rpo_cli.recipes.schema import MODELS
-from rpo_cli.runs.plan import Plan, json_schema
+from rpo_cli.runs.plan import Plan
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 WRITTEN = "<!-- Written by `python -m tools.reference`; do not edit. -->"
@@ -101,8 +101,17 @@ def pages() -> dict[Path, str]:
         FOLDER / "commands.md": commands_page(),
         FOLDER / "recipes.md": recipes_page(),
         FOLDER / "plan.md": plan_page(),
-        FOLDER / "plan-schema.json": json_schema(),
+        FOLDER / "plan-schema.json": plan_schema(),
     }
+
+
+def plan_schema() -> str:
+    """The JSON Schema of a plan, as text."""
+    schema = Plan.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):  # docstrings may be wrapped
+        part["description"] = " ".join(part.get("description", "any JSON").split())
+    schema |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "rpo plan"}
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 
 # Commands

@@ -10,10 +10,11 @@ from rpo_cli.artifacts.files import (
     no_room,
     publish,
     read_json,
+    sha256,
     write_csv,
     write_json,
 )
-from rpo_cli.artifacts.graph import External, Stage, rho_folder, walk
+from rpo_cli.artifacts.graph import External, Stage, rho_folder, scores_of, walk
 from rpo_cli.artifacts.hub import cannot_read, look_for, unreachable
 from rpo_cli.artifacts.job import Job, Launch, Outcome, checkpoint_in, job_from, job_of
 from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Identity, Manifest

@@ -67,7 +67,7 @@ def write_card(
     tables: Sequence[Manifest],
     evaluations: Sequence[Manifest] = (),
     *,
-    adapter: bool = False,
+    adapter: bool,
     **more: object,
 ) -> None:
     """Write README.md and rpo_recipe.yaml into a model's folder.

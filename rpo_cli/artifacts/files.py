@@ -31,6 +31,12 @@ def hash_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def sha256(file: Path) -> str:
+    """The hash of a file's content, read piece by piece."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def hash_path(path: Path) -> str:
     """Content hash of a file or a directory.
 

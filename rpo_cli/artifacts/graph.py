@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rpo_cli import devices
 from rpo_cli.artifacts.files import hash_of, hash_path
@@ -19,6 +19,7 @@ from rpo_cli.recipes.yaml_lines import Keys
 
 LONGEST = 240  # bytes of an artifact's path, of which its lock's name is made
 AT_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@(\S+)")
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -132,6 +133,11 @@ class Stage:
     def needed(self) -> dict[str, Stage]:
         """What must be there before this stage can run, by path."""
         return {stage.path: stage for stage in (*self.stages(), *self.tables())}
+
+
+def scores_of(inputs: Mapping[str, Item]) -> dict[str, Item]:
+    """Those of a policy's inputs that are the scores of what it distils, by the teacher's name."""
+    return {name.removeprefix("scores/"): each for name, each in inputs.items() if name.startswith("scores/")}
 
 
 def rho_folder(rho: float | None) -> str:

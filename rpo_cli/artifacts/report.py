@@ -13,8 +13,6 @@ from rpo_cli.artifacts.files import write_whole
 from rpo_cli.artifacts.tracker import Tell, Tracker
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from rpo_cli.artifacts.job import Job
     from rpo_cli.recipes.schema import Recipe
 
@@ -24,7 +22,7 @@ log = logging.getLogger("rpo")
 Progress = Callable[[int, int], None]  # told so many of so many steps
 
 
-class _Heard(logging.Handler):
+class PackageWarnings(logging.Handler):
     """Tells a stage's user what the package warns of below the stage's own code, each line once."""
 
     def __init__(self, report: Report) -> None:
@@ -38,7 +36,10 @@ class _Heard(logging.Handler):
 
 
 class Report:
-    """A stage's voice. As a context manager it opens and closes the W&B run."""
+    """A stage's voice. As a context manager it opens and closes the W&B run.
+
+    `warnings` go into the manifest; `told` only to the user.
+    """
 
     def __init__(self, job: Job[Recipe], progress: Progress) -> None:
         self.job = job
@@ -47,7 +48,7 @@ class Report:
         self.tracker = Tracker(self.tell)
         self.warnings: list[str] = []
         self.told: list[str] = []
-        self.heard = _Heard(self)
+        self.heard = PackageWarnings(self)
 
     def __call__(self, step: int, of: int) -> None:
         """Progress: `step` of `of` done."""
@@ -114,14 +115,6 @@ class Report:
         """The lines of metrics.jsonl that have this metric, oldest first."""
         lines = self.file.read_text().splitlines() if self.file.is_file() else []
         return [found for line in lines if name in (found := json.loads(line))]
-
-    def table(self, name: str, frame: pd.DataFrame) -> None:
-        """A table of samples for W&B."""
-        self.tracker.table(name, frame)
-
-    def summary(self, metrics: Mapping[str, object]) -> None:
-        """The stage's final metrics."""
-        self.tracker.summary(metrics)
 
 
 class Silence(Report):

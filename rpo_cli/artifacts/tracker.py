@@ -59,6 +59,7 @@ class Tracker:
 
     def __init__(self, tell: Tell) -> None:
         self.run: Any = None
+        self.wandb: Any = None  # the package, which is imported where a run begins
         self.tell = tell
 
     def start(self, root: Path, **about: object) -> None:
@@ -69,6 +70,7 @@ class Tracker:
                 return
             import wandb
 
+            self.wandb = wandb
             root.mkdir(parents=True, exist_ok=True)
             settings = wandb.Settings(
                 silent=True, init_timeout=30, finish_timeout=300, console="off", x_disable_stats=True
@@ -89,33 +91,25 @@ class Tracker:
             log.info("W&B %s (%s): %s", mode, why, self.run.dir)
 
     def log(self, values: Mapping[str, object], step: int | None = None) -> None:
-        with self._guarded():
-            if self.run is not None:
-                self.run.log(dict(values), step=step)
+        self._do(lambda run: run.log(dict(values), step=step))
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
-        with self._guarded():
-            if self.run is not None:
-                import wandb
-
-                self.run.log({name: wandb.Table(dataframe=frame)})
+        self._do(lambda run: run.log({name: self.wandb.Table(dataframe=frame)}))
 
     def images(self, files: Mapping[str, Path]) -> None:
-        with self._guarded():
-            if self.run is not None:
-                import wandb
-
-                self.run.log({name: wandb.Image(str(file)) for name, file in files.items()})
+        pictures = files.items()
+        self._do(lambda run: run.log({name: self.wandb.Image(str(file)) for name, file in pictures}))
 
     def summary(self, metrics: Mapping[str, object]) -> None:
-        with self._guarded():
-            if self.run is not None:
-                self.run.summary.update(dict(metrics))
+        self._do(lambda run: run.summary.update(dict(metrics)))
 
     def finish(self, *, failed: bool = False) -> None:
+        self._do(lambda run: run.finish(exit_code=int(failed)))
+
+    def _do(self, act: Callable[[Any], object]) -> None:
         with self._guarded():
             if self.run is not None:
-                self.run.finish(exit_code=int(failed))
+                act(self.run)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -38,10 +38,10 @@ class WorkspaceError(BadInput):
     """The workspace cannot be used; the message is one line for the user."""
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a result."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of Python and of those of these packages that are installed: they can change a result."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -174,11 +174,10 @@ class Workspace:
 
     @contextlib.contextmanager
     def building(self, path: str, identity: Identity, *, force: bool = False) -> Iterator[Path | None]:
-        """Hold the artifact's directory while it is built; keep an unfinished one of this key only.
+        """Hold the artifact's lease while it is built; None if another process finished it meanwhile.
 
-        A finished artifact of another key is set aside until the new one is published: bad input brings it
-        back, and so does asking for it again. Yields None when another command finished it in the meantime,
-        and there is nothing left to do.
+        Resumes only an unfinished build of the same key. A finished artifact of another key is set aside
+        until the new one is published: BadInput restores it, and so does asking for it again.
         """
         directory, aside = self.root / path, self.root / REPLACED / path
         with self._lease(path):

@@ -8,7 +8,6 @@ import typer
 from typer import Option, Typer
 
 from rpo_cli.cli.shared import EVERY
-from rpo_cli.errors import BadInput
 from rpo_cli.runs.command import add_command
 from rpo_cli.runs.options import RECIPE, like
 
@@ -36,11 +35,7 @@ def recipe_show(
     """The resolved recipe, with the file and line that each value comes from."""
     from rpo_cli.recipes import resolved_yaml
 
-    rhos = session.rhos([])
-    if rhos is not None and len(rhos) != 1:
-        raise BadInput(f"--rho {session.rho}: a recipe is shown at one rho: a number, or none")
-    loaded = session.load(None) if rhos is None else session.load(None, rho=rhos[0])
-    print(resolved_yaml(loaded), end="")
+    print(resolved_yaml(session.load(None, **session.one_rho("a recipe is shown"))), end="")
 
 
 @add_command(recipe_app, "check", "recipes/miniature")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rpo_cli.errors import BadInput
 
@@ -20,14 +20,16 @@ class DeviceError(BadInput):
 class Device:
     """A device, a dtype, and the reasons for both."""
 
+    # Whether every new shape of a batch costs a compilation.
+    fixed_shapes: ClassVar[bool] = False
+    # How gradient checkpointing goes on this device, where it is not transformers' own way.
+    checkpointing: ClassVar[dict[str, object] | None] = None
+    # attn_implementation where the recipe names none; None: the model's own.
+    attention: ClassVar[str | None] = None
+
     name: str
     dtype_name: str
     reason: str
-
-    @property
-    def fixed_shapes(self) -> bool:
-        """Whether every new shape of a batch costs a compilation."""
-        return False
 
     @property
     def repeats(self) -> bool:
@@ -52,16 +54,6 @@ class Device:
     def optimizer(self, name: str) -> str:
         """Trainer's name of an optimiser on this device."""
         return name
-
-    @property
-    def checkpointing(self) -> dict[str, object] | None:
-        """How gradient checkpointing goes on this device, where it is not transformers' own way."""
-        return None
-
-    @property
-    def attention(self) -> str | None:
-        """attn_implementation where the recipe names none; None: the model's own."""
-        return None
 
     def place(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model on this device, its tied weights still tied."""

@@ -40,9 +40,9 @@ def seen_by(gpu: str) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
 
 
-def free_bytes(gpus: Sequence[str], cgroup: Path = CGROUP) -> Mapping[str, int]:
+def free_bytes(gpus: Sequence[str]) -> Mapping[str, int]:
     """Bytes that are free now, by place; a GPU whose driver does not say is left out."""
-    free = {HOST: min(int(psutil.virtual_memory().available), _left_by(cgroup))}
+    free = {HOST: min(int(psutil.virtual_memory().available), _left_by_limit())}
     query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i"]
     for gpu in gpus:
         try:
@@ -55,11 +55,11 @@ def free_bytes(gpus: Sequence[str], cgroup: Path = CGROUP) -> Mapping[str, int]:
     return free
 
 
-def _left_by(cgroup: Path) -> int:
+def _left_by_limit() -> int:
     """Bytes that a container's limit leaves, beside files that the kernel keeps only as long as it likes."""
     try:
-        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
-        kept = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        kept = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return sys.maxsize  # there is none
     return limit - used + int(kept.get("inactive_file", 0)) + int(kept.get("active_file", 0))

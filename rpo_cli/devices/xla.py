@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rpo_cli.devices.device import Device, DeviceError
 from rpo_cli.recipes.schema import KINDS, Recipe
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Xla(Device):
     """A TPU, or whatever else XLA compiles for."""
 
-    @property
-    def fixed_shapes(self) -> bool:
-        return True
+    fixed_shapes: ClassVar = True
+    checkpointing: ClassVar = {"use_reentrant": True}
+    attention: ClassVar = "eager"  # sdpa reads the mask back to the host before it calls XLA
 
     @property
     def trains_in_autocast(self) -> bool:
@@ -37,14 +37,6 @@ class Xla(Device):
         told = "optim: adamw_torch_xla in place of adamw_torch_fused, the same update without its kernel"
         logging.getLogger("rpo").info(told)
         return "adamw_torch_xla"
-
-    @property
-    def checkpointing(self) -> dict[str, object] | None:
-        return {"use_reentrant": True}
-
-    @property
-    def attention(self) -> str | None:
-        return "eager"  # sdpa reads the mask back to the host before it calls XLA
 
     def place(self, model: PreTrainedModel) -> PreTrainedModel:
         model = model.to(self.name)

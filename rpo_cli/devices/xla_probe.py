@@ -56,8 +56,8 @@ def chips() -> int:
     )
 
 
-def probe_tpu(seconds: float = PATIENCE) -> Probe:
-    """Look for a TPU: its chips, then, in a process that ends after so many seconds, its runtime."""
+def probe_tpu() -> Probe:
+    """Look for a TPU: its chips, then, in a process that ends after PATIENCE, its runtime."""
     count = chips()
     if not count:
         return Probe(0, 0, "no TPU chip on the PCI bus")
@@ -67,10 +67,10 @@ def probe_tpu(seconds: float = PATIENCE) -> Probe:
     environment = os.environ | {"PJRT_DEVICE": "TPU"}
     try:
         asked = subprocess.run(
-            [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=seconds, env=environment
+            [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=PATIENCE, env=environment
         )
     except subprocess.TimeoutExpired:
-        late = f"did not start in {seconds:.0f} s (on a pod it waits for the other hosts)"
+        late = f"did not start in {PATIENCE:.0f} s (on a pod it waits for the other hosts)"
         return Probe(0, 0, f"{found}, but its runtime {late}")
     if asked.returncode != 0:
         last = (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]

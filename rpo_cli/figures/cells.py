@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Unpack, cast
 
-from rpo_cli.artifacts import Stage, rho_folder
+from rpo_cli.artifacts import Stage, rho_folder, scores_of
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.selection import Selection, spread
 from rpo_cli.recipes import Loaded, load, schema, stands, variant_overrides
@@ -68,11 +68,7 @@ class Cell:
     def taught_by(self) -> dict[str, Stage]:
         """The scores of each model that its policy distils, by name."""
         inputs = cast(Stage, self.evaluation.inputs["policy"]).inputs
-        return {
-            name.removeprefix("scores/"): cast(Stage, node)
-            for name, node in inputs.items()
-            if name.startswith("scores/")
-        }
+        return cast(dict[str, Stage], scores_of(inputs))
 
     @property
     def weights(self) -> list[str]:

@@ -46,7 +46,7 @@ NOTHING = Difference(Interval(np.nan, np.nan, np.nan), [])
 Parts = Mapping[str, Difference]
 
 
-def range_difference(point: Sequence[Array], drawn: Sequence[Array], student: bool = False) -> Difference:
+def range_difference(point: Sequence[Array], drawn: Sequence[Array], student: bool) -> Difference:
     """Range over rho of the first curve minus that of the second.
 
     A range is max - min of the curve averaged over seeds; noise widens that of the flatter curve more, which

@@ -103,10 +103,7 @@ def _policies(session: Session, names: Sequence[str]) -> list[Loaded]:
     Raises:
         BadInput: there is none, or two of one name.
     """
-    rhos = session.rhos([])
-    if rhos is not None and len(rhos) != 1:
-        raise BadInput(f"--rho {session.rho}: policies are compared at one rho: a number, or none")
-    at_rho = {} if rhos is None else {"rho": rhos[0]}
+    at_rho = session.one_rho("policies are compared")
 
     def loaded_of(name: str) -> Loaded:
         return replace(session, recipe=name).load("policy", **at_rho)

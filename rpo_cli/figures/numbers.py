@@ -8,7 +8,7 @@ from typing import NamedTuple, NotRequired, TypedDict, cast
 import numpy as np
 import pandas as pd
 
-from rpo_cli.artifacts import MANIFEST, External, Stage, Workspace
+from rpo_cli.artifacts import MANIFEST, External, Stage, Workspace, scores_of
 from rpo_cli.figures.cells import BASELINE, FORMAT, Cell
 from rpo_cli.figures.gather import read
 from rpo_cli.figures.results import plain
@@ -300,7 +300,7 @@ def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[s
         columns = scores.options.get("columns")
         return named(scores.inputs["model"]) if columns is None else f"columns {' and '.join(columns)}"
 
-    scores = [cast(Stage, node) for key, node in stage.inputs.items() if key.startswith("scores/")]
+    scores = cast(dict[str, Stage], scores_of(stage.inputs)).values()
     strength, value = cell.strength
     return {
         "name": name,

@@ -12,7 +12,7 @@ from rpo_cli.figures.claims import Verdict, judge
 from rpo_cli.figures.drawing import STYLE, Picture, heading, looks_of, publish_picture
 from rpo_cli.figures.kinds import KINDS, FigureKind
 from rpo_cli.figures.results import Results, load_results, to_json
-from rpo_cli.figures.table import Missing, MissingCells, missing
+from rpo_cli.figures.table import Missing, missing, that_are_missing
 from rpo_cli.recipes import schema
 
 
@@ -34,7 +34,7 @@ def redraw(
         raise BadInput(f"{folder}: its cells have no {lacks[0]}, which rpo figure {kind} draws")
     absent = missing(results.cells, results.axes)
     if absent and not allow_missing:
-        raise BadInput(f"{MissingCells(absent)} (--allow-missing draws them as gaps)")
+        raise BadInput(f"{that_are_missing(absent)} (--allow-missing draws them as gaps)")
     table = row.summary(results.cells, results.axes, results.bootstrap)
     if row.beside is not None:
         table = row.beside(table, results.tables)

@@ -23,14 +23,11 @@ Rho = float | None
 Missing = list[tuple[str, Rho, int]]
 
 
-class MissingCells(ValueError):
-    """Some cells of the figure have not been evaluated; `cells` lists them as (policy, rho, seed)."""
-
-    def __init__(self, cells: Missing) -> None:
-        self.cells = cells
-        named = "; ".join(f"{policy}{at(rho)}, seed {seed}" for policy, rho, seed in cells[:8])
-        more = f"; and {len(cells) - 8} more" if len(cells) > 8 else ""
-        super().__init__(f"{len(cells)} cells are missing: {named}{more}")
+def that_are_missing(cells: Missing) -> str:
+    """That some cells of a figure have not been evaluated, in words."""
+    named = "; ".join(f"{policy}{at(rho)}, seed {seed}" for policy, rho, seed in cells[:8])
+    more = f"; and {len(cells) - 8} more" if len(cells) > 8 else ""
+    return f"{len(cells)} cells are missing: {named}{more}"
 
 
 class Axes(NamedTuple):

@@ -153,7 +153,7 @@ def is_among(cell: Cell, diverged: Collection[str]) -> bool:
 
 
 def validation_table(
-    cells: Sequence[Cell], workspace: Workspace, diverged: Collection[str] = ()
+    cells: Sequence[Cell], workspace: Workspace, diverged: Collection[str]
 ) -> list[dict[str, Any]]:
     """One row for each cell: what the sweep saw, which is nothing where training diverged."""
     rows = []

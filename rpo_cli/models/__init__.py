@@ -9,7 +9,6 @@ from rpo_cli.models.layout import (
     Batch,
     Layout,
     PairCollator,
-    attention_of,
     by_length,
     by_tokens,
     groups_of,
@@ -24,6 +23,7 @@ from rpo_cli.models.layout import (
     to_device,
 )
 from rpo_cli.models.load import (
+    config_at,
     disable_dropout,
     four_bits,
     from_settings,

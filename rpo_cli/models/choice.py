@@ -70,7 +70,7 @@ def layout_for(
 
 
 def telling_rows(prompts: Sequence[Tokens], groups: Groups) -> tuple[list[Tokens], list[Sequence[Tokens]]]:
-    """At most six rows that lie on both sides of any window: the extremes of prompt and response lengths.
+    """At most six rows with extreme prompt and response lengths, to expose sliding windows.
 
     A model whose own masks have a window does not apply it to a mask it is given, so that the longest
     response tells; one that looks back a number of columns whatever the mask loses the prompt in front of a
@@ -138,7 +138,7 @@ def is_causal(model: PreTrainedModel, prompt: Tokens) -> bool:
     return alike(one.nan_to_num(), two.nan_to_num(), LOOSE)  # what is not finite is found later
 
 
-def alike(values: Tensor, others: Tensor, tolerance: float = TOLERANCE) -> bool:
+def alike(values: Tensor, others: Tensor, tolerance: float) -> bool:
     """Whether no number differs by more than this share of the largest."""
     return bool((values - others).abs().max() <= tolerance * others.abs().max())
 

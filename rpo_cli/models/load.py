@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -24,9 +25,7 @@ from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
 from rpo_cli.models.weights import Auto, read_weights
 from rpo_cli.recipes import suggest
 from rpo_cli.recipes.schema import FourBits, ModelSource
-from rpo_cli.text import is_word
 
-PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
 NEW_PAD = "[PAD]"
 ROPE = ("rope_theta", "rope_scaling", "partial_rotary_factor")  # which configs take into rope_parameters
 SPARE = ("pad", "reserved", "unused", "endoftext", "")  # what a spare token may be called, the best first
@@ -51,7 +50,7 @@ def load_tokenizer(
             last token that is no padding.
 
     Raises:
-        BadInput: no tokenizer there, no EOS, or a recipe's `pad_token` that is the EOS or a word.
+        BadInput: no tokenizer there, no EOS, or a recipe's `pad_token` that is the EOS.
     """
     if source.is_absolute() and not source.exists():
         raise BadInput(f"{source}: no such model directory")
@@ -68,10 +67,6 @@ def load_tokenizer(
     if need_eos and tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
     if recipe is not None and recipe.pad_token is not None:
-        if is_word(recipe.pad_token):
-            raise BadInput(
-                f"pad_token: {recipe.pad_token!r} is a word or a sign, which a text may hold; {PAD_HINT}"
-            )
         tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
     if not need_pad:
         return tokenizer
@@ -160,10 +155,18 @@ def load_reward(
     return model
 
 
+def config_at(source: Path, revision: str | None) -> PretrainedConfig:
+    """The config of a model; OSError or ValueError: none can be read."""
+    found: PretrainedConfig = AutoConfig.from_pretrained(
+        str(source), revision=revision or "main", trust_remote_code=False
+    )
+    return found
+
+
 def _number_of(label: str, source: Path, revision: str | None) -> int | None:
     """Which of a classifier's several labels has this name; None: it has but one, whatever that is called."""
     try:
-        config = AutoConfig.from_pretrained(str(source), revision=revision or "main", trust_remote_code=False)
+        config = config_at(source, revision)
     except (OSError, ValueError) as error:
         why = cannot_read(source, error)
         raise BadInput(f"{source}: reward_label: no config can be read: {why}") from error

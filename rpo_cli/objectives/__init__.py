@@ -8,7 +8,7 @@ read this table, so nothing here imports torch; kl, logps, members and calibrati
 from their own files."""
 
 from rpo_cli.objectives.base import Key, Objective, Pair
-from rpo_cli.objectives.teachers import TEACHERS, Teacher
+from rpo_cli.objectives.teachers import TEACHERS
 
 # The table: a line for each file of objectives, in the order in which help texts and messages name them.
 # isort: off

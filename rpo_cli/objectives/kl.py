@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from rpo_cli.objectives.logps import _at_least_float32
+from rpo_cli.objectives.logps import at_least_float32
 
 KlCoefficient = Literal["gamma", "gamma_beta"]
 
@@ -40,8 +40,8 @@ def kl_full(policy_logits: Tensor, ref_logits: Tensor, mask: Tensor) -> Tensor:
     only over responses drawn from π_ref; at π_θ = π_ref the value is 0 and the gradient 0 up to rounding,
     sample by sample. Source: chain rule of the KL; estimator `full`.
     """
-    policy = _at_least_float32(policy_logits).log_softmax(-1)
-    ref = _at_least_float32(ref_logits).log_softmax(-1)
+    policy = at_least_float32(policy_logits).log_softmax(-1)
+    ref = at_least_float32(ref_logits).log_softmax(-1)
     per_position = (ref.exp() * (ref - policy)).sum(-1)
     return per_position.masked_fill(~mask.bool(), 0).sum(-1)
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of responses and of single tokens."""
+"""Log-probabilities of single tokens."""
 
 from __future__ import annotations
 
@@ -9,24 +9,12 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 
-def sequence_logps(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """log π(y|x), summed over the response's tokens.
-
-    `logits` [B, T, V]; `tokens`, `mask` [B, T] → [B], nats, float32 or wider. Position t's logits predict
-    tokens[t]: the caller shifts. Where the mask is false the tokens may be anything (−100, pad).
-    """
-    outside = ~mask.bool()
-    logps = _at_least_float32(logits).log_softmax(-1)
-    picked = logps.gather(-1, tokens.masked_fill(outside, 0).unsqueeze(-1)).squeeze(-1)
-    return picked.masked_fill(outside, 0).sum(-1)
-
-
 def token_logps(logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
     """log π of single tokens: the log-softmax at `positions` of `tokens`.
 
     `logits` [B, S, V]; `tokens`, `positions` [B, T] int64, positions in [0, S), one position may predict
-    several tokens (responses that share a prompt) → [B, T], nats, float32 or wider. The terms of
-    `sequence_logps`, with no copy of the logits but their gradient; differentiable once.
+    several tokens (responses that share a prompt) → [B, T], nats, float32 or wider. Holds no
+    copy of the logits but their gradient; differentiable once.
     """
     values: Tensor = _TokenLogps.apply(logits, tokens, positions)  # type: ignore[no-untyped-call]
     return values
@@ -39,9 +27,7 @@ class _TokenLogps(torch.autograd.Function):
     def forward(ctx: FunctionCtx, logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
         flat = logits.reshape(-1, logits.shape[-1])
         pieces = torch.split(flat, _rows_of(flat))
-        totals = torch.cat([_at_least_float32(piece).logsumexp(-1) for piece in pieces]).view(
-            logits.shape[:2]
-        )
+        totals = torch.cat([at_least_float32(piece).logsumexp(-1) for piece in pieces]).view(logits.shape[:2])
         ctx.save_for_backward(logits, totals, tokens, positions)
         rows = torch.arange(len(tokens), device=tokens.device)[:, None]
         return logits[rows, positions, tokens].to(totals.dtype) - totals.gather(1, positions)
@@ -56,7 +42,7 @@ class _TokenLogps(torch.autograd.Function):
         size = _rows_of(flat)
         for start in range(0, len(flat), size):
             part = slice(start, start + size)
-            into[part] = (_at_least_float32(flat[part]) - totals[part]).exp_().mul_(-wanted[part])
+            into[part] = (at_least_float32(flat[part]) - totals[part]).exp_().mul_(-wanted[part])
         rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens)
         result.index_put_((rows, positions, tokens), grads[0].to(result.dtype), accumulate=True)
         return result, None, None
@@ -67,6 +53,6 @@ def _rows_of(flat: Tensor) -> int:
     return max(1, 2**22 // flat.shape[-1])
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
     """bfloat16 log-probabilities lose the differences that Δh consists of; float64 stays float64."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -40,12 +40,9 @@ class Draft:
 
     def complain(self, keys: Keys, message: str) -> None:
         """Note a mistake at the nearest place known for these keys."""
-        for length in range(len(keys), 0, -1):
-            if (place := self.places.get(keys[:length])) is not None:
-                break
-        else:
-            place, length = (self.files[0], 0), 0
-        option_names_it = isinstance(place, str) and length == len(keys)
+        at = nearest(self.places, keys)
+        place = self.places[at] if at else (self.files[0], 0)
+        option_names_it = isinstance(place, str) and at == keys
         self.problems.append((place, message if option_names_it else _say(keys, message)))
 
     def put(self, keys: Keys, value: object, place: Place) -> None:
@@ -123,7 +120,7 @@ def _gather(
         own.broken, names = True, []
     for index, name in enumerate(names):
         at: Keys = ("extends",) if isinstance(extends, str) else ("extends", index)
-        chain = {**below, path: where(own.places.get(at) or own.places.get(at[:1]) or (path, 0))}
+        chain = {**below, path: where(own.places.get(nearest(own.places, at), (path, 0)))}
         try:
             base = near(name, places_of(path))
         except RecipeError as error:
@@ -185,9 +182,14 @@ def _say(keys: Keys, message: str) -> str:
     return f"{dotted(keys)}: {message}" if keys else message
 
 
+def nearest(places: Mapping[Keys, Place], keys: Keys) -> Keys:
+    """The most of these keys, from the first on, whose place is known; none where no place is."""
+    return next((keys[:length] for length in range(len(keys), 0, -1) if keys[:length] in places), ())
+
+
 def stands(places: Mapping[Keys, Place], path: Path, keys: Keys) -> str:
     """Where a recipe's key stands, and its name, as a mistake begins; else the option that set it."""
-    place = places.get(keys) or places.get(keys[:1]) or (path, 0)
+    place = places.get(nearest(places, keys), (path, 0))
     return place if isinstance(place, str) else f"{where(place)}: {dotted(keys)}"
 
 

@@ -14,7 +14,7 @@ from rpo_cli.text import aligned
 
 def list_recipes(as_json: bool) -> None:
     """Print all recipes that a name can mean; files that others extend are none, broken ones say why."""
-    made, broken = _load_all(known())
+    made, broken = load_all(known())
     columns = ("suite", "name", "stage", "objective", "description", "path")
     rows: list[tuple[str | None, ...]] = []
     for path, loaded in made.items():
@@ -30,7 +30,7 @@ def list_recipes(as_json: bool) -> None:
         print(aligned([columns[:-1], *([cell or "" for cell in row[:-1]] for row in rows)]), end="")
 
 
-def _load_all(paths: Sequence[Path]) -> tuple[dict[Path, Loaded], dict[Path, RecipeError]]:
+def load_all(paths: Sequence[Path]) -> tuple[dict[Path, Loaded], dict[Path, RecipeError]]:
     """Recipes that load, and those that should: a file that another extends need not be whole."""
     made: dict[Path, Loaded] = {}
     broken: dict[Path, RecipeError] = {}

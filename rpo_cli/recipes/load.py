@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.complaints import got, suggest
-from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, stands, where
+from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, nearest, stands, where
 from rpo_cli.recipes.files import (
     RecipeError,
     file_of,
@@ -220,7 +220,7 @@ def check_suite(folder: Path) -> list[str]:
             problems += error.problems
             continue
         for keys, name in _references(loaded.recipe):
-            place = loaded.places.get(keys) or loaded.places.get(keys[:1]) or (file, 0)
+            place = loaded.places.get(nearest(loaded.places, keys), (file, 0))
             if not any(there(place / name) for part in loaded.files for place in places_of(part)):
                 problems.append(f"{where(place)}: {keys[0]}: {name}: no such recipe in {shown(file.parent)}")
             elif keys[0] == "variants":

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from rpo_cli.recipes import yaml_lines
-from rpo_cli.recipes.draft import same, where
+from rpo_cli.recipes.draft import nearest, same, where
 from rpo_cli.recipes.files import RecipeError, document_of, file_of, shown, suite_of
 from rpo_cli.recipes.load import Loaded, _load
 from rpo_cli.recipes.whole import write_whole
@@ -73,9 +73,9 @@ def resolved_yaml(loaded: Loaded) -> str:
 
 def source(loaded: Loaded, keys: Keys) -> str:
     """Where a value comes from: file and line, the option of the command line, or `default`."""
-    for length in range(len(keys), 0, -1):
-        if (place := loaded.places.get(keys[:length])) is not None:
-            return place.split()[0] if isinstance(place, str) else where(place)
+    if at := nearest(loaded.places, keys):
+        place = loaded.places[at]
+        return place.split()[0] if isinstance(place, str) else where(place)
     # A mapping of which only parts were set, each of them on the command line.
     below = (place for at, place in loaded.places.items() if at[: len(keys)] == keys)
     return next((place.split()[0] for place in below if isinstance(place, str)), "default")

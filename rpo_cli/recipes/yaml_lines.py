@@ -182,7 +182,7 @@ def one_line(value: object) -> str:
     return json.dumps(value) if "\n" in text else text
 
 
-def replace_block(text: str, key: str, body: Sequence[str], inside: Sequence[str] = ()) -> str:
+def replace_block(text: str, key: str, body: Sequence[str], inside: Sequence[str]) -> str:
     """The YAML text with the block of a key replaced, or added at the end; all other lines stay.
 
     `body`: the lines below `key:`, unindented. `inside`: the keys of the mapping that it stands in, if that

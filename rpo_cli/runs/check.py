@@ -25,7 +25,7 @@ from rpo_cli.recipes import (
     variant_overrides,
     where,
 )
-from rpo_cli.recipes.listing import _load_all
+from rpo_cli.recipes.listing import load_all
 from rpo_cli.runs import preflight
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.planning.base import at_rho
@@ -56,7 +56,7 @@ def check_recipes(recipes: Sequence[str]) -> None:
             problems += error.problems
             continue
         problems += faults
-        made, _ = _load_all(files)
+        made, _ = load_all(files)
         for loaded in made.values():
             # A reference to nothing was reported above.
             known = {missing(fault) for fault in faults}
@@ -111,22 +111,11 @@ class _Rehearsal(Planner):
 def plan_problems(loaded: Loaded, absent: set[str], noted: set[str]) -> list[str]:
     """What stands in the way of a recipe's plan, and of every cell of a figure's; what it notes."""
     planner = _Rehearsal(loaded.recipe.seed, absent)
-    recipe = loaded.recipe
-    steps: list[Callable[[], Stage | list[Stage]]] = [partial(planner.build, loaded)]
-    if isinstance(recipe, schema.FigureRecipe):
-        steps = [
-            partial(cell, planner, loaded, variant, rho) for variant in recipe.compared for rho in recipe.rhos
-        ]
-    elif isinstance(recipe, schema.PolicyRecipe):
-        steps = [partial(planner.evaluation, loaded, "test")]
-    elif isinstance(recipe, schema.RewardRecipe) and recipe.has_members:
-        steps.append(partial(planner.members, loaded))
     problems: list[str] = []
     made: list[Stage] = []
-    for step in steps:
+    for plan in plans(planner, loaded):
         try:
-            found = step()
-            made += found if isinstance(found, list) else [found]
+            made += plan()
         except RecipeError as error:
             problems += error.problems
         except BadInput as error:
@@ -134,6 +123,21 @@ def plan_problems(loaded: Loaded, absent: set[str], noted: set[str]) -> list[str
     stages = walk(made)
     noted |= set(preflight.notes(stages))
     return problems + preflight.problems(stages)
+
+
+def plans(planner: Planner, loaded: Loaded) -> list[Callable[[], list[Stage]]]:
+    """What plans each of the targets of a recipe: every cell of a figure, all that a reward recipe can be."""
+    recipe = loaded.recipe
+    if isinstance(recipe, schema.FigureRecipe):
+
+        def alone(variant: schema.Variant, rho: float | None) -> list[Stage]:
+            return [cell(planner, loaded, variant, rho)]
+
+        return [partial(alone, variant, rho) for variant in recipe.compared for rho in recipe.rhos]
+    if isinstance(recipe, schema.PolicyRecipe):
+        return [lambda: [planner.evaluation(loaded, "test")]]
+    members = isinstance(recipe, schema.RewardRecipe) and recipe.has_members
+    return [lambda: [planner.build(loaded)], *([lambda: planner.members(loaded)] if members else [])]
 
 
 def would_run(command: str, recipe: Path) -> bool:

@@ -22,7 +22,7 @@ import psutil
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Outcome, Progress, job_from
-from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.errors import BadInput, RunFailed, in_words
 from rpo_cli.recipes.schema import Recipe
 from rpo_cli.runs.work import logged, run_here, told_in_a_line
 
@@ -46,7 +46,7 @@ def main() -> None:
         first = devices.rank() == 0
         outcome = take_part(job, lambda step, of: say(step=[step, of]) if first else None)
     except (BadInput, RunFailed) as error:
-        say(**{"bad" if isinstance(error, BadInput) else "failed": str(error)})
+        say(error=in_words(error))
         os._exit(1)  # at once: the others wait for this process in vain, and it would wait for them
     if first:
         say(done=outcome)

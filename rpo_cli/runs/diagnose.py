@@ -14,7 +14,7 @@ from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.recipes import Loaded
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session
-from rpo_cli.stages.data.rows import MESSAGES, PAIR, TEXTS, Rows, find_rows
+from rpo_cli.stages.data.rows import MESSAGES, PAIR, TEXTS, Rows, find_rows, margins_by_id
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.diagnosis import Agreement, Diagnosis, advice, agreement, diagnosed
 from rpo_cli.stages.splits import LENGTH_MARGIN, LONGER, TIE, preference_of_length
@@ -111,7 +111,7 @@ def look(
     sides: dict[str, int] = {}
     for name, stage in scores.items():
         assert held_out is not None  # or nothing could be scored
-        margins[name] = margins_of(workspace, stage)
+        margins[name] = margins_by_id(workspace.root / stage.path / "held_out.parquet")
         some, values = held_out.take(list(margins[name])), np.array(list(margins[name].values()))
         models[name] = diagnosed(values, some.kinds, some.tokens, some.columns)
         sides |= zip(margins[name], some.kinds.tolist(), strict=True)
@@ -124,13 +124,6 @@ def look(
     own = (name for name, stage in scores.items() if stage.inputs.get("model") in relabelled)
     follows = advice(bias, [models[name] for name in teachers], among)
     return Found(workspace.root / data.path, pairs, models, next(own, None), agreed, follows)
-
-
-def margins_of(workspace: Workspace, scores: Stage) -> dict[str, float]:
-    """r(chosen) - r(rejected) of each held-out pair that was scored, by its id."""
-    table = pq.read_table(workspace.root / scores.path / "held_out.parquet").to_pydict()
-    values = np.array(table["chosen"], float) - np.array(table["rejected"], float)
-    return dict(zip(table["id"], values.tolist(), strict=True))
 
 
 def _agreed(margins: Sequence[Mapping[str, float]], sides: Mapping[str, int]) -> Agreement | None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 
 from packaging.specifiers import SpecifierSet
 
 from rpo_cli import __version__
-from rpo_cli.artifacts import git_revision, wandb_mode
+from rpo_cli.artifacts import git_revision, versions, wandb_mode
 from rpo_cli.devices import HOST, free_bytes, xla_probe
 from rpo_cli.errors import RunFailed
 from rpo_cli.recipes import schema
@@ -24,6 +22,7 @@ from rpo_cli.text import aligned, first_line, size
 TESTED_TRL = ">=1.16,<1.17"
 NEEDED = ("torch", "transformers", "trl", "accelerate", "datasets", "wandb")
 OPTIONAL = ("peft", "bitsandbytes")
+ABSENT = "not installed"
 LITTLE = 2e9  # bytes of disk or memory below which the miniature's protocol may not fit
 
 
@@ -75,21 +74,19 @@ def examine() -> Findings:
 
 
 def _versions(found: Findings) -> dict[str, str]:
-    versions = {
-        "python": platform.python_version(),
-        "rpo": __version__,
-        "git": git_revision() or "no checkout",
-    }
-    for name in (*NEEDED, *OPTIONAL):
-        versions[name] = _version(name) or "not installed"
-        if name in NEEDED and versions[name] == "not installed":
+    names = (*NEEDED, *OPTIONAL)
+    installed = versions(names)
+    told = {"python": installed["python"], "rpo": __version__, "git": git_revision() or "no checkout"}
+    told |= {name: installed.get(name, ABSENT) for name in names}
+    for name in NEEDED:
+        if name not in installed:
             found.problems.append(f"{name} is not installed; run `pip install rpo-cli` again")
-    if versions["trl"] != "not installed":
-        tested = SpecifierSet(TESTED_TRL).contains(versions["trl"], prereleases=True)
+    if (trl := installed.get("trl")) is not None:
+        tested = SpecifierSet(TESTED_TRL).contains(trl, prereleases=True)
         if not tested:
-            found.warnings.append(f"trl {versions['trl']} is outside the tested range {TESTED_TRL}")
-        versions["trl"] += f" (tested: {TESTED_TRL}{'' if tested else ', this one is not'})"
-    return versions
+            found.warnings.append(f"trl {trl} is outside the tested range {TESTED_TRL}")
+        told["trl"] += f" (tested: {TESTED_TRL}{'' if tested else ', this one is not'})"
+    return told
 
 
 def _device(found: Findings) -> dict[str, object]:
@@ -116,26 +113,20 @@ def _device(found: Findings) -> dict[str, object]:
 
 def _tpu(found: Findings) -> dict[str, object]:
     """What stands between this machine and `--device xla`; a runtime that would hang is given a minute."""
-    xla = _version("torch-xla")
+    installed = versions(("torch-xla", "torch-tpu"))
+    xla = installed.get("torch-xla")
     problem = xla_probe.torch_xla_problem()
     probe = xla_probe.probe_tpu()
     if problem is not None and (xla or xla_probe.chips()):
         found.warnings.append(f"--device xla: {problem}")
     return {
-        "torch-xla": xla or "not installed",
+        "torch-xla": xla or ABSENT,
         "devices": probe.devices,
         "why": probe.why,
         "torch-tpu": f"{version} (rpo does not use it yet; see docs/tpu.md)"
-        if (version := _version("torch-tpu"))
-        else "not installed",
+        if (version := installed.get("torch-tpu"))
+        else ABSENT,
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cpus() -> int:

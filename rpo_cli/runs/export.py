@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from hashlib import file_digest
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from rpo_cli.artifacts import (
     damaged_files,
     origin_of,
     read_json,
+    sha256,
     snapshots,
     unreachable,
     write_card,
@@ -229,12 +229,6 @@ def _cast(folder: Path, dtype: Dtype) -> None:
         save_file(cast, file, metadata={"format": "pt"})
     config = folder / "config.json"
     config.write_text(json.dumps((read_json(config) or {}) | {"dtype": dtype}, indent=2) + "\n")
-
-
-def sha256(file: Path) -> str:
-    """The hash of a file's content, read piece by piece."""
-    with file.open("rb") as content:
-        return file_digest(content, "sha256").hexdigest()
 
 
 def _push(folder: Path, name: str, private: bool) -> str:

@@ -9,12 +9,12 @@ from shlex import quote
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rpo_cli import devices
 from rpo_cli.artifacts import External, Stage, Workspace, below_adapters, cannot_read, look_for, positions_of
 from rpo_cli.errors import BadInput
-from rpo_cli.models import load_tokenizer
+from rpo_cli.models import config_at, load_tokenizer
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.recipes import Loaded, RecipeError, check_suite, load, schema, suggest
 from rpo_cli.recipes.draft import anchor
@@ -133,11 +133,7 @@ def _longest(model: str) -> int | None:
     place = External.named(model)
     look_for(place.reference)  # in one attempt, where the client would try for half a minute
     try:
-        config = AutoConfig.from_pretrained(
-            str(below_adapters(Path(place.reference))),
-            revision=place.revision or "main",
-            trust_remote_code=False,
-        )
+        config = config_at(below_adapters(Path(place.reference)), place.revision)
     except (OSError, ValueError) as error:
         why = cannot_read(place.reference, error)
         raise BadInput(f"--model {model}: its config cannot be read: {why}") from error

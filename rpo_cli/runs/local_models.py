@@ -24,18 +24,18 @@ DIVIDED = (("hidden_size", "num_attention_heads"), ("n_embd", "n_head"), ("d_mod
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizerFacts:
     """A tokenizer as its files have it; what they do not name is not known."""
 
     folder: Path
     eos: str | None
     pad: str | None
 
-    def padded(self, token: str | None) -> Tokens:
+    def padded(self, token: str | None) -> TokenizerFacts:
         """The same with another padding token, if one is given."""
         return self if token is None else replace(self, pad=token)
 
-    def differs(self, other: Tokens) -> str | None:
+    def differs(self, other: TokenizerFacts) -> str | None:
         """In what another tokenizer differs, as far as their files say; None: in nothing."""
         for what, ours, theirs in (("EOS", self.eos, other.eos), ("padding token", self.pad, other.pad)):
             if None not in (ours, theirs) and ours != theirs:
@@ -99,7 +99,7 @@ def labels_of(config: Mapping[str, Any]) -> list[str]:
     return [f"LABEL_{number}" for number in range(int(config.get("num_labels") or 2))]
 
 
-def tokens_of(node: Node) -> Tokens | None:
+def tokens_of(node: Node) -> TokenizerFacts | None:
     """The tokenizer that a model has, padding tokens that recipes give it included; None: not known here."""
     if isinstance(node, Stage):
         found = None if (below := _below(node)) is None else tokens_of(below)
@@ -110,7 +110,7 @@ def tokens_of(node: Node) -> Tokens | None:
         return None
     special = {**(_json(folder / "special_tokens_map.json") or {}), **config}
     eos, pad = (_content(special.get(f"{name}_token")) for name in ("eos", "pad"))
-    return Tokens(folder, eos, None if pad == eos else pad)  # another is found when it is loaded
+    return TokenizerFacts(folder, eos, None if pad == eos else pad)  # another is found when it is loaded
 
 
 def has_chat_template(folder: Path) -> bool:

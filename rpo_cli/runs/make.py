@@ -84,15 +84,9 @@ def inspect_data(session: Session, rows: int, max_length: int | None) -> None:
     Raises:
         BadInput: another recipe, or no tokenizer to count with.
     """
-    stage = session.load(None).recipe.stage
-    if stage not in TABLES:
-        what = "data inspect takes a data, pairs, relabel or splits recipe"
-        raise BadInput(f"{session.recipe}: is {article(stage)} recipe; {what}")
-    loads = session.at_rhos(stage)
+    loads = session.at_rhos(_kind_of(session, "data inspect", TABLES))
     planner = planner_for(loads[0])
-    targets = [
-        planner.build(loaded) for loaded in loads
-    ]  # says what is wrong before anything heavy is imported
+    targets = [planner.build(loaded) for loaded in loads]  # wrong ones fail before a heavy import
     os.environ.update(QUIET_ENVIRONMENT)
     from rpo_cli.runs.inspect import inspect
 
@@ -105,10 +99,7 @@ def diagnose(session: Session, *, members: bool) -> None:
     Raises:
         BadInput: a recipe without pairs.
     """
-    stage = session.load(None).recipe.stage
-    if stage not in (*TABLES, "reward", "policy"):
-        what = "diagnose takes a data, pairs, relabel, splits, reward or policy recipe"
-        raise BadInput(f"{session.recipe}: is {article(stage)} recipe; {what}")
+    stage = _kind_of(session, "diagnose", (*TABLES, "reward", "policy"))
     if members and stage != "reward":
         raise BadInput(
             f"--ensemble: {session.recipe} is {article(stage)} recipe; the members are a reward recipe's"
@@ -121,6 +112,15 @@ def diagnose(session: Session, *, members: bool) -> None:
     from rpo_cli.runs.diagnose import diagnose
 
     diagnose(session, planner, loads, members=members)
+
+
+def _kind_of(session: Session, command: str, kinds: Sequence[str]) -> str:
+    """The kind of the session's recipe, which must be one of those that a command takes."""
+    stage = session.load(None).recipe.stage
+    if stage not in kinds:
+        takes = f"{command} takes a {', '.join(kinds[:-1])} or {kinds[-1]} recipe"
+        raise BadInput(f"{session.recipe}: is {article(stage)} recipe; {takes}")
+    return stage
 
 
 def _make(

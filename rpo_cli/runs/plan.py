@@ -6,7 +6,6 @@ made of. Its key is computed anew wherever it is read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from rpo_cli.artifacts import MANIFEST, External, Stage
+from rpo_cli.artifacts import MANIFEST, External, Stage, sha256
 from rpo_cli.artifacts.snapshots import entry
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import shown
@@ -111,15 +110,6 @@ class Plan(Part):
     def by_path(self) -> dict[str, Planned]:
         """The stages by their names."""
         return {stage.path: stage for stage in self.stages}
-
-
-def json_schema() -> str:
-    """The JSON Schema of a plan, as text."""
-    schema = Plan.model_json_schema()
-    for part in (schema, *schema["$defs"].values()):  # docstrings may be wrapped
-        part["description"] = " ".join(part.get("description", "any JSON").split())
-    schema |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "rpo plan"}
-    return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 
 def read_plan(file: Path) -> Plan:
@@ -232,14 +222,10 @@ def in_force(stage: Stage) -> Recipe:
 def hashes(files: Iterable[Path]) -> dict[str, str]:
     """Files of recipes with the hashes of what is in them; those that are not there are left out."""
     real = sorted({file_of(file) for file in files})
-    return {shown(file): _hash(file) for file in real if file.is_file()}
+    return {shown(file): sha256(file) for file in real if file.is_file()}
 
 
 def changed_recipes(plan: Plan) -> list[str]:
     """The recipes' files that are not as they were; what is not on this machine cannot have changed."""
     there = {file: Path(file) for file in plan.recipes if Path(file).is_file()}
-    return [name for name, file in there.items() if _hash(file) != plan.recipes[name]]
-
-
-def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return [name for name, file in there.items() if sha256(file) != plan.recipes[name]]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import cast
 
-from rpo_cli.artifacts import External, Stage
+from rpo_cli.artifacts import External, Stage, scores_of
 from rpo_cli.recipes import Loaded, RecipeError, schema, where
 from rpo_cli.runs.planning.base import wrong
 from rpo_cli.runs.planning.models import name_of
@@ -88,8 +88,8 @@ class Planner(PolicyPlanner):
         inputs = {name: evaluation.inputs[name] for name in ("baseline", "data")}
         folder = evaluation.path.split("/", 1)[1].replace("/evaluations/", "/taught/")
         found = []
-        for name, scores in self.build(policy).inputs.items():
-            if name.startswith("scores/") and isinstance(scores, Stage) and "model" in scores.inputs:
+        for scores in scores_of(self.build(policy).inputs).values():
+            if isinstance(scores, Stage) and "model" in scores.inputs:
                 place = f"{folder}/{scores.path.split('/scores/')[1]}"
                 label = cast(schema.ScoringRecipe, scores.recipe).reward_label
                 read = {name: scores.inputs[name] for name in ("model", "policy")}
@@ -121,11 +121,7 @@ class Planner(PolicyPlanner):
         if isinstance(recipe, schema.PolicyRecipe):
             inputs = self.build(loaded).inputs
             splits, model = cast(Stage, inputs["data"]), inputs["model"]
-            scores = {
-                name.removeprefix("scores/"): cast(Stage, node)
-                for name, node in inputs.items()
-                if name.startswith("scores/")
-            }
+            scores = cast(dict[str, Stage], scores_of(inputs))
             if (judged := self._evaluation_of(loaded)) is not None:
                 evaluation = cast(schema.EvaluateRecipe, judged.recipe)
                 if evaluation.oracle is not None:

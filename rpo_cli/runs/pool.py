@@ -17,7 +17,7 @@ from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.results import in_words, latest
 from rpo_cli.runs.room import Room
-from rpo_cli.runs.todo import Line, Todo
+from rpo_cli.runs.todo import ReadyQueue, Todo
 from rpo_cli.runs.work import QUIET_ENVIRONMENT, run_job
 from rpo_cli.runs.workers import Made, Worker, ready
 from rpo_cli.text import clock, size
@@ -59,7 +59,7 @@ def execute(
         return job_of(stage, workspace, inherited or {}, force=stage.path in forced, launch=launch)
 
     run = _Run(
-        Line(todo, longest_first=jobs > 1),
+        ReadyQueue(todo, longest_first=jobs > 1),
         PlanProgress(
             console,
             {item.stage.path: item.seconds for item in todo},
@@ -90,7 +90,7 @@ def execute(
 class _Run:
     """A plan on its way: the line of its stages, what is said of them, and what went wrong."""
 
-    line: Line
+    line: ReadyQueue
     progress: PlanProgress
     job: Callable[[Stage], Job[Recipe]]
     finished: Finished
@@ -139,7 +139,8 @@ class _Crew:
     gpus: Sequence[str]
     room: Room
     workers: list[Worker] = field(default_factory=list)
-    alone: list[Stage] = field(default_factory=list)  # to be tried once more, when nothing else runs
+    # Stages whose worker died once; each is retried when nothing else runs.
+    alone: list[Stage] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)  # once, and their worker died or had not the memory
 
     def work(self) -> None:

@@ -32,10 +32,8 @@ from rpo_cli.recipes import RecipeError, schema, suggest
 from rpo_cli.recipes.draft import stands
 from rpo_cli.runs import local_models as models
 from rpo_cli.runs.todo import Todo
-from rpo_cli.text import first_line, is_word, size
+from rpo_cli.text import first_line, size
 
-PAD_HINT = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
-PURPOSES = ("data", "rm", "policy", "sampling")
 # What Trainer imports for an optimiser, by its name; those without any ask for arguments that recipes lack.
 OPTIMISERS = (
     ("adamw_torch_[48]bit", "torchao"), ("adamw_torch_xla", "torch_xla"),
@@ -180,7 +178,7 @@ def _without_effect(stage: Stage) -> Iterator[str]:
     idle = dict(stage.recipe.idle())
     if stage.kind in schema.MODELS:
         seeds = schema.KINDS[stage.kind].seeds
-        idle |= {(f"{name}_seed",): "stage" for name in PURPOSES if name not in seeds}
+        idle |= {(f"{name}_seed",): "stage" for name in schema.PURPOSES if name not in seeds}
     if stage.kind == "reward" and getattr(stage.inputs["data"], "kind", None) != "splits":
         idle["rho",] = "data"
     for keys, decides in idle.items():
@@ -206,9 +204,6 @@ def _problems(stage: Stage) -> Iterator[str]:
     if isinstance(recipe, schema.ModelSource):
         if (why := _attention(recipe)) is not None:
             yield f"{_at(stage, 'attn_implementation')}: {why}"
-        if recipe.pad_token is not None and is_word(recipe.pad_token):
-            what = f"{recipe.pad_token!r} is a word or a sign, which a text may hold; {PAD_HINT}"
-            yield f"{_at(stage, 'pad_token')}: {what}"
         yield from _models(stage, recipe)
     if isinstance(recipe, schema.DataRecipe) and recipe.prompt_format == "chat":
         folder = models.folder_of(stage.inputs["tokenizer"])

@@ -10,11 +10,21 @@ from typing import Any
 
 import yaml
 
-from rpo_cli.artifacts import CARD, RECIPES, Workspace, hash_path, origin_of, read_json, versions, write_json
+from rpo_cli.artifacts import (
+    CARD,
+    RECIPES,
+    Workspace,
+    hash_path,
+    origin_of,
+    read_json,
+    sha256,
+    versions,
+    write_json,
+)
 from rpo_cli.artifacts.snapshots import lock_file
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import load
-from rpo_cli.runs.export import WEIGHTS, sha256
+from rpo_cli.runs.export import WEIGHTS
 from rpo_cli.runs.session import Session, planner_for
 
 NEEDED = ("target", "inputs", "hub", "versions")

@@ -21,7 +21,7 @@ Times = Mapping[tuple[str, str], float]  # seconds by kind and name of the recip
 
 
 def resources(
-    stages: Sequence[Stage], workspace: Workspace, question: Question | None = None
+    stages: Sequence[Stage], workspace: Workspace, question: Question | None
 ) -> dict[str, Resources]:
     """The resources of each stage by its path; `question`: a device, to estimate times that nobody knows."""
     times, weights = measured(stages, workspace), _Weights(workspace)

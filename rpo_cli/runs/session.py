@@ -89,6 +89,13 @@ class Session(Options):
             raise BadInput(f"--rho {self.rho}: one of them twice")
         return values
 
+    def one_rho(self, what: str) -> dict[str, float | None]:
+        """The --rho of what is done at one, as `load` takes it; nothing without the option."""
+        rhos = self.rhos([])
+        if rhos is not None and len(rhos) != 1:
+            raise BadInput(f"--rho {self.rho}: {what} at one rho: a number, or none")
+        return {} if rhos is None else {"rho": rhos[0]}
+
     def at_rhos(self, expect: str) -> list[Loaded]:
         """The recipe once for each --rho."""
         first = self.load(expect)

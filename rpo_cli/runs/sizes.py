@@ -192,9 +192,9 @@ class Sizes:
         texts, place = self._texts(data, table)
         declared = recipe.rows.get(table)  # type: ignore[call-overload]
         if texts is None and recipe.source == "miniature":
-            from rpo_cli.stages.data.miniature import Sizes
+            from rpo_cli.stages.data.miniature import TableSizes
 
-            declared = getattr(Sizes(**recipe.rows), table)
+            declared = getattr(TableSizes(**recipe.rows), table)
         rows = len(texts) if texts is not None else declared
         known = "rows not known" if rows is None else f"{rows:,} rows"
         tokenizer = None if texts is None else self._tokenizer(data, user)

@@ -86,7 +86,7 @@ def states(
     return found
 
 
-class Line:
+class ReadyQueue:
     """Stages in the order in which they are taken: those whose inputs are there, in the order of the plan.
 
     For several workers the longest chain goes first, so that none is left waiting for it at the end.
@@ -120,7 +120,7 @@ class Line:
         return next(iter(self), None)
 
     def put_back(self, stage: Stage) -> None:
-        """The stage was taken, and is to be taken once more."""
+        """The stage is to be taken once more."""
         self._push(stage.path)
 
     def done(self, stage: Stage) -> None:

@@ -36,7 +36,7 @@ from rpo_cli.artifacts import (
     write_card,
 )
 from rpo_cli.errors import BadInput, Died, Diverged, NoRoom, OutOfMemory, RunFailed
-from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe, seed_of
+from rpo_cli.recipes.schema import KINDS, PURPOSES, Recipe, TrainingRecipe, seed_of
 from rpo_cli.runs import processes
 from rpo_cli.text import first_line
 
@@ -151,7 +151,7 @@ def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Pr
             "device": device,
             "processes": 1 if job.launch is None or not KINDS[job.kind].trains else job.launch.processes,
             "threads": job.recipe.threads,
-            "seeds": {name: seed_of(job.recipe, name) for name in ("data", "rm", "policy", "sampling")},
+            "seeds": {name: seed_of(job.recipe, name) for name in PURPOSES},
             "seconds": round(time.monotonic() - started, 2),
             "metrics": metrics,
         }
@@ -238,7 +238,7 @@ def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
         # Trainers bring their own autocast.
         with contextlib.nullcontext() if KINDS[job.kind].trains else device.autocast():
             metrics = _as_memory_allows(run, job.at_checkpoint(), report)
-        report.summary(metrics)
+        report.tracker.summary(metrics)
     ran = str(device)
     if asked is not None or not deterministic:
         ran += f"; deterministic algorithms {'on' if deterministic else 'off'}"

@@ -62,7 +62,7 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, float]:
     samples["prompt"] = samples["prompt_id"].map(texts)
     samples.to_parquet(job.directory / SAMPLES, index=False)
     shown = [name for name in ("prompt", "response", "tokens", "finished", "reward") if name in samples]
-    report.table("samples", samples.head(SHOWN)[shown])
+    report.tracker.table("samples", samples.head(SHOWN)[shown])
     baseline = pd.read_parquet(job.inputs["baseline"] / SAMPLES) if "baseline" in job.inputs else samples
     seed, resamples = seed_of(recipe, "sampling"), recipe.bootstrap_samples
     metrics = summarise(samples, baseline, truncated=recipe.truncated, resamples=resamples, seed=seed)

@@ -30,12 +30,13 @@ from rpo_cli.stages.data.sources.base import columns_in
 from rpo_cli.stages.data.sources.hh import HUMAN, messages
 from rpo_cli.stages.data.sources.implicit import cut
 from rpo_cli.stages.data.sources.preference import CONVERSATIONS, aligned, are_whole, prompt_in, system_in
-from rpo_cli.stages.data.sources.records import form_of, rows_in
+from rpo_cli.stages.data.sources.records import form_of, records
 from rpo_cli.stages.data.sources.templated import Templated
 from rpo_cli.stages.data.sources.turns import AS_TEXT, Message, Part, TemplateRefuses, is_told_as_text, part
 from rpo_cli.stages.reading import Reading, row_of
 
 PART = 1024  # rows
+SIDES = ("prompt", "completion")
 OF_PARTS = re.compile(r"\.?(\d{6}|of)\.json.*")
 # The columns that hold responses, and those of their rewards; the first of these that a row has.
 FORMS: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -89,11 +90,8 @@ class Table:
         Raises:
             BadInput: a row that cannot be read.
         """
-        for file in self.files:
-            for place, row in rows_in(file, "rows", self.ledger, {}, every=True):
-                if isinstance(row, str):
-                    raise BadInput(f"{place}: {row}")
-                yield place, row
+        for place, _, row in records(self.files, "rows", self.ledger, {}, every=True):
+            yield place, row
 
     def check(self, new: Sequence[str], look: Callable[[str, Row], object]) -> int:
         """How many rows there are, each of them looked at.
@@ -265,14 +263,15 @@ class Scorer:
                 if reading.own:
                     texts.append([reading.text({"prompt": prompt}, answer) for prompt, answer in row])
                 else:
-                    texts.append([self._templated.text(place, _example(*each)) for each in row])
+                    examples = [dict(zip(SIDES, each, strict=True)) for each in row]
+                    texts.append([self._templated.text(place, each) for each in examples])
             except TemplateRefuses:
                 texts.append(None)
         flat = [text for row in texts if row is not None for text in row]
         if reading.own:
             found = iter(reading.tokens(flat) if flat else [])
         else:
-            sides = ([text[side] for text in flat] for side in ("prompt", "completion"))
+            sides = ([text[side] for text in flat] for side in SIDES)
             found = iter(reading.as_here(*sides))
         rows = [None if row is None else [next(found) for _ in row] for row in texts]
         most = min(reading.most, reading.recipe.max_length)
@@ -285,10 +284,6 @@ class Scorer:
     @cached_property
     def _templated(self) -> Templated:
         return Templated(self.reading.tokenizer, None)
-
-
-def _example(prompt: Part, completion: Part) -> dict[str, Part]:
-    return {"prompt": prompt, "completion": completion}
 
 
 # Samples

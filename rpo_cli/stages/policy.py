@@ -32,7 +32,7 @@ from rpo_cli.models import (
 )
 from rpo_cli.objectives import Pair
 from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
-from rpo_cli.objectives.members import MemberChoice, select_member
+from rpo_cli.objectives.members import MemberChoice
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
 from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
@@ -84,7 +84,7 @@ class PolicyTrainer(PairTrainer):
             means.append(self.objective.losses(pair, self.recipe).mean(1))
             devices.step_mark(self.args.device)
         self.model.train()
-        return select_member(self.batch_mean(torch.stack(means).mean(0)))
+        return self.batch_mean(torch.stack(means).mean(0)).argmin()
 
     def compute_loss(
         self,

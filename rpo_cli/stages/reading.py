@@ -16,12 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
 from rpo_cli.artifacts import MANIFEST, RECIPES, below_adapters, positions_of
 from rpo_cli.errors import BadInput
-from rpo_cli.models import TokenRow, encode, fitting, load_reward, load_tokenizer, same_tokens
+from rpo_cli.models import TokenRow, config_at, encode, fitting, load_reward, load_tokenizer, same_tokens
 from rpo_cli.recipes.schema import EvaluateRecipe, RelabelRecipe, ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, UNLIMITED, Rows
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, messages
@@ -150,9 +150,7 @@ class Reading:
     def most(self) -> int:
         """How many tokens a row may have: as many as the model has positions, as far as its config says."""
         try:
-            config = AutoConfig.from_pretrained(
-                str(below_adapters(self.source)), revision=self.revision or "main", trust_remote_code=False
-            )
+            config = config_at(below_adapters(self.source), self.revision)
         except (OSError, ValueError):  # an adapter on the hub has none
             return UNLIMITED
         return positions_of(config) or UNLIMITED

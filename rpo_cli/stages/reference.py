@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.models import four_bits, load_causal, load_tokenizer, pad_id, pair_logps
 from rpo_cli.recipes.schema import ScoringRecipe
-from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
+from rpo_cli.stages.data.rows import PAIR, by_id, rows_of, write_columns
 
 
 def reference_logps(folder: Path) -> dict[str, tuple[float, float]]:
     """What `run_reference` wrote: log pi_ref of chosen and rejected, by the pair's id."""
-    logps = pq.read_table(folder / "logps.parquet").to_pydict()
-    both = zip(logps["ref_chosen_logps"], logps["ref_rejected_logps"], strict=True)
-    return dict(zip(logps["id"], both, strict=True))
+    return by_id(folder / "logps.parquet", ("ref_chosen_logps", "ref_rejected_logps"))
 
 
 def run_reference(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:

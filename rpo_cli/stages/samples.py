@@ -20,7 +20,8 @@ from rpo_cli.models import (
     views,
 )
 from rpo_cli.recipes.schema import Recipe, ScoringRecipe, seed_of
-from rpo_cli.stages.data.rows import pairs_below, rows_of, write_columns
+from rpo_cli.stages.data.rows import find_rows, rows_of, write_columns
+from rpo_cli.stages.data.token_cache import TokenCache
 
 SAMPLES = "samples.parquet"
 
@@ -66,7 +67,7 @@ def samples_by_prompt(job: Job[Recipe]) -> dict[str, list[tuple[Tokens, float]]]
     if "prompt" in table.column_names:  # as older versions wrote it
         prompts = table["prompt"].to_pylist()
     else:
-        pairs = pairs_below(job)
+        pairs = find_rows(list(job.tables)[1:], "pairs", TokenCache(job.root))  # of which the splits are some
         prompt_of = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
         prompts = [prompt_of[name] for name in table["id"].to_pylist()]
     result: dict[str, list[tuple[Tokens, float]]] = {}

@@ -53,7 +53,8 @@ def known_by(cell: Cell, workspace: Workspace) -> Iterator[dict[str, object]]:
     divided by the temperatures that the policy was trained with. A min is that of the first step, at which
     the policy is the reference: the least margin, of each pair or over all.
     """
-    from rpo_cli.runs.diagnose import margins_of, tables_of
+    from rpo_cli.runs.diagnose import tables_of
+    from rpo_cli.stages.data.rows import margins_by_id
 
     policy = cast(Stage, cell.evaluation.inputs["policy"])
     data, recipe = cast(Stage, policy.inputs["data"]), cast(schema.PolicyRecipe, cell.loaded.recipe)
@@ -62,9 +63,12 @@ def known_by(cell: Cell, workspace: Workspace) -> Iterator[dict[str, object]]:
     if pairs is None or not scores:
         return
     temperatures = workspace.finished(policy.path)["metrics"]
+    tables = {name: workspace.root / stage.path / "held_out.parquet" for name, stage in scores.items()}
     scored = {
-        name: {pair: margin / temperatures[f"temperature/{name}"] for pair, margin in each.items()}
-        for name, each in ((name, margins_of(workspace, stage)) for name, stage in scores.items())
+        name: {
+            pair: margin / temperatures[f"temperature/{name}"] for pair, margin in margins_by_id(file).items()
+        }
+        for name, file in tables.items()
     }
     ids = [pair for pair in pairs.ids if all(pair in each for each in scored.values())]
     held_out = pairs.take(ids)

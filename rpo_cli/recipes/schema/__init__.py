@@ -3,14 +3,21 @@
 Keys carry TRL's and transformers' own names where those exist. Imports neither torch nor TRL, so that a
 mistake in a recipe is reported in well under a second."""
 
-from rpo_cli.recipes.schema.base import FourBits, ModelSource, Recipe, SharedPrompts, is_recipe, seed_of
-from rpo_cli.recipes.schema.data import LOADED_TABLES, DataRecipe, RelabelRecipe, SplitsRecipe
+from rpo_cli.recipes.schema.base import (
+    PURPOSES,
+    FourBits,
+    ModelSource,
+    Recipe,
+    SharedPrompts,
+    is_recipe,
+    seed_of,
+)
+from rpo_cli.recipes.schema.data import DataRecipe, RelabelRecipe, SplitsRecipe
 from rpo_cli.recipes.schema.evaluate import JUDGE_PROMPT, EvaluateRecipe, JudgeRecipe, JudgeSettings
 from rpo_cli.recipes.schema.figure import (
     ESTIMATORS,
     EVERY,
     FURTHER,
-    MEASURED,
     MEASURES,
     PAPER,
     Claim,
@@ -18,7 +25,7 @@ from rpo_cli.recipes.schema.figure import (
     Variant,
     as_it_is,
 )
-from rpo_cli.recipes.schema.kinds import KINDS, MODELS, Kind, result_fields
+from rpo_cli.recipes.schema.kinds import KINDS, MODELS, result_fields
 from rpo_cli.recipes.schema.pairs import PairsRecipe
 from rpo_cli.recipes.schema.policy import NOT_BY_RHO, Columns, PolicyRecipe, ScoringRecipe
 from rpo_cli.recipes.schema.training import RewardRecipe, SFTRecipe, TrainingRecipe

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
-from rpo_cli.text import unplain
+from rpo_cli.text import is_word, unplain
 
 Table = Literal[
     "pretrain",
@@ -58,6 +58,7 @@ TwoColumns = Annotated[list[str], Field(min_length=2, max_length=2), EachOnce]  
 Item = TypeVar("Item")
 Number = TypeVar("Number", int, float)
 Purpose = Literal["data", "rm", "policy", "sampling"]
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
 def cosmetic(default: Any, description: str, **kwargs: Any) -> Any:
@@ -141,6 +142,14 @@ class ModelSource(Recipe):
     overlong: Literal["error", "drop"] = Field(
         "error", description="rows longer than max_length: stop and name the first, or drop and count them"
     )
+
+    @field_validator("pad_token")
+    @classmethod
+    def pads_with_no_word(cls, token: str | None) -> str | None:
+        if token is not None and is_word(token):
+            hint = "set `pad_token:` to an unused token, or to a new one such as '[PAD]'"
+            raise ValueError(f"{token!r} is a word or a sign, which a text may hold; {hint}")
+        return token
 
     def idle(self) -> Idle:
         if self.stage in ("evaluate", "relabel"):

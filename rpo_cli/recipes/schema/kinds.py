@@ -25,8 +25,8 @@ class Kind:
     computes with one, hence in a dtype and on a device. `trains`: it makes a model, with a trainer.
     `derives`: it makes a model of those that other stages trained.
     `guess_seconds`: expected where the recipe says nothing. `heavy`: workers import its module before their
-    first job. `points_at_input`: what it
-    makes only names rows of its input `data`, which holds the texts; its manifest says so (rows_of: data).
+    first job. `points_at_input`: its table holds ids only; the texts stay in its input `data`, and the
+    manifest says rows_of: data.
     """
 
     recipe: type[Recipe]

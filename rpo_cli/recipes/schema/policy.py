@@ -11,7 +11,6 @@ from pydantic import (
     Field,
     PositiveInt,
     create_model,
-    field_validator,
     model_validator,
 )
 
@@ -330,18 +329,6 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
             at_rho = [("by_rho", str(rho), name) for rho, chosen in self.by_rho.items() if name in chosen]
             found |= dict.fromkeys([(name,), *at_rho, *([("grid", name)] if name in self.grid else [])], key)
         return found
-
-    @field_validator("by_rho", mode="before")
-    @classmethod
-    def known_keys(cls, value: object) -> object:
-        if isinstance(value, dict):
-            for rho, chosen in value.items():
-                if not isinstance(chosen, dict):
-                    raise ValueError(f"by_rho {rho}: must be a mapping of keys to values")
-                for key in chosen:
-                    if key not in cls.model_fields or key in NOT_BY_RHO:
-                        raise ValueError(f"by_rho {rho}: {key} is not a key that can be set for a rho")
-        return value
 
 
 class ScoringRecipe(ModelSource, SharedPrompts, FourBits, Labelled):

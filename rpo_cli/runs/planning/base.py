@@ -171,7 +171,7 @@ class BasePlanner:
         kind: str,
         path: str,
         loaded: Loaded,
-        inputs: Mapping[str, Stage | External] | None = None,
+        inputs: Mapping[str, Stage | External],
         options: Mapping[str, object] | None = None,
         recipe: schema.Recipe | None = None,
         files: Mapping[str, str] | None = None,
@@ -182,9 +182,7 @@ class BasePlanner:
             raise RecipeError(
                 [f"{shown(loaded.path)}: {stem} is a folder of other artifacts; rename the recipe"]
             )
-        stage = Stage(
-            kind, place, recipe, loaded.path, inputs or {}, options or {}, files or {}, loaded.places
-        )
+        stage = Stage(kind, place, recipe, loaded.path, inputs, options or {}, files or {}, loaded.places)
         known = self._stages.setdefault(place, stage)
         if known is not stage and not known.is_same(stage):
             other = f"another {place} than {shown(known.source)}; give one of them a name of its own"

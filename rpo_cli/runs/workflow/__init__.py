@@ -1,3 +1,3 @@
 """Workflows for engines of other programs, each a folder with a plan and what carries it out."""
 
-from rpo_cli.runs.workflow.write import Engine, write
+from rpo_cli.runs.workflow.write import write

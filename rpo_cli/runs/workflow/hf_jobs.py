@@ -19,7 +19,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, Volume
 
 from rpo_cli.runs.plan import Plan, read_plan
-from rpo_cli.runs.workflow.jobs import Job, jobs_of
+from rpo_cli.runs.workflow.jobs import EngineJob, jobs_of
 
 FOLDER = Path(__file__).parent
 PLAN, STATE = FOLDER / "plan.json", FOLDER / "state.json"  # what was started, by name: the job's id
@@ -38,7 +38,7 @@ def carried(plan: Plan) -> list[Path]:
     return sorted(files)
 
 
-def start(api: HfApi, asked: argparse.Namespace, name: str, command: list[str], job: Job | None) -> str:
+def start(api: HfApi, asked: argparse.Namespace, name: str, command: list[str], job: EngineJob | None) -> str:
     """Start a job that runs a command in the bucket; its id. `job`: the stages it makes, if any."""
     lines = ["set -e", f"cd {MOUNT}", asked.install, shlex.join(command)]
     info = api.run_job(

@@ -26,7 +26,7 @@ class Entry(TypedDict):
 
 
 @dataclass(frozen=True)
-class Job:
+class EngineJob:
     """The stages of one group that must be made, inputs first; `needs`: the jobs to be done before.
 
     A name ends in a hash of what is made: of other recipes or inputs it is another job. gpus, memory_mb,
@@ -54,7 +54,7 @@ def _key(manifest: Path) -> str | None:
         return None
 
 
-def jobs_of(plan: Path) -> dict[str, Job]:
+def jobs_of(plan: Path) -> dict[str, EngineJob]:
     """The jobs of a plan's file by their names, inputs first."""
     stages: list[Entry] = [
         each for each in json.loads(plan.read_text())["stages"] if each["state"] == "build"
@@ -69,7 +69,7 @@ def jobs_of(plan: Path) -> dict[str, Job]:
     return {names[members[0]["path"]]: _job(members, names) for members in groups.values()}
 
 
-def _job(members: list[Entry], names: dict[str, str]) -> Job:
+def _job(members: list[Entry], names: dict[str, str]) -> EngineJob:
     """The job of these stages; `names`: of the jobs, by the stages that must be made."""
     name, needs = names[members[0]["path"]], [stage["resources"] for stage in members]
     above = {names.get(needed["path"], name) for stage in members for needed in stage["inputs"]}
@@ -79,7 +79,7 @@ def _job(members: list[Entry], names: dict[str, str]) -> Job:
     def most(what: str) -> int:
         return int(max(need[what] or 0 for need in needs))
 
-    return Job(
+    return EngineJob(
         name=name,
         stages=tuple(stage["path"] for stage in members),
         manifests={stage["manifest"]: stage["key"] for stage in members},

@@ -35,7 +35,7 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, object]:
             names = ", ".join(sorted(job.files))
             raise BadInput(f"source: miniature generates its tables; files: {names} has no meaning")
         world = miniature.World(recipe.entangled, recipe.polite)
-        tables = miniature.generate(seed_of(recipe, "data"), miniature.Sizes(**recipe.rows), world)
+        tables = miniature.generate(seed_of(recipe, "data"), miniature.TableSizes(**recipe.rows), world)
         miniature.build_tokenizer(world).save_pretrained(job.directory / "tokenizer")
     elif recipe.loaded:
         from rpo_cli.stages.data.sources.load import load

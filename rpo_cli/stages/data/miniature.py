@@ -80,7 +80,7 @@ _TOKENS = re.compile(_TOKEN)
 
 
 @dataclass(frozen=True)
-class Sizes:
+class TableSizes:
     """Rows of each table."""
 
     pretrain: int = 12_000
@@ -243,7 +243,7 @@ def _put_right(rng: random.Random, summary: list[str], post: Post, share: float)
 # ---- Tables
 
 
-def generate(seed: int, sizes: Sizes = Sizes(), world: World = World()) -> dict[str, list[Row]]:
+def generate(seed: int, sizes: TableSizes = TableSizes(), world: World = World()) -> dict[str, list[Row]]:
     """Every table as rows of strings; a table depends on the seed, the world and its own size only.
 
     `pretrain` (whole posts, rewritten), `sft_*` and `prompts_*` rows have id, prompt and completion;

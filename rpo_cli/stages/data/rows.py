@@ -278,9 +278,15 @@ def rows_of(job: Job[Recipe], table: str) -> Rows:
     return find_rows(list(job.tables), table, TokenCache(job.root))
 
 
-def pairs_below(job: Job[Recipe]) -> Rows:
-    """All the pairs of which the job's splits are some."""
-    return find_rows(list(job.tables)[1:], "pairs", TokenCache(job.root))
+def by_id(file: Path, columns: tuple[str, str] = PAIR) -> dict[str, tuple[float, float]]:
+    """Two numbers of each row of a table, by its id."""
+    table = pq.read_table(file, columns=["id", *columns]).to_pydict()
+    return dict(zip(table["id"], zip(*(table[name] for name in columns), strict=True), strict=True))
+
+
+def margins_by_id(file: Path) -> dict[str, float]:
+    """Number of the chosen minus that of the rejected response of each pair of a table, by its id."""
+    return {name: chosen - rejected for name, (chosen, rejected) in by_id(file).items()}
 
 
 def find_rows(folders: Sequence[Path], table: str, cache: TokenCache) -> Rows:

@@ -62,7 +62,7 @@ class _Again(Exception):
         self.after = after
 
 
-def api_key(settings: JudgeSettings, environment: Mapping[str, str] = os.environ) -> str | None:
+def api_key(settings: JudgeSettings) -> str | None:
     """The key from the environment; None for an endpoint that needs none.
 
     Raises:
@@ -70,7 +70,7 @@ def api_key(settings: JudgeSettings, environment: Mapping[str, str] = os.environ
     """
     if settings.api_key_env is None:
         return None
-    key = environment.get(settings.api_key_env, "").strip()
+    key = os.environ.get(settings.api_key_env, "").strip()
     if not key:
         raise BadInput(
             f"judge: {settings.api_key_env} is not set; export the endpoint's key, "

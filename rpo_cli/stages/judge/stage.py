@@ -52,7 +52,9 @@ def run(job: Job[JudgeRecipe], report: Report) -> dict[str, object]:
         table[name] = [None if answer is None else answer.verdict for answer in asked]
         table[f"{name}_text"] = [None if answer is None else answer.text for answer in asked]
     table.to_parquet(job.directory / "verdicts.parquet", index=False)
-    report.table("verdicts", table.head(SHOWN)[["against", "prompt", "response", "other", "first", "second"]])
+    report.tracker.table(
+        "verdicts", table.head(SHOWN)[["against", "prompt", "response", "other", "first", "second"]]
+    )
     metrics: dict[str, object] = {}
     for against, rows in table.groupby("against", sort=False):
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +21,12 @@ from transformers import (
 )
 
 from rpo_cli import devices
-from rpo_cli.artifacts import Job, Report
+from rpo_cli.artifacts import Job, Report, scores_of
 from rpo_cli.errors import BadInput
 from rpo_cli.models import TokenRow, Tokens, logps, pad_id, pair_logps, sample, stops_of, views
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
-from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
+from rpo_cli.stages.data.rows import PAIR, by_id, rows_of, write_columns
+from rpo_cli.stages.reference import reference_logps
 from rpo_cli.stages.training.trl import PairTrainer
 
 START = "monitor.parquet"  # samples of the policy before its first step, where it is the reference
@@ -53,22 +53,12 @@ def held_out_of(
         found = rows_of(job, "held_out").tokens(PAIR, tokenizer, job.path, recipe.max_length, "drop")
     except BadInput:  # there are no rows, or none that fits
         return None
-    reference = _by_id(job.inputs["reference"] / "logps.parquet", ("ref_chosen_logps", "ref_rejected_logps"))
-    scores = {
-        name.removeprefix("scores/"): _by_id(folder / "held_out.parquet", PAIR)
-        for name, folder in job.inputs.items()
-        if name.startswith("scores/")
-    }
+    reference = reference_logps(job.inputs["reference"])
+    scores = {name: by_id(folder / "held_out.parquet") for name, folder in scores_of(job.inputs).items()}
     known = [row for row in found if all(row.id in each for each in (reference, *scores.values()))]
     rows = known[: recipe.monitor_prompts]
     margins = {name: np.array([each[row.id] for row in rows]) @ [1, -1] for name, each in scores.items()}
     return HeldOut(rows, np.array([reference[row.id] for row in rows]), margins) if rows else None
-
-
-def _by_id(file: Path, columns: tuple[str, str]) -> dict[str, tuple[float, float]]:
-    """Two numbers of each row of a table, by its id."""
-    table = pq.read_table(file, columns=["id", *columns]).to_pydict()
-    return dict(zip(table["id"], zip(*(table[name] for name in columns), strict=True), strict=True))
 
 
 class Monitor(TrainerCallback):

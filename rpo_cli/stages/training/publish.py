@@ -43,7 +43,7 @@ def publish_model(
     trainer: Trainer,
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
-    whole_base: Callable[[], PreTrainedModel] | None = None,
+    whole_base: Callable[[], PreTrainedModel] | None,
 ) -> PreTrainedModel:
     """Save the trained model as `write_model` does, and drop the checkpoints to resume from.
 

@@ -19,9 +19,9 @@ NOISE = {"float32": 1e-3, "bfloat16": 0.2}
 def beside_reference(
     pair: Pair, losses_of: Callable[[Pair], Tensor], kl: Tensor | None, noise: float
 ) -> Tensor:
-    """Each loss's mean, its value at θ = ref, and how far rounding may bring it from there: [3, k].
+    """Each loss's mean, its value at θ = ref, and the deviation that rounding allows: the rows of [3, k].
 
-    A column for each member of an ensemble, else one; then one for the KL, which is 0 there, if there is one.
+    Columns: the members of an ensemble, else the one loss; then the KL, which is 0 there, if there is one.
     Every loss is convex in a pair's log-probs, or monotone in each of them, so it moves at most as far as at
     a corner of their ranges.
     """

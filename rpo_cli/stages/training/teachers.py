@@ -6,17 +6,16 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rpo_cli.artifacts import Job, Report
+from rpo_cli.artifacts import Job, Report, scores_of
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models.tokens import Row
 from rpo_cli.objectives import TEACHERS
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.recipes.schema import PolicyRecipe
-from rpo_cli.stages.data.rows import PAIR, rows_of
+from rpo_cli.stages.data.rows import PAIR, margins_by_id, rows_of
 from rpo_cli.stages.reference import reference_logps
 from rpo_cli.stages.samples import samples_by_prompt
 from rpo_cli.stages.splits import ENSEMBLE, LONGER, SHORTER, bias_trained_on
@@ -42,11 +41,9 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
     Raises:
         RunFailed: a member's temperature cannot be fitted.
     """
-    names = [name.removeprefix("scores/") for name in job.inputs if name.startswith("scores/")]
     found: list[dict[str, float]] = []
     temperatures: dict[str, float] = {}
-    for name in names:
-        scores = pq.read_table(job.inputs[f"scores/{name}"] / "train.parquet").to_pydict()
+    for name, folder in scores_of(job.inputs).items():
         temperature = 1.0
         if recipe.calibrates:
             try:
@@ -54,8 +51,8 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
             except ValueError as error:
                 what = f"the temperature of ensemble member {name} cannot be fitted"
                 raise RunFailed(f"{job.path}: {what}: {error}; or set calibration: none") from error
-        margins = (np.array(scores["chosen"]) - np.array(scores["rejected"])) / temperature
-        found.append(dict(zip(scores["id"], margins.tolist(), strict=True)))
+        margins = margins_by_id(folder / "train.parquet")
+        found.append({row: margin / temperature for row, margin in margins.items()})
         temperatures[name] = temperature
     # Each may have left out rows that its own chat template refuses.
     ids = [row for row in (found[0] if found else ()) if all(row in each for each in found)]
@@ -72,9 +69,8 @@ def _as_one(margins: np.ndarray, recipe: PolicyRecipe) -> np.ndarray:
 
 
 def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> float:
-    held_out = pq.read_table(job.inputs[f"scores/{name}"] / "held_out.parquet").to_pydict()
-    chosen, rejected = (torch.tensor(held_out[side], dtype=torch.float64) for side in PAIR)
-    margins = chosen - rejected
+    held_out = margins_by_id(job.inputs[f"scores/{name}"] / "held_out.parquet")
+    margins = torch.tensor(list(held_out.values()), dtype=torch.float64)
     if recipe.calibration_mix == "data" or ALL_PAIRS.fullmatch(name):
         return fit_temperature(margins)
     try:
@@ -86,7 +82,7 @@ def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> flo
         ) from None
     notes = rows_of(job, "held_out").notes.to_pydict()
     kinds = dict(zip(notes["id"], notes.get(ENSEMBLE, notes["longer_preferred"]), strict=True))
-    kind = torch.tensor([kinds[row] for row in held_out["id"]])
+    kind = torch.tensor([kinds[row] for row in held_out])
     return fit_temperature(margins, mix_weights(kind == LONGER, kind == SHORTER, mix))
 
 

@@ -5,7 +5,6 @@ https://huggingface.co/docs/trl/dataset_formats; messages may be ShareGPT's.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.stages.data.ledger import MANY, Ledger
+from rpo_cli.stages.data.rows import row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, columns_in
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
@@ -293,4 +293,4 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
 
 def post_name(prompt: str) -> str:
     """A prompt by content, whatever its white space."""
-    return hashlib.sha256(" ".join(prompt.split()).encode()).hexdigest()[:16]
+    return row_id(" ".join(prompt.split()))

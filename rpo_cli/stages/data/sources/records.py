@@ -100,7 +100,7 @@ def one_name(split: str) -> str:
 
 
 def records(
-    files: Sequence[Path], kind: str, ledger: Ledger, columns: Mapping[str, str]
+    files: Sequence[Path], kind: str, ledger: Ledger, columns: Mapping[str, str], *, every: bool = False
 ) -> Iterator[tuple[str, str | None, Row]]:
     """(place, split as published or None, record) of every record of these files; see `rows_in`.
 
@@ -109,7 +109,7 @@ def records(
     """
     for file in files:
         split = published_split(file)
-        for place, row in rows_in(file, kind, ledger, columns):
+        for place, row in rows_in(file, kind, ledger, columns, every=every):
             if isinstance(row, str):
                 raise BadInput(f"{place}: {row}")
             yield place, split, row

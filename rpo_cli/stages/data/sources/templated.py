@@ -87,12 +87,10 @@ class Templated:
     def _look_for_control(self, place: str, example: Mapping[str, Part]) -> None:
         """Remember the control tokens that stand in what the messages themselves say."""
         turns = (turn for part in example.values() if not isinstance(part, str) for turn in part)
-        found = {token for turn in turns for token in self._typed_in(turn.get("content") or "")}
-        for token in found:
+        if self._control is None:
+            return
+        for token in {token for turn in turns for token in self._control.findall(turn.get("content") or "")}:
             self.typed.setdefault(token, []).append(place)
-
-    def _typed_in(self, content: str) -> list[str]:
-        return [] if self._control is None else self._control.findall(content)
 
     def notes(self, kind: str) -> Iterator[str]:
         """What the user must know of the messages that were read since the last time."""

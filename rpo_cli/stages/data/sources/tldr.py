@@ -8,15 +8,16 @@ added where rows are tokenised.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from rpo_cli.errors import BadInput
 from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.rows import row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, column, named, number, text
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Post:
     def name(self) -> str:
         """The post by content, however its white space and its end were treated."""
         parts = (" ".join(part.split()) for part in (self.subreddit.lower(), self.title, self.body))
-        return hashlib.sha256("\x1f".join(part[:NAMING] for part in parts).encode()).hexdigest()[:16]
+        return row_id(*(part[:NAMING] for part in parts))
 
 
 @dataclass
@@ -109,16 +110,6 @@ def response(summary: str) -> str:
     return f" {bare}" if bare else ""
 
 
-def read_comparisons(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
-    """OpenAI's raw comparisons."""
-    return _read(sets, comparisons)
-
-
-def read_preference(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
-    """Pairs with the prompt written out."""
-    return _read(sets, preference)
-
-
 def _read(
     sets: Sets, pairs_of: Callable[[Records, Writer, Ledger], Iterator[Pair]]
 ) -> tuple[Iterator[Pair], Iterator[Written]]:
@@ -131,7 +122,7 @@ def _read(
 def comparisons(records: Records, writer: Writer, ledger: Ledger) -> Iterator[Pair]:
     """OpenAI's raw comparisons, JSON lines or the hub's Parquet; CNN/DailyMail is left out and counted."""
     for place, split, row in records:
-        info = _object(place, row, "info")
+        info = _info(place, row)
         if row.get("batch") in CNNDM or (not info.get("post") and info.get("article")):
             ledger.leave_out("cnndm")
             continue
@@ -162,12 +153,16 @@ def preference(records: Records, writer: Writer, ledger: Ledger) -> Iterator[Pai
         if post is None or (split or "").endswith("cnndm"):
             ledger.leave_out("cnndm")
             continue
-        info = _object(place, row, "info") if row.get("info") else {}
+        info = _info(place, row) if row.get("info") else {}
         names, prompt = _names(post, info), writer.prompt(post)
         chosen, rejected = (response(text(place, row, side)) for side in ("chosen", "rejected"))
         one, other = (number(place, row, name) for name in ("chosen_score", "rejected_score"))
         scores = None if one is None or other is None else (one, other)
         yield Pair(split or "train", names, prompt, chosen, rejected, scores)
+
+
+read_comparisons = partial(_read, pairs_of=comparisons)
+read_preference = partial(_read, pairs_of=preference)
 
 
 def written(records: Records, writer: Writer, ledger: Ledger) -> Iterator[Written]:
@@ -197,11 +192,11 @@ def _post(place: str, row: dict[str, Any]) -> Post:
     return Post(text(place, row, "subreddit"), title, text(place, row, "post"))
 
 
-def _object(place: str, row: dict[str, Any], name: str) -> dict[str, object]:
-    """`column`, which must be an object."""
-    value = column(place, row, name)
+def _info(place: str, row: dict[str, Any]) -> dict[str, object]:
+    """What a row says of its post."""
+    value = column(place, row, "info")
     if not isinstance(value, dict):
-        raise BadInput(f"{place}: {name}: expected an object, got {named(value)}")
+        raise BadInput(f"{place}: info: expected an object, got {named(value)}")
     return value
 
 
