@@ -9,15 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from conftest import RHO, Tiny, journal, manifest, rpo, weights
+from typer import Exit
 
 from rpo_cli.artifacts import Workspace, job_from, job_of, versions, walk, write_json
 from rpo_cli.errors import RunFailed
+from rpo_cli.runs.command import guarded
+from rpo_cli.runs.interrupt import heed_interrupts
 from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.work import run_job
 from rpo_cli.stages.policy import PolicyTrainer
@@ -308,6 +312,24 @@ def test_after_kill_9_the_same_command_ends_where_the_undisturbed_one_did(tiny: 
     same_artifact(tiny.root / cell, undisturbed.root / cell)
     cell = cell.replace("policies", "evaluations") + "/test"
     same_artifact(tiny.root / cell, undisturbed.root / cell)
+
+
+@pytest.mark.parametrize(("error", "code"), [(ModuleNotFoundError("torch"), 130), (RunFailed("no room"), 1)])
+def test_what_breaks_after_an_interrupt_that_a_library_caught_is_the_interrupts(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        heed_interrupts()
+        with pytest.raises(Exit) as ended, guarded(debug=False):
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            raise error
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert ended.value.exit_code == code
+    assert ("interrupted" in capsys.readouterr().err) == (code == 130)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

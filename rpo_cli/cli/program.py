@@ -1,19 +1,14 @@
 """The program `rpo`: its commands together, and how it begins and ends."""
 
-import math
 import os
-import signal
 import sys
-import time
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from rpo_cli import __version__
 from rpo_cli.cli import engines, looking, models, steps, studies
-
-END_SECONDS = 10.0  # that an interrupted run may take to its end
+from rpo_cli.runs.interrupt import heed_interrupts
 
 app = typer.Typer(
     name="rpo",
@@ -49,25 +44,9 @@ def main(
     os.environ.update({"USE_TORCH_XLA": "0", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
 
 
-class Interrupt:
-    """A signal that ends a run as Ctrl-C ends it; the same right behind it does not disturb that end.
-
-    Later it does: where Python was cleaning up an object, it has dropped the first.
-    """
-
-    def __init__(self) -> None:
-        self.came = -math.inf
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if now - self.came > END_SECONDS:
-            self.came = now
-            raise KeyboardInterrupt
-
-
 def entry() -> None:
     """Console script `rpo`."""
-    signal.signal(signal.SIGTERM, Interrupt())  # what a cluster sends before it takes its machine back
+    heed_interrupts()
     try:
         app()
     except KeyboardInterrupt:  # before a command began

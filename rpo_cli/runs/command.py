@@ -16,6 +16,7 @@ from rich.console import Console
 from typer import Exit, Option, Typer
 
 from rpo_cli.errors import BadInput, RunFailed
+from rpo_cli.runs.interrupt import interrupted
 from rpo_cli.runs.options import Options, recipe_argument
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def guarded(debug: bool) -> Iterator[None]:
 
     2: bad input, 1: failed run, 130: interrupted.
 
-    Interrupted is what Ctrl-C does, and SIGTERM, with which clusters take a machine back.
+    Interrupted is what Ctrl-C does, and SIGTERM, with which clusters take a machine back. Where a library
+    caught it while it was imported, what fails then is of no other cause.
     """
     try:
         yield
@@ -102,7 +104,8 @@ def guarded(debug: bool) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         code = 1
-        if isinstance(error, KeyboardInterrupt):
+        known = isinstance(error, RecipeError | BadInput | RunFailed | OSError)
+        if isinstance(error, KeyboardInterrupt) or (interrupted() and not known):
             lines, code = ["interrupted; the same command goes on from here"], 130
         elif isinstance(error, RecipeError):
             lines, code = error.problems, 2
