@@ -104,18 +104,21 @@ def across(folder: Path) -> Iterator[Sequence[str]]:
     first, *others = (f"{rho:g}" for rho in results.axes.rhos if rho is not None)
     rest_of = f"mean of ρ {', '.join(others)}"
     yield ("difference", f"at ρ {first}", "p", rest_of, "the first less these", "p")
-    for measure in ("advantage", "win", "utility"):
-        for more, than in pairs_of(results.axes.policies):
-            asked = [claim(measure, more, than, mean_over_rho=False)]
-            rows = judge(results.cells, results.axes, asked, results.bootstrap, brief=True)
-            by_rho = np.array([row["by_seed"] for row in rows])
-            rest = by_rho[1:].mean(0)
-            shown = [
-                "{} ({} … {})".format(*map(number, t_interval(values)))
-                for values in (by_rho[0], rest, by_rho[0] - rest)
-            ]
-            chance = [f"{max(t_test(values), 0.0001):.4f}" for values in (by_rho[0], by_rho[0] - rest)]
-            yield (f"{measure}: {more} - {than}", shown[0], chance[0], shown[1], shown[2], chance[1])
+    asked = [
+        claim(measure, *pair, mean_over_rho=False)
+        for measure in ("advantage", "win", "utility")
+        for pair in pairs_of(results.axes.policies)
+    ]
+    rows = judge(results.cells, results.axes, asked, results.bootstrap, brief=True)
+    for place, one in enumerate(asked):
+        by_rho = np.array([row["by_seed"] for row in rows[place * (1 + len(others)) :][: 1 + len(others)]])
+        rest = by_rho[1:].mean(0)
+        shown = [
+            "{} ({} … {})".format(*map(number, t_interval(values)))
+            for values in (by_rho[0], rest, by_rho[0] - rest)
+        ]
+        chance = [f"{max(t_test(values), 0.0001):.4f}" for values in (by_rho[0], by_rho[0] - rest)]
+        yield (f"{one.measure}: {one.more} - {one.than}", shown[0], chance[0], shown[1], shown[2], chance[1])
 
 
 def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
