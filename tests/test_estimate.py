@@ -260,6 +260,7 @@ def test_the_share_of_the_peak_is_the_measured_one_where_there_is_a_measurement(
     assert share == round(reached, 2) and "measured: a dpo step" in said
     share, said = shares("--device-name", "h100-80g", "--mfu", "0.3")
     assert share == 0.3 and "30% is reached (as --mfu says)" in said
+    assert shares("--device-name", "h100-80g", "--tflops", "1979")[0] == 0.35  # not of that peak
     share, said = shares("--device-name", "a100-80g")
     assert share == 0.35 and "assumed, not measured" in said
 

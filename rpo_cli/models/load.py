@@ -56,7 +56,7 @@ def load_tokenizer(
         raise BadInput(f"{source}: no such model directory")
     while not (source / "tokenizer_config.json").is_file() and (base := base_of_adapter(source)) is not None:
         source = Path(base)  # an adapter's folder may have no tokenizer of its own
-    look_for(source)
+    look_for(source)  # the hub in one attempt, where transformers would try for half a minute
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(source), revision=revision or "main", trust_remote_code=False

@@ -102,7 +102,7 @@ def _read(
     auto: Auto, source: Path, revision: str | None, **kwargs: object
 ) -> tuple[PreTrainedModel, list[str]]:
     """A model, and what weights of a head its folder does not have."""
-    look_for(source)
+    look_for(source)  # the hub in one attempt, where transformers would try for half a minute
     if source.is_dir() and (strange := _whole_numbers(source)):
         raise BadInput(f"{source}: whole numbers in its weights {_some(strange)}, and no quantization_config")
     try:

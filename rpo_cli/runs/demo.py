@@ -19,7 +19,7 @@ takes for each pair the one that it can follow best. The reward model that label
 """
 NEXT = """\
 One seed of a toy, trained for seconds: it shows what is measured, not which method is better. What ten seeds
-say: docs/first-edition.md.
+say: docs/results.md.
 
   rpo init mine --pairs pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct    your own pairs and model
   rpo recipe show {suite}:e-dpo    what was trained, value by value

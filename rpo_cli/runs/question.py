@@ -52,7 +52,8 @@ def asked(dry_run: bool, costs: Costs) -> Question | None:
         known = yaml.safe_load(ACCELERATORS.read_text())
         if name not in known:
             raise BadInput(f"--device-name {name}: not among {', '.join(known)}; give --tflops for another")
-        device = Accelerator(name, **{**known[name], **({} if tflops is None else {"tflops": tflops})})
+        other_peak = {} if tflops is None else {"tflops": tflops, "mfu": None}  # it was measured of its own
+        device = Accelerator(name, **{**known[name], **other_peak})
     elif tflops is not None:
         device = Accelerator(f"a device of {tflops:g} TFLOP/s", tflops)
     if device is None and (costs.mfu is not None or costs.price_per_hour is not None):

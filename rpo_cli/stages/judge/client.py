@@ -34,7 +34,8 @@ ASKED_AGAIN = 1  # times that an answer without a verdict is asked for again
 # To the end of the line. A line that begins as one, such as "Verdict: a close call", takes back those before.
 STATED = r"\W*(?:response\s+)?(?:A|B|tie)\W*$"
 VERDICT = re.compile(
-    rf"\bverdict\W*(?:response\s+)?(A|B|tie)\W*$|^[^\w\n]*(?:(?:final|the|my)\s+)?verdict(?!{STATED})[^\w\n]*[:\uff1a]",
+    r"\bverdict\W*(?:response\s+)?(A|B|tie)\W*$"
+    rf"|^[^\w\n]*(?:(?:final|the|my)\s+)?verdict(?!{STATED})[^\w\n]*[:\uff1a]",
     re.IGNORECASE | re.MULTILINE,
 )
 BARE = re.compile(r"\W*(A|B|tie)\W*", re.IGNORECASE)
