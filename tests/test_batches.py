@@ -23,6 +23,7 @@ from rpo_cli.models import (
     response_logps,
     response_rewards,
 )
+from rpo_cli.models import choice as choice_of_layout
 from rpo_cli.models.layout import PROMPT
 from rpo_cli.objectives.kl import kl_full
 from rpo_cli.objectives.logps import token_logps
@@ -297,3 +298,24 @@ def test_rows_of_a_given_shape_that_begin_at_the_left_have_their_tokens_and_ends
     assert torch.equal(given["input_ids"][:, :4], free["input_ids"])
     assert torch.equal(given["ends"], free["ends"])
     assert given["attention_mask"].sum(1).tolist() == [4, 2]
+
+
+def test_layouts_of_a_model_trained_in_bfloat16_are_compared_in_float32(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a batch differ in bfloat16 from rows read alone on a GPU, where shapes choose the kernels."""
+    seen: list[torch.dtype] = []
+    wrapped: list[bool] = []
+    alone = choice_of_layout._alone
+
+    def reads(model: Any, *given: Any) -> torch.Tensor:
+        wrapped.append("_original_forward" in vars(model))
+        hook = model.score.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+        values = alone(model, *given)
+        hook.remove()
+        return values
+
+    monkeypatch.setattr(choice_of_layout, "_alone", reads)
+    tiny.run("train-rm", "oracle.yaml", "--seed", 7, "--set", "dtype=bfloat16")
+    assert wrapped == [False, True]  # before the training, and after it
+    assert set(seen) == {torch.float32}

@@ -95,8 +95,16 @@ def telling_rows(prompts: Sequence[Tokens], groups: Groups) -> tuple[list[Tokens
 
 @contextlib.contextmanager
 def exactly(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation without gradients, in float32: what bfloat16 rounds away must not hide a wrong mask."""
+    """Evaluation without gradients, in float32: what bfloat16 rounds away must not hide a wrong mask.
+
+    Nor must it look like one: on a GPU it makes rows of a batch differ from the same rows read alone.
+    """
     was_training = model.training
+    # accelerate wraps the forward pass of what is trained in an autocast of its own; its own way to unwrap it
+    # takes off what transformers wraps it in as well.
+    wrapped = vars(model).get("forward")
+    if "_original_forward" in vars(model):
+        model.forward = model._original_forward
     # bitsandbytes' linear layers have a type to compute in, too.
     rounding = {
         module: module.compute_dtype for module in model.modules() if hasattr(module, "compute_dtype")
@@ -108,6 +116,8 @@ def exactly(model: PreTrainedModel) -> Iterator[None]:
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             yield
     finally:
+        if "_original_forward" in vars(model):
+            model.forward = wrapped
         model.train(was_training)
         for module, dtype in rounding.items():
             module.compute_dtype = dtype
