@@ -84,6 +84,7 @@ def test_a_policy_on_4_bits_starts_at_its_own_reference_and_is_merged_into_the_w
     assert torch.allclose(adapted(input_ids=ids).logits, loaded(input_ids=ids).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_frozen_base_in_bfloat16_gives_the_numbers_of_float32_under_autocast_bit_for_bit(
     built: Tiny,
 ) -> None:

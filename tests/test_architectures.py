@@ -82,6 +82,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_module("tools.architectures")
 
 
+@pytest.mark.slow
 def test_the_committed_page_has_fifty_architectures_and_says_of_some_what_they_do_today(
     tool: ModuleType,
 ) -> None:
@@ -92,6 +93,7 @@ def test_the_committed_page_has_fifty_architectures_and_says_of_some_what_they_d
     assert {tool.row_of(kind)[1] for kind in SOME} == set(tool.READ.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOME)
 @torch.no_grad()
 def test_log_probs_are_those_of_each_row_alone_in_batches_of_any_size(tool: ModuleType, kind: str) -> None:

@@ -55,6 +55,7 @@ def test_without_the_key_splits_are_what_they_were(built: Tiny) -> None:
     assert "higher_preferred" not in pq.read_schema(built.root / RHO / "splits/train.parquet").names
 
 
+@pytest.mark.slow
 def test_a_member_is_calibrated_to_its_own_bias_of_the_attribute(polite: Tiny) -> None:
     polite.run("train-policy", "e-dpo.yaml")
     stage = polite.stage("e-dpo.yaml")

@@ -179,6 +179,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_wrong_is_said_in_one_line_and_nothing_half_written_counts(tiny: Tiny, name: str) -> None:
     case = CASES[name]
@@ -217,6 +218,7 @@ def test_every_broken_row_is_named_up_to_ten_and_the_rest_counted(empty: Tiny) -
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.makes is None])
 def test_what_a_plan_can_tell_is_told_without_torch(tiny: Tiny, name: str) -> None:
     case = CASES[name]

@@ -270,6 +270,7 @@ def test_batches_by_tokens_hold_every_row_once_and_no_more_tokens_than_the_longe
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["dpo", "ipo", "ipo-norm", "p-dpo", "d-dpo", "dp-dpo", "e-dpo", "rm"])
 def test_a_stage_trains_the_same_in_both_layouts(tiny: Tiny, recipe: str) -> None:
     settings = ("optim=sgd", "learning_rate=0.01" if recipe == "ipo" else "learning_rate=0.1")
@@ -280,6 +281,7 @@ def test_a_stage_trains_the_same_in_both_layouts(tiny: Tiny, recipe: str) -> Non
     assert len(set(losses[0])) == 6
 
 
+@pytest.mark.slow
 def test_tables_are_the_same_in_both_layouts(built: Tiny, tiny: Tiny) -> None:
     import pyarrow.parquet as pq
 

@@ -61,6 +61,7 @@ def commands() -> list[tuple[str, ...]]:
     return list(below(typer.main.get_command(app), ()))
 
 
+@pytest.mark.slow
 def test_every_command_shows_an_example_of_itself() -> None:
     assert len(commands()) >= 14
     for words in commands():
@@ -156,6 +157,7 @@ def test_a_dry_run_has_every_stage_on_stdout_on_a_line_of_its_own(command: str) 
     assert lines[: len(stages)] == [f"{s['kind']:9} {s['path']}  (missing)" for s in stages]
 
 
+@pytest.mark.slow
 def test_a_reader_who_has_seen_enough_is_no_failure_to_report() -> None:
     program = "from rpo_cli.cli import entry; entry()"
     command = [sys.executable, "-c", program, "figure", "figure2", "--dry-run"]
@@ -263,6 +265,7 @@ def test_a_stale_artifact_says_what_changed_in_a_mapping_key_by_key() -> None:
     assert difference(new, old).endswith("files.warmup added")
 
 
+@pytest.mark.slow
 def test_the_shipped_recipes_have_no_problems(here: Path) -> None:
     copy_tracked("recipes", here)
     line = done("recipe", "check", "recipes")

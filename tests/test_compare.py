@@ -155,6 +155,7 @@ def test_over_seeds_differences_are_those_of_each_seed_and_their_mean() -> None:
     assert apart["low"] < -0.5 and apart["high"] > 1.5  # the seeds disagree, whatever their prompts say
 
 
+@pytest.mark.slow
 def test_a_judges_wins_stand_beside_the_rest_once_it_was_asked_about_all(
     beside: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_comparison_warns_where_more_than_a_fifth_of_the_samples_has_no_end() 
 # ── Without an oracle ───────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_without_an_oracle_pairs_lengths_and_kl_are_compared_and_a_half_of_the_pairs_chooses(
     tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -306,6 +308,7 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.elements if tag in tags]
 
 
+@pytest.mark.slow
 def test_a_report_from_kept_numbers_is_the_report_of_the_workspace(
     beside: Tiny, drawn: str, tmp_path: Path
 ) -> None:
@@ -367,6 +370,7 @@ def test_texts_of_a_report_are_texts_whatever_they_hold(found: dict[str, Any]) -
     assert " ".join(page.texts).count("onerror=alert(2)") >= 5
 
 
+@pytest.mark.slow
 def test_conversations_foreign_teachers_and_columns_of_scores_are_compared_in_one_suite(
     tmp_path: Path,
 ) -> None:

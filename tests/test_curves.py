@@ -20,6 +20,7 @@ FIGURE = (
 )
 
 
+@pytest.mark.slow
 def test_curves_are_what_the_checkpoints_samples_say_and_are_drawn_again_to_the_byte(
     tiny: Tiny, tmp_path: Path
 ) -> None:

@@ -377,6 +377,7 @@ def test_rows_that_are_too_long_are_an_error_or_dropped_and_never_cut(built: Tin
         tokenise(rows, ("chosen", "rejected"), tokenizer, 3, "drop", "here")
 
 
+@pytest.mark.slow
 def test_dropped_rows_are_counted_and_left_out_of_every_table_of_a_policy(tiny: Tiny) -> None:
     """Reference, scores and policy drop the same rows, though each counts on its own."""
     for recipe in ("rm.yaml", "policy.yaml"):

@@ -62,6 +62,7 @@ def test_there_are_documents_and_command_lines_to_check() -> None:
     assert len(command_lines()) >= 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "line"), command_lines())
 def test_documented_command_line_is_understood(
     place: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

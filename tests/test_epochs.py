@@ -37,6 +37,7 @@ def epochs(tiny: Tiny, name: str, *more: str) -> list[list[float]]:
     return [values[start : start + steps] for start in range(0, 3 * steps, steps)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_epochs_have_the_same_rows_in_other_orders(pupil: Tiny, name: str) -> None:
     found = epochs(pupil, name)
@@ -54,6 +55,7 @@ def test_the_order_is_the_seeds(pupil: Tiny) -> None:
     assert sum(one[0]) == pytest.approx(sum(other[0]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_in_its_second_epoch_ends_as_if_it_had_not_been(pupil: Tiny) -> None:
     """From the checkpoint of step 6, two steps into the second epoch; the line of step 7 is there already."""
     settings = ("per_device_train_batch_size=16", "max_steps=10", "save_steps=6")

@@ -270,6 +270,7 @@ def push(built: Tiny, hub: FakeHub, to: Path) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_pushed_model_is_on_the_hub_file_by_file_and_the_token_in_none(
     built: Tiny, hub: FakeHub, tmp_path: Path
 ) -> None:
@@ -301,6 +302,7 @@ def test_a_hub_that_refuses_is_told_in_a_line_and_the_folder_stays(
 # ── The way back ────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_rebuilt_reward_model_is_the_exported_one_to_the_byte(built: Tiny, tmp_path: Path) -> None:
     folder = exported(built, "oracle.yaml", tmp_path / "oracle")
     ended = rpo("rebuild", folder, "--workspace", tmp_path / "again")

@@ -181,6 +181,7 @@ def test_table_holds_means_over_seeds_and_both_kinds_of_interval() -> None:
     )
 
 
+@pytest.mark.slow
 def test_redraw_is_byte_equal(tmp_path: Path) -> None:
     folder = save(planted(PAPER_CURVES), tmp_path / "results")
     paths, rows = redraw(folder, tmp_path / "a", "figure2")
@@ -193,6 +194,7 @@ def test_redraw_is_byte_equal(tmp_path: Path) -> None:
     assert drawn["orderings"] == rows and drawn["missing"] == [] and drawn["provenance"]["git"] == "abc"
 
 
+@pytest.mark.slow
 def test_of_one_seed_it_is_said_that_others_may_contradict_the_claims(tmp_path: Path) -> None:
     cells = planted(PAPER_CURVES, prompts=20)
     for seeds in (SEEDS[:1], SEEDS):
@@ -229,6 +231,7 @@ def test_a_whole_figure_of_results_stays_below_a_megabyte(tmp_path: Path) -> Non
     assert path.stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_missing_cells_are_refused_by_name_unless_asked_for_then_listed(tmp_path: Path) -> None:
     cells = planted(PAPER_CURVES)
     whole_gap = (cells["policy"] == "dpo") & (cells["rho"] == 0.5)
@@ -506,6 +509,7 @@ def test_no_resampling_has_no_rho_in_what_users_see_and_old_results_load(tmp_pat
     assert set(pd.read_csv(folder / "unbiased.csv")["rho"].isna()) == {True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "folder",
     [

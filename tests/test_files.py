@@ -47,6 +47,7 @@ def told(prompt: str, answer: str) -> list[dict[str, str]]:
     return [turn("user", prompt), turn("assistant", answer)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "tokenizer", "pad"),
     [("llama", "Llama 3", False), ("gpt2", "bytes", False), ("bert", "WordPiece", True)],

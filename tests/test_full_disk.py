@@ -120,6 +120,7 @@ POINTS: dict[str, tuple[str, tuple[str, ...], str, Callable[[pytest.MonkeyPatch]
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_full_disk_is_one_line_and_the_same_command_finishes_later(
     built: Tiny, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, point: str

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 def test_damaged_data_files_are_read_or_refused_in_a_line() -> None:
     command = [sys.executable, "-m", "tools.fuzz_data", "--seed", "7", "--count", "20"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

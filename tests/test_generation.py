@@ -234,6 +234,7 @@ def test_a_cache_that_rows_cannot_leave_is_not_used(
     assert "gives other logits with its cache than without: every step reads the whole" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("behind", [1, 3])
 def test_samples_are_the_same_when_the_host_looks_at_tokens_some_steps_later(name: str, behind: int) -> None:

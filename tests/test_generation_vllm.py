@@ -140,6 +140,7 @@ def test_every_prompt_has_a_seed_of_its_own_that_no_batch_size_changes(
     assert draw(built, seed=4) != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing_eos", [False, True])
 def test_a_response_ends_in_one_eos_or_at_its_full_length(
     built: Tiny, engine: Engine, missing_eos: bool
@@ -171,6 +172,7 @@ def test_without_vllm_nothing_is_built(empty: Tiny) -> None:
     empty.run("evaluate", "e-dpo.yaml", "--dry-run")
 
 
+@pytest.mark.slow
 def test_an_evaluation_can_be_sampled_by_it_and_is_another_one(tiny: Tiny, engine: Engine) -> None:
     before = manifest(tiny.root, f"{RHO}/evaluations/e-dpo/beta-0.2/test")
     tiny.edit("evaluate.yaml", "sampler: vllm")

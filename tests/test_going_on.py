@@ -131,7 +131,8 @@ def test_errors_are_the_same_in_another_process(error: BadInput | RunFailed) -> 
     assert type(again) is type(error) and str(again) == str(error)
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_a_failed_stage_stops_only_what_needs_it_and_the_same_command_tries_just_that_again(
     tiny: Tiny, jobs: int
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_failed_stage_stops_only_what_needs_it_and_the_same_command_tries_just
     tiny.run(*command)
 
 
+@pytest.mark.slow
 def test_a_diverged_cell_is_the_worst_choice_of_its_grid(tiny: Tiny) -> None:
     tiny.edit("dpo.yaml", "grid: {beta: [0.1, 1.0e+38]}")
     sweep = ("sweep", "dpo.yaml", "--rho", "0.5", "--seeds", "0")
@@ -221,6 +223,7 @@ def test_a_worker_that_is_killed_costs_no_stage(tiny: Tiny, monkeypatch: pytest.
         same_artifact(tiny.root / path, undisturbed.root / path)
 
 
+@pytest.mark.slow
 def test_a_batch_that_memory_does_not_hold_is_cut_in_pieces_and_trains_to_the_same_weights(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,6 +470,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
     interrupted: tuple[Tiny, dict[str, Any], bytes], tmp_path: Path, case: str
@@ -495,6 +499,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
         assert f"checkpoint-4/{name} is damaged: training goes on from" in said["warnings"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, empty_out])
 @pytest.mark.parametrize(
     ("file", "command"),
@@ -516,6 +521,7 @@ def test_a_damaged_file_of_an_input_is_named_with_its_cure(
     tiny.run(*command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "command"),
     [
@@ -559,6 +565,7 @@ MANIFESTS: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_damaged_manifest_is_said_and_its_artifact_is_made_again(
     built: Tiny, tiny: Tiny, name: str
@@ -574,6 +581,7 @@ def test_a_damaged_manifest_is_said_and_its_artifact_is_made_again(
     same_artifact(tiny.root / splits, built.root / splits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"suite": 5}', '{"suite": "ti'])
 def test_a_workspace_whose_name_was_lost_is_known_by_its_artifacts(tiny: Tiny, content: str | None) -> None:
     file = tiny.root / "workspace.json"
@@ -605,6 +613,7 @@ def test_folders_that_another_program_made_before_are_no_obstacle_and_its_files_
 # ── Side services ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trouble", ["a folder that cannot be written", "no mode of its own", "no connection"]
 )

@@ -66,6 +66,7 @@ def test_a_policy_learns_from_the_pairs_of_a_subset(tiny: Tiny) -> None:
     assert directory.name == "beta-0.2-subset-0.8"
 
 
+@pytest.mark.slow
 def test_the_member_of_a_bias_teaches_as_its_folder_does(tiny: Tiny) -> None:
     member, _ = tiny.make("rm.yaml", member=0.2)
     named, found = tiny.make("d-dpo.yaml", "reward_member=0.2")
@@ -77,6 +78,7 @@ def test_the_member_of_a_bias_teaches_as_its_folder_does(tiny: Tiny) -> None:
     assert weights(listed) == bytes_named and column(listed, "loss") == loss_named
 
 
+@pytest.mark.slow
 def test_one_model_is_calibrated_where_it_is_asked_for(pupil: Tiny) -> None:
     plain, before = pupil.make("d-dpo.yaml")
     kept = weights(plain)
@@ -85,6 +87,7 @@ def test_one_model_is_calibrated_where_it_is_asked_for(pupil: Tiny) -> None:
     assert weights(calibrated) != kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["halves", "seeds"])
 def test_an_ensemble_told_nothing_of_length_is_trained_and_distilled(tiny: Tiny, how: str) -> None:
     tiny.edit("rm.yaml", f"ensemble_of: {how}\nensemble_size: 2")
@@ -112,6 +115,7 @@ def test_what_a_card_says_of_a_policy_plans_the_same_ensemble(empty: Tiny, how: 
     assert len({again.inputs[name].key for name in members}) == len(members) == (3 if how == "subsets" else 5)
 
 
+@pytest.mark.slow
 def test_a_member_of_another_seed_is_calibrated_on_the_pairs_as_they_are(pupil: Tiny) -> None:
     pupil.edit("rm.yaml", "ensemble_of: seeds\nensemble_size: 2")
     own, found = pupil.make("e-dpo.yaml", "calibration=temperature", "calibration_mix=own")

@@ -36,6 +36,7 @@ def init(model: Path, *more: object, code: int = 0) -> Any:
     return rpo("init", "mine", "--pairs", "pairs.jsonl", "--model", model, *more, code=code)
 
 
+@pytest.mark.slow
 def test_init_writes_a_suite_from_the_data_and_the_command_it_prints_runs(here: Path) -> None:
     result = init(here)
     assert result.stdout.splitlines()[-1] == "mine.yaml"

@@ -112,6 +112,7 @@ def judged(values: dict[str, np.ndarray], how: Bootstrap = STUDENT, **claim: obj
     return pd.DataFrame(judge(cells, axes, claims, how))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 10])
 @pytest.mark.parametrize("where", [{"rhos": [0.2]}, {"mean_over_rho": True}])
 def test_intervals_over_seeds_hold_the_truth_and_verdicts_without_a_difference_are_rare(
@@ -137,6 +138,7 @@ def test_intervals_of_differences_of_ranges_hold_the_truth(seeds: int) -> None:
     assert 0.93 <= held(rows["low"], rows["high"], truth) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", ["within", "beyond"])
 @pytest.mark.parametrize("truth", [0.05, 0.2])
 def test_intervals_of_bounded_claims_hold_the_truth_and_verdicts_at_the_bound_are_rare(
@@ -152,6 +154,7 @@ def test_intervals_of_bounded_claims_hold_the_truth_and_verdicts_at_the_bound_ar
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steep", [0.0, 0.5])
 def test_the_interval_of_the_weakest_of_several_holds_the_least_of_them(steep: float) -> None:
     truth = np.linspace(0, steep, 4)
@@ -228,6 +231,7 @@ def test_intervals_of_the_price_of_a_token_hold_the_truth(pairs: int) -> None:
     assert 0.93 <= held(*np.array(found).T[1:], truth) <= 0.97
 
 
+@pytest.mark.slow
 def test_intervals_of_a_judges_win_rate_hold_the_truth_also_at_equal_length() -> None:
     rng, prompts, found = np.random.default_rng(0), 100, []
     _, every = next(prompt_weights(rng, np.arange(400), prompts))
@@ -242,6 +246,7 @@ def test_intervals_of_a_judges_win_rate_hold_the_truth_also_at_equal_length() ->
     assert 0.93 <= held(*controlled.T, 1 / (1 + np.exp(-0.4))) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_intervals_of_a_comparison_hold_the_truth(seeds: int) -> None:
     """Accuracy on held-out pairs, two for each of 200 prompts: policies are experiments."""
@@ -348,6 +353,7 @@ def test_one_seed_has_the_bootstrap_over_prompts_whatever_is_asked() -> None:
     assert summary(cells, axes, STUDENT).equals(summary(cells, axes, STUDENT._replace(student=False)))
 
 
+@pytest.mark.slow
 def test_advantages_in_sd_are_those_of_the_oracle_over_the_spread_of_the_baselines_rewards(
     tiny: Tiny,
 ) -> None:

@@ -170,6 +170,7 @@ def test_a_server_that_asks_to_wait_for_hours_ends_the_run() -> None:
         ask(lambda n, body: (429, {"Retry-After": "7200"}, b""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 404, 422, 429, 500])
 @pytest.mark.parametrize("quoted", [KEY, quote(KEY[:-2]), KEY[3:12], base64.b64encode(KEY.encode()).decode()])
 def test_of_a_refusal_nothing_is_shown_but_its_status(status: int, quoted: str) -> None:

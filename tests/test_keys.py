@@ -133,6 +133,7 @@ def test_reused_artifacts_of_another_device_are_mentioned(tiny: Tiny) -> None:
     assert result.stderr.count("note:") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -187,6 +188,7 @@ def test_a_seed_without_effect_in_a_file_makes_nothing_stale(tiny: Tiny, line: s
     assert reasons(tiny, "evaluate", "e-dpo.yaml") == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "recipe", "seed", "takers"),
     [

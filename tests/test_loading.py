@@ -337,6 +337,7 @@ def padding_with_eos(base: Path, folder: Path, *, spare: bool) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_that_pads_with_its_eos_learns_what_one_with_padding_does(tiny: Tiny, tmp_path: Path) -> None:
     """To the byte: the EOS of each response is learnt, padding is not, whichever token it is."""
     base = tiny.root / SFT

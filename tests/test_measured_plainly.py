@@ -36,6 +36,7 @@ def answers(plain: Plain, path: str) -> pd.DataFrame:
     return table[[len(i) == n for i, n in zip(table["ids"], table["tokens"], strict=True)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "model"), [(EVALUATION, POLICY), (BASELINE, f"{SEED}/sft")])
 def test_an_evaluations_logps_and_rewards_are_the_models_own(learnt: Tiny, path: str, model: str) -> None:
     plain = Plain(learnt.root)
@@ -168,6 +169,7 @@ def test_the_reference_logps_are_those_of_chosen_and_rejected(learnt: Tiny) -> N
             assert table.loc[pair.id, f"ref_{side}_logps"] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_sft_learns_completions_alone(pupil: Tiny) -> None:
     """The second step over all rows, under the weights of the first: a mean over completions' tokens."""
     settings = ("per_device_train_batch_size=200", "learning_rate=0.01")

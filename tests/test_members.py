@@ -37,6 +37,7 @@ def test_members_were_trained_on_as_many_rows_as_their_subsets_have(learnt: Tiny
         assert manifest(learnt.root, f"{RHO}/rm/b-{b:g}")["metrics"]["rows"] == sizes[f"b-{b:g}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", [0.2, 0.8])
 def test_a_members_loss_is_that_of_its_own_subset(pupil: Tiny, member: float) -> None:
     """The second step over a whole subset, under the weights of the first, against the text of its rows."""
@@ -55,6 +56,7 @@ def test_a_members_loss_is_that_of_its_own_subset(pupil: Tiny, member: float) ->
     assert made["metrics"]["held_out_accuracy"] == (held_out > 0).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", [0.2, None])
 def test_a_reward_model_depends_on_its_own_table_and_no_other(pupil: Tiny, member: float | None) -> None:
     own = "train" if member is None else f"b-{member:g}"

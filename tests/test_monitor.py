@@ -21,6 +21,7 @@ def looks(folder: Path) -> list[dict[str, float]]:
     return [line for line in journal(folder) if "monitor/tokens" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's
 @pytest.mark.parametrize("more", [(), DROPOUT])
 def test_looking_changes_no_bit_of_the_policy_and_no_key(tiny: Tiny, more: tuple[str, ...]) -> None:
@@ -34,6 +35,7 @@ def test_looking_changes_no_bit_of_the_policy_and_no_key(tiny: Tiny, more: tuple
     assert [look["step"] for look in looks(folder)] == [0, 2, 4, 6]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_looks(tiny: Tiny) -> None:
     folder, _ = tiny.make("dpo.yaml", *LOOKS)
     before, found = weights(folder), looks(folder)

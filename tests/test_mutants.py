@@ -9,6 +9,7 @@ from pathlib import Path
 TOOL = Path(__file__).resolve().parent.parent / "tools/mutate.py"
 
 
+@pytest.mark.slow
 def test_every_mutant_finds_its_place() -> None:
     found = subprocess.run([sys.executable, TOOL, "--check"], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr

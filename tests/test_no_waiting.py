@@ -119,6 +119,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_steps_between_lines_of_metrics_read_nothing_back(tiny: Tiny, name: str) -> None:
     recipe, *settings = RUNS[name]

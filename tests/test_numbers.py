@@ -19,6 +19,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
 
 
+@pytest.mark.slow
 def test_every_table_of_results_is_what_the_committed_results_say(capsys: pytest.CaptureFixture[str]) -> None:
     from tools import results
 

@@ -44,6 +44,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return written
 
 
+@pytest.mark.slow
 def test_every_objective_has_a_start_and_a_grid_that_sweep_and_compare_try(write: Write) -> None:
     recipes = write(list(OBJECTIVES))
     assert rpo("recipe", "check", "mine.yaml").stdout.endswith("recipes, no problems\n")

@@ -65,6 +65,7 @@ def test_only_the_data_stage_stores_texts_of_pairs(built: Tiny) -> None:
             assert not set(pq.read_schema(file).names) & set(TEXTS), file
 
 
+@pytest.mark.slow
 def test_an_older_workspace_is_read_as_it_is_and_trains_the_same_model_without_the_data(tiny: Tiny) -> None:
     before = {name: pairs_of(tiny.root, SPLITS, name) for name in ("train", "held_out", "b-0.2")}
     found = {"dp-dpo.yaml": weights(tiny.make("dp-dpo.yaml")[0]), "rm.yaml": weights(tiny.make("rm.yaml")[0])}
@@ -113,6 +114,7 @@ def test_splits_whose_texts_are_gone_are_not_enough(tiny: Tiny) -> None:
     assert f"data      {DATA}  (missing; {RELABEL} names rows of it)" in plan
 
 
+@pytest.mark.slow
 def test_what_is_rebuilt_below_finished_splits_comes_first(tiny: Tiny) -> None:
     """A member waits for the data that only its splits' relabelling names, though a worker is free."""
     delete(tiny, DATA)

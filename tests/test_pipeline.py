@@ -332,6 +332,7 @@ def test_what_breaks_after_an_interrupt_that_a_library_caught_is_the_interrupts(
     assert ("interrupted" in capsys.readouterr().err) == (code == 130)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_after_sigterm_the_same_command_ends_where_the_undisturbed_one_did(
     tiny: Tiny, tmp_path: Path, jobs: int
@@ -438,6 +439,7 @@ def test_seeds_for_one_purpose_change_only_what_they_are_for(tiny: Tiny) -> None
     assert other["seeds"] == {"data": 0, "rm": 0, "policy": 7, "sampling": 0}
 
 
+@pytest.mark.slow
 def test_wandb_runs_offline_inside_the_workspace_and_no_secret_is_written(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:

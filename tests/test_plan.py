@@ -211,6 +211,7 @@ def test_a_tuned_plan_is_complete_when_validation_has_chosen(tiny: Tiny) -> None
     ]
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverged_is_planned_no_more_and_the_others_choose(tiny: Tiny) -> None:
     tiny.edit("dpo.yaml", "grid: {beta: [0.2, 1.0e+38]}")
     (tiny.suite / "figure.yaml").write_text("stage: figure\nrhos: [0.5]\npolicies: [dpo.yaml]\nclaims: []\n")
@@ -315,6 +316,7 @@ def test_a_stage_whose_inputs_are_missing_stops_only_what_needs_it(tiny: Tiny) -
     assert "no stage of" in make(tiny, "seed-0/spilts", code=2)
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_is_refused_unless_it_changes_no_key(tiny: Tiny) -> None:
     planned(tiny, "dpo.yaml")
     shutil.rmtree(tiny.root / SPLITS)
@@ -344,6 +346,7 @@ def test_a_file_that_has_changed_and_a_plan_that_was_edited_are_refused(tiny: Ti
     assert "or edited" in make(tiny, SPLITS, code=2)
 
 
+@pytest.mark.slow
 def test_what_is_there_is_known_without_torch(tiny: Tiny) -> None:
     planned(tiny, "dpo.yaml")
     words = ["stage", DATA, SFT, "--plan", str(tiny.root.with_name("plan.json"))]
@@ -412,6 +415,7 @@ def test_a_lease_is_taken_over_from_who_is_gone(shop: Workspace, end: str) -> No
         assert directory is not None and lease(shop).read_text() != marker
 
 
+@pytest.mark.slow
 def test_a_lease_that_a_kill_left_empty_is_waited_for_aloud_and_then_taken_over(
     shop: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -86,6 +86,7 @@ def stock(
     return losses, {name: value.detach() for name, value in trainer.model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
 )  # stock TRL's own
@@ -117,6 +118,7 @@ def test_dpo_and_ipo_norm_are_trls_own_up_to_rounding(
 # ── However the batch is cut ────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["batch", *(pytest.param(s, marks=SLOW) for s in ("dataset", "example"))])
 def test_the_ensembles_min_does_not_depend_on_how_the_batch_is_cut(tiny: Tiny, scope: str) -> None:
     teach(tiny)
@@ -133,6 +135,7 @@ def test_the_ensembles_min_does_not_depend_on_how_the_batch_is_cut(tiny: Tiny, s
         assert all(column(other, name) == column(runs[0], name) for name in members)
 
 
+@pytest.mark.slow
 def test_a_min_inside_each_micro_batch_would_be_another_objective(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +147,7 @@ def test_a_min_inside_each_micro_batch_would_be_another_objective(
     assert column(naive, "loss") != pytest.approx(column(whole, "loss"), rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["dpo", "ipo", "ipo-norm", "d-dpo", "p-dpo", "dp-dpo"])
 def test_one_pair_eight_times_is_eight_pairs_once(tiny: Tiny, objective: str) -> None:
     settings = ("optim=sgd", "learning_rate=0.01" if objective == "ipo" else "learning_rate=0.1")
@@ -152,6 +156,7 @@ def test_one_pair_eight_times_is_eight_pairs_once(tiny: Tiny, objective: str) ->
     assert distance(whole, pieces) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["e-dpo.yaml", "rm.yaml", "sft.yaml"])
 def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(
     tiny: Tiny, tmp_path: Path, recipe: str
@@ -252,6 +257,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_bytes(tiny: Tiny, name: str) -> None:
     recipe, *settings = RESUMED[name]
@@ -404,6 +410,7 @@ def models_while(train: Callable[[Callable[[int, int], None]], object]) -> tuple
     return found[0][0] - before[0], found[0][1] - before[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "estimator", "expected"),
     [("dpo", "sample", 1), ("dp-dpo", "sample", 1), ("e-dpo", "data", 1), ("e-dpo", "full", 2)],
@@ -418,6 +425,7 @@ def test_neither_reference_nor_reward_model_is_in_memory_but_for_the_full_kl(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["dpo.yaml", "rm.yaml", "sft.yaml"])
 def test_dropout_in_a_models_config_is_off_in_training(tiny: Tiny, recipe: str) -> None:
     results = []

@@ -150,6 +150,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_whose_name_is_no_plain_word_is_refused_before_anything_is_touched(
     tmp_path: Path, name: str
@@ -327,6 +328,7 @@ PLANS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 def test_what_would_stop_a_stage_is_said_before_the_first_with_its_line(empty: Tiny, name: str) -> None:
     recipe, text, says = PLANS[name]
@@ -523,6 +525,7 @@ NO_EFFECT = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NO_EFFECT)
 def test_a_key_without_effect_is_noted_with_its_line_and_changes_no_key(empty: Tiny, name: str) -> None:
     recipe, text, says = NO_EFFECT[name]
@@ -592,6 +595,7 @@ def test_a_next_command_is_named_only_if_it_would_run(tiny: Tiny) -> None:
         assert (at in said) == ("next:" in said) == runs
 
 
+@pytest.mark.slow
 def test_a_recipe_with_anything_wrong_is_refused_in_a_line_or_planned(tmp_path: Path) -> None:
     """A slice of `python -m tools.fuzz_recipes`."""
     from tools import fuzz_recipes

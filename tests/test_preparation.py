@@ -119,6 +119,7 @@ def differing(name: str, found: Sequence[Row], rows: Sequence[Row], theirs: Sequ
     return wrong, sum(rules.once(ids) != apart for ids, apart in zip(theirs, right, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), CELLS)
 def test_tokens_of_pairs_are_trls_or_differ_as_documented(name: str, form: str) -> None:
     tokenizer, rows = tokenizer_of(name), some_rows(name, form, EACH.get(form, 200))
@@ -129,6 +130,7 @@ def test_tokens_of_pairs_are_trls_or_differ_as_documented(name: str, form: str) 
     assert moved == 0 if form == "implicit" else moved < len(rows) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), WITH_PROMPTS)
 def test_tokens_of_written_responses_are_trls_or_differ_as_documented(name: str, form: str) -> None:
     tokenizer = tokenizer_of(name)
@@ -147,6 +149,7 @@ def test_tokens_of_written_responses_are_trls_or_differ_as_documented(name: str,
     assert wrong == 0 and moved < FEWER / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), WITH_PROMPTS)
 def test_pairs_of_a_reward_model_and_those_too_long_for_it_are_trls(name: str, form: str) -> None:
     tokenizer, rules = tokenizer_of(name), Rules(name)

@@ -441,6 +441,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", WRONG)
 def test_a_wrong_configuration_is_one_line_and_exit_code_2(shared: Tiny, tmp_path: Path, text: str) -> None:
     file = tmp_path / "a.yaml"
@@ -484,6 +485,7 @@ def test_with_jobs_a_training_has_all_processes_and_other_stages_a_worker_each(
         assert manifest(tiny.root, f"{rho}/evaluations/dpo/beta-0.2/test")["processes"] == 1
 
 
+@pytest.mark.slow
 def test_presets_are_accelerates_own_and_no_recipes(tmp_path: Path) -> None:
     presets = tracked("recipes/accelerate")
     tpus = ["tpu-v3-32", "tpu-v3-8", "tpu-v4-8", "tpu-v5e-8"]

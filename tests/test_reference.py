@@ -27,6 +27,7 @@ def test_the_committed_reference_is_what_the_program_says(
     assert reference.main() == 0, f"{capsys.readouterr().out}run: python -m tools.reference"
 
 
+@pytest.mark.slow
 def test_a_page_that_is_missing_or_stale_is_named_and_then_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

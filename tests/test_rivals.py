@@ -143,6 +143,7 @@ def test_simpo_is_trls_own(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
 )  # stock TRL's own
@@ -168,6 +169,7 @@ def test_robust_dpo_and_dpo_sft_train_as_trls_own_up_to_rounding(
     assert distance(directory, built.root / "seed-0/sft") > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", RIVALS)
 def test_rivals_do_not_depend_on_how_the_batch_is_cut_and_differ_from_dpo(tiny: Tiny, objective: str) -> None:
     settings = (f"objective={objective}", RIVALS[objective], *SGD)
@@ -233,6 +235,7 @@ def spread(tiny: Tiny) -> np.ndarray:
     return np.stack(margins)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", ["mean", "lcb"])
 @pytest.mark.parametrize("calibration", ["temperature", "none"])
 def test_the_teacher_is_made_of_the_members_that_e_dpo_compares(

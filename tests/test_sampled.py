@@ -67,6 +67,7 @@ def test_a_sample_has_ended_at_each_of_the_models_stop_tokens(pupil: Tiny) -> No
     assert manifest(pupil.root, f"{SEED}/pairs")["metrics"]["pairs/unfinished"] == 0
 
 
+@pytest.mark.slow
 def test_a_models_pairs_do_not_depend_on_the_batch(pupil: Tiny) -> None:
     (pupil.suite / "pairs.yaml").write_text(RECIPE + "temperatures: [0.7, 1.2]\n")
     found = []
@@ -76,6 +77,7 @@ def test_a_models_pairs_do_not_depend_on_the_batch(pupil: Tiny) -> None:
     pd.testing.assert_frame_equal(*found)
 
 
+@pytest.mark.slow
 def test_a_policy_learns_from_the_models_own_pairs_as_the_oracle_orders_them(pupil: Tiny) -> None:
     (pupil.suite / "pairs.yaml").write_text(
         RECIPE.replace("num_prompts: 24\n", "").replace("sft_validation", "null")

@@ -40,6 +40,7 @@ def chosen(trained: Tiny, tmp_path: Path) -> Tiny:
     return Tiny(tmp_path / "tiny", tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_the_best_of_evenly_spaced_checkpoints_is_the_policy_and_its_manifest_has_all_values(
     trained: Tiny,
 ) -> None:
@@ -104,6 +105,7 @@ def test_more_checkpoints_than_steps_are_refused_in_a_line(tiny: Tiny) -> None:
     assert "checkpoints: 7 is more than all steps (6)" in said.stderr
 
 
+@pytest.mark.slow
 def test_cells_have_utility_kl_wins_and_what_did_not_end(tiny: Tiny) -> None:
     (tiny.suite / "figure.yaml").write_text(
         "stage: figure\nrhos: [0.5]\nvariants: [{name: e, recipe: e-dpo.yaml}]\n"

@@ -14,6 +14,7 @@ SHORT = ("max_steps=3", "learning_rate=0.01")
 ADAPTER = ("use_peft=true", "lora_r=2", "lora_target_modules=all-linear")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "others"),
     [
@@ -55,6 +56,7 @@ def test_the_learning_rate_is_the_schedulers_with_its_warm_up(tiny: Tiny) -> Non
         assert column(directory, "learning_rate") == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_seed_of_one_purpose_changes_the_draws_for_it_alone(tiny: Tiny) -> None:
     for recipe, purpose, other in (
         ("rm.yaml", "rm_seed", None),
@@ -124,6 +126,7 @@ def test_pairs_have_the_bias_of_the_recipe_to_the_nearest_pair(tiny: Tiny) -> No
     assert made["metrics"]["train/longer_share"] == 0.29
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "rows", "epochs", "steps"),
     [("dpo.yaml", 64, 1.5, 12), ("sft.yaml", 200, 0.2, 5), ("oracle.yaml", 360, 0.05, 3)],

@@ -220,6 +220,7 @@ def test_fetch_records_commits_takes_what_is_needed_and_offline_runs_use_it(
     assert hub.asked == []
 
 
+@pytest.mark.slow
 def test_a_plan_asks_the_hub_nothing(hub: Any, suite: Path, tmp_path: Path) -> None:
     for arguments in (("train-sft", "--dry-run"), ("data", "fetch", "--dry-run")):
         run(
@@ -255,6 +256,7 @@ def test_a_lock_file_that_records_no_commit_stops_no_plan(empty: Tiny, content: 
     assert "sft" in empty.run("train-sft", "sft.yaml", "--dry-run").stdout
 
 
+@pytest.mark.slow
 def test_a_moved_branch_is_not_followed(hub: Any, suite: Path, tmp_path: Path) -> None:
     fetch = ("data", "fetch", "--recipe", suite / "data.yaml", "--workspace", tmp_path / "runs")
     run(hub, tmp_path / "home", *fetch)
@@ -275,6 +277,7 @@ def test_an_offline_machine_is_told_all_that_is_missing(
     assert not (tmp_path / "runs").exists() or not (tmp_path / "runs/seed-0").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -70,6 +70,7 @@ def test_a_loss_at_the_reference_has_its_closed_form(name: str) -> None:
     assert (found == there).all() and (allowed > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("noise", NOISE.values())
 def test_rounding_stays_within_what_is_allowed_and_another_model_does_not(name: str, noise: float) -> None:
@@ -96,6 +97,7 @@ def test_a_kl_is_none_at_the_reference() -> None:
     assert columns[:, 1].tolist() == pytest.approx([0.25, 0.0, 1e-3 * 4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["dpo.yaml", "e-dpo.yaml"])
 def test_a_run_that_does_not_start_at_its_reference_stops_after_its_first_step(
     tiny: Tiny, recipe: str

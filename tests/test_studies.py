@@ -148,6 +148,7 @@ def test_unbiased_strengths_are_chosen_on_validation_for_the_figure_alone(tiny: 
     assert "unbiased/policies/dpo/beta-0.2  (missing)" in own
 
 
+@pytest.mark.slow
 def test_the_measure_of_a_policy_is_its_log_ratios_on_its_own_pairs(tiny: Tiny) -> None:
     write_figure(tiny, "kl")
     tiny.run("figure kl", "kl.yaml")
@@ -197,6 +198,7 @@ def test_the_exact_kl_is_zero_at_the_reference_and_the_sum_over_the_vocabulary_e
     assert all(weights.grad is None for weights in policy.parameters())
 
 
+@pytest.mark.slow
 def test_ensemble_measures_are_those_of_the_members_that_taught(tiny: Tiny) -> None:
     write_figure(tiny, "ensemble")
     tiny.run("figure ensemble", "ensemble.yaml")
@@ -253,6 +255,7 @@ def test_too_few_steps_for_a_curve_are_told_in_a_line(tiny: Tiny) -> None:
         curve(cell, Workspace(tiny.root, "tiny"))
 
 
+@pytest.mark.slow
 def test_a_policy_without_an_ensemble_stands_beside_ensembles_and_has_no_members(tiny: Tiny) -> None:
     write_figure(tiny, "ensemble")
     file = tiny.suite / "ensemble.yaml"
@@ -521,6 +524,7 @@ def test_every_kind_has_the_same_options(kind: str) -> None:
     assert [option for option in options.split() if option not in said] == []
 
 
+@pytest.mark.slow
 def test_a_figure_of_variants_draws_its_gaps_when_told_to(tiny: Tiny) -> None:
     write_figure(tiny, "unbiased")
     tiny.edit("unbiased.yaml", "rhos: [0.5, null]\nkind: gamma")

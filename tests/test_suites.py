@@ -105,6 +105,7 @@ def test_chosen_values_are_written_into_the_recipe_of_a_suite_and_nowhere_else(o
     assert load("mine.yaml:ipo").recipe.by_rho == {}  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_recipes_of_a_suite_are_listed_and_checked(one_file: Path) -> None:
     assert "mine.yaml:e-dpo" in rpo("recipe", "list").stdout
     assert rpo("recipe", "check", "mine.yaml").stdout == "14 recipes, no problems\n"

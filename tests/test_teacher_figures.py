@@ -23,6 +23,7 @@ VARIANTS = (
 FIGURE = "stage: figure\nrhos: [0.5]\nbootstrap_samples: 100\n" + VARIANTS
 
 
+@pytest.mark.slow
 def test_teachers_are_told_by_their_scores_and_pupils_by_their_lead_and_results_draw_it_all_again(
     tiny: Tiny, tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def scores_of(world: Tiny, table: str = "train") -> pd.DataFrame:
     return pd.read_parquet(file)
 
 
+@pytest.mark.slow
 def test_a_foreign_reward_model_reads_conversations_by_its_own_template_and_gives_the_label_named(
     talks: Tiny,
 ) -> None:
@@ -113,6 +114,7 @@ COLUMNS = ("score", "other")
 ASKED = "score_chosen, score_rejected"
 
 
+@pytest.mark.slow
 def test_without_an_oracle_the_teacher_says_what_it_makes_of_the_samples(talks: Tiny) -> None:
     talks.edit("evaluate.yaml", "oracle: null")
     said = talks.run("evaluate", "policy.yaml")
@@ -146,6 +148,7 @@ def write_scores(talks: Tiny) -> None:
     )
 
 
+@pytest.mark.slow
 def test_margins_of_columns_make_the_policy_that_reward_models_of_the_same_margins_make(
     talks: Tiny, tmp_path: Path
 ) -> None:
@@ -178,6 +181,7 @@ def with_template(folder: Path, before: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_rows_that_a_template_refuses_are_left_out_and_scores_are_turned_with_their_responses(
     talks: Tiny,
 ) -> None:

@@ -124,6 +124,7 @@ def margins_of_the_one_teacher(step: Step) -> np.ndarray:
     return np.array(scores["chosen"] - scores["rejected"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "shared"), [("full", "true"), ("full", "false"), ("sample", "true"), ("data", "true")]
 )
@@ -147,6 +148,7 @@ def test_the_kl_is_along_the_samples_of_the_pairs_in_both_layouts(
             assert abs(step.kl("sample") - expected) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["example", "batch", "dataset"])
 def test_an_ensembles_loss_is_the_least_of_its_calibrated_members_in_its_scope(
     pupil: Tiny, scope: str
@@ -163,6 +165,7 @@ def test_an_ensembles_loss_is_the_least_of_its_calibrated_members_in_its_scope(
         assert min(shares) > 0
 
 
+@pytest.mark.slow
 def test_policies_of_one_process_read_their_own_samples(pupil: Tiny) -> None:
     one, two, again = (
         weights(pupil.make("p-dpo.yaml", f"sampling_seed={seed}", "max_steps=2")[0]) for seed in (1, 2, 1)
@@ -170,6 +173,7 @@ def test_policies_of_one_process_read_their_own_samples(pupil: Tiny) -> None:
     assert one == again != two
 
 
+@pytest.mark.slow
 def test_policies_of_one_process_read_their_own_pairs(pupil: Tiny) -> None:
     logps = Plain(pupil.root).table(f"{SEED}/reference-logps/relabel/logps.parquet").set_index("id")
     pupil.edit("rm.yaml", "ensemble: [0.5]")
@@ -204,6 +208,7 @@ def test_the_choice_over_a_batch_uses_up_no_random_numbers_and_leaves_the_mode_o
     assert scopes["batch"] == scopes["dataset"]
 
 
+@pytest.mark.slow
 @PEFT
 @pytest.mark.parametrize("recipe", ["dpo.yaml", "rm.yaml"])
 def test_dropout_of_an_adapter_has_an_effect(pupil: Tiny, recipe: str) -> None:
