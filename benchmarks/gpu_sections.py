@@ -23,6 +23,7 @@ from benchmarks import gpu_figure, growth, sections
 from benchmarks.bench import Bench, Comparison, _described
 from benchmarks.contestants import Contestant, Done, Maker, Training, one_by_one, release, run_as, steps_of
 from benchmarks.gpu_leads import leads
+from benchmarks.graphed import sample_graphed
 from benchmarks.kernels import profiled
 from benchmarks.workloads import Row, Scale, Settings, Shape, causal, pairs, reward, token_rows
 from rpo_cli import devices
@@ -516,9 +517,11 @@ def sampling_leads(check: Check) -> Iterator[Comparison]:
         ("tokens looked at in every step", _with(devices, "behind", lambda device: 0), "bfloat16"),
         ("masks left to transformers", _with(decode, "OWN_MASK", ()), "bfloat16"),
         ("cache of a fixed size", _static, "float32"),  # transformers makes it of one dtype
+        ("a step as a CUDA graph", sample_graphed, "bfloat16"),
     )
     for name, sampler, dtype in changed:
-        row = _sampled(check, min(512, check.scale.sampled[0]), (name, sampler), dtype)
+        # Whose name begins with rpo is run as rpo: without cuDNN's attention, which would be a second change.
+        row = _sampled(check, min(512, check.scale.sampled[0]), (f"rpo, {name}", sampler), dtype)
         row.what = f"sampling over one thing changed, {dtype}"
         yield row
 
@@ -571,6 +574,6 @@ def figure(check: Check) -> Iterator[Comparison]:
 SECTIONS: Sequence[tuple[Callable[[Check], Iterator[Comparison]], int]] = (
     (leads, 60), (policy_tldr, 230), (first_losses, 45), (equal_to_the_cpu, 30), (repeats, 60),
     (samples_alone, 20), (small_steps, 60), (sampling, 60), (policy_chat, 60), (policy_neox, 60),
-    (reward_models, 60), (scoring, 30), (kinds_of_kernel, 60), (sampling_leads, 40),
+    (reward_models, 60), (scoring, 30), (kinds_of_kernel, 60), (sampling_leads, 50),
     (figure, 60),
 )  # fmt: skip
