@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, TopPLogitsWarper
 
 from rpo_cli.devices import Device
@@ -179,6 +181,26 @@ def test_ended_rows_are_read_no_further_and_copies_read_their_prompt_once(
         return
     assert prompts == (len(set(map(tuple, PROMPTS))), 12)
     assert {columns for _, columns in steps} == {1}
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each of a model's weights is cast."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.names = {weights.data_ptr(): name for name, weights in model.named_parameters()}
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("to", "_to_copy") and args[0].data_ptr() in self.names:
+            self.seen[self.names[args[0].data_ptr()]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_sampler_in_bfloat16_casts_a_weight_once_however_many_steps_it_takes(llama: Any) -> None:
+    with torch.autocast("cpu", torch.bfloat16), Casts(llama) as casts:
+        draw(llama, PROMPTS)
+    assert casts.seen and set(casts.seen.values()) == {1}
 
 
 def test_rows_leave_when_enough_of_them_have_ended(llama: Any) -> None:

@@ -86,10 +86,14 @@ def fixed_shapes(device: torch.device) -> bool:
 
 
 def reading(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """What a model is read under where nothing is learnt; XLA has no inference mode."""
+    """What a model is read under where nothing is learnt.
+
+    XLA has no inference mode, and in it an autocast casts each weight anew in each forward pass.
+    """
     import torch
 
-    return torch.no_grad() if device.type == "xla" else torch.inference_mode()
+    cast = device.type == "xla" or torch.is_autocast_enabled(device.type)
+    return torch.no_grad() if cast else torch.inference_mode()
 
 
 def step_mark(device: torch.device) -> None:
