@@ -584,7 +584,8 @@ def timed(work: Callable[[], Any], device: str) -> Spent:
 def run_as(setting: Setting) -> None:
     """Set the process up for one contestant's turn."""
     if setting in ("rpo", "repeats"):
-        devices.prepare(None, setting == "repeats" or not torch.cuda.is_available())
+        on_gpu = torch.cuda.is_available()
+        devices.prepare(None, setting == "repeats" or not on_gpu, strict=on_gpu)
     else:
         torch.use_deterministic_algorithms(False)
         torch.backends.cuda.enable_cudnn_sdp(True)

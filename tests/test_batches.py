@@ -321,3 +321,28 @@ def test_layouts_of_a_model_trained_in_bfloat16_are_compared_in_float32(
     tiny.run("train-rm", "oracle.yaml", "--seed", 7, "--set", "dtype=bfloat16")
     assert wrapped == [False, True]  # before the training, and after it
     assert set(seen) == {torch.float32}
+
+
+def test_too_little_memory_for_a_layout_says_nothing_of_the_model() -> None:
+    model = model_of("llama", SMALL)
+    prompts, groups = some_rows(2)
+
+    def full(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if len(batch["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return response_logps(model, batch)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        layout_for(model, full, prompts, groups, PAD, shared=True)
+
+
+def test_rewards_in_bfloat16_are_not_rounded_by_the_head() -> None:
+    """Rewards on a grid of 1/64 would tie, and ties are no preference."""
+    model = model_of("llama", SMALL, AutoModelForSequenceClassification)
+    batch = make_batch(*some_rows(2), PAD, "shared")
+    with torch.autocast("cpu", torch.bfloat16):
+        rewards = response_rewards(model, batch)
+    assert rewards.requires_grad and rewards.dtype == torch.float32
+    assert (rewards.bfloat16().float() != rewards).float().mean() > 0.9
+    exact = response_rewards(model, batch)
+    assert torch.allclose(rewards, exact, rtol=0.1, atol=0.1) and not torch.equal(rewards, exact)

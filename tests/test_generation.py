@@ -246,6 +246,34 @@ def test_a_cache_that_gives_other_logits_is_not_used(llama: Any, caplog: pytest.
     assert "gives other logits with its cache than without: every step reads the whole" in caplog.text
 
 
+def test_too_little_memory_for_a_cache_says_nothing_of_it(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(DynamicCache, "update", full)
+    monkeypatch.setattr(decode, "_cache_of", lambda model, token: "past_key_values")
+    with pytest.raises(torch.OutOfMemoryError):
+        draw(llama, PROMPTS)
+
+
+def test_a_cache_in_bfloat16_has_half_the_bytes_and_gives_the_same_logits(llama: Any) -> None:
+    decoder: Any
+    decoder, _ = decode.decoder_for(llama, PROMPTS, TOKENIZER.pad_token_id, LIMIT, len(PROMPTS))
+    found, sizes = [], []
+    for ordinary in (True, False):
+        decoder.ordinary = ordinary
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            logits = [decoder.start(PROMPTS, 3)]
+            logits += [decoder.step(torch.arange(len(PROMPTS)) + shift) for shift in (5, 9)]
+        found.append(torch.stack(logits))
+        layer = decoder.cache.layers[0]
+        sizes.append((layer.keys.element_size(), layer.values.element_size()))
+    assert sizes == [(2, 2), (4, 4)]
+    assert torch.equal(*found)
+
+
 def test_a_cache_that_rows_cannot_leave_is_not_used(
     llama: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

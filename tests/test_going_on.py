@@ -31,6 +31,7 @@ from rpo_cli.devices.memory import HOST, free_bytes, named, seen_by
 from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed, from_words, in_words
 from rpo_cli.figures.tuning import choose
 from rpo_cli.recipes import schema
+from rpo_cli.runs import pool
 from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.progress import PlanProgress, fitted
 from rpo_cli.runs.room import LIBRARIES, Room
@@ -342,6 +343,7 @@ def test_out_of_memory_names_the_stage_and_the_batch(tiny: Tiny) -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("can't start new thread"), True),
         (OSError(12, os.strerror(12)), True),
         (RuntimeError("shape mismatch"), False),
@@ -403,6 +405,47 @@ def test_a_worker_is_started_only_where_its_stage_fits_beside_the_others(tmp_pat
         reading.need(made["b"], "", HOST) == LIBRARIES + 1000
         and reading.need(made["e"], "", HOST) == LIBRARIES
     )
+
+
+class Idle:
+    """A worker that begins no process."""
+
+    def __init__(self, slot: int, environment: dict[str, str]) -> None:
+        self.slot, self.gpu, self.at = slot, environment.get("CUDA_VISIBLE_DEVICES", ""), None
+
+    def take(self, stage: Stage, job: object) -> None:
+        self.stage, self.at = stage, job
+
+    def kill(self) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def test_a_worker_that_is_there_takes_no_stage_that_its_gpu_has_no_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are hired for small stages; three large ones at a time would be more than their GPU holds."""
+    names = ["small 0", "small 1", "small 2", "large 0", "large 1", "large 2"]
+    line = list(stages({name: [] for name in names}).values())
+    need = {stage.path: 34 if "large" in stage.path else 1 for stage in line}
+    monkeypatch.setattr(pool, "Worker", Idle)
+    monkeypatch.setattr(Room, "need", lambda room, stage, gpu, place: need[stage.path])
+    run = SimpleNamespace(
+        line=SimpleNamespace(
+            next=lambda: line.pop(0) if line else None, put_back=lambda stage: line.insert(0, stage)
+        ),
+        failures=Failures(),
+        job=lambda stage: stage,
+        spreads=lambda stage: False,
+        progress=SimpleNamespace(start=lambda path: None, note=lambda said: None),
+    )
+    crew = pool._Crew(cast(Any, run), 3, ["0"], Room(Workspace(tmp_path, "tiny"), {HOST: 10**9, "0": 79}))
+    at_work = []
+    while crew._hand_out():
+        at_work.append([worker.stage.path for worker in crew.workers if worker.at is not None])
+        for worker in crew.workers:
+            worker.at = None
+    assert at_work == [names[:3], names[3:5], names[5:]]
 
 
 def test_a_containers_limit_counts_as_the_machines_memory(

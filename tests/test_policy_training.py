@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from trl import DPOConfig, DPOTrainer
 
 from rpo_cli.errors import RunFailed
+from rpo_cli.stages import policy
 from rpo_cli.stages.policy import PolicyTrainer
 from rpo_cli.stages.reward import LeanRewardTrainer
 from rpo_cli.stages.training.loop import STATE
@@ -187,6 +188,22 @@ def test_the_exact_kl_has_no_gradient_at_the_reference(tiny: Tiny) -> None:
     assert column(exact, "grad_norm") == pytest.approx(column(dpo, "grad_norm"), rel=1e-4)
     assert distance(dpo, exact) < 1e-6
     assert column(noisy, "grad_norm") != pytest.approx(column(dpo, "grad_norm"), rel=1)
+
+
+def test_the_reference_of_the_exact_kl_is_read_as_the_policy_is(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = []
+    read = policy.response_logits
+
+    def seen(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits = read(model, batch)
+        rounded.append((model.training, logits.dtype))
+        return logits
+
+    monkeypatch.setattr(policy, "response_logits", seen)
+    tiny.make("p-dpo.yaml", "max_steps=1", "kl_estimator=full", "dtype=bfloat16")
+    assert sorted(rounded, key=str) == [(False, torch.bfloat16), (True, torch.float32)]
 
 
 @pytest.mark.parametrize("estimator", ["full", "sample", "data"])

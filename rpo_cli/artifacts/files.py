@@ -121,7 +121,8 @@ CROWDED = 2**20  # bytes free
 # Of errors that have no class of their own: of the CPU's allocator, of CUDA, its libraries and its threads.
 STARVED = re.compile(
     "can't allocate memory|cannot allocate memory|out of memory|OutOfMemory|bad_alloc|ALLOC_FAILED"
-    "|can't start new thread|not enough memory|failed to map segment",
+    "|can't start new thread|not enough memory|failed to map segment"
+    "|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED",  # where a card has no room for a library's own memory
     re.IGNORECASE,
 )
 

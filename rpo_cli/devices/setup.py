@@ -6,8 +6,12 @@ import os
 from functools import cache
 
 
-def prepare(threads: int | None, deterministic: bool = True) -> None:
-    """Fix what would let the same seed give another result: thread count and, if asked to, the algorithms."""
+def prepare(threads: int | None, deterministic: bool = True, *, strict: bool = False) -> None:
+    """Fix what would let the same seed give another result: thread count and, if asked to, the algorithms.
+
+    strict: what has no deterministic algorithm is an error. Else attention on a GPU only warns, and does not
+    take the one it has.
+    """
     import torch
 
     torch.set_num_threads(_own_threads() if threads is None else threads)
@@ -18,7 +22,7 @@ def prepare(threads: int | None, deterministic: bool = True) -> None:
     # none. On others' word (FunASR's issue 3704, a B200): there a plan took ten times as long as a step.
     torch.backends.cuda.enable_cudnn_sdp(False)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.use_deterministic_algorithms(deterministic, warn_only=not strict)
     # Filling every new tensor would make a small model's step five times slower; none is read unwritten.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from rpo_cli import devices
+from rpo_cli.artifacts import no_memory
 from rpo_cli.errors import BadInput
 from rpo_cli.models.buckets import longest
 from rpo_cli.models.layout import (
@@ -177,6 +178,8 @@ def _trouble(
                 batch = _padded(batch, pad)
             values.append(read(model, to_device(batch, model.device)).cpu().reshape(each, -1).T)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        if no_memory(error):
+            raise  # which says nothing of the model
         return first_line(error)
     found = torch.cat(values)
     if alike(found, alone, LOOSE if layout == "right" else TOLERANCE):

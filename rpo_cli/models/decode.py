@@ -6,12 +6,13 @@ import inspect
 import logging
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
+from rpo_cli.artifacts import no_memory
 from rpo_cli.errors import BadInput
 from rpo_cli.models.choice import alike, exactly, is_causal
 from rpo_cli.models.tokens import Tokens
@@ -114,9 +115,21 @@ def _gives(
                 found.append(decoder.step(torch.tensor(tokens, device=alone.device)[rows]))
                 wanted.append(alone[first + rows, step])
             first += len(texts)
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+        if no_memory(error):
+            raise  # which says nothing of the cache
         return False
     return alike(torch.cat(found), torch.cat(wanted), TOLERANCE)
+
+
+class _OneDtype(DynamicCache):
+    """A cache that takes keys in the values' dtype: in an autocast rotation makes float32 of them.
+
+    The whole cache would then be float32, and attention would cast all of it in each step.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().update(key_states.to(value_states.dtype), value_states, *args, **kwargs)
 
 
 class _Cached:
@@ -129,6 +142,7 @@ class _Cached:
     def __init__(self, model: PreTrainedModel, pad: int, cache: str, *, own_mask: bool) -> None:
         self.model, self.pad, self.cache_name, self.own_mask = model, pad, cache, own_mask
         self.takes = inspect.signature(model.forward).parameters.keys()
+        self.ordinary = False  # whether the cache that the model makes is transformers' usual one
 
     def start(self, prompts: Sequence[Tokens], room: int) -> Tensor:
         distinct = list(dict.fromkeys(map(tuple, prompts)))
@@ -142,7 +156,9 @@ class _Cached:
             columns = torch.arange(self.width + room)
             self.mask = (columns >= self.width - lengths[:, None]).long().to(self.model.device)
             self.lengths = lengths.to(self.model.device)
-        self.cache: Cache | None = None
+        rounds = self.ordinary and torch.is_autocast_enabled(self.model.device.type)
+        self.cache: Cache | None = _OneDtype(config=self.model.config) if rounds else None
+        self.begun = False
         positions = (torch.arange(self.width) - (self.width - lengths)[:, None]).clamp(min=0)
         logits = self._read(ids.to(self.model.device), positions.to(self.model.device))
         if len(distinct) == len(prompts):
@@ -168,13 +184,14 @@ class _Cached:
         inputs: dict[str, object] = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}
         inputs[self.cache_name] = self.cache
         # A recurrent state has the padding behind it: only the prompt needs its mask.
-        if self.mask is not None and (self.cache is None or self.cache_name == "past_key_values"):
+        if self.mask is not None and (not self.begun or self.cache_name == "past_key_values"):
             mask = self.mask[:, : self.width]
-            if self.own_mask and self.cache is not None:
+            if self.own_mask and self.begun:
                 mask = (1 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
             inputs |= {"attention_mask": mask, "position_ids": positions}
         output = self.model(**{name: value for name, value in inputs.items() if name in self.takes})
-        self.cache = getattr(output, self.cache_name)
+        self.cache, self.begun = getattr(output, self.cache_name), True
+        self.ordinary = isinstance(self.cache, _OneDtype) or type(self.cache) is DynamicCache
         logits: Tensor = output.logits[:, -1]
         return logits
 

@@ -190,12 +190,21 @@ def _head_output(model: nn.Module) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
     # The shortest name: peft keeps the head it trains and the original one below a wrapper of the same name.
     heads = [module for _, module in sorted(named, key=lambda item: len(item[0]))[:1]]
-    handles = [head.register_forward_hook(lambda module, args, out: seen.append(out)) for head in heads]
+    handles = [head.register_forward_hook(lambda *call: seen.append(_unrounded(*call))) for head in heads]
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _unrounded(head: nn.Module, inputs: tuple[Tensor, ...], rewards: Tensor) -> Tensor:
+    """A head's output in float32, where an autocast rounds it: rewards of 2 to 4 would have steps of 1/64."""
+    if rewards.dtype == torch.float32 or any(weights.dtype != torch.float32 for weights in head.parameters()):
+        return rewards
+    with torch.autocast(rewards.device.type, enabled=False):
+        found: Tensor = head.forward(inputs[0].float())
+    return found
 
 
 @dataclass

@@ -173,8 +173,7 @@ class _Crew:
                 self._dismiss(*(self.workers if self.gpus else ()))  # they hold memory of its GPUs
                 self.run.one(stage)
                 continue
-            idle = [worker for worker in self.workers if worker.at is None]
-            if (worker := idle[0] if idle else self._hire(stage)) is None:
+            if (worker := self._worker_for(stage, busy)) is None:
                 self.run.line.put_back(stage)
                 break
             self.run.progress.start(stage.path)
@@ -182,11 +181,24 @@ class _Crew:
             busy.append(worker)
         return bool(busy)
 
+    def _worker_for(self, stage: Stage, busy: Sequence[Worker]) -> Worker | None:
+        """An idle worker whose GPU has room for the stage beside those at work, or a new one; None: it waits.
+
+        An idle one's own memory of the host was there when it was hired.
+        """
+        at_work = [(worker.stage, worker.gpu) for worker in busy]
+        for worker in self.workers:
+            if worker.at is None and (
+                not busy or self.room.lacks(stage, worker.gpu, at_work) in (None, devices.HOST)
+            ):
+                return worker
+        return self._hire(stage) if len(self.workers) < self.jobs else None
+
     def _hire(self, stage: Stage) -> Worker | None:
         """A new worker for a stage, if there is room; the first one always gets it."""
         slots = {worker.slot for worker in self.workers}
         slot = next(index for index in range(self.jobs) if index not in slots)
-        held = [(w.stage, w.environment.get("CUDA_VISIBLE_DEVICES", "")) for w in self.workers]
+        held = [(worker.stage, worker.gpu) for worker in self.workers]
         gpu = self.room.place(stage, self.gpus, held)
         place = self.room.lacks(stage, gpu, held)
         if self.workers and place is not None:

@@ -230,7 +230,7 @@ def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
     device = devices.choose(job.recipe)
     asked = job.recipe.deterministic
     deterministic = device.repeats if asked is None else asked
-    devices.prepare(job.recipe.threads, deterministic)
+    devices.prepare(job.recipe.threads, deterministic, strict=device.name == "cuda")
     devices.quiet()
     start_arrow()
     with (Report if devices.rank() == 0 else Silence)(job, progress) as report:

@@ -47,6 +47,11 @@ class Worker:
             self._process = context.Process(target=serve, args=(theirs, dict(environment)))
             self._process.start()
 
+    @property
+    def gpu(self) -> str:
+        """The GPU that it sees, as CUDA_VISIBLE_DEVICES names it; empty where it sees none."""
+        return self.environment.get("CUDA_VISIBLE_DEVICES", "")
+
     def take(self, stage: Stage, job: Job[Recipe]) -> None:
         """Begin a stage."""
         self.stage, self.at = stage, job
@@ -149,6 +154,7 @@ def _peaks() -> tuple[int, int]:
     unit = 1 if sys.platform == "darwin" else 1024
     host, device = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 0
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        gc.collect()  # a trainer, its model and AdamW's state name each other, and stay until then
         device = torch.cuda.max_memory_reserved()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

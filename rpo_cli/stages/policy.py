@@ -136,7 +136,7 @@ class PolicyTrainer(PairTrainer):
         if self.recipe.kl_estimator == "sample":
             return kl_sample(logps[2 * size :], inputs["ref_sample_logps"]).mean()
         assert self.kl_reference is not None
-        with torch.no_grad():
+        with torch.no_grad(), self.device.autocast():  # accelerate's is the trained model's alone
             reference = response_logits(self.kl_reference, inputs)
         # Where every response has a row of its own, the samples' rows come last; else a sample is each row's
         # third response.
