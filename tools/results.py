@@ -68,6 +68,13 @@ def claims(folder: Path) -> Iterator[Sequence[str]]:
     return verdicts(json.loads((folder / "figure2.json").read_text())["orderings"])
 
 
+def slopes(folder: Path) -> Iterator[Sequence[str]]:
+    """What the last two checkpoints of each policy differ by, and whether that is a plateau."""
+    yield ("policy", "slope, sd per epoch", "plateau")
+    for row in json.loads((folder / "curves.json").read_text())["table"]:
+        yield row["policy"], between(row, "slope", "slope_low", "slope_high", 3), row["plateau"]
+
+
 def compared(folder: Path, measure: str, ended: bool = False) -> Iterator[Sequence[str]]:
     """Every policy less the first, and less the second, by a measure: in the mean over rho and at each.
 
@@ -137,6 +144,7 @@ def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
 TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "cells": cells,
     "claims": claims,
+    "slopes": slopes,
     "advantage": partial(compared, measure="advantage"),
     "utility": partial(compared, measure="utility"),
     "across": across,
