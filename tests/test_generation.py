@@ -198,9 +198,12 @@ class Casts(TorchDispatchMode):
 
 
 def test_a_sampler_in_bfloat16_casts_a_weight_once_however_many_steps_it_takes(llama: Any) -> None:
-    with torch.autocast("cpu", torch.bfloat16), Casts(llama) as casts:
-        draw(llama, PROMPTS)
-    assert casts.seen and set(casts.seen.values()) == {1}
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            with Casts(llama) as casts:
+                draw(llama, PROMPTS)
+            # The second time as well: what was cast is not kept until the autocast ends.
+            assert casts.seen and set(casts.seen.values()) == {1}
 
 
 def test_rows_leave_when_enough_of_them_have_ended(llama: Any) -> None:

@@ -439,7 +439,7 @@ def test_a_worker_that_is_there_takes_no_stage_that_its_gpu_has_no_room_for(
         spreads=lambda stage: False,
         progress=SimpleNamespace(start=lambda path: None, note=lambda said: None),
     )
-    crew = pool._Crew(cast(Any, run), 3, ["0"], Room(Workspace(tmp_path, "tiny"), {HOST: 10**9, "0": 79}))
+    crew = pool._Crew(cast(Any, run), 3, ["0"], Room(Workspace(tmp_path, "tiny"), {HOST: 40, "0": 79}))
     at_work = []
     while crew._hand_out():
         at_work.append([worker.stage.path for worker in crew.workers if worker.at is not None])

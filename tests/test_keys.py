@@ -77,12 +77,25 @@ def test_algorithms_are_deterministic_on_the_cpu_unless_told_otherwise_and_the_m
 ) -> None:
     _, plain = tiny.make("splits.yaml")
     assert torch.are_deterministic_algorithms_enabled() and "deterministic" not in plain["device"]
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
     _, fast = tiny.make("splits.yaml", "deterministic=false")
     assert not torch.are_deterministic_algorithms_enabled()
     assert fast["device"].endswith("; deterministic algorithms off") and fast["key"] != plain["key"]
     tiny.make("splits.yaml", "deterministic=true")
     assert torch.are_deterministic_algorithms_enabled()
     assert devices.Device("cpu", "float32", "").repeats and not devices.Device("cuda", "bfloat16", "").repeats
+
+
+@pytest.mark.parametrize(("name", "strict"), [("cpu", False), ("cuda", True)])
+def test_on_a_gpu_what_has_no_deterministic_algorithm_is_an_error(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, name: str, strict: bool
+) -> None:
+    """There attention warns else, and takes another algorithm than its deterministic one."""
+    prepared = []
+    monkeypatch.setattr(devices, "choose", lambda recipe: Device(name, "float32", "a test says so"))
+    monkeypatch.setattr(devices, "prepare", lambda threads, on, strict: prepared.append((on, strict)))
+    tiny.make("splits.yaml", "deterministic=true", "seed=0")
+    assert prepared == [(True, strict)]
 
 
 def test_processes_on_the_cpu_are_refused_where_the_plan_is_for_a_gpu(

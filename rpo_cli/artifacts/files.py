@@ -122,7 +122,7 @@ CROWDED = 2**20  # bytes free
 STARVED = re.compile(
     "can't allocate memory|cannot allocate memory|out of memory|OutOfMemory|bad_alloc|ALLOC_FAILED"
     "|can't start new thread|not enough memory|failed to map segment"
-    "|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED",  # where a card has no room for a library's own memory
+    "|CUBLAS_STATUS_NOT_INITIALIZED",  # where a card has no room for the library's own memory
     re.IGNORECASE,
 )
 

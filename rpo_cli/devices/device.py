@@ -33,7 +33,7 @@ class Device:
 
     @property
     def repeats(self) -> bool:
-        """Whether algorithms are deterministic unless the recipe says so: on a GPU that costs a third."""
+        """Whether algorithms are deterministic unless the recipe says so: on a GPU they take longer."""
         return self.name != "cuda"
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from rpo_cli.devices.device import Device, DeviceError
@@ -85,15 +85,20 @@ def fixed_shapes(device: torch.device) -> bool:
     return device.type == "xla"
 
 
-def reading(device: torch.device) -> contextlib.AbstractContextManager[object]:
+@contextlib.contextmanager
+def reading(device: torch.device) -> Iterator[None]:
     """What a model is read under where nothing is learnt.
 
-    XLA has no inference mode, and in it an autocast casts each weight anew in each forward pass.
+    XLA has no inference mode, and in it an autocast casts each weight anew in each forward pass. What is cast
+    is forgotten at the end: the autocast's own end may be that of the stage.
     """
     import torch
 
-    cast = device.type == "xla" or torch.is_autocast_enabled(device.type)
-    return torch.no_grad() if cast else torch.inference_mode()
+    casts = torch.is_autocast_enabled(device.type)
+    with torch.no_grad() if casts or device.type == "xla" else torch.inference_mode():
+        yield
+    if casts:
+        torch.clear_autocast_cache()
 
 
 def step_mark(device: torch.device) -> None:

@@ -103,21 +103,21 @@ def exactly(model: PreTrainedModel) -> Iterator[None]:
     was_training = model.training
     # accelerate wraps the forward pass of what is trained in an autocast of its own; its own way to unwrap it
     # takes off what transformers wraps it in as well.
-    wrapped = vars(model).get("forward")
-    if "_original_forward" in vars(model):
-        model.forward = model._original_forward
+    wrapped = vars(model).get("forward") if "_original_forward" in vars(model) else None
     # bitsandbytes' linear layers have a type to compute in, too.
     rounding = {
         module: module.compute_dtype for module in model.modules() if hasattr(module, "compute_dtype")
     }
-    model.eval()
-    for module in rounding:
-        module.compute_dtype = torch.float32
     try:
+        model.eval()
+        if wrapped is not None:
+            model.forward = model._original_forward
+        for module in rounding:
+            module.compute_dtype = torch.float32
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             yield
     finally:
-        if "_original_forward" in vars(model):
+        if wrapped is not None:
             model.forward = wrapped
         model.train(was_training)
         for module, dtype in rounding.items():

@@ -188,8 +188,9 @@ class _Crew:
         """
         at_work = [(worker.stage, worker.gpu) for worker in busy]
         for worker in self.workers:
+            place = worker.gpu
             if worker.at is None and (
-                not busy or self.room.lacks(stage, worker.gpu, at_work) in (None, devices.HOST)
+                not busy or self.room.lacks(stage, place, at_work, places=[place]) is None
             ):
                 return worker
         return self._hire(stage) if len(self.workers) < self.jobs else None

@@ -29,10 +29,10 @@ class Room:
         for place, peak in ((devices.HOST, on_host), ("gpu", on_gpu)):
             self.peaks[stage.kind, place] = max(peak, self.peaks.get((stage.kind, place), 0))
 
-    def lacks(self, stage: Stage, gpu: str, held: Held) -> str | None:
-        """The place that has no room for a stage beside those that are held; None if it fits."""
+    def lacks(self, stage: Stage, gpu: str, held: Held, *, places: Sequence[str] = ()) -> str | None:
+        """The place without room for a stage beside those held, of those given or the host and the GPU."""
         others = list(held)
-        for place in (devices.HOST, gpu):
+        for place in places or (devices.HOST, gpu):
             beside = sum(self.need(o, gpu, place) for o, at in others if place in (devices.HOST, at))
             if place in self.free and beside + self.need(stage, gpu, place) > self.free[place]:
                 return place

@@ -114,7 +114,10 @@ def serve(pipe: Connection, environment: dict[str, str]) -> None:
             say(step=[0, 1])  # it begins: what was before is no time of its own
             manifest = run_job(job, lambda step, of: say(step=[step, of]))
         except (BadInput, RunFailed) as error:
-            say(error=in_words(error))
+            said = in_words(error)
+            del error  # its traceback holds what the stage held
+            _peaks()
+            say(error=said)
         else:
             say(made=[manifest, *_peaks()])
 
@@ -146,7 +149,10 @@ def _end_with_parent() -> None:
 
 
 def _peaks() -> tuple[int, int]:
-    """The most bytes that this process has held: of the host's memory, of its GPU's since the last time."""
+    """The most bytes that this process has held: of the host's memory, of its GPU's since the last time.
+
+    What it holds of the GPU's for nothing is given back.
+    """
     import resource
 
     import torch

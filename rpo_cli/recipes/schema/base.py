@@ -95,8 +95,8 @@ class Recipe(BaseModel):
     deterministic: bool | None = added(
         None,
         "algorithms that give the same bytes for the same seed on the same device; default: on the CPU and "
-        "on XLA yes, on a GPU no (there they cost 6 % of a step to a third and more). Asked for on a GPU, an "
-        "operation that has no such algorithm is an error",
+        "on XLA yes, on a GPU no (there they take longer). Asked for on a GPU, an operation that has no such "
+        "algorithm is an error",
     )
     threads: Annotated[PositiveInt, at_most(MOST_THREADS)] | None = Field(
         None,

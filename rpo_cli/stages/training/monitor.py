@@ -97,7 +97,8 @@ class Monitor(TrainerCallback):
     def _look(self, step: int) -> None:
         model = self.trainer.model
         training = model.training
-        with self.trainer.compute_loss_context_manager():
+        # Around it all: that which accelerate wraps the model in ends with each pass, and casts weights anew.
+        with self.trainer.device.autocast():
             looked = self._samples(step) | (self._pairs() if step else {})
         model.train(training)
         self.found.append(looked | {"step": step})
