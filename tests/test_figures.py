@@ -522,6 +522,7 @@ def test_no_resampling_has_no_rho_in_what_users_see_and_old_results_load(tmp_pat
         "degeneracy",
         "confirmation-teachers",
         "curves",
+        "teachers",
     ],
 )
 def test_committed_results_draw_the_committed_tables_and_claims(folder: str, tmp_path: Path) -> None:

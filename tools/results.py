@@ -75,6 +75,21 @@ def slopes(folder: Path) -> Iterator[Sequence[str]]:
         yield row["policy"], between(row, "slope", "slope_low", "slope_high", 3), row["plateau"]
 
 
+def teachers(folder: Path) -> Iterator[Sequence[str]]:
+    """What each teacher knows of held-out pairs, and how far its pupil is ahead of the policy without one."""
+    yield (
+        "teacher",
+        "right where the longer won, %",
+        "where the shorter won, %",
+        "price of 10 tokens, sd",
+        "lead, sd",
+    )
+    for row in json.loads((folder / "teachers.json").read_text())["table"]:
+        if row.get("longer") is not None:
+            known = [number(100 * row[kind], 0, sign=False) for kind in ("longer", "shorter")]
+            yield row["policy"], *known, number(row["price"]), between(row, "lead", "lead_low", "lead_high")
+
+
 def compared(folder: Path, measure: str, ended: bool = False) -> Iterator[Sequence[str]]:
     """Every policy less the first, and less the second, by a measure: in the mean over rho and at each.
 
@@ -145,6 +160,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "cells": cells,
     "claims": claims,
     "slopes": slopes,
+    "teachers": teachers,
     "advantage": partial(compared, measure="advantage"),
     "utility": partial(compared, measure="utility"),
     "across": across,
