@@ -120,6 +120,33 @@ def test_gpu_check_goes_on_with_what_is_new_then_with_what_failed_and_last_with_
     assert missing(names, {**dict.fromkeys(names, fine), "figure": failed}) == ["figure"]
 
 
+def test_the_real_figure_begins_with_its_first_part_and_says_how_far_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import gpu_figure
+
+    ran: list[list[str]] = []
+    ends = [0, None]  # the second one is stopped when the seconds are over
+
+    def run(command: list[str], log: Path, seconds: float) -> int | None:
+        ran.append(command)
+        return ends[len(ran) - 1]
+
+    made = {"state": "up to date", "kind": "sft", "seconds": 3.0}
+    said = json.dumps({"artifacts": [made], "would_build": ["a", "b"]})
+    monkeypatch.setattr(gpu_figure, "_run", run)
+    monkeypatch.setattr(subprocess, "run", lambda *words, **how: subprocess.CompletedProcess(words, 0, said))
+    rows = gpu_figure.figure(
+        tmp_path / "small/figure2.yaml", tmp_path, "cuda", 60, tune=True, first=gpu_figure.FIRST
+    )
+    assert next(rows).ours.startswith("1 of 3 stages in ")
+    with pytest.raises(TimeoutError, match="goes on from here"):
+        next(rows)
+    first, whole = ran
+    assert first[-6:-2] == list(gpu_figure.FIRST) and "--tune" not in first
+    assert "--tune" in whole and "--rho" not in whole and first[-1] != whole[-1]
+
+
 def test_a_section_that_fails_keeps_its_rows_and_tells_its_error() -> None:
     from benchmarks.__main__ import measure
     from benchmarks.bench import Comparison
