@@ -77,17 +77,20 @@ def slopes(folder: Path) -> Iterator[Sequence[str]]:
 
 def teachers(folder: Path) -> Iterator[Sequence[str]]:
     """What each teacher knows of held-out pairs, and how far its pupil is ahead of the policy without one."""
-    yield (
-        "teacher",
-        "right where the longer won, %",
-        "where the shorter won, %",
-        "price of 10 tokens, sd",
-        "lead, sd",
-    )
-    for row in json.loads((folder / "teachers.json").read_text())["table"]:
-        if row.get("longer") is not None:
-            known = [number(100 * row[kind], 0, sign=False) for kind in ("longer", "shorter")]
-            yield row["policy"], *known, number(row["price"]), between(row, "lead", "lead_low", "lead_high")
+    right = ("right where the longer won, %", "where the shorter won, %")
+    yield ("ρ", "teacher", *right, "price of 10 tokens, sd", "lead, sd", "KL, nats", "utility")
+    rows = json.loads((folder / "teachers.json").read_text())["table"]
+    for row in sorted(rows, key=lambda row: row["rho"]):  # policies stay in their order
+        kinds = [row.get(kind) for kind in ("longer", "shorter")]
+        yield (
+            f"{row['rho']:g}",
+            row["policy"],
+            *(number(None if share is None else 100 * share, 0, sign=False) for share in kinds),
+            number(row.get("price")),
+            between(row, "lead", "lead_low", "lead_high"),
+            number(row["kl"], 1, sign=False),
+            number(row["utility"], sign=False),
+        )
 
 
 def compared(folder: Path, measure: str, ended: bool = False) -> Iterator[Sequence[str]]:
