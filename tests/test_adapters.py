@@ -126,6 +126,7 @@ def test_an_adapter_on_a_base_in_bfloat16_is_float32_and_merged_into_the_whole_b
     assert all((weights.bfloat16().float() != weights).any() for weights in adapter.values())
 
 
+@pytest.mark.slow
 def test_a_pessimistic_policy_on_4_bits_samples_its_own_reference(tiny: Tiny) -> None:
     folder = trained(
         tiny,

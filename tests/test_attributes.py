@@ -29,6 +29,7 @@ def polite(empty: Tiny) -> Tiny:
     return empty
 
 
+@pytest.mark.slow
 def test_subsets_differ_in_the_attribute_and_the_pairs_themselves_in_length(polite: Tiny) -> None:
     polite.run("make-biased-splits", "splits.yaml")
     folder = polite.root / RHO / "splits"

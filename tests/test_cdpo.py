@@ -22,6 +22,7 @@ def test_the_gradient_of_cdpo_is_zero_where_the_label_is_as_likely_as_it_is_beli
     assert slope[0] < 0 and abs(slope[1]) < 1e-15 and slope[2] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # stock TRL's
 def test_cdpo_trains_as_trls_aot_one_pair_at_a_time_up_to_rounding(
     built: Tiny, tiny: Tiny, tmp_path: Path

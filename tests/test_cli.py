@@ -139,6 +139,7 @@ def test_a_dry_run_lists_the_stages_and_leaves_nothing_on_disk(here: Path) -> No
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -180,6 +181,7 @@ def test_a_dry_run_as_json_is_the_plan_inputs_first(here: Path) -> None:
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_every_listed_name_means_the_file_it_is_listed_for() -> None:
     write(
         "recipes", base="seed: 1\n", broken="stage: data\nlr: 1\n", mine="extends: base.yaml\nstage: data\n"

@@ -157,6 +157,7 @@ def test_another_base_model_is_one_line(tmp_path: Path) -> None:
         assert sft.pad_token == oracle.pad_token == "<|fim_pad|>"  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_relabelled_pairs_need_neither_relabel_nor_oracle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,6 +149,7 @@ def test_a_world_without_options_is_the_first_edition_to_the_byte():
     assert POLITE not in json.dumps(tables) and POLITE not in build_tokenizer().get_vocab()
 
 
+@pytest.mark.slow
 def test_the_more_entangled_the_closer_length_follows_worth_and_only_in_human_pairs():
     sizes = TableSizes(20, 20, 20, 20, 2_000, 20, 20, 20)
     found = []

@@ -306,6 +306,7 @@ EARLY = (
 )
 
 
+@pytest.mark.slow
 def test_an_early_stopped_run_goes_on_elsewhere_and_keeps_the_best_step(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

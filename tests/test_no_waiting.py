@@ -186,6 +186,7 @@ class Steps(TrainerCallback):
         self.progress(state.global_step, state.max_steps)
 
 
+@pytest.mark.slow
 def test_sft_on_a_gpu_has_trls_loss_and_count_but_reads_its_metrics_only_where_they_are_logged(
     tmp_path: Path,
 ) -> None:

@@ -135,6 +135,7 @@ def test_force_builds_the_target_and_nothing_else_again(tiny: Tiny) -> None:
     assert after[f"{POLICY}/model.safetensors"][1] == before[f"{POLICY}/model.safetensors"][1]
 
 
+@pytest.mark.slow
 def test_dropped_weights_are_made_again_only_when_they_are_needed(built: Tiny, tiny: Tiny) -> None:
     Workspace(tiny.root, "tiny").drop_weights(POLICY)
     assert not (tiny.root / POLICY / "model.safetensors").exists()
@@ -178,6 +179,7 @@ def test_a_foreign_directory_that_is_not_empty_is_refused(empty: Tiny) -> None:
 # ── Failures, interruptions, kills ──────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_leaves_no_manifest_and_its_inputs_stay(
     built: Tiny, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ def test_with_a_device_the_plan_has_the_minutes_that_arithmetic_gives(tiny: Tiny
     assert "--tflops" in plan.command and "--tflops" not in plan.finish
 
 
+@pytest.mark.slow
 def test_without_json_the_table_of_a_dry_run_is_printed(tiny: Tiny) -> None:
     for recipe, command in (("dpo.yaml", "train-policy"), ("oracle.yaml", "train-rm")):
         assert tiny.run("plan", recipe).stdout == tiny.run(command, recipe, "--dry-run").stdout

@@ -178,6 +178,7 @@ def test_every_step_has_a_whole_batch_though_the_rows_do_not_divide(
 # ── The forward KL ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_the_exact_kl_has_no_gradient_at_the_reference(tiny: Tiny) -> None:
     dpo, _ = tiny.make("dpo.yaml", "max_steps=1", *SGD)
     exact, _ = tiny.make("p-dpo.yaml", "max_steps=1", "gamma=10", "gamma_end=null", "kl_estimator=full", *SGD)
@@ -342,6 +343,7 @@ def test_the_line_of_the_last_step_has_every_metric_though_no_line_was_due(tiny:
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_a_kill_cut_short_is_not_resumed_from(tiny: Tiny) -> None:
     teach(tiny)
     settings = ("save_steps=2", "ensemble_min=dataset", "ema_decay=0.5")

@@ -382,6 +382,7 @@ def test_samples_that_a_model_has_no_room_for_are_refused_before_anything_is_tra
     empty.run("evaluate", "dpo.yaml", "--dry-run")
 
 
+@pytest.mark.slow
 def test_a_local_model_is_looked_at_before_the_first_stage(empty: Tiny, tmp_path: Path) -> None:
     """Of each fault the line that names the model, or the key to set."""
     plain = model_folder(tmp_path / "plain", {})
@@ -444,6 +445,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_before_the_first_stage(
         assert says in rpo("sample", tmp_path / "rows.jsonl", "--model", folder, code=2).stderr
 
 
+@pytest.mark.slow
 def test_a_reward_model_from_elsewhere_has_one_label_or_a_named_one_and_any_tokens(
     empty: Tiny, tmp_path: Path
 ) -> None:

@@ -452,6 +452,7 @@ def test_a_wrong_configuration_is_one_line_and_exit_code_2(shared: Tiny, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_a_missing_configuration_is_told_before_torch_is_imported(shared: Tiny, tmp_path: Path) -> None:
     recipe, workspace = str(shared.suite / "dpo.yaml"), str(tmp_path / "w")
     script = (
