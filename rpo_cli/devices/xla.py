@@ -95,10 +95,12 @@ def reading(device: torch.device) -> Iterator[None]:
     import torch
 
     casts = torch.is_autocast_enabled(device.type)
-    with torch.no_grad() if casts or device.type == "xla" else torch.inference_mode():
-        yield
-    if casts:
-        torch.clear_autocast_cache()
+    try:
+        with torch.no_grad() if casts or device.type == "xla" else torch.inference_mode():
+            yield
+    finally:
+        if casts:
+            torch.clear_autocast_cache()
 
 
 def step_mark(device: torch.device) -> None:

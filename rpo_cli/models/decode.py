@@ -100,7 +100,8 @@ def _gives(
 ) -> bool:
     """Whether batches of texts and of the tokens that follow, read step by step, have these logits.
 
-    Before the last step a row leaves, as those do that have ended, and the others change places.
+    Before the last step a row leaves, as those do that have ended, and the others change places. A model that
+    fails in it, in whatever way, cannot be read so.
     """
     found, wanted, first = [], [], 0
     try:
@@ -191,7 +192,7 @@ class _Cached:
             inputs |= {"attention_mask": mask, "position_ids": positions}
         output = self.model(**{name: value for name, value in inputs.items() if name in self.takes})
         self.cache, self.begun = getattr(output, self.cache_name), True
-        self.ordinary = isinstance(self.cache, _OneDtype) or type(self.cache) is DynamicCache
+        self.ordinary = type(self.cache) in (DynamicCache, _OneDtype)
         logits: Tensor = output.logits[:, -1]
         return logits
 

@@ -188,10 +188,7 @@ class _Crew:
         """
         at_work = [(worker.stage, worker.gpu) for worker in busy]
         for worker in self.workers:
-            place = worker.gpu
-            if worker.at is None and (
-                not busy or self.room.lacks(stage, place, at_work, places=[place]) is None
-            ):
+            if worker.at is None and (not busy or self.room.fits(stage, worker.gpu, worker.gpu, at_work)):
                 return worker
         return self._hire(stage) if len(self.workers) < self.jobs else None
 

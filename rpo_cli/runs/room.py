@@ -29,14 +29,16 @@ class Room:
         for place, peak in ((devices.HOST, on_host), ("gpu", on_gpu)):
             self.peaks[stage.kind, place] = max(peak, self.peaks.get((stage.kind, place), 0))
 
-    def lacks(self, stage: Stage, gpu: str, held: Held, *, places: Sequence[str] = ()) -> str | None:
-        """The place without room for a stage beside those held, of those given or the host and the GPU."""
+    def lacks(self, stage: Stage, gpu: str, held: Held) -> str | None:
+        """The place that has no room for a stage beside those that are held; None if it fits."""
         others = list(held)
-        for place in places or (devices.HOST, gpu):
-            beside = sum(self.need(o, gpu, place) for o, at in others if place in (devices.HOST, at))
-            if place in self.free and beside + self.need(stage, gpu, place) > self.free[place]:
-                return place
-        return None
+        places = (devices.HOST, gpu)
+        return next((place for place in places if not self.fits(stage, gpu, place, others)), None)
+
+    def fits(self, stage: Stage, gpu: str, place: str, held: Held) -> bool:
+        """Whether a place, the host or the GPU, has room for a stage beside those that are held."""
+        beside = sum(self.need(o, gpu, place) for o, at in held if place in (devices.HOST, at))
+        return place not in self.free or beside + self.need(stage, gpu, place) <= self.free[place]
 
     def place(self, stage: Stage, gpus: Sequence[str], held: Held) -> str:
         """The GPU for a stage's worker: where there is room, the fewest others, and most memory left."""

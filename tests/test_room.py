@@ -1,0 +1,120 @@
+"""A stage begins where there is memory for it: on the host, and on the GPU with the most room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from test_going_on import GRAPH, stages
+
+from rpo_cli.artifacts import Stage, Workspace
+from rpo_cli.devices.memory import HOST, free_bytes, named, seen_by
+from rpo_cli.runs import pool
+from rpo_cli.runs.failures import Failures
+from rpo_cli.runs.room import LIBRARIES, Room
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [
+        (None, 3, ["0", "1", "2"]),
+        ("", 3, []),
+        ("2,0", 3, ["2", "0"]),
+        ("GPU-ab, GPU-cd", 3, ["GPU-ab", "GPU-cd"]),
+        ("1,-1,2", 3, ["1"]),
+    ],
+)
+def test_workers_are_spread_over_the_visible_gpus(
+    tmp_path: Path, visible: str | None, count: int, expected: list[str]
+) -> None:
+    gpus = named(visible, lambda: count)
+    assert gpus == expected
+    stage, held = stages(GRAPH)["a"], list[tuple[Stage, str]]()
+    for _ in range(5):
+        held.append((stage, Room(Workspace(tmp_path, "tiny"), {}).place(stage, gpus, held)))
+    seen = [seen_by(gpu).get("CUDA_VISIBLE_DEVICES") for _, gpu in held]
+    assert seen == ([expected[i % len(expected)] for i in range(5)] if expected else [None] * 5)
+
+
+def test_a_worker_goes_to_a_gpu_with_room_and_of_those_to_the_emptiest(tmp_path: Path) -> None:
+    made = stages(GRAPH)
+    room = Room(Workspace(tmp_path, "tiny"), {"0": 50, "1": 200, "2": 90})
+    room.measured(made["a"], 0, 60)
+    held = list[tuple[Stage, str]]()
+    for _ in range(4):
+        held.append((made["a"], room.place(made["b"], ["0", "1", "2"], held)))
+    assert [gpu for _, gpu in held] == ["1", "2", "1", "1"]
+    assert room.place(made["b"], [], []) == ""
+
+
+def test_a_worker_is_started_only_where_its_stage_fits_beside_the_others(tmp_path: Path) -> None:
+    made = stages(GRAPH)
+    room = Room(Workspace(tmp_path, "tiny"), {HOST: 3 * LIBRARIES, "0": 100, "1": 100})
+    assert room.lacks(made["a"], "", []) is None
+    assert room.lacks(made["a"], "", [(made["b"], ""), (made["c"], "")]) is None
+    assert room.lacks(made["a"], "", [(made["b"], "")] * 3) == HOST
+    room.measured(made["a"], LIBRARIES, 60)
+    assert room.lacks(made["a"], "0", [(made["b"], "1")]) is None
+    assert room.lacks(made["a"], "0", [(made["b"], "0")]) == "0"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/model.safetensors").write_bytes(b"x" * 1000)
+    reading = Room(Workspace(tmp_path, "tiny"), {})
+    assert (
+        reading.need(made["b"], "", HOST) == LIBRARIES + 1000
+        and reading.need(made["e"], "", HOST) == LIBRARIES
+    )
+
+
+class Idle:
+    """A worker that begins no process."""
+
+    def __init__(self, slot: int, environment: dict[str, str]) -> None:
+        self.slot, self.gpu, self.at = slot, environment.get("CUDA_VISIBLE_DEVICES", ""), None
+
+    def take(self, stage: Stage, job: object) -> None:
+        self.stage, self.at = stage, job
+
+    def kill(self) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def test_a_worker_that_is_there_takes_no_stage_that_its_gpu_has_no_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are hired for small stages; three large ones at a time would be more than their GPU holds."""
+    names = ["small 0", "small 1", "small 2", "large 0", "large 1", "large 2"]
+    line = list(stages({name: [] for name in names}).values())
+    need = {stage.path: 34 if "large" in stage.path else 1 for stage in line}
+    monkeypatch.setattr(pool, "Worker", Idle)
+    monkeypatch.setattr(Room, "need", lambda room, stage, gpu, place: need[stage.path])
+    run = SimpleNamespace(
+        line=SimpleNamespace(
+            next=lambda: line.pop(0) if line else None, put_back=lambda stage: line.insert(0, stage)
+        ),
+        failures=Failures(),
+        job=lambda stage: stage,
+        spreads=lambda stage: False,
+        progress=SimpleNamespace(start=lambda path: None, note=lambda said: None),
+    )
+    crew = pool._Crew(cast(Any, run), 3, ["0"], Room(Workspace(tmp_path, "tiny"), {HOST: 40, "0": 79}))
+    at_work = []
+    while crew._hand_out():
+        at_work.append([worker.stage.path for worker in crew.workers if worker.at is not None])
+        for worker in crew.workers:
+            worker.at = None
+    assert at_work == [names[:3], names[3:5], names[5:]]
+
+
+def test_a_containers_limit_counts_as_the_machines_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rpo_cli.devices.memory.CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("2000\n")
+    (tmp_path / "memory.stat").write_text("anon 1500\ninactive_file 300\nactive_file 200\n")
+    assert free_bytes([])[HOST] == 3500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes([])[HOST] > 5000
