@@ -32,7 +32,8 @@ from benchmarks.workloads import Row
 from rpo_cli import devices
 from rpo_cli.artifacts import Report
 from rpo_cli.devices import Device
-from rpo_cli.models import PairCollator, response_logps
+from rpo_cli.models import Graphs, PairCollator, response_logits, response_logps, response_rewards
+from rpo_cli.models.norms import fuse_norms
 from rpo_cli.objectives.distill import distill_losses
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.members import MemberChoice
@@ -40,7 +41,7 @@ from rpo_cli.recipes.schema import PolicyRecipe, RewardRecipe, SFTRecipe, Traini
 from rpo_cli.stages.policy import EndOfStep, PolicyTrainer
 from rpo_cli.stages.reward import LeanRewardTrainer
 from rpo_cli.stages.sft import FixedShapeSFTTrainer
-from rpo_cli.stages.training.arguments import arguments
+from rpo_cli.stages.training.arguments import arguments, collator_of, graphed
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.trl import TokenTrainer
 
@@ -320,6 +321,8 @@ class Maker:
             members = self._members(rows, recipe)
         ids: list[list[int]] = []
         config = DPOConfig(**self._settings(recipe), beta=recipe.beta, precompute_ref_log_probs=True)
+        pad, graphs = self.tokenizer.pad_token_id, graphed(recipe, self.device, "shared")
+        collate, _ = collator_of(rows, recipe, self.device, pad, "shared", few=graphs)
         trainer = (_AsDrawn if as_drawn else _OurPolicy)(
             recipe,
             members,
@@ -327,10 +330,11 @@ class Maker:
             model=model,
             args=config,
             device=self.device,
-            data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
+            data_collator=_Recording(collate, ids),
             train_dataset=Dataset.from_list(rows),
             processing_class=self.tokenizer,
         )
+        trainer.graphs = Graphs(response_logits, collate.largest) if graphs else None
         settled = {key: value for key, value in fields.items() if key != "torch_compile"}
         return self._ours(recipe, name, f"{objective} {sorted(settled.items())}", trainer, ids, setting)
 
@@ -347,6 +351,8 @@ class Maker:
         ids: list[list[int]],
         setting: Setting = "rpo",
     ) -> Training:
+        if self.device.name == "cuda":  # as models are loaded there
+            fuse_norms(trainer.model)
         report = self._report(recipe)
         contestant = Training(name, kind, trainer, lambda: None, ids, setting)
         contestant._run = lambda: train(trainer, report)
@@ -409,14 +415,17 @@ class Maker:
         """This package's reward model trainer."""
         recipe = self._recipe(RewardRecipe, stage="reward", **fields)
         ids: list[list[int]] = []
+        pad, graphs = self.tokenizer.pad_token_id, graphed(recipe, self.device, "shared")
+        collate, _ = collator_of(rows, recipe, self.device, pad, "shared", few=graphs)
         trainer = _OurReward(
             model,
             RewardConfig(**self._settings(recipe)),
             device=self.device,
             train_dataset=Dataset.from_list(rows),
-            data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
+            data_collator=_Recording(collate, ids),
             processing_class=self.tokenizer,
         )
+        trainer.graphs = Graphs(response_rewards, collate.largest) if graphs else None
         return self._ours(recipe, name, "reward", trainer, ids)
 
     def trl_reward(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:

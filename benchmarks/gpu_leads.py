@@ -7,8 +7,8 @@ compiled code) counts. Later ones may still meet a length, or code, of an earlie
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,10 +21,22 @@ from benchmarks.contestants import release, run_as, synchronise, timed
 from benchmarks.kernels import Seen, step_seen
 from benchmarks.workloads import Row, Settings, Shape, causal, pairs
 from rpo_cli.devices import Device, put
-from rpo_cli.models import PairCollator, compiled, in_step, response_logps
+from rpo_cli.models import (
+    Graphs,
+    PairCollator,
+    compiled,
+    groups_of,
+    in_step,
+    layers_of,
+    logps_of,
+    response_logits,
+    shape_of,
+)
 from rpo_cli.models.buckets import Buckets
 from rpo_cli.models.buckets import Shape as Columns
+from rpo_cli.models.norms import fuse_norms
 from rpo_cli.objectives.dpo import dpo_losses
+from rpo_cli.stages.training.arguments import few_shapes
 
 if TYPE_CHECKING:
     from benchmarks.gpu_sections import Check
@@ -52,16 +64,30 @@ class Lead:
     cudnn: bool = False
     multiples: bool = False
     compiled: bool = False
+    pieces: int = 1
+    norms: bool = True
+    once: bool = False
+    graphs: bool = True
 
 
-SHIPPED = Lead("as shipped")
+SHIPPED = Lead("as shipped, in four pieces", pieces=4)
+BY_KERNEL = Lead("kernel by kernel", graphs=False)
 LEADS = (
     SHIPPED,
-    Lead("cuDNN's attention, as torch would have it", cudnn=True),
-    Lead("rows padded to multiples of 64 tokens", multiples=True),
-    Lead("rows padded to multiples of 64 tokens, cuDNN's attention", cudnn=True, multiples=True),
-    Lead("layers compiled", compiled=True),
-    Lead("layers compiled, rows padded to multiples of 64 tokens", multiples=True, compiled=True),
+    Lead("all at once"),
+    Lead("in two pieces", pieces=2),
+    Lead("in eight pieces", pieces=8),
+    Lead("layers compiled, all at once", compiled=True),
+    Lead("layers compiled, in four pieces", compiled=True, pieces=4),
+    BY_KERNEL,
+    replace(BY_KERNEL, name="kernel by kernel, in two pieces", pieces=2),
+    replace(BY_KERNEL, name="kernel by kernel, norms as transformers has them", norms=False),
+    replace(
+        BY_KERNEL, name="kernel by kernel, norms rounded once, not in each layer that reads them", once=True
+    ),
+    replace(BY_KERNEL, name="kernel by kernel, cuDNN's attention, as torch would have it", cudnn=True),
+    replace(BY_KERNEL, name="kernel by kernel, rows padded to multiples of 64 tokens", multiples=True),
+    replace(BY_KERNEL, name="kernel by kernel, layers compiled", compiled=True),
 )
 
 
@@ -86,14 +112,22 @@ def tried(
     torch.backends.cuda.enable_cudnn_sdp(lead.cudnn)
     on_gpu = device.name == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=on_gpu)
-    collate = PairCollator(pad, buckets=Multiples((), 0, 0) if lead.multiples else None)
+    buckets: Buckets | None = Multiples(((0, 0),), 0, 0) if lead.multiples else None
+    if lead.graphs:
+        rows = [row for step in batches for rows in step for row in rows]
+        shapes = [shape_of(row["prompt_ids"], groups_of(row), "shared") for row in rows]
+        buckets = few_shapes(shapes, -(-len(batches[0][0]) // lead.pieces), lead.pieces)
+    collate = PairCollator(pad, buckets=buckets)
+    graphs = Graphs(response_logits, collate.largest)
     where = torch.device(device.name)
+    model.train()
 
     def step(pieces: list[list[Row]]) -> None:
+        pieces = [part for rows in pieces for part in _cut(rows, -(-len(rows) // lead.pieces))]
         for rows in pieces:
             batch = {name: put(tensor, where) for name, tensor in collate(rows).items()}
             with in_step() if lead.compiled else nullcontext(), device.autocast():
-                better, worse = response_logps(model, batch).chunk(2)
+                better, worse = logps_of(graphs(model, batch), batch).chunk(2)
                 loss = dpo_losses(better - worse, 0.1).mean() / len(pieces)
                 torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -102,12 +136,34 @@ def tried(
 
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    with compiled(model) if lead.compiled else nullcontext():
+    ways = (norms_of(lead, model, device), compiled(model) if lead.compiled else nullcontext())
+    with ways[0], ways[1], graphs.used() if lead.graphs else nullcontext():
         seconds = [timed(partial(step, pieces), device.name).wall for pieces in batches[:-1]]
         busy = step_seen(partial(step, batches[-1]), device.name)
     synchronise(device.name)
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
     return Tried(seconds, peak, busy)
+
+
+@contextmanager
+def norms_of(lead: Lead, model: PreTrainedModel, device: Device) -> Iterator[None]:
+    """The model's norms as the lead has them: torch's or transformers', and of which dtype a layer reads."""
+    kinds = {module: type(module) for module in model.modules()}
+    if lead.norms:
+        fuse_norms(model)
+    dtype = torch.bfloat16 if device.dtype_name == "bfloat16" else torch.float32
+    inner = [norm for layer in layers_of(model) for norm in layer.children() if "Norm" in type(norm).__name__]
+    hooks = [
+        norm.register_forward_hook(lambda norm, given, found: found.to(dtype))
+        for norm in (inner if lead.once else [])
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, kind in kinds.items():
+            module.__class__ = kind
 
 
 def leads(check: Check) -> Iterator[Comparison]:

@@ -10,10 +10,12 @@ import copy
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -23,12 +25,11 @@ from benchmarks import gpu_figure, growth, sections
 from benchmarks.bench import Bench, Comparison, _described
 from benchmarks.contestants import Contestant, Done, Maker, Training, one_by_one, release, run_as, steps_of
 from benchmarks.gpu_leads import leads
-from benchmarks.graphed import sample_graphed
 from benchmarks.kernels import profiled
 from benchmarks.workloads import Row, Scale, Settings, Shape, causal, pairs, reward, token_rows
 from rpo_cli import devices
 from rpo_cli.devices import DEVICES
-from rpo_cli.models import decode, logps, pair_logps, pair_rewards, sample
+from rpo_cli.models import decode, logps, pair_logps, pair_rewards, sample, sample_graphs
 from rpo_cli.models.draws import occurrences, uniforms
 from rpo_cli.models.sample_static import in_batches
 from rpo_cli.objectives import OBJECTIVES
@@ -322,7 +323,7 @@ def policy_tldr(check: Check) -> Iterator[Comparison]:
     steps = check.taken(1)
 
     def bare() -> Contestant:
-        like = maker.ours("like", policy, without)
+        like = maker.ours("like", copy.deepcopy(policy), without)
         return maker.bare("bare PyTorch loop", like, copy.deepcopy(policy), without, steps)
 
     done = check.race(
@@ -514,10 +515,18 @@ def kinds_of_kernel(check: Check) -> Iterator[Comparison]:
 def sampling_leads(check: Check) -> Iterator[Comparison]:
     """Sampling with one thing changed at a time."""
     changed: tuple[tuple[str, sections.Sampler, str], ...] = (
-        ("tokens looked at in every step", _with(devices, "behind", lambda device: 0), "bfloat16"),
-        ("masks left to transformers", _with(decode, "OWN_MASK", ()), "bfloat16"),
-        ("cache of a fixed size", _static, "float32"),  # transformers makes it of one dtype
-        ("a step as a CUDA graph", sample_graphed, "bfloat16"),
+        ("kernel by kernel", _with((sample_graphs, "GRAPHS", ())), "bfloat16"),
+        (
+            "kernel by kernel, tokens looked at in every step",
+            _with((sample_graphs, "GRAPHS", ()), (devices, "behind", lambda device: 0)),
+            "bfloat16",
+        ),
+        (
+            "kernel by kernel, masks left to transformers",
+            _with((sample_graphs, "GRAPHS", ()), (decode, "OWN_MASK", ())),
+            "bfloat16",
+        ),
+        ("kernel by kernel, cache of a fixed size", _static, "float32"),  # transformers' is of one dtype
     )
     for name, sampler, dtype in changed:
         # Whose name begins with rpo is run as rpo: without cuDNN's attention, which would be a second change.
@@ -526,16 +535,14 @@ def sampling_leads(check: Check) -> Iterator[Comparison]:
         yield row
 
 
-def _with(module: Any, name: str, value: object) -> sections.Sampler:
-    """The sampler, with another value of something that it reads."""
+def _with(*changed: tuple[Any, str, object]) -> sections.Sampler:
+    """The sampler, with another value of some things that it reads."""
 
     def sampler(*given: Any, **settings: Any) -> list[list[int]]:
-        before = getattr(module, name)
-        setattr(module, name, value)
-        try:
+        with ExitStack() as others:
+            for module, name, value in changed:
+                others.enter_context(patch.object(module, name, value))
             return sample(*given, **settings)
-        finally:
-            setattr(module, name, before)
 
     return sampler
 

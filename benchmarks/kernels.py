@@ -21,7 +21,8 @@ KINDS = {
     "matrix products": r"gemm|gemv|cutlass|xmma|nvjet|cublas|wgmma|\b(mm|addmm|bmm)\b|mkldnn|linear",
     "optimiser and clipping": r"adam|multi_tensor|foreach|lpnorm|_norm\b|sgd",
     "softmax and loss": r"softmax|logsumexp|cross_entropy|linear_logprob|nll",
-    "copies and casts": r"copy|memcpy|memset|cast|fill|zero_",
+    # Not "cast" alone: gpu_kernel_impl_nocast, LoadWithCast are ways in which any operation is run.
+    "copies and casts": r"copy|memcpy|memset|fill|zero_",
     "gather and scatter": r"index|scatter|gather|sort|embedding|radix",
     "reductions": r"reduce|sum|mean|cumsum|scan",
     "element-wise": r"elementwise|vectorized|unrolled|\b(add|mul|div|sub|neg|exp|silu|rsqrt|where|cat)_?\b",

@@ -34,8 +34,17 @@ def test_workers_are_spread_over_the_visible_gpus(
     stage, held = stages(GRAPH)["a"], list[tuple[Stage, str]]()
     for _ in range(5):
         held.append((stage, Room(Workspace(tmp_path, "tiny"), {}).place(stage, gpus, held)))
-    seen = [seen_by(gpu).get("CUDA_VISIBLE_DEVICES") for _, gpu in held]
+    seen = [seen_by(gpu, 5).get("CUDA_VISIBLE_DEVICES") for _, gpu in held]
     assert seen == ([expected[i % len(expected)] for i in range(5)] if expected else [None] * 5)
+
+
+def test_workers_beside_a_gpu_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rpo_cli.devices.memory.cpus", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [seen_by("0", workers)["OMP_NUM_THREADS"] for workers in (1, 3, 20)] == ["16", "5", "1"]
+    assert seen_by("", 3) == {}, "there their number is the recipes'"
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert seen_by("0", 3)["OMP_NUM_THREADS"] == "2"
 
 
 def test_a_worker_goes_to_a_gpu_with_room_and_of_those_to_the_emptiest(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What is on disk: artifacts in a workspace, the graph that they form, and how they are written."""
 
 from rpo_cli.artifacts.card import CARD, write_card
-from rpo_cli.artifacts.damage import checksum, cure, damaged_files
+from rpo_cli.artifacts.damage import all_finite, checksum, cure, damaged_files
 from rpo_cli.artifacts.files import (
     hash_of,
     hash_path,

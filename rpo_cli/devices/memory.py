@@ -35,9 +35,21 @@ def named(visible: str | None, count: Callable[[], int]) -> list[str]:
     return names[:ends]
 
 
-def seen_by(gpu: str) -> dict[str, str]:
-    """The environment in which a worker sees this GPU alone; none where there is no GPU."""
-    return {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+def seen_by(gpu: str, workers: int) -> dict[str, str]:
+    """The environment in which a worker sees this GPU alone; none where there is no GPU.
+
+    It has its share of the CPUs: threads that wait for each other's CPU take ten times as long. Where a CPU
+    computes their number is the recipes', as results depend on it.
+    """
+    if not gpu:
+        return {}
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cpus() // workers)))
+    return {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": threads}
+
+
+def cpus() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes(gpus: Sequence[str]) -> Mapping[str, int]:

@@ -5,6 +5,7 @@ from rpo_cli.models.choice import layout_for
 from rpo_cli.models.compiled import cannot_compile, compiled, in_step, layers_of
 from rpo_cli.models.draws import occurrences, pick, uniforms
 from rpo_cli.models.generation import stops_in, stops_of
+from rpo_cli.models.graphs import CAPTURES, Graphs
 from rpo_cli.models.layout import (
     Batch,
     Layout,

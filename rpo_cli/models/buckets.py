@@ -55,11 +55,16 @@ def for_batches(rows: Sequence[Shape], batches: Sequence[Sequence[int]]) -> Buck
 
 
 def _buckets(
-    rows: Sequence[Shape], batches: Sequence[Sequence[int]], size: int, besides: Sequence[Shape]
+    rows: Sequence[Shape],
+    batches: Sequence[Sequence[int]],
+    size: int,
+    besides: Sequence[Shape],
+    most: int = MOST,
+    worth: float = WORTH,
 ) -> Buckets:
     """Buckets for batches of `size` rows; shapes `besides` must fit too, and do not count as padding."""
     needed = [longest([rows[i] for i in batch]) for batch in batches]
-    chosen = _fit([*needed, *besides])
+    chosen = _fit([*needed, *besides], most, worth)
     made = Buckets(chosen, 0, 0)
     real = sum(sum(rows[i]) for batch in batches for i in batch)
     padded = size * sum(sum(made.of(shape)) for shape in needed)
@@ -67,7 +72,9 @@ def _buckets(
     return Buckets(chosen, 1 - real / padded, 1 - real / cut)
 
 
-def for_training(rows: Sequence[Shape], size: int, together: int = 1) -> Buckets:
+def for_training(
+    rows: Sequence[Shape], size: int, together: int = 1, *, most: int = MOST, worth: float = WORTH
+) -> Buckets:
     """Buckets for batches of `size` rows, and for one that holds the longest rows there are.
 
     Rows are drawn at random for `together` batches at once, an optimiser's, which are cut from the longest
@@ -80,7 +87,7 @@ def for_training(rows: Sequence[Shape], size: int, together: int = 1) -> Buckets
         if together > 1:
             drawn.sort(key=lambda i: -sum(rows[i]))
         batches += [drawn[start : start + size] for start in range(0, len(drawn), size)]
-    return _buckets(rows, batches, size, [longest(rows)])
+    return _buckets(rows, batches, size, [longest(rows)], most, worth)
 
 
 def longest(rows: Sequence[Shape]) -> Shape:
@@ -88,8 +95,8 @@ def longest(rows: Sequence[Shape]) -> Shape:
     return max(row[0] for row in rows), max(row[1] for row in rows)
 
 
-def _fit(needed: Sequence[Shape]) -> tuple[Shape, ...]:
-    """At most MOST shapes for batches that need these, with the fewest tokens in all.
+def _fit(needed: Sequence[Shape], most: int, worth: float) -> tuple[Shape, ...]:
+    """At most `most` shapes for batches that need these, with the fewest tokens in all.
 
     There are fewer where more would spare little.
     """
@@ -103,13 +110,13 @@ def _fit(needed: Sequence[Shape]) -> tuple[Shape, ...]:
     # least[k][j]: tokens of the first j + 1 shapes in k + 1 buckets, the last one being shape j.
     least = [cost * ends]
     cuts: list[list[int]] = []
-    for _ in range(1, min(MOST, len(shapes))):
+    for _ in range(1, min(most, len(shapes))):
         before = least[-1]
         options = [[before[i] + cost[j] * (ends[j] - ends[i]) for i in range(j)] for j in range(len(shapes))]
         cuts.append([int(np.argmin(row)) if row else -1 for row in options])
         least.append(np.array([min([*row, before[j]]) for j, row in enumerate(options)]))
     best = float(least[-1][-1])
-    count = next(k for k, tokens in enumerate(least) if tokens[-1] <= best + WORTH * float(least[0][-1]))
+    count = next(k for k, tokens in enumerate(least) if tokens[-1] <= best + worth * float(least[0][-1]))
     chosen, j = [len(shapes) - 1], len(shapes) - 1
     for k in range(count - 1, -1, -1):
         j = cuts[k][j]

@@ -220,6 +220,11 @@ class PairCollator:
     layout: Layout = "shared"
     buckets: Buckets | None = None
 
+    @property
+    def largest(self) -> Shape | None:
+        """The shape that holds every batch; None: there are no buckets."""
+        return None if self.buckets is None else self.buckets.shapes[-1]
+
     def __call__(self, rows: Sequence[Row]) -> Batch:
         groups = [groups_of(row) for row in rows]
         prompts = [row["prompt_ids"] for row in rows]

@@ -22,6 +22,7 @@ from rpo_cli.artifacts import base_of_adapter, cannot_read, look_for, no_memory
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
 from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
+from rpo_cli.models.norms import fuse_norms
 from rpo_cli.models.weights import Auto, read_weights
 from rpo_cli.recipes import suggest
 from rpo_cli.recipes.schema import FourBits, ModelSource
@@ -261,6 +262,8 @@ def _load(
             # be another model.
             module.support_avx512bf16_for_cpu = False
     fitted: PreTrainedModel = (model if bits is not None else device.place(model)).eval()
+    if device.name == "cuda":  # a CPU's numbers stay as they were
+        fuse_norms(fitted)
     return fitted
 
 

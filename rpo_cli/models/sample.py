@@ -7,6 +7,7 @@ finished rows and device change a sample only where rounding of the logits moves
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence, Set
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rpo_cli import devices
 from rpo_cli.artifacts import positions_of
 from rpo_cli.errors import BadInput, Diverged
+from rpo_cli.models import sample_graphs, sample_static
 from rpo_cli.models.decode import Decoder, decoder_for
 from rpo_cli.models.draws import occurrences, pick, uniforms
 from rpo_cli.models.generation import stops_of
@@ -62,14 +64,23 @@ def sample(
     model.eval()
     if not prompts:
         return []
-    in_batches = _in_batches
-    if devices.fixed_shapes(model.device):
-        from rpo_cli.models.sample_static import in_batches  # which draws and picks with what is below
     pad, stops = int(tokenizer.pad_token_id), stops_of(model.generation_config, tokenizer)
+    given = (model, pad, stops, prompts, temperature, top_p, max_new_tokens, batch_size, seed, on_batch)
+    if devices.fixed_shapes(model.device):
+        with devices.reading(model.device):
+            return sample_static.in_batches(*given)
+    if model.device.type in sample_graphs.GRAPHS:
+        trouble = sample_graphs.why_not(model, prompts, pad, max_new_tokens)
+        try:
+            if trouble is None:
+                with devices.reading(model.device):
+                    return sample_graphs.in_batches(*given)
+        except sample_graphs.NotCaptured as error:
+            trouble = str(error)
+        told = f"{type(model).__name__}: {trouble}: its steps are launched kernel by kernel"
+        logging.getLogger("rpo").warning(told)
     with devices.reading(model.device):
-        return in_batches(
-            model, pad, stops, prompts, temperature, top_p, max_new_tokens, batch_size, seed, on_batch
-        )
+        return _in_batches(*given)
 
 
 def _in_batches(

@@ -23,6 +23,9 @@ from rpo_cli.models.tokens import Tokens
 LOOK = 16  # steps between two looks at whether all rows have ended: each look waits for the device
 
 
+Respond = Callable[[PreTrainedModel, Sequence[Tokens], int, Tensor, float, float, Sequence[int], int], Tensor]
+
+
 def in_batches(
     model: PreTrainedModel,
     pad: int,
@@ -34,8 +37,11 @@ def in_batches(
     batch_size: int,
     seed: int,
     on_batch: Callable[[int], None],
+    respond: Respond | None = None,
 ) -> list[list[int]]:
     """`sample` in batches of one size and few widths; a last batch too small reads its first prompt again.
+
+    respond: another way to fill a batch's tokens than step by step.
 
     Raises:
         Diverged: logits are not finite.
@@ -53,7 +59,9 @@ def in_batches(
         filled = [*rows, *[rows[0]] * (size - len(rows))]
         width, _ = buckets.of((max(len(prompts[i]) for i in rows), 0))
         table = uniforms([prompts[i] for i in filled], [copies[i] for i in filled], max_new_tokens, seed)
-        tokens = _respond(model, [prompts[i] for i in filled], width, table, temperature, top_p, stops, pad)
+        tokens = (respond or _respond)(
+            model, [prompts[i] for i in filled], width, table, temperature, top_p, stops, pad
+        )
         for i, answer in zip(rows, tokens.tolist(), strict=False):
             end = next((place for place, token in enumerate(answer, 1) if token in stops), len(answer))
             result[i] = answer[:end]

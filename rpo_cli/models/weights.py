@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
-from rpo_cli.artifacts import base_of_adapter, cannot_read, look_for, no_memory, read_json
+from rpo_cli.artifacts import all_finite, base_of_adapter, cannot_read, look_for, no_memory, read_json
 from rpo_cli.errors import BadInput
 from rpo_cli.text import first_line
 
@@ -139,7 +139,7 @@ def _read(
     if surplus:
         raise BadInput(f"{source}: its config.json has no place for its weights {_some(surplus)}")
     weights = ((name, each) for name, each in model.named_parameters() if each.is_floating_point())
-    if strange := [name for name, each in weights if not bool(each.isfinite().all())]:
+    if strange := [name for name, each in weights if not all_finite(each)]:
         raise BadInput(f"{source}: not a trained model: NaN or infinity in its weights {_some(strange)}")
     return model, missing
 

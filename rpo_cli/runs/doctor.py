@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 
 from rpo_cli import __version__
 from rpo_cli.artifacts import git_revision, versions, wandb_mode
-from rpo_cli.devices import HOST, free_bytes, xla_probe
+from rpo_cli.devices import HOST, cpus, free_bytes, xla_probe
 from rpo_cli.errors import RunFailed
 from rpo_cli.recipes import schema
 from rpo_cli.text import aligned, first_line, size
@@ -103,10 +103,10 @@ def _device(found: Findings) -> dict[str, object]:
         line = f"{type(error).__name__}: {first_line(error)}"
         found.problems.append(f"the libraries cannot be imported: {line}")
         return {}
-    threads, cpus = torch.get_num_threads(), _cpus()
-    if threads > cpus:
+    threads, there = torch.get_num_threads(), cpus()
+    if threads > there:
         found.warnings.append(
-            f"torch would use {threads} threads on {cpus} CPUs; set OMP_NUM_THREADS or `threads:`"
+            f"torch would use {threads} threads on {there} CPUs; set OMP_NUM_THREADS or `threads:`"
         )
     return {"name": chosen.name, "dtype": chosen.dtype_name, "why": chosen.reason, "torch_threads": threads}
 
@@ -129,11 +129,6 @@ def _tpu(found: Findings) -> dict[str, object]:
     }
 
 
-def _cpus() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _machine(found: Findings) -> dict[str, object]:
     here = os.getcwd()
     disk = shutil.disk_usage(here).free
@@ -143,7 +138,7 @@ def _machine(found: Findings) -> dict[str, object]:
             found.warnings.append(f"only {size(count)} of {what} free")
     if not os.access(here, os.W_OK):
         found.problems.append(f"{here}: cannot be written; choose another directory, or a --workspace")
-    return {"cpus": _cpus(), "directory": here, "free_disk_bytes": disk, "free_memory_bytes": memory}
+    return {"cpus": cpus(), "directory": here, "free_disk_bytes": disk, "free_memory_bytes": memory}
 
 
 def _hub(found: Findings) -> dict[str, object]:

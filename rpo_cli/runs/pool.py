@@ -208,7 +208,7 @@ class _Crew:
             )
             return None
         try:
-            self.workers.append(Worker(slot, devices.seen_by(gpu)))
+            self.workers.append(Worker(slot, devices.seen_by(gpu, self.jobs)))
         except OSError as error:
             if not self.workers:
                 raise RunFailed(f"no worker process can be started: {error.strerror or error}") from error

@@ -18,6 +18,7 @@ from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
 from rpo_cli.models import (
+    Graphs,
     four_bits,
     groups_of,
     layout_for,
@@ -34,7 +35,7 @@ from rpo_cli.objectives import Pair
 from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
 from rpo_cli.objectives.members import MemberChoice
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
-from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
+from rpo_cli.stages.training.arguments import collator_of, graphed, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.monitor import ended, monitor_of, over_optimised
 from rpo_cli.stages.training.publish import Keeper, drop_checkpoints, publish_model, write_model
@@ -95,7 +96,7 @@ class PolicyTrainer(PairTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, object]:
         """The objective's loss, mean over pairs (Fisch et al. 2025, sections 3 and 4)."""
         recipe = self.recipe
-        logits = response_logits(model, inputs)
+        logits = self.reader(response_logits)(model, inputs)
         logps = logps_of(logits, inputs)
         pair = pair_of(logps, inputs)
         losses = self.objective.losses(pair, recipe)
@@ -216,7 +217,8 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     )
     prompts, answers, pad = [row["prompt_ids"] for row in rows], list(map(groups_of, rows)), pad_id(tokenizer)
     layout = layout_for(model, response_logps, prompts, answers, pad, shared=recipe.shared_prompts)
-    collator, shapes = collator_of(rows, recipe, device, pad, layout)
+    few = graphed(recipe, device, layout)
+    collator, shapes = collator_of(rows, recipe, device, pad, layout, few=few)
     trainer = PolicyTrainer(
         recipe,
         members,
@@ -229,6 +231,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         processing_class=tokenizer,
         peft_config=lora_of(recipe, "CAUSAL_LM"),
     )
+    trainer.graphs = Graphs(response_logits, collator.largest) if few else None
     trainer.add_callback(FirstStep(job.path, trainer.first_losses))
     whole_base = partial(load, device=devices.CPU, training=True)
     kept = recipe.kept_at(steps)

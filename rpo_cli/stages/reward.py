@@ -15,6 +15,7 @@ from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models import (
+    Graphs,
     PairCollator,
     TokenRow,
     four_bits,
@@ -31,7 +32,7 @@ from rpo_cli.recipes.schema.training import REQUIRED, Measured
 from rpo_cli.stages.data.rows import PAIR, Rows, rows_of
 from rpo_cli.stages.diagnosis import short_form
 from rpo_cli.stages.splits import LENGTH_MARGIN, bias_trained_on, preference_of_length
-from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
+from rpo_cli.stages.training.arguments import collator_of, graphed, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
 from rpo_cli.stages.training.trl import LeanTrainer, config_of
@@ -75,7 +76,7 @@ class LeanRewardTrainer(LeanTrainer, RewardTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """-log sigmoid(r(chosen) - r(rejected)), mean over pairs."""
-        chosen, rejected = response_rewards(model, inputs).chunk(2)
+        chosen, rejected = self.reader(response_rewards)(model, inputs).chunk(2)
         margins = chosen - rejected
         loss = -torch.nn.functional.logsigmoid(margins).mean()
         if self.model.training and self.is_logged():
@@ -191,7 +192,8 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     prompts, answers = [row.prompt_ids for row in rows], [row.responses for row in rows]
     pad, table = pad_id(tokenizer), table_of_pairs(rows)
     layout = layout_for(model, response_rewards, prompts, answers, pad, shared=recipe.shared_prompts)
-    collator, shapes = collator_of(table, recipe, device, pad, layout)
+    few = graphed(recipe, device, layout)
+    collator, shapes = collator_of(table, recipe, device, pad, layout, few=few)
     trainer = LeanRewardTrainer(
         model,
         config,
@@ -202,7 +204,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
         processing_class=tokenizer,
         peft_config=lora_of(recipe, "SEQ_CLS"),
     )
-    trainer.held_out = held_out
+    trainer.held_out, trainer.graphs = held_out, Graphs(response_rewards, collator.largest) if few else None
     metrics = train(trainer, report)
     trained = publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU))
     if held_out and devices.rank() == 0:

@@ -77,6 +77,12 @@ class TrainingRecipe(ModelSource, FourBits):
         "compile the model's layers for the steps of training, on one GPU or the CPU; losses differ by "
         "rounding",
     )
+    cuda_graphs: bool = added(
+        True,
+        "on one GPU, launch the passes of policies and reward models as CUDA graphs, one for each of a few "
+        "shapes of batches, which are padded to them; not with gradient_checkpointing, load_in_4bit or "
+        "lora_dropout",
+    )
     logging_steps: PositiveInt = cosmetic(10, "steps between lines of metrics.jsonl")
     save_steps: PositiveInt | None = cosmetic(
         None, "steps between checkpoints to resume from; default: none are written"

@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING
 
 from rpo_cli.devices import Device, processes, rank, spread
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Layout, PairCollator, for_training, groups_of, shape_of
+from rpo_cli.models import (
+    CAPTURES,
+    Buckets,
+    Layout,
+    PairCollator,
+    Shape,
+    for_training,
+    groups_of,
+    shape_of,
+)
 from rpo_cli.models.tokens import Row
 from rpo_cli.recipes.schema import TrainingRecipe
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+# A graph takes about a second to capture: it must spare this share of all tokens, whatever the model's size.
+GRAPHS, WORTH_A_GRAPH = 8, 0.02
 # Keys of a recipe that mean in TrainingArguments what they mean here.
 SAME = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "train_sampling_strategy",
@@ -79,15 +90,36 @@ def steps_over(rows: int, recipe: TrainingRecipe, what: str) -> int:
     return steps
 
 
+def graphed(recipe: TrainingRecipe, device: Device, layout: Layout) -> bool:
+    """Whether steps are captured as graphs: where a GPU would else wait for the host."""
+    dropout = recipe.use_peft and recipe.lora_dropout > 0  # a replay's numbers would be others
+    other = recipe.gradient_checkpointing or recipe.load_in_4bit or dropout or processes() > 1
+    return recipe.cuda_graphs and device.name in CAPTURES and layout == "shared" and not other
+
+
+def few_shapes(rows: Sequence[Shape], size: int, together: int) -> Buckets:
+    """The shapes that graphs are captured for, of batches of `size` rows, so many in an optimiser's."""
+    return for_training(rows, size, together, most=GRAPHS, worth=WORTH_A_GRAPH)
+
+
 def collator_of(
-    rows: Sequence[Row], recipe: TrainingRecipe, device: Device, pad: int, layout: Layout
+    rows: Sequence[Row],
+    recipe: TrainingRecipe,
+    device: Device,
+    pad: int,
+    layout: Layout,
+    *,
+    few: bool = False,
 ) -> tuple[PairCollator, dict[str, float]]:
-    """The collator of a stage's rows, and metrics of its batches' shapes where each must be compiled."""
-    if not device.fixed_shapes:
+    """The collator of a stage's rows, and metrics of its batches' shapes where there are few.
+
+    few: though the device takes any; where each must be compiled there are in any case.
+    """
+    if not (device.fixed_shapes or few):
         return PairCollator(pad, layout), {}
     needed = [shape_of(row["prompt_ids"], groups_of(row), layout) for row in rows]
     pieces = recipe.gradient_accumulation_steps * processes()
-    found = for_training(needed, recipe.per_device_train_batch_size, pieces)
+    found = (few_shapes if few else for_training)(needed, recipe.per_device_train_batch_size, pieces)
     logging.getLogger("rpo").info("training batches: %s", found)
     return PairCollator(pad, layout, found), {"shapes": len(found.shapes), "padding_share": found.padding}
 

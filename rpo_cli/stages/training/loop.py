@@ -161,7 +161,8 @@ def train(
         restore(read_json(checkpoint / STATE) or {})
         _relocate(checkpoint)
     trainer.compiled = _compiles(trainer, report)
-    with compiled(trainer.model) if trainer.compiled else nullcontext():
+    graphs = trainer.graphs.used() if trainer.graphs is not None else nullcontext()
+    with graphs, compiled(trainer.model) if trainer.compiled else nullcontext():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     lines = [entry for entry in trainer.state.log_history if "loss" in entry]
     losses = [line["loss"] for line in lines]

@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from rpo_cli.artifacts import base_of_adapter, checkpoint_in
+from rpo_cli.artifacts import all_finite, base_of_adapter, checkpoint_in
 from rpo_cli.devices import rank, spread, to_host
 from rpo_cli.errors import Diverged
 from rpo_cli.models import save
@@ -103,7 +103,7 @@ def write_model(
         if not stands_alone:
             shutil.rmtree(adapter, ignore_errors=True)
             logging.getLogger("rpo").warning("trained on an adapter: only the merged model is kept")
-    if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
+    if not all(all_finite(weights) for weights in model.parameters()):
         raise Diverged(f"{directory}: the trained weights are not finite; try a smaller learning_rate")
     # TRL patches the forward of the instance; what is saved is the class's own.
     save(model, tokenizer, directory)

@@ -16,7 +16,8 @@ from trl import DPOTrainer, SFTTrainer
 
 from rpo_cli.artifacts import Job
 from rpo_cli.devices import CPU, Device, cut_batch
-from rpo_cli.models import in_step
+from rpo_cli.models import Graphs, in_step
+from rpo_cli.models.layout import Reader
 from rpo_cli.recipes.schema import TrainingRecipe
 from rpo_cli.stages.training.arguments import arguments
 from rpo_cli.stages.training.order import OptimizerBatches
@@ -74,6 +75,7 @@ class WholeBatches(Trainer):
         if device.name == "xla":
             mend_for_xla()
         self.device, self.compiled = device, False
+        self.graphs: Graphs | None = None
         super().__init__(*args, **kwargs)
 
     def training_step(self, *args: object, **kwargs: object) -> torch.Tensor:
@@ -87,6 +89,10 @@ class WholeBatches(Trainer):
     ) -> AbstractContextManager[None]:
         """What a forward pass with its loss runs under."""
         return nullcontext() if self.args.bf16 else self.device.autocast()
+
+    def reader(self, read: Reader) -> Reader:
+        """What reads a batch that is learnt from: `read`, or graphs that were made for it."""
+        return read if self.graphs is None else self.graphs
 
     def is_logged(self) -> bool:
         """Whether the step that is under way gets a line of metrics; the last one does in any case."""

@@ -1,7 +1,8 @@
-"""The sampler of fixed shapes with its step captured as a CUDA graph: a lead to be measured, not shipped.
+"""The sampler of fixed shapes with its step as a CUDA graph, for models whose layers see all tokens before.
 
-One thing differs from `rpo_cli.models.sample_static`: all that a step reads and writes stays at its address,
-so that replaying what was launched once is the next step.
+A token of a small model is some 2,000 kernels, which a host launches more slowly than a GPU runs them. One
+thing differs from `sample_static`: all that a step reads and writes stays at its address, so that replaying
+what was launched once is the next step.
 """
 
 from __future__ import annotations
@@ -9,44 +10,51 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+from transformers import PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 
-from rpo_cli.models import sample_static, stops_of
+from rpo_cli.artifacts import no_memory
+from rpo_cli.models import decode, sample_static
+from rpo_cli.models.choice import alike, exactly
+from rpo_cli.models.graphs import captured, stream
 from rpo_cli.models.sample_static import _read, _State
 from rpo_cli.models.tokens import Tokens
+from rpo_cli.text import first_line
 
 GRAPHS = ("cuda",)  # where a step is captured; elsewhere it is run again and again
 WARM = 3  # steps before the capture, as torch's documentation has them: what is made at a first call is there
 LOOK = 8  # steps between two looks at whether all rows have ended: each look waits for the device
 
 
-@torch.no_grad()
-def sample_graphed(
+class NotCaptured(RuntimeError):
+    """A step of the model's cannot be a graph."""
+
+
+def in_batches(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    pad: int,
+    stops: Sequence[int],
     prompts: Sequence[Tokens],
-    *,
     temperature: float,
     top_p: float,
     max_new_tokens: int,
     batch_size: int,
     seed: int,
+    on_batch: Callable[[int], None],
 ) -> list[list[int]]:
-    """`sample` for models whose layers all see every token before, by a graph for each width of batches.
+    """`sample` by a graph for each width of batches.
 
     Under autocast the weights' casts are made when the first prompts are read, and kept until the caller
     leaves it: the graphs read them, and are gone before. In inference mode torch would keep none, and cast
     all weights in every step.
 
     Raises:
+        NotCaptured: there is no graph of a step.
         Diverged: logits are not finite.
     """
-    model.eval()
     made: dict[int, _Batches] = {}
 
     def respond(
@@ -64,20 +72,30 @@ def sample_graphed(
             made[width] = _Batches(model, width, table.shape[1], temperature, top_p)
         return made[width].respond(prompts, table, stops, pad)
 
-    pad, stops = int(tokenizer.pad_token_id), stops_of(model.generation_config, tokenizer)
-    with patch.object(sample_static, "_respond", respond):
-        return sample_static.in_batches(
-            model,
-            pad,
-            stops,
-            prompts,
-            temperature,
-            top_p,
-            max_new_tokens,
-            batch_size,
-            seed,
-            lambda done: None,
-        )
+    given = (model, pad, stops, prompts, temperature, top_p, max_new_tokens, batch_size, seed, on_batch)
+    return sample_static.in_batches(*given, respond)
+
+
+def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: int) -> str | None:
+    """What keeps a model from being read so; None: it gives the logits of rows read alone without a cache."""
+    try:
+        layers = StaticCache(config=model.config, max_cache_len=1).layers
+        if not all(type(layer) is StaticLayer for layer in layers):
+            return "some of its layers do not see all tokens before"
+        with exactly(model):
+            longest = max(prompts, key=len)
+            texts = decode._telling_texts(model, longest, min(map(len, prompts)), room)
+            steps = min(decode.STEPS, room)
+            more = [[text[step % len(text)] for step in range(steps)] for text in texts]
+            alone = torch.cat([decode._alone(model, *row) for row in zip(texts, more, strict=True)])
+            made = _Batches(model, max(map(len, texts)), steps, 1.0, 1.0)
+            if not alike(made.forced(texts, more, pad), alone, decode.TOLERANCE):
+                return "its logits are others with a cache of fixed size"
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError) as error:
+        if no_memory(error):
+            raise  # which says nothing of the model
+        return first_line(error)
+    return None
 
 
 class _Layer(StaticLayer):
@@ -140,6 +158,18 @@ class _Batches:
                 break
         return self.state.answers.cpu()
 
+    def forced(self, prompts: Sequence[Tokens], more: Sequence[Sequence[int]], pad: int) -> Tensor:
+        """Logits behind prompts and behind each of the tokens that follow: [N, K + 1, V]."""
+        following = torch.tensor(more)
+        self._start(prompts, torch.zeros(following.shape, dtype=torch.float64), [0], pad)
+        found = [self.state.logits.clone()]
+        for tokens in following.T.to(self.model.device):
+            self.state.step.add_(1)
+            self.state.positions.add_(1)
+            self._next(tokens[:, None])
+            found.append(self.state.logits.clone())
+        return torch.stack(found, 1)
+
     def _start(self, prompts: Sequence[Tokens], table: Tensor, stops: Sequence[int], pad: int) -> None:
         """Read the prompts, padded on the left, and put the state where a graph looks for it."""
         device = self.model.device
@@ -173,8 +203,11 @@ class _Batches:
 
         The mask is additive, as its shape and dtype are then what attention takes without looking at it.
         """
+        self._next(self.state.take(self.state.logits, self.temperature, self.top_p))
+
+    def _next(self, tokens: Tensor) -> None:
+        """Read a token of each row, whose places the state has."""
         state = self.state
-        tokens = state.take(state.logits, self.temperature, self.top_p)
         seen = state.seen & (self.columns < self.width + state.step)
         mask = (1 - seen[:, None, None].float()) * torch.finfo(torch.float32).min
         state.logits.copy_(_read(self.model, tokens, state.positions, mask, self.cache))
@@ -182,21 +215,22 @@ class _Batches:
 
 @cache
 def _side() -> torch.cuda.Stream:
-    return torch.cuda.Stream()
+    return stream()
 
 
 def _aside(work: Callable[[], None]) -> None:
     """Run it on a stream of its own, in its turn among what the current stream does."""
-    stream = _side()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    side = _side()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
         work()
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream().wait_stream(side)
 
 
 def _captured(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """What it launches, none of which has run."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph
+    try:
+        return captured(work)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        if no_memory(error):
+            raise
+        raise NotCaptured(first_line(error)) from error

@@ -1,0 +1,275 @@
+"""A training's forward and backward passes as CUDA graphs: one launch each, where there were thousands.
+
+A small model keeps a GPU waiting for the host, which launches some 10,000 kernels in a step. A graph of a
+shape of batches is captured once and replayed: the same kernels on the same addresses. So batches have few
+shapes (`buckets`), they are copied to where the graph reads them, and gradients are added up where it left
+them.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rpo_cli.artifacts import no_memory
+from rpo_cli.models.buckets import Shape
+from rpo_cli.models.layout import PADDING, Batch, Reader
+from rpo_cli.text import first_line
+
+CAPTURES = ("cuda",)  # where a pass is captured; elsewhere it is run again each time, which tests the rest
+READ = ("input_ids", "position_ids", "segments", "predictors", "ends", "attention_mask")  # of a batch
+WARM = 2  # passes before a capture: what libraries make at a first call must be there
+# Of the largest number: a graph runs the kernels that ran before it; some add up in an order of their own.
+TOLERANCE = 1e-2
+
+
+class Graphs:
+    """Reads batches as `read` does, by a graph for each of their shapes; for one model while it trains.
+
+    A model that cannot be captured, or gives other numbers so, is read without, and so is one for whose
+    graphs there is no memory: that is told once. `largest`: the shape that holds all others.
+    """
+
+    def __init__(self, read: Reader, largest: Shape | None = None) -> None:
+        self.read, self.largest = read, largest
+        self.made: dict[tuple[torch.Size, ...], _Graph] = {}
+        self.gradients: _Gradients | None = None
+        self.open = False
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Within it batches that are learnt from are read by graphs; behind it their memory is given back."""
+        self.open = True
+        try:
+            yield
+        finally:
+            self._drop()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What `read` gives: its gradient goes to the model's weights, and nowhere else."""
+        if not (self.open and torch.is_grad_enabled() and model.training):
+            return self.read(model, batch)
+        read = {name: batch[name] for name in READ if name in batch}
+        graph = self._graph(model, read)
+        if graph is None:
+            return self.read(model, batch)
+        found: Tensor = _Replayed.apply(graph, graph.gradients.anchor, read)  # type: ignore[no-untyped-call]
+        return found
+
+    def _graph(self, model: nn.Module, batch: Batch) -> _Graph | None:
+        """The one of a batch's shape; None: from here on there are none."""
+        if self.gradients is None:
+            self.gradients = _Gradients([each for each in model.parameters() if each.requires_grad])
+            if self.largest is not None:  # in its memory all others have room
+                self._made(model, widened(batch, self.largest))
+        found = self.made.get(_shape(batch))
+        return self._made(model, batch) if found is None and self.open else found
+
+    def _made(self, model: nn.Module, batch: Batch) -> _Graph | None:
+        assert self.gradients is not None
+        pool = next((graph.pool for graph in self.made.values()), None)
+        try:
+            graph = _Graph(self.read, model, batch, self.gradients, pool)
+            trouble = graph.trouble and f"a replay gives {graph.trouble}"
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            more = "no memory for graphs, which a smaller per_device_train_batch_size leaves"
+            trouble = more if no_memory(error) else first_line(error)
+        if trouble is None:
+            self.made[_shape(batch)] = graph
+            return graph
+        self._drop()
+        why = f"cuda_graphs: {type(model).__name__}: {trouble}"
+        logging.getLogger("rpo").warning("%s; its steps are launched kernel by kernel", why)
+        return None
+
+    def _drop(self) -> None:
+        """Have no graphs from here on; their memory is given back."""
+        self.open, self.gradients = False, None
+        self.made.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _shape(batch: Batch) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in batch.values())
+
+
+def widened(batch: Batch, shape: Shape) -> Batch:
+    """A batch of shared prompts, padded in front and behind to the columns of a shape."""
+    width, depth = shape
+    behind = depth - batch["predictors"].shape[1]
+    ahead = width + depth - batch["segments"].shape[1] - behind
+    columns = {"input_ids": 0, "position_ids": 0, "segments": PADDING}
+    wider = {name: functional.pad(batch[name], (ahead, behind), value=columns[name]) for name in columns}
+    wider |= {"predictors": functional.pad(batch["predictors"], (0, behind)), "ends": batch["ends"] + ahead}
+    return {name: wider[name] for name in batch}
+
+
+class _Gradients:
+    """Where graphs add up the gradients of the weights that are trained."""
+
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+        self.weights = weights
+        self.sums = [torch.zeros_like(each) for each in weights]
+        # What makes autograd call the backward pass; it has no gradient of its own.
+        self.anchor = torch.zeros((), device=weights[0].device, requires_grad=True)
+
+    def attach(self) -> None:
+        """Have every weight's gradient be its sum here: 0 where it was forgotten, as after a step."""
+        forgotten = [total for each, total in zip(self.weights, self.sums, strict=True) if each.grad is None]
+        if forgotten:
+            torch._foreach_zero_(forgotten)
+        for each, total in zip(self.weights, self.sums, strict=True):
+            if each.grad is not None and each.grad is not total:
+                total.copy_(each.grad)
+            each.grad = total
+
+    def add(self, found: Sequence[Tensor | None]) -> None:
+        """Add gradients to the sums; None: of a weight that the pass does not use."""
+        both = [(total, each) for total, each in zip(self.sums, found, strict=True) if each is not None]
+        torch._foreach_add_([total for total, _ in both], [each for _, each in both])
+
+
+class _Graph:
+    """The two passes over batches of one shape."""
+
+    def __init__(
+        self, read: Reader, model: nn.Module, batch: Batch, gradients: _Gradients, pool: Any
+    ) -> None:
+        self.read, self.model, self.gradients, self.pool = read, model, gradients, pool
+        self.batch = {name: tensor.clone() for name, tensor in batch.items()}
+        self.captures = gradients.anchor.device.type in CAPTURES
+        with _aside(self.captures):
+            for _ in range(WARM):
+                out = self._pass()
+                self.slope = torch.full_like(out, 1 / out.numel())
+                found = self._back(out)
+        expected, added_up = (out.detach(), found), [total.clone() for total in gradients.sums]
+        del out
+        if self.captures:
+            self._capture()
+        self.trouble = self._beside(*expected)
+        torch._foreach_copy_(gradients.sums, added_up)
+
+    def _pass(self) -> Tensor:
+        # A cast that an autocast around this kept would be read by every replay, whatever the weights are.
+        torch.clear_autocast_cache()
+        out = self.read(self.model, self.batch)
+        torch.clear_autocast_cache()
+        return out
+
+    def _back(self, out: Tensor) -> list[Tensor | None]:
+        return list(torch.autograd.grad(out, self.gradients.weights, self.slope, allow_unused=True))
+
+    def _capture(self) -> None:
+        def forward() -> None:
+            self.out = self._pass()
+
+        def backward() -> None:
+            self.gradients.add(self._back(self.out))
+
+        torch.cuda.empty_cache()  # what the passes before took, the graphs take anew
+        first = captured(forward, self.pool)
+        self.pool = first.pool()
+        self.graphs = first, captured(backward, self.pool)
+        self.out = self.out.detach()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """What the pass gives for a batch, until the next one overwrites it."""
+        for name, tensor in self.batch.items():
+            tensor.copy_(batch[name])
+        if self.captures:
+            self.graphs[0].replay()
+        else:
+            with torch.enable_grad():
+                self.kept = self._pass()
+            self.out = self.kept.detach()
+        return self.out
+
+    def backward(self, slope: Tensor) -> None:
+        """Add to the weights' gradients what a gradient of `forward`'s result gives."""
+        self.slope.copy_(slope)
+        if self.captures:
+            self.graphs[1].replay()
+        else:
+            with torch.enable_grad():
+                self.gradients.add(self._back(self.kept))
+
+    def _beside(self, out: Tensor, found: list[Tensor | None]) -> str | None:
+        """What a replay gives otherwise than the passes that ran before the capture; None: nothing."""
+        torch._foreach_zero_(self.gradients.sums)
+        replayed = self.forward(dict(self.batch)).clone()
+        self.backward(self.slope.clone())
+        both = [
+            (total, each) for total, each in zip(self.gradients.sums, found, strict=True) if each is not None
+        ]
+        apart = torch.stack([(total - each).float().square().sum() for total, each in both]).sum()
+        whole = torch.stack([each.float().square().sum() for _, each in both]).sum()
+        if not (replayed - out).abs().max() <= TOLERANCE * out.abs().max():
+            return "other numbers"
+        return None if apart <= TOLERANCE**2 * whole else "other gradients"
+
+
+class _Replayed(torch.autograd.Function):
+    """A graph's two passes as one operation of autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: _Graph, anchor: Tensor, batch: Batch) -> Tensor:
+        ctx.graph = graph
+        return graph.forward(batch).clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[None, None, None]:
+        ctx.graph.gradients.attach()
+        ctx.graph.backward(slope)
+        return None, None, None
+
+
+def stream() -> torch.cuda.Stream:
+    """A stream of its own, as nothing can be captured on the usual one."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+def captured(work: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
+    """A graph of what it launches, none of which has run; in the memory `pool` of another graph.
+
+    As by `torch.cuda.graph`, without its collection of garbage, which takes a third of a second. Other
+    threads, which fetch rows or write the journal, may go on meanwhile.
+    """
+    graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+    torch.cuda.synchronize()
+    gc.disable()  # an older graph that went just now would break the capture
+    try:
+        with torch.cuda.stream(stream()):
+            graph.capture_begin(pool, capture_error_mode="thread_local")
+            try:
+                work()
+            except BaseException:
+                with suppress(RuntimeError):  # it would hide what went wrong
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+    finally:
+        if collects:
+            gc.enable()
+    return graph
+
+
+@contextmanager
+def _aside(captures: bool) -> Iterator[None]:
+    """On a stream of its own, as torch's documentation has passes before a capture."""
+    if not captures:
+        yield
+        return
+    own = stream()
+    own.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(own):
+        yield
+    torch.cuda.current_stream().wait_stream(own)

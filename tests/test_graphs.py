@@ -1,0 +1,227 @@
+"""Steps as graphs: with what replays a pass kept, training gives the bytes that it gives without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from conftest import Tiny, weights
+from recorded import Recorded
+from torch import Tensor, nn
+
+from rpo_cli.devices import CPU, Device
+from rpo_cli.models import Graphs, graphs
+from rpo_cli.models.layout import Batch, Reader
+from rpo_cli.recipes.schema import PolicyRecipe
+from rpo_cli.stages import policy, reward
+from rpo_cli.stages.training.arguments import collator_of, graphed
+
+GPU = Device("cuda", "bfloat16", "test")
+
+
+class Plain:
+    """What has the interface of graphs, and none."""
+
+    def __init__(self, read: Reader, largest: object) -> None:
+        self.read = read
+
+    def used(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.read(model, batch)
+
+
+def trained(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, recipe: str, kind: Callable[..., Any]) -> bytes:
+    for module in (policy, reward):
+        monkeypatch.setattr(module, "graphed", lambda *given: True)
+        monkeypatch.setattr(module, "Graphs", kind)
+    pieces = ("per_device_train_batch_size=2", "gradient_accumulation_steps=2", "max_steps=4")
+    directory, manifest = tiny.make(recipe, *pieces)
+    assert manifest["metrics"]["shapes"] >= 1
+    return weights(directory)
+
+
+class Captured(Recorded):
+    """What it recorded counts as not run: of a capture nothing is."""
+
+    def __init__(self, work: Callable[[], None], pool: object = None) -> None:
+        super().__init__(work, pool)
+        self.ran = False
+
+
+def record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have passes be captured and replayed as far as that can be shown without a GPU."""
+    monkeypatch.setattr(graphs, "CAPTURES", ("cpu",))
+    monkeypatch.setattr(graphs, "captured", Captured)
+    monkeypatch.setattr(graphs, "_aside", lambda captures: nullcontext())
+
+
+@pytest.mark.parametrize("captures", [False, True])
+@pytest.mark.parametrize("recipe", ["dpo.yaml", "e-dpo.yaml", "rm.yaml"])
+def test_training_by_replayed_passes_gives_the_same_bytes(
+    recipe: str, captures: bool, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replays = 0
+    if captures:
+        record(monkeypatch)
+
+    class Counted(Graphs):
+        def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+            nonlocal replays
+            found = super().__call__(model, batch)
+            replays += len(self.made) > 0
+            return found
+
+    expected = trained(tiny, monkeypatch, recipe, Plain)
+    assert trained(tiny, monkeypatch, recipe, Counted) == expected
+    assert replays == 8
+
+
+class Model(nn.Module):
+    """A weight, and a batch times it; `drift`: what each pass adds to that."""
+
+    def __init__(self, drift: float = 0.0) -> None:
+        super().__init__()
+        self.weight, self.unused, self.drift = (
+            nn.Parameter(torch.tensor(2.0)),
+            nn.Parameter(torch.ones(2)),
+            drift,
+        )
+        self.passes = 0
+
+    def forward(self, batch: Batch) -> Tensor:
+        self.passes += 1
+        return self.weight * batch["input_ids"] + self.drift * self.passes
+
+
+def step(reader: Graphs, model: nn.Module, *rows: float) -> Tensor:
+    found = reader(model, {"input_ids": torch.tensor(rows), "margins": torch.zeros(1)})
+    torch.autograd.backward(found.sum())
+    return found
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_gradients_add_up_over_pieces_and_begin_anew_after_a_step(
+    captures: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if captures:
+        record(monkeypatch)
+    model, reader = Model(), Graphs(lambda model, batch: model(batch))
+    with reader.used():
+        assert step(reader, model, 1.0, 3.0).tolist() == [2.0, 6.0]
+        step(reader, model, 5.0)
+        step(reader, model, 2.0, 2.0)
+        assert len(reader.made) == 2 and model.weight.grad == 13.0
+        assert torch.equal(model.unused.grad, torch.zeros(2))
+        with torch.no_grad():
+            model.weight.mul_(10.0)
+        model.zero_grad()
+        assert step(reader, model, 1.0, 1.0).tolist() == [20.0, 20.0] and model.weight.grad == 2.0
+        model.weight.grad = torch.tensor(7.0)  # another's
+        step(reader, model, 1.0, 1.0)
+        assert model.weight.grad == 9.0
+    assert not reader.made
+    step(reader, model, 1.0, 1.0)
+    assert not reader.made, "behind it batches are read as ever"
+
+
+def test_a_model_that_replays_otherwise_is_read_without(caplog: pytest.LogCaptureFixture) -> None:
+    model, reader = Model(drift=1.0), Graphs(lambda model, batch: model(batch))
+    with reader.used():
+        step(reader, model, 1.0)
+        step(reader, model, 1.0)
+    assert model.weight.grad == 2.0 and not reader.made
+    told = "cuda_graphs: Model: a replay gives other numbers; its steps are launched kernel by kernel"
+    assert [record.getMessage() for record in caplog.records] == [told]
+
+
+def test_what_is_not_learnt_from_is_read_without() -> None:
+    model, reader = Model(), Graphs(lambda model, batch: model(batch))
+    with reader.used():
+        with torch.no_grad():
+            reader(model, {"input_ids": torch.ones(1)})
+        model.eval()
+        reader(model, {"input_ids": torch.ones(1)})
+        assert not reader.made
+
+
+def test_where_graphs_have_no_memory_training_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
+    calls = 0
+
+    def read(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # the first graph's first replay
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        found: Tensor = model(batch)
+        return found
+
+    model, reader = Model(), Graphs(read)
+    with reader.used():
+        step(reader, model, 1.0)
+        step(reader, model, 3.0)
+    assert model.weight.grad == 4.0 and calls == 5
+    assert "no memory for graphs, which a smaller per_device_train_batch_size leaves; its" in caplog.text
+
+
+def test_the_largest_shape_is_captured_first_and_reads_the_same(tiny: Tiny) -> None:
+    from rpo_cli.models import PairCollator, load_causal, load_tokenizer, response_logps
+
+    source = tiny.root / "seed-0/sft"
+    tokenizer = load_tokenizer(source)
+    model = load_causal(source, PolicyRecipe(stage="policy", objective="dpo", beta=0.1), CPU, tokenizer)
+    rows = [
+        {"prompt_ids": [5] * length, "chosen_ids": [6, 7], "rejected_ids": [8] * length} for length in (3, 5)
+    ]
+    batch = PairCollator(0)(rows)
+    wider = graphs.widened(batch, (9, 12))
+    assert list(wider) == list(batch) and wider["input_ids"].shape == (2, 21)
+    assert wider["predictors"].shape == (2, 12)
+    expected = response_logps(model, batch)
+    assert torch.allclose(response_logps(model, wider), expected, rtol=1e-5)
+
+    shapes = []
+
+    def read(model: nn.Module, batch: Batch) -> Tensor:
+        shapes.append(tuple(batch["input_ids"].shape))
+        return response_logps(model, batch)
+
+    with Graphs(read, (9, 12)).used() as _:
+        reader = Graphs(read, (9, 12))
+        reader.open = True
+        reader(model.train(), batch)
+        assert shapes[0] == (2, 21) and len(reader.made) == 2
+
+
+def test_steps_are_graphs_on_one_gpu_where_nothing_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(device: Device = GPU, layout: Any = "shared", **keys: Any) -> bool:
+        recipe = PolicyRecipe(stage="policy", objective="dpo", beta=0.1, **keys)
+        return graphed(recipe, device, layout)
+
+    assert asked() and asked(use_peft=True)
+    assert not asked(CPU) and not asked(layout="plain") and not asked(cuda_graphs=False)
+    assert not asked(gradient_checkpointing=True)
+    assert not asked(use_peft=True, lora_dropout=0.1)
+    monkeypatch.setattr("rpo_cli.stages.training.arguments.processes", lambda: 2)
+    assert not asked()
+
+
+def test_graphs_have_more_shapes_than_programs_that_are_compiled() -> None:
+    recipe = PolicyRecipe(
+        stage="policy",
+        objective="dpo",
+        beta=0.1,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+    )
+    rows = [
+        {"prompt_ids": [1] * (length * 10), "chosen_ids": [1] * length, "rejected_ids": [1] * length}
+        for length in range(1, 40)
+    ]
+    assert collator_of(rows, recipe, GPU, 0, "shared")[0].buckets is None
+    shapes = collator_of(rows, recipe, GPU, 0, "shared", few=True)[1]["shapes"]
+    assert 4 < shapes <= 8
