@@ -40,7 +40,7 @@ from rpo_cli.objectives.members import MemberChoice
 from rpo_cli.recipes.schema import PolicyRecipe, RewardRecipe, SFTRecipe, TrainingRecipe
 from rpo_cli.stages.policy import EndOfStep, PolicyTrainer
 from rpo_cli.stages.reward import LeanRewardTrainer
-from rpo_cli.stages.sft import FixedShapeSFTTrainer
+from rpo_cli.stages.sft import FewShapesSFTTrainer
 from rpo_cli.stages.training.arguments import arguments, collator_of, graphed
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.trl import TokenTrainer
@@ -132,7 +132,7 @@ class _OurSFT(_Witness, TokenTrainer):
     pass
 
 
-class _LeanSFT(_Witness, FixedShapeSFTTrainer):
+class _LeanSFT(_Witness, FewShapesSFTTrainer):
     """Ours where shapes are fixed: a loss of its own, through the rows of policies."""
 
 
@@ -447,6 +447,8 @@ class Maker:
         """This package's SFT trainer on the chosen responses."""
         ids: list[list[int]] = []
         recipe = self._sft_recipe(setting, **fields)
+        if graphed(recipe, self.device, "shared"):
+            return self.lean_sft(name, model, rows, setting, **fields)
         trainer = _OurSFT(
             model,
             SFTConfig(**self._settings(recipe)),
@@ -457,20 +459,26 @@ class Maker:
         trainer.data_collator = _Recording(trainer.data_collator, ids)
         return self._ours(recipe, name, "sft", trainer, ids, setting)
 
-    def lean_sft(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
-        """The SFT trainer of devices that compile a program for each shape."""
+    def lean_sft(
+        self, name: str, model: PreTrainedModel, rows: list[Row], setting: Setting = "rpo", **fields: Any
+    ) -> Training:
+        """The SFT trainer on rows as policies have them, by graphs where the recipe and the device do."""
         ids: list[list[int]] = []
-        recipe = self._sft_recipe("rpo")
+        recipe = self._sft_recipe(setting, **fields)
         names = {"id": "id", "prompt_ids": "prompt_ids", "chosen_ids": "completion_ids"}
+        table = [{new: row[old] for old, new in names.items()} for row in rows]
+        pad, graphs = self.tokenizer.pad_token_id, graphed(recipe, self.device, "shared")
+        collate, _ = collator_of(table, recipe, self.device, pad, "shared", few=graphs)
         trainer = _LeanSFT(
             model,
             SFTConfig(**self._settings(recipe)),
             device=self.device,
-            data_collator=_Recording(PairCollator(self.tokenizer.pad_token_id), ids),
-            train_dataset=Dataset.from_list([{new: row[old] for old, new in names.items()} for row in rows]),
+            data_collator=_Recording(collate, ids),
+            train_dataset=Dataset.from_list(table),
             processing_class=self.tokenizer,
         )
-        return self._ours(recipe, name, "sft", trainer, ids)
+        trainer.graphs = Graphs(response_logits, collate.largest) if graphs else None
+        return self._ours(recipe, name, "sft", trainer, ids, setting)
 
     def trl_sft(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
         """TRL's SFTTrainer on the same responses."""

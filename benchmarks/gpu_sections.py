@@ -35,6 +35,7 @@ from rpo_cli.models.sample_static import in_batches
 from rpo_cli.objectives import OBJECTIVES
 
 OURS, TRL, COMPILED = "rpo", "TRL", "layers compiled"
+PIECES = 4  # of a small model's batch, as recipes/small has them
 EXACT = 1e-4  # of the largest number: float32 on two devices
 AT_AN_EDGE = 1e-5  # of a distribution: what rounding in float32 may move an edge by, and more than it did
 
@@ -420,20 +421,22 @@ def scoring(check: Check) -> Iterator[Comparison]:
 
 
 def small_steps(check: Check) -> Iterator[Comparison]:
-    """A step of SFT and one of a reward model at SmolLM2-135M's shape: 64 rows or pairs in one piece."""
+    """A step of SFT and of a reward model at SmolLM2-135M's shape: 64 rows or pairs, ours in four pieces."""
     bench = check.bench()
     settings, batch = bench.scale.small, 8 * bench.scale.batch
-    maker = bench.maker(batch)
+    maker, cut = bench.maker(batch), bench.maker(batch // PIECES, PIECES)
     rows = pairs(check.scale.posts, check.taken(batch), settings["vocab_size"], maker.tokenizer)
     policy = causal(settings, maker.tokenizer, 0, check.device)
-    workload = _described(settings, policy, check.scale.posts, rows, f"{batch} rows")
+    workload = _described(settings, policy, check.scale.posts, rows, f"{batch} rows, ours in {PIECES} pieces")
     done = check.race(
         bench,
-        lambda: maker.our_sft(OURS, copy.deepcopy(policy), rows),
+        lambda: cut.our_sft(OURS, copy.deepcopy(policy), rows),
         lambda: maker.trl_sft(TRL, copy.deepcopy(policy), rows),
-        lambda: maker.our_sft(COMPILED, copy.deepcopy(policy), rows, torch_compile=True),
-        lambda: maker.our_sft("deterministic", copy.deepcopy(policy), rows, "repeats"),
-        lambda: maker.lean_sft("rpo, rows as policies have them", copy.deepcopy(policy), rows),
+        lambda: cut.our_sft(COMPILED, copy.deepcopy(policy), rows, torch_compile=True),
+        lambda: cut.our_sft("deterministic", copy.deepcopy(policy), rows, "repeats"),
+        lambda: cut.lean_sft(
+            "rpo, rows as policies have them", copy.deepcopy(policy), rows, cuda_graphs=False
+        ),
     )
     steps = partial(faster, bench, work=1, speed=12.5, unit="steps/s")
     yield steps("SFT step", workload, done, (OURS, TRL))
@@ -448,9 +451,9 @@ def small_steps(check: Check) -> Iterator[Comparison]:
     model = reward(settings, maker.tokenizer, 0, check.device)
     done = check.race(
         bench,
-        lambda: maker.our_reward(OURS, copy.deepcopy(model), rows),
+        lambda: cut.our_reward(OURS, copy.deepcopy(model), rows),
         lambda: maker.trl_reward(TRL, copy.deepcopy(model), rows),
-        lambda: maker.our_reward(COMPILED, copy.deepcopy(model), rows, torch_compile=True),
+        lambda: cut.our_reward(COMPILED, copy.deepcopy(model), rows, torch_compile=True),
     )
     workload = workload.replace("rows", "pairs")
     yield steps("RM step", workload, done, (OURS, TRL))

@@ -23,6 +23,13 @@ def tokens(shapes: tuple[Shape, ...], needed: list[Shape]) -> float:
     return sum(min(one, default=float("inf")) for one in fits)
 
 
+def test_rows_grouped_by_length_have_shapes_of_their_own_length() -> None:
+    rows = [(length, 4) for length in range(8, 264)]
+    drawn, grouped = for_training(rows, 8, most=8), for_training(rows, 8, grouped=True, most=8)
+    assert len(drawn.shapes) < len(grouped.shapes) and grouped.padding < 0.2 < 0.4 < drawn.padding
+    assert drawn.shapes[-1] == grouped.shapes[-1] == (264, 8)
+
+
 def test_the_shapes_are_a_chain_of_few_that_holds_every_row() -> None:
     found = for_training(ROWS, 4)
     assert 1 <= len(found.shapes) <= MOST

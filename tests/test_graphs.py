@@ -16,7 +16,7 @@ from rpo_cli.devices import CPU, Device
 from rpo_cli.models import Graphs, graphs
 from rpo_cli.models.layout import Batch, Reader
 from rpo_cli.recipes.schema import PolicyRecipe
-from rpo_cli.stages import policy, reward
+from rpo_cli.stages import policy, reward, sft
 from rpo_cli.stages.training.arguments import collator_of, graphed
 
 GPU = Device("cuda", "bfloat16", "test")
@@ -36,7 +36,7 @@ class Plain:
 
 
 def trained(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, recipe: str, kind: Callable[..., Any]) -> bytes:
-    for module in (policy, reward):
+    for module in (policy, reward, sft):
         monkeypatch.setattr(module, "graphed", lambda *given: True)
         monkeypatch.setattr(module, "Graphs", kind)
     pieces = ("per_device_train_batch_size=2", "gradient_accumulation_steps=2", "max_steps=4")
@@ -61,7 +61,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("captures", [False, True])
-@pytest.mark.parametrize("recipe", ["dpo.yaml", "e-dpo.yaml", "rm.yaml"])
+@pytest.mark.parametrize("recipe", ["dpo.yaml", "e-dpo.yaml", "rm.yaml", "sft.yaml"])
 def test_training_by_replayed_passes_gives_the_same_bytes(
     recipe: str, captures: bool, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:

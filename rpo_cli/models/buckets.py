@@ -73,17 +73,29 @@ def _buckets(
 
 
 def for_training(
-    rows: Sequence[Shape], size: int, together: int = 1, *, most: int = MOST, worth: float = WORTH
+    rows: Sequence[Shape],
+    size: int,
+    together: int = 1,
+    *,
+    grouped: bool = False,
+    most: int = MOST,
+    worth: float = WORTH,
 ) -> Buckets:
     """Buckets for batches of `size` rows, and for one that holds the longest rows there are.
 
     Rows are drawn at random for `together` batches at once, an optimiser's, which are cut from the longest
-    row to the shortest.
+    row to the shortest; `grouped`: such rows are of about equal length.
     """
     rng = np.random.default_rng(0)
     batches: list[list[int]] = []
+    count = min(size * together, len(rows))
+    by_length = np.argsort([-sum(row) for row in rows], kind="stable")
     while len(batches) < DRAWS:
-        drawn = rng.choice(len(rows), min(size * together, len(rows)), replace=False).tolist()
+        if grouped:
+            start = int(rng.integers(len(rows) - count + 1))
+            drawn = by_length[start : start + count].tolist()
+        else:
+            drawn = rng.choice(len(rows), count, replace=False).tolist()
         if together > 1:
             drawn.sort(key=lambda i: -sum(rows[i]))
         batches += [drawn[start : start + size] for start in range(0, len(drawn), size)]

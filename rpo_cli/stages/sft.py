@@ -12,16 +12,27 @@ from trl import SFTConfig
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import four_bits, load_causal, load_tokenizer, new_causal, pad_id, response_logps
+from rpo_cli.models import (
+    Graphs,
+    four_bits,
+    layout_for,
+    load_causal,
+    load_tokenizer,
+    logps_of,
+    new_causal,
+    pad_id,
+    response_logits,
+    response_logps,
+)
 from rpo_cli.recipes.schema import SFTRecipe, seed_of
 from rpo_cli.stages.data.rows import columns_of, rows_of
-from rpo_cli.stages.training.arguments import collator_of, lora_of, steps_over
+from rpo_cli.stages.training.arguments import collator_of, graphed, lora_of, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
 from rpo_cli.stages.training.trl import LeanTrainer, TokenTrainer, config_of
 
 
-class FixedShapeSFTTrainer(LeanTrainer, TokenTrainer):
+class FewShapesSFTTrainer(LeanTrainer, TokenTrainer):
     """The same loss over batches of a few shapes, with nothing read back in a step."""
 
     def get_batch_samples(
@@ -41,7 +52,8 @@ class FixedShapeSFTTrainer(LeanTrainer, TokenTrainer):
     ) -> torch.Tensor:
         """NLL of the completions' tokens, EOS included; mean over those of the optimiser step."""
         assert num_items_in_batch is not None
-        nll = -response_logps(model, inputs).sum() / num_items_in_batch
+        logits = self.reader(response_logits)(model, inputs)
+        nll = -logps_of(logits, inputs).sum() / num_items_in_batch
         loss: torch.Tensor = nll * self.accelerator.num_processes
         return loss
 
@@ -74,9 +86,15 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, object]:
     steps = steps_over(len(tokens), recipe, job.path)
     kwargs = {"skip_prepare_dataset": True}
     config = config_of(SFTConfig, job, device, seed, max_steps=steps, dataset_kwargs=kwargs)
+    prompts, answers, pad = [r.prompt_ids for r in tokens], [r.responses for r in tokens], pad_id(tokenizer)
+    graphs = (
+        graphed(recipe, device, "shared")
+        and layout_for(model, response_logps, prompts, answers, pad, shared=True) == "shared"
+    )
+    few = device.fixed_shapes or graphs
     table = [
         {"prompt_ids": r.prompt_ids, "completion_ids": r.responses[0]}
-        if device.fixed_shapes
+        if few
         else {
             "input_ids": np.concatenate([r.prompt_ids, r.responses[0]]),
             "labels": np.concatenate([np.full_like(r.prompt_ids, -100), r.responses[0]]),
@@ -84,9 +102,9 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, object]:
         for r in tokens
     ]
     collator, shapes = (
-        collator_of(table, recipe, device, pad_id(tokenizer), "shared") if device.fixed_shapes else (None, {})
+        collator_of(table, recipe, device, pad, "shared", few=graphs) if few else (None, dict[str, float]())
     )
-    trainer = (FixedShapeSFTTrainer if device.fixed_shapes else TokenTrainer)(
+    trainer = (FewShapesSFTTrainer if few else TokenTrainer)(
         model,
         config,
         device=device,
@@ -95,6 +113,8 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, object]:
         processing_class=tokenizer,
         peft_config=lora_of(recipe, "CAUSAL_LM"),
     )
+    if graphs and collator is not None:
+        trainer.graphs = Graphs(response_logits, collator.largest)
     metrics = train(trainer, report, state=trainer.counted, restore=trainer.count_from)
     publish_model(trainer, tokenizer, job.directory, whole_base)
     counts = {"rows": len(tokens), "dropped": len(rows) - len(tokens), "steps": trainer.state.global_step}

@@ -97,9 +97,9 @@ def graphed(recipe: TrainingRecipe, device: Device, layout: Layout) -> bool:
     return recipe.cuda_graphs and device.name in CAPTURES and layout == "shared" and not other
 
 
-def few_shapes(rows: Sequence[Shape], size: int, together: int) -> Buckets:
+def few_shapes(rows: Sequence[Shape], size: int, together: int, *, grouped: bool = False) -> Buckets:
     """The shapes that graphs are captured for, of batches of `size` rows, so many in an optimiser's."""
-    return for_training(rows, size, together, most=GRAPHS, worth=WORTH_A_GRAPH)
+    return for_training(rows, size, together, grouped=grouped, most=GRAPHS, worth=WORTH_A_GRAPH)
 
 
 def collator_of(
@@ -119,7 +119,8 @@ def collator_of(
         return PairCollator(pad, layout), {}
     needed = [shape_of(row["prompt_ids"], groups_of(row), layout) for row in rows]
     pieces = recipe.gradient_accumulation_steps * processes()
-    found = (few_shapes if few else for_training)(needed, recipe.per_device_train_batch_size, pieces)
+    size, grouped = recipe.per_device_train_batch_size, recipe.train_sampling_strategy == "group_by_length"
+    found = (few_shapes if few else for_training)(needed, size, pieces, grouped=grouped)
     logging.getLogger("rpo").info("training batches: %s", found)
     return PairCollator(pad, layout, found), {"shapes": len(found.shapes), "padding_share": found.padding}
 
