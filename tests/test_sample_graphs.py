@@ -51,7 +51,7 @@ def drawn(model: PreTrainedModel, *, graphs: bool = False) -> list[list[int]]:
 def record(monkeypatch: pytest.MonkeyPatch, captured: Callable[..., Any] = Recorded) -> None:
     monkeypatch.setattr(sample_graphs, "GRAPHS", ("cpu",))
     monkeypatch.setattr(sample_graphs, "_aside", lambda work: work())
-    monkeypatch.setattr(sample_graphs, "_captured", captured)
+    monkeypatch.setattr(sample_graphs, "captured", captured)
 
 
 @pytest.mark.parametrize("captured", [False, True])
@@ -85,7 +85,7 @@ def test_a_model_whose_layers_forget_is_sampled_kernel_by_kernel(
     with caplog.at_level(logging.WARNING, "rpo"):
         assert drawn(model) == expected
     assert Recorded.made == before
-    assert "some of its layers do not see all tokens before: its steps are launched kernel" in caplog.text
+    assert "some of its layers do not see all tokens before: its samples are drawn kernel" in caplog.text
 
 
 def test_a_cache_of_fixed_size_that_gives_other_logits_is_found_out(
@@ -104,15 +104,52 @@ def test_a_cache_of_fixed_size_that_gives_other_logits_is_found_out(
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("not permitted when stream is capturing"), "not permitted when stream is capturing"),
+        (torch.OutOfMemoryError("CUDA out of memory"), sample_graphs.NO_MEMORY),
+        (KeyError("heavily_compressed_attention"), "'heavily_compressed_attention'"),
+    ],
+)
 def test_where_a_step_cannot_be_captured_samples_are_the_same(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception,
+    told: str,
+    model: PreTrainedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    expected = drawn(model)
+    expected, asked = drawn(model), 0
 
     def refuse(work: Callable[[], None]) -> Any:
-        raise sample_graphs.NotCaptured("operation not permitted when stream is capturing")
+        nonlocal asked
+        asked += 1
+        raise error
 
     record(monkeypatch, refuse)
     with caplog.at_level(logging.WARNING, "rpo"):
-        assert drawn(model) == expected
-    assert "LlamaForCausalLM: operation not permitted when stream is capturing: its steps" in caplog.text
+        assert drawn(model) == expected == drawn(model)
+    said = f"LlamaForCausalLM: {told}: its samples are drawn kernel by kernel"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    assert asked == 1, "of one model once"
+
+
+def test_a_cache_that_cannot_be_made_is_no_error(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(**kwargs: Any) -> Any:
+        raise KeyError("heavily_compressed_attention")
+
+    expected = drawn(model)
+    record(monkeypatch)
+    monkeypatch.setattr(sample_graphs, "StaticCache", unknown)
+    assert drawn(model) == expected
+
+
+def test_a_large_model_is_sampled_without_graphs(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(monkeypatch)
+    assert sample_graphs.worth_it(model)
+    monkeypatch.setattr(sample_graphs, "HOST_BOUND", model.num_parameters() - 1)
+    assert not sample_graphs.worth_it(model)

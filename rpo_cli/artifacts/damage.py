@@ -76,9 +76,11 @@ def _weights(file: Path) -> None:
 def all_finite(numbers: Tensor) -> bool:
     """Whether each of them is finite.
 
-    Where one is not, neither is the sum, which takes a fraction of the time; it may also overflow.
+    Where one is not, neither is the sum, which takes a fraction of the time; it may also overflow. Of numbers
+    of eight bits torch makes no sums.
     """
-    return bool(numbers.sum().isfinite()) or bool(numbers.isfinite().all())
+    summed = numbers.element_size() > 1 and bool(numbers.sum().isfinite())
+    return summed or bool(numbers.isfinite().all())
 
 
 READERS = {

@@ -12,6 +12,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -118,15 +119,26 @@ class _Gradients:
     def __init__(self, weights: Sequence[nn.Parameter]) -> None:
         self.weights = weights
         self.sums = [torch.zeros_like(each) for each in weights]
+        self.used = [False] * len(weights)  # by some pass: an optimiser passes over what has no gradient
+        self._places: dict[str, Tensor] = {}
         # What makes autograd call the backward pass; it has no gradient of its own.
         self.anchor = torch.zeros((), device=weights[0].device, requires_grad=True)
 
+    def like(self, name: str, tensor: Tensor) -> Tensor:
+        """A place for a tensor of this shape, which all graphs share: one of them is in use at a time."""
+        place = self._places.get(name)
+        if place is None or place.numel() < tensor.numel() or place.dtype != tensor.dtype:
+            place = self._places[name] = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+        return place[: tensor.numel()].view(tensor.shape)
+
     def attach(self) -> None:
         """Have every weight's gradient be its sum here: 0 where it was forgotten, as after a step."""
-        forgotten = [total for each, total in zip(self.weights, self.sums, strict=True) if each.grad is None]
+        every = zip(self.weights, self.sums, self.used, strict=True)
+        both = [(each, total) for each, total, used in every if used]
+        forgotten = [total for each, total in both if each.grad is None]
         if forgotten:
             torch._foreach_zero_(forgotten)
-        for each, total in zip(self.weights, self.sums, strict=True):
+        for each, total in both:
             if each.grad is not None and each.grad is not total:
                 total.copy_(each.grad)
             each.grad = total
@@ -148,15 +160,19 @@ class _Graph:
         self.captures = gradients.anchor.device.type in CAPTURES
         with _aside(self.captures):
             for _ in range(WARM):
+                found: list[Tensor | None] = []  # memory for one pass at a time
                 out = self._pass()
-                self.slope = torch.full_like(out, 1 / out.numel())
+                self.slope = gradients.like("slope", out).fill_(1 / out.numel())
                 found = self._back(out)
+        gradients.used = [used or each is not None for used, each in zip(gradients.used, found, strict=True)]
         expected, added_up = (out.detach(), found), [total.clone() for total in gradients.sums]
         del out
-        if self.captures:
-            self._capture()
-        self.trouble = self._beside(*expected)
-        torch._foreach_copy_(gradients.sums, added_up)
+        try:
+            if self.captures:
+                self._capture(*expected)
+            self.trouble = self._beside(*expected)
+        finally:  # what the pieces before added up is the step's, whatever becomes of the graph
+            torch._foreach_copy_(gradients.sums, added_up)
 
     def _pass(self) -> Tensor:
         # A cast that an autocast around this kept would be read by every replay, whatever the weights are.
@@ -168,9 +184,12 @@ class _Graph:
     def _back(self, out: Tensor) -> list[Tensor | None]:
         return list(torch.autograd.grad(out, self.gradients.weights, self.slope, allow_unused=True))
 
-    def _capture(self) -> None:
+    def _capture(self, out: Tensor, found: object) -> None:
+        result = self.gradients.like("out", out)
+
         def forward() -> None:
             self.out = self._pass()
+            result.copy_(self.out.detach())
 
         def backward() -> None:
             self.gradients.add(self._back(self.out))
@@ -179,7 +198,7 @@ class _Graph:
         first = captured(forward, self.pool)
         self.pool = first.pool()
         self.graphs = first, captured(backward, self.pool)
-        self.out = self.out.detach()
+        self.out = result  # the pass's own is memory of the pool again
 
     def forward(self, batch: Batch) -> Tensor:
         """What the pass gives for a batch, until the next one overwrites it."""
@@ -232,18 +251,24 @@ class _Replayed(torch.autograd.Function):
         return None, None, None
 
 
+@cache
 def stream() -> torch.cuda.Stream:
-    """A stream of its own, as nothing can be captured on the usual one."""
+    """The one on which passes are tried and captured, as nothing can be captured on the usual one.
+
+    It is one for all: what a graph leaves free of its memory is free on its stream only, and cuBLAS keeps
+    a workspace for each.
+    """
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 def captured(work: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
     """A graph of what it launches, none of which has run; in the memory `pool` of another graph.
 
-    As by `torch.cuda.graph`, without its collection of garbage, which takes a third of a second. Other
+    Much as by `torch.cuda.graph`, without its collection of garbage, which takes a third of a second. Other
     threads, which fetch rows or write the journal, may go on meanwhile.
     """
     graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+    pool = torch.cuda.graph_pool_handle() if pool is None else pool
     torch.cuda.synchronize()
     gc.disable()  # an older graph that went just now would break the capture
     try:
@@ -253,13 +278,27 @@ def captured(work: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph
                 work()
             except BaseException:
                 with suppress(RuntimeError):  # it would hide what went wrong
-                    graph.capture_end()
+                    _end(graph, pool)
                 raise
-            graph.capture_end()
+            _end(graph, pool)
     finally:
         if collects:
             gc.enable()
     return graph
+
+
+def _end(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """End a capture; of one that was broken torch's allocator does not learn it by itself."""
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        device = torch.cuda.current_device()
+        with suppress(
+            RuntimeError, AttributeError, TypeError
+        ):  # private names, which another release may lack
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
+        raise
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def sample(
     if devices.fixed_shapes(model.device):
         with devices.reading(model.device):
             return sample_static.in_batches(*given)
-    if model.device.type in sample_graphs.GRAPHS:
+    if sample_graphs.worth_it(model):
         trouble = sample_graphs.why_not(model, prompts, pad, max_new_tokens)
         try:
             if trouble is None:
@@ -77,8 +77,9 @@ def sample(
                     return sample_graphs.in_batches(*given)
         except sample_graphs.NotCaptured as error:
             trouble = str(error)
-        told = f"{type(model).__name__}: {trouble}: its steps are launched kernel by kernel"
+        told = f"{type(model).__name__}: {trouble}: its samples are drawn kernel by kernel"
         logging.getLogger("rpo").warning(told)
+        sample_graphs.give_up(model)
     with devices.reading(model.device):
         return _in_batches(*given)
 

@@ -8,8 +8,9 @@ what was launched once is the next step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -24,13 +25,34 @@ from rpo_cli.models.sample_static import _read, _State
 from rpo_cli.models.tokens import Tokens
 from rpo_cli.text import first_line
 
+Made = TypeVar("Made")
 GRAPHS = ("cuda",)  # where a step is captured; elsewhere it is run again and again
+# Parameters up to which a GPU is taken to wait for the host; measured at 135M alone. A graph reads ended
+# rows, the whole cache and every copy of a prompt, which costs more than launches where the host waits.
+HOST_BOUND = 500_000_000
+NO_MEMORY = "no memory for a cache of fixed size, which a smaller per_device_eval_batch_size leaves"
 WARM = 3  # steps before the capture, as torch's documentation has them: what is made at a first call is there
 LOOK = 8  # steps between two looks at whether all rows have ended: each look waits for the device
 
 
+_given_up: WeakSet[PreTrainedModel] = WeakSet()
+
+
 class NotCaptured(RuntimeError):
     """A step of the model's cannot be a graph."""
+
+
+def worth_it(model: PreTrainedModel) -> bool:
+    """Whether a model's steps are to be graphs, if they can be."""
+    known = model in _given_up
+    return model.device.type in GRAPHS and not known and model.num_parameters() <= HOST_BOUND
+
+
+def give_up(model: PreTrainedModel) -> None:
+    """Have the model's samples be drawn without graphs from here on; what was made for them is given back."""
+    _given_up.add(model)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def in_batches(
@@ -73,7 +95,12 @@ def in_batches(
         return made[width].respond(prompts, table, stops, pad)
 
     given = (model, pad, stops, prompts, temperature, top_p, max_new_tokens, batch_size, seed, on_batch)
-    return sample_static.in_batches(*given, respond)
+    try:
+        return sample_static.in_batches(*given, respond)
+    except RuntimeError as error:
+        if no_memory(error):
+            raise NotCaptured(NO_MEMORY) from error
+        raise
 
 
 def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: int) -> str | None:
@@ -91,10 +118,8 @@ def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: i
             made = _Batches(model, max(map(len, texts)), steps, 1.0, 1.0)
             if not alike(made.forced(texts, more, pad), alone, decode.TOLERANCE):
                 return "its logits are others with a cache of fixed size"
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError) as error:
-        if no_memory(error):
-            raise  # which says nothing of the model
-        return first_line(error)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        return NO_MEMORY if no_memory(error) else first_line(error)
     return None
 
 
@@ -192,9 +217,9 @@ class _Batches:
         if self.model.device.type not in GRAPHS:
             self._step()
         elif self.taken < WARM:
-            _aside(self._step)
+            _as_such(partial(_aside, self._step))
         else:
-            self.graph = self.graph or _captured(self._step)
+            self.graph = self.graph or _as_such(partial(captured, self._step))
             self.graph.replay()
         self.taken += 1
 
@@ -213,24 +238,24 @@ class _Batches:
         state.logits.copy_(_read(self.model, tokens, state.positions, mask, self.cache))
 
 
-@cache
-def _side() -> torch.cuda.Stream:
-    return stream()
-
-
 def _aside(work: Callable[[], None]) -> None:
-    """Run it on a stream of its own, in its turn among what the current stream does."""
-    side = _side()
+    """Run it on the stream of captures, in its turn among what the current stream does."""
+    side = stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         work()
     torch.cuda.current_stream().wait_stream(side)
 
 
-def _captured(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def _as_such(work: Callable[[], Made]) -> Made:
+    """Do it; what a model cannot is told as `NotCaptured`.
+
+    Raises:
+        NotCaptured: whatever it raised, but for a lack of memory.
+    """
     try:
-        return captured(work)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        return work()
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         if no_memory(error):
             raise
         raise NotCaptured(first_line(error)) from error
