@@ -10,7 +10,8 @@ import pytest
 from test_going_on import GRAPH, stages
 
 from rpo_cli.artifacts import Stage, Workspace
-from rpo_cli.devices.memory import HOST, free_bytes, named, seen_by
+from rpo_cli.devices.memory import HOST, crowded, free_bytes, named, seen_by
+from rpo_cli.recipes.schema import EvaluateRecipe
 from rpo_cli.runs import pool
 from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.room import LIBRARIES, Room
@@ -45,6 +46,17 @@ def test_workers_beside_a_gpu_share_the_cpus(monkeypatch: pytest.MonkeyPatch) ->
     assert seen_by("", 3) == {}, "there their number is the recipes'"
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert seen_by("0", 3)["OMP_NUM_THREADS"] == "2"
+
+
+def test_jobs_that_take_each_others_cpus_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, fixed = (EvaluateRecipe.model_construct(threads=threads) for threads in (None, 1))
+    monkeypatch.setattr("rpo_cli.devices.memory.cpus", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    said = crowded([fixed, free], 2)
+    assert said is not None and said.startswith("2 jobs take all 8 CPUs each") and "`threads: 4`" in said
+    assert crowded([free], 1) is None and crowded([fixed], 2) is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert crowded([free], 2) is None
 
 
 def test_a_worker_goes_to_a_gpu_with_room_and_of_those_to_the_emptiest(tmp_path: Path) -> None:

@@ -47,6 +47,20 @@ def seen_by(gpu: str, workers: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": threads}
 
 
+def crowded(recipes: Sequence[Recipe], workers: int) -> str | None:
+    """What to say where several workers take all CPUs each, and so each other's; None: they do not.
+
+    Their number of threads is the recipes', as a CPU's results depend on it.
+    """
+    if workers < 2 or cpus() < 2 or "OMP_NUM_THREADS" in os.environ or all(each.threads for each in recipes):
+        return None
+    share = max(1, cpus() // workers)
+    return (
+        f"{workers} jobs take all {cpus()} CPUs each, which makes all of them slower: `threads: {share}` in the "
+        f"recipes, or OMP_NUM_THREADS={share}, shares them (results differ in their last bits)"
+    )
+
+
 def cpus() -> int:
     """CPUs this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

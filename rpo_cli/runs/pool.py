@@ -75,7 +75,10 @@ def execute(
         if jobs == 1:
             run.here()
         else:
-            gpus = devices.gpus([item.stage.recipe for item in todo])
+            recipes = [item.stage.recipe for item in todo]
+            gpus = devices.gpus(recipes)
+            if not gpus and (said := devices.crowded(recipes, min(jobs, len(todo)))) is not None:
+                run.progress.note(f"note: {said}")
             _Crew(run, jobs, gpus, Room(workspace, devices.free_bytes(gpus))).work()
     finally:
         run.progress.close()

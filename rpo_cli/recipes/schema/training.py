@@ -79,7 +79,7 @@ class TrainingRecipe(ModelSource, FourBits):
     )
     cuda_graphs: bool = added(
         True,
-        "on one GPU, launch the passes of policies and reward models as CUDA graphs, one for each of a few "
+        "on one GPU, launch a training's passes as CUDA graphs, one for each of a few "
         "shapes of batches, which are padded to them; not with gradient_checkpointing, load_in_4bit, "
         "lora_dropout or an optimiser of the lomo kind",
     )
