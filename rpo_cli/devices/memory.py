@@ -56,8 +56,8 @@ def crowded(recipes: Sequence[Recipe], workers: int) -> str | None:
         return None
     share = max(1, cpus() // workers)
     return (
-        f"{workers} jobs take all {cpus()} CPUs each, which makes all of them slower: `threads: {share}` in the "
-        f"recipes, or OMP_NUM_THREADS={share}, shares them (results differ in their last bits)"
+        f"{workers} jobs take all {cpus()} CPUs each, which makes all of them slower: `threads: {share}` in "
+        f"the recipes, or OMP_NUM_THREADS={share}, shares them (results differ in their last bits)"
     )
 
 
