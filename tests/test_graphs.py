@@ -129,6 +129,17 @@ def test_gradients_add_up_over_pieces_and_begin_anew_after_a_step(
     assert not reader.made, "behind it batches are read as ever"
 
 
+def test_weights_are_cast_anew_in_every_pass_whatever_autocast_is_around() -> None:
+    model, reader = nn.Linear(2, 1, bias=False), Graphs(lambda model, batch: model(batch["input_ids"]))
+    rows = {"input_ids": torch.ones(1, 2)}
+    with reader.used(), torch.autocast("cpu", torch.bfloat16):
+        model.weight.data.fill_(1.0)
+        assert reader(model, rows).item() == 2.0
+        with torch.no_grad():
+            model.weight.fill_(3.0)
+        assert reader(model, rows).item() == 6.0 and len(reader.made) == 1
+
+
 def test_a_model_that_replays_otherwise_is_read_without(caplog: pytest.LogCaptureFixture) -> None:
     model, reader = Model(drift=1.0), Graphs(lambda model, batch: model(batch))
     with reader.used():
