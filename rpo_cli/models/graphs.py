@@ -175,9 +175,8 @@ class _Graph:
             torch._foreach_copy_(gradients.sums, added_up)
 
     def _pass(self) -> Tensor:
-        # A cast that an autocast around this kept would be read by every replay, whatever the weights are.
-        torch.clear_autocast_cache()
         out = self.read(self.model, self.batch)
+        # A cast that an autocast around this kept would be read by all that follow, whatever the weights are.
         torch.clear_autocast_cache()
         return out
 
