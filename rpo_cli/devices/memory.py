@@ -38,8 +38,8 @@ def named(visible: str | None, count: Callable[[], int]) -> list[str]:
 def seen_by(gpu: str, workers: int) -> dict[str, str]:
     """The environment in which a worker sees this GPU alone; none where there is no GPU.
 
-    It has its share of the CPUs: threads that wait for each other's CPU take ten times as long. Where a CPU
-    computes their number is the recipes', as results depend on it.
+    It has its share of the CPUs: two jobs of two threads each took 1.5 times as long on two of them as with
+    one thread each. Where a CPU computes their number is the recipes', as results depend on it.
     """
     if not gpu:
         return {}

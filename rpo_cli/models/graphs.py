@@ -292,9 +292,8 @@ def _end(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
         graph.capture_end()
     except RuntimeError:
         device = torch.cuda.current_device()
-        with suppress(
-            RuntimeError, AttributeError, TypeError
-        ):  # private names, which another release may lack
+        # Private names, which another release may lack.
+        with suppress(RuntimeError, AttributeError, TypeError):
             torch._C._cuda_endAllocateToPool(device, pool)
             torch._C._cuda_releasePool(device, pool)
         raise
