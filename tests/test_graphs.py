@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Tiny, weights
+from conftest import Tiny, column, weights
 from recorded import Recorded
 from torch import Tensor, nn
 
@@ -102,6 +102,14 @@ def step(reader: Graphs, model: nn.Module, *rows: float) -> Tensor:
     found = reader(model, {"input_ids": torch.tensor(rows), "margins": torch.zeros(1)})
     torch.autograd.backward(found.sum())
     return found
+
+
+def test_sft_by_graphs_logs_the_accuracy_that_trl_logs(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = ("per_device_train_batch_size=4", "max_steps=4", "logging_steps=1")
+    expected = column(tiny.make("sft.yaml", *pieces)[0], "mean_token_accuracy")
+    monkeypatch.setattr(sft, "graphed", lambda *given: True)
+    found = column(tiny.make("sft.yaml", *pieces)[0], "mean_token_accuracy")
+    assert found == pytest.approx(expected, abs=1e-6) and len(found) == 4 and max(found) > 0
 
 
 @pytest.mark.parametrize("captures", [False, True])

@@ -22,6 +22,7 @@ from rpo_cli.models.layout import (
     response_rewards,
     shape_of,
     to_device,
+    token_accuracy,
 )
 from rpo_cli.models.load import (
     config_at,

@@ -150,6 +150,14 @@ def response_logps(model: nn.Module, batch: Batch) -> Tensor:
     return logps_of(response_logits(model, batch), batch)
 
 
+def token_accuracy(logits: Tensor, batch: Batch) -> Tensor:
+    """Share of the responses' tokens, EOS included, that are the likeliest ones: a scalar."""
+    depth = batch["predictors"].shape[1]
+    likeliest = logits.argmax(-1).gather(1, batch["predictors"])
+    own = batch["segments"][:, -depth:] > PROMPT
+    return ((likeliest == batch["input_ids"][:, -depth:]) & own).sum() / own.sum()
+
+
 def response_lengths(batch: Batch) -> Tensor:
     """Tokens of each response, EOS included: [G N], in the order of `logps_of`."""
     return torch.cat([own.sum(1) for own in _own(batch)])

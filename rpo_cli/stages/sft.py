@@ -23,6 +23,7 @@ from rpo_cli.models import (
     pad_id,
     response_logits,
     response_logps,
+    token_accuracy,
 )
 from rpo_cli.recipes.schema import SFTRecipe, seed_of
 from rpo_cli.stages.data.rows import columns_of, rows_of
@@ -54,6 +55,8 @@ class FewShapesSFTTrainer(LeanTrainer, TokenTrainer):
         assert num_items_in_batch is not None
         logits = self.reader(response_logits)(model, inputs)
         nll = -logps_of(logits, inputs).sum() / num_items_in_batch
+        if self.is_logged() and not self.device.fixed_shapes:  # there it would be a program more
+            self.note("mean_token_accuracy", token_accuracy(logits.detach(), inputs))
         loss: torch.Tensor = nll * self.accelerator.num_processes
         return loss
 
