@@ -146,6 +146,44 @@ def across(folder: Path) -> Iterator[Sequence[str]]:
         yield (f"{one.measure}: {one.more} - {one.than}", shown[0], chance[0], shown[1], shown[2], chance[1])
 
 
+def lead(folder: Path, measure: str, more: str, than: str) -> np.ndarray:
+    """One policy less another in the mean over ρ, of each seed."""
+    results = load_results(folder)
+    asked = [claim(measure, more, than, mean_over_rho=True)]
+    return np.array(judge(results.cells, results.axes, asked, results.bootstrap, brief=True)[0]["by_seed"])
+
+
+def shown(values: np.ndarray) -> str:
+    """Their mean with Student's t interval."""
+    return "{} ({} … {})".format(*map(number, t_interval(values)))
+
+
+def again(folder: Path) -> Iterator[Sequence[str]]:
+    """e-DPO's lead over DPO in `information` and in a folder that repeats it, and how seeds go together."""
+    yield ("e-dpo - dpo", "first run", "this run", "this less the first", "mean of both", "correlation")
+    for measure in ("advantage", "win", "utility"):
+        one, other = (
+            lead(place, measure, "e-dpo", "dpo") for place in (folder.parent / "information", folder)
+        )
+        together = number(float(np.corrcoef(one, other)[0, 1]))
+        yield (measure, shown(one), shown(other), shown(other - one), shown((one + other) / 2), together)
+
+
+def below(folder: Path) -> Iterator[Sequence[str]]:
+    """Leads over DPO at ρ 0.2 to 0.5 less those of a folder at higher ρ, paired by seed.
+
+    Where the repeated run has a policy its cells are compared, of the same models; else the first run's.
+    """
+    yield ("advantage, less dpo", "ρ 0.2 to 0.5", "here", "the first less these", "of one run")
+    places = [folder.parent / name for name in ("information-again", "information")]
+    there = [load_results(place).axes.policies for place in places]
+    for policy in load_results(folder).axes.policies[1:]:
+        place = next(one for one, has in zip(places, there, strict=True) if policy in has)
+        one, other = (lead(each, "advantage", policy, "dpo") for each in (place, folder))
+        same = "yes" if place is places[0] else "no"
+        yield (policy, shown(one), shown(other), shown(one - other), same)
+
+
 def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
     """Rows of claims, each with the number of seeds in which its difference is above zero."""
     yield ("claim", "difference", "95 % interval", "positive in", "verdict")
@@ -167,6 +205,8 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "advantage": partial(compared, measure="advantage"),
     "utility": partial(compared, measure="utility"),
     "across": across,
+    "again": again,
+    "below": below,
     "ended": partial(compared, measure="utility", ended=True),
 }
 
