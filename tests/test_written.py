@@ -157,13 +157,13 @@ PLAIN_STEPS = "warmup_steps: 0\noptim: adamw_torch"
 CHANGES = {
     "base.yaml": "device: cpu\ndtype: float32\nthreads: 1\nper_device_eval_batch_size: 32",
     "data.yaml": "rows: {prompts_validation: 8, prompts_test: 8}",
-    "sft.yaml": "max_steps: 40\nper_device_train_batch_size: 8\nlearning_rate: 1e-2\n" + PLAIN_STEPS,
+    "sft.yaml": "max_steps: 40\nper_device_train_batch_size: 2\nlearning_rate: 1e-2\n" + PLAIN_STEPS,
     "human-pairs.yaml": "num_prompts: 40\nmax_new_tokens: 24",
-    "oracle.yaml": "max_steps: 8\nper_device_train_batch_size: 8\nlearning_rate: 1e-2\n" + PLAIN_STEPS,
+    "oracle.yaml": "max_steps: 8\nper_device_train_batch_size: 2\nlearning_rate: 1e-2\n" + PLAIN_STEPS,
     "pairs.yaml": "num_samples: 6\nmax_new_tokens: 24",
     "splits.yaml": "num_pairs: 24\nheld_out: 8\nensemble: [0.4, 0.6]",
-    "rm.yaml": "ensemble: [0.4, 0.6]\nmax_steps: 4\nper_device_train_batch_size: 8\n" + PLAIN_STEPS,
-    "policy.yaml": "max_steps: 2\nmax_new_tokens: 8\nper_device_train_batch_size: 8\n" + PLAIN_STEPS,
+    "rm.yaml": "ensemble: [0.4, 0.6]\nmax_steps: 4\nper_device_train_batch_size: 2\n" + PLAIN_STEPS,
+    "policy.yaml": "max_steps: 2\nmax_new_tokens: 8\nper_device_train_batch_size: 2\n" + PLAIN_STEPS,
     "evaluate.yaml": "max_new_tokens: 8\nbootstrap_samples: 100",
 }
 
