@@ -116,7 +116,7 @@ def tried(
     if lead.graphs:
         rows = [row for step in batches for rows in step for row in rows]
         shapes = [shape_of(row["prompt_ids"], groups_of(row), "shared") for row in rows]
-        buckets = few_shapes(shapes, -(-len(batches[0][0]) // lead.pieces), lead.pieces)
+        buckets = few_shapes(shapes, -(-len(batches[0][0]) // lead.pieces), lead.pieces * len(batches[0]))
     collate = PairCollator(pad, buckets=buckets)
     graphs = Graphs(response_logits, collate.largest)
     where = torch.device(device.name)
@@ -188,16 +188,17 @@ def leads(check: Check) -> Iterator[Comparison]:
             release()
         millions = sum(weights.numel() for weights in model.parameters()) / 1e6
         workload = f"{shape.name}: llama {millions:.0f}M, {each * count} pairs, {each} at a time"
-        shipped = found[SHIPPED.name]
-        for name, one in found.items():
+        for lead in LEADS:
+            name, one = lead.name, found[lead.name]
+            other = SHIPPED.name if lead.graphs else BY_KERNEL.name
             first = ", ".join(f"{took:.2f}" for took in one.seconds[:WARM])
             yield Comparison(
                 "dpo step in a bare loop, one thing changed",
                 workload,
                 f"{name}: {each * count / one.median:.1f} pairs/s; first steps {first} s; "
                 f"{one.peak:.1f} GiB; {one.busy}",
-                f"{SHIPPED.name}: {each * count / shipped.median:.1f} pairs/s",
-                [shipped.median / one.median],
+                f"{other}: {each * count / found[other].median:.1f} pairs/s",
+                [found[other].median / one.median],
                 "",
                 None,
             )

@@ -434,9 +434,7 @@ def small_steps(check: Check) -> Iterator[Comparison]:
         lambda: maker.trl_sft(TRL, copy.deepcopy(policy), rows),
         lambda: cut.our_sft(COMPILED, copy.deepcopy(policy), rows, torch_compile=True),
         lambda: cut.our_sft("deterministic", copy.deepcopy(policy), rows, "repeats"),
-        lambda: cut.lean_sft(
-            "rpo, rows as policies have them", copy.deepcopy(policy), rows, cuda_graphs=False
-        ),
+        lambda: cut.lean_sft("rpo, kernel by kernel", copy.deepcopy(policy), rows, cuda_graphs=False),
     )
     steps = partial(faster, bench, work=1, speed=12.5, unit="steps/s")
     yield steps("SFT step", workload, done, (OURS, TRL))
@@ -446,7 +444,11 @@ def small_steps(check: Check) -> Iterator[Comparison]:
         "SFT step, as shipped over deterministic", workload, done, (OURS, "deterministic"), speed=None
     )
     yield steps(
-        "SFT step, another loss", workload, done, ("rpo, rows as policies have them", OURS), speed=None
+        "SFT step, rows as policies have them, kernel by kernel",
+        workload,
+        done,
+        ("rpo, kernel by kernel", OURS),
+        speed=None,
     )
     model = reward(settings, maker.tokenizer, 0, check.device)
     done = check.race(

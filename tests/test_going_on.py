@@ -24,7 +24,7 @@ from test_pipeline import plan, same_artifact
 from test_policy_training import Stop, teach
 
 from rpo_cli.artifacts import Stage, Workspace, job_of
-from rpo_cli.artifacts.damage import damaged_files
+from rpo_cli.artifacts.damage import all_finite, damaged_files
 from rpo_cli.artifacts.files import no_memory
 from rpo_cli.artifacts.tracker import Tracker
 from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed, from_words, in_words
@@ -622,3 +622,9 @@ def test_a_figure_of_ensembles_without_a_b_is_drawn(tiny: Tiny) -> None:
     tiny.run("figure ensemble", "figure.yaml")
     assert (tiny.root / "figures/figure/ensemble.png").exists()
     assert rpo("figure", "ensemble", "--from", tiny.root / "figures/figure", "--out", tiny.root / "again")
+
+
+def test_finite_numbers_whose_sum_overflows_are_finite() -> None:
+    assert all_finite(torch.full((70_000,), 3.0).half())
+    assert not all_finite(torch.tensor([torch.inf, -torch.inf]))
+    assert all_finite(torch.ones(2).to(torch.float8_e5m2)), "which has no sums"

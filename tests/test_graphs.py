@@ -156,7 +156,9 @@ def test_a_model_that_replays_otherwise_is_read_without(caplog: pytest.LogCaptur
         step(reader, model, 1.0)
         step(reader, model, 1.0)
     assert model.weight.grad == 2.0 and not reader.made
-    told = "cuda_graphs: Model: a replay gives other numbers; its steps are launched kernel by kernel"
+    told = (
+        "cuda_graphs: Model: a replay gives other numbers; training goes on without them, with the same steps"
+    )
     assert [record.getMessage() for record in caplog.records] == [told]
 
 
@@ -186,7 +188,7 @@ def test_where_graphs_have_no_memory_training_goes_on_without(caplog: pytest.Log
         step(reader, model, 1.0)
         step(reader, model, 3.0)
     assert model.weight.grad == 4.0 and calls == 5
-    assert "no memory for graphs, which a smaller per_device_train_batch_size leaves; its" in caplog.text
+    assert "no memory for graphs, which a smaller per_device_train_batch_size leaves; training" in caplog.text
 
 
 def test_gradients_so_far_survive_a_check_without_memory() -> None:
@@ -229,9 +231,8 @@ def test_the_largest_shape_is_captured_first_and_reads_the_same(tiny: Tiny) -> N
         shapes.append(tuple(batch["input_ids"].shape))
         return response_logps(model, batch)
 
-    with Graphs(read, (9, 12)).used() as _:
-        reader = Graphs(read, (9, 12))
-        reader.open = True
+    reader = Graphs(read, (9, 12))
+    with reader.used():
         reader(model.train(), batch)
         assert shapes[0] == (2, 21) and len(reader.made) == 2
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import psutil
 import pytest
 from test_going_on import GRAPH, stages
 
@@ -41,8 +42,9 @@ def test_workers_are_spread_over_the_visible_gpus(
 
 def test_workers_beside_a_gpu_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rpo_cli.devices.memory.cpus", lambda: 16)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [seen_by("0", workers)["OMP_NUM_THREADS"] for workers in (1, 3, 20)] == ["16", "5", "1"]
+    assert [seen_by("0", workers)["OMP_NUM_THREADS"] for workers in (1, 3, 20)] == ["8", "5", "1"]
     assert seen_by("", 3) == {}, "there their number is the recipes'"
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert seen_by("0", 3)["OMP_NUM_THREADS"] == "2"
@@ -51,10 +53,18 @@ def test_workers_beside_a_gpu_share_the_cpus(monkeypatch: pytest.MonkeyPatch) ->
 def test_jobs_that_take_each_others_cpus_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     free, fixed = (EvaluateRecipe.model_construct(threads=threads) for threads in (None, 1))
     monkeypatch.setattr("rpo_cli.devices.memory.cpus", lambda: 8)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     said = crowded([fixed, free], 2)
-    assert said is not None and said.startswith("2 jobs take all 8 CPUs each") and "`threads: 4`" in said
+    assert (
+        said is not None
+        and said.startswith("2 jobs of 8 threads each share 8 CPUs")
+        and "`threads: 4`" in said
+    )
     assert crowded([free], 1) is None and crowded([fixed], 2) is None
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
+    assert crowded([free], 2) is None, "a thread for each core, of which there are half as many as CPUs"
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert crowded([free], 2) is None
 

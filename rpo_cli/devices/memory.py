@@ -43,22 +43,30 @@ def seen_by(gpu: str, workers: int) -> dict[str, str]:
     """
     if not gpu:
         return {}
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cpus() // workers)))
+    threads = os.environ.get("OMP_NUM_THREADS", str(min(_own_threads(), max(1, cpus() // workers))))
     return {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": threads}
 
 
 def crowded(recipes: Sequence[Recipe], workers: int) -> str | None:
-    """What to say where several workers take all CPUs each, and so each other's; None: they do not.
+    """What to say where several workers have more threads than there are CPUs; None: they have not.
 
     Their number of threads is the recipes', as a CPU's results depend on it.
     """
-    if workers < 2 or cpus() < 2 or "OMP_NUM_THREADS" in os.environ or all(each.threads for each in recipes):
+    own = _own_threads()
+    fixed = "OMP_NUM_THREADS" in os.environ or all(each.threads for each in recipes)
+    if fixed or own * workers <= cpus():
         return None
     share = max(1, cpus() // workers)
     return (
-        f"{workers} jobs take all {cpus()} CPUs each, which makes all of them slower: `threads: {share}` in "
-        f"the recipes, or OMP_NUM_THREADS={share}, shares them (results differ in their last bits)"
+        f"{workers} jobs of {own} threads each share {cpus()} CPUs, which makes all of them slower: "
+        f"OMP_NUM_THREADS={share}, or `threads: {share}` in the recipes (what exists is then made anew), gives "
+        "each its own; results differ in their last bits"
     )
+
+
+def _own_threads() -> int:
+    """How many threads torch has unless it is told: one for each core that this process may run on."""
+    return min(cpus(), psutil.cpu_count(logical=False) or cpus())
 
 
 def cpus() -> int:

@@ -1,7 +1,7 @@
 """A training's forward and backward passes as CUDA graphs: one launch each, where there were thousands.
 
-A small model keeps a GPU waiting for the host, which launches some 10,000 kernels in a step. A graph of a
-shape of batches is captured once and replayed: the same kernels on the same addresses. So batches have few
+A small model keeps a GPU waiting for the host, which launches thousands of kernels for each piece of a
+batch. A graph of a shape of batches is captured once and replayed: the same kernels on the same addresses. So batches have few
 shapes (`buckets`), they are copied to where the graph reads them, and gradients are added up where it left
 them.
 """
@@ -25,7 +25,7 @@ from rpo_cli.models.layout import PADDING, Batch, Reader
 from rpo_cli.text import first_line
 
 CAPTURES = ("cuda",)  # where a pass is captured; elsewhere it is run again each time, which tests the rest
-READ = ("input_ids", "position_ids", "segments", "predictors", "ends", "attention_mask")  # of a batch
+READ = ("input_ids", "position_ids", "segments", "predictors", "ends")  # of a batch
 WARM = 2  # passes before a capture: what libraries make at a first call must be there
 # Of the largest number: a graph runs the kernels that ran before it; some add up in an order of their own.
 TOLERANCE = 1e-2
@@ -87,7 +87,7 @@ class Graphs:
             return graph
         self._drop()
         why = f"cuda_graphs: {type(model).__name__}: {trouble}"
-        logging.getLogger("rpo").warning("%s; its steps are launched kernel by kernel", why)
+        logging.getLogger("rpo").warning("%s; training goes on without them, with the same steps", why)
         return None
 
     def _drop(self) -> None:

@@ -77,8 +77,8 @@ def sample(
                     return sample_graphs.in_batches(*given)
         except sample_graphs.NotCaptured as error:
             trouble = str(error)
-        told = f"{type(model).__name__}: {trouble}: its samples are drawn kernel by kernel"
-        logging.getLogger("rpo").warning(told)
+        told = f"sampling goes on without CUDA graphs, more slowly, from the same distribution: {trouble}"
+        logging.getLogger("rpo").warning("%s: %s", type(model).__name__, told)
         sample_graphs.give_up(model)
     with devices.reading(model.device):
         return _in_batches(*given)

@@ -1,6 +1,6 @@
 """The sampler of fixed shapes with its step as a CUDA graph, for models whose layers see all tokens before.
 
-A token of a small model is some 2,000 kernels, which a host launches more slowly than a GPU runs them. One
+A token of a small model is more kernels than a host launches while a GPU runs them. One
 thing differs from `sample_static`: all that a step reads and writes stays at its address, so that replaying
 what was launched once is the next step.
 """

@@ -80,8 +80,8 @@ class TrainingRecipe(ModelSource, FourBits):
     cuda_graphs: bool = added(
         True,
         "on one GPU, launch a training's passes as CUDA graphs, one for each of a few "
-        "shapes of batches, which are padded to them; not with gradient_checkpointing, load_in_4bit, "
-        "lora_dropout or an optimiser of the lomo kind",
+        "shapes of batches, which are padded to them; not with `shared_prompts: false`, "
+        "gradient_checkpointing, load_in_4bit, lora_dropout or an optimiser of the lomo kind",
     )
     logging_steps: PositiveInt = cosmetic(10, "steps between lines of metrics.jsonl")
     save_steps: PositiveInt | None = cosmetic(
