@@ -59,8 +59,8 @@ def crowded(recipes: Sequence[Recipe], workers: int) -> str | None:
     share = max(1, cpus() // workers)
     return (
         f"{workers} jobs of {own} threads each share {cpus()} CPUs, which makes all of them slower: "
-        f"OMP_NUM_THREADS={share}, or `threads: {share}` in the recipes (what exists is then made anew), gives "
-        "each its own; results differ in their last bits"
+        f"OMP_NUM_THREADS={share}, or `threads: {share}` in the recipes (what exists is then made anew), "
+        "gives each its own; results differ in their last bits"
     )
 
 

@@ -1,9 +1,9 @@
 """A training's forward and backward passes as CUDA graphs: one launch each, where there were thousands.
 
 A small model keeps a GPU waiting for the host, which launches thousands of kernels for each piece of a
-batch. A graph of a shape of batches is captured once and replayed: the same kernels on the same addresses. So batches have few
-shapes (`buckets`), they are copied to where the graph reads them, and gradients are added up where it left
-them.
+batch. A graph of a shape of batches is captured once and replayed: the same kernels on the same addresses.
+So batches have few shapes (`buckets`), they are copied to where the graph reads them, and gradients are
+added up where it left them.
 """
 
 from __future__ import annotations
