@@ -30,7 +30,7 @@ from benchmarks.workloads import Row, Scale, Settings, Shape, causal, pairs, rew
 from rpo_cli import devices
 from rpo_cli.devices import DEVICES
 from rpo_cli.models import decode, logps, pair_logps, pair_rewards, sample, sample_graphs
-from rpo_cli.models.draws import occurrences, uniforms
+from rpo_cli.models.draws import Sampling, occurrences, uniforms
 from rpo_cli.models.sample_static import in_batches
 from rpo_cli.objectives import OBJECTIVES
 
@@ -520,15 +520,15 @@ def kinds_of_kernel(check: Check) -> Iterator[Comparison]:
 def sampling_leads(check: Check) -> Iterator[Comparison]:
     """Sampling with one thing changed at a time."""
     changed: tuple[tuple[str, sections.Sampler, str], ...] = (
-        ("kernel by kernel", _with((sample_graphs, "GRAPHS", ())), "bfloat16"),
+        ("kernel by kernel", _with((sample_graphs, "CAPTURES", ())), "bfloat16"),
         (
             "kernel by kernel, tokens looked at in every step",
-            _with((sample_graphs, "GRAPHS", ()), (devices, "behind", lambda device: 0)),
+            _with((sample_graphs, "CAPTURES", ()), (devices, "behind", lambda device: 0)),
             "bfloat16",
         ),
         (
             "kernel by kernel, masks left to transformers",
-            _with((sample_graphs, "GRAPHS", ()), (decode, "OWN_MASK", ())),
+            _with((sample_graphs, "CAPTURES", ()), (decode, "OWN_MASK", ())),
             "bfloat16",
         ),
         ("kernel by kernel, cache of a fixed size", _static, "float32"),  # transformers' is of one dtype
@@ -559,18 +559,8 @@ def _static(
 ) -> list[list[int]]:  # fmt: skip
     """The sampler of devices that compile a program for each shape."""
     stops = [tokenizer.eos_token_id]
-    given = (
-        model,
-        tokenizer.pad_token_id,
-        stops,
-        prompts,
-        temperature,
-        top_p,
-        max_new_tokens,
-        batch_size,
-        seed,
-    )
-    return in_batches(*given, lambda done: None)
+    how = Sampling(tokenizer.pad_token_id, stops, temperature, top_p, max_new_tokens, batch_size, seed)
+    return in_batches(model, prompts, how)
 
 
 def figure(check: Check) -> Iterator[Comparison]:

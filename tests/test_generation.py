@@ -219,6 +219,7 @@ def test_rows_leave_when_enough_of_them_have_ended(llama: Any) -> None:
 
 
 def test_a_response_ends_at_the_first_of_the_models_stop_tokens_in_both_samplers() -> None:
+    from rpo_cli.models.draws import Sampling
     from rpo_cli.models.sample_static import in_batches
 
     model = model_of("llama")
@@ -230,7 +231,7 @@ def test_a_response_ends_at_the_first_of_the_models_stop_tokens_in_both_samplers
     assert draw(model, PROMPTS) == expected != plain
     with torch.inference_mode():
         static = in_batches(
-            model, TOKENIZER.pad_token_id, stops, PROMPTS, 1.5, 0.9, LIMIT, 7, 3, lambda done: None
+            model, PROMPTS, Sampling(TOKENIZER.pad_token_id, stops, 1.5, 0.9, LIMIT, batch_size=7, seed=3)
         )
     assert static == expected
 

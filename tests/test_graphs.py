@@ -57,7 +57,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have passes be captured and replayed as far as that can be shown without a GPU."""
     monkeypatch.setattr(graphs, "CAPTURES", ("cpu",))
     monkeypatch.setattr(graphs, "captured", Captured)
-    monkeypatch.setattr(graphs, "_aside", lambda captures: nullcontext())
+    monkeypatch.setattr(graphs, "aside", nullcontext)
 
 
 @pytest.mark.parametrize("captures", [False, True])
@@ -96,6 +96,21 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         self.passes += 1
         return self.weight * batch["input_ids"] + self.drift * self.passes
+
+
+def without_memory_at(call: int) -> Reader:
+    """What reads a batch, and has no memory for it once."""
+    calls = 0
+
+    def read(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        found: Tensor = model(batch)
+        return found
+
+    return read
 
 
 def step(reader: Graphs, model: nn.Module, *rows: float) -> Tensor:
@@ -173,36 +188,17 @@ def test_what_is_not_learnt_from_is_read_without() -> None:
 
 
 def test_where_graphs_have_no_memory_training_goes_on_without(caplog: pytest.LogCaptureFixture) -> None:
-    calls = 0
-
-    def read(model: nn.Module, batch: Batch) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 3:  # the first graph's first replay
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        found: Tensor = model(batch)
-        return found
-
-    model, reader = Model(), Graphs(read)
+    model, reader = Model(), Graphs(without_memory_at(3))  # the first graph's first replay
     with reader.used():
         step(reader, model, 1.0)
         step(reader, model, 3.0)
-    assert model.weight.grad == 4.0 and calls == 5
+    assert model.weight.grad == 4.0 and model.passes == 4
     assert "no memory for graphs, which a smaller per_device_train_batch_size leaves; training" in caplog.text
 
 
 def test_gradients_so_far_survive_a_check_without_memory() -> None:
-    calls = 0
-
-    def read(model: nn.Module, batch: Batch) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 7:  # four passes of the first shape, two of the second, then its check
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        found: Tensor = model(batch)
-        return found
-
-    model, reader = Model(), Graphs(read)
+    # Four passes of the first shape, two of the second, then its check.
+    model, reader = Model(), Graphs(without_memory_at(7))
     with reader.used():
         step(reader, model, 1.0)
         step(reader, model, 3.0, 5.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from rpo_cli.devices import Device, reading
 from rpo_cli.models import new_causal, sample, sample_graphs, stops_of
+from rpo_cli.models.draws import Sampling
 from rpo_cli.stages.data import miniature
 
 TOKENIZER = miniature.build_tokenizer()
@@ -35,22 +37,17 @@ def model_of(kind: str = "llama", **keys: Any) -> PreTrainedModel:
 
 
 def drawn(model: PreTrainedModel, *, graphs: bool = False) -> list[list[int]]:
-    settings = {"temperature": 1.5, "top_p": 0.9, "max_new_tokens": 20, "batch_size": 2, "seed": 3}
+    settings: dict[str, Any] = {"temperature": 1.5, "top_p": 0.9, "max_new_tokens": 20, "batch_size": 2}
     if not graphs:
-        return sample(model, TOKENIZER, PROMPTS, **settings)  # type: ignore[arg-type]
-    given = (
-        TOKENIZER.pad_token_id,
-        stops_of(model.generation_config, TOKENIZER),
-        PROMPTS,
-        *settings.values(),
-    )
+        return sample(model, TOKENIZER, PROMPTS, **settings, seed=3)
+    how = Sampling(TOKENIZER.pad_token_id, stops_of(model.generation_config, TOKENIZER), **settings, seed=3)
     with reading(model.device):
-        return sample_graphs.in_batches(model, *given, lambda done: None)  # type: ignore[call-arg]
+        return sample_graphs.in_batches(model, PROMPTS, how)
 
 
 def record(monkeypatch: pytest.MonkeyPatch, captured: Callable[..., Any] = Recorded) -> None:
-    monkeypatch.setattr(sample_graphs, "GRAPHS", ("cpu",))
-    monkeypatch.setattr(sample_graphs, "_aside", lambda work: work())
+    monkeypatch.setattr(sample_graphs, "CAPTURES", ("cpu",))
+    monkeypatch.setattr(sample_graphs, "aside", nullcontext)
     monkeypatch.setattr(sample_graphs, "captured", captured)
 
 

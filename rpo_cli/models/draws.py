@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +16,23 @@ from rpo_cli.models.tokens import Tokens
 # Probabilities are integers, in units of 2^-40 of the likeliest token's: their sums are exact, in any order
 # and on any device, and fit 63 bits for vocabularies up to 2^23.
 UNIT = 2.0**40
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn, as `sample` is asked for them.
+
+    pad: the padding token; stops: those that end a response; on_batch: told how many prompts are done.
+    """
+
+    pad: int
+    stops: Sequence[int]
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    batch_size: int
+    seed: int
+    on_batch: Callable[[int], None] = lambda done: None
 
 
 def occurrences(prompts: Sequence[Tokens]) -> list[int]:

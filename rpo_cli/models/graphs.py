@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Any
 
@@ -79,7 +79,7 @@ class Graphs:
         try:
             graph = _Graph(self.read, model, batch, self.gradients, pool)
             trouble = graph.trouble and f"a replay gives {graph.trouble}"
-        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:  # of whatever a model does in its passes
             more = "no memory for graphs, which a smaller per_device_train_batch_size leaves"
             trouble = more if no_memory(error) else first_line(error)
         if trouble is None:
@@ -158,7 +158,7 @@ class _Graph:
         self.read, self.model, self.gradients, self.pool = read, model, gradients, pool
         self.batch = {name: tensor.clone() for name, tensor in batch.items()}
         self.captures = gradients.anchor.device.type in CAPTURES
-        with _aside(self.captures):
+        with aside() if self.captures else nullcontext():
             for _ in range(WARM):
                 found: list[Tensor | None] = []  # memory for one pass at a time
                 out = self._pass()
@@ -300,13 +300,10 @@ def _end(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
 
 
 @contextmanager
-def _aside(captures: bool) -> Iterator[None]:
-    """On a stream of its own, as torch's documentation has passes before a capture."""
-    if not captures:
+def aside() -> Iterator[None]:
+    """On the stream of captures, in its turn among the current stream's work: what runs before a capture."""
+    side = stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
         yield
-        return
-    own = stream()
-    own.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(own):
-        yield
-    torch.cuda.current_stream().wait_stream(own)
+    torch.cuda.current_stream().wait_stream(side)

@@ -20,7 +20,7 @@ from rpo_cli.artifacts import positions_of
 from rpo_cli.errors import BadInput, Diverged
 from rpo_cli.models import sample_graphs, sample_static
 from rpo_cli.models.decode import Decoder, decoder_for
-from rpo_cli.models.draws import occurrences, pick, uniforms
+from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
 from rpo_cli.models.generation import stops_of
 from rpo_cli.models.layout import by_length
 from rpo_cli.models.tokens import Tokens
@@ -65,51 +65,41 @@ def sample(
     if not prompts:
         return []
     pad, stops = int(tokenizer.pad_token_id), stops_of(model.generation_config, tokenizer)
-    given = (model, pad, stops, prompts, temperature, top_p, max_new_tokens, batch_size, seed, on_batch)
+    how = Sampling(pad, stops, temperature, top_p, max_new_tokens, batch_size, seed, on_batch)
     if devices.fixed_shapes(model.device):
         with devices.reading(model.device):
-            return sample_static.in_batches(*given)
+            return sample_static.in_batches(model, prompts, how)
     if sample_graphs.worth_it(model):
         trouble = sample_graphs.why_not(model, prompts, pad, max_new_tokens)
         try:
             if trouble is None:
                 with devices.reading(model.device):
-                    return sample_graphs.in_batches(*given)
+                    return sample_graphs.in_batches(model, prompts, how)
         except sample_graphs.NotCaptured as error:
             trouble = str(error)
         told = f"sampling goes on without CUDA graphs, more slowly, from the same distribution: {trouble}"
         logging.getLogger("rpo").warning("%s: %s", type(model).__name__, told)
         sample_graphs.give_up(model)
     with devices.reading(model.device):
-        return _in_batches(*given)
+        return _in_batches(model, prompts, how)
 
 
-def _in_batches(
-    model: PreTrainedModel,
-    pad: int,
-    stops: Sequence[int],
-    prompts: Sequence[Tokens],
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    on_batch: Callable[[int], None],
-) -> list[list[int]]:
+def _in_batches(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -> list[list[int]]:
     copies = occurrences(prompts)
     result: list[list[int]] = [[] for _ in prompts]
-    decoder, even = decoder_for(model, prompts, pad, max_new_tokens, batch_size)
-    ends = frozenset(stops)
+    decoder, even = decoder_for(model, prompts, how.pad, how.max_new_tokens, how.batch_size)
+    ends = frozenset(how.stops)
     done = 0
-    for rows in _batches([len(p) for p in prompts], batch_size, even=even):
+    for rows in _batches([len(p) for p in prompts], how.batch_size, even=even):
         texts = [list(map(int, prompts[i])) for i in rows]
-        table = uniforms(texts, [copies[i] for i in rows], max_new_tokens, seed)
+        table = uniforms(texts, [copies[i] for i in rows], how.max_new_tokens, how.seed)
         table = devices.put(table, model.device)
-        answers = _respond(decoder, texts, table, temperature, top_p, ends, devices.behind(model.device))
+        behind = devices.behind(model.device)
+        answers = _respond(decoder, texts, table, how.temperature, how.top_p, ends, behind)
         for i, answer in zip(rows, answers, strict=True):
             result[i] = answer
         done += len(rows)
-        on_batch(done)
+        how.on_batch(done)
     return result
 
 

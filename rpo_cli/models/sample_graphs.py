@@ -20,13 +20,13 @@ from transformers.cache_utils import StaticLayer
 from rpo_cli.artifacts import no_memory
 from rpo_cli.models import decode, sample_static
 from rpo_cli.models.choice import alike, exactly
-from rpo_cli.models.graphs import captured, stream
+from rpo_cli.models.draws import Sampling
+from rpo_cli.models.graphs import CAPTURES, aside, captured
 from rpo_cli.models.sample_static import _read, _State
 from rpo_cli.models.tokens import Tokens
 from rpo_cli.text import first_line
 
 Made = TypeVar("Made")
-GRAPHS = ("cuda",)  # where a step is captured; elsewhere it is run again and again
 # Parameters up to which a GPU is taken to wait for the host; measured at 135M alone. A graph reads ended
 # rows, the whole cache and every copy of a prompt, which costs more than launches where the host waits.
 HOST_BOUND = 500_000_000
@@ -45,7 +45,7 @@ class NotCaptured(RuntimeError):
 def worth_it(model: PreTrainedModel) -> bool:
     """Whether a model's steps are to be graphs, if they can be."""
     known = model in _given_up
-    return model.device.type in GRAPHS and not known and model.num_parameters() <= HOST_BOUND
+    return model.device.type in CAPTURES and not known and model.num_parameters() <= HOST_BOUND
 
 
 def give_up(model: PreTrainedModel) -> None:
@@ -55,18 +55,7 @@ def give_up(model: PreTrainedModel) -> None:
         torch.cuda.empty_cache()
 
 
-def in_batches(
-    model: PreTrainedModel,
-    pad: int,
-    stops: Sequence[int],
-    prompts: Sequence[Tokens],
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    on_batch: Callable[[int], None],
-) -> list[list[int]]:
+def in_batches(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -> list[list[int]]:
     """`sample` by a graph for each width of batches.
 
     Under autocast the weights' casts are made when the first prompts are read, and kept until the caller
@@ -84,19 +73,15 @@ def in_batches(
         prompts: Sequence[Tokens],
         width: int,
         table: Tensor,
-        temperature: float,
-        top_p: float,
-        stops: Sequence[int],
-        pad: int,
+        how: Sampling,
     ) -> Tensor:
         if width not in made:
             made.clear()  # batches are sorted by length: what another width held is not needed again
-            made[width] = _Batches(model, width, table.shape[1], temperature, top_p)
-        return made[width].respond(prompts, table, stops, pad)
+            made[width] = _Batches(model, width, table.shape[1], how.temperature, how.top_p)
+        return made[width].respond(prompts, table, how.stops, how.pad)
 
-    given = (model, pad, stops, prompts, temperature, top_p, max_new_tokens, batch_size, seed, on_batch)
     try:
-        return sample_static.in_batches(*given, respond)
+        return sample_static.in_batches(model, prompts, how, respond)
     except RuntimeError as error:
         if no_memory(error):
             raise NotCaptured(NO_MEMORY) from error
@@ -214,10 +199,11 @@ class _Batches:
 
     def _advance(self) -> None:
         """One step; those before the capture are steps of the first batch like any other."""
-        if self.model.device.type not in GRAPHS:
+        if self.model.device.type not in CAPTURES:
             self._step()
         elif self.taken < WARM:
-            _as_such(partial(_aside, self._step))
+            with aside():
+                _as_such(self._step)
         else:
             self.graph = self.graph or _as_such(partial(captured, self._step))
             self.graph.replay()
@@ -236,15 +222,6 @@ class _Batches:
         seen = state.seen & (self.columns < self.width + state.step)
         mask = (1 - seen[:, None, None].float()) * torch.finfo(torch.float32).min
         state.logits.copy_(_read(self.model, tokens, state.positions, mask, self.cache))
-
-
-def _aside(work: Callable[[], None]) -> None:
-    """Run it on the stream of captures, in its turn among what the current stream does."""
-    side = stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
 
 
 def _as_such(work: Callable[[], Made]) -> Made:

@@ -16,28 +16,18 @@ from transformers import PreTrainedModel, StaticCache
 from rpo_cli import devices
 from rpo_cli.errors import Diverged
 from rpo_cli.models.buckets import for_batches
-from rpo_cli.models.draws import occurrences, pick, uniforms
+from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
 from rpo_cli.models.layout import by_length
 from rpo_cli.models.tokens import Tokens
 
 LOOK = 16  # steps between two looks at whether all rows have ended: each look waits for the device
 
 
-Respond = Callable[[PreTrainedModel, Sequence[Tokens], int, Tensor, float, float, Sequence[int], int], Tensor]
+Respond = Callable[[PreTrainedModel, Sequence[Tokens], int, Tensor, Sampling], Tensor]
 
 
 def in_batches(
-    model: PreTrainedModel,
-    pad: int,
-    stops: Sequence[int],
-    prompts: Sequence[Tokens],
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    on_batch: Callable[[int], None],
-    respond: Respond | None = None,
+    model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling, respond: Respond | None = None
 ) -> list[list[int]]:
     """`sample` in batches of one size and few widths; a last batch too small reads its first prompt again.
 
@@ -47,7 +37,7 @@ def in_batches(
         Diverged: logits are not finite.
     """
     copies = occurrences(prompts)
-    size = min(batch_size, len(prompts))
+    size = min(how.batch_size, len(prompts))
     # The depth is part of the cache's shape, not of what is read: it is the same in all.
     needed = [(len(prompt), 0) for prompt in prompts]
     batches = list(by_length([len(prompt) for prompt in prompts], size))
@@ -58,17 +48,16 @@ def in_batches(
     for rows in batches:
         filled = [*rows, *[rows[0]] * (size - len(rows))]
         width, _ = buckets.of((max(len(prompts[i]) for i in rows), 0))
-        table = uniforms([prompts[i] for i in filled], [copies[i] for i in filled], max_new_tokens, seed)
-        tokens = (respond or _respond)(
-            model, [prompts[i] for i in filled], width, table, temperature, top_p, stops, pad
-        )
+        texts = [prompts[i] for i in filled]
+        table = uniforms(texts, [copies[i] for i in filled], how.max_new_tokens, how.seed)
+        tokens = (respond or _respond)(model, texts, width, table, how)
         for i, answer in zip(rows, tokens.tolist(), strict=False):
-            end = next((place for place, token in enumerate(answer, 1) if token in stops), len(answer))
+            end = next((place for place, token in enumerate(answer, 1) if token in how.stops), len(answer))
             result[i] = answer[:end]
             if -1 in result[i]:
                 raise Diverged("the model gave logits that are not finite")
         done += len(rows)
-        on_batch(done)
+        how.on_batch(done)
     return result
 
 
@@ -77,10 +66,7 @@ def _respond(
     prompts: Sequence[Tokens],
     width: int,
     table: Tensor,
-    temperature: float,
-    top_p: float,
-    stops: Sequence[int],
-    pad: int,
+    how: Sampling,
 ) -> Tensor:
     """Tokens [N, steps] that the numbers of `table` choose, on the host; behind a stop they mean nothing.
 
@@ -91,17 +77,17 @@ def _respond(
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     starts = width - lengths
     columns = torch.arange(width + room)
-    padded = [[pad] * (width - len(prompt)) + list(map(int, prompt)) for prompt in prompts]
+    padded = [[how.pad] * (width - len(prompt)) + list(map(int, prompt)) for prompt in prompts]
     ids = torch.tensor(padded).to(device)
     mask = (columns >= starts[:, None]).long().to(device)
     positions = (columns[:width] - starts[:, None]).clamp(min=0).to(device)
-    answers = torch.full((count, room), stops[0])
-    state = _State(*(tensor.to(device) for tensor in (table, answers, lengths, torch.tensor(stops))))
+    answers = torch.full((count, room), how.stops[0])
+    state = _State(*(tensor.to(device) for tensor in (table, answers, lengths, torch.tensor(how.stops))))
     cache = StaticCache(config=model.config, max_cache_len=width + room)
     logits = _read(model, ids, positions, mask, cache)
     devices.step_mark(device)
     for step in range(1, room + 1):
-        tokens = state.take(logits, temperature, top_p)
+        tokens = state.take(logits, how.temperature, how.top_p)
         # The last step reads its tokens for nothing: without that it would be a third program.
         logits = _read(model, tokens, state.positions, mask, cache)
         devices.step_mark(device)
