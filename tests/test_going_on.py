@@ -255,7 +255,7 @@ def test_a_batch_that_memory_does_not_hold_is_cut_in_pieces_and_trains_to_the_sa
 def test_a_worker_that_dies_or_has_no_memory_left_ends_in_words_and_knows_its_stage(tiny: Tiny) -> None:
     """A limit to its memory, so that no thread and no tensor can be made any more once it trains."""
     resource = pytest.importorskip("resource")
-    worker = Worker(0, {})
+    worker = Worker(0, {}, tiny.stage("sft.yaml"))
     try:
         for recipe, at in (("sft.yaml", None), ("dpo.yaml", 1)):
             stage = tiny.stage(recipe, "max_steps=2000")

@@ -93,6 +93,15 @@ def test_init_takes_teachers_and_a_judge_where_they_are_named(here: Path, built:
     assert load("mine.yaml:ipo").recipe.learning_rate == 5e-5  # type: ignore[attr-defined]
 
 
+def test_init_says_which_extra_an_adapter_needs_before_anything_is_trained(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "needs the extra" not in init(here, "--lora").stderr
+    monkeypatch.setattr("rpo_cli.runs.preflight._installed", lambda package: package != "peft")
+    said = init(here, "--lora", "--force").stderr
+    assert "warning: use_peft needs the extra `lora`: pip install 'rpo-cli[lora]'\n" in said
+
+
 def test_init_takes_scores_beside_the_pairs_for_teachers(here: Path) -> None:
     pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
     scored = [{**row, "a": n % 7, "b": 1.5, "c": 0, "d": n % 3} for n, row in enumerate(pairs)]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import psutil
 import pytest
+from rich.console import Console
 from test_going_on import GRAPH, stages
 
 from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.devices.memory import HOST, crowded, free_bytes, named, seen_by
+from rpo_cli.errors import BadInput
+from rpo_cli.recipes import schema
 from rpo_cli.recipes.schema import EvaluateRecipe
 from rpo_cli.runs import pool
 from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.room import LIBRARIES, Room
+from rpo_cli.runs.todo import Todo, width
 
 
 @pytest.mark.parametrize(
@@ -101,15 +106,17 @@ def test_a_worker_is_started_only_where_its_stage_fits_beside_the_others(tmp_pat
 class Idle:
     """A worker that begins no process."""
 
-    def __init__(self, slot: int, environment: dict[str, str]) -> None:
+    def __init__(self, slot: int, environment: dict[str, str], stage: Stage) -> None:
         self.slot, self.gpu, self.at = slot, environment.get("CUDA_VISIBLE_DEVICES", ""), None
+        self.stage, self.ended = stage, False
 
     def take(self, stage: Stage, job: object) -> None:
         self.stage, self.at = stage, job
 
     def kill(self) -> None: ...
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        self.ended = True
 
 
 def test_a_worker_that_is_there_takes_no_stage_that_its_gpu_has_no_room_for(
@@ -130,13 +137,54 @@ def test_a_worker_that_is_there_takes_no_stage_that_its_gpu_has_no_room_for(
         spreads=lambda stage: False,
         progress=SimpleNamespace(start=lambda path: None, note=lambda said: None),
     )
-    crew = pool._Crew(cast(Any, run), 3, ["0"], Room(Workspace(tmp_path, "tiny"), {HOST: 40, "0": 79}))
+    crew = pool._Crew(3, ["0"], Room(Workspace(tmp_path, "tiny"), {HOST: 40, "0": 79}))
+    crew.run = cast(Any, run)
     at_work = []
     while crew._hand_out():
         at_work.append([worker.stage.path for worker in crew.workers if worker.at is not None])
         for worker in crew.workers:
             worker.at = None
     assert at_work == [names[:3], names[3:5], names[5:]]
+
+
+@pytest.mark.parametrize(("jobs", "free", "hired"), [(4, 100, 2), (1, 100, 1), (4, 15, 1)])
+def test_as_many_workers_import_ahead_as_the_plan_can_use_and_memory_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, free: int, hired: int
+) -> None:
+    monkeypatch.setattr(pool, "Worker", Idle)
+    monkeypatch.setattr(Room, "need", lambda room, stage, gpu, place: 10 if stage.path == "b" else 1)
+    todo = [Todo(stage, "missing") for stage in stages(GRAPH).values()]
+    assert width(todo) == 2, "b beside c; d and f wait for both"
+    crew = pool._Crew(jobs, [], Room(Workspace(tmp_path, "tiny"), {HOST: free}))
+    crew.hire_ahead(todo, 1)
+    crew.hire_ahead(todo, 4)
+    assert len(crew.workers) == hired
+
+
+@pytest.mark.parametrize(("launch", "device", "hired"), [(None, "cpu", 2), (1, "cpu", 0), (None, "xla", 0)])
+def test_a_plan_that_is_refused_leaves_no_worker_and_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: Any, device: str, hired: int
+) -> None:
+    made: list[Idle] = []
+    monkeypatch.setattr(
+        pool,
+        "Worker",
+        lambda slot, environment, stage: made.append(Idle(slot, environment, stage)) or made[-1],
+    )
+    monkeypatch.setattr("rpo_cli.devices.environment", lambda recipes: {})
+    monkeypatch.setattr("rpo_cli.devices.cpus", lambda: 3)
+    todo = [
+        Todo(replace(stage, recipe=schema.RelabelRecipe(stage="relabel", device=device)), "missing")
+        for stage in stages(GRAPH).values()
+    ]
+
+    def refuse() -> None:
+        raise BadInput("no")
+
+    place = Workspace(tmp_path / "runs", "tiny")
+    with pytest.raises(BadInput, match="no"):
+        pool.execute(todo, place, Console(stderr=True), jobs=2, launch=launch, check=refuse)
+    assert [worker.ended for worker in made] == [True] * hired and not place.root.exists()
 
 
 def test_a_containers_limit_counts_as_the_machines_memory(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rpo_cli.artifacts.files import publish
 from rpo_cli.artifacts.manifest import Manifest
-from rpo_cli.artifacts.origin import RECIPES, Origin, as_yaml
+from rpo_cli.artifacts.origin import Origin, as_yaml
 from rpo_cli.objectives import OBJECTIVES
+from rpo_cli.recipes import RECIPES
 
 CARD = "README.md"
 PAPER = (

@@ -17,7 +17,6 @@ from rpo_cli.recipes import schema
 from rpo_cli.recipes.draft import REFERENCES
 from rpo_cli.recipes.yaml_lines import Dumper
 
-RECIPES = "rpo_recipe.yaml"
 # No model depends on these, however it is made.
 WITHOUT = {"by_rho", "grid", "evaluate", "report_to", "wandb_project", "save_steps", "logging_steps"}
 HEAD = """\

@@ -3,6 +3,7 @@
 from rpo_cli.recipes.complaints import suggest
 from rpo_cli.recipes.draft import same, stands, where
 from rpo_cli.recipes.files import (
+    RECIPES,
     SETTINGS,
     RecipeError,
     find,

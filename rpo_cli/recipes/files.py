@@ -20,6 +20,8 @@ from rpo_cli.recipes.yaml_lines import Document
 # Folders without recipes: settings of another program, and batch sizes for a machine that recipes extend.
 SETTINGS = ("accelerate", "hardware")
 ENDINGS = (".yaml", ".yml")
+# Beside a model: what it was made of, which is no suite among others.
+RECIPES = "rpo_recipe.yaml"
 
 
 class RecipeError(Exception):
@@ -103,7 +105,8 @@ def recipes_in(suite: Path) -> list[Path]:
     """The recipes of a suite: of a folder by name, of one file in its order."""
     if suite.is_file():
         return [suite / f"{name}.yaml" for name in yaml_lines.read(suite).recipes]
-    return [path for file in sorted(suite.glob("*.yaml")) for path in (recipes_in(file) or [file])]
+    files = [file for file in sorted(suite.glob("*.yaml")) if file.name != RECIPES]
+    return [path for file in files for path in (recipes_in(file) or [file])]
 
 
 def find_suite(name: str) -> Path | None:
@@ -174,7 +177,7 @@ def _inside(root: Path) -> Iterator[tuple[Path, Path]]:
     """Recipes below a folder, with their paths relative to it; not the folders of SETTINGS."""
     for path in sorted(root.rglob("*.yaml")):
         relative = path.relative_to(root)
-        if relative.parts[0] not in SETTINGS and path.is_file():
+        if relative.parts[0] not in SETTINGS and path.name != RECIPES and path.is_file():
             yield from ((each.relative_to(root), each) for each in recipes_in(path) or [path])
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 from rpo_cli.artifacts import (
-    RECIPES,
     External,
     Manifest,
     Stage,
@@ -31,7 +30,7 @@ from rpo_cli.artifacts import (
     write_json,
 )
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.recipes import Loaded, RecipeError, article, schema, short_name
+from rpo_cli.recipes import RECIPES, Loaded, RecipeError, article, schema, short_name
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.planning.models import name_of
 from rpo_cli.runs.session import Session, planner_for

@@ -24,6 +24,7 @@ from rpo_cli.runs.check import plan_problems
 from rpo_cli.runs.costs import memory_of
 from rpo_cli.runs.own_suite import Fit, Found, Line, Suite, Wanted
 from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.preflight import unready
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.sizes import Sizes
 from rpo_cli.stages.data.ledger import losses
@@ -216,6 +217,8 @@ def _fit(suite: Suite, data: Stage, workspace: Workspace, session: Session) -> F
         if need <= ROOM * free or (keys, rows) == (ways[-1], sizes[-1]):
             why = f"pairs at a time: about {size(need)}, {size(free)} are free on {device.name}"
             session.say(f"memory: {'an adapter' if keys else 'all weights'}, {rows} {why}")
+            for line in unready([stage], workspace):
+                session.say(f"warning: {line}")
             return Fit(rows, keys, why)
     raise AssertionError("the last way is taken")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +18,7 @@ from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.results import in_words, latest
 from rpo_cli.runs.room import Room
-from rpo_cli.runs.todo import ReadyQueue, Todo
+from rpo_cli.runs.todo import ReadyQueue, Todo, width
 from rpo_cli.runs.work import QUIET_ENVIRONMENT, run_job
 from rpo_cli.runs.workers import Made, Worker, ready
 from rpo_cli.text import clock, size
@@ -35,6 +36,7 @@ def execute(
     finished: Finished = lambda stage, manifest: None,
     launch: Launch | None = None,
     may_diverge: Collection[str] = (),
+    check: Callable[[], None] = lambda: None,
     before: Callable[[Stage], None] = lambda stage: None,
 ) -> set[str]:
     """Run a plan; what is done stays done when something fails or the user interrupts.
@@ -42,46 +44,59 @@ def execute(
     A stage that fails stops only those that need it. `finished` is called in this process after each stage.
     `inherited` goes to the tracker (reporting, group). Stages that train run in the processes of `launch`,
     one after another, and nothing beside them. `may_diverge`: stages of which it is no failure if they do;
-    returns those that did. `before` may refuse a stage, which then failed.
+    returns those that did. `check` may refuse the whole plan before anything is made, while workers import
+    what they need; `before` a stage, which then failed.
 
     Raises:
-        BadInput, RunFailed: what failed and why, and what was not tried, when all the rest is done.
+        BadInput, RunFailed: what failed and why, and what was not tried, when all the rest is done; or what
+            `check` raised.
         KeyboardInterrupt: after workers were stopped.
     """
     if not todo:
         return set()
-    os.environ.update(QUIET_ENVIRONMENT | devices.environment([item.stage.recipe for item in todo]))
-    workspace.open()
+    recipes = [item.stage.recipe for item in todo]
+    os.environ.update(QUIET_ENVIRONMENT | devices.environment(recipes))
     forced = {item.stage.path for item in todo if item.reason == "forced"}
+    gpus = devices.gpus(recipes) if jobs > 1 else []
+    crew = _Crew(jobs, gpus, Room(workspace, devices.free_bytes(gpus)))
 
     def job(stage: Stage) -> Job[Recipe]:
         before(stage)
         return job_of(stage, workspace, inherited or {}, force=stage.path in forced, launch=launch)
 
-    run = _Run(
-        ReadyQueue(todo, longest_first=jobs > 1),
-        PlanProgress(
-            console,
-            {item.stage.path: item.seconds for item in todo},
-            min(jobs, len(todo)),
-            {item.stage.path: item.stage.kind for item in todo},
-            latest=lambda path: latest(workspace.root / path / METRICS),
-        ),
-        job,
-        finished,
-        launch,
-    )
     try:
-        if jobs == 1:
-            run.here()
-        else:
-            recipes = [item.stage.recipe for item in todo]
-            gpus = devices.gpus(recipes)
-            if not gpus and (said := devices.crowded(recipes, min(jobs, len(todo)))) is not None:
-                run.progress.note(f"note: {said}")
-            _Crew(run, jobs, gpus, Room(workspace, devices.free_bytes(gpus))).work()
+        # A stage's GPU is chosen when it begins, and a TPU belongs to one process.
+        ahead = not gpus and launch is None and all(each.device != "xla" for each in recipes)
+        if jobs > 1 and ahead:
+            crew.hire_ahead(todo, devices.cpus() - 1)  # this process takes one for what it checks
+        check()
+        workspace.open()
+        run = _Run(
+            ReadyQueue(todo, longest_first=jobs > 1),
+            PlanProgress(
+                console,
+                {item.stage.path: item.seconds for item in todo},
+                min(jobs, len(todo)),
+                {item.stage.path: item.stage.kind for item in todo},
+                latest=lambda path: latest(workspace.root / path / METRICS),
+            ),
+            job,
+            finished,
+            launch,
+        )
+        try:
+            if jobs == 1:
+                run.here()
+            else:
+                if not gpus and (said := devices.crowded(recipes, min(jobs, len(todo)))) is not None:
+                    run.progress.note(f"note: {said}")
+                if ahead:
+                    crew.hire_ahead(todo, jobs)
+                crew.work(run)
+        finally:
+            run.progress.close()
     finally:
-        run.progress.close()
+        crew.end()
     run.failures.leave([] if not run.failures.hopeless else [stage.path for stage in run.line])
     forgiven = run.failures.forgive(may_diverge)
     if (error := run.failures.error(workspace)) is not None:
@@ -137,26 +152,39 @@ class _Run:
 class _Crew:
     """The workers of a run: at most `jobs`, and no more than there is memory for."""
 
-    run: _Run
     jobs: int
     gpus: Sequence[str]
     room: Room
+    run: _Run = field(init=False)
     workers: list[Worker] = field(default_factory=list)
     # Stages whose worker died once; each is retried when nothing else runs.
     alone: list[Stage] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)  # once, and their worker died or had not the memory
 
-    def work(self) -> None:
+    def hire_ahead(self, todo: Sequence[Todo], at_most: int) -> None:
+        """Start the workers that a plan can use at once, if there is room: they import before it begins."""
+        stages = [each.stage for each in todo]
+        largest = max(stages, key=lambda stage: self.room.need(stage, "", devices.HOST))
+        with suppress(OSError):  # the system starts none now; it is asked once more when one is needed
+            for slot in range(len(self.workers), min(self.jobs, width(todo), at_most)):
+                held = [(worker.stage, worker.gpu) for worker in self.workers]
+                if self.workers and self.room.lacks(largest, "", held) is not None:
+                    return
+                self.workers.append(Worker(slot, {}, largest))
+
+    def work(self, run: _Run) -> None:
         """Run all stages that can be run."""
-        try:
-            while self._hand_out():
-                for worker in ready(self.workers):
-                    self._hear(worker)
-        finally:
-            for worker in self.workers:  # at once: Ctrl-C while one is waited for must leave no other at work
-                worker.kill()
-            for worker in self.workers:
-                worker.end()
+        self.run = run
+        while self._hand_out():
+            for worker in ready(self.workers):
+                self._hear(worker)
+
+    def end(self) -> None:
+        """End all workers."""
+        for worker in self.workers:  # at once: Ctrl-C while one is waited for must leave no other at work
+            worker.kill()
+        for worker in self.workers:
+            worker.end()
 
     def _hand_out(self) -> bool:
         """Give stages to as many workers as may run; whether any is at work."""
@@ -211,7 +239,7 @@ class _Crew:
             )
             return None
         try:
-            self.workers.append(Worker(slot, devices.seen_by(gpu, self.jobs)))
+            self.workers.append(Worker(slot, devices.seen_by(gpu, self.jobs), stage))
         except OSError as error:
             if not self.workers:
                 raise RunFailed(f"no worker process can be started: {error.strerror or error}") from error

@@ -12,7 +12,6 @@ import yaml
 
 from rpo_cli.artifacts import (
     CARD,
-    RECIPES,
     Workspace,
     hash_path,
     origin_of,
@@ -23,7 +22,7 @@ from rpo_cli.artifacts import (
 )
 from rpo_cli.artifacts.snapshots import lock_file
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.recipes import load
+from rpo_cli.recipes import RECIPES, load
 from rpo_cli.runs.export import WEIGHTS
 from rpo_cli.runs.session import Session, planner_for
 

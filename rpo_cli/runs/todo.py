@@ -86,6 +86,16 @@ def states(
     return found
 
 
+def width(todo: Sequence[Todo]) -> int:
+    """How many stages of a plan can run beside each other, if all took equally long."""
+    line, most = ReadyQueue(todo, longest_first=False), 0
+    while wave := list(line):
+        most = max(most, len(wave))
+        for stage in wave:
+            line.done(stage)
+    return most
+
+
 class ReadyQueue:
     """Stages in the order in which they are taken: those whose inputs are there, in the order of the plan.
 

@@ -32,15 +32,13 @@ class Made(NamedTuple):
 class Worker:
     """A process, and the job that it is at. What it says comes through a pipe, which needs no thread.
 
-    `slot`: its number among those of now; `environment`: which GPU it sees. OSError: the system starts no
-    further process.
+    `slot`: its number among those of now; `environment`: which GPU it sees; `stage`: the last one that it
+    took, at first the one that it is started for. OSError: the system starts no further process.
     """
 
-    stage: Stage  # the last one that it took
-
-    def __init__(self, slot: int, environment: Mapping[str, str]) -> None:
+    def __init__(self, slot: int, environment: Mapping[str, str], stage: Stage) -> None:
         context = multiprocessing.get_context("spawn")
-        self.slot, self.environment = slot, environment
+        self.slot, self.environment, self.stage = slot, environment, stage
         self.at: Job[Recipe] | None = None
         self.pipe, theirs = context.Pipe()
         with theirs:

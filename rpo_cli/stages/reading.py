@@ -19,9 +19,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
-from rpo_cli.artifacts import MANIFEST, RECIPES, below_adapters, positions_of
+from rpo_cli.artifacts import MANIFEST, below_adapters, positions_of
 from rpo_cli.errors import BadInput
 from rpo_cli.models import TokenRow, config_at, encode, fitting, load_reward, load_tokenizer, same_tokens
+from rpo_cli.recipes import RECIPES
 from rpo_cli.recipes.schema import EvaluateRecipe, RelabelRecipe, ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, UNLIMITED, Rows
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, messages
