@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -82,6 +83,14 @@ def rpo(*arguments: object, code: int = 0) -> Any:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == code, f"{arguments}\n{result.output}\n{result.exception!r}"
     return result
+
+
+@pytest.fixture(autouse=True)
+def nothing_proven() -> None:
+    """No test knows what another has seen of its models."""
+    for name in ("choice", "decode", "sample_graphs"):
+        if (module := sys.modules.get(f"rpo_cli.models.{name}")) is not None:
+            module.PROVEN.seen.clear()
 
 
 @dataclass

@@ -127,6 +127,7 @@ def test_a_mask_that_lets_responses_see_each_other_would_show(
     assert shares(model, prompts, groups)
     right = layout.attention_of
     monkeypatch.setattr(layout, "attention_of", lambda segments: right(segments.clamp(max=PROMPT)))
+    choice_of_layout.PROVEN.seen.clear()
     assert not shares(model, prompts, groups)
 
 

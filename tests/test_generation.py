@@ -24,6 +24,7 @@ SAMPLING = import_module("rpo_cli.models.sample")  # the file: in its package th
 TOKENIZER = miniature.build_tokenizer()
 EOS = TOKENIZER.eos_token_id
 LIMIT = 14
+USUAL = decode._Kind("past_key_values", ordinary=True)
 # Large weights: a shifted position, a padding token seen or a state of another row would show.
 SIZES = {
     "hidden_size": 16,
@@ -243,6 +244,7 @@ def test_a_cache_that_gives_other_logits_is_not_used(llama: Any, caplog: pytest.
 
     right = draw(llama, PROMPTS)
     handle = llama.register_forward_pre_hook(shifted, with_kwargs=True)
+    decode.PROVEN.seen.clear()
     try:
         assert draw(llama, PROMPTS) == right
     finally:
@@ -257,7 +259,7 @@ def test_too_little_memory_for_a_cache_says_nothing_of_it(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(DynamicCache, "update", full)
-    monkeypatch.setattr(decode, "_cache_of", lambda model, token: "past_key_values")
+    monkeypatch.setattr(decode, "_cache_of", lambda model, token: USUAL)
     with pytest.raises(torch.OutOfMemoryError):
         draw(llama, PROMPTS)
 
@@ -284,6 +286,7 @@ def test_a_cache_that_rows_cannot_leave_is_not_used(
     """Finished rows leave the batch; the states of some models, as MiniMax's, stay in their places."""
     right = draw(llama, PROMPTS)
     monkeypatch.setattr(DynamicCache, "reorder_cache", lambda cache, rows: None)
+    decode.PROVEN.seen.clear()
     assert draw(llama, PROMPTS) == right
     assert "gives other logits with its cache than without: every step reads the whole" in caplog.text
 
@@ -315,7 +318,7 @@ def test_a_mask_made_here_gives_the_same_logits_or_is_found_out(name: str, right
         more = [(text * 2)[:4] for text in texts]
         alone = torch.cat([decode._alone(model, *row) for row in zip(texts, more, strict=True)])
         for own_mask in (False, True):
-            decoder = decode._Cached(model, pad, "past_key_values", own_mask=own_mask)
+            decoder = decode._Cached(model, pad, USUAL, own_mask=own_mask)
             assert decode._gives(alone, decoder, [(texts, more)]) == (right or not own_mask)
 
 

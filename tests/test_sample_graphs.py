@@ -96,6 +96,8 @@ def test_a_cache_of_fixed_size_that_gives_other_logits_is_found_out(
         return update(self, keys * (1.01 if keys.shape[2] == 1 else 1), values, *args, **kwargs)
 
     monkeypatch.setattr(sample_graphs._Layer, "update", late)
+    assert sample_graphs.why_not(model, PROMPTS[:1], pad, 19) is None, "seen of longer texts"
+    sample_graphs.PROVEN.seen.clear()
     assert (
         sample_graphs.why_not(model, PROMPTS, pad, 20) == "its logits are others with a cache of fixed size"
     )

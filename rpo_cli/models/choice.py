@@ -26,6 +26,7 @@ from rpo_cli.models.layout import (
     shape_of,
     to_device,
 )
+from rpo_cli.models.proven import Proven, built_alike
 from rpo_cli.models.tokens import Tokens
 from rpo_cli.text import first_line
 
@@ -34,6 +35,7 @@ from rpo_cli.text import first_line
 TOLERANCE = 1e-5
 # Of numbers that differ only if a model is no causal one at all.
 LOOSE = 1e-3
+PROVEN = Proven()
 INSTEAD = {"shared": "every response gets a row of its own", "plain": "padding stands behind the rows"}
 
 
@@ -43,7 +45,8 @@ def layout_for(
     """The first of the layouts in which the model gives the numbers of rows read alone; logs which it cannot.
 
     Shared prompts need attention that takes any mask, plain rows a model that heeds the mask of its padding:
-    recurrent states and windows often do neither. `read` is `response_logps` or `response_rewards`.
+    recurrent states and windows often do neither. `read` is `response_logps` or `response_rewards`. Where a
+    model that is built alike read longer rows rightly in the first layout, this one is not tried again.
 
     Raises:
         BadInput: none, or a language model whose tokens see those behind them.
@@ -53,6 +56,9 @@ def layout_for(
     if shared:
         layouts.insert(0, "shared")
     name = type(model).__name__
+    way, lengths = (built_alike(model), read, layouts[0], len(groups[0])), _lengths(prompts, groups)
+    if PROVEN.holds(way, lengths):
+        return layouts[0]
     with exactly(model):
         alone = _alone(model, read, prompts, groups, pad)
         if not alone.isfinite().all():
@@ -62,12 +68,29 @@ def layout_for(
         for layout in layouts:
             reason = _trouble(model, read, prompts, groups, pad, layout, alone)
             if reason is None:
+                if layout == layouts[0]:
+                    PROVEN.note(way, lengths)
                 return layout
             if layout in INSTEAD:
                 what = "share prompts" if layout == "shared" else "read rows with padding before them"
                 log = logging.getLogger("rpo")
                 log.warning("%s cannot %s: %s; %s", name, what, reason, INSTEAD[layout])
     raise BadInput(f"{name} cannot be read in batches: {reason}")
+
+
+def _lengths(prompts: Sequence[Tokens], groups: Groups) -> tuple[int, ...]:
+    """The longest prompt and response, the longest row of one and of all; how much lengths differ."""
+    responses = [[len(response) for response in group] for group in groups]
+    rows = [(len(prompt), max(each), sum(each)) for prompt, each in zip(prompts, responses, strict=True)]
+    shortest = min(len(prompt) + min(each) for prompt, each in zip(prompts, responses, strict=True))
+    longest = max(prompt + every for prompt, _, every in rows)
+    return (
+        max(prompt for prompt, _, _ in rows),
+        max(most for _, most, _ in rows),
+        max(prompt + most for prompt, most, _ in rows),
+        longest,
+        longest - shortest,
+    )
 
 
 def telling_rows(prompts: Sequence[Tokens], groups: Groups) -> tuple[list[Tokens], list[Sequence[Tokens]]]:

@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from rpo_cli.artifacts import no_memory
 from rpo_cli.errors import BadInput
 from rpo_cli.models.choice import alike, exactly, is_causal
+from rpo_cli.models.proven import Proven, built_alike
 from rpo_cli.models.tokens import Tokens
 
 STEPS = 4  # that a cache is tried for
 OWN_MASK = ("cuda",)  # where asking for a value is a wait, see _Cached
 # Of the largest logit, with a cache and without: rounding makes 1e-6, a shifted position 1e-2.
 TOLERANCE = 1e-4
+PROVEN = Proven()
 
 
 class Decoder(Protocol):
@@ -39,21 +41,29 @@ def decoder_for(
     """How to read this model's rows step by step, and whether only prompts of one length go together.
 
     Whatever goes fastest among what gives, a few steps long, the logits of rows read alone without a cache.
+    Where a model that is built alike did so with longer texts, the first way is not tried again.
     """
     name, log = type(model).__name__, logging.getLogger("rpo")
-    longest = max(prompts, key=len)
+    longest, shortest = max(prompts, key=len), min(map(len, prompts))
+    own_masks = (True, False) if model.device.type in OWN_MASK else (False,)
+    way, lengths = (built_alike(model), batch_size > 1), (len(longest), _most(longest, room), -shortest)
+    proven = PROVEN.holds(way, lengths)
     with exactly(model):
-        if not is_causal(model, longest):
+        if not proven and not is_causal(model, longest):
             raise BadInput(f"{name}: its tokens see those behind them: it is no causal language model")
         if (cache := _cache_of(model, int(longest[0]))) is None:
             reason = "has no cache this sampler knows"
+        elif proven:
+            return _Cached(model, pad, cache, own_mask=own_masks[0]), False
         else:
-            texts = _telling_texts(model, longest, min(map(len, prompts)), room)
+            texts = _telling_texts(model, longest, shortest, room)
             more = [[text[step % len(text)] for step in range(min(STEPS, room - 1))] for text in texts]
             alone = torch.cat([_alone(model, *row) for row in zip(texts, more, strict=True)])
-            for own_mask in (True, False) if model.device.type in OWN_MASK else (False,):
+            for own_mask in own_masks:
                 cached = _Cached(model, pad, cache, own_mask=own_mask)
                 if batch_size > 1 and _gives(alone, cached, [(texts, more)]):
+                    if own_mask == own_masks[0]:
+                        PROVEN.note(way, lengths)
                     return cached, False
             cuts = [0, *range(2 if batch_size > 1 else 1, len(texts)), len(texts)]
             even = [(texts[one:other], more[one:other]) for one, other in pairwise(cuts)]
@@ -66,11 +76,19 @@ def decoder_for(
     return _Recomputed(model, pad), False
 
 
-def _cache_of(model: PreTrainedModel, token: int) -> str | None:
-    """What the model's cache is called, found by giving it one token and asking for it; None: it has none."""
+class _Kind(NamedTuple):
+    """What a model calls its cache, and whether that is transformers' usual one."""
+
+    name: str
+    ordinary: bool
+
+
+def _cache_of(model: PreTrainedModel, token: int) -> _Kind | None:
+    """What cache the model has, found by giving it one token and asking for it; None: it has none."""
     output = model(input_ids=torch.tensor([[token]], device=model.device), use_cache=True)
     names = ("past_key_values", "cache_params")  # the second is that of state-space models
-    return next((name for name in names if isinstance(getattr(output, name, None), Cache)), None)
+    found = {name: cache for name in names if isinstance(cache := getattr(output, name, None), Cache)}
+    return next((_Kind(name, type(cache) in USUAL) for name, cache in found.items()), None)
 
 
 def _telling_texts(model: PreTrainedModel, longest: Tokens, shortest: int, room: int) -> list[list[int]]:
@@ -78,13 +96,18 @@ def _telling_texts(model: PreTrainedModel, longest: Tokens, shortest: int, room:
 
     The first comes twice, as copies of a prompt do.
     """
-    most = len(longest) + max(0, room - 1 - STEPS)
+    most = _most(longest, room)
     settings = model.config.get_text_config().to_dict()
     windows = [value for name, value in settings.items() if "window" in name and isinstance(value, int)]
     below = [window - 2 for window in windows if shortest < window - 2 < most]
     lengths = sorted({shortest, len(longest), most, *below})
     text = list(map(int, longest)) * (1 + most // len(longest))
     return [text[:length] for length in [lengths[0], *lengths]]
+
+
+def _most(longest: Tokens, room: int) -> int:
+    """The longest text that a sample is before its last steps."""
+    return len(longest) + max(0, room - 1 - STEPS)
 
 
 def _alone(model: PreTrainedModel, text: Sequence[int], more: Sequence[int]) -> Tensor:
@@ -133,6 +156,9 @@ class _OneDtype(DynamicCache):
         return super().update(key_states.to(value_states.dtype), value_states, *args, **kwargs)
 
 
+USUAL = (DynamicCache, _OneDtype)
+
+
 class _Cached:
     """Prompts padded on the left, each read once however many rows have it; then a token per row and step.
 
@@ -140,10 +166,10 @@ class _Cached:
     in every step whether there is any, and a GPU must have done all before to answer.
     """
 
-    def __init__(self, model: PreTrainedModel, pad: int, cache: str, *, own_mask: bool) -> None:
-        self.model, self.pad, self.cache_name, self.own_mask = model, pad, cache, own_mask
+    def __init__(self, model: PreTrainedModel, pad: int, cache: _Kind, *, own_mask: bool) -> None:
+        self.model, self.pad, self.own_mask = model, pad, own_mask
+        self.cache_name, self.ordinary = cache
         self.takes = inspect.signature(model.forward).parameters.keys()
-        self.ordinary = False  # whether the cache that the model makes is transformers' usual one
 
     def start(self, prompts: Sequence[Tokens], room: int) -> Tensor:
         distinct = list(dict.fromkeys(map(tuple, prompts)))
@@ -192,7 +218,6 @@ class _Cached:
             inputs |= {"attention_mask": mask, "position_ids": positions}
         output = self.model(**{name: value for name, value in inputs.items() if name in self.takes})
         self.cache, self.begun = getattr(output, self.cache_name), True
-        self.ordinary = type(self.cache) in (DynamicCache, _OneDtype)
         logits: Tensor = output.logits[:, -1]
         return logits
 

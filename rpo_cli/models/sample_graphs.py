@@ -22,6 +22,7 @@ from rpo_cli.models import decode, sample_static
 from rpo_cli.models.choice import alike, exactly
 from rpo_cli.models.draws import Sampling
 from rpo_cli.models.graphs import CAPTURES, aside, captured
+from rpo_cli.models.proven import Proven, built_alike
 from rpo_cli.models.sample_static import _read, _State
 from rpo_cli.models.tokens import Tokens
 from rpo_cli.text import first_line
@@ -32,6 +33,7 @@ Made = TypeVar("Made")
 HOST_BOUND = 500_000_000
 NO_MEMORY = "no memory for a cache of fixed size, which a smaller per_device_eval_batch_size leaves"
 WARM = 3  # steps before the capture, as torch's documentation has them: what is made at a first call is there
+PROVEN = Proven()
 LOOK = 8  # steps between two looks at whether all rows have ended: each look waits for the device
 
 
@@ -89,14 +91,20 @@ def in_batches(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling)
 
 
 def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: int) -> str | None:
-    """What keeps a model from being read so; None: it gives the logits of rows read alone without a cache."""
+    """What keeps a model from being read so; None: it gives the logits of rows read alone without a cache.
+
+    Where a model that is built alike did so with longer texts, it is not tried again.
+    """
+    longest, shortest = max(prompts, key=len), min(map(len, prompts))
+    way, lengths = built_alike(model), (len(longest), room, -shortest)
+    if PROVEN.holds(way, lengths):
+        return None
     try:
         layers = StaticCache(config=model.config, max_cache_len=1).layers
         if not all(type(layer) is StaticLayer for layer in layers):
             return "some of its layers do not see all tokens before"
         with exactly(model):
-            longest = max(prompts, key=len)
-            texts = decode._telling_texts(model, longest, min(map(len, prompts)), room)
+            texts = decode._telling_texts(model, longest, shortest, room)
             steps = min(decode.STEPS, room)
             more = [[text[step % len(text)] for step in range(steps)] for text in texts]
             alone = torch.cat([decode._alone(model, *row) for row in zip(texts, more, strict=True)])
@@ -105,6 +113,7 @@ def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: i
                 return "its logits are others with a cache of fixed size"
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         return NO_MEMORY if no_memory(error) else first_line(error)
+    PROVEN.note(way, lengths)
     return None
 
 
