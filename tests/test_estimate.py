@@ -265,6 +265,40 @@ def test_the_share_of_the_peak_is_the_measured_one_where_there_is_a_measurement(
     assert share == 0.35 and "assumed, not measured" in said
 
 
+def test_small_models_reach_the_share_of_the_peak_that_was_measured_of_one(
+    empty: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_figure(empty)
+
+    def costs(*arguments: object) -> dict[str, Any]:
+        return cast(dict[str, Any], plan(empty, "sweep", "dpo.yaml", "--rho", "0.5", *arguments)["estimate"])
+
+    card = json.loads((ROOT / "benchmarks" / "gpu" / "NVIDIA-H100-80GB-HBM3.json").read_text())
+    step = "kernel by kernel, torch's norms: "
+    said = next(one["ours"] for one in card["leads"]["comparisons"] if one["ours"].startswith(step))
+    workload = card["small_steps"]["comparisons"][0]["workload"]
+    million, prompt, response = (
+        float(re.search(pattern, workload)[1])  # type: ignore[index]
+        for pattern in (r"llama ([\d.]+)M", r"prompts (\d+) tokens", r"responses (\d+) ")
+    )
+    pairs_per_second = float(said.removeprefix(step).split()[0])
+    reached = pairs_per_second * 6 * million * 1e6 * (prompt + 2 * response) / 989e12
+    card_80g = costs("--device-name", "h100-80g")
+    assert card_80g["mfu_small"] == round(reached, 2)
+    assert any("at most 500M parameters reach 5%" in line for line in card_80g["assumptions"])
+    flops = card_80g["flops"]["train"] + card_80g["flops"]["score"]
+    reads = sum(group["read_bytes"] for group in card_80g["by_kind"])
+    assert sum(group["small"] for group in card_80g["by_kind"]) == pytest.approx(flops)
+    assert card_80g["hours"] * 3600 == pytest.approx(flops / (989e12 * 0.05) + reads / (3350e9 * 0.5))
+    monkeypatch.setattr("rpo_cli.runs.costs.SMALL", 1)
+    large = costs("--device-name", "h100-80g")
+    assert large["hours"] * 3600 == pytest.approx(flops / (989e12 * 0.14) + reads / (3350e9 * 0.5))
+    for arguments in (("h100-80g", "--mfu", "0.3"), ("a100-80g",), ("h100-80g", "--tflops", "1979")):
+        other = costs("--device-name", *arguments)
+        assert other["mfu_small"] == other["mfu"]
+        assert not any("at most" in line for line in other["assumptions"])
+
+
 def test_lora_and_checkpointing_change_memory_and_flops(empty: Tiny) -> None:
     with_figure(empty)
 
@@ -356,7 +390,7 @@ def test_every_listed_device_has_its_numbers_and_no_price() -> None:
     devices = yaml.safe_load(ACCELERATORS.read_text())
     assert len(devices) >= 8
     for numbers in devices.values():
-        assert numbers.keys() - {"mfu"} == {"tflops", "memory_gb", "bandwidth_gb_s"} and all(
+        assert numbers.keys() - {"mfu", "mfu_small"} == {"tflops", "memory_gb", "bandwidth_gb_s"} and all(
             value > 0 for value in numbers.values()
         )
 

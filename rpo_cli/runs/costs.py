@@ -12,11 +12,13 @@ from rpo_cli.artifacts import Stage
 from rpo_cli.recipes import schema
 from rpo_cli.runs.sizes import Lengths, Model, Sizes, Unknown
 
+SMALL = 500_000_000  # parameters up to which a GPU waits for the host; measured at 135M and at 1.24B
+
 
 @dataclass
 class Work:
     """What one kind of stage does: FLOPs and tokens by way of working, and bytes of weights that decoding
-    reads.
+    reads. small: of the FLOPs to train and score, those of models of at most SMALL parameters.
     """
 
     train: float = 0.0
@@ -26,6 +28,7 @@ class Work:
     score_tokens: float = 0.0
     decode_tokens: float = 0.0
     read_bytes: float = 0.0
+    small: float = 0.0
 
     def __iadd__(self, other: Work) -> Work:
         for name, value in vars(other).items():
@@ -271,11 +274,17 @@ def _of_pair(recipe: schema.Recipe, found: Lengths) -> float:
 
 def _training(recipe: schema.TrainingRecipe, model: Model, tokens: float) -> Work:
     factor = (4 if recipe.use_peft else 6) + (2 if recipe.gradient_checkpointing else 0)
-    return Work(train=factor * model.parameters * tokens, train_tokens=tokens)
+    flops = factor * model.parameters * tokens
+    return Work(train=flops, train_tokens=tokens, small=_if_small(model, flops))
 
 
 def _scoring(model: Model, tokens: float) -> Work:
-    return Work(score=2 * model.parameters * tokens, score_tokens=tokens)
+    flops = 2 * model.parameters * tokens
+    return Work(score=flops, score_tokens=tokens, small=_if_small(model, flops))
+
+
+def _if_small(model: Model, flops: float) -> float:
+    return flops if model.parameters <= SMALL else 0.0
 
 
 def _decoding(model: Model, prompts: int, prompt: float, new: int, batch: int) -> Work:
@@ -291,4 +300,5 @@ def _decoding(model: Model, prompts: int, prompt: float, new: int, batch: int) -
         decode=flops * tokens,
         decode_tokens=tokens,
         read_bytes=read,
+        small=_if_small(model, flops * prompts * prompt),
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.recipes import schema
-from rpo_cli.runs.costs import Work, held_by, memory_of, work_of
+from rpo_cli.runs.costs import SMALL, Work, held_by, memory_of, work_of
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.sizes import Sizes, Unknown
 from rpo_cli.runs.todo import Todo
@@ -98,6 +98,7 @@ def estimate(
         "disk": disk(todo, sizes, keep, places),
         "device": None if device is None else vars(device),
         "mfu": question.mfu,
+        "mfu_small": question.mfu_small,
         "price_per_hour": question.price_per_hour,
         **sums,
         "assumptions": [*ASSUMPTIONS, *_device_assumptions(question)],
@@ -123,11 +124,13 @@ def _time(work: Work, question: Question) -> dict[str, float | None]:
     """
     if question.device is None:
         return {"hours": None, "dollars": None}
-    rate = question.device.tflops * 1e12 * question.mfu
+    peak = question.device.tflops * 1e12
+    rate = peak * question.mfu
     decoding = work.decode / rate
     if question.device.bandwidth_gb_s is not None:
         decoding = max(decoding, work.read_bytes / (question.device.bandwidth_gb_s * 1e9 * READ_SHARE))
-    hours = ((work.train + work.score) / rate + decoding) / 3600
+    large = work.train + work.score - work.small
+    hours = (large / rate + work.small / (peak * question.mfu_small) + decoding) / 3600
     return {
         "hours": hours,
         "dollars": None if question.price_per_hour is None else hours * question.price_per_hour,
@@ -142,6 +145,11 @@ def _device_assumptions(question: Question) -> list[str]:
         f"{device.name}: {device.tflops:g} TFLOP/s peak, of which {question.mfu:.0%} is reached "
         f"({question.mfu_from})"
     ]
+    if question.mfu_small != question.mfu:
+        listed.append(
+            f"models of at most {SMALL / 1e6:.0f}M parameters reach {question.mfu_small:.0%} (measured: "
+            "a dpo step of 135M, kernel by kernel)"
+        )
     if device.bandwidth_gb_s is not None:
         listed.append(
             f"decoding reads all float32 weights for each new token of a batch, at {READ_SHARE:.0%} of "

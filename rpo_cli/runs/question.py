@@ -16,21 +16,26 @@ ACCELERATORS = Path(__file__).with_name("accelerators.yaml")
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One accelerator: peak TFLOP/s; GB, GB/s of memory where known; `mfu` where measured."""
+    """One accelerator: peak TFLOP/s; GB, GB/s of memory where known; `mfu` and that of small models if measured."""
 
     name: str
     tflops: float
     memory_gb: float | None = None
     bandwidth_gb_s: float | None = None
     mfu: float | None = None
+    mfu_small: float | None = None
 
 
 @dataclass(frozen=True)
 class Question:
-    """What an estimate is asked for; `mfu_from`: whether the share was given, measured or is assumed."""
+    """What an estimate is asked for; `mfu_from`: whether the share was given, measured or is assumed.
+
+    mfu_small: the share that models of at most `costs.SMALL` parameters reach.
+    """
 
     device: Accelerator | None
     mfu: float
+    mfu_small: float
     mfu_from: str
     price_per_hour: float | None
     params: float | None
@@ -52,7 +57,9 @@ def asked(dry_run: bool, costs: Costs) -> Question | None:
         known = yaml.safe_load(ACCELERATORS.read_text())
         if name not in known:
             raise BadInput(f"--device-name {name}: not among {', '.join(known)}; give --tflops for another")
-        other_peak = {} if tflops is None else {"tflops": tflops, "mfu": None}  # it was measured of its own
+        other_peak = (
+            {} if tflops is None else {"tflops": tflops, "mfu": None, "mfu_small": None}
+        )  # it was measured of its own
         device = Accelerator(name, **{**known[name], **other_peak})
     elif tflops is not None:
         device = Accelerator(f"a device of {tflops:g} TFLOP/s", tflops)
@@ -64,4 +71,6 @@ def asked(dry_run: bool, costs: Costs) -> Question | None:
         mfu, source = device.mfu, "measured: a dpo step of 1.24B parameters; --mfu for another share"
     else:
         mfu, source = MFU, "assumed, not measured: --mfu"
-    return Question(device, mfu, source, costs.price_per_hour, costs.params)
+    measured = device is not None and costs.mfu is None and device.mfu_small is not None
+    small = device.mfu_small if measured else mfu
+    return Question(device, mfu, small, source, costs.price_per_hour, costs.params)
