@@ -16,7 +16,7 @@ ACCELERATORS = Path(__file__).with_name("accelerators.yaml")
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One accelerator: peak TFLOP/s; GB, GB/s of memory where known; `mfu` and that of small models if measured."""
+    """One accelerator: peak TFLOP/s; GB and GB/s of memory where known; `mfu`, of small models too, if measured."""
 
     name: str
     tflops: float
@@ -71,6 +71,5 @@ def asked(dry_run: bool, costs: Costs) -> Question | None:
         mfu, source = device.mfu, "measured: a dpo step of 1.24B parameters; --mfu for another share"
     else:
         mfu, source = MFU, "assumed, not measured: --mfu"
-    measured = device is not None and costs.mfu is None and device.mfu_small is not None
-    small = device.mfu_small if measured else mfu
+    small = mfu if device is None or costs.mfu is not None else device.mfu_small or mfu
     return Question(device, mfu, small, source, costs.price_per_hour, costs.params)
