@@ -16,7 +16,7 @@ ACCELERATORS = Path(__file__).with_name("accelerators.yaml")
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One accelerator: peak TFLOP/s; GB and GB/s of memory if known; `mfu`, of small models too, if measured."""
+    """One accelerator: peak TFLOP/s; GB, GB/s of memory if known; `mfu`, of small models too, if measured."""
 
     name: str
     tflops: float
