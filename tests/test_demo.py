@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,6 @@ def test_the_demo_shows_both_policies_beside_the_model_before(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["language-model", "reader"])
 def test_the_models_that_the_demo_begins_with_are_those_of_their_cards(name: str) -> None:
-    """`rpo rebuild` of a card makes the same bytes on the same kind of machine."""
     folder = packed() / "demo" / name
     card = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
     made = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.glob("*.safetensors")}
@@ -42,6 +42,14 @@ def test_the_models_that_the_demo_begins_with_are_those_of_their_cards(name: str
     assert set(yaml.safe_load((folder / "rpo_recipe.yaml").read_text())["recipes"]) >= {"data", "pretrain"}
 
 
-def test_what_stands_beside_a_model_is_no_suite_of_its_folder(tmp_path: Path) -> None:
+def test_what_stands_beside_a_model_is_no_suite_of_the_folders_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = rpo("recipe", "list").stdout
     assert "demo.yaml:e-dpo" in said and "rpo_recipe" not in said
+    monkeypatch.chdir(tmp_path)
+    model = Path("recipes/models/mine")
+    shutil.copytree(packed() / "demo" / "reader", model)
+    (model.parent / "one.yaml").write_text("stage: data\nsource: miniature\n")
+    assert rpo("recipe", "check", "recipes").stdout.strip() == "1 recipe, no problems"
+    assert rpo("recipe", "check", model).stdout.strip() == "3 recipes, no problems", "where it is named"

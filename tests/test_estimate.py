@@ -288,7 +288,7 @@ def test_small_models_reach_the_share_of_the_peak_that_was_measured_of_one(
     assert any("at most 500M parameters reach 5%" in line for line in card_80g["assumptions"])
     flops = card_80g["flops"]["train"] + card_80g["flops"]["score"]
     reads = sum(group["read_bytes"] for group in card_80g["by_kind"])
-    assert sum(group["small"] for group in card_80g["by_kind"]) == pytest.approx(flops)
+    assert sum(group["flops_small"] for group in card_80g["by_kind"]) == pytest.approx(flops)
     assert card_80g["hours"] * 3600 == pytest.approx(flops / (989e12 * 0.05) + reads / (3350e9 * 0.5))
     monkeypatch.setattr("rpo_cli.runs.costs.SMALL", 1)
     large = costs("--device-name", "h100-80g")

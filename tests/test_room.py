@@ -20,7 +20,7 @@ from rpo_cli.recipes.schema import EvaluateRecipe
 from rpo_cli.runs import pool
 from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.room import LIBRARIES, Room
-from rpo_cli.runs.todo import Todo, width
+from rpo_cli.runs.todo import ReadyQueue, Todo, width
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,57 @@ def test_as_many_workers_import_ahead_as_the_plan_can_use_and_memory_allows(
     assert len(crew.workers) == hired
 
 
+def test_a_worker_that_was_hired_ahead_takes_no_stage_that_the_machine_has_no_memory_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the stages behind the first one read was not there when it was hired."""
+    monkeypatch.setattr(pool, "Worker", Idle)
+    made = stages({"a": [], "b": ["a"], "c": ["a"]})
+    need = dict.fromkeys(made, 1)
+    monkeypatch.setattr(Room, "need", lambda room, stage, gpu, place: need[stage.path])
+    todo, notes = [Todo(stage, "missing") for stage in made.values()], list[str]()
+    crew = pool._Crew(2, [], Room(Workspace(tmp_path, "tiny"), {HOST: 10}))
+    crew.hire_ahead(todo, 2)
+    assert len(crew.workers) == 2
+    line = ReadyQueue(todo, longest_first=True)
+    progress = SimpleNamespace(start=lambda path: None, note=notes.append)
+    crew.run = cast(Any, SimpleNamespace(
+        line=line, failures=Failures(), job=lambda stage: stage, spreads=lambda stage: False, progress=progress
+    ))  # fmt: skip
+    at_work = []
+    while crew._hand_out():
+        at_work.append([worker.stage.path for worker in crew.workers if worker.at is not None])
+        for worker in crew.workers:
+            if worker.at is not None:
+                line.done(worker.stage)
+                worker.at = None
+        need |= {"b": 7, "c": 7}  # now that their model is there
+    assert at_work == [["a"], ["b"], ["c"]] and notes[0].startswith("note: 1 of 2 jobs at a time: c is")
+
+
+def test_a_worker_that_died_before_it_was_asked_costs_no_stage_its_second_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "Worker", Idle)
+    todo = [Todo(stage, "missing") for stage in stages(GRAPH).values()]
+    crew = pool._Crew(2, [], Room(Workspace(tmp_path, "tiny"), {HOST: LIBRARIES * 9}))
+    crew.hire_ahead(todo, 2)
+    dead, alive = crew.workers
+    monkeypatch.setattr(pool, "ready", lambda workers, seconds=None: [dead] if seconds == 0 else [])
+    monkeypatch.setattr(crew, "_hand_out", lambda: False)
+    crew.work(cast(Any, None))
+    assert crew.workers == [alive] and cast(Any, dead).ended
+
+
+@pytest.mark.parametrize("why", [BadInput("no"), KeyboardInterrupt()])
 @pytest.mark.parametrize(("launch", "device", "hired"), [(None, "cpu", 2), (1, "cpu", 0), (None, "xla", 0)])
 def test_a_plan_that_is_refused_leaves_no_worker_and_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: Any, device: str, hired: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    why: BaseException,
+    launch: Any,
+    device: str,
+    hired: int,
 ) -> None:
     made: list[Idle] = []
     monkeypatch.setattr(
@@ -179,10 +227,10 @@ def test_a_plan_that_is_refused_leaves_no_worker_and_no_folder(
     ]
 
     def refuse() -> None:
-        raise BadInput("no")
+        raise why
 
     place = Workspace(tmp_path / "runs", "tiny")
-    with pytest.raises(BadInput, match="no"):
+    with pytest.raises(type(why)):
         pool.execute(todo, place, Console(stderr=True), jobs=2, launch=launch, check=refuse)
     assert [worker.ended for worker in made] == [True] * hired and not place.root.exists()
 

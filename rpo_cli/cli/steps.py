@@ -29,9 +29,9 @@ TRAIN_POLICY = "\n\n".join(
 
 @command("demo", takes={"workspace", "jobs", "dry_run"}, jobs=2, helps={"workspace": f"{WHERE} runs/demo."})
 def demo(session: "Session") -> None:
-    """See it work, in a few minutes on two cores: DPO beside a distilled policy under length bias.
+    """See it work, in a minute on two cores: DPO beside a distilled policy under length bias.
 
-    Trains small models of the embedded world from scratch; needs no network.
+    Trains small models of the embedded world, from pretrained ones that come along; needs no network.
     """
     from rpo_cli.runs.demo import demo
 

@@ -46,7 +46,7 @@ def layout_for(
 
     Shared prompts need attention that takes any mask, plain rows a model that heeds the mask of its padding:
     recurrent states and windows often do neither. `read` is `response_logps` or `response_rewards`. Where a
-    model that is built alike read longer rows rightly in the first layout, this one is not tried again.
+    model that is built alike read rows within wider bounds rightly in the first layout, it is not tried.
 
     Raises:
         BadInput: none, or a language model whose tokens see those behind them.
@@ -56,8 +56,8 @@ def layout_for(
     if shared:
         layouts.insert(0, "shared")
     name = type(model).__name__
-    way, lengths = (built_alike(model), read, layouts[0], len(groups[0])), _lengths(prompts, groups)
-    if PROVEN.holds(way, lengths):
+    way, bounds = built_alike(model, read, layouts[0], len(groups[0]), pad), _bounds(prompts, groups)
+    if PROVEN.holds(way, bounds):
         return layouts[0]
     with exactly(model):
         alone = _alone(model, read, prompts, groups, pad)
@@ -68,8 +68,8 @@ def layout_for(
         for layout in layouts:
             reason = _trouble(model, read, prompts, groups, pad, layout, alone)
             if reason is None:
-                if layout == layouts[0]:
-                    PROVEN.note(way, lengths)
+                if layout == layouts[0] and alone.min() < alone.max():  # else it says nothing
+                    PROVEN.note(way, bounds)
                 return layout
             if layout in INSTEAD:
                 what = "share prompts" if layout == "shared" else "read rows with padding before them"
@@ -78,18 +78,17 @@ def layout_for(
     raise BadInput(f"{name} cannot be read in batches: {reason}")
 
 
-def _lengths(prompts: Sequence[Tokens], groups: Groups) -> tuple[int, ...]:
-    """The longest prompt and response, the longest row of one and of all; how much lengths differ."""
+def _bounds(prompts: Sequence[Tokens], groups: Groups) -> tuple[int, ...]:
+    """The longest prompt and response, the longest row of one and of all, less than the shortest of one."""
     responses = [[len(response) for response in group] for group in groups]
     rows = [(len(prompt), max(each), sum(each)) for prompt, each in zip(prompts, responses, strict=True)]
     shortest = min(len(prompt) + min(each) for prompt, each in zip(prompts, responses, strict=True))
-    longest = max(prompt + every for prompt, _, every in rows)
     return (
         max(prompt for prompt, _, _ in rows),
         max(most for _, most, _ in rows),
         max(prompt + most for prompt, most, _ in rows),
-        longest,
-        longest - shortest,
+        max(prompt + every for prompt, _, every in rows),
+        -shortest,
     )
 
 

@@ -41,13 +41,16 @@ def decoder_for(
     """How to read this model's rows step by step, and whether only prompts of one length go together.
 
     Whatever goes fastest among what gives, a few steps long, the logits of rows read alone without a cache.
-    Where a model that is built alike did so with longer texts, the first way is not tried again.
+    Where a model that is built alike did so within wider bounds, the first way is not tried again.
     """
     name, log = type(model).__name__, logging.getLogger("rpo")
     longest, shortest = max(prompts, key=len), min(map(len, prompts))
     own_masks = (True, False) if model.device.type in OWN_MASK else (False,)
-    way, lengths = (built_alike(model), batch_size > 1), (len(longest), _most(longest, room), -shortest)
-    proven = PROVEN.holds(way, lengths)
+    way, bounds = (
+        built_alike(model, batch_size > 1, pad),
+        (len(longest), _most(longest, room), room, -shortest),
+    )
+    proven = PROVEN.holds(way, bounds)
     with exactly(model):
         if not proven and not is_causal(model, longest):
             raise BadInput(f"{name}: its tokens see those behind them: it is no causal language model")
@@ -63,7 +66,7 @@ def decoder_for(
                 cached = _Cached(model, pad, cache, own_mask=own_mask)
                 if batch_size > 1 and _gives(alone, cached, [(texts, more)]):
                     if own_mask == own_masks[0]:
-                        PROVEN.note(way, lengths)
+                        PROVEN.note(way, bounds)
                     return cached, False
             cuts = [0, *range(2 if batch_size > 1 else 1, len(texts)), len(texts)]
             even = [(texts[one:other], more[one:other]) for one, other in pairwise(cuts)]

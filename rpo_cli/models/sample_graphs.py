@@ -93,11 +93,11 @@ def in_batches(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling)
 def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: int) -> str | None:
     """What keeps a model from being read so; None: it gives the logits of rows read alone without a cache.
 
-    Where a model that is built alike did so with longer texts, it is not tried again.
+    Where a model that is built alike did so within wider bounds, it is not tried again.
     """
     longest, shortest = max(prompts, key=len), min(map(len, prompts))
-    way, lengths = built_alike(model), (len(longest), room, -shortest)
-    if PROVEN.holds(way, lengths):
+    way, bounds = built_alike(model, pad), (len(longest), len(longest) + room, room, -shortest)
+    if PROVEN.holds(way, bounds):
         return None
     try:
         layers = StaticCache(config=model.config, max_cache_len=1).layers
@@ -113,7 +113,7 @@ def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: i
                 return "its logits are others with a cache of fixed size"
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         return NO_MEMORY if no_memory(error) else first_line(error)
-    PROVEN.note(way, lengths)
+    PROVEN.note(way, bounds)
     return None
 
 

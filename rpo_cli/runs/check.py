@@ -13,6 +13,7 @@ from typing import cast
 from rpo_cli.artifacts import Stage, walk
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import (
+    RECIPES,
     SETTINGS,
     Loaded,
     RecipeError,
@@ -87,6 +88,7 @@ def _files(name: str) -> tuple[list[Path], list[str]]:
         return recipes_in(suite), check_suite(suite)
     folders = [suite, *sorted(place for place in suite.rglob("*") if place.is_dir())]
     files = [file for folder in folders if folder.name not in SETTINGS for file in recipes_in(folder)]
+    files = files or (recipes_in(suite / RECIPES) if (suite / RECIPES).is_file() else [])
     if not files:
         raise RecipeError([f"{name}: no recipes"])
     suites = dict.fromkeys(file.parent for file in files)

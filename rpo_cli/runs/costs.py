@@ -18,7 +18,7 @@ SMALL = 500_000_000  # parameters up to which a GPU waits for the host; measured
 @dataclass
 class Work:
     """What one kind of stage does: FLOPs and tokens by way of working, and bytes of weights that decoding
-    reads. small: of the FLOPs to train and score, those of models of at most SMALL parameters.
+    reads. flops_small: of the FLOPs to train and score, those of models of at most SMALL parameters.
     """
 
     train: float = 0.0
@@ -28,7 +28,7 @@ class Work:
     score_tokens: float = 0.0
     decode_tokens: float = 0.0
     read_bytes: float = 0.0
-    small: float = 0.0
+    flops_small: float = 0.0
 
     def __iadd__(self, other: Work) -> Work:
         for name, value in vars(other).items():
@@ -275,12 +275,12 @@ def _of_pair(recipe: schema.Recipe, found: Lengths) -> float:
 def _training(recipe: schema.TrainingRecipe, model: Model, tokens: float) -> Work:
     factor = (4 if recipe.use_peft else 6) + (2 if recipe.gradient_checkpointing else 0)
     flops = factor * model.parameters * tokens
-    return Work(train=flops, train_tokens=tokens, small=_if_small(model, flops))
+    return Work(train=flops, train_tokens=tokens, flops_small=_if_small(model, flops))
 
 
 def _scoring(model: Model, tokens: float) -> Work:
     flops = 2 * model.parameters * tokens
-    return Work(score=flops, score_tokens=tokens, small=_if_small(model, flops))
+    return Work(score=flops, score_tokens=tokens, flops_small=_if_small(model, flops))
 
 
 def _if_small(model: Model, flops: float) -> float:
@@ -300,5 +300,5 @@ def _decoding(model: Model, prompts: int, prompt: float, new: int, batch: int) -
         decode=flops * tokens,
         decode_tokens=tokens,
         read_bytes=read,
-        small=_if_small(model, flops * prompts * prompt),
+        flops_small=_if_small(model, flops * prompts * prompt),
     )

@@ -101,7 +101,7 @@ def estimate(
         "mfu_small": question.mfu_small,
         "price_per_hour": question.price_per_hour,
         **sums,
-        "assumptions": [*ASSUMPTIONS, *_device_assumptions(question)],
+        "assumptions": [*ASSUMPTIONS, *_device_assumptions(question, total.flops_small)],
         "notes": sizes.notes,
         "not_counted": not_counted,
     }
@@ -129,15 +129,15 @@ def _time(work: Work, question: Question) -> dict[str, float | None]:
     decoding = work.decode / rate
     if question.device.bandwidth_gb_s is not None:
         decoding = max(decoding, work.read_bytes / (question.device.bandwidth_gb_s * 1e9 * READ_SHARE))
-    large = work.train + work.score - work.small
-    hours = (large / rate + work.small / (peak * question.mfu_small) + decoding) / 3600
+    large = work.train + work.score - work.flops_small
+    hours = (large / rate + work.flops_small / (peak * question.mfu_small) + decoding) / 3600
     return {
         "hours": hours,
         "dollars": None if question.price_per_hour is None else hours * question.price_per_hour,
     }
 
 
-def _device_assumptions(question: Question) -> list[str]:
+def _device_assumptions(question: Question, small: float) -> list[str]:
     device = question.device
     if device is None:
         return []
@@ -145,10 +145,10 @@ def _device_assumptions(question: Question) -> list[str]:
         f"{device.name}: {device.tflops:g} TFLOP/s peak, of which {question.mfu:.0%} is reached "
         f"({question.mfu_from})"
     ]
-    if question.mfu_small != question.mfu:
+    if question.mfu_small != question.mfu and small:
         listed.append(
             f"models of at most {SMALL / 1e6:.0f}M parameters reach {question.mfu_small:.0%} (measured: "
-            "a dpo step of 135M, kernel by kernel)"
+            "a dpo step of 135M, kernel by kernel; scoring is taken to do as well)"
         )
     if device.bandwidth_gb_s is not None:
         listed.append(

@@ -91,7 +91,7 @@ def execute(
                 if not gpus and (said := devices.crowded(recipes, min(jobs, len(todo)))) is not None:
                     run.progress.note(f"note: {said}")
                 if ahead:
-                    crew.hire_ahead(todo, jobs)
+                    crew.hire_ahead(todo, devices.cpus())
                 crew.work(run)
         finally:
             run.progress.close()
@@ -175,6 +175,9 @@ class _Crew:
     def work(self, run: _Run) -> None:
         """Run all stages that can be run."""
         self.run = run
+        self._dismiss(
+            *ready(self.workers, 0)
+        )  # one that was hired ahead and speaks before it is asked is dead
         while self._hand_out():
             for worker in ready(self.workers):
                 self._hear(worker)
@@ -213,15 +216,30 @@ class _Crew:
         return bool(busy)
 
     def _worker_for(self, stage: Stage, busy: Sequence[Worker]) -> Worker | None:
-        """An idle worker whose GPU has room for the stage beside those at work, or a new one; None: it waits.
+        """An idle worker that has room for the stage beside those at work, or a new one; None: it waits.
 
-        An idle one's own memory of the host was there when it was hired.
+        Room on its GPU: its own memory of the host was there when it was hired. Without one on the host, as
+        it may have been hired before anything was known of what it would read.
         """
         at_work = [(worker.stage, worker.gpu) for worker in busy]
         for worker in self.workers:
-            if worker.at is None and (not busy or self.room.fits(stage, worker.gpu, worker.gpu, at_work)):
-                return worker
+            if worker.at is None:
+                place = worker.gpu or devices.HOST
+                if not busy or self.room.fits(stage, worker.gpu, place, at_work):
+                    return worker
+                if place == devices.HOST:
+                    self._wait(stage, worker.gpu, place, len(busy))
+                    return None
         return self._hire(stage) if len(self.workers) < self.jobs else None
+
+    def _wait(self, stage: Stage, gpu: str, place: str, held: int) -> None:
+        """Say why a stage waits."""
+        need, free = (size(count) for count in (self.room.need(stage, gpu, place), self.room.free[place]))
+        where = "memory" if place == devices.HOST else f"memory of GPU {place}"
+        self.run.progress.note(
+            f"note: {held} of {self.jobs} jobs at a time: {stage.path} is expected to need {need}, "
+            f"and the {free} of {where} that were free are taken"
+        )
 
     def _hire(self, stage: Stage) -> Worker | None:
         """A new worker for a stage, if there is room; the first one always gets it."""
@@ -231,12 +249,7 @@ class _Crew:
         gpu = self.room.place(stage, self.gpus, held)
         place = self.room.lacks(stage, gpu, held)
         if self.workers and place is not None:
-            need, free = (size(count) for count in (self.room.need(stage, gpu, place), self.room.free[place]))
-            where = "memory" if place == devices.HOST else f"memory of GPU {place}"
-            self.run.progress.note(
-                f"note: {len(held)} of {self.jobs} jobs at a time: {stage.path} is expected to need {need}, "
-                f"and the {free} of {where} that were free are taken"
-            )
+            self._wait(stage, gpu, place, len(held))
             return None
         try:
             self.workers.append(Worker(slot, devices.seen_by(gpu, self.jobs), stage))

@@ -1,7 +1,7 @@
 """What a plan needs, asked for before the first hour is spent, by `rpo recipe check` and `--dry-run` as well.
 
 Nothing heavy is imported, but to name the modules of a model from scratch, or to see an odd one built on the
-meta device; `check`, which no dry run asks, sees each one built.
+meta device; `check_models`, which no dry run asks, sees each one built.
 """
 
 from __future__ import annotations
@@ -63,9 +63,13 @@ REWARDS = {"relabel": ("model",), "scores": ("model",), "evaluate": ("oracle",)}
 def check(todo: Sequence[Todo], workspace: Workspace, jobs: int = 1) -> None:
     """Refuse a plan that would stop in the middle on this machine: BadInput, one line."""
     devices.check([item.stage.recipe for item in todo], jobs)
-    made = [item.stage for item in todo]
-    if lacking := unready(made, workspace):
+    if lacking := unready([item.stage for item in todo], workspace):
         raise BadInput(lacking[0])
+
+
+def check_models(todo: Sequence[Todo]) -> None:
+    """Refuse a plan whose models from scratch transformers would not make: RecipeError. Imports torch."""
+    made = [item.stage for item in todo]
     scratch = [stage for stage in made if any(models.base_of(stage) is base for base in made)]
     if found := [line for stage in scratch for line in _from_scratch(stage)]:
         raise RecipeError(list(dict.fromkeys(found)))

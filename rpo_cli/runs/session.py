@@ -171,15 +171,13 @@ class Session(Options):
             snapshots.require([item.stage for item in todo], workspace, self.recipe)
             from rpo_cli import devices
 
-            def check() -> None:
-                preflight.check(todo, workspace, self.jobs)
-                device = devices.choose(targets[0].recipe)
-                self.say(f"device: {device}; threads: {targets[0].recipe.threads or 'all'}")
-                built = {item.stage.path for item in todo}
-                self.note_devices(
-                    [stage for stage in walk(targets) if stage.path not in built], workspace, device.name
-                )
-
+            preflight.check(todo, workspace, self.jobs)
+            device = devices.choose(targets[0].recipe)
+            self.say(f"device: {device}; threads: {targets[0].recipe.threads or 'all'}")
+            built = {item.stage.path for item in todo}
+            self.note_devices(
+                [stage for stage in walk(targets) if stage.path not in built], workspace, device.name
+            )
             inherited = {"report_to": "wandb"} if self.wandb else {}
             diverged = execute(
                 todo,
@@ -188,7 +186,7 @@ class Session(Options):
                 jobs=max(1, min(self.jobs, len(todo))),
                 inherited=inherited,
                 launch=launch,
-                check=check,
+                check=lambda: preflight.check_models(todo),
                 **kwargs,
             )
             if self.wandb or any(item.stage.recipe.report_to == "wandb" for item in todo):

@@ -53,6 +53,7 @@ def run_stages(session: Session, paths: Sequence[str], file: Path) -> None:
             processes.check(item.stage, launch)
     snapshots.require([item.stage for item in todo], workspace, plan.recipe)
     preflight.check(todo, workspace)
+    preflight.check_models(todo)
 
     def require_inputs(stage: Stage) -> None:
         found = {

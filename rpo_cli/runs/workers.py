@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -29,6 +29,19 @@ class Made(NamedTuple):
     device: int
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """What is started here is not told of Ctrl-C, from its first moment on; this process is, afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Worker:
     """A process, and the job that it is at. What it says comes through a pipe, which needs no thread.
 
@@ -43,7 +56,8 @@ class Worker:
         self.pipe, theirs = context.Pipe()
         with theirs:
             self._process = context.Process(target=serve, args=(theirs, dict(environment)))
-            self._process.start()
+            with _without_interrupts():
+                self._process.start()
 
     @property
     def gpu(self) -> str:
@@ -80,9 +94,9 @@ class Worker:
         self.pipe.close()
 
 
-def ready(workers: Sequence[Worker]) -> list[Worker]:
-    """Wait until some worker says something, or is dead: those."""
-    spoke = wait([worker.pipe for worker in workers])
+def ready(workers: Sequence[Worker], seconds: float | None = None) -> list[Worker]:
+    """Wait, for so long at most, until some worker says something, or is dead: those."""
+    spoke = wait([worker.pipe for worker in workers], seconds)
     return [worker for worker in workers if worker.pipe in spoke]
 
 
