@@ -175,9 +175,9 @@ def test_a_worker_that_was_hired_ahead_takes_no_stage_that_the_machine_has_no_me
     assert len(crew.workers) == 2
     line = ReadyQueue(todo, longest_first=True)
     progress = SimpleNamespace(start=lambda path: None, note=notes.append)
-    crew.run = cast(Any, SimpleNamespace(
-        line=line, failures=Failures(), job=lambda stage: stage, spreads=lambda stage: False, progress=progress
-    ))  # fmt: skip
+    run = SimpleNamespace(line=line, failures=Failures(), progress=progress)
+    run.job, run.spreads = lambda stage: stage, lambda stage: False
+    crew.run = cast(Any, run)
     at_work = []
     while crew._hand_out():
         at_work.append([worker.stage.path for worker in crew.workers if worker.at is not None])
