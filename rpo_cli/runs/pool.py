@@ -175,9 +175,7 @@ class _Crew:
     def work(self, run: _Run) -> None:
         """Run all stages that can be run."""
         self.run = run
-        self._dismiss(
-            *ready(self.workers, 0)
-        )  # one that was hired ahead and speaks before it is asked is dead
+        self._dismiss(*ready(self.workers, 0))  # who speaks before it is asked is dead
         while self._hand_out():
             for worker in ready(self.workers):
                 self._hear(worker)
