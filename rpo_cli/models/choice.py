@@ -79,7 +79,7 @@ def layout_for(
 
 
 def _bounds(prompts: Sequence[Tokens], groups: Groups) -> tuple[int, ...]:
-    """The longest prompt and response, the longest row of one and of all, less than the shortest of one."""
+    """The longest prompt and response, the longest row of one and of all; the shortest of one, below zero."""
     responses = [[len(response) for response in group] for group in groups]
     rows = [(len(prompt), max(each), sum(each)) for prompt, each in zip(prompts, responses, strict=True)]
     shortest = min(len(prompt) + min(each) for prompt, each in zip(prompts, responses, strict=True))

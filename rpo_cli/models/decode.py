@@ -46,10 +46,8 @@ def decoder_for(
     name, log = type(model).__name__, logging.getLogger("rpo")
     longest, shortest = max(prompts, key=len), min(map(len, prompts))
     own_masks = (True, False) if model.device.type in OWN_MASK else (False,)
-    way, bounds = (
-        built_alike(model, batch_size > 1, pad),
-        (len(longest), _most(longest, room), room, -shortest),
-    )
+    way = built_alike(model, batch_size > 1, pad)
+    bounds = (len(longest), _most(longest, room), room, -shortest)
     proven = PROVEN.holds(way, bounds)
     with exactly(model):
         if not proven and not is_causal(model, longest):
