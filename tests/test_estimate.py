@@ -239,6 +239,14 @@ def test_hours_and_dollars_follow_from_what_is_named(empty: Tiny) -> None:
     assert named["dollars"] is None and all(peak["fits"] for peak in named["memory"])
 
 
+def share_of_an_h100(workload: str, said: str) -> float:
+    """The share of its peak at 6 N FLOPs a token, of a row of a card's file: workload, and `N pairs/s`."""
+    patterns = (r"llama ([\d.]+)M", r"prompts (\d+) tokens", r"responses (\d+) ", r"([\d.]+) pairs/s")
+    found = [re.findall(pattern, f"{workload} {said}") for pattern in patterns]
+    million, prompt, response, rate = (float(number) for (number,) in found)
+    return rate * 6 * million * 1e6 * (prompt + 2 * response) / 989e12
+
+
 def test_the_share_of_the_peak_is_the_measured_one_where_there_is_a_measurement(empty: Tiny) -> None:
     with_figure(empty)
 
@@ -250,12 +258,7 @@ def test_the_share_of_the_peak_is_the_measured_one_where_there_is_a_measurement(
     step = next(
         one for one in card["policy_tldr"]["comparisons"] if one["baseline"].startswith("layers not compiled")
     )
-    million, prompt, response = (
-        float(re.search(pattern, step["workload"])[1])  # type: ignore[index]
-        for pattern in (r"llama ([\d.]+)M", r"prompts (\d+) tokens", r"responses (\d+) ")
-    )
-    pairs_per_second = float(re.search(r"([\d.]+) pairs/s", step["baseline"])[1])  # type: ignore[index]
-    reached = pairs_per_second * 6 * million * 1e6 * (prompt + 2 * response) / 989e12
+    reached = share_of_an_h100(step["workload"], step["baseline"])
     share, said = shares("--device-name", "h100-80g")
     assert share == round(reached, 2) and "measured: a dpo step" in said
     share, said = shares("--device-name", "h100-80g", "--mfu", "0.3")
@@ -276,13 +279,7 @@ def test_small_models_reach_the_share_of_the_peak_that_was_measured_of_one(
     card = json.loads((ROOT / "benchmarks" / "gpu" / "NVIDIA-H100-80GB-HBM3.json").read_text())
     step = "kernel by kernel, torch's norms: "
     said = next(one["ours"] for one in card["leads"]["comparisons"] if one["ours"].startswith(step))
-    workload = card["small_steps"]["comparisons"][0]["workload"]
-    million, prompt, response = (
-        float(re.search(pattern, workload)[1])  # type: ignore[index]
-        for pattern in (r"llama ([\d.]+)M", r"prompts (\d+) tokens", r"responses (\d+) ")
-    )
-    pairs_per_second = float(said.removeprefix(step).split()[0])
-    reached = pairs_per_second * 6 * million * 1e6 * (prompt + 2 * response) / 989e12
+    reached = share_of_an_h100(card["small_steps"]["comparisons"][0]["workload"], said)
     card_80g = costs("--device-name", "h100-80g")
     assert card_80g["mfu_small"] == round(reached, 2)
     assert any("at most 500M parameters reach 5%" in line for line in card_80g["assumptions"])
@@ -290,7 +287,7 @@ def test_small_models_reach_the_share_of_the_peak_that_was_measured_of_one(
     reads = sum(group["read_bytes"] for group in card_80g["by_kind"])
     assert sum(group["flops_small"] for group in card_80g["by_kind"]) == pytest.approx(flops)
     assert card_80g["hours"] * 3600 == pytest.approx(flops / (989e12 * 0.05) + reads / (3350e9 * 0.5))
-    monkeypatch.setattr("rpo_cli.runs.costs.SMALL", 1)
+    monkeypatch.setattr("rpo_cli.runs.costs.HOST_BOUND", 1)
     large = costs("--device-name", "h100-80g")
     assert large["hours"] * 3600 == pytest.approx(flops / (989e12 * 0.14) + reads / (3350e9 * 0.5))
     for arguments in (("h100-80g", "--mfu", "0.3"), ("a100-80g",), ("h100-80g", "--tflops", "1979")):

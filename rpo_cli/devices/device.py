@@ -11,6 +11,9 @@ from rpo_cli.errors import BadInput
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Parameters up to which a GPU is taken to wait for the host; measured at 135M, where it does, and at 1.24B.
+HOST_BOUND = 500_000_000
+
 
 class DeviceError(BadInput):
     """The device that was asked for is not there; one line."""

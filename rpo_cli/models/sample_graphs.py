@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 
 from rpo_cli.artifacts import no_memory
+from rpo_cli.devices import HOST_BOUND
 from rpo_cli.models import decode, sample_static
 from rpo_cli.models.choice import alike, exactly
 from rpo_cli.models.draws import Sampling
@@ -28,9 +29,6 @@ from rpo_cli.models.tokens import Tokens
 from rpo_cli.text import first_line
 
 Made = TypeVar("Made")
-# Parameters up to which a GPU is taken to wait for the host; measured at 135M alone. A graph reads ended
-# rows, the whole cache and every copy of a prompt, which costs more than launches where the host waits.
-HOST_BOUND = 500_000_000
 NO_MEMORY = "no memory for a cache of fixed size, which a smaller per_device_eval_batch_size leaves"
 WARM = 3  # steps before the capture, as torch's documentation has them: what is made at a first call is there
 PROVEN = Proven()
@@ -45,7 +43,11 @@ class NotCaptured(RuntimeError):
 
 
 def worth_it(model: PreTrainedModel) -> bool:
-    """Whether a model's steps are to be graphs, if they can be."""
+    """Whether a model's steps are to be graphs, if they can be.
+
+    A graph reads ended rows, the whole cache and every copy of a prompt, which costs more than launches where
+    the host waits.
+    """
     known = model in _given_up
     return model.device.type in CAPTURES and not known and model.num_parameters() <= HOST_BOUND
 

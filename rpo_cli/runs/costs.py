@@ -9,16 +9,15 @@ from functools import partial
 from typing import cast
 
 from rpo_cli.artifacts import Stage
+from rpo_cli.devices import HOST_BOUND
 from rpo_cli.recipes import schema
 from rpo_cli.runs.sizes import Lengths, Model, Sizes, Unknown
-
-SMALL = 500_000_000  # parameters up to which a GPU waits for the host; measured at 135M and at 1.24B
 
 
 @dataclass
 class Work:
     """What one kind of stage does: FLOPs and tokens by way of working, and bytes of weights that decoding
-    reads. flops_small: of the FLOPs to train and score, those of models of at most SMALL parameters.
+    reads. flops_small: of the FLOPs to train and score, those of models of at most HOST_BOUND parameters.
     """
 
     train: float = 0.0
@@ -284,7 +283,7 @@ def _scoring(model: Model, tokens: float) -> Work:
 
 
 def _if_small(model: Model, flops: float) -> float:
-    return flops if model.parameters <= SMALL else 0.0
+    return flops if model.parameters <= HOST_BOUND else 0.0
 
 
 def _decoding(model: Model, prompts: int, prompt: float, new: int, batch: int) -> Work:

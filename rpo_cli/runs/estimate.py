@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rpo_cli.artifacts import Stage, Workspace
+from rpo_cli.devices import HOST_BOUND
 from rpo_cli.recipes import schema
-from rpo_cli.runs.costs import SMALL, Work, held_by, memory_of, work_of
+from rpo_cli.runs.costs import Work, held_by, memory_of, work_of
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.sizes import Sizes, Unknown
 from rpo_cli.runs.todo import Todo
@@ -147,7 +148,7 @@ def _device_assumptions(question: Question, small: float) -> list[str]:
     ]
     if question.mfu_small != question.mfu and small:
         listed.append(
-            f"models of at most {SMALL / 1e6:.0f}M parameters reach {question.mfu_small:.0%} (measured: "
+            f"models of at most {HOST_BOUND / 1e6:.0f}M parameters reach {question.mfu_small:.0%} (measured: "
             "a dpo step of 135M, kernel by kernel; scoring is taken to do as well)"
         )
     if device.bandwidth_gb_s is not None:

@@ -30,7 +30,7 @@ class Accelerator:
 class Question:
     """What an estimate is asked for; `mfu_from`: whether the share was given, measured or is assumed.
 
-    mfu_small: the share that models of at most `costs.SMALL` parameters reach.
+    mfu_small: the share that models of at most `devices.HOST_BOUND` parameters reach.
     """
 
     device: Accelerator | None
@@ -57,9 +57,8 @@ def asked(dry_run: bool, costs: Costs) -> Question | None:
         known = yaml.safe_load(ACCELERATORS.read_text())
         if name not in known:
             raise BadInput(f"--device-name {name}: not among {', '.join(known)}; give --tflops for another")
-        other_peak = (
-            {} if tflops is None else {"tflops": tflops, "mfu": None, "mfu_small": None}
-        )  # it was measured of its own
+        # What was measured was a share of its own peak.
+        other_peak = {} if tflops is None else {"tflops": tflops, "mfu": None, "mfu_small": None}
         device = Accelerator(name, **{**known[name], **other_peak})
     elif tflops is not None:
         device = Accelerator(f"a device of {tflops:g} TFLOP/s", tflops)
