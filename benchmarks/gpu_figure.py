@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean
@@ -19,11 +19,11 @@ from benchmarks import growth
 from benchmarks.bench import Comparison
 
 ROOT = Path(__file__).resolve().parent.parent
-JOBS = 3  # processes on one card
+JOBS = 4  # processes on one card
 LIMIT = 600.0  # seconds from an empty workspace
-# Of the small suite before all else, with strengths as the recipes have them: the paper's question where bias
-# is strongest.
-FIRST = ("--rho", "0.2,0.8", "--objectives", "dpo,e-dpo,d-dpo balanced")
+# Of the small suite before all else: the paper's question where bias is strongest, with strengths as the
+# recipes have them, then with chosen ones.
+FIRST = "primary.yaml"
 TOY = (
     "stage: figure\ntitle: Figure 2 of a toy\nrhos: [0.4]\nseeds: [0]\n"
     "variants: [{name: dpo, recipe: dpo.yaml}]\nclaims: []\n"
@@ -65,22 +65,24 @@ def figure(
     jobs: int = JOBS,
     *,
     tune: bool = False,
-    first: Sequence[str] = (),
+    first: str | None = None,
 ) -> Iterator[Comparison]:
     """Run `rpo figure` for at most so many seconds; those of earlier calls are added to what it took.
 
-    tune: strengths are chosen on validation prompts first. first: options of a part that is drawn before all.
+    tune: strengths are chosen on validation prompts. first: a recipe beside this one that is drawn before it,
+    without and then with that choice.
 
     Raises:
         TimeoutError: it was not finished, after a row that says how far it came.
     """
     rpo = [sys.executable, "-m", "rpo_cli.cli"]
-    where = ["--recipe", str(recipe), "--workspace", str(folder / "workspace")]
-    command = [*rpo, "figure", "figure2", *where, "--device", device, "--jobs", str(jobs)]
+    space = ["--workspace", str(folder / "workspace")]
+    command = [*rpo, "figure", "figure2", *space, "--device", device, "--jobs", str(jobs)]
     started = time.monotonic()
-    parts = [(*first, "--out", str(folder / "figure-first"))] if first else []
-    parts += [(*(["--tune"] if tune else []), "--out", str(folder / "figure"))]
-    for part in parts:
+    parts = [(recipe.with_name(first), False), (recipe.with_name(first), True)] if first else []
+    for drawn, chosen in [*parts, (recipe, tune)]:
+        name = f"{drawn.stem}-tuned" if chosen else drawn.stem
+        part = ["--recipe", str(drawn), *(["--tune"] if chosen else []), "--out", str(folder / name)]
         code = _run([*command, *part], folder / "figure.log", seconds - (time.monotonic() - started))
         if code != 0:
             break
@@ -88,7 +90,11 @@ def figure(
     took = time.monotonic() - started + (float(clock.read_text()) if clock.is_file() else 0.0)
     clock.write_text(f"{took:.1f}\n")
     said = subprocess.run(
-        [*rpo, "status", *where, "--json"], capture_output=True, text=True, cwd=ROOT, check=True
+        [*rpo, "status", "--recipe", str(recipe), *space, "--json"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
     )
     status: dict[str, Any] = json.loads(said.stdout)
     each: dict[str, list[float]] = defaultdict(list)

@@ -568,7 +568,7 @@ def figure(check: Check) -> Iterator[Comparison]:
     recipe = gpu_figure.recipe_for(check.out, check.model, check.data, toy=check.toy)
     jobs = 1 if check.toy else gpu_figure.JOBS
     real = not check.toy and None not in (check.model, check.data)
-    seconds, first = max(1.0, check.left() - 20), gpu_figure.FIRST if real else ()
+    seconds, first = max(1.0, check.left() - 20), gpu_figure.FIRST if real else None
     yield from gpu_figure.figure(recipe, check.out, check.device, seconds, jobs, tune=real, first=first)
 
 

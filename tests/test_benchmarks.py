@@ -124,7 +124,7 @@ def test_the_real_figure_begins_with_its_first_part_and_says_how_far_it_came(
     from benchmarks import gpu_figure
 
     ran: list[list[str]] = []
-    ends = [0, None]  # the second one is stopped when the seconds are over
+    ends = [0, 0, None]  # the third one is stopped when the seconds are over
 
     def run(command: list[str], log: Path, seconds: float) -> int | None:
         ran.append(command)
@@ -140,9 +140,13 @@ def test_the_real_figure_begins_with_its_first_part_and_says_how_far_it_came(
     assert next(rows).ours.startswith("1 of 3 stages in ")
     with pytest.raises(TimeoutError, match="goes on from here"):
         next(rows)
-    first, whole = ran
-    assert first[-6:-2] == list(gpu_figure.FIRST) and "--tune" not in first
-    assert "--tune" in whole and "--rho" not in whole and first[-1] != whole[-1]
+    first, chosen, whole = ran
+    recipes = [command[command.index("--recipe") + 1] for command in ran]
+    assert recipes == [
+        str(tmp_path / "small" / name) for name in ("primary.yaml", "primary.yaml", "figure2.yaml")
+    ]
+    assert "--tune" not in first and "--tune" in chosen and "--tune" in whole
+    assert len({command[-1] for command in ran}) == 3  # none overwrites another's figure
 
 
 def test_a_section_that_fails_keeps_its_rows_and_tells_its_error() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from rpo_cli.figures.claims import judge
 from rpo_cli.figures.results import load_results
@@ -184,6 +185,56 @@ def below(folder: Path) -> Iterator[Sequence[str]]:
         yield (policy, shown(one), shown(other), shown(one - other), same)
 
 
+def known(folder: Path) -> Iterator[Sequence[str]]:
+    """What each reward model knows of held-out pairs, and the size of its margins on the training pairs."""
+    kinds = ("all", "longer", "shorter")
+    heads = (
+        "right, %",
+        "where the longer won, %",
+        "where the shorter won, %",
+        "margins, mean square",
+        "temperature",
+    )
+    yield ("ρ", "member", *heads)
+    for row in pd.read_csv(folder / "reward_models.csv").to_dict("records"):
+        shares = [number(100 * row[kind], 0, sign=False) for kind in kinds]
+        size = number(row["margins_mean_square"], 0, sign=False)
+        warmth = number(row["temperature"], sign=False)
+        yield (f"{row['rho']:g}", f"b {row['member']:g}", *shares, size, warmth)
+
+
+def smallest(folder: Path) -> Iterator[Sequence[str]]:
+    """Who taught most by one min over the data set, and whether that is who has the smallest margins."""
+    taught = pd.read_csv(folder / "choices.csv")
+    written_so = taught[taught["policy"] == "e-dpo as written"]
+    margins = pd.read_csv(folder / "margins.csv").set_index(["rho", "seed", "member"])["mean_square"]
+    most = written_so.loc[written_so.groupby(["rho", "seed"])["share"].idxmax()]
+    yield ("ρ", "taught most: seeds", "by the member of the smallest margins")
+    for rho, rows in most.groupby("rho"):
+        same = sum(margins[rho, one.seed].idxmin() == one.member for one in rows.itertuples())
+        who = rows["member"].value_counts().sort_index()
+        names = ", ".join(f"b {member:g}: {count}" for member, count in who.items())
+        yield (f"{rho:g}", names, f"{same} of {len(rows)}")
+
+
+def judged(folder: Path) -> Iterator[Sequence[str]]:
+    """Words shared with what a person wrote, in percent; that less the first policy's on the same prompts.
+
+    Student's t over prompts, not corrected: nobody claimed these.
+    """
+    found = pd.read_parquet(folder / "overlap.parquet").astype({"policy": str})
+    each = found.pivot(index="prompt_id", columns=["policy", "rho"], values="overlap") * 100
+    axes = load_results(folder).axes
+    first, *_ = axes.policies
+    yield ("ρ", "policy", "words shared, %", f"less {first}")
+    yield ("–", "π_SFT", number(float(each["sft"].mean().item()), 1, sign=False), "–")
+    for rho in axes.rhos:
+        for policy in axes.policies:
+            values = each[policy, rho].to_numpy()
+            less = "–" if policy == first else shown(values - each[first, rho].to_numpy())
+            yield (f"{rho:g}", policy, number(float(values.mean()), 1, sign=False), less)
+
+
 def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
     """Rows of claims, each with the number of seeds in which its difference is above zero."""
     yield ("claim", "difference", "95 % interval", "positive in", "verdict")
@@ -207,6 +258,9 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "across": across,
     "again": again,
     "below": below,
+    "known": known,
+    "judged": judged,
+    "smallest": smallest,
     "ended": partial(compared, measure="utility", ended=True),
 }
 
