@@ -217,6 +217,20 @@ def smallest(folder: Path) -> Iterator[Sequence[str]]:
         yield (f"{rho:g}", names, f"{same} of {len(rows)}")
 
 
+def sizes(folder: Path) -> Iterator[Sequence[str]]:
+    """Advantages with subsets of one size, with the largest, and what is between: paired, uncorrected."""
+    equal, largest = load_results(folder), load_results(folder.parent / "figure2-seeds")
+    by_seed = ["policy", "rho", "seed"]
+    here, there = (
+        each.cells.groupby(by_seed, observed=True)["advantage"].mean() for each in (equal, largest)
+    )
+    yield ("ρ", "policy", "subsets of one size", "as large as they can be", "the first less these")
+    for rho in equal.axes.rhos:
+        for policy in equal.axes.policies:
+            one, other = (each[policy, rho].sort_index().to_numpy() for each in (here, there))
+            yield (f"{rho:g}", policy, shown(one), shown(other), shown(one - other))
+
+
 def judged(folder: Path) -> Iterator[Sequence[str]]:
     """Words shared with what a person wrote, in percent; that less the first policy's on the same prompts.
 
@@ -261,6 +275,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "known": known,
     "judged": judged,
     "smallest": smallest,
+    "sizes": sizes,
     "ended": partial(compared, measure="utility", ended=True),
 }
 
