@@ -296,6 +296,14 @@ def test_small_models_reach_the_share_of_the_peak_that_was_measured_of_one(
         assert not any("at most" in line for line in other["assumptions"])
 
 
+def test_an_h200_reaches_what_steps_as_graphs_were_measured_to_reach(empty: Tiny) -> None:
+    with_figure(empty)
+    card = json.loads((ROOT / "benchmarks" / "gpu" / "NVIDIA-H200.json").read_text())
+    small, large = (share_of_an_h100(row["workload"], row["ours"]) for row in card["comparisons"])
+    found = plan(empty, "sweep", "dpo.yaml", "--rho", "0.5", "--device-name", "h200-141g")["estimate"]
+    assert (found["mfu_small"], found["mfu"]) == (round(small, 2), round(large, 2))  # of the same peak
+
+
 def test_lora_and_checkpointing_change_memory_and_flops(empty: Tiny) -> None:
     with_figure(empty)
 

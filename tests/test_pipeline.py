@@ -334,6 +334,23 @@ def test_what_breaks_after_an_interrupt_that_a_library_caught_is_the_interrupts(
     assert ("interrupted" in capsys.readouterr().err) == (code == 130)
 
 
+def test_a_second_sigterm_while_python_takes_itself_down_leaves_the_exit_code() -> None:
+    """What a module holds goes when Python has given SIGTERM its default back."""
+    program = (
+        "import os, signal\n"
+        "from rpo_cli.cli import program\n"
+        "class Last:\n"
+        "    def __del__(self, kill=os.kill, own=os.getpid(), sent=signal.SIGTERM):\n"
+        "        print('sent', flush=True)\n"
+        "        kill(own, sent)\n"
+        "program.app = lambda: signal.raise_signal(signal.SIGTERM)\n"
+        "last = Last()\n"
+        "program.entry()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (130, "sent\n"), ended.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_after_sigterm_the_same_command_ends_where_the_undisturbed_one_did(

@@ -8,7 +8,7 @@ import typer
 
 from rpo_cli import __version__
 from rpo_cli.cli import engines, looking, models, steps, studies
-from rpo_cli.runs.interrupt import heed_interrupts
+from rpo_cli.runs.interrupt import end_undisturbed, heed_interrupts
 
 app = typer.Typer(
     name="rpo",
@@ -53,3 +53,5 @@ def entry() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
+    finally:
+        end_undisturbed()

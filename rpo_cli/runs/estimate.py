@@ -149,7 +149,7 @@ def _device_assumptions(question: Question, small: float) -> list[str]:
     if question.mfu_small != question.mfu and small:
         listed.append(
             f"models of at most {HOST_BOUND / 1e6:.0f}M parameters reach {question.mfu_small:.0%} (measured: "
-            "a dpo step of 135M, kernel by kernel; scoring is taken to do as well)"
+            "a dpo step of 135M; scoring is taken to do as well)"
         )
     if device.bandwidth_gb_s is not None:
         listed.append(

@@ -38,3 +38,12 @@ def interrupted() -> bool:
     """Whether a signal to end has come, even if a library has caught what it raised."""
     handlers = (signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM))
     return any(isinstance(each, Interrupt) and each.came > -math.inf for each in handlers)
+
+
+def end_undisturbed() -> None:
+    """Have SIGTERM do nothing from here on, where a run is ending by a signal.
+
+    While Python takes itself down handlers are gone, and a second one would end it with another exit code.
+    """
+    if interrupted():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
