@@ -47,7 +47,7 @@ figure2: $(READY) ## train the length-bias experiment on the embedded miniature 
 	$(BIN)/rpo figure figure2 --recipe miniature/figure2.yaml --jobs $(JOBS)
 
 figure2-gpu: $(READY) ## the same with SmolLM2-135M on real text, on a GPU; FIGURE2="--workspace DIR"
-	$(BIN)/rpo figure figure2 --recipe small/figure2.yaml --tune --jobs 3 $(FIGURE2)
+	$(BIN)/rpo figure figure2 --recipe small/figure2.yaml --tune --jobs 4 $(FIGURE2)
 
 protocol: $(READY) ## the full protocol: tuning on validation, five seeds, two hours of CPU and more
 	$(BIN)/rpo figure figure2 --recipe miniature/protocol.yaml --tune --jobs $(JOBS) --out results/protocol

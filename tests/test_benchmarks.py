@@ -131,21 +131,28 @@ def test_the_real_figure_begins_with_its_first_part_and_says_how_far_it_came(
         return ends[len(ran) - 1]
 
     made = {"state": "up to date", "kind": "sft", "seconds": 3.0}
-    said = json.dumps({"artifacts": [made], "would_build": ["a", "b"]})
+    left = {"primary.yaml": 0, "figure2.yaml": 2}
+
+    def said(command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
+        recipe = Path(command[command.index("--recipe") + 1]).name
+        total = 5 if "--tune" in command else 3  # a plan of the same part, with its choice
+        found = {"artifacts": [made], "build": left[recipe], "total": total}
+        return subprocess.CompletedProcess(command, 0, json.dumps(found))
+
     monkeypatch.setattr(gpu_figure, "_run", run)
-    monkeypatch.setattr(subprocess, "run", lambda *words, **how: subprocess.CompletedProcess(words, 0, said))
+    monkeypatch.setattr(subprocess, "run", said)
     rows = gpu_figure.figure(
         tmp_path / "small/figure2.yaml", tmp_path, "cuda", 60, tune=True, first=gpu_figure.FIRST
     )
-    assert next(rows).ours.startswith("1 of 3 stages in ")
+    found = [next(rows), next(rows), next(rows)]
+    assert [row.ours.split(",")[0] for row in found] == ["3 of 3 stages", "5 of 5 stages", "3 of 5 stages"]
+    assert [row.passed for row in found] == [True, True, None]
+    assert ["empty workspace" in row.what for row in found] == [True, False, False]
     with pytest.raises(TimeoutError, match="goes on from here"):
         next(rows)
-    first, chosen, whole = ran
     recipes = [command[command.index("--recipe") + 1] for command in ran]
-    assert recipes == [
-        str(tmp_path / "small" / name) for name in ("primary.yaml", "primary.yaml", "figure2.yaml")
-    ]
-    assert "--tune" not in first and "--tune" in chosen and "--tune" in whole
+    assert [Path(recipe).name for recipe in recipes] == ["primary.yaml", "primary.yaml", "figure2.yaml"]
+    assert ["--tune" in command for command in ran] == [False, True, True]
     assert len({command[-1] for command in ran}) == 3  # none overwrites another's figure
 
 

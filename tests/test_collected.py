@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from tools import margins, results
-from tools.small import overlap
+from tools.small import overlaps, shares
 
 
-def test_overlap_counts_each_word_as_often_as_both_texts_have_it() -> None:
-    assert overlap("Mail client, for GNOME", "for gnome: mail CLIENT") == 1.0
-    assert overlap("mail mail mail", "mail") == pytest.approx(2 * 1 / (3 + 1))
-    assert overlap("a b", "c") == overlap("", "c") == overlap("", "") == 0.0
+def test_shares_count_each_word_as_often_as_both_texts_have_it() -> None:
+    same = shares("Mail client, for GNOME", "for gnome: mail CLIENT", "A client. Mail!")
+    assert same == {"overlap": 1.0, "of_the_written": 1.0, "of_its_own": 1.0, "copied": 0.5}
+    often = shares("mail mail mail", "mail", "")
+    assert often == {
+        "overlap": pytest.approx(2 * 1 / (3 + 1)), "of_the_written": 1.0, "of_its_own": 1 / 3, "copied": 0.0
+    }  # fmt: skip
+    assert set(shares("", "", "").values()) == set(shares("", "c", "c").values()) == {0.0}
+
+
+def test_samples_are_compared_with_their_own_posts_lines_and_policies_on_the_same_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = tmp_path / "seed-0"
+    (seed / "data").mkdir(parents=True)
+    lines = pd.DataFrame({"prompt": ["one", "two"], "completion": ["a b", "c d"]})
+    lines.to_parquet(seed / "data/prompts_test.parquet")
+
+    def evaluated(place: Path, key: str, answers: dict[str, str]) -> None:
+        place.mkdir(parents=True)
+        (place / "manifest.json").write_text(json.dumps({"key": key}))
+        rows = [(f"id-{prompt}", prompt, answer) for prompt, answer in answers.items()]
+        columns = ["prompt_id", "prompt", "response"]
+        pd.DataFrame(rows, columns=columns).to_parquet(place / "samples.parquet")
+
+    evaluated(seed / "evaluations/sft/test", "s", {"one": "x", "two": "y"})
+    evaluated(seed / "rho-0.2/evaluations/dpo/test", "d", {"one": "a b", "two": "a b"})
+    evaluated(seed / "rho-0.2/evaluations/e-dpo/test", "e", {"two": "c d", "one": "a b"})  # in another order
+    cells = {name: {"rho-0.2/seed-0": {"key": name[0]}} for name in ("dpo", "e-dpo")}
+    (tmp_path / "provenance.json").write_text(json.dumps({"cells": cells}))
+    found = pd.concat(overlaps(seed, tmp_path), ignore_index=True)
+    found.to_parquet(tmp_path / "overlap.parquet")
+    axes = SimpleNamespace(policies=["dpo", "e-dpo"], rhos=[0.2])
+    monkeypatch.setattr(results, "load_results", lambda folder: SimpleNamespace(axes=axes))
+    _, sft, dpo, e_dpo = results.judged(tmp_path)
+    assert (sft[2], dpo[2], e_dpo[2]) == ("0.0", "50.0", "100.0")
+    assert e_dpo[-1].startswith("+50.00 (")
 
 
 def scores(seed: Path, member: float, chosen: list[float], rejected: list[float]) -> None:

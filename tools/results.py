@@ -227,8 +227,10 @@ def sizes(folder: Path) -> Iterator[Sequence[str]]:
     yield ("ρ", "policy", "subsets of one size", "as large as they can be", "the first less these")
     for rho in equal.axes.rhos:
         for policy in equal.axes.policies:
-            one, other = (each[policy, rho].sort_index().to_numpy() for each in (here, there))
-            yield (f"{rho:g}", policy, shown(one), shown(other), shown(one - other))
+            one, other = (each[policy, rho].sort_index() for each in (here, there))
+            if not one.index.equals(other.index):
+                raise ValueError(f"{folder}: other seeds than {folder.parent / 'figure2-seeds'}")
+            yield (f"{rho:g}", policy, *(shown(each.to_numpy()) for each in (one, other, one - other)))
 
 
 def judged(folder: Path) -> Iterator[Sequence[str]]:
@@ -236,17 +238,22 @@ def judged(folder: Path) -> Iterator[Sequence[str]]:
 
     Student's t over prompts, not corrected: nobody claimed these.
     """
-    found = pd.read_parquet(folder / "overlap.parquet").astype({"policy": str})
-    each = found.pivot(index="prompt_id", columns=["policy", "rho"], values="overlap") * 100
-    axes = load_results(folder).axes
-    first, *_ = axes.policies
-    yield ("ρ", "policy", "words shared, %", f"less {first}")
-    yield ("–", "π_SFT", number(float(each["sft"].mean().item()), 1, sign=False), "–")
-    for rho in axes.rhos:
-        for policy in axes.policies:
-            values = each[policy, rho].to_numpy()
-            less = "–" if policy == first else shown(values - each[first, rho].to_numpy())
-            yield (f"{rho:g}", policy, number(float(values.mean()), 1, sign=False), less)
+    found = pd.read_parquet(folder / "overlap.parquet").astype({"policy": str, "prompt_id": str})
+    columns = ("overlap", "of_the_written", "of_its_own", "copied")
+    first, *_ = load_results(folder).axes.policies
+
+    def row(rows: pd.DataFrame) -> list[str]:
+        return [number(100 * float(rows[column].mean()), 1, sign=False) for column in columns]
+
+    yield ("ρ", "policy", "F1", "of the person's words", "of its own", "copied", f"F1 less {first}'s")
+    yield ("–", "π_SFT", *row(found[found["policy"] == "sft"]), "–")
+    for rho in load_results(folder).axes.rhos:
+        here = found[found["rho"] == rho].set_index("prompt_id")
+        base = here[here["policy"] == first]["overlap"]
+        for policy in load_results(folder).axes.policies:
+            rows = here[here["policy"] == policy]
+            less = "–" if policy == first else shown(100 * (rows["overlap"] - base[rows.index]).to_numpy())
+            yield (f"{rho:g}", policy, *row(rows), less)
 
 
 def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:

@@ -1,11 +1,11 @@
-"""From a workspace of `recipes/small`, what its figure does not hold: the reward models, and a second judge.
+"""From a workspace of `recipes/small`, what its figure does not hold: the reward models, and another measure.
 
 python -m tools.small WORKSPACE results/small/primary
 
 reward_models.csv has what each reward model knows of held-out pairs, the mean square of its margins on the
-training pairs, and the temperature that calibration divides its rewards by. overlap.parquet has how many
-words each sample on the test prompts shares with the line that a person wrote for the same post: F1 of the
-two bags of words, in lower case, which knows nothing of the oracle.
+training pairs, and the temperature that calibration divides its rewards by. overlap.parquet has what the
+words of each sample on the test prompts share with the line that a person wrote for the same post, and with
+the post. No reward model is asked for it; the oracle learnt from such lines too.
 """
 
 from __future__ import annotations
@@ -26,14 +26,25 @@ WORD = re.compile(r"[a-z0-9]+")
 KINDS = ("longer", "shorter")
 
 
-def overlap(one: str, other: str) -> float:
-    """F1 of two texts' bags of words: 1 for the same words, 0 for none in common."""
-    mine, theirs = (Counter(WORD.findall(text.lower())) for text in (one, other))
-    return 2 * (mine & theirs).total() / max(1, mine.total() + theirs.total())
+def words(text: str) -> Counter[str]:
+    """A text's bag of words, in lower case."""
+    return Counter(WORD.findall(text.lower()))
+
+
+def shares(response: str, written: str, post: str) -> dict[str, float]:
+    """Of a sample: F1 with the written line's bag of words, its two halves, and its words from the post."""
+    mine, theirs = words(response), words(written)
+    both = (mine & theirs).total()
+    return {
+        "overlap": 2 * both / max(1, mine.total() + theirs.total()),
+        "of_the_written": both / max(1, theirs.total()),
+        "of_its_own": both / max(1, mine.total()),
+        "copied": sum(mine[word] for word in mine.keys() & words(post).keys()) / max(1, mine.total()),
+    }
 
 
 def overlaps(seed: Path, folder: Path) -> Iterator[pd.DataFrame]:
-    """policy, rho, prompt_id, overlap: of π_SFT's samples, and of each cell's of the figure in `folder`."""
+    """policy, rho, prompt_id and `shares`: of π_SFT's samples, and of each cell's of a figure's results."""
     posts = pd.read_parquet(seed / "data/prompts_test.parquet")
     written = dict(zip(posts["prompt"], posts["completion"], strict=True))
     evaluations = {json.loads(path.read_text())["key"]: path for path in seed.rglob("test/manifest.json")}
@@ -46,9 +57,9 @@ def overlaps(seed: Path, folder: Path) -> Iterator[pd.DataFrame]:
     for policy, rho, place in places:
         samples = pd.read_parquet(place / "samples.parquet").sort_values("prompt_id")
         both = zip(samples["response"], samples["prompt"], strict=True)
-        shared = [overlap(response, written[prompt]) for response, prompt in both]
-        columns = {"policy": policy, "rho": rho, "prompt_id": samples["prompt_id"], "overlap": shared}
-        yield pd.DataFrame(columns).astype({"policy": "category", "overlap": "float32"})
+        found = pd.DataFrame([shares(response, written[prompt], prompt) for response, prompt in both])
+        named = {"policy": policy, "rho": rho, "prompt_id": samples["prompt_id"].to_numpy()}
+        yield found.astype("float32").assign(**named)
 
 
 def reward_models(seed: Path) -> Iterator[dict[str, float]]:
@@ -73,8 +84,13 @@ def temperature(seed: Path, rho: float, member: float) -> float:
         json.loads(path.read_text()) for path in seed.glob(f"rho-{rho:g}/policies/*/*/manifest.json")
     ]
     calibrated = [each["metrics"] for each in manifests if each["recipe"].get("calibration") == "temperature"]
-    (found,) = {float(each[f"temperature/{member:g}"]) for each in calibrated if each.get("temperature/0.2")}
-    return found
+    name = f"temperature/{member:g}"
+    found = {float(each[name]) for each in calibrated if name in each}
+    if len(found) != 1:
+        raise SystemExit(
+            f"{seed}, rho {rho:g}, b {member:g}: {len(found)} temperatures of calibrated policies"
+        )
+    return found.pop()
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The program `rpo`: its commands together, and how it begins and ends."""
 
+import atexit
 import os
 import sys
 from typing import Annotated
@@ -47,11 +48,10 @@ def main(
 def entry() -> None:
     """Console script `rpo`."""
     heed_interrupts()
+    atexit.register(end_undisturbed)  # the first to be registered runs last, where handlers are about to go
     try:
         app()
     except KeyboardInterrupt:  # before a command began
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
-    finally:
-        end_undisturbed()

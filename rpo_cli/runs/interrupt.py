@@ -41,7 +41,7 @@ def interrupted() -> bool:
 
 
 def end_undisturbed() -> None:
-    """Have SIGTERM do nothing from here on, where a run is ending by a signal.
+    """Have SIGTERM do nothing from here on, where a run ends by a signal: the last thing before that end.
 
     While Python takes itself down handlers are gone, and a second one would end it with another exit code.
     """
