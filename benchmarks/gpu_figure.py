@@ -95,7 +95,7 @@ def figure(
                 each[artifact["kind"]].append(artifact["seconds"] or 0.0)
         spent = sorted(each.items(), key=lambda item: -sum(item[1]))
         yield Comparison(
-            f"Figure 2, --jobs {jobs}{', over what is above' if place else ', from an empty workspace'}",
+            f"Figure 2 {'over what is above' if place else 'from an empty workspace'}, --jobs {jobs}",
             f"{drawn.parent.name}/{drawn.name}{', strengths chosen' if chosen else ''}",
             f"{plan['total'] - plan['build']} of {plan['total']} stages, in {took:.0f} s of its own",
             "so far: " + ", ".join(f"{len(some)} {kind} of {mean(some):.1f} s" for kind, some in spent),
