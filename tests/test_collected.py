@@ -47,7 +47,7 @@ def test_samples_are_compared_with_their_own_posts_lines_and_policies_on_the_sam
     found.to_parquet(tmp_path / "overlap.parquet")
     axes = SimpleNamespace(policies=["dpo", "e-dpo"], rhos=[0.2])
     monkeypatch.setattr(results, "load_results", lambda folder: SimpleNamespace(axes=axes))
-    _, sft, dpo, e_dpo = results.judged(tmp_path)
+    _, sft, dpo, e_dpo = results.overlap(tmp_path)
     assert (sft[2], dpo[2], e_dpo[2]) == ("0.0", "50.0", "100.0")
     assert e_dpo[-1].startswith("+50.00 (")
 

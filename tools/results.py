@@ -233,7 +233,7 @@ def sizes(folder: Path) -> Iterator[Sequence[str]]:
             yield (f"{rho:g}", policy, *(shown(each.to_numpy()) for each in (one, other, one - other)))
 
 
-def judged(folder: Path) -> Iterator[Sequence[str]]:
+def overlap(folder: Path) -> Iterator[Sequence[str]]:
     """Words shared with what a person wrote, in percent; that less the first policy's on the same prompts.
 
     Student's t over prompts, not corrected: nobody claimed these.
@@ -280,7 +280,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "again": again,
     "below": below,
     "known": known,
-    "judged": judged,
+    "overlap": overlap,
     "smallest": smallest,
     "sizes": sizes,
     "ended": partial(compared, measure="utility", ended=True),
