@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from recorded import Recorded
 from transformers import PreTrainedModel
 
 from rpo_cli.devices import Device, reading
+from rpo_cli.errors import Diverged
 from rpo_cli.models import new_causal, sample, sample_graphs, stops_of
 from rpo_cli.models.draws import Sampling
 from rpo_cli.stages.data import miniature
@@ -29,20 +30,42 @@ def model() -> PreTrainedModel:
 
 def model_of(kind: str = "llama", **keys: Any) -> PreTrainedModel:
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    heads = {"num_key_value_heads": 1, "max_position_embeddings": 64, "initializer_range": 0.5}
-    settings = {"model_type": kind, **sizes, **heads, **keys}
+    heads = {} if kind == "gpt_neox" else {"num_key_value_heads": 1}
+    settings = {"model_type": kind, **sizes, **heads, "max_position_embeddings": 64, **keys}
+    if kind == "gpt2":
+        settings = {"model_type": kind, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    settings["initializer_range"] = 0.5
     made = new_causal(settings, TOKENIZER, Device("cpu", "float32", "test"), 0)
     made.generation_config.eos_token_id = list(range(5, 9))
     return made
 
 
-def drawn(model: PreTrainedModel, *, graphs: bool = False) -> list[list[int]]:
-    settings: dict[str, Any] = {"temperature": 1.5, "top_p": 0.9, "max_new_tokens": 20, "batch_size": 2}
+def drawn(
+    model: PreTrainedModel,
+    *,
+    graphs: bool = False,
+    prompts: list[list[int]] = PROMPTS,
+    batch_size: int = 2,
+    **more: Any,
+) -> list[list[int]]:
+    settings: dict[str, Any] = {"temperature": 1.5, "top_p": 0.9, "max_new_tokens": 20, "seed": 3, **more}
     if not graphs:
-        return sample(model, TOKENIZER, PROMPTS, **settings, seed=3)
-    how = Sampling(TOKENIZER.pad_token_id, stops_of(model.generation_config, TOKENIZER), **settings, seed=3)
+        return sample(model, TOKENIZER, prompts, batch_size=batch_size, **settings)
+    stops = stops_of(model.generation_config, TOKENIZER)
+    how = Sampling(TOKENIZER.pad_token_id, stops, batch_size=batch_size, **settings)
     with reading(model.device):
-        return sample_graphs.in_batches(model, PROMPTS, how)
+        return sample_graphs.continuously(model, prompts, how)
+
+
+@contextmanager
+def forwarded(model: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
+    """(rows, columns) of every forward pass."""
+    seen: list[tuple[int, int]] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    yield seen
+    handle.remove()
 
 
 def record(monkeypatch: pytest.MonkeyPatch, captured: Callable[..., Any] = Recorded) -> None:
@@ -72,6 +95,64 @@ def test_a_captured_step_gives_the_samplers_tokens(
             assert len(answer) == 20 or answer[-1] in stops
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gpt_neox"])
+def test_prompts_of_any_length_in_any_number_of_rows_have_the_samplers_tokens(kind: str) -> None:
+    model = model_of(kind)
+    prompts = [*PROMPTS, [9], [10], *PROMPTS[:4], [9]]  # nothing but a token; copies that lie apart
+    assert sample_graphs.why_not(model, prompts, 20) is None
+    for batch_size in (1, 3, 8, len(prompts), 50):
+        found = drawn(model, graphs=True, prompts=prompts, batch_size=batch_size)
+        assert found == drawn(model, prompts=prompts, batch_size=batch_size)
+    assert drawn(model, graphs=True, prompts=[[9], [10]]) == drawn(model, prompts=[[9], [10]])
+
+
+def test_the_next_prompts_are_read_into_rows_whose_responses_have_ended(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_graphs, "LOOK", 1)
+    longest = [10] * 30
+    prompts = [longest, *[text for text in PROMPTS for _ in range(4)]]  # copies of each, side by side
+    with forwarded(model) as seen:
+        counts = [len(answer) for answer in drawn(model, graphs=True, prompts=prompts, batch_size=8)]
+    steps = [shape for shape in seen if shape == (8, 1)]
+    one_by_one = sum(max(counts[start : start + 8]) for start in range(0, len(counts), 8))
+    assert sum(counts) / 8 <= len(steps) < 0.8 * one_by_one, "rows do not wait for the longest of a batch"
+    read = [shape for shape in seen if shape[1] > 1]
+    assert sum(rows for rows, _ in read) < 0.8 * len(prompts), "copies that are read together are read once"
+    assert [columns for _, columns in read] == sorted((columns for _, columns in read), reverse=True)
+
+
+def test_rows_that_need_fewer_columns_are_read_with_fewer(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[tuple[int, int]] = []
+    advance = sample_graphs._Rows.advance
+
+    def noted(self: Any, width: int) -> None:
+        going = self.position[~self.ended]
+        assert len(going) == 0 or int(going.max()) < width, "each token has a column"
+        widths.append((width, self.columns))
+        advance(self, width)
+
+    monkeypatch.setattr(sample_graphs._Rows, "advance", noted)
+    assert drawn(model, graphs=True) == drawn(model)
+    assert {columns for _, columns in widths} == {50}
+    assert len({width for width, _ in widths}) > 1
+    assert [width for width, _ in widths] == sorted((width for width, _ in widths), reverse=True)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_logits_that_are_not_finite_stop_the_run(
+    captured: bool, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if captured:
+        record(monkeypatch)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[11] = float("nan")
+    with pytest.raises(Diverged, match="not finite"):
+        drawn(model, graphs=True)
+
+
 def test_a_model_whose_layers_forget_is_sampled_without_graphs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -88,19 +169,16 @@ def test_a_model_whose_layers_forget_is_sampled_without_graphs(
 def test_a_cache_of_fixed_size_that_gives_other_logits_is_found_out(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pad = TOKENIZER.pad_token_id
-    assert sample_graphs.why_not(model, PROMPTS, pad, 20) is None
+    assert sample_graphs.why_not(model, PROMPTS, 20) is None
     update = sample_graphs._Layer.update
 
     def late(self: Any, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return update(self, keys * (1.01 if keys.shape[2] == 1 else 1), values, *args, **kwargs)
 
     monkeypatch.setattr(sample_graphs._Layer, "update", late)
-    assert sample_graphs.why_not(model, PROMPTS[:1], pad, 19) is None, "seen of longer texts"
+    assert sample_graphs.why_not(model, PROMPTS[:1], 19) is None, "seen of longer texts"
     sample_graphs.PROVEN.seen.clear()
-    assert (
-        sample_graphs.why_not(model, PROMPTS, pad, 20) == "its logits are others with a cache of fixed size"
-    )
+    assert sample_graphs.why_not(model, PROMPTS, 20) == "its logits are others with a cache of fixed size"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +198,7 @@ def test_where_a_step_cannot_be_captured_samples_are_the_same(
 ) -> None:
     expected, asked = drawn(model), 0
 
-    def refuse(work: Callable[[], None]) -> Any:
+    def refuse(work: Callable[[], None], pool: object) -> Any:
         nonlocal asked
         asked += 1
         raise error

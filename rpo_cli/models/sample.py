@@ -70,11 +70,11 @@ def sample(
         with devices.reading(model.device):
             return sample_static.in_batches(model, prompts, how)
     if sample_graphs.worth_it(model):
-        trouble = sample_graphs.why_not(model, prompts, pad, max_new_tokens)
+        trouble = sample_graphs.why_not(model, prompts, max_new_tokens)
         try:
             if trouble is None:
                 with devices.reading(model.device):
-                    return sample_graphs.in_batches(model, prompts, how)
+                    return sample_graphs.continuously(model, prompts, how)
         except sample_graphs.NotCaptured as error:
             trouble = str(error)
         told = f"sampling goes on without CUDA graphs, more slowly, from the same distribution: {trouble}"

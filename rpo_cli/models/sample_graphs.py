@@ -1,12 +1,15 @@
-"""The sampler of fixed shapes with its step as a CUDA graph, for models whose layers see all tokens before.
+"""Continuous batching with its step as a CUDA graph, for models whose layers see all tokens before.
 
-A token of a small model is more kernels than a host launches while a GPU runs them. One
-thing differs from `sample_static`: all that a step reads and writes stays at its address, so that replaying
-what was launched once is the next step.
+A token of a small model is more kernels than a host launches while a GPU runs them. So all that a step
+reads and writes stays at its address: replaying what was launched once is the next step. The rows stay as
+many: where responses have ended, the next prompts are read into their places. A row is
+[prompt | response | unused], with columns and a step of its own.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -18,13 +21,16 @@ from transformers import PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 
 from rpo_cli.artifacts import no_memory
-from rpo_cli.devices import HOST_BOUND
-from rpo_cli.models import decode, sample_static
+from rpo_cli.devices import HOST_BOUND, put
+from rpo_cli.errors import Diverged
+from rpo_cli.models import decode
+from rpo_cli.models.buckets import for_batches
 from rpo_cli.models.choice import alike, exactly
-from rpo_cli.models.draws import Sampling
+from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
 from rpo_cli.models.graphs import CAPTURES, aside, captured
+from rpo_cli.models.layout import by_length
 from rpo_cli.models.proven import Proven, built_alike
-from rpo_cli.models.sample_static import _read, _State
+from rpo_cli.models.sample_static import _read
 from rpo_cli.models.tokens import Tokens
 from rpo_cli.text import first_line
 
@@ -32,7 +38,9 @@ Made = TypeVar("Made")
 NO_MEMORY = "no memory for a cache of fixed size, which a smaller per_device_eval_batch_size leaves"
 WARM = 3  # steps before the capture, as torch's documentation has them: what is made at a first call is there
 PROVEN = Proven()
-LOOK = 8  # steps between two looks at whether all rows have ended: each look waits for the device
+LOOK = 8  # steps between two looks at which rows have ended: each look waits for the device
+# Prompts are read when this share of the rows have ended: a few prompts take as long as some steps.
+FREE = 1 / 4
 
 
 _given_up: WeakSet[PreTrainedModel] = WeakSet()
@@ -59,8 +67,8 @@ def give_up(model: PreTrainedModel) -> None:
         torch.cuda.empty_cache()
 
 
-def in_batches(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -> list[list[int]]:
-    """`sample` by a graph for each width of batches.
+def continuously(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -> list[list[int]]:
+    """`sample` by graphs of a step, one for each of a few widths.
 
     Under autocast the weights' casts are made when the first prompts are read, and kept until the caller
     leaves it: the graphs read them, and are gone before. In inference mode torch would keep none, and cast
@@ -70,35 +78,63 @@ def in_batches(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling)
         NotCaptured: there is no graph of a step.
         Diverged: logits are not finite.
     """
-    made: dict[int, _Batches] = {}
-
-    def respond(
-        model: PreTrainedModel,
-        prompts: Sequence[Tokens],
-        width: int,
-        table: Tensor,
-        how: Sampling,
-    ) -> Tensor:
-        if width not in made:
-            made.clear()  # batches are sorted by length: what another width held is not needed again
-            made[width] = _Batches(model, width, table.shape[1], how.temperature, how.top_p)
-        return made[width].respond(prompts, table, how.stops, how.pad)
-
     try:
-        return sample_static.in_batches(model, prompts, how, respond)
+        return _answers(model, prompts, how)
     except RuntimeError as error:
         if no_memory(error):
             raise NotCaptured(NO_MEMORY) from error
         raise
 
 
-def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: int) -> str | None:
+def _answers(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -> list[list[int]]:
+    copies, room, lengths = occurrences(prompts), how.max_new_tokens, [len(prompt) for prompt in prompts]
+    first: dict[Tokens, int] = {}
+    for i, prompt in enumerate(prompts):
+        first.setdefault(tuple(prompt), i)
+    # Longest first, so that memory runs out at once or never; copies of a prompt are read together.
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: (-lengths[i], first[tuple(prompts[i])], i)))
+    rows = _Rows(model, min(how.batch_size, len(prompts)), max(lengths) + room, how)
+    widths = _widths(lengths, room, rows.count)
+    logging.getLogger("rpo").info("continuous batching: %d rows of %s columns", rows.count, widths)
+    result: list[list[int]] = [[] for _ in prompts]
+    going: dict[int, tuple[int, int]] = {}  # row: its prompt, and the step before its first
+    step = done = 0
+    while waiting or going:
+        free = [row for row in range(rows.count) if row not in going]
+        if waiting and len(free) >= FREE * rows.count:
+            new = [waiting.popleft() for _ in range(min(len(free), len(waiting)))]
+            texts = [prompts[i] for i in new]
+            table = uniforms(texts, [copies[i] for i in new], room, how.seed)
+            rows.fill(free[: len(new)], texts, table)
+            going |= {row: (i, step) for row, i in zip(free, new, strict=False)}
+        needed = max(lengths[i] + min(step + LOOK - since, room) for i, since in going.values())
+        for _ in range(LOOK):
+            rows.advance(next(width for width in widths if width >= needed))
+        step += LOOK
+        for row, answer in rows.ended_among(list(going)).items():
+            if -1 in answer:
+                raise Diverged("the model gave logits that are not finite")
+            result[going.pop(row)[0]] = answer
+            done += 1
+        how.on_batch(done)
+    return result
+
+
+def _widths(lengths: Sequence[int], room: int, count: int) -> list[int]:
+    """How many columns rows may have: few numbers, as each is a graph; the last holds any prompt's row."""
+    needed = [(length + room, 0) for length in lengths]
+    shapes = for_batches(needed, list(by_length(lengths, count))).shapes
+    most = max(lengths) + room
+    return sorted({min(width, most) for width, _ in shapes})
+
+
+def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], room: int) -> str | None:
     """What keeps a model from being read so; None: it gives the logits of rows read alone without a cache.
 
     Where a model that is built alike did so within wider bounds, it is not tried again.
     """
     longest, shortest = max(prompts, key=len), min(map(len, prompts))
-    way, bounds = built_alike(model, pad), (len(longest), len(longest) + room, room, -shortest)
+    way, bounds = built_alike(model), (len(longest), len(longest) + room, room, -shortest)
     if PROVEN.holds(way, bounds):
         return None
     try:
@@ -110,8 +146,9 @@ def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: i
             steps = min(decode.STEPS, room)
             more = [[text[step % len(text)] for step in range(steps)] for text in texts]
             alone = torch.cat([decode._alone(model, *row) for row in zip(texts, more, strict=True)])
-            made = _Batches(model, max(map(len, texts)), steps, 1.0, 1.0)
-            if not alike(made.forced(texts, more, pad), alone, decode.TOLERANCE):
+            how = Sampling(0, [0], 1.0, 1.0, steps, len(texts), 0)
+            made = _Rows(model, len(texts), max(map(len, texts)) + steps, how)
+            if not alike(made.forced(texts, more), alone, decode.TOLERANCE):
                 return "its logits are others with a cache of fixed size"
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         return NO_MEMORY if no_memory(error) else first_line(error)
@@ -120,119 +157,155 @@ def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: i
 
 
 class _Layer(StaticLayer):
-    """Keys and values of one dtype, the values'.
+    """Keys and values of one dtype, the values'; each row has a place of its own for the next token.
 
     Under autocast keys are float32 after their rotation, and values are not; attention casts both to what
     values are, so casting keys before they are kept gives the same numbers.
     """
 
+    def __init__(self, rows: _Rows) -> None:
+        super().__init__(rows.columns)
+        self.rows = rows
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Room for all rows, whatever the number of those given."""
+        wide = [states[:1].expand(self.rows.count, -1, -1, -1) for states in (key_states, value_states)]
+        super().lazy_initialization(*wide)
+        count, heads, columns, _ = self.keys.shape
+        self.begins = torch.arange(count * heads, device=self.device).view(count, heads) * columns
+
+    def fill(self, rows: Tensor, which: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Begin rows with what was read: `which` of it for each."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        for mine, read in ((self.keys, keys), (self.values, values)):
+            mine[:, :, : read.shape[2]].index_copy_(0, rows, read.index_select(0, which))
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().update(key_states.to(value_states.dtype), value_states, *args, **kwargs)
+        """Keep a token of each row, [N, heads, 1, D], and give what is to be seen of all."""
+        both = (key_states.to(value_states.dtype), value_states)
+        if not self.is_initialized:
+            self.lazy_initialization(*both)
+        places = (self.begins + self.rows.position).flatten()
+        for mine, new in zip((self.keys, self.values), both, strict=True):
+            mine.view(-1, mine.shape[-1]).index_copy_(0, places, new.reshape(-1, mine.shape[-1]))
+        return self.keys[:, :, : self.rows.width], self.values[:, :, : self.rows.width]
 
 
-class _Fixed(_State):
-    """A state whose tensors stay at their addresses.
+class _Rows:
+    """As many rows as are read at once, with their cache; all of it stays at its address on the device.
 
-    seen: [N, columns] what padding does not hide; logits: [N, V] behind the last tokens.
+    table: [N, room] numbers that choose tokens; answers: [N, room] those chosen; taken: [N, 1] how many;
+    token, position: [N, 1] what is read next, and its column; ended: [N].
     """
 
-    def __init__(self, *given: Tensor, seen: Tensor, logits: Tensor) -> None:
-        super().__init__(*given)
-        self.seen, self.logits = seen, logits
+    def __init__(self, model: PreTrainedModel, count: int, columns: int, how: Sampling) -> None:
+        self.model, self.count, self.columns, self.width, self.how = model, count, columns, columns, how
+        self.cache = StaticCache(config=model.config, max_cache_len=columns)
+        self.cache.layers = [_Layer(self) for _ in self.cache.layers]
+        shape, device = (count, how.max_new_tokens), model.device
+        self.numbers = torch.arange(columns, device=device)
+        self.begins = torch.arange(count, device=device)[:, None] * how.max_new_tokens
+        self.stops = torch.tensor(how.stops, device=device)
+        self.table = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.answers, one = torch.zeros(shape, dtype=torch.long, device=device), (count, 1)
+        self.taken, self.token, self.position = (
+            torch.zeros(one, dtype=torch.long, device=device) for _ in range(3)
+        )
+        self.ended = torch.ones(count, dtype=torch.bool, device=device)
+        self.steps: dict[int, int] = {}  # of each width
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def put(self, tensors: dict[str, Tensor]) -> None:
-        """Overwrite what is here."""
-        for name, tensor in tensors.items():
-            getattr(self, name).copy_(tensor)
+    def fill(self, rows: Sequence[int], prompts: Sequence[Tokens], table: Tensor) -> None:
+        """Begin responses in rows: each prompt is read once, but for its last token, with which steps begin.
 
-    def take(self, logits: Tensor, temperature: float, top_p: float) -> Tensor:
-        """The next tokens [N, 1], as in any state."""
-        here = dict(vars(self))
-        tokens = super().take(logits, temperature, top_p)
-        changed = {name: tensor for name, tensor in vars(self).items() if tensor is not here[name]}
-        vars(self).update(here)
-        self.put(changed)
-        return tokens
+        What fills up the shorter ones is behind them, where no token sees it, and is overwritten before any
+        could.
+        """
+        device, index = self.model.device, put(torch.tensor(rows), self.model.device)
+        before = [tuple(map(int, prompt[:-1])) for prompt in prompts]
+        distinct = {text: n for n, text in enumerate(dict.fromkeys(before))}
+        longest = max(map(len, distinct))
+        if longest > 0:
+            filling = [int(prompts[0][-1])]  # not padding, of which some models say that it lacks a mask
+            padded = torch.tensor([[*text, *filling * (longest - len(text))] for text in distinct])
+            read = decode._OneDtype(config=self.model.config)
+            more = {"past_key_values": read, "use_cache": True, "logits_to_keep": 1}
+            self.model(input_ids=put(padded, device), **more)
+            which = put(torch.tensor([distinct[text] for text in before]), device)
+            for mine, layer in zip(self.cache.layers, read.layers, strict=True):
+                mine.fill(index, which, layer.keys, layer.values)
+        begun = {
+            "table": table,
+            "taken": torch.zeros(len(rows), 1, dtype=torch.long),
+            "token": torch.tensor([[int(prompt[-1])] for prompt in prompts]),
+            "position": torch.tensor([[len(prompt) - 1] for prompt in prompts]),
+            "ended": torch.zeros(len(rows), dtype=torch.bool),
+        }
+        for name, values in begun.items():
+            getattr(self, name).index_copy_(0, index, put(values, device))
 
-
-class _Batches:
-    """Batches of one shape, one after another: they share a cache, a state and a graph."""
-
-    state: _Fixed
-
-    def __init__(
-        self, model: PreTrainedModel, width: int, room: int, temperature: float, top_p: float
-    ) -> None:
-        self.model, self.width, self.temperature, self.top_p = model, width, temperature, top_p
-        self.columns = torch.arange(width + room, device=model.device)
-        self.cache = StaticCache(config=model.config, max_cache_len=width + room)
-        self.cache.layers = [_Layer(width + room) for _ in self.cache.layers]
-        self.taken = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
-
-    def respond(self, prompts: Sequence[Tokens], table: Tensor, stops: Sequence[int], pad: int) -> Tensor:
-        """Tokens [N, steps] that the numbers of `table` choose, on the host."""
-        self._start(prompts, table, stops, pad)
-        for step in range(1, table.shape[1] + 1):
-            self._advance()
-            if step % LOOK == 0 and bool(self.state.all_ended):
-                break
-        return self.state.answers.cpu()
-
-    def forced(self, prompts: Sequence[Tokens], more: Sequence[Sequence[int]], pad: int) -> Tensor:
+    def forced(self, prompts: Sequence[Tokens], more: Sequence[Sequence[int]]) -> Tensor:
         """Logits behind prompts and behind each of the tokens that follow: [N, K + 1, V]."""
-        following = torch.tensor(more)
-        self._start(prompts, torch.zeros(following.shape, dtype=torch.float64), [0], pad)
-        found = [self.state.logits.clone()]
-        for tokens in following.T.to(self.model.device):
-            self.state.step.add_(1)
-            self.state.positions.add_(1)
-            self._next(tokens[:, None])
-            found.append(self.state.logits.clone())
+        self.fill(range(self.count), prompts, torch.zeros(self.table.shape, dtype=torch.float64))
+        found = [self._read()]
+        for tokens in torch.tensor(more).T.to(self.model.device):
+            self.token.copy_(tokens[:, None])
+            self.position.add_(1)
+            found.append(self._read())
         return torch.stack(found, 1)
 
-    def _start(self, prompts: Sequence[Tokens], table: Tensor, stops: Sequence[int], pad: int) -> None:
-        """Read the prompts, padded on the left, and put the state where a graph looks for it."""
-        device = self.model.device
-        padded = [[pad] * (self.width - len(prompt)) + list(map(int, prompt)) for prompt in prompts]
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        starts = (self.width - lengths)[:, None].to(device)
-        seen = self.columns >= starts
-        positions = (self.columns[: self.width] - starts).clamp(min=0)
-        self.cache.reset()
-        logits = _read(self.model, torch.tensor(padded).to(device), positions, seen.long(), self.cache)
-        given = (table, torch.full(table.shape, stops[0]), lengths, torch.tensor(stops))
-        state = _Fixed(*(tensor.to(device) for tensor in given), seen=seen, logits=logits)
-        if self.taken == 0:
-            self.state = state
-        else:
-            self.state.put(vars(state))
+    def advance(self, width: int) -> None:
+        """One step of all rows, none of which has a token from column `width` on.
 
-    def _advance(self) -> None:
-        """One step; those before the capture are steps of the first batch like any other."""
+        Those before the capture are steps like any other.
+        """
+        self.width, taken = width, self.steps.get(width, 0)
         if self.model.device.type not in CAPTURES:
             self._step()
-        elif self.taken < WARM:
+        elif taken < WARM:
             with aside():
                 _as_such(self._step)
         else:
-            self.graph = self.graph or _as_such(partial(captured, self._step))
-            self.graph.replay()
-        self.taken += 1
+            if width not in self.graphs:
+                pool = next((graph.pool() for graph in self.graphs.values()), None)
+                self.graphs[width] = _as_such(partial(captured, self._step, pool))
+            self.graphs[width].replay()
+        self.steps[width] = taken + 1
+
+    def ended_among(self, rows: Sequence[int]) -> dict[int, list[int]]:
+        """The responses of those of the rows that have ended."""
+        seen = torch.stack([self.ended.long(), self.taken[:, 0]]).tolist()
+        ended = [row for row in rows if seen[0][row]]
+        answers = self.answers[ended].tolist() if ended else []
+        return {row: answer[: seen[1][row]] for row, answer in zip(ended, answers, strict=True)}
 
     def _step(self) -> None:
-        """Pick tokens and read them: nothing here asks the device, or keeps a number on the host.
+        """Read a token of each row and pick the next: nothing here asks the device, or keeps a number.
+
+        A row that has ended reads its last token again and again, for nothing.
+        """
+        room = self.how.max_new_tokens
+        last = self.taken.clamp(max=room - 1)
+        numbers = self.table.gather(1, last)[:, 0]
+        chosen = pick(self._read(), numbers, self.how.temperature, self.how.top_p)[:, None]
+        going = ~self.ended[:, None]
+        kept = chosen.where(going, self.answers.gather(1, last))
+        self.answers.view(-1).index_copy_(0, (self.begins + last).flatten(), kept.flatten())
+        self.taken.add_(going)
+        self.position.add_(going)
+        self.token.copy_(chosen.clamp(min=0).where(going, self.token))
+        stopped = (chosen == self.stops).any(1, keepdim=True) | (chosen < 0) | (self.taken == room)
+        self.ended.logical_or_(stopped[:, 0])
+
+    def _read(self) -> Tensor:
+        """Logits behind the rows' tokens: [N, V].
 
         The mask is additive, as its shape and dtype are then what attention takes without looking at it.
         """
-        self._next(self.state.take(self.state.logits, self.temperature, self.top_p))
-
-    def _next(self, tokens: Tensor) -> None:
-        """Read a token of each row, whose places the state has."""
-        state = self.state
-        seen = state.seen & (self.columns < self.width + state.step)
-        mask = (1 - seen[:, None, None].float()) * torch.finfo(torch.float32).min
-        state.logits.copy_(_read(self.model, tokens, state.positions, mask, self.cache))
+        unseen = (self.numbers[: self.width] > self.position)[:, None, None]
+        mask = unseen.float() * torch.finfo(torch.float32).min
+        return _read(self.model, self.token, self.position, mask, self.cache)
 
 
 def _as_such(work: Callable[[], Made]) -> Made:
