@@ -100,9 +100,9 @@ def test_prompts_of_any_length_in_any_number_of_rows_have_the_samplers_tokens(ki
     model = model_of(kind)
     prompts = [*PROMPTS, [9], [10], *PROMPTS[:4], [9]]  # nothing but a token; copies that lie apart
     assert sample_graphs.why_not(model, prompts, 20) is None
-    for batch_size in (1, 3, 8, len(prompts), 50):
-        found = drawn(model, graphs=True, prompts=prompts, batch_size=batch_size)
-        assert found == drawn(model, prompts=prompts, batch_size=batch_size)
+    expected = drawn(model, prompts=prompts, batch_size=8)
+    for batch_size in (1, 3, 8, 50):
+        assert drawn(model, graphs=True, prompts=prompts, batch_size=batch_size) == expected
     assert drawn(model, graphs=True, prompts=[[9], [10]]) == drawn(model, prompts=[[9], [10]])
 
 
