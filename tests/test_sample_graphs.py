@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -131,14 +133,61 @@ def test_rows_that_need_fewer_columns_are_read_with_fewer(
     def noted(self: Any, width: int) -> None:
         going = self.position[~self.ended]
         assert len(going) == 0 or int(going.max()) < width, "each token has a column"
-        widths.append((width, self.columns))
+        widths.append((width, self.shared.columns))
         advance(self, width)
 
     monkeypatch.setattr(sample_graphs._Rows, "advance", noted)
     assert drawn(model, graphs=True) == drawn(model)
-    assert {columns for _, columns in widths} == {50}
+    assert {columns for _, columns in widths} == {56}, "for 30 + 20, in eights"
     assert len({width for width, _ in widths}) > 1
     assert [width for width, _ in widths] == sorted((width for width, _ in widths), reverse=True)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_short_responses_take_no_more_steps_than_they_have_tokens(limit: int, model: PreTrainedModel) -> None:
+    with forwarded(model) as seen:
+        drawn(model, graphs=True, batch_size=4, max_new_tokens=limit)
+    assert len([shape for shape in seen if shape == (4, 1)]) == 3 * limit, "three times four rows hold eleven"
+
+
+def test_prompts_are_read_a_share_of_the_rows_at_a_time(model: PreTrainedModel) -> None:
+    with forwarded(model) as seen:
+        drawn(model, graphs=True, batch_size=8)
+    assert max(rows for rows, columns in seen if columns > 1) == 2
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_caches_and_graphs_are_gone_when_the_samples_are_there(
+    works: bool, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    begin = sample_graphs._Rows.__init__
+
+    def noted(self: Any, *args: Any) -> None:
+        begin(self, *args)
+        made.append(weakref.ref(self))
+
+    def second_refused(work: Callable[[], None], pool: object) -> Any:
+        if pool is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return WithPool(work)
+
+    class WithPool(Recorded):
+        def pool(self) -> object:
+            return "a pool"
+
+    monkeypatch.setattr(sample_graphs._Rows, "__init__", noted)
+    record(monkeypatch, Recorded if works else second_refused)
+    expected = drawn(model, batch_size=3, seed=4)
+    made.clear()
+    sample_graphs._given_up.clear()
+    gc.collect()
+    gc.disable()  # on a GPU a collection would come gigabytes too late
+    try:
+        assert drawn(model, batch_size=3, seed=4) == expected
+        assert made and not [one for one in made if one() is not None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("captured", [False, True])

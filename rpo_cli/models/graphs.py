@@ -80,7 +80,7 @@ class Graphs:
             graph = _Graph(self.read, model, batch, self.gradients, pool)
             trouble = graph.trouble and f"a replay gives {graph.trouble}"
         except (RuntimeError, TypeError, ValueError) as error:  # of whatever a model does in its passes
-            more = "no memory for graphs, which a smaller per_device_train_batch_size leaves"
+            more = "not enough memory for graphs; a smaller per_device_train_batch_size needs less"
             trouble = more if no_memory(error) else first_line(error)
         if trouble is None:
             self.made[_shape(batch)] = graph
@@ -169,7 +169,7 @@ class _Graph:
         del out
         try:
             if self.captures:
-                self._capture(*expected)
+                self._capture(expected[0])
             self.trouble = self._beside(*expected)
         finally:  # what the pieces before added up is the step's, whatever becomes of the graph
             torch._foreach_copy_(gradients.sums, added_up)
@@ -183,7 +183,7 @@ class _Graph:
     def _back(self, out: Tensor) -> list[Tensor | None]:
         return list(torch.autograd.grad(out, self.gradients.weights, self.slope, allow_unused=True))
 
-    def _capture(self, out: Tensor, found: object) -> None:
+    def _capture(self, out: Tensor) -> None:
         result = self.gradients.like("out", out)
 
         def forward() -> None:
@@ -193,7 +193,6 @@ class _Graph:
         def backward() -> None:
             self.gradients.add(self._back(self.out))
 
-        torch.cuda.empty_cache()  # what the passes before took, the graphs take anew
         first = captured(forward, self.pool)
         self.pool = first.pool()
         self.graphs = first, captured(backward, self.pool)
@@ -269,6 +268,7 @@ def captured(work: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph
     graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
     pool = torch.cuda.graph_pool_handle() if pool is None else pool
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # what runs before took, the graph takes anew; none is given back in a capture
     gc.disable()  # an older graph that went just now would break the capture
     try:
         with torch.cuda.stream(stream()):

@@ -9,8 +9,10 @@ many: where responses have ended, the next prompts are read into their places. A
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -35,7 +37,7 @@ from rpo_cli.models.tokens import Tokens
 from rpo_cli.text import first_line
 
 Made = TypeVar("Made")
-NO_MEMORY = "no memory for a cache of fixed size, which a smaller per_device_eval_batch_size leaves"
+NO_MEMORY = "not enough memory for a cache of fixed size; a smaller per_device_eval_batch_size needs less"
 WARM = 3  # steps before the capture, as torch's documentation has them: what is made at a first call is there
 PROVEN = Proven()
 LOOK = 8  # steps between two looks at which rows have ended: each look waits for the device
@@ -53,8 +55,8 @@ class NotCaptured(RuntimeError):
 def worth_it(model: PreTrainedModel) -> bool:
     """Whether a model's steps are to be graphs, if they can be.
 
-    A graph reads ended rows, the whole cache and every copy of a prompt, which costs more than launches where
-    the host waits.
+    A graph has the same number of rows to the end, ended ones among them: that pays where the device waits
+    for the host, not where the host waits.
     """
     known = model in _given_up
     return model.device.type in CAPTURES and not known and model.num_parameters() <= HOST_BOUND
@@ -80,7 +82,7 @@ def continuously(model: PreTrainedModel, prompts: Sequence[Tokens], how: Samplin
     """
     try:
         return _answers(model, prompts, how)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if no_memory(error):
             raise NotCaptured(NO_MEMORY) from error
         raise
@@ -91,41 +93,46 @@ def _answers(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -
     first: dict[Tokens, int] = {}
     for i, prompt in enumerate(prompts):
         first.setdefault(tuple(prompt), i)
-    # Longest first, so that memory runs out at once or never; copies of a prompt are read together.
+    # Longest first, as that needs the most memory; copies of a prompt are read together.
     waiting = deque(sorted(range(len(prompts)), key=lambda i: (-lengths[i], first[tuple(prompts[i])], i)))
-    rows = _Rows(model, min(how.batch_size, len(prompts)), max(lengths) + room, how)
-    widths = _widths(lengths, room, rows.count)
-    logging.getLogger("rpo").info("continuous batching: %d rows of %s columns", rows.count, widths)
+    count = min(how.batch_size, len(prompts))
+    widths = _widths(lengths, room, count)
+    rows = _Rows(model, count, widths[-1], how)
+    logging.getLogger("rpo").info("continuous batching: %d rows of %s columns", count, widths)
     result: list[list[int]] = [[] for _ in prompts]
     going: dict[int, tuple[int, int]] = {}  # row: its prompt, and the step before its first
     step = done = 0
     while waiting or going:
-        free = [row for row in range(rows.count) if row not in going]
-        if waiting and len(free) >= FREE * rows.count:
+        free = [row for row in range(count) if row not in going]
+        if waiting and len(free) >= FREE * count:
             new = [waiting.popleft() for _ in range(min(len(free), len(waiting)))]
             texts = [prompts[i] for i in new]
             table = uniforms(texts, [copies[i] for i in new], room, how.seed)
             rows.fill(free[: len(new)], texts, table)
             going |= {row: (i, step) for row, i in zip(free, new, strict=False)}
-        needed = max(lengths[i] + min(step + LOOK - since, room) for i, since in going.values())
-        for _ in range(LOOK):
+        ahead = min(LOOK, max(room - (step - since) for _, since in going.values()))
+        needed = max(lengths[i] + min(step + ahead - since, room) for i, since in going.values())
+        for _ in range(ahead):
             rows.advance(next(width for width in widths if width >= needed))
-        step += LOOK
-        for row, answer in rows.ended_among(list(going)).items():
+        step += ahead
+        ended = rows.ended_among(list(going))
+        for row, answer in ended.items():
             if -1 in answer:
                 raise Diverged("the model gave logits that are not finite")
             result[going.pop(row)[0]] = answer
-            done += 1
-        how.on_batch(done)
+        if ended:
+            done += len(ended)
+            how.on_batch(done)
     return result
 
 
 def _widths(lengths: Sequence[int], room: int, count: int) -> list[int]:
-    """How many columns rows may have: few numbers, as each is a graph; the last holds any prompt's row."""
+    """How many columns rows may have: few numbers, as each is a graph; the last holds any prompt's row.
+
+    They are multiples of 8, as attention wants masks; those behind a model's last position are not seen.
+    """
     needed = [(length + room, 0) for length in lengths]
-    shapes = for_batches(needed, list(by_length(lengths, count))).shapes
-    most = max(lengths) + room
-    return sorted({min(width, most) for width, _ in shapes})
+    return sorted({width for width, _ in for_batches(needed, list(by_length(lengths, count))).shapes})
 
 
 def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], room: int) -> str | None:
@@ -156,6 +163,20 @@ def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], room: int) -> str
     return None
 
 
+@dataclass
+class _Shared:
+    """What rows and the layers of their cache have in common, so that neither holds the other.
+
+    With the cache and its graphs they would else stay until garbage is collected. position: [N, 1] the column
+    of each row's next token; width: how many columns are seen; columns: how many there are.
+    """
+
+    count: int
+    columns: int
+    width: int
+    position: Tensor
+
+
 class _Layer(StaticLayer):
     """Keys and values of one dtype, the values'; each row has a place of its own for the next token.
 
@@ -163,13 +184,13 @@ class _Layer(StaticLayer):
     values are, so casting keys before they are kept gives the same numbers.
     """
 
-    def __init__(self, rows: _Rows) -> None:
-        super().__init__(rows.columns)
-        self.rows = rows
+    def __init__(self, shared: _Shared) -> None:
+        super().__init__(shared.columns)
+        self.shared = shared
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Room for all rows, whatever the number of those given."""
-        wide = [states[:1].expand(self.rows.count, -1, -1, -1) for states in (key_states, value_states)]
+        wide = [states[:1].expand(self.shared.count, -1, -1, -1) for states in (key_states, value_states)]
         super().lazy_initialization(*wide)
         count, heads, columns, _ = self.keys.shape
         self.begins = torch.arange(count * heads, device=self.device).view(count, heads) * columns
@@ -186,55 +207,47 @@ class _Layer(StaticLayer):
         both = (key_states.to(value_states.dtype), value_states)
         if not self.is_initialized:
             self.lazy_initialization(*both)
-        places = (self.begins + self.rows.position).flatten()
+        places = (self.begins + self.shared.position).flatten()
         for mine, new in zip((self.keys, self.values), both, strict=True):
             mine.view(-1, mine.shape[-1]).index_copy_(0, places, new.reshape(-1, mine.shape[-1]))
-        return self.keys[:, :, : self.rows.width], self.values[:, :, : self.rows.width]
+        return self.keys[:, :, : self.shared.width], self.values[:, :, : self.shared.width]
 
 
 class _Rows:
     """As many rows as are read at once, with their cache; all of it stays at its address on the device.
 
     table: [N, room] numbers that choose tokens; answers: [N, room] those chosen; taken: [N, 1] how many;
-    token, position: [N, 1] what is read next, and its column; ended: [N].
+    token, position: [N, 1] what is read next, and where; ended: [N].
     """
 
     def __init__(self, model: PreTrainedModel, count: int, columns: int, how: Sampling) -> None:
-        self.model, self.count, self.columns, self.width, self.how = model, count, columns, columns, how
-        self.cache = StaticCache(config=model.config, max_cache_len=columns)
-        self.cache.layers = [_Layer(self) for _ in self.cache.layers]
+        self.model, self.how = model, how
         shape, device = (count, how.max_new_tokens), model.device
         self.numbers = torch.arange(columns, device=device)
         self.begins = torch.arange(count, device=device)[:, None] * how.max_new_tokens
         self.stops = torch.tensor(how.stops, device=device)
         self.table = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.answers, one = torch.zeros(shape, dtype=torch.long, device=device), (count, 1)
-        self.taken, self.token, self.position = (
-            torch.zeros(one, dtype=torch.long, device=device) for _ in range(3)
-        )
+        self.answers = torch.zeros(shape, dtype=torch.long, device=device)
+        self.taken, self.token, self.position = torch.zeros(3, count, 1, dtype=torch.long, device=device)
         self.ended = torch.ones(count, dtype=torch.bool, device=device)
+        self.shared = _Shared(count, columns, columns, self.position)
+        self.cache = StaticCache(config=model.config, max_cache_len=columns)
+        self.cache.layers = [_Layer(self.shared) for _ in self.cache.layers]
         self.steps: dict[int, int] = {}  # of each width
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def fill(self, rows: Sequence[int], prompts: Sequence[Tokens], table: Tensor) -> None:
         """Begin responses in rows: each prompt is read once, but for its last token, with which steps begin.
 
-        What fills up the shorter ones is behind them, where no token sees it, and is overwritten before any
-        could.
+        At most a share FREE of the rows is read at once: its keys and values are there twice.
         """
-        device, index = self.model.device, put(torch.tensor(rows), self.model.device)
-        before = [tuple(map(int, prompt[:-1])) for prompt in prompts]
-        distinct = {text: n for n, text in enumerate(dict.fromkeys(before))}
-        longest = max(map(len, distinct))
-        if longest > 0:
-            filling = [int(prompts[0][-1])]  # not padding, of which some models say that it lacks a mask
-            padded = torch.tensor([[*text, *filling * (longest - len(text))] for text in distinct])
-            read = decode._OneDtype(config=self.model.config)
-            more = {"past_key_values": read, "use_cache": True, "logits_to_keep": 1}
-            self.model(input_ids=put(padded, device), **more)
-            which = put(torch.tensor([distinct[text] for text in before]), device)
-            for mine, layer in zip(self.cache.layers, read.layers, strict=True):
-                mine.fill(index, which, layer.keys, layer.values)
+        owners: dict[tuple[int, ...], list[int]] = {}
+        for row, prompt in zip(rows, prompts, strict=True):
+            owners.setdefault(tuple(map(int, prompt[:-1])), []).append(row)
+        texts = [text for text in owners if text]
+        size = math.ceil(FREE * self.shared.count)
+        for start in range(0, len(texts), size):
+            self._prefill({text: owners[text] for text in texts[start : start + size]}, int(prompts[0][-1]))
         begun = {
             "table": table,
             "taken": torch.zeros(len(rows), 1, dtype=torch.long),
@@ -242,12 +255,29 @@ class _Rows:
             "position": torch.tensor([[len(prompt) - 1] for prompt in prompts]),
             "ended": torch.zeros(len(rows), dtype=torch.bool),
         }
+        index = put(torch.tensor(rows), self.model.device)
         for name, values in begun.items():
-            getattr(self, name).index_copy_(0, index, put(values, device))
+            getattr(self, name).index_copy_(0, index, put(values, self.model.device))
+
+    def _prefill(self, owners: Mapping[tuple[int, ...], Sequence[int]], filling: int) -> None:
+        """Read texts into the cache of the rows that begin with each.
+
+        `filling` is behind the shorter ones, where no token sees it, and is overwritten before any could. It
+        is not padding, of which some models say that it lacks a mask.
+        """
+        longest, device = max(map(len, owners)), self.model.device
+        padded = torch.tensor([[*text, *[filling] * (longest - len(text))] for text in owners])
+        read = decode._OneDtype(config=self.model.config)
+        more = {"past_key_values": read, "use_cache": True, "logits_to_keep": 1}
+        self.model(input_ids=put(padded, device), **more)
+        pairs = [(row, which) for which, rows in enumerate(owners.values()) for row in rows]
+        rows, which = put(torch.tensor(pairs).T.contiguous(), device)
+        for mine, layer in zip(self.cache.layers, read.layers, strict=True):
+            mine.fill(rows, which, layer.keys, layer.values)
 
     def forced(self, prompts: Sequence[Tokens], more: Sequence[Sequence[int]]) -> Tensor:
         """Logits behind prompts and behind each of the tokens that follow: [N, K + 1, V]."""
-        self.fill(range(self.count), prompts, torch.zeros(self.table.shape, dtype=torch.float64))
+        self.fill(range(len(prompts)), prompts, torch.zeros(self.table.shape, dtype=torch.float64))
         found = [self._read()]
         for tokens in torch.tensor(more).T.to(self.model.device):
             self.token.copy_(tokens[:, None])
@@ -260,7 +290,7 @@ class _Rows:
 
         Those before the capture are steps like any other.
         """
-        self.width, taken = width, self.steps.get(width, 0)
+        self.shared.width, taken = width, self.steps.get(width, 0)
         if self.model.device.type not in CAPTURES:
             self._step()
         elif taken < WARM:
@@ -275,15 +305,14 @@ class _Rows:
 
     def ended_among(self, rows: Sequence[int]) -> dict[int, list[int]]:
         """The responses of those of the rows that have ended."""
-        seen = torch.stack([self.ended.long(), self.taken[:, 0]]).tolist()
-        ended = [row for row in rows if seen[0][row]]
-        answers = self.answers[ended].tolist() if ended else []
-        return {row: answer[: seen[1][row]] for row, answer in zip(ended, answers, strict=True)}
+        seen = torch.cat([self.ended[:, None], self.taken, self.answers], 1).cpu()
+        ended, taken, answers = seen[:, 0], seen[:, 1], seen[:, 2:]
+        return {row: answers[row, : int(taken[row])].tolist() for row in rows if ended[row]}
 
     def _step(self) -> None:
         """Read a token of each row and pick the next: nothing here asks the device, or keeps a number.
 
-        A row that has ended reads its last token again and again, for nothing.
+        A row that has ended reads the token before its last again and again, for nothing.
         """
         room = self.how.max_new_tokens
         last = self.taken.clamp(max=room - 1)
@@ -293,17 +322,18 @@ class _Rows:
         kept = chosen.where(going, self.answers.gather(1, last))
         self.answers.view(-1).index_copy_(0, (self.begins + last).flatten(), kept.flatten())
         self.taken.add_(going)
-        self.position.add_(going)
-        self.token.copy_(chosen.clamp(min=0).where(going, self.token))
         stopped = (chosen == self.stops).any(1, keepdim=True) | (chosen < 0) | (self.taken == room)
         self.ended.logical_or_(stopped[:, 0])
+        going = going & ~stopped
+        self.position.add_(going)
+        self.token.copy_(chosen.where(going, self.token))
 
     def _read(self) -> Tensor:
         """Logits behind the rows' tokens: [N, V].
 
         The mask is additive, as its shape and dtype are then what attention takes without looking at it.
         """
-        unseen = (self.numbers[: self.width] > self.position)[:, None, None]
+        unseen = (self.numbers[: self.shared.width] > self.position)[:, None, None]
         mask = unseen.float() * torch.finfo(torch.float32).min
         return _read(self.model, self.token, self.position, mask, self.cache)
 

@@ -7,7 +7,7 @@ of logits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,15 +23,8 @@ from rpo_cli.models.tokens import Tokens
 LOOK = 16  # steps between two looks at whether all rows have ended: each look waits for the device
 
 
-Respond = Callable[[PreTrainedModel, Sequence[Tokens], int, Tensor, Sampling], Tensor]
-
-
-def in_batches(
-    model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling, respond: Respond | None = None
-) -> list[list[int]]:
+def in_batches(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -> list[list[int]]:
     """`sample` in batches of one size and few widths; a last batch too small reads its first prompt again.
-
-    respond: another way to fill a batch's tokens than step by step.
 
     Raises:
         Diverged: logits are not finite.
@@ -50,7 +43,7 @@ def in_batches(
         width, _ = buckets.of((max(len(prompts[i]) for i in rows), 0))
         texts = [prompts[i] for i in filled]
         table = uniforms(texts, [copies[i] for i in filled], how.max_new_tokens, how.seed)
-        tokens = (respond or _respond)(model, texts, width, table, how)
+        tokens = _respond(model, texts, width, table, how)
         for i, answer in zip(rows, tokens.tolist(), strict=False):
             end = next((place for place, token in enumerate(answer, 1) if token in how.stops), len(answer))
             result[i] = answer[:end]
