@@ -273,6 +273,14 @@ def test_what_cannot_be_compared_is_said_before_anything_is_built(
     assert not empty.root.exists()
 
 
+@pytest.mark.parametrize("command", ["compare", "train-policy"])
+def test_a_dry_run_reads_the_file_of_accelerate(command: str, empty: Tiny, tmp_path: Path) -> None:
+    what = empty.suite / "dpo.yaml"
+    asked = (command, what, "--workspace", empty.root, "--dry-run", "--accelerate")
+    assert "nope.yaml: no such file" in rpo(*asked, tmp_path / "nope.yaml", code=2).stderr
+    assert rpo(*asked, "recipes/accelerate/cpu-2.yaml").stdout
+
+
 def test_a_folder_stands_for_the_policies_in_it(empty: Tiny) -> None:
     said = rpo("compare", empty.suite, "--workspace", empty.root, "--seeds", "0,1", "--dry-run", "--json")
     plan = json.loads(said.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shlex
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -250,6 +251,7 @@ def table_of(file: Path, table: str = "pairs", **keys: Any) -> tuple[list[Row], 
         ),
         (lines(GOOD, ["a", "b"]), ":2: expected an object with columns, got a list"),
         (lines(GOOD) + b"\n" + b'{"prompt": "a", \n', ":3: not JSON: "),
+        (lines(GOOD) + b'{"prompt": "a\tb"}\n', ":2: not JSON: Invalid control character, in column 14"),
         (
             lines(GOOD) + b'{"prompt": "a", "chosen": "caf\xe9", "rejected": "b"}\n',
             ":2: not UTF-8: invalid continuation byte",
@@ -299,7 +301,23 @@ def test_bad_parquet_is_one_line_that_names_file_and_row(tmp_path: Path) -> None
         table_of(file)
     assert "\n" not in str(caught.value)
     with pytest.raises(BadInput, match=r"expected a \.jsonl or \.parquet file"):
-        table_of(tmp_path / "pairs.csv")
+        table_of(tmp_path / "pairs.txt")
+
+
+@pytest.mark.parametrize(("name", "between"), [("my pairs.csv", ","), ("pairs.tsv", "\t")])
+def test_of_a_table_of_text_it_is_said_what_makes_lines_of_it(
+    name: str, between: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(between.join(GOOD) + "\n" + between.join(f'"{text},\n"' for text in GOOD.values()))
+    with pytest.raises(BadInput, match=r"expected a \.jsonl or \.parquet file") as caught:
+        table_of(Path(name))
+    command = shlex.split(str(caught.value).split(": ")[-1].removesuffix(" makes one"))
+    assert command[:2] == ["python", "-c"]
+    exec(command[2], {})
+    assert json.loads(Path(name).with_suffix(".jsonl").read_text()) == {
+        key: f"{text},\n" for key, text in GOOD.items()
+    }
 
 
 def test_rows_are_named_by_id_or_by_content_and_keep_their_order(tmp_path: Path) -> None:

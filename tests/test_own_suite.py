@@ -44,6 +44,12 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return written
 
 
+@pytest.mark.parametrize(("pairs", "every"), [(200, None), (4000, 22), (16500, 100)])
+def test_a_long_training_has_checkpoints_to_go_on_from(pairs: int, every: int | None, write: Write) -> None:
+    assert write(pairs=pairs)["training"].get("save_steps") == every
+    assert rpo("recipe", "check", "mine.yaml").stdout.endswith("recipes, no problems\n")
+
+
 @pytest.mark.slow
 def test_every_objective_has_a_start_and_a_grid_that_sweep_and_compare_try(write: Write) -> None:
     recipes = write(list(OBJECTIVES))

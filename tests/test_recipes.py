@@ -464,6 +464,13 @@ def test_a_recipe_of_a_suite_in_one_file_has_no_way_out_of_it(here: Path) -> Non
             find(name)
 
 
+@pytest.mark.parametrize("name", ["pairs.jsonl", "Pairs.CSV", "lines.jsonl.gz"])
+def test_a_file_of_data_is_no_recipe(name: str, here: Path) -> None:
+    Path(name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    with pytest.raises(RecipeError, match="is data, not a recipe; `rpo init` writes one for pairs"):
+        find(name)
+
+
 def test_an_unknown_name_gets_close_matches() -> None:
     write("recipes/miniature/e-dpo.yaml", POLICY)
     write("packed/tldr/dp-dpo.yaml", POLICY)

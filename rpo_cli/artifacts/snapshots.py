@@ -180,8 +180,8 @@ def require(stages: Sequence[Stage], workspace: Workspace, recipe: str) -> None:
     if missing:
         raise BadInput(
             f"{why}, and the hub's cache {constants.HF_HUB_CACHE} lacks {'; '.join(missing)}. Where there "
-            "is a network: "
-            f"rpo data fetch --recipe {recipe}, then bring the cache and {lock_file(workspace)} here"
+            f"is a network: {f'rpo data fetch --recipe {recipe}' if recipe else 'the same command'}, then "
+            f"bring the cache and {lock_file(workspace)} here"
         )
 
 

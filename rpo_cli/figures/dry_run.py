@@ -38,6 +38,7 @@ def plan_only(
     workspace.check()
     targets = read_by([*validation, *test])
     todo = what_to_run(targets, workspace)
+    session.launch_of(todo)
     stages = walk(targets)
     session.announce(todo, stages, workspace)
     axes = {name: getattr(selection, name) for name in ("policies", "rhos", "seeds")}

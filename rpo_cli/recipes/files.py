@@ -23,6 +23,8 @@ ENDINGS = (".yaml", ".yml")
 # Beside a model: what it was made of, which is no suite among others.
 RECIPES = "rpo_recipe.yaml"
 
+DATA = (".jsonl", ".parquet", ".csv", ".tsv", ".gz", ".xz", ".zst", ".bz2", ".lz4")  # endings of no recipe
+
 
 class RecipeError(Exception):
     """A recipe is wrong or missing. `problems`: every mistake, one line each, most with file and line."""
@@ -58,6 +60,8 @@ def near(name: str, folders: Sequence[Path]) -> Path:
         for candidate in names:
             path = Path(os.path.abspath(os.path.join(place, candidate)))
             if there(path):
+                if path.suffix.lower() in DATA:
+                    raise RecipeError([f"{name}: is data, not a recipe; `rpo init` writes one for pairs"])
                 return path
             others = others or suite_of(path)
     if colon and others is not None:

@@ -16,6 +16,7 @@ from rpo_cli.text import percent
 BIASES = [0.2, 0.5, 0.8]  # of the members of an ensemble that is trained on the pairs
 FEWEST = 16  # held-out pairs to fit the temperature of a reward model that one names
 LARGEST_BATCH = 16
+WORTH_KEEPING = 50  # steps: shorter trainings have no checkpoints to go on from
 RATES = {"sft": (2e-5, 2e-4), "rm": (2e-5, 1e-4), "policy": (5e-6, 5e-5)}  # of all weights, of an adapter
 EXTRAS = {"use_peft": "lora", "load_in_4bit": "qlora"}
 
@@ -172,6 +173,11 @@ class Suite:
         yield Line("lr_scheduler_type", "cosine")
         yield Line("warmup_steps", steps // 10)
         yield Line("logging_steps", max(1, min(10, steps // 10)))
+        if steps >= WORTH_KEEPING:
+            why = (
+                "what was stopped goes on from the last of these; two are kept, three times the weights each"
+            )
+            yield Line("save_steps", max(10, steps // 10), why)
         for key, value in fit.keys.items():
             yield Line(key, value, f"pip install 'rpo-cli[{EXTRAS[key]}]'")
 

@@ -80,9 +80,10 @@ def column(place: str, row: Row, *names: str) -> Any:
     for name in names:
         if row.get(name) is not None:
             return row[name]
-    listed = " or ".join(repr(name) for name in names)
     given = {name: value for name, value in row.items() if value is not None}
-    raise BadInput(f"{place}: no column {listed} (has: {columns_in(given)})")
+    null = [name for name in names if name in row]
+    lacks = f"{null[0]} is null" if null else f"no column {' or '.join(map(repr, names))}"
+    raise BadInput(f"{place}: {lacks} (has: {columns_in(given)})")
 
 
 def text(place: str, row: Row, *names: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from importlib import import_module
 from pathlib import Path
 
@@ -52,9 +52,17 @@ def load(job: Job[DataRecipe], report: Report, ledger: Ledger) -> dict[str, Iter
             splits = ", ".join(sorted(set(_files(job, "dataset").values())))
             raise BadInput(
                 f"{job.path}: no rows for {table} ({left or 'nothing was read'}; splits found: {splits})"
-                + _too_few_prompts(found)
+                + (_too_few_prompts(found) or _no_training(set(_files(job, "dataset").values())))
             )
     return {table: _rows(items, table, ledger) for table, items in found.items() if items}
+
+
+def _no_training(splits: Set[str]) -> str:
+    """What to do where a file's name says that it is for something else."""
+    if not splits or "train" in splits:
+        return ""
+    other = sorted(splits)[0]
+    return f"; its name says {other}: `split: {{train: {other}}}` in the data recipe has it trained on"
 
 
 def _too_few_prompts(found: Mapping[str, Sequence[Pair] | Sequence[Written]]) -> str:

@@ -113,9 +113,10 @@ def _made(
 def _given(place: str, row: Row, name: str) -> Part:
     """A column that a row must have, as text or messages."""
     if row.get(name) is None:
+        lacks = f"{name} is null" if name in row else f"no column {name!r}"
         given = {other: value for other, value in row.items() if value is not None}
         raise BadInput(
-            f"{place}: no column {name!r} (has: {columns_in(given)}); columns: {{{name}: …}} in the data "
+            f"{place}: {lacks} (has: {columns_in(given)}); columns: {{{name}: …}} in the data "
             "recipe says what the data calls it"
         )
     return part(place, name, row[name])
@@ -234,7 +235,8 @@ def _notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterat
         share = percent(count / ledger.records["pairs"]) if ledger.records["pairs"] else "all"
         yield (
             f"pairs: {count} rows ({share}) look like dialogues of hh-rlhf (\\n\\nHuman: …): they were cut "
-            "at the last \\n\\nAssistant:; `source: hh-rlhf` reads such sets, and can make chat turns of them"
+            "at the last \\n\\nAssistant:; for a chat model `source: hh-rlhf` and `prompt_format: chat` in "
+            "the data recipe make messages of them"
         )
     if (again := ledger.counts["pairs/prompt_again"]) > MANY * ledger.records["pairs"]:
         yield (

@@ -128,7 +128,7 @@ def rows_in(
     """
     form = form_of(file)
     if form is None:
-        raise BadInput(f"{file}: expected {KNOWN}")
+        raise BadInput(f"{file}: expected {KNOWN}{_from_table(file)}")
     kind_of, packed = form
     read = (
         _parquet(file, every)
@@ -222,6 +222,16 @@ def _index(file: Path, packed: str | None) -> Iterator[tuple[str, Row]]:
         raise BadInput(f"{file}: cannot be read: {first_line(error)}") from error
 
 
+def _from_table(file: Path) -> str:
+    """What makes JSON Lines of a table of text."""
+    if file.suffix.lower() not in (".csv", ".tsv"):
+        return ""
+    tabs = ", sep='\\t'" if file.suffix.lower() == ".tsv" else ""
+    made = file.with_suffix(".jsonl").name
+    code = f"pandas.read_csv({file.name!r}{tabs}).to_json({made!r}, orient='records', lines=True)"
+    return f': python -c "import pandas; {code}" makes one'
+
+
 def _instead(file: Path, packed: str | None) -> str:
     """What to write for a JSON array."""
     expected = "expected JSON Lines, an object on each line"
@@ -247,7 +257,7 @@ def _parse(line: bytes) -> Row | str | None:
     except UnicodeDecodeError as error:
         return f"not UTF-8: {error.reason}"
     except json.JSONDecodeError as error:
-        return f"not JSON: {error.msg}"
+        return f"not JSON: {error.msg.removesuffix(' at')}, in column {error.colno}"
     except RecursionError:
         return "not JSON that can be read: nested too deeply"
     except ValueError:

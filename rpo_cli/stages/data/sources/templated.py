@@ -52,7 +52,10 @@ class Templated:
         if plain:
             return plain
         if getattr(self.tokenizer, "chat_template", None) is None:
-            raise BadInput(f"{place}: holds a conversation: name a tokenizer: that has a chat template")
+            whose = getattr(self.tokenizer, "name_or_path", None)
+            lacks = f"the tokenizer of {whose} has none" if whose else "no `tokenizer:` is named"
+            what = "holds messages, of which a chat template makes text"
+            raise BadInput(f"{place}: {what}; {lacks}: an instruct model's has one")
         self._look_for_control(place, example)
         tools, kwargs = _tools(place, more), _kwargs(place, more)
         if tools and not self._reads("tools"):
