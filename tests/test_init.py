@@ -93,6 +93,17 @@ def test_init_takes_teachers_and_a_judge_where_they_are_named(here: Path, built:
     assert load("mine.yaml:ipo").recipe.learning_rate == 5e-5  # type: ignore[attr-defined]
 
 
+def test_init_warns_of_a_tokenizer_that_does_not_know_the_words(here: Path) -> None:
+    assert "does not know" not in init(here).stderr
+    lines = Path("pairs.jsonl").read_text().splitlines()
+    strange = [json.loads(line) for line in lines]
+    strange = [{**row, "chosen": "eine Antwort", "rejected": f"keine {n}"} for n, row in enumerate(strange)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in strange))
+    said = init(here, "--force").stderr
+    assert f"warning: --model {here}: " in said
+    assert "% of the responses' tokens are ones that its tokenizer does not know" in said
+
+
 def test_init_says_which_extra_an_adapter_needs_before_anything_is_trained(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ def plan(
     run_plan(session, options, numbers(planning.seeds))
 
 
-STAGE = "seed-0/data seed-0/sft --plan plan.json"
+STAGE = "seed-0/data seed-0/pretrain --plan plan.json"
 
 
 PLANNED = "Folder of all that is made. Default: the plan's."

@@ -31,9 +31,10 @@ from rpo_cli.stages.data.ledger import losses
 from rpo_cli.stages.data.rows import PAIR, find_rows
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.statistics import too_few
-from rpo_cli.text import size, unplain
+from rpo_cli.text import percent, size, unplain
 
 SHARE, MOST_PROMPTS = 0.1, 500  # of the prompts to hold out, for validation and again for test
+MANY_UNKNOWN = 0.01  # share of tokens
 ROOM = 0.9  # share of the free memory that training may take
 
 
@@ -167,12 +168,14 @@ def _look(stage: Stage, workspace: Workspace, tokenizer: PreTrainedTokenizerBase
     folder = workspace.root / stage.path
     rows = find_rows([folder], "pairs", TokenCache(workspace.root)).tokens(PAIR, tokenizer, "pairs")
     responses = np.array([len(response) for row in rows for response in row.responses])
+    said = np.concatenate([response for row in rows for response in row.responses])
     return Found(
         read=metrics["records/pairs"],
         pairs=len(rows),
         prompts={name: metrics[f"rows/prompts_{name}"] for name in ("validation", "test")},
         tokens=np.array([row.longest for row in rows]),
         responses=responses,
+        unknown=float((said == tokenizer.unk_token_id).mean()) if tokenizer.unk_token_id is not None else 0.0,
     )
 
 
@@ -190,6 +193,9 @@ def _tell(session: Session, wanted: Wanted, metrics: Mapping[str, Any], found: F
     median, most = np.quantile(found.tokens, [0.5, 0.99])
     said = f"median {median:.0f}, 99 % up to {most:.0f}, longest {found.tokens.max()}"
     session.say(f"  tokens of a prompt with its longer response: {said}")
+    if found.unknown > MANY_UNKNOWN:
+        what = f"{percent(found.unknown)} of the responses' tokens are ones that its tokenizer does not know"
+        session.say(f"warning: --model {wanted.model}: {what}")
 
 
 def _fit(suite: Suite, data: Stage, workspace: Workspace, session: Session) -> Fit:

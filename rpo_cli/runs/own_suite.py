@@ -50,13 +50,17 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """What the data are like: rows read, pairs kept, prompts held out, tokens of pairs and responses."""
+    """What the data are like: rows read, pairs kept, prompts held out, tokens of pairs and responses.
+
+    unknown: the share of the responses' tokens that stand for what the tokenizer cannot say.
+    """
 
     read: int
     pairs: int
     prompts: Mapping[str, int]
     tokens: np.ndarray
     responses: np.ndarray
+    unknown: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def _no_training(splits: Set[str]) -> str:
     if not splits or "train" in splits:
         return ""
     other = sorted(splits)[0]
-    return f"; its name says {other}: `split: {{train: {other}}}` in the data recipe has it trained on"
+    return f"; its name says {other}: rename it, or write `split: {{train: {other}}}` in the data recipe"
 
 
 def _too_few_prompts(found: Mapping[str, Sequence[Pair] | Sequence[Written]]) -> str:
