@@ -622,8 +622,13 @@ def test_a_figure_asks_for_its_folder_before_it_trains(empty: Tiny) -> None:
         assert line.startswith("--out ") and says in line
 
 
-def test_a_plan_that_disk_or_memory_may_not_hold_is_warned_of(empty: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_a_plan_that_disk_or_memory_may_not_hold_is_warned_of(
+    device: str, empty: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The header of its weights says how large a model is; nothing else of them is read."""
+    monkeypatch.setattr("rpo_cli.devices.gpus", lambda recipes: [])
+    empty.edit("base.yaml", f"device: {device}")
     base = model_folder(tmp_path / "base", {})
     header = json.dumps({"w": {"dtype": "F32", "shape": [10**8, 10**7], "data_offsets": [0, 4]}}).encode()
     (base / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

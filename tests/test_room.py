@@ -17,7 +17,7 @@ from rpo_cli.devices.memory import HOST, crowded, free_bytes, named, seen_by
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import schema
 from rpo_cli.recipes.schema import EvaluateRecipe
-from rpo_cli.runs import pool
+from rpo_cli.runs import pool, workers
 from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.room import LIBRARIES, Room
 from rpo_cli.runs.todo import ReadyQueue, Todo, width
@@ -245,3 +245,13 @@ def test_a_containers_limit_counts_as_the_machines_memory(
     assert free_bytes([])[HOST] == 3500
     (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes([])[HOST] > 5000
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets it begin anew")
+def test_a_small_stage_is_not_told_the_memory_of_a_large_one_before_it() -> None:
+    workers._peak_on_host()
+    large = bytearray(b"x" * 400_000_000)
+    while_it_was_there = workers._peak_on_host()
+    del large
+    workers._peak_on_host()  # it still was there when this one began
+    assert workers._peak_on_host() < while_it_was_there - 300_000_000

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rpo_cli.artifacts import Job, Manifest, Stage, job_from
@@ -161,19 +162,30 @@ def _end_with_parent() -> None:
 
 
 def _peaks() -> tuple[int, int]:
-    """The most bytes that this process has held: of the host's memory, of its GPU's since the last time.
+    """The most bytes that this process has held since the last time, of the host's memory and of its GPU's.
 
     What it holds of the GPU's for nothing is given back.
     """
-    import resource
-
     import torch
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    host, device = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 0
+    host, device = _peak_on_host(), 0
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         gc.collect()  # a trainer, its model and AdamW's state name each other, and stay until then
         device = torch.cuda.max_memory_reserved()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     return host, device
+
+
+def _peak_on_host() -> int:
+    """Since the last time where Linux lets a process begin anew; else since the process began."""
+    import resource
+
+    try:
+        status = Path("/proc/self/status").read_text()
+        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, LookupError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak
