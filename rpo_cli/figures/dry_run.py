@@ -13,6 +13,7 @@ from rpo_cli.artifacts import Stage, Workspace, walk
 from rpo_cli.figures.cells import Cell, read_by
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.tuning import Keep
+from rpo_cli.runs import processes
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import Todo, as_json, states, what_to_run
@@ -34,11 +35,12 @@ def plan_only(
 
     On stdout, as JSON with --json.
     """
+    launch = session.launch()
     workspace = session.open(suite)
     workspace.check()
     targets = read_by([*validation, *test])
     todo = what_to_run(targets, workspace)
-    session.launch_of(todo)
+    processes.check((item.stage for item in todo), launch)
     stages = walk(targets)
     session.announce(todo, stages, workspace)
     axes = {name: getattr(selection, name) for name in ("policies", "rhos", "seeds")}

@@ -12,7 +12,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -124,8 +124,14 @@ def _parse(path: Path, values: dict[str, object], wrong: Callable[[str, str], Ba
         raise BadInput(f"{shown(path)}: {first_line(error)}") from error
 
 
-def check(stage: Stage, launch: Launch) -> None:
-    """Raise BadInput when a stage cannot be trained as the configuration asks."""
+def check(stages: Iterable[Stage], launch: Launch | None) -> None:
+    """Raise BadInput when one of the stages cannot be trained as a configuration, if there is one, asks."""
+    if launch is not None:
+        for stage in stages:
+            _check(stage, launch)
+
+
+def _check(stage: Stage, launch: Launch) -> None:
     recipe, file = stage.recipe, shown(launch.config)
     if not isinstance(recipe, TrainingRecipe):
         return

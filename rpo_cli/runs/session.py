@@ -150,6 +150,7 @@ class Session(Options):
                 "WORLD_SIZE is above 1: start rpo once, without accelerate launch or torchrun, and with "
                 "--accelerate FILE"
             )
+        launch = self.launch()
         workspace = self.open(suite)
         if (note := workspace.check()) is not None:
             self.say(f"note: {note}")
@@ -158,7 +159,7 @@ class Session(Options):
             snapshots.record(targets, workspace, self.say)
         todo = what_to_run(targets, workspace, forced)
         self.announce(todo, walk(targets), workspace)
-        launch = self.launch_of(todo)
+        processes.check((item.stage for item in todo), launch)
         if targets and isinstance(recipe := targets[0].recipe, schema.TrainingRecipe):
             self.say(f"effective batch: {cut_of(recipe, launch)}, {recipe.duration}")
         if self.dry_run:
@@ -191,18 +192,13 @@ class Session(Options):
             return diverged
         return set()
 
-    def launch_of(self, todo: Sequence[Todo]) -> Launch | None:
+    def launch(self) -> Launch | None:
         """What --accelerate asks for; None: it was not given.
 
         Raises:
-            BadInput: its file cannot be read, or a stage of the plan cannot be trained so.
+            BadInput: its file cannot be read.
         """
-        if self.accelerate is None:
-            return None
-        launch = processes.read_launch(self.accelerate)
-        for item in todo:
-            processes.check(item.stage, launch)
-        return launch
+        return None if self.accelerate is None else processes.read_launch(self.accelerate)
 
     def show_plan(self, todo: Sequence[Todo], workspace: Workspace, question: Question | None) -> None:
         """Print the plan's stages as JSON where --json asks for it, and its costs where a question does."""

@@ -47,10 +47,8 @@ def run_stages(session: Session, paths: Sequence[str], file: Path) -> None:
             todo.append(Todo(stage, reason))
     if not todo:
         return
-    launch = None if session.accelerate is None else processes.read_launch(session.accelerate)
-    if launch is not None:
-        for item in todo:
-            processes.check(item.stage, launch)
+    launch = session.launch()
+    processes.check((item.stage for item in todo), launch)
     snapshots.require([item.stage for item in todo], workspace, plan.recipe)
     preflight.check(todo, workspace)
     preflight.check_models(todo)
