@@ -185,6 +185,80 @@ def below(folder: Path) -> Iterator[Sequence[str]]:
         yield (policy, shown(one), shown(other), shown(one - other), same)
 
 
+def by_seed(cells: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Means of a measure: a row for each policy and ρ, a column for each seed."""
+    means = cells.groupby(["policy", "rho", "seed"], observed=True)[measure].mean()
+    return means.unstack("seed")
+
+
+def beside(folder: Path, above: float = 0.0) -> Iterator[Sequence[str]]:
+    """Every policy less the first by all that is measured of samples, in the mean over ρ above a bound.
+
+    Looked at afterwards: Student's t over seeds, not corrected. The last but one is of prompts where both
+    samples ended.
+    """
+    results = load_results(folder)
+    cells = results.cells[results.cells["rho"] > above]
+    first, *others = results.axes.policies
+    places = ["rho", "seed", "prompt_id"]
+    base = cells[cells["policy"] == first].set_index(places)
+    yield (f"less {first}", "reward, sd", "wins, points", "utility", "where both ended", "of prompts, %",
+           "KL, nats", "tokens", "unfinished, points")  # fmt: skip
+    for policy in others:
+        mine = cells[cells["policy"] == policy].set_index(places)
+        less = {
+            name: scale * (mine[name] - base[name])
+            for name, scale in (("advantage", 1), ("win", 100), ("utility", 1), ("kl", 1), ("tokens", 1),
+                                ("unfinished", 100))
+        }  # fmt: skip
+        ended = less["utility"][(mine["unfinished"] == 0) & (base["unfinished"] == 0)]
+
+        def over(values: pd.Series) -> str:
+            seeds = (
+                values.groupby(["rho", "seed"], observed=True).mean().groupby("seed", observed=True).mean()
+            )
+            return shown(seeds.to_numpy())
+
+        yield (
+            policy,
+            *(over(less[name]) for name in ("advantage", "win", "utility")),
+            over(ended),
+            number(100 * len(ended) / len(mine), 1, sign=False),
+            *(over(less[name]) for name in ("kl", "tokens", "unfinished")),
+        )
+
+
+def longer(folder: Path) -> Iterator[Sequence[str]]:
+    """What four times the steps changed of each policy: paired, Student's t over seeds, not corrected."""
+    results = load_results(folder)
+    yield ("600 less 150 steps", "reward, sd", "at ρ 0.2", "at ρ 0.5", "wins, points", "utility", "KL, nats")
+    means = {name: by_seed(results.cells, name) for name in ("advantage", "win", "utility", "kl")}
+    for policy in (name for name in results.axes.policies if not name.endswith(" 600")):
+        less = {name: each.loc[f"{policy} 600"] - each.loc[policy] for name, each in means.items()}
+        yield (
+            policy,
+            shown(less["advantage"].mean().to_numpy()),
+            *(shown(less["advantage"].loc[rho].to_numpy()) for rho in results.axes.rhos),
+            shown(100 * less["win"].mean().to_numpy()),
+            shown(less["utility"].mean().to_numpy()),
+            shown(less["kl"].mean().to_numpy()),
+        )
+
+
+def without(folder: Path, seed: int = 39) -> Iterator[Sequence[str]]:
+    """The claims by reward with all seeds and without the one that decides some, looked at afterwards."""
+    results = load_results(folder)
+    yield ("reward, in the mean over ρ", "ten seeds", f"without seed {seed}", "positive in")
+    for row in results.meta["claims"]:
+        if row.get("measure", "advantage") != "advantage":
+            continue
+        (than,) = [row["than"]] if isinstance(row["than"], str) else row["than"]
+        values = lead(folder, "advantage", row["more"], than)
+        rest = values[[one != seed for one in results.axes.seeds]]
+        positive = f"{int((rest > 0).sum())} of {len(rest)}"
+        yield (f"{row['more']} - {than}", shown(values), shown(rest), positive)
+
+
 def known(folder: Path) -> Iterator[Sequence[str]]:
     """What each reward model knows of held-out pairs, and the size of its margins on the training pairs."""
     kinds = ("all", "longer", "shorter")
@@ -279,6 +353,10 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "across": across,
     "again": again,
     "below": below,
+    "beside": beside,
+    "above": partial(beside, above=0.5),
+    "longer": longer,
+    "without": without,
     "known": known,
     "overlap": overlap,
     "smallest": smallest,
