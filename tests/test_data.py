@@ -304,20 +304,19 @@ def test_bad_parquet_is_one_line_that_names_file_and_row(tmp_path: Path) -> None
         table_of(tmp_path / "pairs.txt")
 
 
-@pytest.mark.parametrize(("name", "between"), [("my pairs.csv", ","), ("pairs.tsv", "\t")])
+@pytest.mark.parametrize(("name", "between"), [("it's mine.csv", ","), ("pairs.tsv", "\t")])
 def test_of_a_table_of_text_it_is_said_what_makes_lines_of_it(
-    name: str, between: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, between: str, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path(name).write_text(between.join(GOOD) + "\n" + between.join(f'"{text},\n"' for text in GOOD.values()))
+    row = {"prompt": "a,\n", "chosen": "None", "rejected": "N/A"}
+    file = tmp_path / name
+    file.write_text(between.join(row) + "\n" + between.join(f'"{text}"' for text in row.values()))
     with pytest.raises(BadInput, match=r"expected a \.jsonl or \.parquet file") as caught:
-        table_of(Path(name))
-    command = shlex.split(str(caught.value).split(": ")[-1].removesuffix(" makes one"))
+        table_of(file)
+    command = shlex.split(str(caught.value).split("): ")[1].removesuffix(" makes one"))
     assert command[:2] == ["python", "-c"]
     exec(command[2], {})
-    assert json.loads(Path(name).with_suffix(".jsonl").read_text()) == {
-        key: f"{text},\n" for key, text in GOOD.items()
-    }
+    assert json.loads(file.with_suffix(".jsonl").read_text()) == row
 
 
 def test_rows_are_named_by_id_or_by_content_and_keep_their_order(tmp_path: Path) -> None:

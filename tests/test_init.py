@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from conftest import RHO, SEED, Tiny, rpo
 
 from rpo_cli.recipes import load
+from rpo_cli.runs.init import _unknown
 
 PAIRS = 240
 
@@ -101,7 +104,9 @@ def test_init_warns_of_a_tokenizer_that_does_not_know_the_words(here: Path) -> N
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in strange))
     said = init(here, "--force").stderr
     assert f"warning: --model {here}: " in said
-    assert "% of the responses' tokens are ones that its tokenizer does not know" in said
+    assert "its tokenizer does not know" in said and "% of the responses' tokens; another model may" in said
+    ends = SimpleNamespace(unk_token_id=2, eos_token_id=2, pad_token_id=0, bos_token_id=1)
+    assert _unknown(np.array([5, 2, 7, 2]), ends) == 0, "each response has one at its end"  # type: ignore[arg-type]
 
 
 def test_init_says_which_extra_an_adapter_needs_before_anything_is_trained(

@@ -640,7 +640,9 @@ def test_a_plan_that_disk_or_memory_may_not_hold_is_warned_of(
     said = empty.run(
         "train-sft", "sft.yaml", "--set", "use_peft=true", "--set", "save_steps=2", "--dry-run"
     ).stderr
-    assert "disk: the models of this plan take up to 28000.0 TB with --jobs 1, " in said
+    assert "disk: the models of this plan take up to 4000.0 TB with --jobs 1, " in said, (
+        "of an adapter little"
+    )
     assert "memory: the models of this plan take up to 4000.0 TB with --jobs 1, " in said
 
 

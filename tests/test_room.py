@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,11 +248,12 @@ def test_a_containers_limit_counts_as_the_machines_memory(
     assert free_bytes([])[HOST] > 5000
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets it begin anew")
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux lets it begin anew")
 def test_a_small_stage_is_not_told_the_memory_of_a_large_one_before_it() -> None:
-    workers._peak_on_host()
-    large = bytearray(b"x" * 400_000_000)
+    held: list[Any] = [bytearray(200_000_000)]
+    held[0][::4096] = b"x" * len(held[0][::4096])  # else nothing is taken
+    held.append(held)  # as trainers do
     while_it_was_there = workers._peak_on_host()
-    del large
+    del held
     workers._peak_on_host()  # it still was there when this one began
-    assert workers._peak_on_host() < while_it_was_there - 300_000_000
+    assert workers._peak_on_host() < while_it_was_there - 150_000_000

@@ -60,9 +60,7 @@ def sample(
     longest = max((len(p) for p in prompts), default=0)
     if longest + max_new_tokens > room(model):
         asked = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
-        most = room(model) - longest
-        cure = f"max_new_tokens of at most {most}" if most > 0 else "a shorter prompt (max_length)"
-        raise BadInput(f"{asked} exceed the model's {room(model)} positions; {cure} would fit")
+        raise BadInput(f"{asked} exceed the model's {room(model)} positions")
     model.eval()
     if not prompts:
         return []

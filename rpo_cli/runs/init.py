@@ -175,8 +175,15 @@ def _look(stage: Stage, workspace: Workspace, tokenizer: PreTrainedTokenizerBase
         prompts={name: metrics[f"rows/prompts_{name}"] for name in ("validation", "test")},
         tokens=np.array([row.longest for row in rows]),
         responses=responses,
-        unknown=float((said == tokenizer.unk_token_id).mean()) if tokenizer.unk_token_id is not None else 0.0,
+        unknown=_unknown(said, tokenizer),
     )
+
+
+def _unknown(said: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The share of tokens that stand for what a tokenizer does not know; some have none for it alone."""
+    others = (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id)
+    unknown = tokenizer.unk_token_id
+    return 0.0 if unknown is None or unknown in others else float((said == unknown).mean())
 
 
 def _held_out_prompts(found: Found) -> str:
@@ -194,8 +201,8 @@ def _tell(session: Session, wanted: Wanted, metrics: Mapping[str, Any], found: F
     said = f"median {median:.0f}, 99 % up to {most:.0f}, longest {found.tokens.max()}"
     session.say(f"  tokens of a prompt with its longer response: {said}")
     if found.unknown > MANY_UNKNOWN:
-        what = f"{percent(found.unknown)} of the responses' tokens are ones that its tokenizer does not know"
-        session.say(f"warning: --model {wanted.model}: {what}")
+        what = f"its tokenizer does not know {percent(found.unknown)} of the responses' tokens"
+        session.say(f"warning: --model {wanted.model}: {what}; another model may")
 
 
 def _fit(suite: Suite, data: Stage, workspace: Workspace, session: Session) -> Fit:

@@ -52,7 +52,7 @@ class Line(NamedTuple):
 class Found:
     """What the data are like: rows read, pairs kept, prompts held out, tokens of pairs and responses.
 
-    unknown: the share of the responses' tokens that stand for what the tokenizer cannot say.
+    unknown: the share of the responses' tokens that stand for what the tokenizer does not know.
     """
 
     read: int
@@ -178,9 +178,8 @@ class Suite:
         yield Line("warmup_steps", steps // 10)
         yield Line("logging_steps", max(1, min(10, steps // 10)))
         if steps >= WORTH_KEEPING:
-            why = (
-                "what was stopped goes on from the last of these; two are kept, three times the weights each"
-            )
+            how_large = "" if fit.keys else ", three times the weights each"
+            why = f"what was stopped goes on from the last of these; two are kept{how_large}"
             yield Line("save_steps", max(10, steps // 10), why)
         for key, value in fit.keys.items():
             yield Line(key, value, f"pip install 'rpo-cli[{EXTRAS[key]}]'")

@@ -152,7 +152,7 @@ def room(stages: Sequence[Stage], root: Path, jobs: int) -> list[str]:
         if isinstance(recipe := stage.recipe, schema.TrainingRecipe):
             count = weights[id(base)]
             saved += 4 * count
-            checkpoints.append(24 * count if recipe.save_steps else 0)
+            checkpoints.append(24 * count if recipe.save_steps and not recipe.use_peft else 0)
             here = recipe.device == "cpu" or (recipe.device == "auto" and not devices.gpus([recipe]))
             memory.append((4 if recipe.use_peft else 16) * count if here else 0)
     place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())

@@ -54,7 +54,7 @@ def _of(stage: Stage, times: Times, weights: _Weights) -> Resources:
     in_memory, on_disk, most = 4, 0, 1
     if isinstance(recipe, TrainingRecipe) and KINDS[stage.kind].trains:
         in_memory = 16 if gpus == 0 and not recipe.use_peft else 4
-        on_disk = 4 + (24 if recipe.save_steps else 0)
+        on_disk = 4 + (24 if recipe.save_steps and not recipe.use_peft else 0)
         batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
         most = max(number for number in range(1, MOST_GPUS + 1) if batch % number == 0)
     return Resources(

@@ -170,7 +170,7 @@ def _peaks() -> tuple[int, int]:
 
     host, device = _peak_on_host(), 0
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        gc.collect()  # a trainer, its model and AdamW's state name each other, and stay until then
+        gc.collect()
         device = torch.cuda.max_memory_reserved()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -178,12 +178,17 @@ def _peaks() -> tuple[int, int]:
 
 
 def _peak_on_host() -> int:
-    """Since the last time where Linux lets a process begin anew; else since the process began."""
+    """Bytes, since the last time where Linux lets a process begin anew; else since the process began.
+
+    Garbage is collected before it does: a trainer, its model and AdamW's state name each other, and stay
+    until then.
+    """
     import resource
 
     try:
         status = Path("/proc/self/status").read_text()
         peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+        gc.collect()
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, LookupError):
         unit = 1 if sys.platform == "darwin" else 1024

@@ -52,17 +52,18 @@ def load(job: Job[DataRecipe], report: Report, ledger: Ledger) -> dict[str, Iter
             splits = ", ".join(sorted(set(_files(job, "dataset").values())))
             raise BadInput(
                 f"{job.path}: no rows for {table} ({left or 'nothing was read'}; splits found: {splits})"
-                + (_too_few_prompts(found) or _no_training(set(_files(job, "dataset").values())))
+                + (_too_few_prompts(found) or _no_training(recipe, set(_files(job, "dataset").values())))
             )
     return {table: _rows(items, table, ledger) for table, items in found.items() if items}
 
 
-def _no_training(splits: Set[str]) -> str:
-    """What to do where a file's name says that it is for something else."""
-    if not splits or "train" in splits:
+def _no_training(recipe: DataRecipe, splits: Set[str]) -> str:
+    """What to do where files are, by their names, for something else than training."""
+    if not splits or "train" in splits or recipe.split:
         return ""
     other = sorted(splits)[0]
-    return f"; its name says {other}: rename it, or write `split: {{train: {other}}}` in the data recipe"
+    instead = f"`split: {{train: {other}}}` in the data recipe"
+    return f"; splits are known by the files' names: rename a file, or write {instead}"
 
 
 def _too_few_prompts(found: Mapping[str, Sequence[Pair] | Sequence[Written]]) -> str:

@@ -112,11 +112,12 @@ def _made(
 
 def _given(place: str, row: Row, name: str) -> Part:
     """A column that a row must have, as text or messages."""
-    if row.get(name) is None:
-        lacks = f"{name} is null" if name in row else f"no column {name!r}"
+    if name in row and row[name] is None:
+        raise BadInput(f"{place}: {name} is null; leave the row out, or give it text")
+    if name not in row:
         given = {other: value for other, value in row.items() if value is not None}
         raise BadInput(
-            f"{place}: {lacks} (has: {columns_in(given)}); columns: {{{name}: …}} in the data "
+            f"{place}: no column {name!r} (has: {columns_in(given)}); columns: {{{name}: …}} in the data "
             "recipe says what the data calls it"
         )
     return part(place, name, row[name])

@@ -224,12 +224,13 @@ def _index(file: Path, packed: str | None) -> Iterator[tuple[str, Row]]:
 
 def _from_table(file: Path) -> str:
     """What makes JSON Lines of a table of text."""
-    if file.suffix.lower() not in (".csv", ".tsv"):
+    kind = file.suffix.lower()
+    if kind not in (".csv", ".tsv"):
         return ""
-    tabs = ", sep='\\t'" if file.suffix.lower() == ".tsv" else ""
-    made = file.with_suffix(".jsonl").name
-    code = f"pandas.read_csv({file.name!r}{tabs}).to_json({made!r}, orient='records', lines=True)"
-    return f': python -c "import pandas; {code}" makes one'
+    tabs = ", sep='\\t'" if kind == ".tsv" else ""
+    read = f"pandas.read_csv({str(file)!r}{tabs}, keep_default_na=False)"  # "None" is an answer
+    code = f"import pandas; {read}.to_json({str(file.with_suffix('.jsonl'))!r}, orient='records', lines=True)"
+    return f": python -c {quote(code)} makes one"
 
 
 def _instead(file: Path, packed: str | None) -> str:

@@ -54,8 +54,8 @@ class Templated:
         if getattr(self.tokenizer, "chat_template", None) is None:
             whose = getattr(self.tokenizer, "name_or_path", None)
             lacks = f"the tokenizer of {whose} has none" if whose else "no `tokenizer:` is named"
-            what = "holds messages, of which a chat template makes text"
-            raise BadInput(f"{place}: {what}; {lacks}: an instruct model's has one")
+            what = f"holds messages, of which a chat template makes text, and {lacks}"
+            raise BadInput(f"{place}: {what}; an instruct model's tokenizer has one")
         self._look_for_control(place, example)
         tools, kwargs = _tools(place, more), _kwargs(place, more)
         if tools and not self._reads("tools"):
