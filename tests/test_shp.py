@@ -97,7 +97,7 @@ def test_a_chat_template_makes_one_turn_of_the_post(tmp_path: Path) -> None:
     ("changed", "says"),
     [
         ({"labels": 2}, "train.json:37: labels: expected 1 (A preferred) or 0 (B), got 2"),
-        ({"history": None}, "train.json:37: no column 'history'"),
+        ({"history": None}, "train.json:37: history is null"),
     ],
 )
 def test_a_row_of_another_kind_is_named_with_its_line(
