@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from conftest import RHO, SEED, Tiny, rpo
 
 from rpo_cli.recipes import load
 from rpo_cli.runs.init import _unknown
+from rpo_cli.stages.data.miniature import build_tokenizer
 
 PAIRS = 240
 
@@ -105,8 +105,14 @@ def test_init_warns_of_a_tokenizer_that_does_not_know_the_words(here: Path) -> N
     said = init(here, "--force").stderr
     assert f"warning: --model {here}: " in said
     assert "its tokenizer does not know" in said and "% of the responses' tokens; another model may" in said
-    ends = SimpleNamespace(unk_token_id=2, eos_token_id=2, pad_token_id=0, bos_token_id=1)
-    assert _unknown(np.array([5, 2, 7, 2]), ends) == 0, "each response has one at its end"  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_that_calls_its_end_unknown_too_knows_all_words() -> None:
+    tokenizer = build_tokenizer()
+    said = np.array([5, tokenizer.unk_token_id, 7, tokenizer.eos_token_id])
+    assert _unknown(said, tokenizer) == 0.25
+    tokenizer.unk_token = tokenizer.eos_token  # as GPT-2's and SmolLM2's
+    assert _unknown(said, tokenizer) == 0
 
 
 def test_init_says_which_extra_an_adapter_needs_before_anything_is_trained(

@@ -504,7 +504,7 @@ TURNS = SAME_PAIR["role and content"]
         (TURNS | {"chat_template_kwargs": "x"}, "chat_template_kwargs: expected an object, got text"),
         (TURNS | {"images": ["x"]}, "images: only text is read; give messages, or leave the column out"),
         (PLAIN_PAIR | {"tools": [TOOL]}, "tools: plain text has no use for it; give messages, or leave"),
-        (PLAIN_PAIR | {"chosen": None}, "chosen is null; leave the row out, or give it text"),
+        (PLAIN_PAIR | {"chosen": None}, "chosen is null (has: prompt, rejected)"),
         (
             ANSWERS | {"question": "Who left?"},
             "no column 'prompt', but question looks like one: set columns: {prompt: question} in the data",

@@ -194,8 +194,8 @@ def by_seed(cells: pd.DataFrame, measure: str) -> pd.DataFrame:
 def beside(folder: Path, above: float = 0.0) -> Iterator[Sequence[str]]:
     """Every policy less the first by all that is measured of samples, in the mean over ρ above a bound.
 
-    Looked at afterwards: Student's t over seeds, not corrected. The last but one is of prompts where both
-    samples ended.
+    Looked at afterwards: Student's t over seeds, not corrected. *Where both ended* is utility again, of the
+    prompts on which both policies' samples ended, whose share is beside it.
     """
     results = load_results(folder)
     cells = results.cells[results.cells["rho"] > above]
@@ -294,14 +294,11 @@ def smallest(folder: Path) -> Iterator[Sequence[str]]:
 def sizes(folder: Path) -> Iterator[Sequence[str]]:
     """Advantages with subsets of one size, with the largest, and what is between: paired, uncorrected."""
     equal, largest = load_results(folder), load_results(folder.parent / "figure2-seeds")
-    by_seed = ["policy", "rho", "seed"]
-    here, there = (
-        each.cells.groupby(by_seed, observed=True)["advantage"].mean() for each in (equal, largest)
-    )
+    here, there = (by_seed(each.cells, "advantage") for each in (equal, largest))
     yield ("ρ", "policy", "subsets of one size", "as large as they can be", "the first less these")
     for rho in equal.axes.rhos:
         for policy in equal.axes.policies:
-            one, other = (each[policy, rho].sort_index() for each in (here, there))
+            one, other = (each.loc[(policy, rho)].sort_index() for each in (here, there))
             if not one.index.equals(other.index):
                 raise ValueError(f"{folder}: other seeds than {folder.parent / 'figure2-seeds'}")
             yield (f"{rho:g}", policy, *(shown(each.to_numpy()) for each in (one, other, one - other)))

@@ -169,8 +169,10 @@ def _peaks() -> tuple[int, int]:
     import torch
 
     host, device = _peak_on_host(), 0
+    gc.collect()  # a trainer, its model and AdamW's state name each other, and stay until then
+    with suppress(OSError):  # from here on Linux counts anew, where it is allowed to
+        Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        gc.collect()
         device = torch.cuda.max_memory_reserved()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -178,19 +180,12 @@ def _peaks() -> tuple[int, int]:
 
 
 def _peak_on_host() -> int:
-    """Bytes, since the last time where Linux lets a process begin anew; else since the process began.
-
-    Garbage is collected before it does: a trainer, its model and AdamW's state name each other, and stay
-    until then.
-    """
+    """Bytes; where there is no /proc, since the process began."""
     import resource
 
     try:
         status = Path("/proc/self/status").read_text()
-        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
     except (OSError, LookupError):
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak

@@ -80,10 +80,15 @@ def column(place: str, row: Row, *names: str) -> Any:
     for name in names:
         if row.get(name) is not None:
             return row[name]
+    raise BadInput(f"{place}: {lacking(row, *names)}")
+
+
+def lacking(row: Row, *names: str) -> str:
+    """That a row has none of these columns, or nothing in one, with what it has instead."""
     given = {name: value for name, value in row.items() if value is not None}
     null = [name for name in names if name in row]
     lacks = f"{null[0]} is null" if null else f"no column {' or '.join(map(repr, names))}"
-    raise BadInput(f"{place}: {lacks} (has: {columns_in(given)})")
+    return f"{lacks} (has: {columns_in(given)})"
 
 
 def text(place: str, row: Row, *names: str) -> str:

@@ -16,7 +16,7 @@ from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.stages.data.ledger import MANY, Ledger
 from rpo_cli.stages.data.rows import row_id
-from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, columns_in
+from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, lacking
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
 from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated
@@ -112,14 +112,9 @@ def _made(
 
 def _given(place: str, row: Row, name: str) -> Part:
     """A column that a row must have, as text or messages."""
-    if name in row and row[name] is None:
-        raise BadInput(f"{place}: {name} is null; leave the row out, or give it text")
-    if name not in row:
-        given = {other: value for other, value in row.items() if value is not None}
-        raise BadInput(
-            f"{place}: no column {name!r} (has: {columns_in(given)}); columns: {{{name}: …}} in the data "
-            "recipe says what the data calls it"
-        )
+    if row.get(name) is None:
+        called = f"; columns: {{{name}: …}} in the data recipe says what the data calls it"
+        raise BadInput(f"{place}: {lacking(row, name)}{'' if name in row else called}")
     return part(place, name, row[name])
 
 
