@@ -147,18 +147,24 @@ def room(stages: Sequence[Stage], root: Path, jobs: int) -> list[str]:
     trained = [stage for stage in stages if schema.KINDS[stage.kind].trains]
     bases = [models.base_of(stage) for stage in trained]
     weights = {id(base): models.parameters_of(base) for base in {id(base): base for base in bases}.values()}
-    saved, checkpoints, memory = 0, [0], [0]
+    saved, checkpoints, memory, with_auto = 0, [0], [0], [0]
     for stage, base in zip(trained, bases, strict=True):
         if isinstance(recipe := stage.recipe, schema.TrainingRecipe):
             count = weights[id(base)]
             saved += 4 * count
             checkpoints.append(24 * count if recipe.save_steps and not recipe.use_peft else 0)
-            here = recipe.device == "cpu" or (recipe.device == "auto" and not devices.gpus([recipe]))
-            memory.append((4 if recipe.use_peft else 16) * count if here else 0)
+            training = (4 if recipe.use_peft else 16) * count
+            with_auto.append(training if recipe.device in ("cpu", "auto") else 0)
+            memory.append(training if recipe.device == "cpu" else 0)
     place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
+    free = devices.free_bytes(())[devices.HOST]
+    # Which device `auto` is takes seconds to import torch for: it is asked where the answer decides.
+    auto = [stage.recipe for stage in trained if stage.recipe.device == "auto"]
+    if sum(sorted(with_auto)[-jobs:]) > free and not devices.gpus(auto):
+        memory = with_auto
     wanted = (
         ("disk", saved + sum(sorted(checkpoints)[-jobs:]), shutil.disk_usage(place).free),
-        ("memory", sum(sorted(memory)[-jobs:]), devices.free_bytes(())[devices.HOST]),
+        ("memory", sum(sorted(memory)[-jobs:]), free),
     )
     return [
         f"{what}: the models of this plan take up to {size(need)} with --jobs {jobs}, {size(free)} are free"
