@@ -26,7 +26,16 @@ from rpo_cli.recipes import schema
 from rpo_cli.statistics import t_interval, t_test
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("**/*.md"))]
+# Where a question was set down as primary before its seeds ran, and the page that tells what came of it.
+PRIMARY = {
+    "figure2-seeds": "figure2",
+    "equal-subsets": "one-min",
+    "information": "information",
+    "information-again": "information-again",
+    "longer": "longer",
+    "entangled": "entangled",
+}
 MARKED = re.compile(r"(<!-- (\w+) of ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = Mapping[str, Any]
 
@@ -67,6 +76,20 @@ def cells(folder: Path) -> Iterator[Sequence[str]]:
 def claims(folder: Path) -> Iterator[Sequence[str]]:
     """What was claimed, and what came of it; a claim without a measurement says so."""
     return verdicts(json.loads((folder / "figure2.json").read_text())["orderings"])
+
+
+def primary(folder: Path) -> Iterator[Sequence[str]]:
+    """The claims set down as primary in the experiments below a folder, each with its page."""
+    rows = []
+    for name, page in PRIMARY.items():
+        found = json.loads((folder / name / "figure2.json").read_text())
+        titles = [claim["claim"] for claim in found["provenance"]["claims"] if claim.get("primary")]
+        told = [row for row in found["orderings"] if row["claim"] in titles]
+        rows += [(f"[{name}](results/{page}.md)", row) for row in told]
+    head, *lines = verdicts([row for _, row in rows])
+    yield ("asked in", *head)
+    for (link, _), line in zip(rows, lines, strict=True):
+        yield (link, *line)
 
 
 def slopes(folder: Path) -> Iterator[Sequence[str]]:
@@ -343,6 +366,7 @@ def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
 TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "cells": cells,
     "claims": claims,
+    "primary": primary,
     "slopes": slopes,
     "teachers": teachers,
     "advantage": partial(compared, measure="advantage"),
