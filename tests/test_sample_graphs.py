@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from rpo_cli.devices import Device, reading
 from rpo_cli.errors import Diverged
 from rpo_cli.models import new_causal, sample, sample_graphs, stops_of
-from rpo_cli.models.draws import Sampling
+from rpo_cli.models.draws import Sampling, Waiting, occurrences, uniforms
 from rpo_cli.stages.data import miniature
 
 TOKENIZER = miniature.build_tokenizer()
@@ -200,6 +200,34 @@ def test_logits_that_are_not_finite_stop_the_run(
         model.get_output_embeddings().weight[11] = float("nan")
     with pytest.raises(Diverged, match="not finite"):
         drawn(model, graphs=True)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_graph_whose_replay_gives_other_tokens_is_found_out(
+    count: int, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one would that reads what was freed: of plausible tokens nobody would see it."""
+
+    class Stale(Recorded):
+        def __init__(self, work: Callable[[], None], pool: object = None) -> None:
+            super().__init__(lambda: None)
+
+    expected = drawn(model, batch_size=count)
+    record(monkeypatch, Stale)
+    with caplog.at_level(logging.WARNING, "rpo"):
+        assert drawn(model, batch_size=count) == expected
+    assert "without CUDA graphs" in caplog.text and "a replay gives other tokens" in caplog.text
+
+
+def test_numbers_that_are_made_beforehand_are_those_of_each_prompt_and_copy() -> None:
+    prompts = [*PROMPTS, *PROMPTS[:3], [9]]
+    how = Sampling(0, [0], 1.0, 1.0, 5, 4, 7)
+    waiting, of = Waiting(prompts, how), uniforms(prompts, occurrences(prompts), 5, 7)
+    for ahead, most in ((4, 3), (2, 5), (9, 1), (0, 20)):
+        waiting.prepare(ahead)
+        new, table = waiting.take(most)
+        assert torch.equal(table, of[new])
+    assert not waiting
 
 
 def test_a_model_whose_layers_forget_is_sampled_without_graphs(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -62,6 +63,36 @@ def uniforms(prompts: Sequence[Tokens], copies: Sequence[int], count: int, seed:
         bits = np.frombuffer(hashlib.shake_128(content).digest(8 * count), dtype="<u8")
         table[row] = (bits >> np.uint64(11)) * 2.0**-53
     return torch.from_numpy(table)
+
+
+class Waiting:
+    """Prompts that no row has begun with, longest first, as that needs the most memory; copies side by side.
+
+    texts: all of them, as arrays.
+    """
+
+    def __init__(self, prompts: Sequence[Tokens], how: Sampling) -> None:
+        self.how, self.copies = how, occurrences(prompts)
+        self.texts = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
+        first: dict[bytes, int] = {}
+        of = [first.setdefault(text.tobytes(), i) for i, text in enumerate(self.texts)]
+        self.order = deque(sorted(range(len(of)), key=lambda i: (-len(self.texts[i]), of[i], i)))
+        self.tables: deque[Tensor] = deque()  # the numbers of the first of them
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def prepare(self, most: int) -> None:
+        """Have the numbers of so many prompts that come next."""
+        new = list(islice(self.order, len(self.tables), most))
+        texts, copies = [self.texts[i] for i in new], [self.copies[i] for i in new]
+        self.tables.extend(uniforms(texts, copies, self.how.max_new_tokens, self.how.seed))
+
+    def take(self, most: int) -> tuple[list[int], Tensor]:
+        """The next of them, and their numbers."""
+        self.prepare(most)
+        new = [self.order.popleft() for _ in range(min(most, len(self.order)))]
+        return new, torch.stack([self.tables.popleft() for _ in new])
 
 
 def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
@@ -296,6 +297,13 @@ def _end(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
         with suppress(RuntimeError, AttributeError, TypeError):
             torch._C._cuda_endAllocateToPool(device, pool)
             torch._C._cuda_releasePool(device, pool)
+        # Nor does its generator, in releases before 2.13 and it seems in 2.11: every later random number on
+        # the device would raise. A capture that ends well tells it; this one is empty, of which torch warns.
+        with suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            empty = torch.cuda.CUDAGraph()
+            empty.capture_begin(capture_error_mode="thread_local")
+            empty.capture_end()
         raise
 
 
@@ -304,6 +312,8 @@ def aside() -> Iterator[None]:
     """On the stream of captures, in its turn among the current stream's work: what runs before a capture."""
     side = stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        yield
-    torch.cuda.current_stream().wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:  # whatever is made anew in the memory of what was begun there waits for it
+        torch.cuda.current_stream().wait_stream(side)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
@@ -28,7 +27,7 @@ from rpo_cli.errors import Diverged
 from rpo_cli.models import decode
 from rpo_cli.models.buckets import for_batches
 from rpo_cli.models.choice import alike, exactly
-from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
+from rpo_cli.models.draws import Sampling, Waiting, pick
 from rpo_cli.models.graphs import CAPTURES, aside, captured
 from rpo_cli.models.layout import by_length
 from rpo_cli.models.proven import Proven, built_alike
@@ -89,12 +88,7 @@ def continuously(model: PreTrainedModel, prompts: Sequence[Tokens], how: Samplin
 
 
 def _answers(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -> list[list[int]]:
-    copies, room, lengths = occurrences(prompts), how.max_new_tokens, [len(prompt) for prompt in prompts]
-    first: dict[Tokens, int] = {}
-    for i, prompt in enumerate(prompts):
-        first.setdefault(tuple(prompt), i)
-    # Longest first, as that needs the most memory; copies of a prompt are read together.
-    waiting = deque(sorted(range(len(prompts)), key=lambda i: (-lengths[i], first[tuple(prompts[i])], i)))
+    waiting, room, lengths = Waiting(prompts, how), how.max_new_tokens, [len(prompt) for prompt in prompts]
     count = min(how.batch_size, len(prompts))
     widths = _widths(lengths, room, count)
     rows = _Rows(model, count, widths[-1], how)
@@ -105,16 +99,17 @@ def _answers(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -
     while waiting or going:
         free = [row for row in range(count) if row not in going]
         if waiting and len(free) >= FREE * count:
-            new = [waiting.popleft() for _ in range(min(len(free), len(waiting)))]
-            texts = [prompts[i] for i in new]
-            table = uniforms(texts, [copies[i] for i in new], room, how.seed)
-            rows.fill(free[: len(new)], texts, table)
+            new, table = waiting.take(len(free))
+            rows.fill(free[: len(new)], [waiting.texts[i] for i in new], table)
             going |= {row: (i, step) for row, i in zip(free, new, strict=False)}
         ahead = min(LOOK, max(room - (step - since) for _, since in going.values()))
+        if ahead < 1:
+            raise NotCaptured("rows go on behind their last step")
         needed = max(lengths[i] + min(step + ahead - since, room) for i, since in going.values())
         for _ in range(ahead):
             rows.advance(next(width for width in widths if width >= needed))
         step += ahead
+        waiting.prepare(count // 2)  # while the device is at these steps: behind them it waits for the host
         ended = rows.ended_among(list(going))
         for row, answer in ended.items():
             if -1 in answer:
@@ -168,13 +163,15 @@ class _Shared:
     """What rows and the layers of their cache have in common, so that neither holds the other.
 
     With the cache and its graphs they would else stay until garbage is collected. position: [N, 1] the column
-    of each row's next token; width: how many columns are seen; columns: how many there are.
+    of each row's next token; width: how many columns are seen; columns: how many there are; places: where
+    layers of so many heads keep the token that is read now.
     """
 
     count: int
     columns: int
     width: int
     position: Tensor
+    places: dict[int, Tensor] = field(default_factory=dict)
 
 
 class _Layer(StaticLayer):
@@ -194,6 +191,7 @@ class _Layer(StaticLayer):
         super().lazy_initialization(*wide)
         count, heads, columns, _ = self.keys.shape
         self.begins = torch.arange(count * heads, device=self.device).view(count, heads) * columns
+        self.heads = heads
 
     def fill(self, rows: Tensor, which: Tensor, keys: Tensor, values: Tensor) -> None:
         """Begin rows with what was read: `which` of it for each."""
@@ -207,7 +205,9 @@ class _Layer(StaticLayer):
         both = (key_states.to(value_states.dtype), value_states)
         if not self.is_initialized:
             self.lazy_initialization(*both)
-        places = (self.begins + self.shared.position).flatten()
+        if self.heads not in self.shared.places:
+            self.shared.places[self.heads] = (self.begins + self.shared.position).flatten()
+        places = self.shared.places[self.heads]
         for mine, new in zip((self.keys, self.values), both, strict=True):
             mine.view(-1, mine.shape[-1]).index_copy_(0, places, new.reshape(-1, mine.shape[-1]))
         return self.keys[:, :, : self.shared.width], self.values[:, :, : self.shared.width]
@@ -236,22 +236,23 @@ class _Rows:
         self.steps: dict[int, int] = {}  # of each width
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def fill(self, rows: Sequence[int], prompts: Sequence[Tokens], table: Tensor) -> None:
+    def fill(self, rows: Sequence[int], prompts: Sequence[np.ndarray], table: Tensor) -> None:
         """Begin responses in rows: each prompt is read once, but for its last token, with which steps begin.
 
         At most a share FREE of the rows is read at once: its keys and values are there twice.
         """
-        owners: dict[tuple[int, ...], list[int]] = {}
+        owners: dict[bytes, tuple[np.ndarray, list[int]]] = {}
         for row, prompt in zip(rows, prompts, strict=True):
-            owners.setdefault(tuple(map(int, prompt[:-1])), []).append(row)
-        texts = [text for text in owners if text]
+            owners.setdefault(prompt[:-1].tobytes(), (prompt[:-1], []))[1].append(row)
+        read = [(text, own) for text, own in owners.values() if len(text)]
+        last = np.array([prompt[-1] for prompt in prompts])
         size = math.ceil(FREE * self.shared.count)
-        for start in range(0, len(texts), size):
-            self._prefill({text: owners[text] for text in texts[start : start + size]}, int(prompts[0][-1]))
+        for start in range(0, len(read), size):
+            self._prefill(read[start : start + size], int(last[0]))
         begun = {
             "table": table,
             "taken": torch.zeros(len(rows), 1, dtype=torch.long),
-            "token": torch.tensor([[int(prompt[-1])] for prompt in prompts]),
+            "token": torch.from_numpy(last[:, None]),
             "position": torch.tensor([[len(prompt) - 1] for prompt in prompts]),
             "ended": torch.zeros(len(rows), dtype=torch.bool),
         }
@@ -259,25 +260,28 @@ class _Rows:
         for name, values in begun.items():
             getattr(self, name).index_copy_(0, index, put(values, self.model.device))
 
-    def _prefill(self, owners: Mapping[tuple[int, ...], Sequence[int]], filling: int) -> None:
+    def _prefill(self, owners: Sequence[tuple[np.ndarray, Sequence[int]]], filling: int) -> None:
         """Read texts into the cache of the rows that begin with each.
 
         `filling` is behind the shorter ones, where no token sees it, and is overwritten before any could. It
         is not padding, of which some models say that it lacks a mask.
         """
-        longest, device = max(map(len, owners)), self.model.device
-        padded = torch.tensor([[*text, *[filling] * (longest - len(text))] for text in owners])
+        device = self.model.device
+        padded = np.full((len(owners), max(len(text) for text, _ in owners)), filling)
+        for line, (text, _) in zip(padded, owners, strict=True):
+            line[: len(text)] = text
         read = decode._OneDtype(config=self.model.config)
         more = {"past_key_values": read, "use_cache": True, "logits_to_keep": 1}
-        self.model(input_ids=put(padded, device), **more)
-        pairs = [(row, which) for which, rows in enumerate(owners.values()) for row in rows]
+        self.model(input_ids=put(torch.from_numpy(padded), device), **more)
+        pairs = [(row, which) for which, (_, rows) in enumerate(owners) for row in rows]
         rows, which = put(torch.tensor(pairs).T.contiguous(), device)
         for mine, layer in zip(self.cache.layers, read.layers, strict=True):
             mine.fill(rows, which, layer.keys, layer.values)
 
     def forced(self, prompts: Sequence[Tokens], more: Sequence[Sequence[int]]) -> Tensor:
         """Logits behind prompts and behind each of the tokens that follow: [N, K + 1, V]."""
-        self.fill(range(len(prompts)), prompts, torch.zeros(self.table.shape, dtype=torch.float64))
+        texts = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
+        self.fill(range(len(texts)), texts, torch.zeros(self.table.shape, dtype=torch.float64))
         found = [self._read()]
         for tokens in torch.tensor(more).T.to(self.model.device):
             self.token.copy_(tokens[:, None])
@@ -298,16 +302,38 @@ class _Rows:
                 _as_such(self._step)
         else:
             if width not in self.graphs:
-                pool = next((graph.pool() for graph in self.graphs.values()), None)
-                self.graphs[width] = _as_such(partial(captured, self._step, pool))
+                self.graphs[width] = _as_such(self._graph)
             self.graphs[width].replay()
         self.steps[width] = taken + 1
 
+    def _graph(self) -> torch.cuda.CUDAGraph:
+        """A graph of a step, whose tokens were compared with the step's own.
+
+        Few may differ: where a number is at the edge between two tokens, rounding decides.
+
+        Raises:
+            NotCaptured: many differ.
+        """
+        state = (self.taken, self.token, self.position, self.ended, self.answers)
+        before = [each.clone() for each in state]
+        self.ended.zero_()  # a row that has ended would not tell
+        with aside():
+            self._step()
+        expected = self.answers.clone()
+        torch._foreach_copy_(state, before)
+        self.ended.zero_()
+        graph = captured(self._step, next((graph.pool() for graph in self.graphs.values()), None))
+        graph.replay()
+        others = (self.answers != expected).any(1).sum()
+        torch._foreach_copy_(state, before)
+        if others > len(expected) // 8:
+            raise NotCaptured("a replay gives other tokens than the step it is of")
+        return graph
+
     def ended_among(self, rows: Sequence[int]) -> dict[int, list[int]]:
         """The responses of those of the rows that have ended."""
-        seen = torch.cat([self.ended[:, None], self.taken, self.answers], 1).cpu()
-        ended, taken, answers = seen[:, 0], seen[:, 1], seen[:, 2:]
-        return {row: answers[row, : int(taken[row])].tolist() for row in rows if ended[row]}
+        seen = torch.cat([self.ended[:, None], self.taken, self.answers], 1).tolist()
+        return {row: seen[row][2 : 2 + seen[row][1]] for row in rows if seen[row][0]}
 
     def _step(self) -> None:
         """Read a token of each row and pick the next: nothing here asks the device, or keeps a number.
@@ -333,6 +359,7 @@ class _Rows:
 
         The mask is additive, as its shape and dtype are then what attention takes without looking at it.
         """
+        self.shared.places.clear()
         unseen = (self.numbers[: self.shared.width] > self.position)[:, None, None]
         mask = unseen.float() * torch.finfo(torch.float32).min
         return _read(self.model, self.token, self.position, mask, self.cache)
