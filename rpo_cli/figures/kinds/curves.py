@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -79,7 +80,8 @@ def draw(figure: Figure, picture: Picture) -> None:
         draw_points(right, rows, picture.looks, "slope")
         right.axhspan(-FLAT, FLAT, color="#dddddd", zorder=0)
         right.set(title="slope at the end, sd per epoch")
-        labels = rows["policy"] + "\n" + rows["plateau"]
+        both = zip(rows["policy"], rows["plateau"], strict=True)
+        labels = ["\n".join(fill(text, 11) for text in texts) for texts in both]  # beside four others
         right.set_xticks(range(len(rows)), labels, fontsize=7)
         for axes in (left, middle, right):
             zero_line(axes)
