@@ -140,7 +140,8 @@ CASES = {
         beside(pairs(json.dumps([PAIR]).encode(), "pairs.json"), "pairs.jsonl"), INSPECT, makes=OUT,
     ),
     "a conversation for text": Case(
-        "{suite}/pairs.jsonl:1: chosen: expected text, got a conversation; `source: preference` reads those",
+        "{suite}/pairs.jsonl:1: chosen: expected text, got a conversation; `prompt_format: chat` with "
+        "`tokenizer:` in the data recipe makes text of it",
         pairs(lines(PAIR | {"chosen": [{"role": "assistant", "content": "c"}]})), INSPECT, makes=OUT,
     ),
     "an id twice": Case(

@@ -272,7 +272,7 @@ def table_of(file: Path, table: str = "pairs", **keys: Any) -> tuple[list[Row], 
         (lines(GOOD | {"chosen": []}), ":1: chosen: expected text, got a list"),
         (
             lines(GOOD | {"tools": [{}]}),
-            ":1: tools: plain text has no use for it; `source: preference` reads",
+            ":1: tools: plain text has no use for it; `prompt_format: chat` gives it",
         ),
         (b"", ": no rows"),
         (b"\n \n", ": no rows"),

@@ -60,7 +60,8 @@ def sample(
     longest = max((len(p) for p in prompts), default=0)
     if longest + max_new_tokens > room(model):
         asked = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
-        raise BadInput(f"{asked} exceed the model's {room(model)} positions")
+        instead = "lower max_new_tokens, or leave longer prompts out by max_length and overlong: drop"
+        raise BadInput(f"{asked} exceed the model's {room(model)} positions; {instead}")
     model.eval()
     if not prompts:
         return []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from rpo_cli import devices
@@ -22,13 +24,15 @@ from rpo_cli.recipes.schema.data import FILES, TAKEN
 from rpo_cli.recipes.whole import write_whole
 from rpo_cli.runs.check import plan_problems
 from rpo_cli.runs.costs import memory_of
-from rpo_cli.runs.own_suite import Fit, Found, Line, Suite, Wanted
+from rpo_cli.runs.own_suite import Fit, Found, Line, Suite, Wanted, prompt_lines
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.preflight import unready
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.sizes import Sizes
-from rpo_cli.stages.data.ledger import losses
-from rpo_cli.stages.data.rows import PAIR, find_rows
+from rpo_cli.stages.data.ledger import Ledger, losses
+from rpo_cli.stages.data.rows import MESSAGES, PAIR, find_rows
+from rpo_cli.stages.data.sources.base import is_conversation
+from rpo_cli.stages.data.sources.records import rows_in
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.statistics import too_few
 from rpo_cli.text import percent, size, unplain
@@ -55,6 +59,8 @@ def init(session: Session, wanted: Wanted) -> None:
     model = _named("--model", wanted.model)
     teachers = [_named("--reward-model", each) for each in wanted.reward_models]
     oracle = None if wanted.oracle is None else _named("--oracle", wanted.oracle)
+    if oracle is not None and oracle in teachers:
+        session.say(f"warning: --oracle {wanted.oracle}: a teacher too, so it judges what learnt from it")
     data = [
         Line("stage", "data"),
         Line("source", "preference"),
@@ -74,6 +80,8 @@ def init(session: Session, wanted: Wanted) -> None:
     longest = _longest(wanted.model)
     stage, workspace, share = _read(session, file, data)
     found = _look(stage, workspace, tokenizer)
+    if prompts is not None:
+        found = _asked(session, file, prompts, model, found, tokenizer)
     data.append(Line("validation_share", share, f"held out: {_held_out_prompts(found)}"))
     _tell(session, wanted, workspace.finished(stage.path)["metrics"], found)
     suite = Suite(wanted, objectives, model, teachers, scores, oracle, prompts, found, longest)
@@ -148,18 +156,45 @@ def _read(session: Session, file: Path, lines: Sequence[Line]) -> tuple[Stage, W
 
     Of many prompts so much would be more than anybody evaluates on; then it is made again with less.
     """
-    suite, share = file.stem, SHARE
+    share = SHARE
     while True:
-        values = {line.key: line.value for line in lines} | {"validation_share": share, "suite": suite}
-        anchor(values, file.parent)
-        path = file / "data.yaml"
-        loaded = Loaded(schema.DataRecipe.model_validate(values), path, {}, (path,), {})
-        stage = Planner(0).build(loaded)
-        workspace = session.make([stage], suite)
+        stage, workspace = _made(session, file, "data", [*lines, Line("validation_share", share)])
         metrics = workspace.finished(stage.path)["metrics"]
         if metrics["rows/prompts_test"] <= 2 * MOST_PROMPTS or share < SHARE:
             return stage, workspace, share
         share = float(f"{SHARE * MOST_PROMPTS / metrics['rows/prompts_test']:.1g}")
+
+
+def _made(session: Session, file: Path, name: str, lines: Sequence[Line]) -> tuple[Stage, Workspace]:
+    """A data stage of the suite, made in its workspace."""
+    values = {line.key: line.value for line in lines} | {"suite": file.stem}
+    anchor(values, file.parent)
+    path = file / f"{name}.yaml"
+    stage = Planner(0).build(Loaded(schema.DataRecipe.model_validate(values), path, {}, (path,), {}))
+    return stage, session.make([stage], file.stem)
+
+
+def _asked(
+    session: Session,
+    file: Path,
+    prompts: str,
+    model: str,
+    found: Found,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Found:
+    """What was found, with the prompts that are given to evaluate on: in the pairs' form."""
+    row = next((row for _, row in rows_in(Path(prompts), "prompts_test", Ledger(), {})), None)
+    if isinstance(row, dict) and is_conversation(row.get("prompt")) and not found.told:
+        raise BadInput(
+            f"--prompts {prompts}: messages, where the pairs are plain text: give both in one form"
+        )
+    lines = prompt_lines(prompts, model if found.told else None)
+    stage, workspace = _made(session, file, "prompts", lines)
+    rows = find_rows([workspace.root / stage.path], "prompts_test", TokenCache(workspace.root))
+    asked = np.array([len(row.prompt_ids) for row in rows.tokens((), tokenizer, "prompts")])
+    session.say(f"{prompts}: {len(asked)} prompts to evaluate on, the longest of {asked.max()} tokens")
+    longest = max(found.longest_prompt, int(asked.max()))
+    return replace(found, asked=asked, longest_prompt=longest)
 
 
 def _look(stage: Stage, workspace: Workspace, tokenizer: PreTrainedTokenizerBase) -> Found:
@@ -176,6 +211,8 @@ def _look(stage: Stage, workspace: Workspace, tokenizer: PreTrainedTokenizerBase
         tokens=np.array([row.longest for row in rows]),
         responses=responses,
         unknown=_unknown(said, tokenizer),
+        told=MESSAGES in pq.read_schema(folder / "pairs.parquet").names,
+        longest_prompt=max(len(row.prompt_ids) for row in rows),
     )
 
 

@@ -52,7 +52,9 @@ class Line(NamedTuple):
 class Found:
     """What the data are like: rows read, pairs kept, prompts held out, tokens of pairs and responses.
 
-    unknown: the share of the responses' tokens that stand for what the tokenizer does not know.
+    unknown: the share of the responses' tokens that stand for what the tokenizer does not know; told: the
+    pairs are messages, which a chat template makes text of; asked: tokens of the prompts that policies are
+    evaluated on, where these are not the pairs' own; longest_prompt: tokens of the longest of all prompts.
     """
 
     read: int
@@ -61,6 +63,9 @@ class Found:
     tokens: np.ndarray
     responses: np.ndarray
     unknown: float = 0.0
+    told: bool = False
+    asked: np.ndarray | None = None
+    longest_prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,19 @@ class Suite:
 
     @property
     def max_new_tokens(self) -> int:
-        return min(_up_to_eight(float(np.quantile(self.found.responses, 0.99))), self.max_length)
+        wanted = min(_up_to_eight(float(np.quantile(self.found.responses, 0.99))), self.max_length)
+        if self.longest is None:
+            return wanted
+        # Behind the longest prompt there is room for it; where that is little, longer prompts are left out.
+        room = max(self.longest - self.found.longest_prompt, self.longest // 4)
+        return min(wanted, room)
+
+    @property
+    def evaluated_length(self) -> int:
+        """The longest prompt, in tokens, that policies answer."""
+        asked = [] if self.found.asked is None else [_up_to_eight(float(self.found.asked.max()))]
+        wanted = max([self.max_length, *asked])
+        return wanted if self.longest is None else min(wanted, self.longest - self.max_new_tokens)
 
     @property
     def held_out(self) -> int:
@@ -147,11 +164,11 @@ class Suite:
     def _prompts(self) -> Iterator[str]:
         if self.prompts is not None:
             why = "the same prompts choose and report: before you report a choice, give them two files"
-            files = dict.fromkeys(("prompts_validation", "prompts_test"), self.prompts)
             yield section(
-                "prompts", "what policies answer when they are evaluated",
-                [Line("stage", "data"), Line("source", "files"), Line("files", files, why)],
-            )  # fmt: skip
+                "prompts",
+                "what policies answer when they are evaluated",
+                prompt_lines(self.prompts, self.model if self.found.told else None, why),
+            )
 
     def _splits(self) -> list[Line]:
         of = f"of {self.found.pairs}; never trained on: accuracy and margin are measured on them"
@@ -246,6 +263,10 @@ class Suite:
             yield Line("calibration", "temperature", "the teachers' scales differ; fitted on held-out pairs")
             yield Line("calibration_mix", "data", "on these as they are: a teacher's own bias is not known")
 
+    def _share_of_responses(self) -> str:
+        share = float((self.found.responses <= self.max_new_tokens).mean())
+        return f"{percent(share)} of your responses are no longer"
+
     def _evaluate(self) -> list[Line]:
         none = "no judge of rewards; a reward model that no policy learnt from may be one"
         return [
@@ -253,11 +274,21 @@ class Suite:
             Line("data", "data.yaml" if self.prompts is None else "prompts.yaml"),
             Line("oracle", self.oracle, none if self.oracle is None else ""),
             Line("baseline", self.start, "what policies are compared with"),
-            Line("max_length", self.max_length),
+            Line("max_length", self.evaluated_length, "of a prompt; longer ones are left out and counted"),
             Line("overlong", "drop"),
-            Line("max_new_tokens", self.max_new_tokens, "99 % of your responses are no longer"),
+            Line("max_new_tokens", self.max_new_tokens, self._share_of_responses()),
             Line("per_device_eval_batch_size", 16),
         ]
+
+
+def prompt_lines(file: str, chat: str | None, why: str = "") -> list[Line]:
+    """The recipe of prompts to evaluate on; chat: whose template makes text of them."""
+    files = dict.fromkeys(("prompts_validation", "prompts_test"), file)
+    lines = [Line("stage", "data"), Line("source", "files"), Line("files", files, why)]
+    if chat is not None:
+        form = "messages, as your pairs; a prompt of plain text is the user's"
+        lines += [Line("tokenizer", chat), Line("prompt_format", "chat", form)]
+    return lines
 
 
 def section(name: str, about: str, lines: Iterable[Line]) -> str:

@@ -164,7 +164,9 @@ class DataRecipe(Recipe):
         "flatten everything",
     )
     prompt_format: Literal["raw", "chat"] = Field(
-        "raw", description="dialogues as published, or through the tokenizer's chat template"
+        "raw",
+        description="dialogues as published, or through the tokenizer's chat template; with source: files "
+        "chat takes messages as well, and a prompt of plain text as the user's message",
     )
     sft_share: Share = added(
         0.5, "share of the training posts that SFT learns from; the others are prompts_train"
@@ -214,6 +216,8 @@ class DataRecipe(Recipe):
         used = {*self.of.uses, *(OF_EVERY_SET if self.loaded else ())}
         if self.of.written:
             used -= {"sft_dataset"}
+        if self.source == "files" and self.prompt_format == "chat":
+            used |= {"prompt_format", "tokenizer"}
         return (OF_EVERY_SET | OF_SOME_SETS) - used
 
     @model_validator(mode="after")

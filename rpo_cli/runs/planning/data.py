@@ -38,8 +38,8 @@ class DataPlanner(BasePlanner):
             "tokenizer": recipe.tokenizer,
         }
         found: dict[str, Stage | External] = {}
-        for name, reference in names.items() if recipe.loaded else ():
-            if reference is not None:
+        for name, reference in names.items():
+            if reference is not None and name not in recipe.unused():
                 if schema.is_recipe(reference):
                     raise wrong(loaded, name, f"expected a hub name or a path, got a recipe: {reference}")
                 if Path(reference).is_absolute() and not Path(reference).exists():

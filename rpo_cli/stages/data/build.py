@@ -6,6 +6,7 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
@@ -13,9 +14,20 @@ from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import REASONS, Ledger, Sieve
 from rpo_cli.stages.data.overlap import leaks, prompts_of, shared_prompts
-from rpo_cli.stages.data.rows import PAIR_COLUMNS, columns_of, digest, row_id, write_places, write_rows
+from rpo_cli.stages.data.rows import (
+    MESSAGES,
+    PAIR_COLUMNS,
+    columns_of,
+    digest,
+    row_id,
+    write_places,
+    write_rows,
+)
 from rpo_cli.stages.data.sources.base import beside, columns_in, is_conversation, named
 from rpo_cli.stages.data.sources.records import rows_in
+
+if TYPE_CHECKING:
+    from rpo_cli.stages.data.sources.chat import Chat
 
 MOST_PROBLEMS = 10  # of a file: they tend to be alike
 
@@ -46,7 +58,14 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, object]:
             raise BadInput(
                 f"{job.path}: source: files needs files:, which maps tables to JSONL or Parquet files"
             )
-        tables = {table: read_table(Path(file), table, recipe, ledger) for table, file in job.files.items()}
+        chat = None
+        if recipe.prompt_format == "chat":
+            from rpo_cli.stages.data.sources.chat import Chat
+
+            chat = Chat(job.inputs["tokenizer"], job.revisions.get("tokenizer"))
+        tables = {
+            table: read_table(Path(file), table, recipe, ledger, chat) for table, file in job.files.items()
+        }
     counts, prompts = {}, {}
     for index, (table, rows) in enumerate(sorted(tables.items())):
         file = job.directory / f"{table}.parquet"
@@ -56,6 +75,9 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, object]:
         prompts[table] = prompts_of(file)
         report(index + 1, len(tables))
     shared = shared_prompts(prompts)
+    both = ("prompts_validation", "prompts_test")
+    if both[0] in job.files and job.files[both[0]] == job.files.get(both[1]):
+        del shared[both]  # one file for the two is what the recipe says
     for line in (*leaks(shared, prompts), *ledger.warnings()):
         report.warn(line)
     counts |= {f"shared_prompts/{one}/{other}": count for (one, other), count in shared.items()}
@@ -69,8 +91,12 @@ def noting(rows: Iterable[Row], ledger: Ledger, places: list[str]) -> Iterator[R
         yield row
 
 
-def read_table(file: Path, table: str, recipe: DataRecipe, ledger: Ledger) -> Iterator[Row]:
+def read_table(
+    file: Path, table: str, recipe: DataRecipe, ledger: Ledger, chat: Chat | None = None
+) -> Iterator[Row]:
     """Rows of one JSONL or Parquet file, checked and named, while they are read; at most those asked for.
+
+    chat: makes text of messages, and of a prompt of plain text as the user's.
 
     Raises:
         BadInput: unreadable file, missing column, what is no text, an id twice, no rows; names file and line
@@ -87,12 +113,17 @@ def read_table(file: Path, table: str, recipe: DataRecipe, ledger: Ledger) -> It
         # A reference response, for a judge to compare with.
         own = ("completion",) if table.startswith("prompts_") and "completion" in row else ()
         first = own if first is None else first
-        wrong, kept = _wrong(row, (*needed, *own)), {}
-        if not wrong and needed == PAIR_COLUMNS:
-            try:
-                kept = beside(place, row, recipe)
-            except BadInput as error:
-                wrong.append(str(error).removeprefix(f"{place}: "))
+        kept: Row = {}
+        wrong: list[str] = []
+        try:
+            if chat is not None:
+                row, told = chat.text(place, row, (*needed, *own))
+                kept = {} if table.startswith("sft_") else {MESSAGES: told}
+            wrong = _wrong(row, (*needed, *own))
+            if not wrong and needed == PAIR_COLUMNS:
+                kept |= beside(place, row, recipe)
+        except BadInput as error:
+            wrong.append(str(error).removeprefix(f"{place}: "))
         if own > first:
             wrong.append("completion: the first row has none; give one to every row or to none")
         problems.add(place, *wrong)
@@ -105,6 +136,8 @@ def read_table(file: Path, table: str, recipe: DataRecipe, ledger: Ledger) -> It
         ids.add(known)
         if most is None or len(ids) <= most:
             yield {"id": name, **{column: row[column] for column in (*needed, *own)}, **kept}
+    if chat is not None:
+        ledger.notes += chat.notes(table)
     if not ids and not problems.count:
         read = ledger.records[table]
         problems.first.append(f"{file}: no rows" + (f" are left of {read}" if read else ""))
@@ -142,11 +175,12 @@ def _wrong(row: Row, needed: tuple[str, ...]) -> list[str]:
         if column not in row:
             problems.append(f"no column {column!r} (has: {columns_in(row)})")
         elif is_conversation(value := row[column]):
-            problems.append(f"{column}: expected text, got a conversation; `source: preference` reads those")
+            reads = "`prompt_format: chat` with `tokenizer:` in the data recipe makes text of it"
+            problems.append(f"{column}: expected text, got a conversation; {reads}")
         elif not isinstance(value, str):
             problems.append(f"{column}: expected text, got {named(value)}")
     if row.get("tools"):
         problems.append(
-            "tools: plain text has no use for it; `source: preference` reads conversations with it"
+            "tools: plain text has no use for it; `prompt_format: chat` gives it to the chat template"
         )
     return problems

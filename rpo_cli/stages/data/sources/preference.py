@@ -91,6 +91,7 @@ def pairs(
             yield Pair(split or "train", posts, *each, messages=told, kept=kept)
         else:
             ledger.leave_out("pairs/long_prompt")
+    templated.told["pairs"] = seen["told"]
     ledger.notes += [*_notes(ledger, sorted(unread), seen), *templated.notes("pairs")]
 
 
@@ -263,6 +264,7 @@ def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger)
 
 def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Written]:
     """Rows with prompt and completion, or with messages that end in an answer."""
+    plain = 0
     for place, split, row in records:
         name = next((name for name in CONVERSATIONS if row.get(name) is not None), None)
         if name is not None:
@@ -278,6 +280,7 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
             example = aligned(prompt, {"completion": completion})
         if not _sound(example, "sft", ledger):
             continue
+        plain += isinstance(example["prompt"], str)
         made = _made(templated, place, example, row, "sft", ledger)
         if made is None:
             continue
@@ -286,6 +289,11 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
             yield Written(split or "train", (post_name(made["prompt"]),), **made, messages=told)
         else:
             ledger.leave_out("sft/long_prompt")
+    if plain and templated.told["pairs"]:
+        ledger.notes.append(
+            f"sft: {plain} rows are plain text and {templated.told['pairs']} pairs are messages; the chat "
+            "template writes only these: a model would learn another form than it answers in"
+        )
     ledger.notes += templated.notes("sft")
 
 

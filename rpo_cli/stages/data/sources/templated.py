@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +34,7 @@ class Templated:
     limit: int | None
     unread: set[str] = field(default_factory=set)  # what was said not to be read
     typed: dict[str, list[str]] = field(default_factory=dict)  # control tokens in messages: places
+    told: Counter[str] = field(default_factory=Counter)  # rows of messages by what they are, such as pairs
 
     def text(self, place: str, example: Mapping[str, Part], row: Row | None = None) -> dict[str, str]:
         """Every part of the example as text; plain text stays as it is.
