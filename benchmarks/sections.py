@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass, field
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from benchmarks import growth, memory
 from benchmarks.bench import Bench, Comparison, _described
@@ -334,15 +336,24 @@ def ensemble_together(bench: Bench) -> Iterator[Comparison]:
 NEVER = -1e4  # a logit whose probability is 0
 
 
-def _count_down(eos: int) -> Callable[..., None]:
-    """A forward hook: behind token FIRST_TOKEN + k come k - 1 more tokens and then EOS."""
+def _count_down(model: PreTrainedModel, eos: int) -> None:
+    """Have a model go on behind token FIRST_TOKEN + k with k - 1 more tokens and then EOS.
 
-    def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        last = kwargs["input_ids"][:, -output.logits.shape[1] :]
-        following = torch.where(last == FIRST_TOKEN + 1, eos, last - 1).clamp(min=0)
-        output.logits.fill_(NEVER).scatter_(2, following[..., None], 0.0)
+    By a class of its own: of a model with hooks the sampler tries each time whether it is read rightly.
+    """
+    kind: Any = type(model)
 
-    return hook
+    class CountingDown(kind):  # type: ignore[misc]
+        @wraps(kind.forward)  # `generate` looks at what it takes
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward(*args, **kwargs)
+            last = kwargs["input_ids"][:, -output.logits.shape[1] :]
+            following = torch.where(last == FIRST_TOKEN + 1, eos, last - 1).clamp(min=0)
+            output.logits.fill_(NEVER).scatter_(2, following[..., None], 0.0)
+            return output
+
+    CountingDown.__name__ = kind.__name__
+    model.__class__ = CountingDown
 
 
 def sampling(bench: Bench) -> Iterator[Comparison]:
@@ -365,24 +376,46 @@ def sampling(bench: Bench) -> Iterator[Comparison]:
 Sampler = Callable[..., list[list[int]]]  # with the arguments of `sample`
 
 
+@dataclass
+class Drawing:
+    """A model whose responses to these prompts have the wanted lengths, and those it had."""
+
+    bench: Bench
+    wanted: list[int]
+    limit: int
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        scale, settings = self.bench.scale, self.bench.scale.llama
+        self.tokenizer = self.bench.maker(scale.batch).tokenizer
+        rows = pairs(scale.tldr, len(self.wanted), settings["vocab_size"], self.tokenizer)
+        self.prompts = [row["prompt_ids"] for row in rows]
+        for prompt, length in zip(self.prompts, self.wanted, strict=True):
+            prompt[-1] = FIRST_TOKEN + length
+        self.model = causal(settings, self.tokenizer, 0, self.bench.device.name).eval()
+        _count_down(self.model, self.tokenizer.eos_token_id)
+
+    def draw(self, name: str, sampler: Sampler) -> None:
+        """All responses by a sampler."""
+        settings = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": self.limit, "seed": 0}
+        size = self.bench.scale.batch
+        answers = sampler(self.model, self.tokenizer, self.prompts, batch_size=size, **settings)
+        self.lengths[name] = [len(answer) for answer in answers]
+
+    def check(self) -> None:
+        """Raise UnequalWork where a response has not the length that was wanted."""
+        for name, found in self.lengths.items():
+            if found != self.wanted:
+                raise UnequalWork(f"{name} sampled responses of {found} tokens instead of {self.wanted}")
+
+
 def sampled(
     bench: Bench, wanted: list[int], limit: int, what: str, other: tuple[str, Sampler] | None = None
 ) -> Comparison:
     """Both sides draw responses of exactly these lengths: ours, and `generate` or another sampler."""
-    scale, settings = bench.scale, bench.scale.llama
-    tokenizer = bench.maker(scale.batch).tokenizer
-    prompts = [row["prompt_ids"] for row in pairs(scale.tldr, len(wanted), settings["vocab_size"], tokenizer)]
-    for prompt, length in zip(prompts, wanted, strict=True):
-        prompt[-1] = FIRST_TOKEN + length
-    model = causal(settings, tokenizer, 0, bench.device.name).eval()
-    eos = tokenizer.eos_token_id
-    model.register_forward_hook(_count_down(eos), with_kwargs=True)
-    lengths: dict[str, list[int]] = {}
-
-    def drawn(name: str, sampler: Sampler) -> None:
-        settings = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": limit, "seed": 0}
-        answers = sampler(model, tokenizer, prompts, batch_size=scale.batch, **settings)
-        lengths[name] = [len(answer) for answer in answers]
+    scale, settings, drawing = bench.scale, bench.scale.llama, Drawing(bench, wanted, limit)
+    model, tokenizer, prompts, lengths = (drawing.model, drawing.tokenizer, drawing.prompts, drawing.lengths)
+    drawn, eos = drawing.draw, tokenizer.eos_token_id
 
     @torch.inference_mode()
     def plain() -> None:
@@ -406,13 +439,9 @@ def sampled(
             new = output[:, inputs["input_ids"].shape[1] :].tolist()
             lengths["generate"] += [tokens.index(eos) + 1 for tokens in new]
 
-    def check() -> None:
-        for name, found in lengths.items():
-            if found != wanted:
-                raise UnequalWork(f"{name} sampled responses of {found} tokens instead of {wanted}")
-
     name, second = ("generate", plain) if other is None else (other[0], partial(drawn, *other))
-    spent = _in_turn({"rpo": partial(drawn, "rpo", sample), name: second}, scale.rounds, bench.device, check)
+    ways = {"rpo": partial(drawn, "rpo", sample), name: second}
+    spent = _in_turn(ways, scale.rounds, bench.device, drawing.check)
     shape = f"{scale.tldr.name}: {settings['model_type']}"
     workload = f"{shape}, {len(wanted)} prompts in batches of {scale.batch}, {what}"
     return bench.compare("sampling", workload, spent, "rpo", name, None, "tokens/s", sum(wanted))

@@ -55,6 +55,7 @@ class Scale:
     scored: int
     sampled: tuple[int, int]  # prompts, new tokens of each
     sampled_lengths: tuple[int, int]  # shortest and longest response where they differ
+    all_sampled: int  # prompts on a GPU where they are drawn at one go
     miniature_steps: int
     pairs: tuple[int, ...]
     grids: tuple[tuple[int, int], ...]
@@ -103,6 +104,7 @@ FULL = Scale(
     scored=160,
     sampled=(24, 40),
     sampled_lengths=(10, 128),
+    all_sampled=24900,
     miniature_steps=40,
     pairs=(32, 64, 96, 128),
     grids=((1, 1), (1, 2), (2, 1), (2, 2), (3, 2), (2, 3)),
@@ -111,7 +113,7 @@ TOY = replace(
     FULL, llama=llama(64, 16, 1, 2, 16), neox=neox(64, 16, 1, 2), small=llama(64, 16, 1, 2, 16),
     tldr=replace(TLDR, prompt=12, response=4),
     chat=replace(CHAT, prompt=4, response=8), batch=2, step=(1, 2), rounds=1, members=2, scored=4, sampled=(2,
-    3), sampled_lengths=(1, 8),
+    3), sampled_lengths=(1, 8), all_sampled=6,
     miniature_steps=1, pairs=(2, 4, 6), grids=((1, 1), (1, 2)), memory_runs=1,
     posts=Shape("posts", 10, 3),
 )  # fmt: skip
