@@ -309,7 +309,7 @@ def test_layouts_of_a_model_trained_in_bfloat16_are_compared_in_float32(
     """Rows of a batch differ in bfloat16 from rows read alone on a GPU, where shapes choose the kernels."""
     seen: list[torch.dtype] = []
     wrapped: list[bool] = []
-    alone = choice_of_layout._alone
+    alone = choice_of_layout.read_alone
 
     def reads(model: Any, *given: Any) -> torch.Tensor:
         wrapped.append("_original_forward" in vars(model))
@@ -318,7 +318,7 @@ def test_layouts_of_a_model_trained_in_bfloat16_are_compared_in_float32(
         hook.remove()
         return values
 
-    monkeypatch.setattr(choice_of_layout, "_alone", reads)
+    monkeypatch.setattr(choice_of_layout, "read_alone", reads)
     tiny.run("train-rm", "oracle.yaml", "--seed", 7, "--set", "dtype=bfloat16")
     assert wrapped == [False, True]  # before the training, and after it
     assert set(seen) == {torch.float32}

@@ -314,9 +314,9 @@ def test_samples_are_the_same_when_the_host_looks_at_tokens_some_steps_later(nam
 def test_a_mask_made_here_gives_the_same_logits_or_is_found_out(name: str, right: bool) -> None:
     model, pad = model_of(name), TOKENIZER.pad_token_id
     with decode.exactly(model):
-        texts = decode._telling_texts(model, max(PROMPTS, key=len), 3, LIMIT)
+        texts = decode.telling_texts(model, max(PROMPTS, key=len), 3, LIMIT)
         more = [(text * 2)[:4] for text in texts]
-        alone = torch.cat([decode._alone(model, *row) for row in zip(texts, more, strict=True)])
+        alone = torch.cat([decode.read_alone(model, *row) for row in zip(texts, more, strict=True)])
         for own_mask in (False, True):
             decoder = decode._Cached(model, pad, USUAL, own_mask=own_mask)
             assert decode._gives(alone, decoder, [(texts, more)]) == (right or not own_mask)

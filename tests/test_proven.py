@@ -38,14 +38,14 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Each time that rows are read alone, to compare with them: what for."""
     made: list[str] = []
     for module in (choice, decode):
-        alone = module._alone
+        alone = module.read_alone
 
         def told(*given: Any, name: str = module.__name__, read: Any = alone) -> torch.Tensor:
             made.append(name.rpartition(".")[2])
             found: torch.Tensor = read(*given)
             return found
 
-        monkeypatch.setattr(module, "_alone", told)
+        monkeypatch.setattr(module, "read_alone", told)
     return made
 
 

@@ -60,7 +60,7 @@ def layout_for(
     if PROVEN.holds(way, bounds):
         return layouts[0]
     with exactly(model):
-        alone = _alone(model, read, prompts, groups, pad)
+        alone = read_alone(model, read, prompts, groups, pad)
         if not alone.isfinite().all():
             return layouts[0]  # whoever reads all rows says so
         if read is not response_rewards and not is_causal(model, prompts[0]):
@@ -146,7 +146,7 @@ def exactly(model: PreTrainedModel) -> Iterator[None]:
             module.compute_dtype = dtype
 
 
-def _alone(
+def read_alone(
     model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups, pad: int
 ) -> Tensor:
     """What `read` says of each response in a batch of its own, without padding: [n, G]."""

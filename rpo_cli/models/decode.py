@@ -57,9 +57,9 @@ def decoder_for(
         elif proven:
             return _Cached(model, pad, cache, own_mask=own_masks[0]), False
         else:
-            texts = _telling_texts(model, longest, shortest, room)
+            texts = telling_texts(model, longest, shortest, room)
             more = [[text[step % len(text)] for step in range(min(STEPS, room - 1))] for text in texts]
-            alone = torch.cat([_alone(model, *row) for row in zip(texts, more, strict=True)])
+            alone = torch.cat([read_alone(model, *row) for row in zip(texts, more, strict=True)])
             for own_mask in own_masks:
                 cached = _Cached(model, pad, cache, own_mask=own_mask)
                 if batch_size > 1 and _gives(alone, cached, [(texts, more)]):
@@ -92,7 +92,7 @@ def _cache_of(model: PreTrainedModel, token: int) -> _Kind | None:
     return next((_Kind(name, type(cache) in USUAL) for name, cache in found.items()), None)
 
 
-def _telling_texts(model: PreTrainedModel, longest: Tokens, shortest: int, room: int) -> list[list[int]]:
+def telling_texts(model: PreTrainedModel, longest: Tokens, shortest: int, room: int) -> list[list[int]]:
     """Texts of lengths that samples may have: the extremes, and just below windows that the config names.
 
     The first comes twice, as copies of a prompt do.
@@ -111,7 +111,7 @@ def _most(longest: Tokens, room: int) -> int:
     return len(longest) + max(0, room - 1 - STEPS)
 
 
-def _alone(model: PreTrainedModel, text: Sequence[int], more: Sequence[int]) -> Tensor:
+def read_alone(model: PreTrainedModel, text: Sequence[int], more: Sequence[int]) -> Tensor:
     """Logits behind a text and each of the tokens that follow, read at once without a cache: [1, K, V]."""
     takes = inspect.signature(model.forward).parameters.keys()
     kept = {"logits_to_keep": len(more) + 1} if "logits_to_keep" in takes else {}
@@ -147,7 +147,7 @@ def _gives(
     return alike(torch.cat(found), torch.cat(wanted), TOLERANCE)
 
 
-class _OneDtype(DynamicCache):
+class OneDtype(DynamicCache):
     """A cache that takes keys in the values' dtype: in an autocast rotation makes float32 of them.
 
     The whole cache would then be float32, and attention would cast all of it in each step.
@@ -157,7 +157,7 @@ class _OneDtype(DynamicCache):
         return super().update(key_states.to(value_states.dtype), value_states, *args, **kwargs)
 
 
-USUAL = (DynamicCache, _OneDtype)
+USUAL = (DynamicCache, OneDtype)
 
 
 class _Cached:
@@ -185,7 +185,7 @@ class _Cached:
             self.mask = (columns >= self.width - lengths[:, None]).long().to(self.model.device)
             self.lengths = lengths.to(self.model.device)
         rounds = self.ordinary and torch.is_autocast_enabled(self.model.device.type)
-        self.cache: Cache | None = _OneDtype(config=self.model.config) if rounds else None
+        self.cache: Cache | None = OneDtype(config=self.model.config) if rounds else None
         self.begun = False
         positions = (torch.arange(self.width) - (self.width - lengths)[:, None]).clamp(min=0)
         logits = self._read(ids.to(self.model.device), positions.to(self.model.device))

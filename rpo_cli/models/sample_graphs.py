@@ -31,7 +31,7 @@ from rpo_cli.models.draws import Sampling, Waiting, pick
 from rpo_cli.models.graphs import CAPTURES, aside, captured
 from rpo_cli.models.layout import by_length
 from rpo_cli.models.proven import Proven, built_alike
-from rpo_cli.models.sample_static import _read
+from rpo_cli.models.sample_static import read_step
 from rpo_cli.models.tokens import Tokens
 from rpo_cli.text import first_line
 
@@ -144,10 +144,10 @@ def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], room: int) -> str
         if not all(type(layer) is StaticLayer for layer in layers):
             return "some of its layers do not see all tokens before"
         with exactly(model):
-            texts = decode._telling_texts(model, longest, shortest, room)
+            texts = decode.telling_texts(model, longest, shortest, room)
             steps = min(decode.STEPS, room)
             more = [[text[step % len(text)] for step in range(steps)] for text in texts]
-            alone = torch.cat([decode._alone(model, *row) for row in zip(texts, more, strict=True)])
+            alone = torch.cat([decode.read_alone(model, *row) for row in zip(texts, more, strict=True)])
             how = Sampling(0, [0], 1.0, 1.0, steps, len(texts), 0)
             made = _Rows(model, len(texts), max(map(len, texts)) + steps, how)
             if not alike(made.forced(texts, more), alone, decode.TOLERANCE):
@@ -270,7 +270,7 @@ class _Rows:
         padded = np.full((len(owners), max(len(text) for text, _ in owners)), filling)
         for line, (text, _) in zip(padded, owners, strict=True):
             line[: len(text)] = text
-        read = decode._OneDtype(config=self.model.config)
+        read = decode.OneDtype(config=self.model.config)
         more = {"past_key_values": read, "use_cache": True, "logits_to_keep": 1}
         self.model(input_ids=put(torch.from_numpy(padded), device), **more)
         pairs = [(row, which) for which, (_, rows) in enumerate(owners) for row in rows]
@@ -362,7 +362,7 @@ class _Rows:
         self.shared.places.clear()
         unseen = (self.numbers[: self.shared.width] > self.position)[:, None, None]
         mask = unseen.float() * torch.finfo(torch.float32).min
-        return _read(self.model, self.token, self.position, mask, self.cache)
+        return read_step(self.model, self.token, self.position, mask, self.cache)
 
 
 def _as_such(work: Callable[[], Made]) -> Made:

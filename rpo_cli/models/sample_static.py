@@ -77,19 +77,21 @@ def _respond(
     answers = torch.full((count, room), how.stops[0])
     state = _State(*(tensor.to(device) for tensor in (table, answers, lengths, torch.tensor(how.stops))))
     cache = StaticCache(config=model.config, max_cache_len=width + room)
-    logits = _read(model, ids, positions, mask, cache)
+    logits = read_step(model, ids, positions, mask, cache)
     devices.step_mark(device)
     for step in range(1, room + 1):
         tokens = state.take(logits, how.temperature, how.top_p)
         # The last step reads its tokens for nothing: without that it would be a third program.
-        logits = _read(model, tokens, state.positions, mask, cache)
+        logits = read_step(model, tokens, state.positions, mask, cache)
         devices.step_mark(device)
         if step % LOOK == 0 and bool(state.all_ended):
             break
     return state.answers.cpu()
 
 
-def _read(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor, cache: StaticCache) -> Tensor:
+def read_step(
+    model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor, cache: StaticCache
+) -> Tensor:
     """Logits behind the last tokens: [N, V]."""
     inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
     output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
