@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import logging
@@ -53,7 +54,20 @@ Run = Callable[[Job[Any], Report], dict[str, Any]]  # makes an artifact's files;
 def stage_function(kind: str) -> Run:
     """The function that makes an artifact of this kind; imports the heavy libraries."""
     module, _, name = str(KINDS[kind].run).partition(":")
-    return cast(Run, getattr(importlib.import_module(module), name))
+    with _uncollected():
+        return cast(Run, getattr(importlib.import_module(module), name))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Imports make hundreds of thousands of objects that stay: to look for garbage takes a fifth of them."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def run_job(job: Job[Recipe], progress: Progress) -> Manifest:
