@@ -93,7 +93,7 @@ LEADS = (
 
 @dataclass(frozen=True)
 class Tried:
-    """Seconds of each step, GiB at the peak, what one more step was busy with, and steps that do not count."""
+    """Seconds of each step, GiB at the peak, what one more step was busy with; `warm` steps do not count."""
 
     seconds: list[float]
     peak: float

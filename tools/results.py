@@ -47,7 +47,7 @@ def loaded(folder: Path) -> Results:
 
 
 def of_seeds(results: Results, asked: Sequence[schema.Claim]) -> list[Any]:
-    """Claims of which the differences of each seed are looked at alone: no interval is drawn by resampling."""
+    """The differences of each seed for some claims, of which nothing else is looked at: no resampling."""
     once = results.bootstrap._replace(resamples=1)
     return [row["by_seed"] for row in judge(results.cells, results.axes, asked, once, brief=True)]
 

@@ -241,12 +241,13 @@ def start_arrow() -> None:
 
 def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
     """Run the stage's function in this process."""
-    device = devices.choose(job.recipe)
-    asked = job.recipe.deterministic
-    deterministic = device.repeats if asked is None else asked
-    devices.prepare(job.recipe.threads, deterministic, strict=device.name == "cuda")
-    devices.quiet()
-    start_arrow()
+    with _uncollected():
+        device = devices.choose(job.recipe)
+        asked = job.recipe.deterministic
+        deterministic = device.repeats if asked is None else asked
+        devices.prepare(job.recipe.threads, deterministic, strict=device.name == "cuda")
+        devices.quiet()
+        start_arrow()
     with (Report if devices.rank() == 0 else Silence)(job, progress) as report:
         run = stage_function(job.kind)
         # Trainers bring their own autocast.
