@@ -36,7 +36,7 @@ def recipe_for(folder: Path, model: Path | None, data: Path | None, *, toy: bool
     suite = folder / "suite"
     shutil.rmtree(suite, ignore_errors=True)
     if toy:
-        recipe = growth.write_suite(suite, 2) / "figure2.yaml"
+        recipe = growth.write_suite(suite, 2, toy=True) / "figure2.yaml"
         recipe.write_text(TOY)
         return recipe
     if model is None or data is None:

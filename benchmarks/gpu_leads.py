@@ -93,19 +93,25 @@ LEADS = (
 
 @dataclass(frozen=True)
 class Tried:
-    """Seconds of each step, GiB at the peak, and what one more step was busy with."""
+    """Seconds of each step, GiB at the peak, what one more step was busy with; `warm` steps do not count."""
 
     seconds: list[float]
     peak: float
     busy: Seen
+    warm: int = WARM
 
     @property
     def median(self) -> float:
-        return float(np.median(self.seconds[WARM:]))
+        return float(np.median(self.seconds[self.warm :]))
 
 
 def tried(
-    lead: Lead, model: PreTrainedModel, batches: list[list[list[Row]]], pad: int, device: Device
+    lead: Lead,
+    model: PreTrainedModel,
+    batches: list[list[list[Row]]],
+    pad: int,
+    device: Device,
+    warm: int = WARM,
 ) -> Tried:
     """Steps of dpo, each over pieces of rows; the last of them under the profiler."""
     run_as("rpo")
@@ -142,7 +148,7 @@ def tried(
         busy = step_seen(partial(step, batches[-1]), device.name)
     synchronise(device.name)
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
-    return Tried(seconds, peak, busy)
+    return Tried(seconds, peak, busy, warm)
 
 
 @contextmanager
@@ -172,6 +178,7 @@ def leads(check: Check) -> Iterator[Comparison]:
     scale = bench.scale
     tokenizer = bench.maker(1).tokenizer
     size, pieces = scale.step
+    warm, steps_each = (check.warm, check.steps) if check.toy else (WARM, STEPS)
     makes: tuple[tuple[Settings, Shape, int, int], ...] = (
         (scale.small, scale.posts, 8 * scale.batch, 1),
         (scale.llama, scale.tldr, size, pieces),
@@ -179,19 +186,19 @@ def leads(check: Check) -> Iterator[Comparison]:
     for settings, shape, each, count in makes:
         model = causal(settings, tokenizer, 0, check.device)
         drawn = pairs(
-            shape, len(LEADS) * (WARM + STEPS + 1) * each * count, settings["vocab_size"], tokenizer
+            shape, len(LEADS) * (warm + steps_each + 1) * each * count, settings["vocab_size"], tokenizer
         )
         steps = [_pieces(rows, each) for rows in _cut(drawn, each * count)]
         found: dict[str, Tried] = {}
-        for lead, batches in zip(LEADS, _cut(steps, WARM + STEPS + 1), strict=True):
-            found[lead.name] = tried(lead, model, batches, tokenizer.pad_token_id, bench.device)
+        for lead, batches in zip(LEADS, _cut(steps, warm + steps_each + 1), strict=True):
+            found[lead.name] = tried(lead, model, batches, tokenizer.pad_token_id, bench.device, warm)
             release()
         millions = sum(weights.numel() for weights in model.parameters()) / 1e6
         workload = f"{shape.name}: llama {millions:.0f}M, {each * count} pairs, {each} at a time"
         for lead in LEADS:
             name, one = lead.name, found[lead.name]
             other = SHIPPED.name if lead.graphs else BY_KERNEL.name
-            first = ", ".join(f"{took:.2f}" for took in one.seconds[:WARM])
+            first = ", ".join(f"{took:.2f}" for took in one.seconds[:warm])
             yield Comparison(
                 "dpo step in a bare loop, one thing changed",
                 workload,

@@ -236,7 +236,7 @@ def repeats(check: Check) -> Iterator[Comparison]:
     made = []
     for _ in range(2):
         with tempfile.TemporaryDirectory(dir=check.folder) as folder:
-            suite = growth.write_suite(Path(folder) / "growth", 4, changed)
+            suite = growth.write_suite(Path(folder) / "growth", 4, changed, toy=check.toy)
             growth.evaluate(suite / "dpo.yaml", [0.5], Path(folder) / "runs")
             made.append(_digests(Path(folder) / "runs"))
     differ = sorted(

@@ -15,7 +15,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 from benchmarks.contestants import race, run_as, steps_of, timed
-from benchmarks.workloads import causal, miniature_model, miniature_pairs, pairs, reward, token_rows
+from benchmarks.workloads import TOY, causal, miniature_model, miniature_pairs, pairs, reward, token_rows
 from rpo_cli.cli import app
 from rpo_cli.models import pair_rewards
 
@@ -138,13 +138,24 @@ SUITE = {
     "evaluate.yaml": PLAIN + "stage: evaluate\nmax_length: 48\nmax_new_tokens: 16\nbootstrap_samples: 200\n",
     **{f"{name}.yaml": f"extends: policy.yaml\nstage: policy\nobjective: {name}\n" for name in OBJECTIVES},
 }
+# Of a toy: little to score and to sample, and a model that is quick on a CPU.
+SMALLER = {
+    "pairs: 800": "pairs: 200",
+    "prompts_test: 64": "prompts_test: 8",
+    "num_pairs: 128": "num_pairs: 32",
+    "hidden_size: 64, intermediate_size: 128, num_hidden_layers: 3": "hidden_size: 16, "
+    "intermediate_size: 32, num_hidden_layers: 1",
+    "max_new_tokens: 16": "max_new_tokens: 4",
+}
 RHOS = (0.4, 0.5, 0.6)
 
 
 def _cells(bench: Bench) -> Measured:
     """One process, through the command line: data, pi_SFT, its samples and the oracle are there before."""
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-        suite = write_suite(Path(folder) / "growth", max(2, bench.scale.miniature_steps))
+        suite = write_suite(
+            Path(folder) / "growth", max(2, bench.scale.miniature_steps), toy=bench.scale is TOY
+        )
         ready = Path(folder) / "ready"
         evaluate(suite / "dpo.yaml", [0.3], ready)
         seconds: dict[str, list[float]] = {}
@@ -168,11 +179,14 @@ def _cells(bench: Bench) -> Measured:
     )
 
 
-def write_suite(suite: Path, steps: int, plain: str = PLAIN) -> Path:
+def write_suite(suite: Path, steps: int, plain: str = PLAIN, *, toy: bool = False) -> Path:
     """Recipes of short runs on the miniature's data, from nothing to evaluated policies."""
     suite.mkdir()
+    sizes = {"STEPS": str(steps), **(SMALLER if toy else {}), PLAIN: plain}
     for name, text in SUITE.items():
-        (suite / name).write_text(text.replace("STEPS", str(steps)).replace(PLAIN, plain))
+        for size, other in sizes.items():
+            text = text.replace(size, other)
+        (suite / name).write_text(text)
     return suite
 
 

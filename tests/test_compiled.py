@@ -102,8 +102,12 @@ def test_what_a_compiler_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 @pytest.mark.skipif(cannot_compile("cpu") is not None, reason="torch has nothing to compile with here")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
-def test_a_policy_through_compiled_layers_has_the_same_losses(tiny: Tiny) -> None:
+def test_a_policy_through_compiled_layers_has_the_same_losses(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     losses, frames = [], []
+    # In this process: each of the compiler's own would import torch first.
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     for compiling in ("false", "true"):
         tiny.edit("dpo.yaml", f"torch_compile: {compiling}")
         counters.clear()

@@ -480,9 +480,10 @@ def test_with_jobs_a_training_has_all_processes_and_other_stages_a_worker_each(
     shared: Tiny, tmp_path: Path
 ) -> None:
     tiny = Tiny(shared.suite, Path(shutil.copytree(shared.root, tmp_path / "runs")))
+    tiny.run("train-policy", "dpo.yaml", "--rho", "0.5")  # its evaluation is at work when the other's turn is
     tiny.run("evaluate", "dpo.yaml", "--rho", "0.2,0.5", "--jobs", 2, "--accelerate", CPU_2)
+    assert manifest(tiny.root, "seed-0/rho-0.2/policies/dpo/beta-0.2")["processes"] == 2
     for rho in ("seed-0/rho-0.2", "seed-0/rho-0.5"):
-        assert manifest(tiny.root, f"{rho}/policies/dpo/beta-0.2")["processes"] == 2
         assert manifest(tiny.root, f"{rho}/evaluations/dpo/beta-0.2/test")["processes"] == 1
 
 

@@ -47,19 +47,39 @@ def test_without_git_all_files_are_looked_at(clone: Path) -> None:
     assert tracked("recipes", "README.md", root=clone) == before
 
 
-def collected(folder: Path) -> list[str]:
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", "tests"]
-    environment = os.environ | {"PYTHONPATH": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [line for line in done.stdout.splitlines() if "::" in line]
+# Collects, copies recipes, collects: in one process, which imports the libraries once and the clone twice.
+TWICE = """
+import shutil, sys
+from pathlib import Path
+import pytest
+root = Path.cwd()
+own, mine, between = sys.argv[1:]
+for copy in (False, True):
+    if copy:
+        print(between)
+        shutil.copytree(own, mine)
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if name != "__main__" and file and Path(file).is_relative_to(root):
+                del sys.modules[name]
+    how = ["--collect-only", "--assert=plain", "-p", "no:cacheprovider", "tests"]
+    if code := pytest.main(how):
+        sys.exit(code)
+"""
 
 
 @pytest.mark.slow
 def test_a_users_own_recipes_change_nothing_about_which_tests_there_are(clone: Path) -> None:
-    before = collected(clone)
-    shutil.copytree(clone / OWN, clone / "recipes/mine")
-    assert len(before) > 100 and collected(clone) == before
+    between = "── with recipes of the user's own ──"
+    command = [sys.executable, "-c", TWICE, OWN, "recipes/mine", between]
+    environment = os.environ | {"PYTHONPATH": str(clone)}
+    done = subprocess.run(command, cwd=clone, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (clone / "recipes/mine/base.yaml").is_file()
+    before, after = (
+        [line for line in said.splitlines() if "::" in line] for said in done.stdout.split(between)
+    )
+    assert len(before) > 100 and after == before
 
 
 @pytest.mark.slow

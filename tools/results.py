@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from rpo_cli.figures.claims import judge
-from rpo_cli.figures.results import load_results
+from rpo_cli.figures.results import Results, load_results
 from rpo_cli.recipes import schema
 from rpo_cli.statistics import t_interval, t_test
 
@@ -38,6 +38,18 @@ PRIMARY = {
 }
 MARKED = re.compile(r"(<!-- (\w+) of ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = Mapping[str, Any]
+
+
+@lru_cache(maxsize=8)
+def loaded(folder: Path) -> Results:
+    """The results of a folder, which several tables of a page are of; nobody changes them."""
+    return load_results(folder)
+
+
+def of_seeds(results: Results, asked: Sequence[schema.Claim]) -> list[Any]:
+    """The differences of each seed for some claims, of which nothing else is looked at: no resampling."""
+    once = results.bootstrap._replace(resamples=1)
+    return [row["by_seed"] for row in judge(results.cells, results.axes, asked, once, brief=True)]
 
 
 def number(value: float | None, digits: int = 2, sign: bool = True) -> str:
@@ -122,7 +134,7 @@ def compared(folder: Path, measure: str, ended: bool = False) -> Iterator[Sequen
 
     Looked at afterwards: nobody claimed these. `ended`: of the prompts where every policy's sample ended.
     """
-    results = load_results(folder)
+    results = loaded(folder)
     cells, policies = results.cells, results.axes.policies
     if ended:
         cut = cells.groupby(["rho", "seed", "prompt_id"])["unfinished"].transform("max")
@@ -149,7 +161,7 @@ def across(folder: Path) -> Iterator[Sequence[str]]:
 
     Looked at afterwards, each alone: Student's t over seeds, not corrected; 0.0001 is that or less.
     """
-    results = load_results(folder)
+    results = loaded(folder)
     first, *others = (f"{rho:g}" for rho in results.axes.rhos if rho is not None)
     rest_of = f"mean of ρ {', '.join(others)}"
     yield ("difference", f"at ρ {first}", "p", rest_of, "the first less these", "p")
@@ -158,9 +170,9 @@ def across(folder: Path) -> Iterator[Sequence[str]]:
         for measure in ("advantage", "win", "utility")
         for pair in pairs_of(results.axes.policies)
     ]
-    rows = judge(results.cells, results.axes, asked, results.bootstrap, brief=True)
+    rows = of_seeds(results, asked)
     for place, one in enumerate(asked):
-        by_rho = np.array([row["by_seed"] for row in rows[place * (1 + len(others)) :][: 1 + len(others)]])
+        by_rho = np.array(rows[place * (1 + len(others)) :][: 1 + len(others)])
         rest = by_rho[1:].mean(0)
         shown = [
             "{} ({} … {})".format(*map(number, t_interval(values)))
@@ -172,9 +184,9 @@ def across(folder: Path) -> Iterator[Sequence[str]]:
 
 def lead(folder: Path, measure: str, more: str, than: str) -> np.ndarray:
     """One policy less another in the mean over ρ, of each seed."""
-    results = load_results(folder)
+    results = loaded(folder)
     asked = [claim(measure, more, than, mean_over_rho=True)]
-    return np.array(judge(results.cells, results.axes, asked, results.bootstrap, brief=True)[0]["by_seed"])
+    return np.array(of_seeds(results, asked)[0])
 
 
 def shown(values: np.ndarray) -> str:
@@ -200,8 +212,8 @@ def below(folder: Path) -> Iterator[Sequence[str]]:
     """
     yield ("advantage, less dpo", "ρ 0.2 to 0.5", "here", "the first less these", "of one run")
     places = [folder.parent / name for name in ("information-again", "information")]
-    there = [load_results(place).axes.policies for place in places]
-    for policy in load_results(folder).axes.policies[1:]:
+    there = [loaded(place).axes.policies for place in places]
+    for policy in loaded(folder).axes.policies[1:]:
         place = next(one for one, has in zip(places, there, strict=True) if policy in has)
         one, other = (lead(each, "advantage", policy, "dpo") for each in (place, folder))
         same = "yes" if place is places[0] else "no"
@@ -220,7 +232,7 @@ def beside(folder: Path, above: float = 0.0) -> Iterator[Sequence[str]]:
     Looked at afterwards: Student's t over seeds, not corrected. *Where both ended* is utility again, of the
     prompts on which both policies' samples ended, whose share is beside it.
     """
-    results = load_results(folder)
+    results = loaded(folder)
     cells = results.cells[results.cells["rho"] > above]
     first, *others = results.axes.policies
     places = ["rho", "seed", "prompt_id"]
@@ -253,7 +265,7 @@ def beside(folder: Path, above: float = 0.0) -> Iterator[Sequence[str]]:
 
 def longer(folder: Path) -> Iterator[Sequence[str]]:
     """What four times the steps changed of each policy: paired, Student's t over seeds, not corrected."""
-    results = load_results(folder)
+    results = loaded(folder)
     yield ("600 less 150 steps", "reward, sd", "at ρ 0.2", "at ρ 0.5", "wins, points", "utility", "KL, nats")
     means = {name: by_seed(results.cells, name) for name in ("advantage", "win", "utility", "kl")}
     for policy in (name for name in results.axes.policies if not name.endswith(" 600")):
@@ -270,7 +282,7 @@ def longer(folder: Path) -> Iterator[Sequence[str]]:
 
 def without(folder: Path, seed: int = 39) -> Iterator[Sequence[str]]:
     """The claims by reward with all seeds and without the one that decides some, looked at afterwards."""
-    results = load_results(folder)
+    results = loaded(folder)
     yield ("reward, in the mean over ρ", "ten seeds", f"without seed {seed}", "positive in")
     for row in results.meta["claims"]:
         if row.get("measure", "advantage") != "advantage":
@@ -316,7 +328,7 @@ def smallest(folder: Path) -> Iterator[Sequence[str]]:
 
 def sizes(folder: Path) -> Iterator[Sequence[str]]:
     """Advantages with subsets of one size, with the largest, and what is between: paired, uncorrected."""
-    equal, largest = load_results(folder), load_results(folder.parent / "figure2-seeds")
+    equal, largest = loaded(folder), loaded(folder.parent / "figure2-seeds")
     here, there = (by_seed(each.cells, "advantage") for each in (equal, largest))
     yield ("ρ", "policy", "subsets of one size", "as large as they can be", "the first less these")
     for rho in equal.axes.rhos:
@@ -334,17 +346,17 @@ def overlap(folder: Path) -> Iterator[Sequence[str]]:
     """
     found = pd.read_parquet(folder / "overlap.parquet").astype({"policy": str, "prompt_id": str})
     columns = ("overlap", "of_the_written", "of_its_own", "copied")
-    first, *_ = load_results(folder).axes.policies
+    first, *_ = loaded(folder).axes.policies
 
     def row(rows: pd.DataFrame) -> list[str]:
         return [number(100 * float(rows[column].mean()), 1, sign=False) for column in columns]
 
     yield ("ρ", "policy", "F1", "of the person's words", "of its own", "copied", f"F1 less {first}'s")
     yield ("–", "π_SFT", *row(found[found["policy"] == "sft"]), "–")
-    for rho in load_results(folder).axes.rhos:
+    for rho in loaded(folder).axes.rhos:
         here = found[found["rho"] == rho].set_index("prompt_id")
         base = here[here["policy"] == first]["overlap"]
-        for policy in load_results(folder).axes.policies:
+        for policy in loaded(folder).axes.policies:
             rows = here[here["policy"] == policy]
             less = "–" if policy == first else shown(100 * (rows["overlap"] - base[rows.index]).to_numpy())
             yield (f"{rho:g}", policy, *row(rows), less)

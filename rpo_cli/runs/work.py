@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import logging
@@ -53,7 +54,20 @@ Run = Callable[[Job[Any], Report], dict[str, Any]]  # makes an artifact's files;
 def stage_function(kind: str) -> Run:
     """The function that makes an artifact of this kind; imports the heavy libraries."""
     module, _, name = str(KINDS[kind].run).partition(":")
-    return cast(Run, getattr(importlib.import_module(module), name))
+    with _uncollected():
+        return cast(Run, getattr(importlib.import_module(module), name))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Imports make hundreds of thousands of objects that stay: to look for garbage takes a fifth of them."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def run_job(job: Job[Recipe], progress: Progress) -> Manifest:
@@ -227,12 +241,13 @@ def start_arrow() -> None:
 
 def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
     """Run the stage's function in this process."""
-    device = devices.choose(job.recipe)
-    asked = job.recipe.deterministic
-    deterministic = device.repeats if asked is None else asked
-    devices.prepare(job.recipe.threads, deterministic, strict=device.name == "cuda")
-    devices.quiet()
-    start_arrow()
+    with _uncollected():
+        device = devices.choose(job.recipe)
+        asked = job.recipe.deterministic
+        deterministic = device.repeats if asked is None else asked
+        devices.prepare(job.recipe.threads, deterministic, strict=device.name == "cuda")
+        devices.quiet()
+        start_arrow()
     with (Report if devices.rank() == 0 else Silence)(job, progress) as report:
         run = stage_function(job.kind)
         # Trainers bring their own autocast.
