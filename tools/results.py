@@ -111,6 +111,43 @@ def slopes(folder: Path) -> Iterator[Sequence[str]]:
         yield row["policy"], between(row, "slope", "slope_low", "slope_high", 3), row["plateau"]
 
 
+def ends(folder: Path) -> Iterator[Sequence[str]]:
+    """What the last two checkpoints differ by, not divided by epochs, and the highest and the last.
+
+    Looked at afterwards: the highest of five means was picked for being it.
+    """
+    yield ("policy", "the last two, sd", "highest after, passes", "from there to the end, sd")
+    for policy, curve in along(folder).items():
+        top = curve.mean().idxmax()
+        *_, before, last = curve.columns
+        fallen = "–" if top == last else less(curve[last] - curve[top])
+        yield policy, less(curve[last] - curve[before], 3), f"{top:g}", fallen
+
+
+def lengths(folder: Path) -> Iterator[Sequence[str]]:
+    """The ends of two lengths of training, in sd of the reward over the reference's samples."""
+    short, long = along(folder), along(folder.with_name(f"{folder.name}-long"))
+    yield ("policy", "twelve passes less three, sd")
+    for policy, curve in short.items():
+        yield policy, less(long[policy][long[policy].columns[-1]] - curve[curve.columns[-1]])
+
+
+def along(folder: Path) -> dict[str, pd.DataFrame]:
+    """Each policy's advantage in sd: a row for each seed, a column for each checkpoint's epoch."""
+    found = pd.read_csv(folder / "checkpoints.csv")
+    found["sd"] = found["advantage"] / found["baseline_sd"]
+    return {
+        policy: rows.pivot_table(index="seed", columns="epoch", values="sd")
+        for policy, rows in found.groupby("policy", sort=False)
+    }
+
+
+def less(differences: pd.Series, digits: int = 2) -> str:
+    """A mean over seeds with its interval."""
+    mean, low, high = t_interval(differences.to_numpy())
+    return between({"mean": mean, "low": low, "high": high}, "mean", "low", "high", digits)
+
+
 def teachers(folder: Path) -> Iterator[Sequence[str]]:
     """What each teacher knows of held-out pairs, and how far its pupil is ahead of the policy without one."""
     right = ("right where the longer won, %", "where the shorter won, %")
@@ -380,6 +417,8 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "claims": claims,
     "primary": primary,
     "slopes": slopes,
+    "ends": ends,
+    "lengths": lengths,
     "teachers": teachers,
     "advantage": partial(compared, measure="advantage"),
     "utility": partial(compared, measure="utility"),
