@@ -70,6 +70,18 @@ def test_init_writes_a_suite_from_the_data_and_the_command_it_prints_runs(here: 
     )
 
 
+@pytest.mark.slow
+def test_a_sweep_writes_its_choice_into_the_recipe_of_a_suite_without_resampling(here: Path) -> None:
+    init(here, "--objective", "dpo")
+    before = Path("mine.yaml").read_text()
+    said = rpo("sweep", "mine.yaml:dpo", "--set", "max_steps=1", "--grid-size", "2")
+    assert said.stderr.endswith("wrote beta of mine.yaml:dpo\n") and "chosen on held-out pairs" in said.stdout
+    chosen = load("mine.yaml:dpo").recipe.beta  # type: ignore[attr-defined]
+    line = "    beta: 0.1                       # smaller strays"
+    assert chosen in (0.03, 0.3) and line in before
+    assert Path("mine.yaml").read_text() == before.replace(line, line.replace("0.1 ", f"{chosen:g}".ljust(4)))
+
+
 def test_init_holds_out_the_same_prompts_whatever_else_is_asked_for(here: Path) -> None:
     tables = {}
     for name, more in (("one", ()), ("two", ("--objective", "ipo", "--epochs", "2"))):

@@ -23,6 +23,7 @@ from rpo_cli.recipes import (
     load,
     resolved_yaml,
     write_by_rho,
+    write_strength,
 )
 from rpo_cli.recipes.editor import NOT_BY_RHO, json_schema
 from rpo_cli.recipes.hints import NO_SUCH
@@ -582,6 +583,29 @@ def test_writing_by_rho_refuses_what_would_not_load_and_leaves_the_file(
         write_by_rho(path, chosen)
     assert path.read_text() == text
     assert list(Path(".").iterdir()) == [Path("a.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("beta:   0.10  # odd  spacing\n", "beta: 0.0312  # odd  spacing\n"),
+        ("beta: 1                # wide\n", "beta: 0.0312           # wide\n"),
+        ("beta: 1\n", "beta: 0.0312\n"),
+        ("beta:\n  1\n", "beta: 0.0312\n"),
+    ],
+)
+def test_a_strength_is_written_in_its_place_and_changes_no_other_byte(old: str, new: str) -> None:
+    path = write("a.yaml", BEFORE + old + "# below\ntau: 2\n")
+    write_strength(path, {"beta": 0.0312})
+    assert path.read_text() == BEFORE + new + "# below\ntau: 2\n"
+
+
+def test_a_strength_that_a_recipe_takes_from_another_is_added_to_its_own_keys() -> None:
+    write("base.yaml", "beta: 1\n")
+    path = write("a.yaml", "extends: base.yaml\n" + BEFORE)
+    write_strength(path, {"beta": 0.3})
+    assert path.read_text() == "extends: base.yaml\n" + BEFORE + "beta: 0.3\n"
+    assert get(load("a.yaml"), "beta") == 0.3
 
 
 def test_writing_by_rho_refuses_an_installed_recipe() -> None:
