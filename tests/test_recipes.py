@@ -172,6 +172,12 @@ def test_rules_between_keys_are_checked_beside_unknown_keys_and_for_every_rho() 
         ),
         (b"stage: policy\nbeta 0.1\ntau: 1\n", "a.yaml:2: not YAML: expected `key: value`"),
         (b"stage: policy\ndescription: a: b\n", "a.yaml:2: not YAML: a second `: ` in the line"),
+        (
+            b"grid:\n    beta: 1\n     tau: 1\n",
+            "a.yaml:3: not YAML: indented deeper than the keys above; what",
+        ),
+        (b"grid:\n    beta: 1\n   tau: 1\n", "a.yaml:3: not YAML: indented otherwise than the lines above"),
+        (b"files:\n    - a\n   - b\n", "a.yaml:3: not YAML: indented otherwise than the lines above"),
         (b"stage: policy\n# caf\xe9\n", "a.yaml:2: not UTF-8 text (byte 0xe9)"),
         (b"stage: policy\n# \x07\n", "a.yaml:2: not YAML: character"),
         (b"stage: &x policy\nobjective: *x\n", "a.yaml:2: an alias (*name)"),

@@ -35,6 +35,7 @@ BASES = {"0o": 8, "0x": 16}
 # Mappings that are handed on as they are: nothing else would say of a word there that it is no number.
 OPEN: tuple[Keys, ...] = (("model_config_kwargs",), ("judge", "extra_body"))
 DEEPEST = 40  # mappings and lists inside each other
+COLUMN = "what belongs together begins in one column"
 SUITE = "recipes"  # the key of a suite in one file, under which its recipes stand by name
 
 
@@ -279,7 +280,12 @@ def _syntax(error: yaml.YAMLError, text: str) -> tuple[int, str]:
     if "'\\t'" in problem:
         return error.problem_mark.line + 1 if error.problem_mark else line, "a tab: indent with spaces"
     if problem.startswith("mapping values are not allowed"):
-        return line, "not YAML: a second `: ` in the line; put text that holds one in quotes"
+        before = text[mark.index - mark.column : mark.index] if mark else ": "
+        if ": " in before:
+            return line, "not YAML: a second `: ` in the line; put text that holds one in quotes"
+        return line, f"not YAML: indented deeper than the keys above; {COLUMN} (text with a `: ` in quotes)"
+    if problem.endswith(("found '<block mapping start>'", "found '<block sequence start>'")):
+        return line, f"not YAML: indented otherwise than the lines above; {COLUMN}"
     if problem.startswith("an alias"):
         return line, problem
     if problem.startswith("could not find expected ':'"):
