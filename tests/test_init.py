@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,23 @@ def test_init_holds_out_the_same_prompts_whatever_else_is_asked_for(here: Path) 
         assert not prompts["pairs"] & (prompts["prompts_test"] | prompts["prompts_validation"])
         assert len(prompts["prompts_test"]) > 10 < len(prompts["prompts_validation"])
     assert tables["one"] == tables["two"] and suite("two")["training"]["num_train_epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "who"),
+    [
+        (("test",), "those for test are a file's own, a hash of the prompt chooses those for validation"),
+        (("test", "validation"), "the files' own"),
+    ],
+)
+def test_init_says_that_files_hold_prompts_out(here: Path, names: Sequence[str], who: str) -> None:
+    assert "for test; a hash of the prompt chooses, so always the same\n" in init(here).stderr
+    lines = Path("pairs.jsonl").read_text().splitlines(keepends=True)
+    Path("pairs").mkdir()
+    for number, name in enumerate(names):
+        Path(f"pairs/{name}.jsonl").write_text("".join(lines[40 * number : 40 * (number + 1)]))
+    Path("pairs/train.jsonl").write_text("".join(lines[80:240]))
+    assert f"for test; {who}\n" in rpo("init", "own", "--pairs", "pairs", "--model", here).stderr
 
 
 def test_init_takes_teachers_and_a_judge_where_they_are_named(here: Path, built: Tiny) -> None:
