@@ -187,6 +187,13 @@ def test_init_starts_from_written_answers_and_evaluates_on_prompts_that_are_give
     assert "sft       seed-0/sft  (missing)" in plan
 
 
+def test_prompts_alone_are_shown_in_the_tokens_of_the_model_that_answers_them(here: Path) -> None:
+    Path("prompts.jsonl").write_text('{"prompt": "up"}\n')
+    init(here, "--prompts", "./prompts.jsonl")
+    seen = rpo("data", "inspect", "mine.yaml:prompts").stdout
+    assert "(base model of dpo.yaml)" in seen and "prompts_test, row 1:" in seen
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [
