@@ -122,6 +122,18 @@ def test_status_of_the_file_is_that_of_all_its_recipes_and_what_compares_them(wr
     assert "d-dop" in rpo("status", "mine.yaml", code=2).stderr
 
 
+def test_a_recipe_that_the_file_lacks_is_that_alone_and_none_of_the_packed_ones(write: Write) -> None:
+    write()
+    text = Path("mine.yaml").read_text()
+    Path("mine.yaml").write_text(text.replace(f"baseline: {MODEL}", "baseline: sft.yaml"))
+    line = 1 + text[: text.index("baseline:")].count("\n")
+    says = f"mine.yaml:{line}: baseline: sft.yaml: no such recipe in mine.yaml\n"
+    for command in (("compare", "mine.yaml", "--dry-run"), ("evaluate", "mine.yaml:dpo", "--dry-run")):
+        assert rpo(*command, code=2).stderr == says
+    checked = rpo("recipe", "check", "mine.yaml", code=2)
+    assert checked.stdout + checked.stderr == says
+
+
 def test_a_dry_export_of_a_model_that_is_not_trained_names_the_command_that_trains_it(write: Write) -> None:
     write()
     done = rpo("export", "mine.yaml:dpo", "--to", "out", "--workspace", "w", "--dry-run")
