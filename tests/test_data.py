@@ -7,6 +7,7 @@ import json
 import shlex
 import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from rpo_cli.stages.data.ledger import Ledger, Sieve, visible
 from rpo_cli.stages.data.rows import AT_A_TIME, GROUP, find_rows, read_rows, write_places, write_rows
 from rpo_cli.stages.data.sources import preference
 from rpo_cli.stages.data.sources.assemble import clean
-from rpo_cli.stages.data.sources.records import data_files, records
+from rpo_cli.stages.data.sources.records import data_files, published_split, records
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.splits import LONGER, SHORTER, TIE, Split, bias_of, draw, preference_of_length
 
@@ -302,6 +303,26 @@ def test_bad_parquet_is_one_line_that_names_file_and_row(tmp_path: Path) -> None
     assert "\n" not in str(caught.value)
     with pytest.raises(BadInput, match=r"expected a \.jsonl or \.parquet file"):
         table_of(tmp_path / "pairs.txt")
+
+
+@pytest.mark.parametrize("names", [(), ("test", "train")])
+def test_of_a_folder_of_save_to_disk_it_is_said_what_makes_parquet_of_it(
+    names: Sequence[str], tmp_path: Path
+) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    folder = tmp_path / "it's mine"
+    (datasets.DatasetDict(dict.fromkeys(names, rows)) if names else rows).save_to_disk(folder)
+    with pytest.raises(BadInput, match="a data set of datasets' save_to_disk, which is not read") as caught:
+        data_files(folder)
+    said, made = str(caught.value).removesuffix("; name that instead").split(" makes ")
+    command = shlex.split(said.split("not read: ")[1])
+    assert command[:2] == ["python", "-c"]
+    exec(command[2], {})
+    files = data_files(Path(made))
+    assert [published_split(file) for file in files] == list(names or [None])
+    assert [pq.read_table(file).to_pylist() for file in files] == [[*rows]] * len(files)
 
 
 @pytest.mark.parametrize(("name", "between"), [("it's mine.csv", ","), ("pairs.tsv", "\t")])

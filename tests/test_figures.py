@@ -25,7 +25,7 @@ from rpo_cli.figures.kinds.figure2 import numbers as numbers_of
 from rpo_cli.figures.redraw import redraw
 from rpo_cli.figures.selection import Budget, select
 from rpo_cli.figures.table import Axes, Bootstrap
-from rpo_cli.figures.tuning import WeightKeeper, choice_table, choose
+from rpo_cli.figures.tuning import WeightKeeper, at_edge, choice_table, choose, ties
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import MEASURES, PAPER, FigureRecipe
 from rpo_cli.runs.session import Session
@@ -387,6 +387,24 @@ def test_a_sweep_says_which_one_value_does_best_over_all_rho() -> None:
         ["beta 0.2"],
     ]
     assert table.columns[-1].header == "one for all rho"
+    assert table.title == "chosen on validation prompts"
+
+
+def test_a_tie_of_what_chooses_is_said_and_is_no_edge_of_a_grid() -> None:
+    rows = [
+        {"policy": name, "rho": None, "parameter": "beta", "value": value, "accuracy": accuracy}
+        for name, by_value in {"dpo": {0.3: 0.8, 0.03: 0.8, 0.1: 0.8}, "cdpo": {0.03: 0.9, 0.3: 0.7}}.items()
+        for value, accuracy in by_value.items()
+    ]
+    chosen, equals = choose(rows), ties(rows)
+    assert chosen["dpo"] == chosen["cdpo"] == {None: {"beta": 0.03}}
+    assert [*equals.values()] == [
+        "dpo without resampling: a tie: accuracy is the same with beta 0.03, 0.1, 0.3; the smallest is taken"
+    ]
+    grid = [0.03, 0.1, 0.3]
+    edge = "cdpo without resampling: beta 0.03 is at the edge of its grid"
+    assert [*at_edge(chosen, {"dpo": grid, "cdpo": grid}, equals)] == [edge]
+    assert choice_table(chosen, [None], rows).title == "chosen on held-out pairs"
 
 
 @pytest.mark.parametrize("before", [0, 3, 8])

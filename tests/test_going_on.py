@@ -165,6 +165,18 @@ def test_a_diverged_cell_is_the_worst_choice_of_its_grid(tiny: Tiny) -> None:
 
 
 @pytest.mark.slow
+def test_a_choice_without_resampling_is_not_written_where_other_rhos_would_be_trained_with_it(
+    tiny: Tiny,
+) -> None:
+    tiny.edit("dpo.yaml", "grid: {beta: [0.1]}")
+    before = (tiny.suite / "dpo.yaml").read_bytes()
+    said = tiny.run("sweep", "dpo.yaml", "--rho", "none", "--seeds", "0").stderr.splitlines()[-1]
+    assert said.startswith("note: a choice without resampling is not written, for beta of ")
+    assert said.endswith("holds at every rho that its by_rho leaves out; --rho none --set beta=0.1 takes it")
+    assert (tiny.suite / "dpo.yaml").read_bytes() == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", [False, True])
 def test_a_figure_with_a_failed_cell_is_drawn_only_if_gaps_are_allowed(tiny: Tiny, tune: bool) -> None:
     tiny.edit("dpo.yaml", "grid: {beta: [0.1, 0.2]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,18 @@ def test_init_writes_a_suite_from_the_data_and_the_command_it_prints_runs(here: 
     )
 
 
+@pytest.mark.slow
+def test_a_sweep_writes_its_choice_into_the_recipe_of_a_suite_without_resampling(here: Path) -> None:
+    init(here, "--objective", "dpo")
+    before = Path("mine.yaml").read_text()
+    said = rpo("sweep", "mine.yaml:dpo", "--set", "max_steps=1", "--grid-size", "2")
+    assert said.stderr.endswith("wrote beta of mine.yaml:dpo\n") and "chosen on held-out pairs" in said.stdout
+    chosen = load("mine.yaml:dpo").recipe.beta  # type: ignore[attr-defined]
+    line = "    beta: 0.1                       # smaller strays"
+    assert chosen in (0.03, 0.3) and line in before
+    assert Path("mine.yaml").read_text() == before.replace(line, line.replace("0.1 ", f"{chosen:g}".ljust(4)))
+
+
 def test_init_holds_out_the_same_prompts_whatever_else_is_asked_for(here: Path) -> None:
     tables = {}
     for name, more in (("one", ()), ("two", ("--objective", "ipo", "--epochs", "2"))):
@@ -80,6 +93,23 @@ def test_init_holds_out_the_same_prompts_whatever_else_is_asked_for(here: Path) 
         assert not prompts["pairs"] & (prompts["prompts_test"] | prompts["prompts_validation"])
         assert len(prompts["prompts_test"]) > 10 < len(prompts["prompts_validation"])
     assert tables["one"] == tables["two"] and suite("two")["training"]["num_train_epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "who"),
+    [
+        (("test",), "those for test are a file's own, a hash of the prompt chooses those for validation"),
+        (("test", "validation"), "the files' own"),
+    ],
+)
+def test_init_says_that_files_hold_prompts_out(here: Path, names: Sequence[str], who: str) -> None:
+    assert "for test; a hash of the prompt chooses, so always the same\n" in init(here).stderr
+    lines = Path("pairs.jsonl").read_text().splitlines(keepends=True)
+    Path("pairs").mkdir()
+    for number, name in enumerate(names):
+        Path(f"pairs/{name}.jsonl").write_text("".join(lines[40 * number : 40 * (number + 1)]))
+    Path("pairs/train.jsonl").write_text("".join(lines[80:240]))
+    assert f"for test; {who}\n" in rpo("init", "own", "--pairs", "pairs", "--model", here).stderr
 
 
 def test_init_takes_teachers_and_a_judge_where_they_are_named(here: Path, built: Tiny) -> None:
@@ -155,6 +185,13 @@ def test_init_starts_from_written_answers_and_evaluates_on_prompts_that_are_give
     assert recipes["prompts"]["files"]["prompts_test"] == "./prompts.jsonl"
     plan = rpo("train-policy", "mine.yaml:dpo", "--dry-run").stdout
     assert "sft       seed-0/sft  (missing)" in plan
+
+
+def test_prompts_alone_are_shown_in_the_tokens_of_the_model_that_answers_them(here: Path) -> None:
+    Path("prompts.jsonl").write_text('{"prompt": "up"}\n')
+    init(here, "--prompts", "./prompts.jsonl")
+    seen = rpo("data", "inspect", "mine.yaml:prompts").stdout
+    assert "(base model of dpo.yaml)" in seen and "prompts_test, row 1:" in seen
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,6 +104,34 @@ def test_only_recipes_are_listed_where_a_suite_lacks_the_kind_that_is_asked_for(
     said = rpo("figure", "figure2", "--recipe", "mine.yaml", code=2).stderr
     names = "data, splits, rm, dpo, d-dpo, evaluate".replace(", ", ", mine.yaml:")
     assert said == f"mine.yaml: has no figure recipe; it has mine.yaml:{names}\n"
+
+
+def test_status_of_the_file_is_that_of_all_its_recipes_and_what_compares_them(write: Write) -> None:
+    write()
+    wanted: set[str] = set()
+    for recipe in ("mine.yaml:rm", "mine.yaml:dpo", "mine.yaml:d-dpo", "mine.yaml:evaluate"):
+        made = json.loads(rpo("status", recipe, "--workspace", "w", "--json").stdout)["would_build"]
+        wanted |= {item["path"] for item in made}
+    found = json.loads(rpo("status", "mine.yaml", "--workspace", "w", "--json").stdout)
+    paths = {item["path"] for item in found["would_build"]}
+    assert found["recipe"] == str(Path("mine.yaml").absolute()) and wanted < paths
+    compared = rpo("compare", "mine.yaml", "--workspace", "w", "--dry-run").stdout.splitlines()
+    assert paths == {line.split()[1] for line in compared if line.endswith("  (missing)")}
+    text = Path("mine.yaml").read_text().replace("objective: d-dpo", "objective: d-dop")
+    Path("mine.yaml").write_text(text)
+    assert "d-dop" in rpo("status", "mine.yaml", code=2).stderr
+
+
+def test_a_recipe_that_the_file_lacks_is_that_alone_and_none_of_the_packed_ones(write: Write) -> None:
+    write()
+    text = Path("mine.yaml").read_text()
+    Path("mine.yaml").write_text(text.replace(f"baseline: {MODEL}", "baseline: sft.yaml"))
+    line = 1 + text[: text.index("baseline:")].count("\n")
+    says = f"mine.yaml:{line}: baseline: sft.yaml: no such recipe in mine.yaml\n"
+    for command in (("compare", "mine.yaml", "--dry-run"), ("evaluate", "mine.yaml:dpo", "--dry-run")):
+        assert rpo(*command, code=2).stderr == says
+    checked = rpo("recipe", "check", "mine.yaml", code=2)
+    assert checked.stdout + checked.stderr == says
 
 
 def test_a_dry_export_of_a_model_that_is_not_trained_names_the_command_that_trains_it(write: Write) -> None:

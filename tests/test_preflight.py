@@ -504,6 +504,10 @@ NO_EFFECT = {
     "the other strength at one rho": (
         "e-dpo.yaml", "by_rho: {0.5: {tau: 1}}", "by_rho.0.5.tau: no effect with objective: e-dpo"
     ),
+    "TRL's key of another loss": (
+        "dpo.yaml", "label_smoothing: 0.1",
+        "label_smoothing: no effect with objective: dpo; DPO with it, as in TRL, is `objective: cdpo`"
+    ),
     "another objective's key": ("dpo.yaml", "simpo_gamma: 1", "simpo_gamma: no effect with objective: dpo"),
     "another teacher's key": ("d-dpo.yaml", "lcb_lambda: 2", "lcb_lambda: no effect with teacher: one"),
     "a decay of what is not averaged": (

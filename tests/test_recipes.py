@@ -23,6 +23,7 @@ from rpo_cli.recipes import (
     load,
     resolved_yaml,
     write_by_rho,
+    write_strength,
 )
 from rpo_cli.recipes.editor import NOT_BY_RHO, json_schema
 from rpo_cli.recipes.hints import NO_SUCH
@@ -171,6 +172,12 @@ def test_rules_between_keys_are_checked_beside_unknown_keys_and_for_every_rho() 
         ),
         (b"stage: policy\nbeta 0.1\ntau: 1\n", "a.yaml:2: not YAML: expected `key: value`"),
         (b"stage: policy\ndescription: a: b\n", "a.yaml:2: not YAML: a second `: ` in the line"),
+        (
+            b"grid:\n    beta: 1\n     tau: 1\n",
+            "a.yaml:3: not YAML: indented deeper than the keys above; what",
+        ),
+        (b"grid:\n    beta: 1\n   tau: 1\n", "a.yaml:3: not YAML: indented otherwise than the lines above"),
+        (b"files:\n    - a\n   - b\n", "a.yaml:3: not YAML: indented otherwise than the lines above"),
         (b"stage: policy\n# caf\xe9\n", "a.yaml:2: not UTF-8 text (byte 0xe9)"),
         (b"stage: policy\n# \x07\n", "a.yaml:2: not YAML: character"),
         (b"stage: &x policy\nobjective: *x\n", "a.yaml:2: an alias (*name)"),
@@ -582,6 +589,29 @@ def test_writing_by_rho_refuses_what_would_not_load_and_leaves_the_file(
         write_by_rho(path, chosen)
     assert path.read_text() == text
     assert list(Path(".").iterdir()) == [Path("a.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("beta:   0.10  # odd  spacing\n", "beta: 0.0312  # odd  spacing\n"),
+        ("beta: 1                # wide\n", "beta: 0.0312           # wide\n"),
+        ("beta: 1\n", "beta: 0.0312\n"),
+        ("beta:\n  1\n", "beta: 0.0312\n"),
+    ],
+)
+def test_a_strength_is_written_in_its_place_and_changes_no_other_byte(old: str, new: str) -> None:
+    path = write("a.yaml", BEFORE + old + "# below\ntau: 2\n")
+    write_strength(path, {"beta": 0.0312})
+    assert path.read_text() == BEFORE + new + "# below\ntau: 2\n"
+
+
+def test_a_strength_that_a_recipe_takes_from_another_is_added_to_its_own_keys() -> None:
+    write("base.yaml", "beta: 1\n")
+    path = write("a.yaml", "extends: base.yaml\n" + BEFORE)
+    write_strength(path, {"beta": 0.3})
+    assert path.read_text() == "extends: base.yaml\n" + BEFORE + "beta: 0.3\n"
+    assert get(load("a.yaml"), "beta") == 0.3
 
 
 def test_writing_by_rho_refuses_an_installed_recipe() -> None:

@@ -506,6 +506,18 @@ TURNS = SAME_PAIR["role and content"]
         (PLAIN_PAIR | {"tools": [TOOL]}, "tools: plain text has no use for it; give messages, or leave"),
         (PLAIN_PAIR | {"chosen": None}, "chosen is null (has: prompt, rejected)"),
         (
+            {"prompt": "q", "good": "a"},
+            "no column 'chosen' (has: good, prompt); columns: {chosen: …} in the data recipe says what",
+        ),
+        (
+            {"prompt": "q", "completion": "a", "label": True},
+            "no column 'chosen' (has: completion, label, prompt); unpaired rows are not read: pair them",
+        ),
+        (
+            {"prompt": "q", "responses": ["a", "b"], "scores": [1, 0]},
+            "no column 'chosen' (has: prompt, responses, scores); a list of responses is not read: pair them",
+        ),
+        (
             ANSWERS | {"question": "Who left?"},
             "no column 'prompt', but question looks like one: set columns: {prompt: question} in the data",
         ),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import trl
 from transformers import TrainerCallback, TrainingArguments
 
+from rpo_cli.recipes.complaints import unknown
+from rpo_cli.recipes.schema import MODELS
 from rpo_cli.stages.training.trl import PRIVATE, PairTrainer, TokenTrainer
 
 PACKAGE = Path(__file__).resolve().parent.parent / "rpo_cli"
@@ -114,3 +118,27 @@ def test_a_private_name_elsewhere_would_be_found() -> None:
 def test_every_reason_is_given_once_for_each_name() -> None:
     assert len({(where, name) for where, name, _ in PRIVATE}) == len(PRIVATE)
     assert all(why for _, _, why in PRIVATE)
+
+
+MEANT = {  # keys of TRL that recipes have under a name that is like it
+    "activation_checkpointing": "gradient_checkpointing",
+    "full_determinism": "deterministic",
+    "logging_first_step": "logging_steps",
+    "logging_strategy": "logging_steps",
+    "precompute_ref_batch_size": "per_device_eval_batch_size",
+    "project": "wandb_project",
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "theirs"),
+    [("policy", trl.DPOConfig), ("reward", trl.RewardConfig), ("sft", trl.SFTConfig)],
+)
+def test_a_key_of_trl_is_taken_for_no_key_that_means_something_else(stage: str, theirs: type) -> None:
+    ours = MODELS[stage].model_fields
+    keys = {field.name for each in (theirs, trl.ModelConfig) for field in fields(each)}  # type: ignore[arg-type]
+    guessed = {key: said.split()[-1].strip("?") for key in keys - {*ours}
+               if "did you mean" in (said := unknown(key, stage, ours))}  # fmt: skip
+    assert {key: ours for key, ours in guessed.items() if MEANT.get(key) != ours} == {}
+    hinted = {"eval_steps": "write monitor_steps", "reference_free": "not supported; `objective: simpo`"}
+    assert stage != "policy" or all(told in unknown(key, stage, ours) for key, told in hinted.items())

@@ -111,7 +111,7 @@ def diagnose(
 
 @command("status", "figure2.yaml", takes={"recipe", "seed", "workspace", "as_json"}, recipe="figure2.yaml")
 def status(session: "Session") -> None:
-    """What is in the workspace, what a recipe would rebuild, and why."""
+    """What is in the workspace, what a recipe or a whole suite would rebuild, and why."""
     from rpo_cli.figures import show_status
 
     show_status(session)

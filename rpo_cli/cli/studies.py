@@ -20,7 +20,7 @@ figure_app = typer.Typer(
     name="figure", no_args_is_help=True, help="Evaluate what a figure needs, and draw it."
 )
 AVERAGED = "Seeds to average over, with commas. Default: the recipe's."
-WRITE = "Write the chosen values into the recipes' by_rho: changes these files unless --no-write is given."
+WRITE = "Write the chosen values into the recipes: changes these files unless --no-write is given."
 FROM = "Redraw kept results; train nothing."
 OUT = "Folder for pictures and results. Default: figures/ in the workspace."
 GAPS = "Train nothing; draw what there is and mark the gaps."
@@ -43,8 +43,8 @@ def sweep(
     """Try the grid over beta or tau, for one policy recipe or all of a figure's;
     choose on validation prompts, and write the choice into the recipes.
 
-    It changes recipes (by_rho) unless --no-write is given. Without --rho it does so at every rho of the
-    suite.
+    It changes recipes unless --no-write is given: by_rho, or beta or tau where a suite does not resample.
+    Without --rho it does so at every rho of the suite.
     """
     from rpo_cli.figures import Budget, run_sweep
     from rpo_cli.runs.question import asked

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from rpo_cli.artifacts import MANIFEST, STARTED, Manifest, Stage, Workspace, walk
+from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cells, read_by
 from rpo_cli.figures.selection import Selection
-from rpo_cli.recipes import Loaded, schema
+from rpo_cli.recipes import Loaded, RecipeError, check_suite, find_suite, recipes_in, schema
 from rpo_cli.runs.session import MANY, Session, planner_for
 from rpo_cli.runs.todo import Todo, as_json, what_to_run
 from rpo_cli.text import aligned, clock, percent, size
@@ -22,10 +25,13 @@ DAY = 86_400.0
 
 
 def show_status(session: Session) -> None:
-    """Print what the recipe would build and why, then its workspace's artifacts, and seconds by kind."""
-    loaded = session.load(None)
-    targets = _targets(loaded, session.seed)
-    workspace = session.open(loaded.recipe.suite)
+    """Print what a recipe, or a whole suite, would build and why, then its workspace's artifacts, and seconds
+    by kind.
+    """
+    place, loads = _asked_for(session)
+    targets = [stage for loaded in loads for stage in _targets(loaded, session.seed)]
+    targets += _compared(loads, session.seed) if len(loads) > 1 else []
+    workspace = session.open(loads[0].recipe.suite)
     note, exists = workspace.check(), workspace.exists
     if note is not None:
         session.say(f"note: {note}")
@@ -34,11 +40,11 @@ def show_status(session: Session) -> None:
     found = workspace.artifacts() if exists else ()
     artifacts = [_artifact(workspace, path, manifest, stages) for path, manifest in found]
     if session.as_json:
-        known_as = {"recipe": str(loaded.path), "workspace": str(workspace.root), "exists": exists}
+        known_as = {"recipe": str(place), "workspace": str(workspace.root), "exists": exists}
         session.print_json({**known_as, "would_build": as_json(todo), "artifacts": artifacts})
         return
     print(f"workspace {workspace.root}" + ("" if exists else ": not there yet"))
-    print(_would_build(loaded.path.name, todo, len(stages)), end="")
+    print(_would_build(place.name, todo, len(stages)), end="")
     if artifacts:
         rows = [
             (a["path"], size(a["bytes"]), _time(a["seconds"]), _time(a["age_seconds"]), _state(a))
@@ -47,6 +53,25 @@ def show_status(session: Session) -> None:
         print("\n" + aligned([("artifact", "size", "took", "age", "state"), *rows], right=(1, 2, 3)), end="")
         print(f"{len(artifacts)} artifacts, {size(sum(a['bytes'] for a in artifacts))}")
         print(_by_kind([a for a in artifacts if a["state"].startswith("up to date")]), end="")
+
+
+def _asked_for(session: Session) -> tuple[Path, list[Loaded]]:
+    """A recipe, or a suite with all recipes in it; and its path.
+
+    Raises:
+        RecipeError: something is wrong with it.
+    """
+    suite = find_suite(session.recipe)
+    if suite is None:
+        loaded = session.load(None)
+        return loaded.path, [loaded]
+    if problems := check_suite(suite):
+        raise RecipeError(problems)
+    loads = []
+    for file in recipes_in(suite):
+        with suppress(RecipeError):  # what others extend
+            loads.append(replace(session, recipe=str(file)).load(None))
+    return suite, loads
 
 
 class Known(TypedDict):
@@ -69,6 +94,16 @@ def _targets(loaded: Loaded, seed: int | None) -> list[Stage]:
     maker = Cells(loaded)
     whole = Selection(list(maker.variants), recipe.rhos, recipe.seeds if seed is None else [seed])
     return read_by(maker.test(whole))
+
+
+def _compared(loads: Sequence[Loaded], seed: int | None) -> list[Stage]:
+    """What `rpo compare` of a suite reads; nothing where its policies cannot be compared."""
+    policies = [loaded for loaded in loads if isinstance(loaded.recipe, schema.PolicyRecipe)]
+    with suppress(BadInput, RecipeError, IndexError):
+        maker, first = Cells(policies[0], beside=policies[1:]), cast(schema.PolicyRecipe, policies[0].recipe)
+        whole = Selection(list(maker.variants), [first.rho], [first.seed if seed is None else seed])
+        return read_by(maker.test(whole))
+    return []
 
 
 def _would_build(name: str, todo: Sequence[Todo], total: int) -> str:

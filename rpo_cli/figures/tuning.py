@@ -11,8 +11,8 @@ from rich.table import Table
 from rpo_cli.artifacts import Manifest, Stage, Workspace, snapshots, write_csv
 from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
 from rpo_cli.figures.selection import Selection, at, spread
-from rpo_cli.recipes import require_writable, schema, write_by_rho
-from rpo_cli.runs.session import Session
+from rpo_cli.recipes import require_writable, schema, shown, write_by_rho, write_strength
+from rpo_cli.runs.session import Session, suite_rhos
 from rpo_cli.runs.todo import what_to_run
 from rpo_cli.stages.selected import score_of
 
@@ -84,7 +84,8 @@ def tune(
         session.out.print(choice_table(found.chosen, selection.rhos, rows))
         session.out.print(str(found.file), highlight=False, soft_wrap=True)
     tried = {name: spread(values, selection.grid_size) for name, (_, values) in grids.items()}
-    for note in at_edge(found.chosen, tried):
+    equals = ties(rows)
+    for note in (*equals.values(), *at_edge(found.chosen, tried, equals)):
         session.say(f"note: {note}")
     if write:
         _write(session, maker, selection, found.chosen)
@@ -92,7 +93,10 @@ def tune(
 
 
 def _write(session: Session, maker: Cells, selection: Selection, chosen: Chosen) -> None:
-    """Add to each recipe's by_rho what was chosen for it."""
+    """Write into each recipe what was chosen for it: at a rho into its by_rho.
+
+    Without resampling its own strength is written, where no other rho may be trained with that.
+    """
     for name in selection.policies:
         loaded = maker.policy(name)
         known = cast(schema.PolicyRecipe, loaded.recipe).by_rho
@@ -100,12 +104,15 @@ def _write(session: Session, maker: Cells, selection: Selection, chosen: Chosen)
         if by_rho:
             rhos = sorted({*known, *by_rho})
             write_by_rho(loaded.path, {rho: {**known.get(rho, {}), **by_rho.get(rho, {})} for rho in rhos})
-            session.say(f"wrote by_rho of {loaded.path}")
-    if None in selection.rhos:
-        session.say(
-            "note: a choice without resampling is not written: set it (beta or tau), "
-            "or draw with rpo figure unbiased --tune"
-        )
+            session.say(f"wrote by_rho of {shown(loaded.path)}")
+        for key, value in chosen.get(name, {}).get(None, {}).items():
+            if suite_rhos(loaded) == [None]:
+                write_strength(loaded.path, {key: value})
+                session.say(f"wrote {key} of {shown(loaded.path)}")
+            else:
+                also = f"{key} of {shown(loaded.path)} holds at every rho that its by_rho leaves out"
+                cure = f"--rho none --set {key}={value:g} takes it"
+                session.say(f"note: a choice without resampling is not written, for {also}; {cure}")
 
 
 def settled(session: Session, maker: Cells, cells: Sequence[Cell]) -> tuple[Chosen | None, list[Cell]]:
@@ -176,29 +183,57 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> Chosen:
     The smaller of equals.
     A value that diverged under any seed is not chosen; where all did, nothing is.
     """
+    chosen: Chosen = {}
+    for (policy, rho), (name, values) in _best(rows).items():
+        chosen.setdefault(policy, {})[rho] = {name: values[0]}
+    return chosen
+
+
+def ties(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, float | None], str]:
+    """Of each policy and rho where several values do best, which, and what was taken."""
+    return {
+        (policy, rho): f"{policy}{at(rho)}: a tie: {_decides(rows)} is the same with {name} "
+        f"{', '.join(f'{value:g}' for value in values)}; the smallest is taken"
+        for (policy, rho), (name, values) in _best(rows).items()
+        if len(values) > 1
+    }
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, float | None], tuple[str, list[float]]]:
+    """Of each policy and rho the strength's name and the values that do best, the smallest first."""
     seen: dict[tuple[str, float | None, str, float], list[float]] = {}
     for row in rows:
         place = (row["policy"], row["rho"], row["parameter"], row["value"])
         seen.setdefault(place, []).append(score_of(row))
-    chosen: Chosen = {}
     best: dict[tuple[str, float | None], float] = {}
+    found: dict[tuple[str, float | None], tuple[str, list[float]]] = {}
     for policy, rho, name, value in sorted(seen, key=lambda place: (place[0], place[1] or 0.0, place[3])):
         advantages = seen[policy, rho, name, value]
         mean = sum(advantages) / len(advantages)
         if mean > best.get((policy, rho), float("-inf")):
             best[policy, rho] = mean
-            chosen.setdefault(policy, {})[rho] = {name: value}
-    return chosen
+            found[policy, rho] = name, [value]
+        elif mean == best.get((policy, rho)):
+            found[policy, rho][1].append(value)
+    return found
 
 
-def at_edge(chosen: Chosen, grids: Mapping[str, Sequence[float]]) -> Iterator[str]:
-    """Choices at the end of their grid, where a better value may lie outside: said, not hidden."""
+def _decides(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "advantage" if "advantage" in rows[0] else "accuracy"
+
+
+def at_edge(
+    chosen: Chosen, grids: Mapping[str, Sequence[float]], tied: Collection[tuple[str, float | None]] = ()
+) -> Iterator[str]:
+    """Choices at the end of their grid, where a better value may lie outside: said, not hidden.
+
+    `tied`: where several values do best, which says nothing of what lies outside.
+    """
     for policy, by_rho in chosen.items():
         for rho, values in by_rho.items():
-            where = "no rho" if rho is None else f"rho {rho:g}"
-            for name, value in values.items():
+            for name, value in values.items() if (policy, rho) not in tied else ():
                 if len(grids[policy]) > 2 and value in (min(grids[policy]), max(grids[policy])):
-                    yield f"{policy} at {where}: {name} {value:g} is at the edge of its grid"
+                    yield f"{policy}{at(rho)}: {name} {value:g} is at the edge of its grid"
 
 
 def choice_table(chosen: Chosen, rhos: Sequence[float | None], rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -210,7 +245,8 @@ def choice_table(chosen: Chosen, rhos: Sequence[float | None], rows: Sequence[Ma
         overall = choose([{**row, "rho": None} for row in rows])
         for policy, values in shown.items():
             values.append(overall.get(policy, {}).get(None, {}))
-    table = Table("policy", *heads, title="chosen on validation")
+    title = f"chosen on {'validation prompts' if _decides(rows) == 'advantage' else 'held-out pairs'}"
+    table = Table("policy", *heads, title=title, min_width=len(title))
     for policy, values in shown.items():
         table.add_row(policy, *(" ".join(f"{k} {v:g}" for k, v in each.items()) for each in values))
     return table

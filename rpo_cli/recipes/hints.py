@@ -7,6 +7,13 @@ WHOLE = "write per_device_train_batch_size, and gradient_accumulation_steps for 
 WORKSPACE = "what is made goes into the workspace: --workspace DIR"
 EXPORT = "a finished model leaves the workspace by a command of its own"
 EARLY = "a reward recipe has `stopping: early` with eval_steps; policies are evaluated by `rpo evaluate`"
+STAYS = "leave it out: the reference is what the policy starts from, and stays"
+SAID = "leave it out: the command says what is done"
+WITH_REWARDS = "write monitor_steps in a policy recipe; a reward recipe has `stopping: early` with eval_steps"
+COMPILED = "leave it out: torch_compile alone says it"
+END = "leave it out: the tokenizer's own is used"
+# What a key is of another objective, where it has no effect with this one.
+ELSEWHERE = {"label_smoothing": "DPO with it, as in TRL, is `objective: cdpo`"}
 NO_SUCH = {
     "bf16": "write `dtype: bfloat16`", "fp16": "write `dtype: bfloat16`; there is no float16 here",
     "torch_dtype": "write dtype", "tf32": "write `dtype: bfloat16` or `dtype: float32`",
@@ -50,6 +57,35 @@ NO_SUCH = {
     "rpo_alpha": "write `objective: dpo-sft` with sft_weight",
     "group_by_length": "write `train_sampling_strategy: group_by_length`",
     "gradient_checkpointing_kwargs": "leave it out: gradient_checkpointing knows its own",
+    "activation_checkpointing_kwargs": "leave it out: gradient_checkpointing knows its own",
+    "enable_jit_checkpoint": "write save_steps",
+    "eval_steps": WITH_REWARDS, "eval_on_start": WITH_REWARDS, "eval_delay": WITH_REWARDS,
+    "eval_accumulation_steps": "leave it out: per_device_eval_batch_size says it",
+    "reference_free": "not supported; `objective: simpo` has no reference",
+    "reference_model": "the reference is what the policy starts from: model_name_or_path",
+    "sync_ref_model": STAYS, "ref_model_mixup_alpha": STAYS, "ref_model_sync_steps": STAYS,
+    "label_smoothing_factor": "not supported of tokens; of preferences it is `objective: cdpo`",
+    "loss_weights": "a recipe has one loss; `objective: dpo-sft` adds a weighted one, with sft_weight",
+    "ld_alpha": "LD-DPO is not supported; `objective: r-dpo` with length_alpha is another cure for length",
+    "length_penalty": "write `objective: r-dpo` with length_alpha", "use_weighting": "WPO is not supported",
+    "lr_scheduler_kwargs": "leave it out: lr_scheduler_type alone says the schedule",
+    "optim_args": "leave it out: optim, adam_beta1, adam_beta2 and weight_decay say it",
+    "optim_target_modules": "not supported, nor are optimisers that need it",
+    "torch_compile_backend": COMPILED, "torch_compile_mode": COMPILED,
+    "use_cache": "leave it out: training has no use for it",
+    "disable_dropout": "leave it out: only lora_dropout drops anything", "dropout": "write lora_dropout",
+    "eos_token": END, "pad_token_id": "write pad_token", "label_pad_token_id": "leave it out",
+    "packing": "not supported: every row stands for itself",
+    "packing_strategy": "not supported: every row stands for itself",
+    "model_init_kwargs": "write dtype, attn_implementation and model_revision",
+    "lora_target_parameters": "not supported; lora_target_modules names modules",
+    "lora_modules_to_save": "leave it out: a reward model's head is always trained and saved",
+    "lora_bias": "not supported: biases stay as they are",
+    "bnb_4bit_quant_storage": "leave it out: load_in_4bit and bnb_4bit_quant_type say it",
+    "inference_mode": SAID, "do_train": SAID, "do_eval": SAID, "do_predict": SAID,
+    "auto_mapping": "leave it out: the stage says it",
+    "deepspeed": "DeepSpeed is not supported; --accelerate takes a preset for several processes",
+    "fsdp": "say --accelerate fsdp2", "hub_token": EXPORT, "hub_revision": EXPORT,
 }  # fmt: skip
 
 

@@ -53,15 +53,20 @@ class Loaded:
         """The file of a recipe that this one refers to: beside it, beside what it extends, else by `find`.
 
         A name that nobody wrote, the default of its key, is looked for beside the recipe, and beside the file
-        that says its stage, and nowhere else.
+        that says its stage, and nowhere else. Nor is what a suite in one file calls by name alone.
 
         Raises:
             RecipeError: there is none; with the line that refers to it.
         """
         if not keys or keys[:1] in self.places:
+            places = list(dict.fromkeys(place for file in self.files for place in places_of(file)))
+            written = isinstance(self.places.get(keys[:1]), tuple)  # in a file, not on the command line
+            alone = written and suite_of(self.path) is not None and not {"/", ":"} & {*name}
+            if alone and not any(there(place / name) for place in places):
+                no_such = f"{name}: no such recipe in {shown(self.path.parent)}"
+                raise RecipeError([f"{self.place(*keys)}: {no_such}"])
             try:
-                places = [place for file in self.files for place in places_of(file)]
-                return near(name, list(dict.fromkeys(places)))
+                return near(name, places)
             except RecipeError as error:
                 at = f"{self.place(*keys)}: " if keys else ""
                 raise RecipeError([f"{at}{line}" for line in error.problems]) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -30,21 +30,30 @@ def write_by_rho(path: Path, chosen: Mapping[float, Mapping[str, object]]) -> No
     Raises:
         RecipeError: the result would be no valid recipe, or the file is an installed package's or read-only.
     """
-    path = require_writable(path)
     one_line = yaml_lines.one_line
-    body = [f"{one_line(round(rho, 9))}: {one_line(dict(values))}" for rho, values in sorted(chosen.items())]
+    asked = {round(rho, 9): dict(values) for rho, values in chosen.items()}
+    _write_key(path, "by_rho", asked, [f"{one_line(rho)}: {one_line(asked[rho])}" for rho in sorted(asked)])
+
+
+def write_strength(path: Path, strength: Mapping[str, float]) -> None:
+    """Replace a recipe's own `beta` or `tau`, or add it; for the rest like `write_by_rho`."""
+    for key, value in strength.items():
+        _write_key(path, key, value, yaml_lines.one_line(value))
+
+
+def _write_key(path: Path, key: str, asked: object, written: str | Sequence[str]) -> None:
+    path = require_writable(path)
     try:
         before = file_of(path).read_bytes().decode("utf-8")
         inside = () if suite_of(path) is None else (yaml_lines.SUITE, path.stem)
-        text = yaml_lines.replace_block(before, "by_rho", body, inside)
+        text = yaml_lines.replace_key(before, key, written, inside)
     except (OSError, ValueError, yaml.YAMLError):
         # The loader says it better, and with the line.
         _load(path)
-        raise RecipeError([f"{shown(path)}: by_rho needs a file of `key: value` lines, not {{…}}"]) from None
+        raise RecipeError([f"{shown(path)}: {key} needs a file of `key: value` lines, not {{…}}"]) from None
     _load(path, text=text)
-    asked = {round(rho, 9): dict(values) for rho, values in chosen.items()}
-    if document_of(path, text).values["by_rho"] != asked:
-        raise RecipeError([f"{shown(path)}: by_rho would not be read back as written"])
+    if document_of(path, text).values[key] != asked:
+        raise RecipeError([f"{shown(path)}: {key} would not be read back as written"])
     try:
         write_whole(file_of(path), text)
     except OSError as error:

@@ -35,6 +35,7 @@ BASES = {"0o": 8, "0x": 16}
 # Mappings that are handed on as they are: nothing else would say of a word there that it is no number.
 OPEN: tuple[Keys, ...] = (("model_config_kwargs",), ("judge", "extra_body"))
 DEEPEST = 40  # mappings and lists inside each other
+COLUMN = "what belongs together begins in one column"
 SUITE = "recipes"  # the key of a suite in one file, under which its recipes stand by name
 
 
@@ -182,11 +183,12 @@ def one_line(value: object) -> str:
     return json.dumps(value) if "\n" in text else text
 
 
-def replace_block(text: str, key: str, body: Sequence[str], inside: Sequence[str]) -> str:
-    """The YAML text with the block of a key replaced, or added at the end; all other lines stay.
+def replace_key(text: str, key: str, value: str | Sequence[str], inside: Sequence[str]) -> str:
+    """The YAML text with the value of a key replaced, or the key added at the end; all other lines stay.
 
-    `body`: the lines below `key:`, unindented. `inside`: the keys of the mapping that it stands in, if that
-    is not the whole. A comment on the line of the key stays.
+    `value`: what stands behind `key:`, or the lines below it, unindented. `inside`: the keys of the mapping
+    that it stands in, if that is not the whole. A comment on the line of the key stays, behind a value in its
+    column.
 
     Raises:
         ValueError: that mapping is not in block style.
@@ -202,20 +204,20 @@ def replace_block(text: str, key: str, body: Sequence[str], inside: Sequence[str
     if not lines[-1].endswith(("\n", "\r")):
         lines[-1] += newline
     first = after = _last_line(node) + 1 if inside else len(lines)
-    comment = ""
-    for key_node, value in node.value:
+    header, comment, column = f"{' ' * node.start_mark.column}{key}:", "", 0
+    for key_node, old in node.value:
         if key_node.value == key:
-            first, after = key_node.start_mark.line, _last_line(value) + 1
-            header = lines[first].rstrip("\r\n")
-            after_value = header[value.end_mark.column :]
-            after_key = header[key_node.end_mark.column :].lstrip(" :")
-            rest = after_value if value.end_mark.line == first else after_key
-            comment = rest if rest.lstrip().startswith("#") else ""
-    indent = " " * node.start_mark.column
-    block = [
-        f"{indent}{key}:{'  ' + comment.lstrip() if comment else ''}",
-        *(f"{indent}  {line}" for line in body),
-    ]
+            first, after = key_node.start_mark.line, _last_line(old) + 1
+            line = lines[first].rstrip("\r\n")
+            after_value = line[old.end_mark.column :]
+            after_key = line[key_node.end_mark.column :].lstrip(" :")
+            rest = (after_value if old.end_mark.line == first else after_key).lstrip()
+            comment = rest if rest.startswith("#") else ""
+            column = len(line) - len(comment)
+    if isinstance(value, str):
+        header, value = f"{header} {value}".ljust(column - 2 if comment else 0), ()
+    below = (f"{' ' * node.start_mark.column}  {line}" for line in value)
+    block = [f"{header}  {comment}" if comment else header, *below]
     return "".join([*lines[:first], *(line + newline for line in block), *lines[after:]])
 
 
@@ -278,7 +280,12 @@ def _syntax(error: yaml.YAMLError, text: str) -> tuple[int, str]:
     if "'\\t'" in problem:
         return error.problem_mark.line + 1 if error.problem_mark else line, "a tab: indent with spaces"
     if problem.startswith("mapping values are not allowed"):
-        return line, "not YAML: a second `: ` in the line; put text that holds one in quotes"
+        before = text[mark.index - mark.column : mark.index] if mark else ": "
+        if ": " in before:
+            return line, "not YAML: a second `: ` in the line; put text that holds one in quotes"
+        return line, f"not YAML: indented deeper than the keys above; {COLUMN} (text with a `: ` in quotes)"
+    if problem.endswith(("found '<block mapping start>'", "found '<block sequence start>'")):
+        return line, f"not YAML: indented otherwise than the lines above; {COLUMN}"
     if problem.startswith("an alias"):
         return line, problem
     if problem.startswith("could not find expected ':'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +31,9 @@ from rpo_cli.runs.preflight import unready
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.sizes import Sizes
 from rpo_cli.stages.data.ledger import Ledger, losses
-from rpo_cli.stages.data.rows import MESSAGES, PAIR, find_rows
+from rpo_cli.stages.data.rows import MESSAGES, PAIR, PLACES, find_rows, read_rows
 from rpo_cli.stages.data.sources.base import is_conversation
-from rpo_cli.stages.data.sources.records import rows_in
+from rpo_cli.stages.data.sources.records import published_split, rows_in
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.statistics import too_few
 from rpo_cli.text import percent, size, unplain
@@ -83,7 +84,7 @@ def init(session: Session, wanted: Wanted) -> None:
     if prompts is not None:
         found = _asked(session, file, prompts, model, found, tokenizer)
     data.append(Line("validation_share", share, f"held out: {_held_out_prompts(found)}"))
-    _tell(session, wanted, workspace.finished(stage.path)["metrics"], found)
+    _tell(session, wanted, workspace.finished(stage.path)["metrics"], found, workspace.root / stage.path)
     suite = Suite(wanted, objectives, model, teachers, scores, oracle, prompts, found, longest)
     if (few := too_few(suite.held_out)) is not None:
         session.say(f"  {few}; bring more pairs, or raise held_out in {wanted.name}.yaml")
@@ -227,12 +228,26 @@ def _held_out_prompts(found: Found) -> str:
     return f"{found.prompts['validation']} prompts for validation, {found.prompts['test']} for test"
 
 
-def _tell(session: Session, wanted: Wanted, metrics: Mapping[str, Any], found: Found) -> None:
+def _who_chose(tables: Path) -> str:
+    """What held the prompts out: files that are named for it, else a hash of the prompt."""
+    named = []
+    for name in ("validation", "test"):
+        places = tables / PLACES / f"prompts_{name}.parquet"
+        place = read_rows(places)[0]["place"] if places.is_file() else ""
+        if published_split(Path(re.sub(r":(?: row )?\d+$", "", place))) not in (None, "train"):
+            named.append(name)
+    if len(named) == 1:
+        other = "test" if named == ["validation"] else "validation"
+        return f"those for {named[0]} are a file's own, a hash of the prompt chooses those for {other}"
+    return "the files' own" if named else "a hash of the prompt chooses, so always the same"
+
+
+def _tell(session: Session, wanted: Wanted, metrics: Mapping[str, Any], found: Found, tables: Path) -> None:
     """Say what was read, left out and held out."""
     session.say(f"{wanted.pairs}: {found.read} rows read")
     for loss in losses(metrics):
         session.say(f"  {loss.count} of {loss.read} {loss.why}")
-    session.say(f"  held out: {_held_out_prompts(found)}; a hash of the prompt chooses, so always the same")
+    session.say(f"  held out: {_held_out_prompts(found)}; {_who_chose(tables)}")
     session.say(f"  {found.pairs} pairs of the other prompts")
     median, most = np.quantile(found.tokens, [0.5, 0.99])
     said = f"median {median:.0f}, 99 % up to {most:.0f}, longest {found.tokens.max()}"

@@ -44,6 +44,8 @@ def find_tokenizer(
 ) -> tuple[PreTrainedTokenizerBase, str]:
     """The tokenizer to count with and whence: the splits' own, the data's, or that of pi_SFT's base.
 
+    Without an SFT recipe beside it, that of the model which a policy starts from.
+
     Raises:
         BadInput: none of these is there.
     """
@@ -63,7 +65,9 @@ def find_tokenizer(
     folder = workspace.root / data.path / "tokenizer"
     if folder.is_dir():
         return load_tokenizer(folder), f"{folder} (made with the data)"
-    path = next((beside for file in loaded.files if there(beside := file.parent / "sft.yaml")), None)
+    path = next((sft for file in loaded.files if there(sft := file.parent / "sft.yaml")), None)
+    if path is None:
+        path = next((other.path for other in beside(loaded) if other.recipe.stage == "policy"), None)
     seen: set[Path | None] = {None}
     while path not in seen:
         seen.add(path)
@@ -75,6 +79,6 @@ def find_tokenizer(
             source = f"{base.reference} (base model of {model.path.name})"
             return load_tokenizer(Path(base.reference), recipe, base.revision), source
     raise BadInput(
-        f"{loaded.path}: no tokenizer to count with: none made with the data, no sft.yaml beside it with a "
-        "model"
+        f"{loaded.path}: no tokenizer to count with: none made with the data, no sft.yaml or policy "
+        "recipe beside it with a model"
     )

@@ -30,6 +30,7 @@ from rpo_cli.artifacts import (
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import RecipeError, schema, suggest
 from rpo_cli.recipes.draft import stands
+from rpo_cli.recipes.hints import ELSEWHERE
 from rpo_cli.runs import local_models as models
 from rpo_cli.runs.todo import Todo
 from rpo_cli.text import first_line, size
@@ -197,7 +198,8 @@ def _without_effect(stage: Stage) -> Iterator[str]:
         in_file = place is not None and place[0] == stage.source and not isinstance(decided, str)
         again = any(keys[-1:] == other[2:] and stage.places.get(other) == place for other in idle)  # by_rho's
         if (isinstance(place, str) or in_file) and not (again and len(keys) == 1):
-            yield f"{_at(stage, *keys)}: no effect with {decides}: {_plain(getattr(stage.recipe, decides))}"
+            said = f"{_at(stage, *keys)}: no effect with {decides}: {_plain(getattr(stage.recipe, decides))}"
+            yield f"{said}; {ELSEWHERE[key]}" if (key := str(keys[-1])) in ELSEWHERE else said
 
 
 def _plain(value: object) -> str:

@@ -37,6 +37,7 @@ from rpo_cli.text import percent
 PAIR = ("chosen", "rejected")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 READ = {*PAIR, "prompt", "completion", *TEMPLATE}
+LISTS = ("responses", "completions", "candidates", "answers", "generations")  # several to one prompt
 CONTEXT = ("system", "context", "input", "instruction")  # columns that others read as parts of a prompt
 Example = dict[str, Part]
 
@@ -114,9 +115,20 @@ def _made(
 def _given(place: str, row: Row, name: str) -> Part:
     """A column that a row must have, as text or messages."""
     if row.get(name) is None:
-        called = f"; columns: {{{name}: …}} in the data recipe says what the data calls it"
-        raise BadInput(f"{place}: {lacking(row, name)}{'' if name in row else called}")
+        raise BadInput(f"{place}: {lacking(row, name)}{'' if name in row else _cure(row, name)}")
     return part(place, name, row[name])
+
+
+def _cure(row: Row, name: str) -> str:
+    """What to do about a column that is not there: rows of other kinds are no pairs under any name."""
+    if name in PAIR and {"completion", "label"} <= row.keys():
+        pair = "of a prompt, a completion labelled true as chosen with one labelled false as rejected"
+        return f"; unpaired rows are not read: pair them first: {pair}"
+    lists = [column for column in LISTS if isinstance(row.get(column), list)]
+    if name in PAIR and lists:
+        pair = "such as the best of them as chosen with the worst as rejected"
+        return f"; a list of {lists[0]} is not read: pair them first, {pair}"
+    return f"; columns: {{{name}: …}} in the data recipe says what the data calls it"
 
 
 def prompt_in(place: str, row: Row) -> Part | None:

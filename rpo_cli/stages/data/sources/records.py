@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,10 +54,13 @@ def data_files(source: Path, folders: Sequence[str] = ()) -> list[Path]:
     """The files with records of a directory (in these folders of it), or the one file.
 
     Raises:
-        BadInput: none there.
+        BadInput: none there, or the Arrow files of `save_to_disk`.
     """
     if source.is_file():
         return [source]
+    if (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():
+        what = "a data set of datasets' save_to_disk, which is not read"
+        raise BadInput(f"{source}: {what}{_from_disk(source)}")
 
     def bookkeeping(file: Path) -> bool:
         """Whether a file is a repository's own: dataset_infos.json, .cache/..."""
@@ -231,6 +235,18 @@ def _from_table(file: Path) -> str:
     read = f"pandas.read_csv({str(file)!r}{tabs}, keep_default_na=False)"  # "None" is an answer
     code = f"import pandas; {read}.to_json({str(file.with_suffix('.jsonl'))!r}, orient='records', lines=True)"
     return f": python -c {quote(code)} makes one"
+
+
+def _from_disk(folder: Path) -> str:
+    """What makes Parquet of a folder of `save_to_disk`, of one split or of several."""
+    target = str(folder.with_name(f"{folder.name}.parquet"))
+    code = f"import datasets; datasets.load_from_disk({str(folder)!r}).to_parquet({target!r})"
+    if (folder / "dataset_dict.json").is_file():
+        target = str(folder.with_name(f"{folder.name}-parquet"))
+        each = f"each.to_parquet({target + os.sep!r} + name + '.parquet')"
+        sets = f"datasets.load_from_disk({str(folder)!r}).items()"
+        code = f"import datasets; [{each} for name, each in {sets}]"
+    return f": python -c {quote(code)} makes {target}; name that instead"
 
 
 def _instead(file: Path, packed: str | None) -> str:
