@@ -109,10 +109,10 @@ def load(
     options = {key: value for key, value in given.items() if value is not None}
     if rho == "none":
         options["rho"] = None
-    return _load(_one_of(find(name, beside), expect), overrides, options, expect)
+    return load_file(_one_of(find(name, beside), expect), overrides, options, expect)
 
 
-def _load(
+def load_file(
     path: Path,
     overrides: Sequence[str] = (),
     options: Mapping[str, object] | None = None,
@@ -220,7 +220,7 @@ def check_suite(folder: Path) -> list[str]:
         if file in bases and not _is_whole(draft):
             continue
         try:
-            loaded = _load(file)
+            loaded = load_file(file)
         except RecipeError as error:
             problems += error.problems
             continue

@@ -10,7 +10,7 @@ import yaml
 from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.draft import nearest, same, where
 from rpo_cli.recipes.files import RecipeError, document_of, file_of, shown, suite_of
-from rpo_cli.recipes.load import Loaded, _load
+from rpo_cli.recipes.load import Loaded, load_file
 from rpo_cli.recipes.whole import write_whole
 from rpo_cli.recipes.yaml_lines import Keys
 
@@ -49,9 +49,9 @@ def _write_key(path: Path, key: str, asked: object, written: str | Sequence[str]
         text = yaml_lines.replace_key(before, key, written, inside)
     except (OSError, ValueError, yaml.YAMLError):
         # The loader says it better, and with the line.
-        _load(path)
+        load_file(path)
         raise RecipeError([f"{shown(path)}: {key} needs a file of `key: value` lines, not {{…}}"]) from None
-    _load(path, text=text)
+    load_file(path, text=text)
     if document_of(path, text).values[key] != asked:
         raise RecipeError([f"{shown(path)}: {key} would not be read back as written"])
     try:
