@@ -158,15 +158,12 @@ def room(stages: Sequence[Stage], root: Path, jobs: int) -> list[str]:
             with_auto.append(training if recipe.device in ("cpu", "auto") else 0)
             memory.append(training if recipe.device == "cpu" else 0)
     place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
-    free = devices.free_bytes(())[devices.HOST]
+    left = devices.free_bytes(())[devices.HOST]
+    disk, certain, most = (sum(sorted(each)[-jobs:]) for each in (checkpoints, memory, with_auto))
     # Which device `auto` is takes seconds to import torch for: it is asked where the answer decides.
     auto = [stage.recipe for stage in trained if stage.recipe.device == "auto"]
-    if sum(sorted(with_auto)[-jobs:]) > free and not devices.gpus(auto):
-        memory = with_auto
-    wanted = (
-        ("disk", saved + sum(sorted(checkpoints)[-jobs:]), shutil.disk_usage(place).free),
-        ("memory", sum(sorted(memory)[-jobs:]), free),
-    )
+    here = most if most > left and not devices.gpus(auto) else certain
+    wanted = (("disk", saved + disk, shutil.disk_usage(place).free), ("memory", here, left))
     return [
         f"{what}: the models of this plan take up to {size(need)} with --jobs {jobs}, {size(free)} are free"
         for what, need, free in wanted
