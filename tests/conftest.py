@@ -169,6 +169,13 @@ def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], Non
     return home
 
 
+def set_aside() -> None:
+    """Trainers collect garbage, which takes a third of a second unless the objects of torch are set aside."""
+    import_module("rpo_cli.stages.policy")
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """The chain at rho 0.5, built once: read it, never write to it."""
@@ -179,10 +186,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         tiny.run("train-policy", "dp-dpo.yaml")
 
     home = once(tmp_path_factory, "built", build)
-    import_module("rpo_cli.stages.policy")
-    # Trainers collect garbage, which takes a third of a second unless the objects of torch are set aside.
-    gc.collect()
-    gc.freeze()
+    set_aside()
     return Tiny(home / "tiny", home / "runs")
 
 
@@ -200,6 +204,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     from worlds import learnt_world
 
     home = once(tmp_path_factory, "learnt", learnt_world)
+    set_aside()
     return Tiny(home / "tiny", home / "runs")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import set_aside
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +32,7 @@ def test_every_benchmark_does_equal_work_for_one_step_at_toy_size(tmp_path: Path
     from benchmarks.workloads import TOY
     from rpo_cli.devices import Device
 
+    set_aside()
     bench = Bench(TOY, Device("cpu", "float32", "test"), tmp_path)
     deterministic = torch.are_deterministic_algorithms_enabled()
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import rpo
+from conftest import rpo, set_aside
 
 from rpo_cli.recipes.files import packed
 
@@ -26,6 +26,7 @@ def test_the_demo_is_planned_for_less_than_a_minute_and_builds_nothing_then(
 
 @pytest.mark.slow
 def test_the_demo_shows_both_policies_beside_the_model_before(tmp_path: Path) -> None:
+    set_aside()
     text = rpo("demo", "--workspace", tmp_path / "demo", "--jobs", 1).stdout  # imports once
     for name in ("the model before", "dpo", "e-dpo"):
         assert re.search(rf"^{name} +-?\d+\.\d\d ", text, flags=re.M), text

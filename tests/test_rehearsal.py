@@ -10,7 +10,7 @@ import pandas as pd
 import published
 import pytest
 import torch
-from conftest import Tiny, manifest
+from conftest import Tiny, manifest, set_aside
 from repository import copy_tracked
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -35,6 +35,7 @@ SIZES = {
 
 def small(name: str, home: Path, sizes: dict[str, str]) -> Tiny:
     """A suite as shipped but for its sizes, and a random model of 1 layer."""
+    set_aside()
     copy_tracked(f"recipes/{name}", home)
     copy_tracked("recipes/hardware", home)
     model = home / "model"
