@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -239,6 +240,16 @@ def start_arrow() -> None:
         raise MemoryError(first_line(error)) from error
 
 
+@cache
+def set_aside() -> None:
+    """Have what was imported stay: a training's own garbage collection need not look through it again.
+
+    Once, before there is a model, which would stay as well.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
     """Run the stage's function in this process."""
     with _uncollected():
@@ -250,6 +261,8 @@ def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
         start_arrow()
     with (Report if devices.rank() == 0 else Silence)(job, progress) as report:
         run = stage_function(job.kind)
+        if KINDS[job.kind].heavy:
+            set_aside()
         # Trainers bring their own autocast.
         with contextlib.nullcontext() if KINDS[job.kind].trains else device.autocast():
             metrics = _as_memory_allows(run, job.at_checkpoint(), report)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from rpo_cli.artifacts import Job, Manifest, Stage, job_from
 from rpo_cli.errors import BadInput, RunFailed, from_words, in_words
 from rpo_cli.recipes.schema import KINDS, Recipe
-from rpo_cli.runs.work import died, failed, run_job, stage_function, start_arrow
+from rpo_cli.runs.work import died, failed, run_job, set_aside, stage_function, start_arrow
 
 
 class Made(NamedTuple):
@@ -149,8 +149,7 @@ def _set_up() -> None:
         if row.heavy:
             stage_function(kind)
     unheard.setLevel(logging.NOTSET)
-    # What was imported stays: a training's own garbage collection need not look through it again.
-    gc.freeze()
+    set_aside()
 
 
 def _end_with_parent() -> None:
