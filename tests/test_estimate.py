@@ -364,6 +364,20 @@ def test_a_model_that_cannot_be_read_is_named_or_given(empty: Tiny) -> None:
     assert {model["parameters"] for model in found["models"]} == {1e9}
     assert any("as --params says" in note for note in found["notes"])
     assert all("activations" not in peak["bytes"] for peak in found["memory"])
+    asked = (
+        "sweep",
+        "dpo.yaml",
+        "--rho",
+        "0.5",
+        "--params",
+        "1e9",
+        "--dry-run",
+        "--estimate",
+        "--device-name",
+    )
+    said = empty.run(*asked, "h100-80g").stdout
+    assert "memory to train policy: at least 16.0 GB" in said and "; fits" not in said
+    assert "DOES NOT FIT" in empty.run(*asked[:5], "9e9", *asked[6:], "h100-80g").stdout
 
 
 def test_rows_that_nobody_knows_are_not_counted_and_said_so(empty: Tiny) -> None:

@@ -482,6 +482,15 @@ def test_the_papers_claims_are_those_of_every_recipe_of_figure_2_and_of_one_that
     ]  # fmt: skip
 
 
+def test_a_figure_may_claim_nothing_and_redraws_that(tmp_path: Path) -> None:
+    (tmp_path / "none.yaml").write_text("stage: figure\npolicies: [dpo.yaml]\nclaims: []\n")
+    recipe = load(str(tmp_path / "none.yaml")).recipe
+    assert isinstance(recipe, FigureRecipe) and recipe.claimed == []
+    for meta, claimed in (({"claims": []}, []), ({}, list(PAPER))):
+        kept = results.Results(pd.DataFrame(), pd.DataFrame(), {"kind": "figure2", **meta}, {})
+        assert kept.claims == claimed
+
+
 def test_policies_take_the_place_of_the_variants_of_an_extended_figure_and_the_other_way_round(
     tmp_path: Path,
 ) -> None:

@@ -492,6 +492,7 @@ def test_a_judge_that_always_says_a_makes_ties_in_the_workspace_too(tiny: Tiny) 
         metrics["baseline/ties"],
         metrics["baseline/first_position_share"],
     ) == (0.5, 1.0, 1.0)
+    assert "at equal length; the order of the two decided 100 %" in result.output
     assert (
         metrics["requests"]
         == len(fake.seen)

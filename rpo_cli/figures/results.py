@@ -56,9 +56,10 @@ class Results(NamedTuple):
     @property
     def claims(self) -> list[schema.Claim]:
         """What is claimed; results of Figure 2 from before it had claims of its own: what the paper does."""
-        return [schema.Claim.model_validate(claim) for claim in self.meta.get("claims", [])] or (
-            list(schema.PAPER) if self.kind == "figure2" else []
-        )
+        said = self.meta.get("claims")
+        if said is None:
+            return list(schema.PAPER) if self.kind == "figure2" else []
+        return [schema.Claim.model_validate(claim) for claim in said]
 
 
 def plain(value: object) -> Any:

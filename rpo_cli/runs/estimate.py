@@ -168,12 +168,15 @@ def _device_assumptions(question: Question, small: float) -> list[str]:
 def _peak(kind: str, parts: Mapping[str, float], path: str, question: Question) -> dict[str, Any]:
     total = sum(parts.values())
     memory = None if question.device is None else question.device.memory_gb
+    fits = None if memory is None else total <= memory * 1e9
+    if fits and "activations" not in parts:  # of a model whose config is not known
+        fits = None
     return {
         "kind": kind,
         "largest": path,
         "bytes": parts,
         "total": total,
-        "fits": None if memory is None else total <= memory * 1e9,
+        "fits": fits,
     }
 
 
@@ -235,7 +238,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             False: "; DOES NOT FIT: a smaller per_device_train_batch_size, gradient_checkpointing or LoRA",
         }
         parts = ", ".join(f"{name} {size(value)}" for name, value in peak["bytes"].items())
-        out.append(f"memory to train {peak['kind']}: {size(peak['total'])} ({parts}){fits[peak['fits']]}")
+        needs = size(peak["total"])
+        if "activations" not in peak["bytes"]:
+            needs, parts = f"at least {needs}", f"{parts}; activations and logits are not counted"
+        out.append(f"memory to train {peak['kind']}: {needs} ({parts}){fits[peak['fits']]}")
     if held := found["weights_read"]:
         said = ", ".join(f"{kind} {size(count)}" for kind, count in held.items())
         out.append(f"weights where nothing is trained, one model at a time: {said}; activations come on top")

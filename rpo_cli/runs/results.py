@@ -166,6 +166,12 @@ def _relabel(metrics: Metrics) -> list[str]:
     return [f"{100 * metrics['swapped_share']:.1f} % of {metrics['rows']} labels turned round"]
 
 
+def _by_position(metrics: Metrics) -> str:
+    """In how many pairs the judge went by the order: of these the rates say nothing."""
+    share = metrics.get("position_decided_share")
+    return "" if share is None else f"; the order of the two decided {100 * share:.0f} %"
+
+
 def _judge(metrics: Metrics) -> list[str]:
     lines = []
     for against in ("baseline", "reference"):
@@ -177,7 +183,7 @@ def _judge(metrics: Metrics) -> list[str]:
             wins, controlled = rates
             lines.append(
                 f"against the {against}: wins {wins} % of {of['comparisons']} comparisons, {controlled} % "
-                "at equal length"
+                f"at equal length{_by_position(of)}"
             )
     return lines
 

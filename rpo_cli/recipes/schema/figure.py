@@ -176,9 +176,10 @@ class FigureRecipe(Recipe):
     variants: list[Variant] = Field(
         [], description="policy recipes, with changes or without, in the order of the legend"
     )
-    claims: list[Claim] = Field(
-        [],
-        description="what the figure is to show, reported as passed or not; default in figure2: the paper's",
+    claims: list[Claim] | None = Field(
+        None,
+        description="what the figure is to show, reported as passed or not; default in figure2: the paper's, "
+        "[]: nothing",
     )
     rhos: Annotated[list[Share | None], EachOnce] = Field(
         [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
@@ -206,8 +207,9 @@ class FigureRecipe(Recipe):
 
     @property
     def claimed(self) -> list[Claim]:
-        """The claims; those of the paper where a Figure 2 has none of its own."""
-        return self.claims or (list(PAPER) if self.kind == "figure2" else [])
+        """The claims; those of the paper where a Figure 2 says nothing of them."""
+        by_default = list(PAPER) if self.kind == "figure2" else []
+        return by_default if self.claims is None else self.claims
 
     @property
     def measured(self) -> bool:
@@ -237,7 +239,7 @@ class FigureRecipe(Recipe):
         known = ESTIMATORS if self.kind == "kl" else names
         papers = {name for claim in PAPER for name in claim.names} if self.kind == "figure2" else set()
         measures = [*MEASURES[self.kind], *(() if self.measured else FURTHER)]
-        for claim in self.claims:
+        for claim in self.claims or []:
             if unknown := [name for name in claim.names if name not in (*known, *papers)]:
                 problem = f"{unknown[0]} is no variant ({', '.join(known)})"
             elif claim.measure not in measures:
