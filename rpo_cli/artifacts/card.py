@@ -187,7 +187,7 @@ def _where(evaluation: Manifest) -> str:
     """What an evaluation measured on, in words."""
     recipe, metrics = evaluation["recipe"], evaluation["metrics"]
     if evaluation["kind"] == "held_out":
-        return f"{metrics['rows']} held-out pairs"
+        return f"{metrics['rows']} held-out pairs, validation and test a half each"
     if evaluation["kind"] == "judge":
         return f"judge {recipe['model']}"
     return f"{metrics.get('prompts', '')} {recipe['split']} prompts".strip()
