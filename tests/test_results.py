@@ -45,6 +45,12 @@ def test_what_has_no_words_of_its_own_is_not_hidden() -> None:
     assert in_words("relabel", {"rows": 3}) == [] and in_words("policy", {"first_loss": 1.0}) == []
 
 
+def test_a_loss_that_was_logged_once_is_called_a_mean() -> None:
+    found = {"first_loss": 0.6645, "last_loss": 0.6645, "steps": 20, "rows": 9}
+    assert in_words("sft", found)[0] == "mean loss 0.6645 in 20 steps on 9 rows"
+    assert in_words("sft", found | {"last_loss": 0.5})[0] == "loss 0.6645 to 0.5 in 20 steps on 9 rows"
+
+
 def test_commands_end_in_results_a_person_reads_and_json_has_every_metric(built: Tiny) -> None:
     trained = built.run("train-policy", "e-dpo.yaml")
     assert "loss " in trained.stdout and "members taught: 0.2 " in trained.stdout

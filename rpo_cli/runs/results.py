@@ -83,6 +83,8 @@ def _trained(metrics: Metrics, rows: str) -> str:
     losses = [metrics[name] for name in ("first_loss", "last_loss") if name in metrics]
     left_out = f", {metrics['dropped']} left out for their length" if metrics.get("dropped") else ""
     said = f"loss {losses[0]:.4g} to {losses[1]:.4g} " if len(losses) == 2 else ""
+    if said and losses[0] == losses[1]:  # logged once, as the mean of all steps
+        said = f"mean loss {losses[0]:.4g} "
     return f"{said}in {metrics['steps']} steps on {metrics['rows']} {rows}{left_out}"
 
 
