@@ -343,17 +343,15 @@ def _count_down(model: PreTrainedModel, eos: int) -> None:
     """
     kind: Any = type(model)
 
-    class CountingDown(kind):  # type: ignore[misc]
-        @wraps(kind.forward)  # `generate` looks at what it takes
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            output = super().forward(*args, **kwargs)
-            last = kwargs["input_ids"][:, -output.logits.shape[1] :]
-            following = torch.where(last == FIRST_TOKEN + 1, eos, last - 1).clamp(min=0)
-            output.logits.fill_(NEVER).scatter_(2, following[..., None], 0.0)
-            return output
+    @wraps(kind.forward)  # `generate` looks at what it takes
+    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        output = kind.forward(self, *args, **kwargs)
+        last = kwargs["input_ids"][:, -output.logits.shape[1] :]
+        following = torch.where(last == FIRST_TOKEN + 1, eos, last - 1).clamp(min=0)
+        output.logits.fill_(NEVER).scatter_(2, following[..., None], 0.0)
+        return output
 
-    CountingDown.__name__ = kind.__name__
-    model.__class__ = CountingDown
+    model.__class__ = type(kind.__name__, (kind,), {"forward": forward})
 
 
 def sampling(bench: Bench) -> Iterator[Comparison]:

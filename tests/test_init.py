@@ -14,6 +14,7 @@ import yaml
 from conftest import RHO, SEED, Tiny, rpo
 
 from rpo_cli.recipes import load
+from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.runs.init import _unknown
 from rpo_cli.stages.data.miniature import build_tokenizer
 
@@ -77,7 +78,9 @@ def test_a_sweep_writes_its_choice_into_the_recipe_of_a_suite_without_resampling
     before = Path("mine.yaml").read_text()
     said = rpo("sweep", "mine.yaml:dpo", "--set", "max_steps=1", "--grid-size", "2")
     assert said.stderr.endswith("wrote beta of mine.yaml:dpo\n") and "chosen on held-out pairs" in said.stdout
-    chosen = load("mine.yaml:dpo").recipe.beta  # type: ignore[attr-defined]
+    recipe = load("mine.yaml:dpo").recipe
+    assert isinstance(recipe, PolicyRecipe)
+    chosen = recipe.beta
     line = "    beta: 0.1                       # smaller strays"
     assert chosen in (0.03, 0.3) and line in before
     assert Path("mine.yaml").read_text() == before.replace(line, line.replace("0.1 ", f"{chosen:g}".ljust(4)))

@@ -9,6 +9,7 @@ from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import trl
@@ -134,9 +135,9 @@ MEANT = {  # keys of TRL that recipes have under a name that is like it
     ("stage", "theirs"),
     [("policy", trl.DPOConfig), ("reward", trl.RewardConfig), ("sft", trl.SFTConfig)],
 )
-def test_a_key_of_trl_is_taken_for_no_key_that_means_something_else(stage: str, theirs: type) -> None:
+def test_a_key_of_trl_is_taken_for_no_key_that_means_something_else(stage: str, theirs: Any) -> None:
     ours = MODELS[stage].model_fields
-    keys = {field.name for each in (theirs, trl.ModelConfig) for field in fields(each)}  # type: ignore[arg-type]
+    keys = {field.name for each in (theirs, trl.ModelConfig) for field in fields(each)}
     guessed = {key: said.split()[-1].strip("?") for key in keys - {*ours}
                if "did you mean" in (said := unknown(key, stage, ours))}  # fmt: skip
     assert {key: ours for key, ours in guessed.items() if MEANT.get(key) != ours} == {}

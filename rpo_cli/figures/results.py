@@ -58,7 +58,7 @@ class Results(NamedTuple):
         """What is claimed; results of Figure 2 from before it had claims of its own: what the paper does."""
         said = self.meta.get("claims")
         if said is None:
-            return list(schema.PAPER) if self.kind == "figure2" else []
+            return schema.claims_by_default(self.kind)
         return [schema.Claim.model_validate(claim) for claim in said]
 
 

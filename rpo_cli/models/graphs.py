@@ -297,8 +297,8 @@ def _end(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
         with suppress(RuntimeError, AttributeError, TypeError):
             torch._C._cuda_endAllocateToPool(device, pool)
             torch._C._cuda_releasePool(device, pool)
-        # Nor does its generator, in releases before 2.13 and it seems in 2.11: every later random number on
-        # the device would raise. A capture that ends well tells it; this one is empty, of which torch warns.
+        # Nor does its generator, it seems, before torch 2.13: every later random number on the device would
+        # raise. A capture that ends well tells it; this one is empty, of which torch warns.
         with suppress(RuntimeError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             empty = torch.cuda.CUDAGraph()

@@ -24,6 +24,7 @@ from rpo_cli.recipes.schema.figure import (
     FigureRecipe,
     Variant,
     as_it_is,
+    claims_by_default,
 )
 from rpo_cli.recipes.schema.kinds import KINDS, MODELS, result_fields
 from rpo_cli.recipes.schema.pairs import PairsRecipe

@@ -151,7 +151,7 @@ class Claim(BaseModel):
         return self.model_dump(mode="json", exclude=unsaid)
 
 
-# What the paper claims of its Figure 2, and what a recipe of that kind claims that says nothing else.
+# What the paper claims of its Figure 2.
 PAPER = tuple(
     Claim.model_validate(claim)
     for claim in (
@@ -163,6 +163,11 @@ PAPER = tuple(
          "than": "e-dpo", "range": True},
     )
 )  # fmt: skip
+
+
+def claims_by_default(kind: str) -> list[Claim]:
+    """What a figure of a kind claims that says nothing of it."""
+    return list(PAPER) if kind == "figure2" else []
 
 
 class FigureRecipe(Recipe):
@@ -208,8 +213,7 @@ class FigureRecipe(Recipe):
     @property
     def claimed(self) -> list[Claim]:
         """The claims; those of the paper where a Figure 2 says nothing of them."""
-        by_default = list(PAPER) if self.kind == "figure2" else []
-        return by_default if self.claims is None else self.claims
+        return claims_by_default(self.kind) if self.claims is None else self.claims
 
     @property
     def measured(self) -> bool:
