@@ -6,26 +6,36 @@ import re
 from typing import cast
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import RHO, SEED, Tiny, manifest
 
-from rpo_cli.artifacts import Workspace, job_of
+from rpo_cli.artifacts import Workspace, job_of, read_json
+from rpo_cli.figures.gather import polite_share
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.recipes import RecipeError, load
-from rpo_cli.recipes.schema import PolicyRecipe, result_fields
+from rpo_cli.recipes.schema import PolicyRecipe, preferred, result_fields
 from rpo_cli.stages.data.rows import write_columns
 from rpo_cli.stages.splits import LONGER, SHORTER
 from rpo_cli.stages.training.teachers import _temperature
 
-POLITE = "ensemble_on: [chosen_polite, rejected_polite]\n"
+COLUMNS = "[chosen_polite, rejected_polite]"
+POLITE = f"ensemble_on: {COLUMNS}\n"
 
 
 @pytest.fixture
 def polite(empty: Tiny) -> Tiny:
     empty.edit("data.yaml", "polite: 0.5\n")
     empty.edit("splits.yaml", POLITE)
+    return empty
+
+
+@pytest.fixture
+def biased(empty: Tiny) -> Tiny:
+    empty.edit("data.yaml", "polite: 0.5\n")
+    empty.edit("splits.yaml", f"bias_on: {COLUMNS}\n")
     return empty
 
 
@@ -48,6 +58,64 @@ def test_subsets_differ_in_the_attribute_and_the_pairs_themselves_in_length(poli
     assert (
         train.higher_preferred == np.where(turned, -more, more)[pairs.index.get_indexer(train.index)]
     ).all()
+
+
+@pytest.mark.slow
+def test_pairs_are_biased_in_the_attribute_that_is_named_and_so_are_their_subsets(biased: Tiny) -> None:
+    said = biased.run("make-biased-splits", "splits.yaml", "--rho", "0.25").output
+    folder, metrics = (
+        biased.root / "seed-0/rho-0.25/splits",
+        manifest(biased.root, "seed-0/rho-0.25/splits")["metrics"],
+    )
+    pairs, turned = (
+        pq.read_table(biased.root / SEED / name / "pairs.parquet").to_pandas().set_index("id")
+        for name in ("data", "relabel")
+    )
+    more = (pairs.chosen_polite - pairs.rejected_polite) * np.where(turned.swapped[pairs.index], -1, 1)
+    for name, share in {"train": 0.25, "held_out": 0.25, "b-0.2": 0.2, "b-0.5": 0.5, "b-0.8": 0.8}.items():
+        rows = pq.read_table(folder / f"{name}.parquet").to_pandas()
+        politer = more[rows.id].to_numpy()
+        assert (politer == rows.higher_preferred).all() and not (politer == 0).any()
+        assert (politer > 0).mean() == pytest.approx(share, abs=0.06)
+        assert metrics[f"{name}/biased_share"] == (politer > 0).mean()
+    assert "train: 64 pairs, the higher won in 25.0 % by bias_on's columns, the longer won in" in said
+    # Lengths are as they are: neither bias is the other.
+    lengths = pq.read_table(folder / "train.parquet").to_pandas().longer_preferred
+    assert lengths.eq(1).sum() != lengths.eq(-1).sum() * 3 or lengths.eq(0).any()
+
+
+@pytest.mark.slow
+def test_a_figure_says_what_rho_is_and_how_many_samples_are_polite(biased: Tiny) -> None:
+    (biased.suite / "figure.yaml").write_text(
+        "stage: figure\nrhos: [0.5]\nvariants: [{name: d, recipe: dpo.yaml}]\n"
+        "claims: [{claim: politer, more: d, measure: polite}]\n"
+    )
+    biased.run("figure figure2", "figure.yaml")
+    folder = biased.root / "figures/figure"
+    cells = pq.read_table(folder / "cells.parquet").to_pandas().set_index("prompt_id")
+    assert cells.polite.between(0, 1).all()
+    assert read_json(folder / "provenance.json")["biased_to"] == "the one of higher polite"
+    assert "ρ, share of training pairs in which the one of higher polite is preferred" in (
+        folder / "figure2.svg"
+    ).read_text("utf-8")
+
+
+def test_samples_that_begin_politely_are_counted() -> None:
+    said = pd.Series([" Please note: the yard is closed", " In short: the yard is closed", " Please", ""])
+    assert polite_share(said) == 0.25
+
+
+def test_pairs_of_an_attribute_that_are_too_few_are_counted_by_its_name(biased: Tiny) -> None:
+    biased.edit("splits.yaml", "num_pairs: 100000\n")
+    said = biased.run("make-biased-splits", "splits.yaml", "--rho", "0.25", code=2).stderr
+    assert "needs 25006 pairs whose higher response by polite is preferred, " in said
+
+
+def test_what_rho_is_stands_in_a_card_and_along_an_axis() -> None:
+    columns = ["chosen_polite", "rejected_polite"]
+    assert preferred(columns) == "the one of higher polite"
+    assert preferred(["a", "b"]) == "the one of higher a"
+    assert preferred(None) == "the longer one"
 
 
 def test_without_the_key_splits_are_what_they_were(built: Tiny) -> None:
@@ -76,7 +144,7 @@ def test_an_ensemble_on_another_attribute_than_the_policys_splits_is_refused_bef
     (polite.suite / "plain.yaml").write_text((polite.suite / "splits.yaml").read_text().replace(POLITE, ""))
     polite.edit("e-dpo.yaml", "calibration: temperature\ndata: plain.yaml\n")
     said = polite.run("train-policy", "e-dpo.yaml", code=2).stderr
-    assert "splits.yaml has another ensemble_on than plain.yaml; set data: splits.yaml" in said
+    assert "splits.yaml differ in another attribute than plain.yaml's; set data: splits.yaml, or" in said
     assert not polite.root.exists()
     polite.run("train-policy", "e-dpo.yaml", "--set", "calibration_mix=data", "--dry-run")
 

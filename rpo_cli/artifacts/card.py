@@ -10,6 +10,7 @@ from rpo_cli.artifacts.manifest import Manifest
 from rpo_cli.artifacts.origin import Origin, as_yaml
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.recipes import RECIPES
+from rpo_cli.recipes.schema import preferred
 
 CARD = "README.md"
 PAPER = (
@@ -136,8 +137,9 @@ def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tup
                 yield key, str(recipe[key])
     if "rho" in recipe:
         rho = recipe["rho"]
-        told = "the pairs as they are" if rho is None else f"in {rho:g} of the pairs the longer one is chosen"
-        yield "length bias rho", told
+        bias_on = origin["recipes"].get(Path(recipe["data"]).stem, {}).get("bias_on")
+        name = "bias rho" if bias_on else "length bias rho"
+        yield name, _drawn(rho, preferred(bias_on))
     for key, value in manifest["options"].items() if manifest["kind"] == "reward" else ():
         yield "member of the ensemble", f"{'b' if key == 'member' else key} = {value:g}"
     if manifest["kind"] == "warm":
@@ -158,6 +160,11 @@ def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tup
             f"r = {recipe['lora_r']}, alpha = {recipe['lora_alpha']}{bits}{'' if adapter else '; merged'}",
         )
     yield "seeds", ", ".join(f"{name} {seed}" for name, seed in manifest["seeds"].items())
+
+
+def _drawn(rho: float | None, which: str) -> str:
+    """What D_rho is, in words."""
+    return "the pairs as they are" if rho is None else f"in {rho:g} of the pairs {which} is chosen"
 
 
 def _data(origin: Origin, tables: Sequence[Manifest]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Unpack, cast
 
-from rpo_cli.artifacts import Stage, rho_folder, scores_of
+from rpo_cli.artifacts import Stage, rho_folder, scores_of, walk
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.selection import Selection, spread
 from rpo_cli.recipes import Loaded, load, schema, stands, variant_overrides
@@ -45,6 +45,13 @@ class Cell:
     def strength(self) -> tuple[str, float]:
         """The swept hyperparameter's name and value."""
         return cast(schema.PolicyRecipe, self.loaded.recipe).strength
+
+    @property
+    def biased_to(self) -> list[str]:
+        """Which response its rho counts, in words, where that is not the longer one."""
+        splits = [each.recipe for each in walk([self.evaluation]) if each.kind == "splits"]
+        recipes = [cast(schema.SplitsRecipe, recipe) for recipe in splits]
+        return [recipe.biased_to for recipe in recipes if recipe.bias_on is not None]
 
     @property
     def keys(self) -> dict[str, object]:

@@ -61,6 +61,12 @@ class Picture:
         return "in its sd" if self.meta.get("unit") == "sd" else "oracle reward"
 
     @property
+    def rho(self) -> str:
+        """What rho is, along an axis."""
+        to = self.meta.get("biased_to")
+        return RHO if to is None else f"ρ, share of training pairs in which {to} is preferred"
+
+    @property
     def advantage(self) -> str:
         """The title of a panel of the advantage."""
         return f"Advantage over π$_{{\\mathbf{{SFT}}}}$, {self.unit}"

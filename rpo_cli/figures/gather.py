@@ -77,7 +77,8 @@ def numbers_of(evaluated: Stage, workspace: Workspace, baselines: dict[str, pd.D
 
     advantage: oracle reward over the baseline's, whose standard deviation is baseline_sd; tokens of both; kl
     to the reference, nats; win: share of pairs won against the baseline; unfinished: share without EOS; in
-    the miniature also utility, which no oracle sees. baselines: samples that were read already, by path.
+    the miniature also utility, which no oracle sees, and polite: share that begins so. baselines: samples
+    that were read already, by path.
 
     Raises:
         BadInput: a baseline is no longer the one that the samples were compared with.
@@ -111,6 +112,8 @@ def numbers_of(evaluated: Stage, workspace: Workspace, baselines: dict[str, pd.D
     data = evaluated.inputs["data"]
     if isinstance(data, Stage) and getattr(data.recipe, "source", None) == "miniature":
         numbers["utility"] = utilities(kept[0])
+        if getattr(data.recipe, "polite", 0):
+            numbers["polite"] = ours.groupby("prompt_id")["response"].agg(polite_share)
     return pd.DataFrame(numbers, index=joined.index)
 
 
@@ -121,6 +124,13 @@ def utilities(samples: pd.DataFrame) -> pd.Series:
     pairs = zip(samples["prompt"], samples["response"], strict=True)
     values = pd.Series([utility(prompt, response) for prompt, response in pairs], samples["prompt_id"])
     return values.groupby(level=0).mean()
+
+
+def polite_share(responses: pd.Series) -> float:
+    """The share of the miniature's summaries that have the polite lead-in, worth nothing."""
+    from rpo_cli.stages.data.miniature import POLITE
+
+    return float(responses.str.contains(POLITE, regex=False).mean())
 
 
 def read(file: Path) -> pd.DataFrame:

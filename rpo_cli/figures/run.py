@@ -178,6 +178,8 @@ def _keep(
     # Results that say nothing of intervals are of a time when all were drawn; one seed still is.
     told = {"intervals": recipe.intervals if len(selection.seeds) > 1 else "bootstrap", "unit": recipe.unit}
     meta |= {name: value for name, value in told.items() if value not in ("bootstrap", "oracle")}
+    if biased_to := {to for cell in cells for to in cell.biased_to}:
+        meta["biased_to"] = " or ".join(sorted(biased_to))
     if selection.left_out:
         meta |= {"left_out": selection.left_out, "title": f"{title} [reduced: {selection.note()}]"}
     save_results(Results(found.cells, found.choices, meta, found.tables), folder)

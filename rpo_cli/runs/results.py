@@ -160,6 +160,8 @@ def _splits(metrics: Metrics) -> list[str]:
     for table in ordered:
         longer, ties = (metrics[f"{table}/{share}"] for share in ("longer_share", "tie_share"))
         won = "all are about equally long" if longer is None else f"the longer won in {100 * longer:.1f} %"
+        if (biased := metrics.get(f"{table}/biased_share")) is not None:
+            won = f"the higher won in {100 * biased:.1f} % by bias_on's columns, {won}"
         lines.append(f"{table}: {metrics[f'{table}/size']} pairs, {won}, ties {100 * (ties or 0):.1f} %")
     return lines
 

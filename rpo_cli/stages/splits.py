@@ -1,8 +1,9 @@
-"""Length-biased splits: D_rho, and its subsets D_rho,b, of other biases of length or of another attribute.
+"""Biased splits: D_rho, and its subsets D_rho,b, of other biases of length or of another attribute.
 
 The longer response of a pair has at least `length_margin` more tokens than the other; closer pairs are ties.
 D_rho has the longer response preferred in a share rho of its pairs, drawn without replacement (Fisch et al.,
-section 5.1). Held-out pairs share no prompt with the training pairs.
+section 5.1), with `bias_on` the one with the higher number. Held-out pairs share no prompt with the training
+pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes.schema import SplitsRecipe, seed_of
+from rpo_cli.recipes.schema import SplitsRecipe, attribute, seed_of
 from rpo_cli.stages.data.rows import FEW, PAIR, UNLIMITED, Rows, dropped, rows_of, write_columns
 from rpo_cli.text import percent
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 LONGER, SHORTER, TIE = 1, -1, 0
 ENSEMBLE = "higher_preferred"  # column of what the subsets differ in, where that is not length
 LENGTH_MARGIN: float = SplitsRecipe.model_fields["length_margin"].default
+LENGTHS = ("longer", "shorter", "equally long")
+NUMBERS = ("higher", "lower", "equal")
 NEGLIGIBLE = 0.01  # by so much the share of longer-preferred pairs may move without a warning
 APART = "share no prompt with the {} held-out pairs; lower num_pairs or held_out"
 
@@ -66,7 +69,7 @@ def draw(
     """Draw D_rho, held-out pairs and subsets without replacement; order is shuffled.
 
     Args:
-        kinds: [n] of LONGER, SHORTER, TIE.
+        kinds: [n] of LONGER, SHORTER, TIE, what D_rho is biased in.
         prompts: [n]; a prompt is trained on or held out, never both. None: each pair has one of its own.
         differ_in: [n] of the same, what the subsets differ in. None: `kinds`.
 
@@ -133,8 +136,9 @@ def _biased(
         ties = round(size * tie_share)
         counts.append((*counts_for(size - ties, recipe.rho), ties))
     of = f"splits: rho {recipe.rho:g} with num_pairs {recipe.num_pairs} and held_out {recipe.held_out} needs"
-    lengths = {LONGER: "longer", SHORTER: "shorter", TIE: "equally long"}
-    kinds = {kind: f"pairs whose {length} response is preferred" for kind, length in lengths.items()}
+    on = f" by {attribute(recipe.bias_on)}" if recipe.bias_on else ""
+    named = zip((LONGER, SHORTER, TIE), NUMBERS if recipe.bias_on else LENGTHS, strict=True)
+    kinds = {kind: f"pairs whose {word} response{on} is preferred" for kind, word in named}
     wanted = []
     for kind, train, held_out in zip(kinds, *counts, strict=True):
         need = train + held_out
@@ -165,9 +169,10 @@ def subset_sizes(longer: int, shorter: int, recipe: SplitsRecipe) -> dict[float,
     size = equal if recipe.subset_size == "equal" else recipe.subset_size
     if size > equal:
         b = min(largest, key=lambda b: largest[b])
+        more, less, _ = NUMBERS if recipe.told else LENGTHS
         raise BadInput(
             f"splits: subset_size {size} cannot be filled for b {b:g}: {largest[b]} pairs at most, "
-            f"from {longer} longer and {shorter} shorter"
+            f"from {longer} {more} and {shorter} {less}"
         )
     return dict.fromkeys(recipe.ensemble, size)
 
@@ -183,7 +188,8 @@ def _subsets(
         many = min(many, len(longer))
         few = min(few, len(shorter))
         if many + few == 0:
-            there = f"{len(longer)} longer and {len(shorter)} shorter pairs"
+            more, less, _ = NUMBERS if recipe.told else LENGTHS
+            there = f"{len(longer)} {more} and {len(shorter)} {less} pairs"
             raise BadInput(f"splits: the subset for b {b:g} would be empty: D_rho has {there}")
         if recipe.subset_draw == "independent":
             rng = np.random.default_rng([seed, 31, round((recipe.rho or 0) * 10_000), round(b * 10_000)])
@@ -247,11 +253,15 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, object]:
     ends = 0 if recipe.length_counts_eos else 1  # every response has one, its last token
     kinds = preference_of_length(chosen - ends, rejected - ends, recipe.length_margin)
     prompts = pairs.texts("prompt")
-    differ_in = None
-    if recipe.ensemble_on is not None:
-        differ_in = np.sign(pairs.numbers(recipe.ensemble_on) @ (1, -1)).astype(np.int8)
+    biased_in, differ_in = (
+        None if columns is None else np.sign(pairs.numbers(columns) @ (1, -1)).astype(np.int8)
+        for columns in (recipe.bias_on, recipe.told)
+    )
+    biases = kinds if biased_in is None else biased_in
     try:
-        split = draw(kinds, recipe, seed_of(recipe, "data"), prompts, differ_in)
+        split = draw(
+            biases, recipe, seed_of(recipe, "data"), prompts, kinds if differ_in is None else differ_in
+        )
     except BadInput as error:
         cure = "; lower num_pairs or held_out, or set max_length: null in the splits recipe to draw from all"
         raise BadInput(f"{error}; {left_out}{cure}" if overlong else str(error)) from None
@@ -274,7 +284,8 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, object]:
     for index, (name, rows) in enumerate(parts.items()):
         write_columns({key: values[rows] for key, values in notes.items()}, job.directory / f"{name}.parquet")
         metrics |= {f"{name}/{key}": value for key, value in bias_of(kinds, rows).items()}
-        if differ_in is not None:
-            metrics[f"{name}/higher_share"] = bias_of(differ_in, rows)["longer_share"]
+        for key, higher in (("biased_share", biased_in), ("higher_share", differ_in)):
+            if higher is not None:
+                metrics[f"{name}/{key}"] = bias_of(higher, rows)["longer_share"]
         report(index + 1, len(parts))
     return metrics

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.figures.cells import Cell
-from rpo_cli.figures.drawing import RHO, Picture, draw_lines
+from rpo_cli.figures.drawing import Picture, draw_lines
 from rpo_cli.figures.gather import Gathered, evaluations, members
 from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.figures.table import CELL
@@ -65,13 +65,13 @@ def draw(figure: Figure, picture: Picture) -> None:
     for (left, right), (title, policies) in zip(panels, picture.panels.items(), strict=True):
         rows = picture.rows(policies)
         draw_lines(left, rows, picture.looks, "advantage")
-        left.set(title=picture.advantage, xlabel=RHO)
+        left.set(title=picture.advantage, xlabel=picture.rho)
         chosen = rows[rows["member"].notna()]
         if chosen.empty:
             right.set_axis_off()
         else:
             draw_lines(right, chosen, picture.looks, "member")
-            right.set(title="Mean b of the members chosen", xlabel=RHO)
+            right.set(title="Mean b of the members chosen", xlabel=picture.rho)
             ends = right.get_xlim()
             right.plot(ends, ends, color="#444444", linewidth=1, linestyle="--", label="b = ρ")
             right.set_xlim(ends)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from rpo_cli.figures.drawing import RHO, STYLE, Picture, draw_lines, legend, publish_picture, zero_line
+from rpo_cli.figures.drawing import STYLE, Picture, draw_lines, legend, publish_picture, zero_line
 from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.figures.table import Axes, Bootstrap, summary
 from rpo_cli.recipes.schema import FURTHER
@@ -33,7 +33,7 @@ def draw(figure: Figure, picture: Picture) -> None:
     draw_lines(right, picture.table, picture.looks, "tokens", 0.02)
     unit = ", in sd of the latter" if picture.meta.get("unit") == "sd" else ""
     left.set_title(f"Advantage: oracle reward minus that of π$_{{\\mathbf{{SFT}}}}${unit}")
-    left.set_xlabel(RHO)
+    left.set_xlabel(picture.rho)
     zero_line(left)
     right.set_title("Mean length in tokens")
     right.set_xlabel("ρ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rpo_cli.figures.drawing import RHO, Picture, draw_lines
+from rpo_cli.figures.drawing import Picture, draw_lines
 from rpo_cli.figures.kinds.base import FigureKind
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def draw(figure: Figure, picture: Picture) -> None:
     place: dict[str, object] = {"loc": "upper left", "bbox_to_anchor": (0, 1.09), "borderaxespad": 0}
     for axes, (title, policies) in zip(panels, picture.panels.items(), strict=True):
         draw_lines(axes, picture.rows(policies), picture.looks, "advantage")
-        axes.set_xlabel(RHO)
+        axes.set_xlabel(picture.rho)
         axes.legend(frameon=False, ncols=3, columnspacing=1.2, **place)
         axes.set_title(title, pad=30)
     panels[0].set_ylabel(f"advantage over π$_{{SFT}}$, {picture.unit}")

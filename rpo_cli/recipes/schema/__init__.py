@@ -12,7 +12,7 @@ from rpo_cli.recipes.schema.base import (
     is_recipe,
     seed_of,
 )
-from rpo_cli.recipes.schema.data import DataRecipe, RelabelRecipe, SplitsRecipe
+from rpo_cli.recipes.schema.data import DataRecipe, RelabelRecipe, SplitsRecipe, attribute, preferred
 from rpo_cli.recipes.schema.evaluate import JUDGE_PROMPT, EvaluateRecipe, JudgeRecipe, JudgeSettings
 from rpo_cli.recipes.schema.figure import (
     ESTIMATORS,

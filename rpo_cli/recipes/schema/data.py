@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -252,6 +253,17 @@ class RelabelRecipe(ModelSource, SharedPrompts, Labelled):
     per_device_eval_batch_size: PositiveInt = cosmetic(256, "responses scored at a time")
 
 
+def attribute(columns: Sequence[str]) -> str:
+    """What two columns of chosen and of rejected count: of chosen_NAME and rejected_NAME the NAME alone."""
+    name = columns[0].removeprefix("chosen_")
+    return name if columns[1].removeprefix("rejected_") == name else columns[0]
+
+
+def preferred(bias_on: Sequence[str] | None) -> str:
+    """Which response rho counts, in words."""
+    return "the longer one" if bias_on is None else f"the one of higher {attribute(bias_on)}"
+
+
 class SplitsRecipe(Recipe):
     """D_rho, and the subsets D_rho,b on which the ensemble's members are trained."""
 
@@ -261,6 +273,12 @@ class SplitsRecipe(Recipe):
     )
     rho: Share | None = Field(
         None, description="share of pairs whose longer response is preferred; null: no resampling"
+    )
+    bias_on: TwoColumns | None = added(
+        None,
+        "two columns of numbers beside the pairs, of chosen and of rejected, such as [chosen_polite, "
+        "rejected_polite]: rho and b are shares of pairs whose response with the higher number is preferred, "
+        "pairs of equal numbers are the ties; default: the longer response",
     )
     rhos: list[Share] = cosmetic([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], "what `--rho all` means")
     num_pairs: PositiveInt | None = Field(None, description="pairs in D_rho; null: all (needs rho: null)")
@@ -281,9 +299,8 @@ class SplitsRecipe(Recipe):
     )
     ensemble_on: TwoColumns | None = added(
         None,
-        "two columns of numbers beside the pairs, of chosen and of rejected, such as [chosen_polite, "
-        "rejected_polite]: the subsets D_rho,b differ in the share b of pairs whose response with the higher "
-        "number is preferred; default: the longer response",
+        "what the subsets D_rho,b differ in, where that is not what D_rho is biased in: two columns as those "
+        "of bias_on",
     )
     length_counts_eos: bool = added(
         True, "whether the EOS is one of a response's tokens where lengths are compared"
@@ -300,6 +317,16 @@ class SplitsRecipe(Recipe):
         "draw from pairs of at most so many tokens, prompt plus longer response; auto: the least max_length "
         "of the recipes beside this one that are trained on these splits with overlong: drop; null: no limit",
     )
+
+    @property
+    def biased_to(self) -> str:
+        """Which response rho counts, in words: the longer one, or that of the higher number."""
+        return preferred(self.bias_on)
+
+    @property
+    def told(self) -> list[str] | None:
+        """The columns of what the subsets differ in; None: lengths."""
+        return self.ensemble_on or self.bias_on
 
     @model_validator(mode="after")
     def rho_needs_size(self) -> SplitsRecipe:

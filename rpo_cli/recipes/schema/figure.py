@@ -26,7 +26,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "reward-kl": ("advantage", "kl"),
 }
 # Of evaluated samples besides, where cells have them: those of results from before do not.
-FURTHER = ("utility", "kl", "win", "unfinished")
+FURTHER = ("utility", "kl", "win", "unfinished", "polite")
 # These measure policies on their training pairs; the others evaluate samples with the oracle.
 MEASURED = ("degeneracy", "kl")
 ESTIMATORS = ("full", "sample", "data")  # what a figure of kind kl compares, on one policy

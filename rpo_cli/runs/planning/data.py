@@ -70,8 +70,9 @@ class DataPlanner(BasePlanner):
         inputs = {"data": self.reference("data", loaded), "tokenizer": self.reference("tokenizer", loaded)}
         if isinstance(tokenizer := inputs["tokenizer"], External):
             tokenizer.use = "tokenizer"
-        if recipe.ensemble_on is not None:
-            self._columns(loaded, recipe.ensemble_on, "ensemble_on")
+        for key in ("bias_on", "ensemble_on"):
+            if (columns := getattr(recipe, key)) is not None:
+                self._columns(loaded, columns, key)
         limit = recipe.max_length
         if limit == "auto":
             if loaded.path not in self._limits:  # the same at every rho

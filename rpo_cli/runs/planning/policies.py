@@ -114,8 +114,10 @@ class PolicyPlanner(ModelPlanner):
             return
         own = cast(schema.SplitsRecipe, cast(Stage, self.reference("data", loaded)).recipe)
         for splits in _splits_below(member):
-            if cast(schema.SplitsRecipe, splits.recipe).ensemble_on != own.ensemble_on:
-                named = f"{shown(splits.source)} has another ensemble_on than {recipe.data}"
+            if cast(schema.SplitsRecipe, splits.recipe).told != own.told:
+                named = (
+                    f"the subsets of {shown(splits.source)} differ in another attribute than {recipe.data}'s"
+                )
                 cure = f"set data: {splits.source.name}, or calibration_mix: data"
                 raise wrong(loaded, "ensemble", f"{named}; {cure}")
 
