@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ import pytest
 from conftest import RHO, Tiny
 from test_figures import contents
 
-from rpo_cli.figures.kinds.curves import VERDICTS
+from rpo_cli.figures.kinds.curves import VERDICTS, passed
 
 FIGURE = (
     "stage: figure\nkind: curves\nrhos: [0.5]\nbootstrap_samples: 100\n"
@@ -52,3 +54,13 @@ def test_a_learning_curve_without_checkpoints_is_refused_in_a_line(tiny: Tiny) -
     (tiny.suite / "curves.yaml").write_text(FIGURE.replace(", set: {select: validation, checkpoints: 3}", ""))
     said = tiny.run("figure curves", "curves.yaml", code=2)
     assert "a learning curve needs checkpoints; set select: validation" in said.stderr
+
+
+def test_an_epoch_is_one_pass_over_the_pairs_however_many_processes_shared_its_batches() -> None:
+    recipe = SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    cell: Any = SimpleNamespace(policy_path="p", loaded=SimpleNamespace(recipe=recipe), looks=[None, None])
+    metrics = {"kept/1": 50, "kept/2": 100, "rows": 1600}
+    for processes in (1, 4):
+        manifest = {"metrics": metrics, "processes": processes}
+        workspace: Any = SimpleNamespace(finished={"p": manifest}.__getitem__)
+        assert passed(cell, workspace) == ([50, 100], [0.5, 1.0])

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
-from conftest import RHO, SEED, Tiny, rpo, weights
+from conftest import RHO, SEED, Tiny, manifest, rpo, weights
 from test_pipeline import plan, same_artifact
 from test_policy_training import Stop, teach
 
@@ -149,8 +149,9 @@ def test_a_failed_stage_stops_only_what_needs_it_and_the_same_command_tries_just
 
 
 @pytest.mark.slow
-def test_a_diverged_cell_is_the_worst_choice_of_its_grid(tiny: Tiny) -> None:
-    tiny.edit("dpo.yaml", "grid: {beta: [0.1, 1.0e+38]}")
+@pytest.mark.parametrize("select", ["last", "validation"])
+def test_a_diverged_cell_is_the_worst_choice_of_its_grid(tiny: Tiny, select: str) -> None:
+    tiny.edit("dpo.yaml", f"grid: {{beta: [0.1, 1.0e+38]}}\nselect: {select}\ncheckpoints: 2")
     sweep = ("sweep", "dpo.yaml", "--rho", "0.5", "--seeds", "0")
     said = tiny.run(*sweep, "--json")
     assert json.loads(said.stdout)["chosen"] == {"dpo": {"0.5": {"beta": 0.1}}}
@@ -640,3 +641,15 @@ def test_finite_numbers_whose_sum_overflows_are_finite() -> None:
     assert all_finite(torch.full((70_000,), 3.0).half())
     assert not all_finite(torch.tensor([torch.inf, -torch.inf]))
     assert all_finite(torch.ones(2).to(torch.float8_e5m2)), "which has no sums"
+
+
+def test_the_seconds_of_a_stage_are_those_of_all_its_attempts(tiny: Tiny) -> None:
+    stage = tiny.stage("sft.yaml")
+    workspace = Workspace(tiny.root, tiny.suite.name)
+    job = job_of(stage, workspace, {}, force=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, Stop(at=3))
+    workspace.note_spent(stage.path, 5000)
+    run_job(job, Stop())
+    assert 5000 < manifest(tiny.root, stage.path)["seconds"] < 6000
+    assert workspace.spent(stage.path) == 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import RHO, Tiny, column, manifest, pairs_of, tokenise, weights
+from foreign import model_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -36,6 +37,7 @@ from rpo_cli.models import (
     rewards,
     sample,
 )
+from rpo_cli.models.load import RoundedLinear, hold_in_bfloat16
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.runs.work import run_job
 from rpo_cli.stages.data.rows import read_rows, write_rows
@@ -513,3 +515,20 @@ def test_an_adapter_finds_its_base_from_anywhere(
     adapted = peft.AutoPeftModelForCausalLM.from_pretrained(adapter)
     ids = torch.arange(4, 12)[None]
     assert torch.allclose(adapted(input_ids=ids).logits, merged(input_ids=ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_rewards_are_not_rounded_to_bfloat16_where_the_body_is_held_in_it(tmp_path: Path, kind: str) -> None:
+    folder = model_of(tmp_path / "judge", kind, "WordPiece")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    model.config.pad_token_id = 0
+    hold_in_bfloat16(model)
+    head = model.classifier if kind == "bert" else model.score
+    assert head.weight.dtype == torch.float32
+    assert {each.weight.dtype for each in model.base_model.modules() if type(each) is RoundedLinear} == {
+        torch.bfloat16
+    }
+    rows = [TokenRow(str(n), [5, 6, 7 + n], ([8 + n, 9], [10, 11 + n])) for n in range(6)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.from_numpy(pair_rewards(model, rows, 0, 3))
+    assert (found != found.to(torch.bfloat16).float()).float().mean() > 0.8

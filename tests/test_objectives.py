@@ -267,6 +267,25 @@ def test_half_precision_logits_are_normalised_in_float32():
     torch.testing.assert_close(kl.double(), exact, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("sharp", [1.0, 7.0, 12.0])
+def test_the_gradient_of_half_precision_logits_is_that_of_float32_rounded_once(sharp: float) -> None:
+    logits = doubles(2, 5, 40, seed=4).to(torch.bfloat16)
+    tokens = torch.tensor([[3, 3, 9, 11, 3, 0], [1, 2, 2, 1, 5, 6]])
+    positions = torch.tensor(
+        [[0, 0, 1, 2, 4, 4], [0, 1, 1, 1, 2, 3]]
+    )  # some twice: responses that share them
+    rows = torch.arange(2)[:, None]
+    logits[rows, positions, tokens] = sharp  # at 12 nearly certain
+    weights = torch.tensor([[1.0, 0.5, -2.0, 1.0, 0.3, 1.0], [1.0, -1.0, 0.25, 2.0, 1.0, 1.0]])
+    found = logits.clone().requires_grad_()
+    (token_logps(found, tokens, positions) * weights).sum().backward()
+    exact = logits.double().requires_grad_()
+    (exact.log_softmax(-1)[rows, positions, tokens] * weights).sum().backward()
+    assert found.grad is not None and exact.grad is not None
+    # Half a step of bfloat16, and what float32 leaves of a difference of numbers near one.
+    torch.testing.assert_close(found.grad.double(), exact.grad, rtol=2**-8, atol=1e-6)
+
+
 def test_extreme_logits_keep_log_probabilities_and_kl_finite_in_float32():
     policy = torch.tensor([[[1e4, -1e4, 0.0]]], requires_grad=True)
     mask, tokens = torch.ones(1, 1), torch.ones(1, 1, dtype=torch.long)

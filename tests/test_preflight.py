@@ -495,6 +495,10 @@ def test_dialogues_are_rendered_only_with_a_template(empty: Tiny, tmp_path: Path
 
 
 NO_EFFECT = {
+    "checkpoints where the best step is one": (
+        "rm.yaml", "stopping: early\neval_steps: 2\nsave_steps: 2",
+        "save_steps: no effect with stopping: early"
+    ),
     "a teacher without distillation": ("dpo.yaml", "teacher: lcb", "teacher: no effect with objective: dpo"),
     "the weight of a KL that is none": ("dpo.yaml", "gamma: 5", "gamma: no effect with objective: dpo"),
     "the other strength": ("e-dpo.yaml", "tau: 1", "tau: no effect with objective: e-dpo"),

@@ -20,7 +20,7 @@ from rpo_cli.recipes import schema
 from rpo_cli.recipes.schema import EvaluateRecipe
 from rpo_cli.runs import pool, workers
 from rpo_cli.runs.failures import Failures
-from rpo_cli.runs.room import LIBRARIES, Room
+from rpo_cli.runs.room import LIBRARIES, Room, each_weight
 from rpo_cli.runs.todo import ReadyQueue, Todo, width
 
 
@@ -102,6 +102,12 @@ def test_a_worker_is_started_only_where_its_stage_fits_beside_the_others(tmp_pat
         reading.need(made["b"], "", HOST) == LIBRARIES + 1000
         and reading.need(made["e"], "", HOST) == LIBRARIES
     )
+
+
+def test_a_frozen_base_is_expected_to_take_its_weights_alone() -> None:
+    assert each_weight(schema.PolicyRecipe(stage="policy", objective="dpo", use_peft=True)) == 4
+    assert each_weight(schema.PolicyRecipe(stage="policy", objective="dpo")) == 16
+    assert each_weight(schema.EvaluateRecipe(stage="evaluate")) == 4
 
 
 class Idle:

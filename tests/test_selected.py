@@ -128,3 +128,17 @@ def test_cells_have_utility_kl_wins_and_what_did_not_end(tiny: Tiny) -> None:
     table = pd.read_csv(tiny.root / "figures/figure/figure2.csv")
     assert table["utility"][0] == pytest.approx(cells["utility"].mean(), abs=1e-4)
     assert {"kl_low", "win_high", "unfinished"} <= set(table)
+
+
+def test_an_interrupted_choice_goes_on_in_the_folder_that_it_left(chosen: Tiny) -> None:
+    stage = chosen.stage("dpo.yaml")
+    job = job_of(stage, Workspace(chosen.root, chosen.suite.name), {}, force=True)
+    before = weights(chosen.root / stage.path)
+
+    def stop(step: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, stop)  # when all of it is there but its manifest
+    run_job(job, lambda step, of: None)
+    assert weights(chosen.root / stage.path) == before

@@ -23,6 +23,8 @@ from conftest import PLAIN, Tiny, manifest, rpo
 from huggingface_hub import constants
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rpo_cli.artifacts import Workspace, snapshots
+
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "refs/convert/parquet"
 
@@ -322,3 +324,12 @@ def test_a_model_without_safetensors_is_refused(hub: Any, suite: Path, tmp_path:
         code=2,
     )
     assert "o/model@main: has no config.json or safetensors weights" in said
+
+
+def test_what_another_command_recorded_meanwhile_stays_in_the_lock_file(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "runs", "tiny")
+    snapshots.remember(workspace, {"models": {"o/a@main": "1" * 40}})
+    snapshots.remember(workspace, {"models": {"o/a@main": "2" * 40, "o/b@main": "3" * 40}, "datasets": {}})
+    assert snapshots.commits(workspace) == {
+        "models": {"o/a@main": "1" * 40, "o/b@main": "3" * 40}, "datasets": {}
+    }  # fmt: skip

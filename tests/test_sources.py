@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -333,6 +334,23 @@ def test_hh_through_a_chat_template_leaves_the_eos_to_the_tokens(sets: Path) -> 
     for row in tables["pairs"]:
         assert row["prompt"].startswith("<user>") and row["prompt"].endswith("</s><assistant>")
         assert "</s>" not in row["chosen"] and not row["chosen"].startswith((" ", "<"))
+
+
+def test_dialogues_of_hh_that_the_chat_template_refuses_are_left_out_and_counted(sets: Path) -> None:
+    template = "{% if messages | length > 1 and messages[0].role == messages[1].role %}" + (
+        "{{ raise_exception('roles must alternate') }}{% endif %}" + published.CHAT
+    )
+    published.word_tokenizer(sets / "strict", template, ["<user>", "<assistant>"])
+    folder = sets / "hh/helpful-base"
+    file = next(folder.glob("train*"))
+    twice = "\n\nHuman: one\n\nHuman: two\n\nAssistant:"
+    row = json.dumps({"chosen": f"{twice} yes", "rejected": f"{twice} no"})
+    text = gzip.decompress(file.read_bytes()).decode() if file.suffix == ".gz" else file.read_text()
+    written = f"{row}\n{text}".encode()
+    file.write_bytes(gzip.compress(written) if file.suffix == ".gz" else written)
+    recipe = f"source: hh-rlhf\ndataset: {sets}/hh\ndata_dir: helpful-base\nvalidation_share: 0.2\n"
+    _, metrics = make(sets, f"{recipe}prompt_format: chat\ntokenizer: {sets}/strict\n")
+    assert metrics["pairs/refused"] == 1
 
 
 # ── TRL's formats ───────────────────────────────────────────────────────────────────────────────────────────

@@ -560,3 +560,12 @@ def test_a_range_is_that_of_the_curve_over_rho() -> None:
     (row,) = judge(cells, Axes(["a", "b"], [0.2, 0.5], SEEDS, ("x",)), [claim], Bootstrap(100))
     assert row["detail"] == "x: range of a - range of b" and row["passed"]
     assert row["difference"] == pytest.approx(0.8 - 0.1, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["degeneracy", "kl"])
+def test_what_is_measured_on_training_pairs_has_no_unit_of_an_oracle(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "figure.yaml").write_text(
+        f"stage: figure\nkind: {kind}\nunit: sd\nrhos: [0.5]\nvariants: [{{name: a, recipe: dpo.yaml}}]\n"
+    )
+    with pytest.raises(RecipeError, match=f"unit: sd: no oracle scores the training pairs that kind: {kind}"):
+        load(str(tmp_path / "figure.yaml"))

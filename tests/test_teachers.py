@@ -338,3 +338,17 @@ def test_a_reward_model_trained_here_on_other_tokens_reads_the_texts_with_its_ow
         ]
         found = [reward(model, *each) for each in asked]
         assert scores[side].to_list() == pytest.approx(found, abs=1e-4)
+
+
+def test_prompts_that_leave_an_oracle_no_room_for_the_answer_are_left_out_before_it_is_sampled(
+    tmp_path: Path,
+) -> None:
+    judge = model_of(tmp_path / "judge", "gpt2", "bytes")
+    asked: list[dict[str, Any]] = [{"prompt": "a" * length, "response": "."} for length in (200, 240)]
+    recipe = ScoringRecipe(stage="scores", device="cpu", overlong="drop")
+    reading, said = reading_of(judge, recipe, None), list[str]()
+    room = reading.most - max(len(reading.tokens([row["prompt"]])[0]) for row in asked) - 1
+    for to_come, kept in ((room - 1, ["a", "b"]), (room + 1, ["a"])):
+        rows = reading.rows(["a", "b"], asked, ["response"], "here", said.append, to_come=to_come)
+        assert [row.id for row in rows] == kept
+    assert len(said) == 1 and f"beside {room + 1} that are to come" in said[0]

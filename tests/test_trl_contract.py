@@ -143,3 +143,21 @@ def test_a_key_of_trl_is_taken_for_no_key_that_means_something_else(stage: str, 
     assert {key: ours for key, ours in guessed.items() if MEANT.get(key) != ours} == {}
     hinted = {"eval_steps": "write monitor_steps", "reference_free": "not supported; `objective: simpo`"}
     assert stage != "policy" or all(told in unknown(key, stage, ours) for key, told in hinted.items())
+
+
+# Read with a default or by name alone, where the search above does not see them.
+READ = (
+    ("transformers:PreTrainedModel", "_is_stateful"),
+    ("transformers:PreTrainedConfig", "_attn_implementation"),
+    ("torch.nn:Module", "_compiled_call_impl"),
+    ("accelerate:Accelerator", "_original_forward"),
+)
+
+
+@pytest.mark.parametrize(("where", "name"), READ)
+def test_a_private_name_that_is_read_where_it_may_lack_is_there(where: str, name: str) -> None:
+    module, _, kind = where.partition(":")
+    home = getattr(importlib.import_module(module), kind)
+    assert name in inspect.getsource(home) or hasattr(home, name)
+    texts = [file.read_text() for file in PACKAGE.rglob("*.py")]
+    assert any(f'"{name}"' in text or f".{name}" in text for text in texts)

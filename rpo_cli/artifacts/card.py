@@ -170,7 +170,7 @@ def _drawn(rho: float | None, which: str) -> str:
 def _data(origin: Origin, tables: Sequence[Manifest]) -> Iterator[str]:
     """What was read, by content, and how many rows were read and left out."""
     for place, content in origin["inputs"].items():
-        yield f"- `{place}`: SHA-256 `{content}`"
+        yield f"- `{place}`: content `{content}`, as `rpo rebuild` compares it"
     for kind, names in origin["hub"].items():
         for name, commit in names.items():
             yield f"- {kind.removesuffix('s')} `{name}` of the hub: commit `{commit}`"

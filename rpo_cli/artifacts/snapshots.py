@@ -9,11 +9,11 @@ huggingface_hub.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rpo_cli.artifacts.files import read_json, write_json
+from rpo_cli.artifacts.files import lease, read_json, write_json
 from rpo_cli.artifacts.graph import External, Stage, walk
 from rpo_cli.artifacts.hub import unreachable
 from rpo_cli.artifacts.workspace import Workspace
@@ -100,11 +100,20 @@ def record(targets: Sequence[Stage], workspace: Workspace, say: Callable[[str], 
         if external.commit is None and (commit := _resolve(external)) is not None:
             known.setdefault(kind, {})[name] = new[name] = commit
     if new:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, known)
+        remember(workspace, known)
         for name, commit in new.items():
             say(f"hub: {name} is {commit}, recorded in {file}")
         pin(targets, workspace)
+
+
+def remember(workspace: Workspace, names: Mapping[str, Mapping[str, str]]) -> None:
+    """Add names and their commits to the lock file; what another command recorded meanwhile stays."""
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    with lease(workspace.root, "hub"):
+        known = commits(workspace)
+        for kind, found in names.items():
+            known[kind] = {**found, **known.get(kind, {})}
+        write_json(lock_file(workspace), known)
 
 
 def _resolve(external: External) -> str | None:

@@ -233,6 +233,18 @@ class Workspace:
         started = read_json(self.root / path / STARTED) or {}
         return started.get("key") == identity["key"] and not (self.root / path / MANIFEST).exists()
 
+    def spent(self, path: str) -> float:
+        """Seconds that earlier attempts at an unfinished artifact of the same key took."""
+        seconds = (read_json(self.root / path / STARTED) or {}).get("seconds", 0)
+        return float(seconds) if isinstance(seconds, int | float) else 0.0
+
+    def note_spent(self, path: str, seconds: float) -> None:
+        """Write down how long an unfinished artifact has taken so far, for whoever goes on with it."""
+        file = self.root / path / STARTED
+        if (started := read_json(file)) is not None:
+            with contextlib.suppress(OSError):  # the error itself matters more
+                write_json(file, {**started, "seconds": round(seconds, 2)})
+
     def publish(self, path: str, manifest: Manifest) -> None:
         """Declare the artifact finished; RunFailed if another process makes it now."""
         self.require_lease(path)

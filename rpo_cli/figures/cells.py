@@ -72,6 +72,14 @@ class Cell:
         return cast(Stage, self.evaluation.inputs["policy"]).path
 
     @property
+    def trials(self) -> list[Stage]:
+        """What ends where its policy diverges: training, what chooses among its checkpoints, evaluation."""
+        policy = cast(Stage, self.evaluation.inputs["policy"])
+        chosen_by = [needed for name, needed in policy.inputs.items() if name.startswith("looks/")]
+        among = [policy.inputs.get("trained"), *chosen_by, policy, self.evaluation]
+        return [each for each in among if isinstance(each, Stage)]
+
+    @property
     def taught_by(self) -> dict[str, Stage]:
         """The scores of each model that its policy distils, by name."""
         inputs = cast(Stage, self.evaluation.inputs["policy"]).inputs

@@ -61,7 +61,7 @@ def tune(
     workspace = session.open(suite)
     snapshots.pin([cell.evaluation for cell in cells], workspace)
     keeper = WeightKeeper(cells, workspace, keep)
-    trials = [path for cell in cells for path in (cell.policy_path, cell.evaluation.path)]
+    trials = [stage.path for cell in cells for stage in cell.trials]
     diverged = session.try_all(read_by(cells), suite, finished=keeper, may_diverge=trials)
     rows = validation_table(cells, workspace, diverged)
     lost_cells = [cell for cell in cells if is_among(cell, diverged)]
@@ -125,8 +125,8 @@ def settled(session: Session, maker: Cells, cells: Sequence[Cell]) -> tuple[Chos
     lost = {
         stage.path
         for cell in cells
-        for stage in (cell.evaluation, cell.evaluation.inputs["policy"])
-        if isinstance(stage, Stage) and workspace.has_diverged(stage.path, stage.identity)
+        for stage in cell.trials
+        if workspace.has_diverged(stage.path, stage.identity)
     }
     rest = [cell for cell in cells if not is_among(cell, lost)]
     stages = [cell.evaluation for cell in rest]
@@ -156,7 +156,7 @@ def planned(
 
 def is_among(cell: Cell, diverged: Collection[str]) -> bool:
     """Whether a cell's policy diverged in training, or when it was evaluated."""
-    return cell.policy_path in diverged or cell.evaluation.path in diverged
+    return any(stage.path in diverged for stage in cell.trials)
 
 
 def validation_table(

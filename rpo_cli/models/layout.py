@@ -192,6 +192,15 @@ def response_rewards(model: nn.Module, batch: Batch) -> Tensor:
     return seen[0].squeeze(-1).gather(1, batch["ends"]).T.reshape(-1).float()
 
 
+def head_layers(model: nn.Module) -> list[nn.Linear]:
+    """The linear layers of a sequence classifier outside its body, the last of which gives the reward."""
+    body = getattr(model, "base_model", model)
+    if body is model or not hasattr(model, "num_labels"):  # a language model's head is none
+        return []
+    inside = set(map(id, body.modules()))
+    return [each for each in model.modules() if isinstance(each, nn.Linear) and id(each) not in inside]
+
+
 @contextlib.contextmanager
 def _head_output(model: nn.Module) -> Iterator[list[Tensor]]:
     named = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] == "score"]
@@ -199,6 +208,8 @@ def _head_output(model: nn.Module) -> Iterator[list[Tensor]]:
     # The shortest name: peft keeps the head it trains and the original one below a wrapper of the same name.
     heads = [module for _, module in sorted(named, key=lambda item: len(item[0]))[:1]]
     handles = [head.register_forward_hook(lambda *call: seen.append(_unrounded(*call))) for head in heads]
+    last = [] if heads else head_layers(model)[-1:]  # of an encoder: its output becomes the model's
+    handles += [head.register_forward_hook(_unrounded) for head in last]
     try:
         yield seen
     finally:

@@ -22,6 +22,7 @@ from rpo_cli.artifacts import base_of_adapter, cannot_read, look_for, no_memory
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
 from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
+from rpo_cli.models.layout import head_layers
 from rpo_cli.models.norms import fuse_norms
 from rpo_cli.models.weights import Auto, read_weights
 from rpo_cli.recipes import suggest
@@ -281,11 +282,12 @@ def hold_in_bfloat16(model: PreTrainedModel) -> None:
     """Round linear layers that nobody trains to what autocast would round them to in every step.
 
     The numbers are the same, and take half the memory. Embeddings, and a head that is tied to them, norms and
-    a reward model's head stay in float32, in which autocast reads them or training changes them.
+    what gives a reward model's reward stay in float32, in which autocast reads them or training changes them.
     """
     embeddings = model.get_input_embeddings().weight
-    for name, module in model.named_modules():
-        if type(module) is torch.nn.Linear and name != "score" and module.weight is not embeddings:
+    kept = set(map(id, head_layers(model)))
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and id(module) not in kept and module.weight is not embeddings:
             module.to(torch.bfloat16)
             module.__class__ = RoundedLinear
 

@@ -35,7 +35,15 @@ class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         logits, totals, tokens, positions = ctx.saved_tensors
-        wanted = torch.zeros_like(totals).scatter_add_(1, positions, grads[0]).view(-1, 1)
+        rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens)
+        at, given = (rows, positions, tokens), grads[0]
+        wanted = torch.zeros_like(totals).scatter_add_(1, positions, given)
+        if narrow := logits.dtype != totals.dtype:
+            # Of a token that is nearly certain both parts are nearly one: their difference is rounded once.
+            same = (positions[:, :, None] == positions[:, None]) & (tokens[:, :, None] == tokens[:, None])
+            share = (logits[at].to(totals.dtype) - totals.gather(1, positions)).exp()
+            given = (same * given[:, None]).sum(-1) - share * wanted.gather(1, positions)
+        wanted = wanted.view(-1, 1)
         result = torch.empty_like(logits, memory_format=torch.contiguous_format)
         flat = logits.reshape(-1, logits.shape[-1])
         into, totals = result.view(flat.shape), totals.view(-1, 1)
@@ -43,8 +51,7 @@ class _TokenLogps(torch.autograd.Function):
         for start in range(0, len(flat), size):
             part = slice(start, start + size)
             into[part] = (at_least_float32(flat[part]) - totals[part]).exp_().mul_(-wanted[part])
-        rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens)
-        result.index_put_((rows, positions, tokens), grads[0].to(result.dtype), accumulate=True)
+        result.index_put_(at, given.to(result.dtype), accumulate=not narrow)
         return result, None, None
 
 

@@ -32,6 +32,7 @@ from rpo_cli.recipes import RecipeError, schema, suggest
 from rpo_cli.recipes.draft import stands
 from rpo_cli.recipes.hints import ELSEWHERE
 from rpo_cli.runs import local_models as models
+from rpo_cli.runs.room import each_weight
 from rpo_cli.runs.todo import Todo
 from rpo_cli.text import first_line, size
 
@@ -154,7 +155,7 @@ def room(stages: Sequence[Stage], root: Path, jobs: int) -> list[str]:
             count = weights[id(base)]
             saved += 4 * count
             checkpoints.append(24 * count if recipe.save_steps and not recipe.use_peft else 0)
-            training = (4 if recipe.use_peft else 16) * count
+            training = each_weight(recipe) * count
             with_auto.append(training if recipe.device in ("cpu", "auto") else 0)
             memory.append(training if recipe.device == "cpu" else 0)
     place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())

@@ -15,12 +15,10 @@ from rpo_cli.artifacts import (
     Workspace,
     hash_path,
     origin_of,
-    read_json,
     sha256,
     versions,
-    write_json,
 )
-from rpo_cli.artifacts.snapshots import lock_file
+from rpo_cli.artifacts.snapshots import commits, lock_file, remember
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import RECIPES, load
 from rpo_cli.runs.export import WEIGHTS
@@ -91,15 +89,14 @@ def _pin(hub: Mapping[str, Mapping[str, str]], workspace: Workspace) -> None:
         BadInput: it uses others.
     """
     file = lock_file(workspace)
-    known = read_json(file) or {}
+    known = commits(workspace)
     for kind, names in hub.items():
         for name, commit in names.items():
-            if known.setdefault(kind, {}).setdefault(name, commit) != commit:
-                other = f"{name} is {known[kind][name]} there, {commit} in the card"
+            if (there := known.get(kind, {}).get(name, commit)) != commit:
+                other = f"{name} is {there} there, {commit} in the card"
                 raise BadInput(f"{file}: {other}; choose another --workspace")
     if hub:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, known)
+        remember(workspace, hub)
 
 
 def _compare(weights: Mapping[str, str] | None, folder: Path, session: Session) -> None:

@@ -13,7 +13,7 @@ from rpo_cli.recipes.schema import KINDS, TrainingRecipe
 from rpo_cli.runs import local_models as models
 from rpo_cli.runs.plan import Resources
 from rpo_cli.runs.question import Question
-from rpo_cli.runs.room import LIBRARIES
+from rpo_cli.runs.room import LIBRARIES, each_weight
 
 MOST_GPUS = 8  # of one machine
 MB = 1_000_000
@@ -53,7 +53,7 @@ def _of(stage: Stage, times: Times, weights: _Weights) -> Resources:
     # As `preflight.room` counts: gradients and Adam's moments with the weights, two checkpoints beside them.
     in_memory, on_disk, most = 4, 0, 1
     if isinstance(recipe, TrainingRecipe) and KINDS[stage.kind].trains:
-        in_memory = 16 if gpus == 0 and not recipe.use_peft else 4
+        in_memory = 4 if gpus else each_weight(recipe)
         on_disk = 4 + (24 if recipe.save_steps and not recipe.use_peft else 0)
         batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
         most = max(number for number in range(1, MOST_GPUS + 1) if batch % number == 0)

@@ -10,10 +10,16 @@ from pathlib import Path
 from rpo_cli import devices
 from rpo_cli.artifacts import External, Stage, Workspace
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes.schema import KINDS
+from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe
 
 LIBRARIES = 1_000_000_000  # bytes of a process that has imported torch, transformers and TRL
 Held = Iterable[tuple[Stage, str]]  # stages in memory, each with the GPU that it is on, or ""
+
+
+def each_weight(recipe: Recipe) -> int:
+    """Bytes in float32 of a weight that a stage trains, its gradient and Adam's two moments; of an adapter's
+    frozen base the weight alone."""
+    return 16 if isinstance(recipe, TrainingRecipe) and not recipe.use_peft else 4
 
 
 @dataclass
@@ -66,7 +72,7 @@ class Room:
             with suppress(BadInput, KeyError):
                 return int(sum(memory_of(stage, Sizes(self.workspace, None)).values()))
         weights = sum(map(self._weights, stage.inputs.values()))
-        return weights * (4 if KINDS[stage.kind].trains else 1)  # gradients, and two moments of each
+        return weights * (each_weight(stage.recipe) if KINDS[stage.kind].trains else 4) // 4
 
     def _weights(self, needed: Stage | External) -> int:
         """Bytes of a model's weights, if they are on this disk."""

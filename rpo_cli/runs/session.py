@@ -5,10 +5,11 @@ run.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -278,7 +279,7 @@ class Session(Options):
         self.err.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def print_json(self, value: object) -> None:
-        print(json.dumps(value, indent=2, sort_keys=True))
+        print(json.dumps(_without_nan(value), indent=2, sort_keys=True, allow_nan=False))
 
     def result(self, workspace: Workspace, targets: Sequence[Stage], next_command: str | None = None) -> None:
         """Last lines: metrics, paths, the next command."""
@@ -309,6 +310,15 @@ class Session(Options):
                 self.say(f"warning: {path}: {line}")
         if next_command:
             self.say(f"next: {next_command}{self.given}")
+
+
+def _without_nan(value: object) -> object:
+    """A value as JSON may hold it: what is no number, as a correlation of constants, as null."""
+    if isinstance(value, Mapping):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:

@@ -150,13 +150,20 @@ def _less_memory(job: Job[Recipe]) -> str:
 
 
 def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Progress) -> Manifest:
-    """Run the stage in the directory that is held for it, and publish."""
+    """Run the stage in the directory that is held for it, and publish.
+
+    Its seconds are those of all attempts that went on from one another, but for one that was killed outright.
+    """
+    before, started = workspace.spent(job.path), time.monotonic()
     with logged(directory / "log.txt"):
-        started = time.monotonic()
-        _check_inputs(job)
-        with told_in_a_line(job):
-            run = run_here if job.launch is None else processes.run
-            metrics, device, warnings, told = run(job, progress)
+        try:
+            _check_inputs(job)
+            with told_in_a_line(job):
+                run = run_here if job.launch is None else processes.run
+                metrics, device, warnings, told = run(job, progress)
+        except BaseException:
+            workspace.note_spent(job.path, before + time.monotonic() - started)
+            raise
         manifest: Manifest = {
             **job.identity,  # type: ignore[typeddict-item]  # that has nothing of what need not be there
             "suite": job.suite,
@@ -167,7 +174,7 @@ def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Pr
             "processes": 1 if job.launch is None or not KINDS[job.kind].trains else job.launch.processes,
             "threads": job.recipe.threads,
             "seeds": {name: seed_of(job.recipe, name) for name in PURPOSES},
-            "seconds": round(time.monotonic() - started, 2),
+            "seconds": round(before + time.monotonic() - started, 2),
             "metrics": metrics,
         }
         if warnings:

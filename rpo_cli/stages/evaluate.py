@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report, write_json
+from rpo_cli.errors import BadInput
 from rpo_cli.models import (
     TokenRow,
     Tokens,
@@ -55,7 +56,8 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, float]:
     if oracle is not None and oracle.own:
         # Prompts that its template refuses are left out before anything is sampled for them.
         answered = [{**talks[row.id], "response": "."} for row in rows]
-        read = oracle.rows([row.id for row in rows], answered, ("response",), what, report.warn)
+        names, more = [row.id for row in rows], recipe.max_new_tokens
+        read = oracle.rows(names, answered, ("response",), what, report.warn, to_come=more)
         readable = {row.id for row in read}
         rows = [row for row in rows if row.id in readable]
     samples = draw(job, recipe, tokenizer, rows, oracle, talks, report)
@@ -126,6 +128,11 @@ def draw(
         whole: Sequence[Tokens] = [[*prompt, *answer] for prompt, answer in both]
         if oracle.tokenizer is not tokenizer:
             whole = oracle.sequences([talks[name] for name in names], responses)
+            if (longest := max(map(len, whole))) > oracle.most:
+                reads = f"the oracle {oracle.source} reads at most {oracle.most}"
+                raise BadInput(
+                    f"{job.path}: a sample has {longest} of its tokens, {reads}; lower max_new_tokens"
+                )
         pad = pad_id(oracle.tokenizer)
         scores = rewards(oracle.model, whole, pad, size, lambda n: report(2 * len(prompts) + n, total))
         scored = {"reward": scores.astype(np.float64)}

@@ -65,13 +65,20 @@ class Reading:
         )
 
     def rows(
-        self, ids: Sequence[str], talks: Sequence[Conversation], columns: Sequence[str], what: str, warn: Warn
+        self,
+        ids: Sequence[str],
+        talks: Sequence[Conversation],
+        columns: Sequence[str],
+        what: str,
+        warn: Warn,
+        *,
+        to_come: int = 0,
     ) -> list[TokenRow]:
         """Tokens of conversations in the model's own way: what a row's responses share is its prompt.
 
         Left out, with a warning, are rows that the chat template refuses and, under overlong: drop, rows of
-        more tokens than the model has positions. A warning, too, are prompts that another template wrote, and
-        a template that writes the date.
+        more tokens than the model has positions, less those that are `to_come`. A warning, too, are prompts
+        that another template wrote, and a template that writes the date.
 
         Raises:
             BadInput: messages, and no chat template; no row is left; a row is too long.
@@ -94,7 +101,7 @@ class Reading:
             warn(line)
         tokens = iter(self.tokens([text for row in texts for text in row]))
         rows = [row_of(name, [next(tokens) for _ in columns]) for name in kept]
-        return self._fitting(rows, what, warn)
+        return self._fitting(rows, what, warn, to_come)
 
     def _doubts(self, ids: Sequence[str], talks: Sequence[Conversation]) -> Iterator[str]:
         prompts = ((name, talk["prompt"]) for name, talk in zip(ids, talks, strict=True))
@@ -156,12 +163,14 @@ class Reading:
             return UNLIMITED
         return positions_of(config) or UNLIMITED
 
-    def _fitting(self, rows: list[TokenRow], what: str, warn: Warn) -> list[TokenRow]:
-        most = self.most
+    def _fitting(self, rows: list[TokenRow], what: str, warn: Warn, to_come: int) -> list[TokenRow]:
+        most = self.most - to_come
         long = [row for row in rows if row.longest > most]
         if not long:
             return rows
-        line = f"row {long[0].id} has {long[0].longest} tokens for {self.source}, which reads at most {most}"
+        beside = f" beside {to_come} that are to come" if to_come else ""
+        count = f"row {long[0].id} has {long[0].longest} tokens for {self.source}"
+        line = f"{count}, which reads at most {most}{beside}"
         if self.recipe.overlong == "error" or len(long) == len(rows):
             raise BadInput(f"{what}: {line}; shorten the text, or set overlong: drop")
         warn(f"{len(long)} of {len(rows)} rows are left out: {line}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rpo_cli.artifacts import MANIFEST, METRICS, Job, Report, checkpoint_in, read_json
@@ -42,6 +43,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, Any]:
 
 def _link(source: str, target: str) -> str:
     """The same file under a second name, where the disk can do that; else a copy."""
+    Path(target).unlink(missing_ok=True)  # of an interrupted stage, which goes on in its folder
     try:
         os.link(source, target)
     except OSError:

@@ -230,6 +230,8 @@ class FigureRecipe(Recipe):
             raise ValueError("variants: missing")
         if problem := self.unfit(self.rhos):
             raise ValueError(f"rhos: {problem}")
+        if self.unit == "sd" and self.measured:
+            raise ValueError(f"unit: sd: no oracle scores the training pairs that kind: {self.kind} measures")
         if self.kind == "kl" and len(self.variants) > 1:
             raise ValueError("kind: kl compares estimators on one policy: give one variant and one rho")
         names = [variant.name for variant in self.compared]

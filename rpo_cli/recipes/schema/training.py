@@ -220,6 +220,8 @@ class RewardRecipe(TrainingRecipe, SharedPrompts):
         found = super().idle()
         if self.stopping != "early" and "stopping" not in self.model_fields_set:
             found["eval_steps",] = "stopping"
+        if self.stopping == "early":  # a checkpoint is the best step so far
+            found["save_steps",] = "stopping"
         if self.ensemble_of == "subsets":
             found["ensemble_size",] = "ensemble_of"
         return found

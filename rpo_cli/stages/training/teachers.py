@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,7 +104,8 @@ def policy_rows(
     samples = samples_by_prompt(job) if sampled else {}
     prompts = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True)) if sampled else {}
     result = []
-    for index, row in enumerate(tokens):
+    seen: Counter[str] = Counter()
+    for row in tokens:
         if row.id not in reference:
             raise BadInput(f"{job.inputs['reference']}: no reference log-probs for row {row.id}")
         chosen, rejected = row.responses
@@ -111,8 +113,10 @@ def policy_rows(
         entry["ref_chosen_logps"], entry["ref_rejected_logps"] = reference[row.id]
         if sampled:
             # Pairs that share a prompt take turns with its samples.
-            drawn = samples[prompts[row.id]]
-            entry["sample_ids"], entry["ref_sample_logps"] = drawn[index % len(drawn)]
+            prompt = prompts[row.id]
+            drawn = samples[prompt]
+            entry["sample_ids"], entry["ref_sample_logps"] = drawn[seen[prompt] % len(drawn)]
+            seen[prompt] += 1
         if teachers.margins:
             entry["margins"] = teachers.margins[row.id]
         result.append(entry)

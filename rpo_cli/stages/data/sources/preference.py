@@ -79,7 +79,7 @@ def pairs(
             unread |= {name for name in CONTEXT if isinstance(row.get(name), str) and row[name].strip()}
         if example is None or not _sound(example, "pairs", ledger):
             continue
-        made = _made(templated, place, example, row, "pairs", ledger)
+        made = made_or_left_out(templated, place, example, row, "pairs", ledger)
         if made is None:
             continue
         seen["plain" if isinstance(example["prompt"], str) else "told"] += 1
@@ -96,8 +96,8 @@ def pairs(
     ledger.notes += [*_notes(ledger, sorted(unread), seen), *templated.notes("pairs")]
 
 
-def _made(
-    templated: Templated, place: str, example: Example, row: Row, kind: str, ledger: Ledger
+def made_or_left_out(
+    templated: Templated, place: str, example: Mapping[str, Part], row: Row, kind: str, ledger: Ledger
 ) -> dict[str, str] | None:
     """The example's texts; None where the chat template refuses it, which is counted, the first in its words.
 
@@ -265,10 +265,16 @@ def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger)
         made, told = {"prompt": prompt, "chosen": chosen, "rejected": rejected}, None
         if chat and chosen and rejected:
             turns = {"prompt": messages(prompt), **{name: answer(made[name].strip()) for name in PAIR}}
-            made, told = templated.text(ledger.place, turns), as_json(turns)
+            texts, told = (
+                made_or_left_out(templated, ledger.place, turns, {}, "pairs", ledger),
+                as_json(turns),
+            )
+            if texts is None:
+                continue
+            made = texts
         if templated.fits(made["prompt"]):
-            texts = made["prompt"], made["chosen"], made["rejected"]
-            yield Pair(split, (post_name(prompt),), *texts, messages=told)
+            sides = made["prompt"], made["chosen"], made["rejected"]
+            yield Pair(split, (post_name(prompt),), *sides, messages=told)
         else:
             ledger.leave_out("pairs/long_prompt")
     ledger.notes += templated.notes("pairs")
@@ -293,7 +299,7 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
         if not _sound(example, "sft", ledger):
             continue
         plain += isinstance(example["prompt"], str)
-        made = _made(templated, place, example, row, "sft", ledger)
+        made = made_or_left_out(templated, place, example, row, "sft", ledger)
         if made is None:
             continue
         if templated.fits(made["prompt"]):

@@ -13,7 +13,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.stages.data.ledger import visible
 from rpo_cli.stages.data.sources.base import Pair, Sets, Written, column, text
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN
-from rpo_cli.stages.data.sources.preference import Templated, post_name, written
+from rpo_cli.stages.data.sources.preference import Templated, made_or_left_out, post_name, written
 from rpo_cli.stages.data.sources.turns import answer, as_json
 
 
@@ -41,11 +41,14 @@ def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
         if chat and chosen and rejected:
             turns = {"prompt": [{"role": "user", "content": post}]}
             turns |= {side: answer(own) for side, own in sides.items()}
-            made, told = templated.text(place, turns), as_json(turns)
+            texts, told = made_or_left_out(templated, place, turns, {}, "pairs", sets.ledger), as_json(turns)
+            if texts is None:
+                continue
+            made = texts
         if templated.fits(made["prompt"]):
             posts = (text(place, row, "post_id"), post_name(post))
-            texts = made["prompt"], made["chosen"], made["rejected"]
-            yield Pair(split or "train", posts, *texts, messages=told)
+            parts = made["prompt"], made["chosen"], made["rejected"]
+            yield Pair(split or "train", posts, *parts, messages=told)
         else:
             sets.ledger.leave_out("pairs/long_prompt")
     sets.ledger.notes += templated.notes("pairs")
