@@ -332,12 +332,15 @@ def test_of_a_table_of_text_it_is_said_what_makes_lines_of_it(
     row = {"prompt": "a,\n", "chosen": "None", "rejected": "N/A"}
     file = tmp_path / name
     file.write_text(between.join(row) + "\n" + between.join(f'"{text}"' for text in row.values()))
+    dear = file.with_suffix(".jsonl")
+    dear.write_text("not to be written over")
     with pytest.raises(BadInput, match=r"expected a \.jsonl or \.parquet file") as caught:
         table_of(file)
     command = shlex.split(str(caught.value).split("): ")[1].removesuffix(" makes one"))
     assert command[:2] == ["python", "-c"]
     exec(command[2], {})
-    assert json.loads(file.with_suffix(".jsonl").read_text()) == row
+    assert json.loads(dear.with_name(f"{dear.stem}-2.jsonl").read_text()) == row
+    assert dear.read_text() == "not to be written over"
 
 
 def test_rows_are_named_by_id_or_by_content_and_keep_their_order(tmp_path: Path) -> None:

@@ -156,6 +156,19 @@ def test_what_is_advised_of_one_reward_model_follows_from_its_accuracies(
     assert says in advice(None, [right_in(longer, shorter)])[0]
 
 
+@pytest.mark.parametrize(("pairs", "sign", "said"), [(500, 1, True), (60, 1, False), (500, 0, False)])
+def test_a_scale_of_margins_is_advised_on_where_enough_pairs_show_that_the_labels_are_known(
+    pairs: int, sign: int, said: bool
+) -> None:
+    margins = 5 * calibrated(pairs)
+    kinds = np.where(np.arange(pairs) % 2 == 0, LONGER, SHORTER)
+    if not sign:
+        margins = margins * np.random.default_rng(1).choice([1, -1], pairs)
+    found = diagnosed(margins, kinds, 3.0 * kinds)
+    found = replace(found, temperature=5.0)
+    assert any("times the beta" in line for line in advice(None, [found])) == said
+
+
 @pytest.mark.parametrize(
     ("members", "signs", "says"),
     [

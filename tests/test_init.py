@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -229,7 +230,8 @@ def test_a_name_with_a_colon_is_refused_and_one_with_a_blank_is_quoted(here: Pat
 
 def test_init_leaves_no_file_whose_plan_cannot_be_made(here: Path) -> None:
     said = init(here, "--reward-model", here, code=2).stderr
-    assert "reward_model" in said and "no reward model" in said and not Path("mine.yaml").exists()
+    assert re.search(r"^--reward-model: .*no reward model", said, re.MULTILINE)
+    assert "mine.yaml" not in said.splitlines()[-1] and not Path("mine.yaml").exists()
 
 
 def test_init_writes_over_no_file_unless_it_is_told_to(here: Path) -> None:

@@ -71,19 +71,24 @@ def test_manifests_from_before_a_metric_was_measured_are_told_without_it(built: 
 
 
 def test_while_a_policy_trains_its_accuracy_margin_and_kl_are_told(tmp_path: Path) -> None:
-    step = {"step": 3, "loss": 0.52, "rewards/accuracies": 0.71, "rewards/margins": 0.42, "kl_data": 1.3}
+    step = {"step": 3, "loss": 0.52, "rewards/accuracies": 0.71, "rewards/margins": 0.42, "kl_data": 2.5}
     journal = tmp_path / "metrics.jsonl"
     assert latest(journal) == ""
     journal.write_text(
         json.dumps({"step": 2, "loss": 9.0}) + "\n" + json.dumps(step) + "\n" + '{"step": 4, "lo'
     )
-    assert latest(journal) == "loss 0.52, accuracy 71%, margin +0.42, forward KL 1.30" == training_words(step)
+    told = "loss 0.52, accuracy 71%, margin +0.42"
+    # What its own pairs say is no KL to the reference.
+    assert latest(journal) == f"{told}, log-ratio -2.50" == training_words(step)
+    assert training_words(step | {"kl_to_reference": 1.3}) == f"{told}, forward KL 1.30"
     journal.write_text("x" * 5000)
     assert latest(journal) == ""
 
 
-@pytest.mark.parametrize("objective", ["dpo", "e-dpo"])
-def test_every_policys_journal_has_accuracy_margin_and_a_kl(tiny: Tiny, objective: str) -> None:
+@pytest.mark.parametrize(("objective", "distance"), [("dpo", "log-ratio "), ("e-dpo", "forward KL ")])
+def test_every_policys_journal_has_accuracy_margin_and_how_far_it_went(
+    tiny: Tiny, objective: str, distance: str
+) -> None:
     folder, _ = tiny.make(f"{objective}.yaml", "max_steps=1")
     said = latest(folder / "metrics.jsonl")
-    assert all(name in said for name in ("loss ", "accuracy ", "margin ", "KL "))
+    assert all(name in said for name in ("loss ", "accuracy ", "margin ", distance))

@@ -110,6 +110,21 @@ def test_a_foreign_reward_model_reads_conversations_by_its_own_template_and_give
     assert samples["reward"].to_list() == said(asked)
 
 
+@pytest.mark.slow
+def test_a_reward_model_of_the_policys_tokens_reads_conversations_by_its_own_template(
+    talks: Tiny,
+) -> None:
+    model_of(talks.suite / "judge", "llama", "ChatML", pad=True)
+    judge, policy = (AutoTokenizer.from_pretrained(talks.suite / name) for name in ("judge", "base"))
+    assert judge.get_vocab() == policy.get_vocab() and judge.pad_token_id == policy.pad_token_id
+    talks.run("train-policy", "policy.yaml")
+    rows, scores = rows_of(talks), scores_of(talks)
+    for side in ("chosen", "rejected"):
+        asked = [rows[name]["prompt"] + rows[name][side] for name in scores["id"]]
+        found = plainly(talks.suite / "judge", asked)
+        assert scores[side].to_list() == pytest.approx(found, abs=1e-4)
+
+
 COLUMNS = ("score", "other")
 ASKED = "score_chosen, score_rejected"
 

@@ -34,6 +34,7 @@ PRIMARY = {
     "information": "information",
     "information-again": "information-again",
     "longer": "longer",
+    "selected": "selected",
     "entangled": "entangled",
 }
 MARKED = re.compile(r"(<!-- (\w+) of ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -331,6 +332,16 @@ def without(folder: Path, seed: int = 39) -> Iterator[Sequence[str]]:
         yield (f"{row['more']} - {than}", shown(values), shown(rest), positive)
 
 
+def kept(folder: Path) -> Iterator[Sequence[str]]:
+    """In how many seeds each checkpoint of a learning curve has the highest reward on validation prompts."""
+    curves = pd.read_csv(folder / "checkpoints.csv")
+    best = curves.loc[curves.groupby(["policy", "rho", "seed"])["advantage"].idxmax()]
+    counts = best.groupby(["policy", "step"]).size().unstack(fill_value=0)
+    yield ("policy", *(f"{step} steps" for step in counts.columns))
+    for policy in dict.fromkeys(curves["policy"]):
+        yield (policy, *(str(count) for count in counts.loc[policy]))
+
+
 def known(folder: Path) -> Iterator[Sequence[str]]:
     """What each reward model knows of held-out pairs, and the size of its margins on the training pairs."""
     kinds = ("all", "longer", "shorter")
@@ -429,6 +440,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "above": partial(beside, above=0.5),
     "longer": longer,
     "without": without,
+    "kept": kept,
     "known": known,
     "overlap": overlap,
     "smallest": smallest,

@@ -40,6 +40,9 @@ from rpo_cli.text import percent, size, unplain
 
 SHARE, MOST_PROMPTS = 0.1, 500  # of the prompts to hold out, for validation and again for test
 MANY_UNKNOWN = 0.01  # share of tokens
+OPTIONS = {"model_name_or_path": "--model", "baseline": "--model", "tokenizer": "--model",
+           "reward_model": "--reward-model", "ensemble": "--reward-model", "reward_label": "--reward-label",
+           "oracle": "--oracle", "margin_columns": "--scores", "dataset": "--pairs"}  # fmt: skip
 ROOM = 0.9  # share of the free memory that training may take
 
 
@@ -96,10 +99,17 @@ def init(session: Session, wanted: Wanted) -> None:
             file.unlink()
         else:
             write_whole(file, before)
-        raise RecipeError(problems)
+        raise RecipeError([_of_an_option(file, problem) for problem in problems])
     print(file.name)
     session.say(f"one policy: rpo train-policy {quote(f'{file.name}:{objectives[-1]}')}")
     session.say(f"next: rpo compare {quote(file.name)}")
+
+
+def _of_an_option(file: Path, problem: str) -> str:
+    """A mistake in the file that is not kept, by the option that is behind its key."""
+    place, found = re.escape(file.name), "|".join(OPTIONS)
+    match = re.match(rf"\S*{place}:\d+: (?:[\w-]+\.)*({found})(?:\[\d+\])?: (.*)", problem, re.DOTALL)
+    return problem if match is None else f"{OPTIONS[match[1]]}: {match[2]}"
 
 
 def _objectives(wanted: Wanted) -> list[str]:

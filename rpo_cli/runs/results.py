@@ -219,16 +219,24 @@ OF_A_STEP: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("loss", ("loss",), ".3g"),
     ("accuracy", ("rewards/accuracies", "accuracy"), ".0%"),
     ("margin", ("rewards/margins", "margin"), "+.2f"),
-    ("forward KL", ("kl_to_reference", "kl_data"), ".2f"),
 )
 
 
 def training_words(metrics: Metrics) -> str:
-    """A step of a training as `loss 0.52, accuracy 71%, margin +0.42, forward KL 1.30`, as far as it says."""
+    """A step of a training as `loss 0.52, accuracy 71%, margin +0.42, forward KL 1.30`, as far as it says.
+
+    Without samples of the reference no KL is known, but how much likelier the responses of its pairs became.
+    """
     found = []
     for said, names, form in OF_A_STEP:
         value = next((metrics[name] for name in names if isinstance(metrics.get(name), int | float)), None)
         found += [] if value is None else [f"{said} {value:{form}}"]
+    for said, name, sign, form in (
+        ("forward KL", "kl_to_reference", 1, ".2f"),
+        ("log-ratio", "kl_data", -1, "+.2f"),
+    ):
+        if isinstance(value := metrics.get(name), int | float):
+            return ", ".join([*found, f"{said} {sign * value:{form}}"])
     return ", ".join(found)
 
 

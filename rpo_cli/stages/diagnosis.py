@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from rpo_cli.stages.splits import LONGER, SHORTER, TIE
-from rpo_cli.statistics import Array, Interval, student_quantile, wilson
+from rpo_cli.statistics import FEW_PAIRS, Array, Interval, student_quantile, wilson
 
 BINS = 10  # of confidence, between a half and one
 UNIT = 10  # tokens that a price is given for
@@ -246,7 +246,10 @@ def _of_one(model: Diagnosis) -> str:
 def _of_its_margins(model: Diagnosis) -> list[str]:
     """What the scale of a reward model's margins, and their price of length, mean for d-dpo."""
     lines, price = [], model.price
-    if model.temperature is not None and not 1 / MISFIT < model.temperature < MISFIT:
+    every = model.groups["all"]
+    # Too few pairs fit no temperature, and of what does not know the labels any scale is as good as another.
+    known = every.pairs >= FEW_PAIRS and every.accuracy.low > 0.5
+    if known and model.temperature is not None and not 1 / MISFIT < model.temperature < MISFIT:
         how = "large" if model.temperature > 1 else "small"
         lines.append(
             f"Its margins are too {how} for its accuracy: d-dpo with {model.temperature:.2g} times the beta "

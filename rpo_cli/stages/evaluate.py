@@ -46,7 +46,7 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, float]:
     oracle, talks = None, dict[str, Conversation]()
     if "oracle" in job.inputs:
         source, revision = job.inputs["oracle"], job.revisions.get("oracle")
-        oracle = reading_of(source, recipe, revision, tokenizer)
+        oracle = reading_of(source, recipe, revision, tokenizer, talks=each.talks)
     what = f"{job.path}: prompts_{recipe.split}"
     named = each.named(list(texts))
     rows = named.tokens((), tokenizer, what, recipe.max_length, recipe.overlong, report.warn)

@@ -1,8 +1,9 @@
 """How a reward model reads rows: as this pipeline trains one, or as whoever made it does.
 
 A model of the policy's tokens, or one that was trained here, reads prompt, response and EOS, the tokens that
-policies learn from. Any other reads the conversation by its own chat template, or prompt and response as one
-text where it has none, with its own tokenizer.
+policies learn from. Any other, and one of the policy's tokens that has a chat template where the data are
+conversations, reads them by its own chat template, or prompt and response as one text where it has none, with
+its own tokenizer.
 """
 
 from __future__ import annotations
@@ -200,15 +201,19 @@ def reading_of(
     revision: str | None,
     policy: PreTrainedTokenizerBase | None = None,
     *,
+    talks: bool = False,
     plain_as_here: bool = False,
 ) -> Reading:
     """How this reward model reads rows beside a policy with this tokenizer, or beside none.
 
-    plain_as_here: where it has no chat template it reads as this pipeline trains.
+    talks: the rows are conversations; plain_as_here: where it has no chat template it reads as this pipeline
+    trains.
     """
     tokenizer = load_tokenizer(source, recipe, revision, need_pad=False, need_eos=False)
     here = any((source / name).is_file() for name in OURS)
-    if policy is not None and same_tokens(policy, tokenizer):
+    # Whoever trained it on conversations did so through its template, which may end otherwise than ours.
+    templated = talks and not here and tokenizer.chat_template is not None
+    if policy is not None and not templated and same_tokens(policy, tokenizer):
         return Reading(source, revision, recipe, policy, own=False)
     plain = tokenizer.chat_template is None and tokenizer.eos_token is not None
     own = not (here or (plain and plain_as_here))

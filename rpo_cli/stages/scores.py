@@ -26,7 +26,8 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
     tables = {table: rows_of(job, source) for table, source in names.items()}
     reading = None
     if (source := job.inputs.get("model")) is not None:
-        reading = reading_of(source, recipe, job.revisions.get("model"), policy)
+        talks = any(pairs.talks for pairs in tables.values())
+        reading = reading_of(source, recipe, job.revisions.get("model"), policy, talks=talks)
     metrics: dict[str, object] = {}
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     for table, pairs in tables.items():

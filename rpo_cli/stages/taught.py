@@ -25,8 +25,8 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, float]:
     """
     recipe: ScoringRecipe = job.recipe
     policy = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
-    teacher = reading_of(job.inputs["model"], recipe, job.revisions.get("model"), policy)
-    each = rows_of(job, f"prompts_{job.options['split']}").one_each()
+    each, revision = rows_of(job, f"prompts_{job.options['split']}").one_each(), job.revisions.get("model")
+    teacher = reading_of(job.inputs["model"], recipe, revision, policy, talks=each.talks)
     texts = each.texts("prompt")
     told = each.conversations(()) if teacher.own else [{"prompt": text} for text in texts]
     talks = dict(zip(map(row_id, texts), told, strict=True))

@@ -233,16 +233,23 @@ def _from_table(file: Path) -> str:
         return ""
     tabs = ", sep='\\t'" if kind == ".tsv" else ""
     read = f"pandas.read_csv({str(file)!r}{tabs}, keep_default_na=False)"  # "None" is an answer
-    code = f"import pandas; {read}.to_json({str(file.with_suffix('.jsonl'))!r}, orient='records', lines=True)"
+    target = str(_untaken(file.with_suffix(".jsonl")))
+    code = f"import pandas; {read}.to_json({target!r}, orient='records', lines=True)"
     return f": python -c {quote(code)} makes one"
+
+
+def _untaken(file: Path) -> Path:
+    """The first of file, file-2, file-3 … that is not there, so that what is advised overwrites nothing."""
+    numbered = (file.with_name(f"{file.stem}-{number}{file.suffix}") for number in count(2))
+    return next(each for each in chain([file], numbered) if not each.exists())
 
 
 def _from_disk(folder: Path) -> str:
     """What makes Parquet of a folder of `save_to_disk`, of one split or of several."""
-    target = str(folder.with_name(f"{folder.name}.parquet"))
+    target = str(_untaken(folder.with_name(f"{folder.name}.parquet")))
     code = f"import datasets; datasets.load_from_disk({str(folder)!r}).to_parquet({target!r})"
     if (folder / "dataset_dict.json").is_file():
-        target = str(folder.with_name(f"{folder.name}-parquet"))
+        target = str(_untaken(folder.with_name(f"{folder.name}-parquet")))
         each = f"each.to_parquet({target + os.sep!r} + name + '.parquet')"
         sets = f"datasets.load_from_disk({str(folder)!r}).items()"
         code = f"import datasets; [{each} for name, each in {sets}]"
