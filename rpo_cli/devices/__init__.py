@@ -1,6 +1,6 @@
 """The devices: cpu, cuda and xla, and everything that differs between them."""
 
-from rpo_cli.devices.choice import DEVICES, check, choose, dtype_in_force, lacking_xla
+from rpo_cli.devices.choice import check, choose, dtype_in_force, lacking_xla
 from rpo_cli.devices.device import CPU, HOST_BOUND, Device, DeviceError
 from rpo_cli.devices.memory import HOST, cpus, crowded, free_bytes, gpus, seen_by
 from rpo_cli.devices.ranks import arrangement, cut_batch, cut_model, join_spread, processes, rank, spread
