@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli.artifacts import Job
-from rpo_cli.devices import CPU, Device, processes, rank, spread
+from rpo_cli.devices import CPU, Device, is_spmd, processes, rank
 from rpo_cli.errors import BadInput
 from rpo_cli.models import (
     CAPTURES,
@@ -81,7 +81,7 @@ def checkpoints_of(directory: Path) -> str:
 
     All processes of a spread model help to bring the weights together, and to accelerate each is the first.
     """
-    return tempfile.mkdtemp(prefix="rpo-") if spread() and rank() != 0 else str(directory / "checkpoints")
+    return tempfile.mkdtemp(prefix="rpo-") if is_spmd() and rank() != 0 else str(directory / "checkpoints")
 
 
 def steps_over(rows: int, recipe: TrainingRecipe, what: str) -> int:
