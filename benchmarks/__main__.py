@@ -155,7 +155,7 @@ def main() -> None:
     from benchmarks.workloads import FULL, TOY
 
     gc.freeze()  # what was imported stays: between contestants only what they made is looked through
-    from rpo_cli.devices import DEVICES
+    from rpo_cli.devices import Device
 
     names = [section.__name__ for section in SECTIONS]
     only = arguments.only.split(",") if arguments.only else names
@@ -164,7 +164,7 @@ def main() -> None:
     file = HERE / "results.json"
     # A section replaces what the file holds of it once it is measured: a run that is stopped loses nothing.
     results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() and not arguments.toy else {}
-    device = DEVICES[arguments.device](arguments.device, arguments.dtype, "benchmark")
+    device = Device(arguments.device, arguments.dtype, "benchmark")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(TOY if arguments.toy else FULL, device, Path(folder))
         where = machine(arguments.device, arguments.dtype, arguments.threads) | {

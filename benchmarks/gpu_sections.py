@@ -38,7 +38,7 @@ from benchmarks.gpu_leads import leads
 from benchmarks.kernels import profiled
 from benchmarks.workloads import Row, Scale, Settings, Shape, causal, pairs, reward, token_rows
 from rpo_cli import devices
-from rpo_cli.devices import DEVICES
+from rpo_cli.devices import Device
 from rpo_cli.models import decode, logps, pair_logps, pair_rewards, sample, sample_graphs
 from rpo_cli.models.draws import Sampling, occurrences, uniforms
 from rpo_cli.models.sample_static import in_batches
@@ -71,7 +71,7 @@ class Check:
     toy: bool
 
     def bench(self, dtype: str = "bfloat16", **changes: Any) -> Bench:
-        device = DEVICES[self.device](self.device, dtype, "benchmark")
+        device = Device(self.device, dtype, "benchmark")
         return Bench(replace(self.scale, **changes), device, self.folder)
 
     def language_model(self, maker: Maker, device: str) -> PreTrainedModel:
@@ -197,7 +197,7 @@ def equal_to_the_cpu(check: Check) -> Iterator[Comparison]:
     """Log-probs, rewards and one training step in float32, beside the same on the CPU."""
     found: dict[str, list[Any]] = {"log-probs": [], "rewards": [], "gradient of a step": []}
     for name in ("cpu", check.device):
-        bench = replace(check.bench("float32"), device=DEVICES[name](name, "float32", "benchmark"))
+        bench = replace(check.bench("float32"), device=Device(name, "float32", "benchmark"))
         maker = bench.maker(4)
         rows = pairs(bench.scale.tldr, 4, check.vocabulary, maker.tokenizer)
         policy = check.language_model(maker, "cpu").to(name)

@@ -105,13 +105,13 @@ def main() -> None:
     from benchmarks.bench import Bench
     from benchmarks.quiet import quiet
     from benchmarks.workloads import FULL
-    from rpo_cli.devices import DEVICES
+    from rpo_cli.devices import Device
 
     who: Any
     who, name, dtype = sys.argv[1:]
     quiet()
     with tempfile.TemporaryDirectory() as folder:
-        result = step_peak(who, Bench(FULL, DEVICES[name](name, dtype, "benchmark"), Path(folder)))
+        result = step_peak(who, Bench(FULL, Device(name, dtype, "benchmark"), Path(folder)))
     print(json.dumps(result))
 
 

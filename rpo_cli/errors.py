@@ -30,11 +30,11 @@ class NoRoom(RunFailed):
 NAMED = {kind.__name__: kind for kind in (Diverged, OutOfMemory, Died, NoRoom, RunFailed, BadInput)}
 
 
-def in_words(error: BadInput | RunFailed) -> tuple[str, str]:
+def encode_error(error: BadInput | RunFailed) -> tuple[str, str]:
     """An error as it goes from one process to another: its kind and its line."""
     return next(name for name, kind in NAMED.items() if isinstance(error, kind)), str(error)
 
 
-def from_words(kind: str, line: str) -> BadInput | RunFailed:
-    """The error of `in_words`."""
+def decode_error(kind: str, line: str) -> BadInput | RunFailed:
+    """The error of `encode_error`."""
     return NAMED[kind](line)

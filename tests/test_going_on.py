@@ -27,7 +27,7 @@ from rpo_cli.artifacts import Stage, Workspace, job_of
 from rpo_cli.artifacts.damage import all_finite, damaged_files
 from rpo_cli.artifacts.files import no_memory
 from rpo_cli.artifacts.tracker import Tracker
-from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed, from_words, in_words
+from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed, decode_error, encode_error
 from rpo_cli.figures.tuning import choose
 from rpo_cli.recipes import schema
 from rpo_cli.runs.failures import Failures
@@ -125,7 +125,7 @@ def test_after_a_full_disk_nothing_more_is_tried() -> None:
     "error", [BadInput("x"), RunFailed("x"), Diverged("x"), OutOfMemory("x"), NoRoom("x")]
 )
 def test_errors_are_the_same_in_another_process(error: BadInput | RunFailed) -> None:
-    again = from_words(*json.loads(json.dumps(in_words(error))))
+    again = decode_error(*json.loads(json.dumps(encode_error(error))))
     assert type(again) is type(error) and str(again) == str(error)
 
 

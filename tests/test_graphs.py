@@ -16,7 +16,8 @@ from rpo_cli.devices import CPU, Device
 from rpo_cli.models import Graphs, graphs
 from rpo_cli.models.layout import Batch, Reader
 from rpo_cli.recipes.schema import PolicyRecipe
-from rpo_cli.stages import policy, reward, sft
+from rpo_cli.stages import sft
+from rpo_cli.stages.training import arguments
 from rpo_cli.stages.training.arguments import collator_of, graphed
 
 GPU = Device("cuda", "bfloat16", "test")
@@ -36,9 +37,9 @@ class Plain:
 
 
 def trained(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, recipe: str, kind: Callable[..., Any]) -> bytes:
-    for module in (policy, reward, sft):
+    for module in (arguments, sft):
         monkeypatch.setattr(module, "graphed", lambda *given: True)
-        monkeypatch.setattr(module, "Graphs", kind)
+    monkeypatch.setattr(arguments, "Graphs", kind)
     pieces = ("per_device_train_batch_size=2", "gradient_accumulation_steps=2", "max_steps=4")
     directory, manifest = tiny.make(recipe, *pieces)
     assert manifest["metrics"]["shapes"] >= 1
@@ -122,7 +123,8 @@ def step(reader: Graphs, model: nn.Module, *rows: float) -> Tensor:
 def test_sft_by_graphs_logs_the_accuracy_that_trl_logs(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = ("per_device_train_batch_size=4", "max_steps=4", "logging_steps=1")
     expected = column(tiny.make("sft.yaml", *pieces)[0], "mean_token_accuracy")
-    monkeypatch.setattr(sft, "graphed", lambda *given: True)
+    for module in (arguments, sft):
+        monkeypatch.setattr(module, "graphed", lambda *given: True)
     found = column(tiny.make("sft.yaml", *pieces)[0], "mean_token_accuracy")
     assert found == pytest.approx(expected, abs=1e-6) and len(found) == 4 and max(found) > 0
 

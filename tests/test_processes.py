@@ -26,7 +26,7 @@ from test_policy_training import SGD, teach
 
 import rpo_cli.runs.child
 from rpo_cli.artifacts import Job, Launch, Workspace, job_of, write_json
-from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed, in_words
+from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed, encode_error
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.runs import processes
 from rpo_cli.runs.child import take_part
@@ -331,7 +331,7 @@ def listen(shared: Tiny, script: str) -> Any:
 
 def told(*errors: BadInput | RunFailed) -> str:
     """A launcher of processes of which each says how it failed."""
-    lines = "\n".join(json.dumps({"error": in_words(error)}) for error in errors)
+    lines = "\n".join(json.dumps({"error": encode_error(error)}) for error in errors)
     return f"print({lines!r}); raise SystemExit(1)"
 
 

@@ -1,9 +1,9 @@
 """The devices: cpu, cuda and xla, and everything that differs between them."""
 
-from rpo_cli.devices.choice import DEVICES, check, choose, dtype_in_force, lacking_xla
+from rpo_cli.devices.choice import check, choose, dtype_in_force, lacking_xla
 from rpo_cli.devices.device import CPU, HOST_BOUND, Device, DeviceError
 from rpo_cli.devices.memory import HOST, cpus, crowded, free_bytes, gpus, seen_by
-from rpo_cli.devices.ranks import arrangement, cut_batch, cut_model, join_spread, processes, rank, spread
+from rpo_cli.devices.ranks import arrangement, cut_batch, cut_model, is_spmd, join_spread, processes, rank
 from rpo_cli.devices.setup import prepare, quiet
 from rpo_cli.devices.transfer import Returning, behind, put
 from rpo_cli.devices.xla import environment, fixed_shapes, one_chip, reading, step_mark, to_host

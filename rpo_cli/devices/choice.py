@@ -10,9 +10,6 @@ from rpo_cli.devices.device import Device, DeviceError
 from rpo_cli.devices.xla import Xla, environment, xla_hardware
 from rpo_cli.recipes.schema import Recipe
 
-# A device is a file with a subclass of Device, where it differs from it, and its row.
-DEVICES: dict[str, type[Device]] = {"cpu": Device, "cuda": Device, "xla": Xla}
-
 
 def choose(recipe: Recipe) -> Device:
     """The device and dtype a recipe asks for.
@@ -39,10 +36,10 @@ def choose(recipe: Recipe) -> Device:
         else "torch sees no CUDA device"
     )
     if recipe.dtype != "auto":
-        return DEVICES[name](name, recipe.dtype, f"{name}: {why}; dtype: as the recipe says")
+        return Device(name, recipe.dtype, f"{name}: {why}; dtype: as the recipe says")
     if name == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return DEVICES[name](name, "bfloat16", f"cuda: {why}; bfloat16: in this GPU's hardware")
-    return DEVICES[name](name, "float32", f"{name}: {why}; float32: no bfloat16 in hardware assumed")
+        return Device(name, "bfloat16", f"cuda: {why}; bfloat16: in this GPU's hardware")
+    return Device(name, "float32", f"{name}: {why}; float32: no bfloat16 in hardware assumed")
 
 
 def _xla(recipe: Recipe) -> Device:

@@ -28,14 +28,14 @@ def processes() -> int:
 
 def arrangement() -> str:
     """How this process trains with others, as checkpoints name it."""
-    if spread():
+    if is_spmd():
         import torch_xla.runtime
 
         return f"{torch_xla.runtime.global_runtime_device_count()} XLA"
     return f"{processes()}{' FSDP' if os.environ.get('ACCELERATE_USE_FSDP') == 'true' else ''}"
 
 
-def spread() -> bool:
+def is_spmd() -> bool:
     """Whether one model and its batches are spread over all XLA devices, which this process sees as one."""
     return os.environ.get("XLA_USE_SPMD") == "1"
 
@@ -60,7 +60,7 @@ def join_spread(devices: int) -> None:
 
 def cut_model(model: nn.Module, optimizer: Optimizer, rows: int) -> None:
     """Where a model is spread over devices: cut its weights and what the optimiser knows of them."""
-    if spread():
+    if is_spmd():
         from rpo_cli.devices import spmd
 
         spmd.shard_model(model, spmd.mesh(rows))
@@ -69,7 +69,7 @@ def cut_model(model: nn.Module, optimizer: Optimizer, rows: int) -> None:
 
 def cut_batch(batch: Batch, rows: int) -> Batch:
     """A batch; where a model is spread over devices, cut as one of so many rows."""
-    if spread():
+    if is_spmd():
         from rpo_cli.devices import spmd
 
         spmd.shard_batch(batch, spmd.mesh(rows))

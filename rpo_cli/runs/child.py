@@ -22,7 +22,7 @@ import psutil
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Outcome, Progress, job_from
-from rpo_cli.errors import BadInput, RunFailed, in_words
+from rpo_cli.errors import BadInput, RunFailed, encode_error
 from rpo_cli.recipes.schema import Recipe
 from rpo_cli.runs.work import logged, run_here, told_in_a_line
 
@@ -32,8 +32,8 @@ def main() -> None:
     job = job_from(Path(sys.argv[1]).read_text())
     voice = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to the log
-    spread = devices.spread()
-    watch = _end_with_those_before if spread else _end_with_the_launching
+    spmd = devices.is_spmd()
+    watch = _end_with_those_before if spmd else _end_with_the_launching
     threading.Thread(target=watch, daemon=True).start()
 
     def say(**message: object) -> None:
@@ -41,12 +41,12 @@ def main() -> None:
         voice.flush()
 
     try:
-        if spread and job.launch is not None:
+        if spmd and job.launch is not None:
             devices.join_spread(job.launch.processes)
         first = devices.rank() == 0
         outcome = take_part(job, lambda step, of: say(step=[step, of]) if first else None)
     except (BadInput, RunFailed) as error:
-        say(error=in_words(error))
+        say(error=encode_error(error))
         os._exit(1)  # at once: the others wait for this process in vain, and it would wait for them
     if first:
         say(done=outcome)

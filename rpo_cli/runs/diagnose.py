@@ -146,8 +146,6 @@ def tables_of(
         if not (folders[0] / f"{table}.parquet").is_file():
             continue
         rows = find_rows(folders, table, TokenCache(workspace.root))
-        if not len(rows):  # splits may hold nothing out
-            continue
         notes = rows.notes
         if "longer_preferred" in notes.column_names:
             ids, kinds = rows.ids, notes["longer_preferred"].to_numpy()

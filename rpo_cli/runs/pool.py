@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -57,51 +57,41 @@ def execute(
     recipes = [item.stage.recipe for item in todo]
     os.environ.update(QUIET_ENVIRONMENT | devices.environment(recipes))
     forced = {item.stage.path for item in todo if item.reason == "forced"}
-    gpus = devices.gpus(recipes) if jobs > 1 else []
-    crew = _Crew(jobs, gpus, Room(workspace, devices.free_bytes(gpus)))
 
     def job(stage: Stage) -> Job[Recipe]:
         before(stage)
         return job_of(stage, workspace, inherited or {}, force=stage.path in forced, launch=launch)
 
-    try:
-        # A stage's GPU is chosen when it begins, and a TPU belongs to one process.
-        ahead = not gpus and launch is None and all(each.device != "xla" for each in recipes)
-        if jobs > 1 and ahead:
+    gpus = devices.gpus(recipes) if jobs > 1 else []
+    # A stage's GPU is chosen when it begins, and a TPU belongs to one process.
+    ahead = jobs > 1 and not gpus and launch is None and all(each.device != "xla" for each in recipes)
+    with closing(_Crew(jobs, gpus, Room(workspace, devices.free_bytes(gpus)))) as crew:
+        if ahead:
             crew.hire_ahead(todo, devices.cpus() - 1)  # this process takes one for what it checks
         check()
         workspace.open()
-        run = _Run(
-            ReadyQueue(todo, longest_first=jobs > 1),
-            PlanProgress(
-                console,
-                {item.stage.path: item.seconds for item in todo},
-                min(jobs, len(todo)),
-                {item.stage.path: item.stage.kind for item in todo},
-                latest=lambda path: latest(workspace.root / path / METRICS),
-            ),
-            job,
-            finished,
-            launch,
-        )
-        try:
+        line = ReadyQueue(todo, longest_first=jobs > 1)
+        with closing(_progress_of(todo, workspace, console, jobs)) as progress:
+            run = _Run(line, progress, job, finished, launch)
             if jobs == 1:
                 run.here()
             else:
                 if not gpus and (said := devices.crowded(recipes, min(jobs, len(todo)))) is not None:
-                    run.progress.note(f"note: {said}")
+                    progress.note(f"note: {said}")
                 if ahead:
                     crew.hire_ahead(todo, devices.cpus())
                 crew.work(run)
-        finally:
-            run.progress.close()
-    finally:
-        crew.end()
-    run.failures.leave([] if not run.failures.hopeless else [stage.path for stage in run.line])
-    forgiven = run.failures.forgive(may_diverge)
-    if (error := run.failures.error(workspace)) is not None:
-        raise error
-    return forgiven
+    return run.outcome(workspace, may_diverge)
+
+
+def _progress_of(todo: Sequence[Todo], workspace: Workspace, console: Console, jobs: int) -> PlanProgress:
+    return PlanProgress(
+        console,
+        {item.stage.path: item.seconds for item in todo},
+        min(jobs, len(todo)),
+        {item.stage.path: item.stage.kind for item in todo},
+        latest=lambda path: latest(workspace.root / path / METRICS),
+    )
 
 
 @dataclass
@@ -147,6 +137,15 @@ class _Run:
         self.failures.add(stage.path, error, behind)
         self.progress.fail(stage.path, str(error), behind)
 
+    def outcome(self, workspace: Workspace, may_diverge: Collection[str]) -> set[str]:
+        """The stages that diverged and may; raises what else went wrong, and what was not tried."""
+        if self.failures.hopeless:
+            self.failures.leave([stage.path for stage in self.line])
+        forgiven = self.failures.forgive(may_diverge)
+        if (error := self.failures.error(workspace)) is not None:
+            raise error
+        return forgiven
+
 
 @dataclass
 class _Crew:
@@ -180,7 +179,7 @@ class _Crew:
             for worker in ready(self.workers):
                 self._hear(worker)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End all workers."""
         for worker in self.workers:  # at once: Ctrl-C while one is waited for must leave no other at work
             worker.kill()

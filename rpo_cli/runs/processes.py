@@ -23,7 +23,7 @@ import yaml
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Launch, Outcome, Progress
 from rpo_cli.devices import xla_probe
-from rpo_cli.errors import BadInput, RunFailed, from_words
+from rpo_cli.errors import BadInput, RunFailed, decode_error
 from rpo_cli.recipes import RecipeError, find, shown, suggest
 from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe
 from rpo_cli.recipes.yaml_lines import read
@@ -279,7 +279,7 @@ def _listen(job: Job[Recipe], process: subprocess.Popen[str], progress: Progress
         elif "done" in message:
             done = Outcome(*message["done"])
         elif failure is None:  # that others lost their peer is news no more
-            failure = from_words(*message["error"])
+            failure = decode_error(*message["error"])
     code = process.wait()
     if failure is not None:
         raise failure

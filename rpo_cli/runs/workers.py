@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rpo_cli.artifacts import Job, Manifest, Stage, job_from
-from rpo_cli.errors import BadInput, RunFailed, from_words, in_words
+from rpo_cli.errors import BadInput, RunFailed, decode_error, encode_error
 from rpo_cli.recipes.schema import KINDS, Recipe
 from rpo_cli.runs.work import died, failed, run_job, set_aside, stage_function, start_arrow
 
@@ -82,7 +82,7 @@ class Worker:
         if "step" in said:
             step, of = said["step"]
             return step, of
-        return Made(*said["made"]) if "made" in said else from_words(*said["error"])
+        return Made(*said["made"]) if "made" in said else decode_error(*said["error"])
 
     def kill(self) -> None:
         """Have the process end, whatever it is doing."""
@@ -127,7 +127,7 @@ def serve(pipe: Connection, environment: dict[str, str]) -> None:
             say(step=[0, 1])  # it begins: what was before is no time of its own
             manifest = run_job(job, lambda step, of: say(step=[step, of]))
         except (BadInput, RunFailed) as error:
-            said = in_words(error)
+            said = encode_error(error)
             del error  # its traceback holds what the stage held
             _peaks()
             say(error=said)

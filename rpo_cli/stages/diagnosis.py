@@ -17,7 +17,7 @@ from rpo_cli.statistics import FEW_PAIRS, Array, Interval, student_quantile, wil
 
 BINS = 10  # of confidence, between a half and one
 UNIT = 10  # tokens that a price is given for
-KINDS = {"longer": LONGER, "shorter": SHORTER, "ties": TIE}
+LENGTH_KINDS = {"longer": LONGER, "shorter": SHORTER, "ties": TIE}
 SHOWN = 12  # values of a column that tells pairs apart: more are names, not kinds
 ALIKE, APART = 0.95, 0.75  # members' agreement: above they are one model, below they contradict each other
 MISFIT = 1.5  # times 1 that a temperature must be, or a part of 1, to be worth a word
@@ -96,7 +96,7 @@ def groups_of(
     more than SHOWN values, or one, are passed over.
     """
     masks = {"all": np.ones(len(margins), dtype=bool)}
-    masks |= {name: kinds == kind for name, kind in KINDS.items()}
+    masks |= {name: kinds == kind for name, kind in LENGTH_KINDS.items()}
     for name, values in (columns or {}).items():
         known = [value for value in dict.fromkeys(values) if value is not None]
         if 1 < len(known) <= SHOWN:

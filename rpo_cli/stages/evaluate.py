@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report, write_json
+from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
 from rpo_cli.models import (
     TokenRow,
@@ -73,6 +74,39 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, float]:
     return metrics
 
 
+def _loaded(
+    job: Job[EvaluateRecipe], name: str, tokenizer: PreTrainedTokenizerBase, device: Device
+) -> PreTrainedModel:
+    return load_causal(job.inputs[name], job.recipe, device, tokenizer, job.revisions.get(name))
+
+
+def _sampled(
+    job: Job[EvaluateRecipe],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Tokens],
+    device: Device,
+    on_batch: Callable[[int], None],
+) -> tuple[PreTrainedModel, list[list[int]]]:
+    """The policy, and its answer to each prompt, by the sampler that the recipe names."""
+    recipe = job.recipe
+    settings: dict[str, Any] = {
+        "temperature": recipe.temperature,
+        "top_p": recipe.top_p,
+        "max_new_tokens": recipe.max_new_tokens,
+        "batch_size": recipe.per_device_eval_batch_size,
+        "seed": seed_of(recipe, "sampling"),
+        "on_batch": on_batch,
+    }
+    if recipe.sampler == "transformers":
+        policy = _loaded(job, "policy", tokenizer, device)
+        return policy, sample(policy, tokenizer, prompts, **settings)
+    # First and alone: vLLM takes the GPU for itself.
+    source, revision = job.inputs["policy"], job.revisions.get("policy")
+    settings |= {"stops": stops_in(source, revision, tokenizer), "revision": revision}
+    answers = sample_vllm.sample(source, tokenizer, prompts, dtype=device.dtype_name, **settings)
+    return _loaded(job, "policy", tokenizer, device), answers
+
+
 def draw(
     job: Job[EvaluateRecipe],
     recipe: EvaluateRecipe,
@@ -86,38 +120,17 @@ def draw(
 
     talks: the prompts by name, as the oracle reads them.
     """
-
-    def loaded(load: Callable[..., PreTrainedModel], name: str) -> PreTrainedModel:
-        return load(job.inputs[name], recipe, device, tokenizer, job.revisions.get(name))
-
     device = devices.choose(recipe)
     prompts = [row.prompt_ids for row in rows for _ in range(recipe.num_samples)]
     total, size = (3 if "oracle" in job.inputs else 2) * len(prompts), recipe.per_device_eval_batch_size
-    settings: dict[str, Any] = {
-        "temperature": recipe.temperature,
-        "top_p": recipe.top_p,
-        "max_new_tokens": recipe.max_new_tokens,
-        "batch_size": size,
-        "seed": seed_of(recipe, "sampling"),
-        "on_batch": lambda n: report(n, total),
-    }
-    if recipe.sampler == "vllm":
-        # First and alone: vLLM takes the GPU for itself.
-        revision = job.revisions.get("policy")
-        settings |= {"stops": stops_in(job.inputs["policy"], revision, tokenizer), "revision": revision}
-        answers = sample_vllm.sample(
-            job.inputs["policy"], tokenizer, prompts, dtype=device.dtype_name, **settings
-        )
-    policy = loaded(load_causal, "policy")
+    policy, answers = _sampled(job, tokenizer, prompts, device, lambda n: report(n, total))
     stops = stops_of(policy.generation_config, tokenizer)
-    if recipe.sampler == "transformers":
-        answers = sample(policy, tokenizer, prompts, **settings)
     pad = pad_id(tokenizer)
     logp = logps(policy, prompts, answers, pad, size, lambda n: report(len(prompts) + n, total))
     ref_logp = logp
     if job.inputs["reference"] != job.inputs["policy"]:
         del policy
-        reference = loaded(load_causal, "reference")
+        reference = _loaded(job, "reference", tokenizer, device)
         ref_logp = logps(reference, prompts, answers, pad, size)
         del reference
     names = [row.id for row in rows for _ in range(recipe.num_samples)]

@@ -6,7 +6,6 @@ import numpy as np
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.errors import BadInput
 from rpo_cli.models import load_causal, load_tokenizer, pad_id, pair_logps
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, digest, row_id, rows_of, write_columns
@@ -39,8 +38,6 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, float]:
     tokenizer = load_tokenizer(job.inputs["policy"], recipe)
     pairs = rows_of(job, "held_out")
     rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
-    if not rows:
-        raise BadInput(f"{job.path}: none of the {len(pairs)} held-out pairs fits max_length")
     prompt_of = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
     policy = load_causal(job.inputs["policy"], recipe, devices.choose(recipe), tokenizer)
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts

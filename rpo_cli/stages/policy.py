@@ -6,7 +6,7 @@ as columns (kl_estimator: full is the exception and says so).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -18,10 +18,8 @@ from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
 from rpo_cli.models import (
-    Graphs,
+    Row,
     four_bits,
-    groups_of,
-    layout_for,
     load_causal,
     load_tokenizer,
     logps_of,
@@ -35,12 +33,12 @@ from rpo_cli.objectives import Pair
 from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
 from rpo_cli.objectives.members import MemberChoice
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
-from rpo_cli.stages.training.arguments import collator_of, graphed, lora_of, steps_over
+from rpo_cli.stages.training.arguments import lora_of, prepare, start_from, steps_over
 from rpo_cli.stages.training.loop import train
-from rpo_cli.stages.training.monitor import ended, monitor_of, over_optimised
+from rpo_cli.stages.training.monitor import Monitor, ended, monitor_of, over_optimised
 from rpo_cli.stages.training.publish import Keeper, drop_checkpoints, publish_model, write_model
 from rpo_cli.stages.training.start import NOISE, FirstStep, beside_reference
-from rpo_cli.stages.training.teachers import calibrated_margins, policy_rows
+from rpo_cli.stages.training.teachers import Teachers, calibrated_margins, policy_rows
 from rpo_cli.stages.training.trl import PairTrainer, config_of
 
 
@@ -183,28 +181,47 @@ class EndOfStep(TrainerCallback):
         self.members.end_step(self.trainer.batch_mean, self.trainer.batch_sum)
 
 
+def members_of(recipe: PolicyRecipe, teachers: Teachers, rows: Sequence[Row]) -> MemberChoice | None:
+    """The choice among an ensemble's members in every step; None: the objective makes none."""
+    if not recipe.takes_min:
+        return None
+    margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
+    return MemberChoice(recipe.ensemble_min, list(teachers.temperatures), margins, recipe.ema_decay)
+
+
+def trained(trainer: PolicyTrainer, report: Report, monitor: Monitor | None) -> dict[str, float]:
+    """Train; metrics hold the shares of the ensemble's members and what the monitor saw last."""
+    members = trainer.members
+    if members is None:
+        metrics = train(trainer, report, monitor)
+    else:
+        metrics = train(trainer, report, monitor, state=members.state, restore=members.restore)
+        metrics |= members.all_shares()
+    if monitor is not None and monitor.found:
+        metrics |= ended(monitor.found)
+        for line in over_optimised(monitor.found):
+            report.warn(line)
+    return metrics
+
+
 def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     """Train one policy and save it; metrics hold the ensemble's temperatures and chosen members."""
     recipe: PolicyRecipe = job.recipe
     device = devices.choose(recipe)
     seed = seed_of(recipe, "policy")
-    tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
+    source, revision = job.inputs["model"], job.revisions.get("model")
+    tokenizer = load_tokenizer(source, recipe, revision)
     teachers = calibrated_margins(job, recipe)
     rows, pairs_left = policy_rows(job, recipe, tokenizer, teachers, report)
     steps = steps_over(len(rows), recipe, job.path)
     if recipe.selects and recipe.checkpoints > steps:
         raise BadInput(f"{job.path}: checkpoints: {recipe.checkpoints} is more than all {steps} steps")
-    members = None
-    if recipe.takes_min:
-        margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
-        members = MemberChoice(recipe.ensemble_min, list(teachers.temperatures), margins, recipe.ema_decay)
-    load = partial(
-        load_causal, job.inputs["model"], recipe, tokenizer=tokenizer, revision=job.revisions.get("model")
-    )
-    bits = four_bits(recipe, device)
-    torch.manual_seed(seed)  # what a model lacks is drawn when it is loaded
-    model = load(device=device, training=True, bits=bits)
-    kl_reference = load(device=device, bits=bits) if recipe.needs_reference else None
+    members = members_of(recipe, teachers, rows)
+    model, whole_base = start_from(load_causal, job, tokenizer, device, seed)
+    kl_reference = None
+    if recipe.needs_reference:
+        bits = four_bits(recipe, device)
+        kl_reference = load_causal(source, recipe, device, tokenizer, revision, bits=bits)
     config = config_of(
         DPOConfig,
         job,
@@ -215,10 +232,8 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         precompute_ref_log_probs=True,
         disable_dropout=False,
     )
-    prompts, answers, pad = [row["prompt_ids"] for row in rows], list(map(groups_of, rows)), pad_id(tokenizer)
-    layout = layout_for(model, response_logps, prompts, answers, pad, shared=recipe.shared_prompts)
-    few = graphed(recipe, device, layout)
-    collator, shapes = collator_of(rows, recipe, device, pad, layout, few=few)
+    pad, shared = pad_id(tokenizer), recipe.shared_prompts
+    prepared = prepare(model, rows, recipe, device, pad, response_logps, shared=shared)
     trainer = PolicyTrainer(
         recipe,
         members,
@@ -226,29 +241,19 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         model=model,
         args=config,
         device=device,
-        data_collator=collator,
+        data_collator=prepared.collator,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora_of(recipe, "CAUSAL_LM"),
     )
-    trainer.graphs = Graphs(response_logits, collator.largest) if few else None
+    trainer.graphs = prepared.graphs
     trainer.add_callback(FirstStep(job.path, trainer.first_losses))
-    whole_base = partial(load, device=devices.CPU, training=True)
     kept = recipe.kept_at(steps)
     if kept:
         trainer.add_callback(
             Keeper(trainer, kept, lambda model, at: write_model(model, trainer, tokenizer, at, whole_base))
         )
-    monitor = monitor_of(trainer, tokenizer, job, recipe, report)
-    if members is None:
-        metrics = train(trainer, report, monitor)
-    else:
-        metrics = train(trainer, report, monitor, state=members.state, restore=members.restore)
-        metrics |= members.all_shares()
-    if monitor is not None and monitor.found:
-        metrics |= ended(monitor.found)
-        for line in over_optimised(monitor.found):
-            report.warn(line)
+    metrics = trained(trainer, report, monitor_of(trainer, tokenizer, job, recipe, report))
     if kept:
         drop_checkpoints(trainer, job.directory)
         metrics |= {f"kept/{number}": step for number, step in enumerate(kept, 1)}
@@ -259,6 +264,6 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         "rows": len(rows),
         **pairs_left,
         "steps": trainer.state.global_step,
-        "shared_prompts": layout == "shared",
+        "shared_prompts": prepared.shared,
     }
-    return {**metrics, **temperatures, **counts, **shapes}
+    return {**metrics, **temperatures, **counts, **prepared.shapes}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -15,11 +14,8 @@ from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models import (
-    Graphs,
     PairCollator,
     TokenRow,
-    four_bits,
-    layout_for,
     load_reward,
     load_tokenizer,
     pad_id,
@@ -32,7 +28,7 @@ from rpo_cli.recipes.schema.training import REQUIRED, Measured
 from rpo_cli.stages.data.rows import PAIR, Rows, rows_of
 from rpo_cli.stages.diagnosis import short_form
 from rpo_cli.stages.splits import LENGTH_MARGIN, bias_trained_on, preference_of_length
-from rpo_cli.stages.training.arguments import collator_of, graphed, lora_of, steps_over
+from rpo_cli.stages.training.arguments import lora_of, prepare, start_from, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
 from rpo_cli.stages.training.trl import LeanTrainer, config_of
@@ -148,6 +144,32 @@ def check(metrics: Mapping[str, float], required: Mapping[Measured, float], seed
         raise RunFailed(f"{found}: nothing is built on seed {seed}; a figure is drawn without it by --seeds")
 
 
+def early_arguments(recipe: RewardRecipe) -> dict[str, object]:
+    """Keyword arguments of RewardConfig with which the step of the least held-out loss is kept."""
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": recipe.eval_steps,
+        "save_strategy": "best",
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "load_best_model_at_end": True,
+    }
+
+
+def held_out_metrics(scores: np.ndarray, rows: Sequence[TokenRow], pairs: Rows) -> dict[str, float]:
+    """Loss and accuracy on the held-out pairs that fit, also by length and by utility; scores: [n, 2]."""
+    margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
+    kinds = kinds_of_length(rows, pairs)
+    return {
+        "held_out_accuracy": float((margins > 0).mean()),
+        "held_out_loss": float(np.logaddexp(0, -margins).mean()),
+        "held_out_rows": len(rows),
+        "held_out_dropped": len(pairs) - len(rows),
+        **short_form(margins, kinds),
+        **utility_accuracy(margins, kinds, rows, pairs),
+    }
+
+
 def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     """Train, keep the last or the best evaluated step, and measure the held-out loss and accuracy."""
     recipe: RewardRecipe = job.recipe
@@ -165,62 +187,32 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     rows, held_out = tokens_of(pairs), tokens_of(held_out_pairs, "held out: ") if held_out_pairs else []
     steps = steps_over(len(rows), recipe, job.path)
     bias = bias_trained_on(pairs, rows, recipe.max_length, report)
-    # The head is new when the model was a language model: its weights are drawn under the RM's seed.
-    torch.manual_seed(seed)
-    load = partial(
-        load_reward,
-        job.inputs["model"],
-        recipe,
-        tokenizer=tokenizer,
-        revision=job.revisions.get("model"),
-        training=True,
-    )
-    model = load(device=device, bits=four_bits(recipe, device))
-    early: dict[str, object] = {}
-    if recipe.stopping == "early":
-        if not held_out:
-            raise BadInput(f"{job.path}: stopping: early needs held-out pairs (pairs_validation)")
-        early = {
-            "eval_strategy": "steps",
-            "eval_steps": recipe.eval_steps,
-            "save_strategy": "best",
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
-            "load_best_model_at_end": True,
-        }
-    config = config_of(RewardConfig, job, device, seed, max_steps=steps, disable_dropout=False, **early)
-    prompts, answers = [row.prompt_ids for row in rows], [row.responses for row in rows]
-    pad, table = pad_id(tokenizer), table_of_pairs(rows)
-    layout = layout_for(model, response_rewards, prompts, answers, pad, shared=recipe.shared_prompts)
-    few = graphed(recipe, device, layout)
-    collator, shapes = collator_of(table, recipe, device, pad, layout, few=few)
+    model, whole_base = start_from(load_reward, job, tokenizer, device, seed)
+    early = recipe.stopping == "early"
+    if early and not held_out:
+        raise BadInput(f"{job.path}: stopping: early needs held-out pairs (pairs_validation)")
+    own = early_arguments(recipe) if early else {}
+    config = config_of(RewardConfig, job, device, seed, max_steps=steps, disable_dropout=False, **own)
+    pad, table, shared = pad_id(tokenizer), table_of_pairs(rows), recipe.shared_prompts
+    prepared = prepare(model, table, recipe, device, pad, response_rewards, shared=shared)
     trainer = LeanRewardTrainer(
         model,
         config,
         device=device,
-        data_collator=collator,
+        data_collator=prepared.collator,
         train_dataset=Dataset.from_list(table),
         eval_dataset=Dataset.from_list(table_of_pairs(held_out)) if early else None,
         processing_class=tokenizer,
         peft_config=lora_of(recipe, "SEQ_CLS"),
     )
-    trainer.held_out, trainer.graphs = held_out, Graphs(response_rewards, collator.largest) if few else None
+    trainer.held_out, trainer.graphs = held_out, prepared.graphs
     metrics = train(trainer, report)
-    trained = publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU))
+    trained = publish_model(trainer, tokenizer, job.directory, whole_base)
     if held_out and devices.rank() == 0:
-        scores = pair_rewards(
-            device.place(trained), held_out, pad, recipe.per_device_eval_batch_size, shared=layout == "shared"
-        )
-        margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
-        metrics |= {
-            "held_out_accuracy": float((margins > 0).mean()),
-            "held_out_loss": float(np.logaddexp(0, -margins).mean()),
-        }
         assert held_out_pairs is not None
-        metrics |= {"held_out_rows": len(held_out), "held_out_dropped": len(held_out_pairs) - len(held_out)}
-        kinds = kinds_of_length(held_out, held_out_pairs)
-        metrics |= short_form(margins, kinds)
-        metrics |= utility_accuracy(margins, kinds, held_out, held_out_pairs)
+        size = recipe.per_device_eval_batch_size
+        scores = pair_rewards(device.place(trained), held_out, pad, size, shared=prepared.shared)
+        metrics |= held_out_metrics(scores, held_out, held_out_pairs)
         check(metrics, recipe.require, recipe.seed)
     counts = {"rows": len(rows), "dropped": len(pairs) - len(rows), "steps": trainer.state.global_step}
-    return {**metrics, **counts, **bias, **shapes, "shared_prompts": layout == "shared"}
+    return {**metrics, **counts, **bias, **prepared.shapes, "shared_prompts": prepared.shared}

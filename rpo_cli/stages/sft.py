@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import PreTrainedModel
 from trl import SFTConfig
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
+from rpo_cli.devices import Device
 from rpo_cli.models import (
-    Graphs,
-    four_bits,
-    layout_for,
+    Row,
     load_causal,
     load_tokenizer,
     logps_of,
@@ -27,7 +26,15 @@ from rpo_cli.models import (
 )
 from rpo_cli.recipes.schema import SFTRecipe, seed_of
 from rpo_cli.stages.data.rows import columns_of, rows_of
-from rpo_cli.stages.training.arguments import collator_of, graphed, lora_of, steps_over
+from rpo_cli.stages.training.arguments import (
+    Prepared,
+    collator_of,
+    graphed,
+    lora_of,
+    prepare,
+    start_from,
+    steps_over,
+)
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
 from rpo_cli.stages.training.trl import LeanTrainer, TokenTrainer, config_of
@@ -61,6 +68,27 @@ class FewShapesSFTTrainer(LeanTrainer, TokenTrainer):
         return loss
 
 
+def in_few_shapes(
+    model: PreTrainedModel, rows: Sequence[Row], recipe: SFTRecipe, device: Device, pad: int
+) -> Prepared | None:
+    """How rows are read in batches of a few shapes; None: in any, by TRL's own collator."""
+    if device.fixed_shapes:
+        return Prepared(*collator_of(rows, recipe, device, pad, "shared"), None)
+    if not graphed(recipe, device, "shared"):
+        return None
+    found = prepare(model, rows, recipe, device, pad, response_logps, shared=True)
+    return None if found.graphs is None else found
+
+
+def labelled(row: Row) -> Row:
+    """A row as TRL's collator reads it: a prompt's tokens are none to learn."""
+    prompt, completion = row["prompt_ids"], row["completion_ids"]
+    return {
+        "input_ids": np.concatenate([prompt, completion]),
+        "labels": np.concatenate([np.full_like(prompt, -100), completion]),
+    }
+
+
 def run(job: Job[SFTRecipe], report: Report) -> dict[str, object]:
     """Minimise the mean NLL of the completion's tokens, EOS included."""
     recipe: SFTRecipe = job.recipe
@@ -73,52 +101,25 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, object]:
         model = new_causal(recipe.model_config_kwargs, tokenizer, device, seed)
     else:
         tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
-        load = partial(
-            load_causal,
-            job.inputs["model"],
-            recipe,
-            tokenizer=tokenizer,
-            revision=job.revisions.get("model"),
-            training=True,
-        )
-        torch.manual_seed(seed)  # embeddings of new tokens are drawn
-        model = load(device=device, bits=four_bits(recipe, device))
-        whole_base = partial(load, device=devices.CPU)
+        model, whole_base = start_from(load_causal, job, tokenizer, device, seed)
     columns, what = columns_of(recipe.table)[1:], f"{job.path}: {recipe.table}"
     tokens = rows.tokens(columns, tokenizer, what, recipe.max_length, recipe.overlong, report.warn)
     steps = steps_over(len(tokens), recipe, job.path)
     kwargs = {"skip_prepare_dataset": True}
     config = config_of(SFTConfig, job, device, seed, max_steps=steps, dataset_kwargs=kwargs)
-    prompts, answers, pad = [r.prompt_ids for r in tokens], [r.responses for r in tokens], pad_id(tokenizer)
-    graphs = (
-        graphed(recipe, device, "shared")
-        and layout_for(model, response_logps, prompts, answers, pad, shared=True) == "shared"
-    )
-    few = device.fixed_shapes or graphs
-    table = [
-        {"prompt_ids": r.prompt_ids, "completion_ids": r.responses[0]}
-        if few
-        else {
-            "input_ids": np.concatenate([r.prompt_ids, r.responses[0]]),
-            "labels": np.concatenate([np.full_like(r.prompt_ids, -100), r.responses[0]]),
-        }
-        for r in tokens
-    ]
-    collator, shapes = (
-        collator_of(table, recipe, device, pad, "shared", few=graphs) if few else (None, dict[str, float]())
-    )
+    table = [{"prompt_ids": row.prompt_ids, "completion_ids": row.responses[0]} for row in tokens]
+    few = in_few_shapes(model, table, recipe, device, pad_id(tokenizer))
     trainer = (FewShapesSFTTrainer if few else TokenTrainer)(
         model,
         config,
         device=device,
-        data_collator=collator,
-        train_dataset=Dataset.from_list(table),
+        data_collator=few.collator if few else None,
+        train_dataset=Dataset.from_list(table if few else list(map(labelled, table))),
         processing_class=tokenizer,
         peft_config=lora_of(recipe, "CAUSAL_LM"),
     )
-    if graphs and collator is not None:
-        trainer.graphs = Graphs(response_logits, collator.largest)
+    trainer.graphs = few.graphs if few else None
     metrics = train(trainer, report, state=trainer.counted, restore=trainer.count_from)
     publish_model(trainer, tokenizer, job.directory, whole_base)
     counts = {"rows": len(tokens), "dropped": len(rows) - len(tokens), "steps": trainer.state.global_step}
-    return {**metrics, **counts, **shapes}
+    return {**metrics, **counts, **(few.shapes if few else {})}

@@ -8,7 +8,7 @@ pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -231,38 +231,67 @@ def bias_trained_on(
     return {"longer_share": trained}
 
 
+def pairs_within(limit: int, job: Job[SplitsRecipe], report: Report) -> tuple[Rows, list[TokenRow], int]:
+    """The pairs of at most so many tokens, their tokens, and how many pairs are longer."""
+    from rpo_cli.models import load_tokenizer
+
+    pairs, revision = rows_of(job, "pairs"), job.revisions.get("tokenizer")
+    tokenizer = load_tokenizer(job.inputs["tokenizer"], revision=revision, need_pad=False)
+    every = pairs.tokens(PAIR, tokenizer, job.path, warn=report.warn)
+    fits = [place for place, row in enumerate(every) if row.longest <= limit]
+    overlong = len(every) - len(fits)
+    if overlong > FEW * len(every):
+        report.warn(dropped(overlong, len(every), limit))
+    return pairs.take(fits), [every[place] for place in fits], overlong
+
+
+def preference_of_number(pairs: Rows, columns: Sequence[str] | None) -> np.ndarray | None:
+    """For each pair whether the response of the higher number is preferred: int8 [n], as of length."""
+    return None if columns is None else np.sign(pairs.numbers(columns) @ (1, -1)).astype(np.int8)
+
+
+def write_parts(
+    split: Split,
+    notes: Mapping[str, np.ndarray],
+    shares: Mapping[str, np.ndarray],
+    job: Job[SplitsRecipe],
+    report: Report,
+) -> dict[str, object]:
+    """Write the rows of each part of a split, with the columns `notes`; metrics of their biases.
+
+    shares: [n] of LONGER, SHORTER, TIE, what else than length they are biased in, by the metric's name.
+    """
+    parts = {"train": split.train, "held_out": split.held_out}
+    parts |= {f"b-{b:g}": rows for b, rows in split.subsets.items()}
+    metrics: dict[str, object] = {}
+    for index, (name, rows) in enumerate(parts.items()):
+        write_columns({key: values[rows] for key, values in notes.items()}, job.directory / f"{name}.parquet")
+        found = bias_of(notes["longer_preferred"], rows)
+        found |= {key: bias_of(higher, rows)["longer_share"] for key, higher in shares.items()}
+        metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        report(index + 1, len(parts))
+    return metrics
+
+
 def run(job: Job[SplitsRecipe], report: Report) -> dict[str, object]:
     """Write train, held_out and b-*.parquet: ids of pairs, their token counts and kinds.
 
     All are drawn from the pairs that fit; `auto` of a max_length is what is left where the plan found none.
     """
-    from rpo_cli.models import load_tokenizer
-
     recipe: SplitsRecipe = job.recipe
-    pairs = rows_of(job, "pairs")
-    revision = job.revisions.get("tokenizer")
-    tokenizer = load_tokenizer(job.inputs["tokenizer"], revision=revision, need_pad=False)
-    every = pairs.tokens(PAIR, tokenizer, job.path, warn=report.warn)
     limit = recipe.max_length if isinstance(recipe.max_length, int) else UNLIMITED
-    fits = [place for place, row in enumerate(every) if row.longest <= limit]
-    pairs, tokens, overlong = pairs.take(fits), [every[place] for place in fits], len(every) - len(fits)
-    left_out = dropped(overlong, len(every), limit)
-    if overlong > FEW * len(every):
-        report.warn(left_out)
+    pairs, tokens, overlong = pairs_within(limit, job, report)
     chosen, rejected = (np.array([len(row.responses[side]) for row in tokens], int) for side in (0, 1))
     ends = 0 if recipe.length_counts_eos else 1  # every response has one, its last token
     kinds = preference_of_length(chosen - ends, rejected - ends, recipe.length_margin)
-    prompts = pairs.texts("prompt")
-    biased_in, differ_in = (
-        None if columns is None else np.sign(pairs.numbers(columns) @ (1, -1)).astype(np.int8)
-        for columns in (recipe.bias_on, recipe.told)
-    )
+    biased_in, differ_in = (preference_of_number(pairs, each) for each in (recipe.bias_on, recipe.told))
     biases = kinds if biased_in is None else biased_in
+    differences = kinds if differ_in is None else differ_in
+    prompts = pairs.texts("prompt")
     try:
-        split = draw(
-            biases, recipe, seed_of(recipe, "data"), prompts, kinds if differ_in is None else differ_in
-        )
+        split = draw(biases, recipe, seed_of(recipe, "data"), prompts, differences)
     except BadInput as error:
+        left_out = dropped(overlong, len(pairs) + overlong, limit)
         cure = "; lower num_pairs or held_out, or set max_length: null in the splits recipe to draw from all"
         raise BadInput(f"{error}; {left_out}{cure}" if overlong else str(error)) from None
     notes = {
@@ -273,19 +302,12 @@ def run(job: Job[SplitsRecipe], report: Report) -> dict[str, object]:
     }
     if differ_in is not None:
         notes[ENSEMBLE] = differ_in
-    parts = {"train": split.train, "held_out": split.held_out}
-    parts |= {f"b-{b:g}": rows for b, rows in split.subsets.items()}
     of_all = bias_of(kinds, np.arange(len(kinds)))
     metrics: dict[str, object] = {f"all/{name}": value for name, value in of_all.items()}
     metrics |= {"overlong": overlong, "max_length": limit} if limit < UNLIMITED else {}
     # Neither held out nor to be trained on, because another pair of their prompt is held out.
     held_prompts = {prompts[row] for row in split.held_out.tolist()}
     metrics["barred_by_prompt"] = sum(prompt in held_prompts for prompt in prompts) - len(split.held_out)
-    for index, (name, rows) in enumerate(parts.items()):
-        write_columns({key: values[rows] for key, values in notes.items()}, job.directory / f"{name}.parquet")
-        metrics |= {f"{name}/{key}": value for key, value in bias_of(kinds, rows).items()}
-        for key, higher in (("biased_share", biased_in), ("higher_share", differ_in)):
-            if higher is not None:
-                metrics[f"{name}/{key}"] = bias_of(higher, rows)["longer_share"]
-        report(index + 1, len(parts))
-    return metrics
+    shares = {"biased_share": biased_in, "higher_share": differ_in}
+    told = {name: higher for name, higher in shares.items() if higher is not None}
+    return metrics | write_parts(split, notes, told, job, report)

@@ -17,7 +17,7 @@ DEVICES = 4
 
 def main() -> None:
     """Run the jobs, each up to its step if it has one, as if it were killed there."""
-    if devices.spread():
+    if devices.is_spmd():
         devices.join_spread(DEVICES)
     for job, last in pickle.loads(Path(sys.argv[1]).read_bytes()):
 

@@ -16,13 +16,13 @@ from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.objectives import TEACHERS
 from rpo_cli.recipes import schema
 from rpo_cli.runs.session import planner_for
-from rpo_cli.stages.diagnosis import KINDS, groups_of, price_of_tokens
+from rpo_cli.stages.diagnosis import LENGTH_KINDS, groups_of, price_of_tokens
 from rpo_cli.statistics import Array, Interval, t_interval, wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIDES = ("all", *KINDS)
+SIDES = ("all", *LENGTH_KINDS)
 SHOWN = {
     "shorter": "accuracy where the shorter won",
     "longer": "accuracy where the longer won",

@@ -1,26 +1,38 @@
-"""What a trainer is given, as a recipe and a device say: arguments, enough rows, a collator, LoRA."""
+"""What a trainer is given, as a recipe and a device say: a model, arguments, rows, a collator, LoRA."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rpo_cli.devices import Device, processes, rank, spread
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rpo_cli.artifacts import Job
+from rpo_cli.devices import CPU, Device, is_spmd, processes, rank
 from rpo_cli.errors import BadInput
 from rpo_cli.models import (
     CAPTURES,
     Buckets,
+    Graphs,
     Layout,
     PairCollator,
+    Row,
     Shape,
     for_training,
+    four_bits,
     groups_of,
+    layout_for,
+    response_logits,
+    response_logps,
     shape_of,
 )
-from rpo_cli.models.tokens import Row
+from rpo_cli.models.layout import Reader
 from rpo_cli.recipes.schema import TrainingRecipe
 
 if TYPE_CHECKING:
@@ -69,7 +81,7 @@ def checkpoints_of(directory: Path) -> str:
 
     All processes of a spread model help to bring the weights together, and to accelerate each is the first.
     """
-    return tempfile.mkdtemp(prefix="rpo-") if spread() and rank() != 0 else str(directory / "checkpoints")
+    return tempfile.mkdtemp(prefix="rpo-") if is_spmd() and rank() != 0 else str(directory / "checkpoints")
 
 
 def steps_over(rows: int, recipe: TrainingRecipe, what: str) -> int:
@@ -88,6 +100,23 @@ def steps_over(rows: int, recipe: TrainingRecipe, what: str) -> int:
             passes = f"{recipe.duration} over {rows} rows in batches of {batch}"
             raise BadInput(f"{what}: {name}: {value} is more than all {steps} steps ({passes})")
     return steps
+
+
+def start_from(
+    load: Callable[..., PreTrainedModel],
+    job: Job[TrainingRecipe],
+    tokenizer: PreTrainedTokenizerBase,
+    device: Device,
+    seed: int,
+) -> tuple[PreTrainedModel, Callable[[], PreTrainedModel]]:
+    """The model that a stage trains, and what loads it once more, on the CPU; see `write_model`.
+
+    What it lacks is drawn: embeddings of new tokens, and the head where it was a language model.
+    """
+    recipe, revision = job.recipe, job.revisions.get("model")
+    again = partial(load, job.inputs["model"], recipe, tokenizer=tokenizer, revision=revision, training=True)
+    torch.manual_seed(seed)
+    return again(device=device, bits=four_bits(recipe, device)), partial(again, device=CPU)
 
 
 def graphed(recipe: TrainingRecipe, device: Device, layout: Layout) -> bool:
@@ -125,6 +154,39 @@ def collator_of(
     found = (few_shapes if few else for_training)(needed, size, pieces, grouped=grouped)
     logging.getLogger("rpo").info("training batches: %s", found)
     return PairCollator(pad, layout, found), {"shapes": len(found.shapes), "padding_share": found.padding}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """How a trainer reads its rows; `graphs` of its steps, where these are captured."""
+
+    collator: PairCollator
+    shapes: dict[str, float]  # metrics, as `collator_of` returns them
+    graphs: Graphs | None
+
+    @property
+    def shared(self) -> bool:
+        """Whether responses share a row with their prompt."""
+        return self.collator.layout == "shared"
+
+
+def prepare(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    recipe: TrainingRecipe,
+    device: Device,
+    pad: int,
+    read: Reader,
+    *,
+    shared: bool,
+) -> Prepared:
+    """The collator of rows in the layout that `layout_for` finds, and graphs of what `read` needs."""
+    prompts, answers = [row["prompt_ids"] for row in rows], [groups_of(row) for row in rows]
+    layout = layout_for(model, read, prompts, answers, pad, shared=shared)
+    few = graphed(recipe, device, layout)
+    collator, shapes = collator_of(rows, recipe, device, pad, layout, few=few)
+    captured = response_logits if read is response_logps else read  # the sums are not captured
+    return Prepared(collator, shapes, Graphs(captured, collator.largest) if few else None)
 
 
 def lora_of(recipe: TrainingRecipe, task: str) -> LoraConfig | None:

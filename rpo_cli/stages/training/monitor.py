@@ -161,7 +161,7 @@ def monitor_of(
     """The monitor that a recipe asks for; None without one, or where it cannot look, which is said."""
     if recipe.monitor_steps is None:
         return None
-    if devices.processes() > 1 or devices.spread():
+    if devices.processes() > 1 or devices.is_spmd():
         report.tell("monitor_steps: nothing is looked at where several processes or devices train one policy")
         return None
     held_out = held_out_of(job, recipe, tokenizer)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from rpo_cli.artifacts import all_finite, base_of_adapter, checkpoint_in
-from rpo_cli.devices import rank, spread, to_host
+from rpo_cli.devices import is_spmd, rank, to_host
 from rpo_cli.errors import Diverged
 from rpo_cli.models import save
 from rpo_cli.stages.training.loop import STATE
@@ -61,7 +61,7 @@ def publish_model(
 def drop_checkpoints(trainer: Trainer, directory: Path) -> None:
     """Remove what an unfinished training would have resumed from."""
     if rank() != 0:
-        if spread():
+        if is_spmd():
             shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         return
     for state in (directory / "checkpoints").glob(f"*/{STATE}"):

@@ -71,7 +71,7 @@ def tables(
     seed: int,
     ledger: Ledger,
 ) -> dict[str, list[Pair] | list[Written]]:
-    """The tables of `schema.LOADED_TABLES`, of which `rows_of` makes rows.
+    """The tables of `schema.LOADED_TABLES`, of which `table_rows` makes rows.
 
     No post of an evaluation table is in a training table, no test post in a validation table. `sizes`: at
     most so many rows of a table, those of posts drawn under the seed. `share`: see `resplit`.
@@ -169,10 +169,10 @@ def _chosen(pairs: Sequence[Pair]) -> list[Written]:
     return list({digest(row.prompt, row.completion): row for row in rows}.values())
 
 
-def rows_of(items: Sequence[Pair | Written], table: str) -> Iterator[Row]:
+def table_rows(items: Sequence[Pair | Written], table: str) -> Iterator[Row]:
     """A table's rows; where one of them was a conversation all have the column `messages`."""
     talk = not table.startswith("sft_") and any(item.messages is not None for item in items)
-    return (row_of(item, table) | ({"messages": _messages(item)} if talk else {}) for item in items)
+    return (table_row(item, table) | ({"messages": _messages(item)} if talk else {}) for item in items)
 
 
 def _messages(item: Pair | Written) -> str:
@@ -183,7 +183,7 @@ def _messages(item: Pair | Written) -> str:
     return json.dumps({name: told[name] for name in ("prompt", "tools") if name in told}, ensure_ascii=False)
 
 
-def row_of(item: Pair | Written, table: str) -> Row:
+def table_row(item: Pair | Written, table: str) -> Row:
     """A table's row, named by its texts."""
     if isinstance(item, Written):
         name = row_id(item.prompt) if table.startswith("prompts_") else row_id(item.prompt, item.completion)

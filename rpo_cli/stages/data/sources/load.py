@@ -11,7 +11,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import Ledger
-from rpo_cli.stages.data.sources.assemble import rows_of, tables, tables_of_written
+from rpo_cli.stages.data.sources.assemble import table_rows, tables, tables_of_written
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written
 from rpo_cli.stages.data.sources.records import SPLITS, data_files, one_name, published_split, records
 
@@ -79,7 +79,7 @@ def _too_few_prompts(found: Mapping[str, Sequence[Pair] | Sequence[Written]]) ->
 
 def _rows(items: Sequence[Pair | Written], table: str, ledger: Ledger) -> Iterator[Row]:
     """A table's rows; the ledger knows the place of each while it stands."""
-    for item, row in zip(items, rows_of(items, table), strict=True):
+    for item, row in zip(items, table_rows(items, table), strict=True):
         ledger.place = item.place
         yield row
 
