@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -130,3 +131,12 @@ def test_the_default_is_no_part_of_a_key(tiny: Tiny) -> None:
         for settings in ((), ("train_sampling_strategy=random",), (GROUPED,))
     )
     assert default == said != other
+
+
+def test_epochs_take_turns_with_rows_that_are_there_several_times() -> None:
+    def order(epoch: int, turns: int, *, grouped: bool) -> list[int]:
+        return list(OptimizerBatches(LENGTHS * turns, 8, 0, lambda: epoch, grouped=grouped, turns=turns))
+
+    for epoch, grouped in itertools.product(range(5), (False, True)):
+        once, twice = (order(epoch, turns, grouped=grouped) for turns in (1, 2))
+        assert twice == [row + epoch % 2 * len(LENGTHS) for row in once]

@@ -197,6 +197,11 @@ def trained(trainer: PolicyTrainer, report: Report, monitor: Monitor | None) -> 
     else:
         metrics = train(trainer, report, monitor, state=members.state, restore=members.restore)
         metrics |= members.all_shares()
+    if metrics.get("ended/kl_to_reference", 0) < 0:
+        report.warn(
+            "the estimate of the forward KL is negative: the reference's samples were learnt with the pairs; "
+            "reference_samples: as many as there are passes over the pairs draws each pass its own"
+        )
     if monitor is not None and monitor.found:
         metrics |= ended(monitor.found)
         for line in over_optimised(monitor.found):
@@ -212,7 +217,8 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     source, revision = job.inputs["model"], job.revisions.get("model")
     tokenizer = load_tokenizer(source, recipe, revision)
     teachers = calibrated_margins(job, recipe)
-    rows, pairs_left = policy_rows(job, recipe, tokenizer, teachers, report)
+    turns, pairs_left = policy_rows(job, recipe, tokenizer, teachers, report)
+    rows, every = turns[0], [row for rows in turns for row in rows]
     steps = steps_over(len(rows), recipe, job.path)
     if recipe.selects and recipe.checkpoints > steps:
         raise BadInput(f"{job.path}: checkpoints: {recipe.checkpoints} is more than all {steps} steps")
@@ -233,7 +239,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         disable_dropout=False,
     )
     pad, shared = pad_id(tokenizer), recipe.shared_prompts
-    prepared = prepare(model, rows, recipe, device, pad, response_logps, shared=shared)
+    prepared = prepare(model, every, recipe, device, pad, response_logps, shared=shared)
     trainer = PolicyTrainer(
         recipe,
         members,
@@ -242,11 +248,11 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         args=config,
         device=device,
         data_collator=prepared.collator,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(every),
         processing_class=tokenizer,
         peft_config=lora_of(recipe, "CAUSAL_LM"),
     )
-    trainer.graphs = prepared.graphs
+    trainer.graphs, trainer.turns = prepared.graphs, len(turns)
     trainer.add_callback(FirstStep(job.path, trainer.first_losses))
     kept = recipe.kept_at(steps)
     if kept:

@@ -168,7 +168,9 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
     )
     evaluate: str = cosmetic("evaluate.yaml", "the evaluation recipe of its samples")
     reference_samples: PositiveInt = Field(
-        1, description="samples of pi_ref per training prompt, drawn once, for the KL"
+        1,
+        description="samples of pi_ref per training prompt, drawn once, for the KL; passes over the pairs "
+        "take turns with them",
     )
     max_new_tokens: PositiveInt = Field(64, description="longest reference sample")
     select: Literal["last", "validation"] = added(

@@ -15,21 +15,32 @@ class OptimizerBatches(Sampler[int]):
     transformers' group_by_length has them. As there, rows are shuffled, and sorted within pieces of up to 50
     batches. What differs: the rows that an epoch leaves out are drawn from all, not the shortest of the last
     piece; and batches are shuffled, not taken from long to short. The batch meant is the optimiser's,
-    whatever number of micro-batches and processes share it.
+    whatever number of micro-batches and processes share it. `turns`: the rows are there so many times, one
+    time after another, and epochs take turns with them.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch: int, seed: int, epoch: Callable[[], int], *, grouped: bool
+        self,
+        lengths: Sequence[int],
+        batch: int,
+        seed: int,
+        epoch: Callable[[], int],
+        *,
+        grouped: bool,
+        turns: int = 1,
     ) -> None:
         self.lengths, self.batch, self.seed, self.epoch, self.grouped = lengths, batch, seed, epoch, grouped
+        self.turns, self.rows = turns, len(lengths) // turns
 
     def __len__(self) -> int:
         # dataloader_drop_last would leave an accumulated batch incomplete at the end of an epoch.
-        return len(self.lengths) // self.batch * self.batch
+        return self.rows // self.batch * self.batch
 
     def __iter__(self) -> Iterator[int]:
-        draw = torch.Generator().manual_seed(self.seed + self.epoch())
-        rows: list[int] = torch.randperm(len(self.lengths), generator=draw).tolist()[: len(self)]
+        epoch = self.epoch()
+        draw = torch.Generator().manual_seed(self.seed + epoch)
+        first = epoch % self.turns * self.rows
+        rows = [first + i for i in torch.randperm(self.rows, generator=draw).tolist()[: len(self)]]
         if not self.grouped:
             yield from self._from_long_to_short(rows, self.batch)
             return

@@ -93,8 +93,12 @@ def policy_rows(
     tokenizer: PreTrainedTokenizerBase,
     teachers: Teachers,
     report: Report,
-) -> tuple[list[Row], dict[str, object]]:
-    """Rows for the collator; how many pairs were left out, too long or without margins; the others' bias."""
+) -> tuple[list[list[Row]], dict[str, object]]:
+    """Rows for the collator; how many pairs were left out, too long or without margins; the others' bias.
+
+    As many times as there are samples of the reference for a prompt, each time with the next one, so that
+    passes over the pairs may take turns with them.
+    """
     pairs = rows_of(job, "train" if recipe.subset is None else f"b-{recipe.subset:g}")
     tokens = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     if teachers.margins:
@@ -103,7 +107,8 @@ def policy_rows(
     sampled = recipe.samples_reference
     samples = samples_by_prompt(job) if sampled else {}
     prompts = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True)) if sampled else {}
-    result = []
+    turns = recipe.reference_samples if sampled else 1
+    result: list[list[Row]] = [[] for _ in range(turns)]
     seen: Counter[str] = Counter()
     for row in tokens:
         if row.id not in reference:
@@ -111,14 +116,16 @@ def policy_rows(
         chosen, rejected = row.responses
         entry: Row = {"prompt_ids": row.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected}
         entry["ref_chosen_logps"], entry["ref_rejected_logps"] = reference[row.id]
-        if sampled:
-            # Pairs that share a prompt take turns with its samples.
-            prompt = prompts[row.id]
-            drawn = samples[prompt]
-            entry["sample_ids"], entry["ref_sample_logps"] = drawn[seen[prompt] % len(drawn)]
-            seen[prompt] += 1
         if teachers.margins:
             entry["margins"] = teachers.margins[row.id]
-        result.append(entry)
+        for turn, rows in enumerate(result):
+            rows.append(entry)
+            if sampled:
+                # Pairs that share a prompt take turns with its samples, too.
+                drawn = samples[prompts[row.id]]
+                one, logp = drawn[(seen[prompts[row.id]] + turn) % len(drawn)]
+                rows[-1] = {**entry, "sample_ids": one, "ref_sample_logps": logp}
+        if sampled:
+            seen[prompts[row.id]] += 1
     bias = bias_trained_on(pairs, tokens, recipe.max_length, report)
     return result, {"dropped": len(pairs) - len(tokens), **bias}

@@ -69,7 +69,10 @@ class WholeBatches(Trainer):
     """A Trainer on tokenised rows whose every optimiser step sees a whole batch, however it is cut in pieces.
 
     An epoch's last rows are left out. `device`: its forward passes bring an autocast if Trainer brings none.
+    `turns`: its data set has the rows so many times, as `OptimizerBatches` takes them.
     """
+
+    turns = 1
 
     def __init__(self, *args: object, device: Device = CPU, **kwargs: object) -> None:
         if device.name == "xla":
@@ -137,10 +140,10 @@ class WholeBatches(Trainer):
             columns = [rows[name] for name in rows.column_names if name.endswith("_ids")]
             lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]
         # Accelerate tells a sampler that is none of its own the epoch only while nothing was resumed.
-        steps = max(1, len(rows) // batch)
-        return OptimizerBatches(
-            lengths, batch, self.args.data_seed, lambda: self.state.global_step // steps, grouped=grouped
-        )
+        turns, seed = self.turns, self.args.data_seed
+        steps = max(1, len(rows) // turns // batch)
+        epoch = lambda: self.state.global_step // steps  # noqa: E731
+        return OptimizerBatches(lengths, batch, seed, epoch, grouped=grouped, turns=turns)
 
 
 class LeanTrainer(WholeBatches):
