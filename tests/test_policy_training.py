@@ -7,6 +7,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -467,3 +469,13 @@ def test_dropout_in_a_models_config_is_off_in_training(tiny: Tiny, recipe: str) 
             .replace(f"attention_dropout: {dropout}", "attention_dropout: 0.3")
         )
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("ended", "warned"), [(-0.96, 1), (0.2, 0), (None, 0)])
+def test_a_kl_below_zero_is_warned_of(monkeypatch: Any, ended: float | None, warned: int) -> None:
+    metrics = {"last_loss": 1.0} | ({} if ended is None else {"ended/kl_to_reference": ended})
+    monkeypatch.setattr(policy, "train", lambda *args: dict(metrics))
+    said: list[str] = []
+    trainer, report = cast(Any, SimpleNamespace(members=None)), cast(Any, SimpleNamespace(warn=said.append))
+    assert policy.trained(trainer, report, None) == metrics
+    assert len(said) == warned and all("forward KL is negative" in line for line in said)

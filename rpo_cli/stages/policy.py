@@ -217,6 +217,8 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     source, revision = job.inputs["model"], job.revisions.get("model")
     tokenizer = load_tokenizer(source, recipe, revision)
     teachers = calibrated_margins(job, recipe)
+    if (far := teachers.far(recipe.beta)) is not None:
+        report.warn(far)
     turns, pairs_left = policy_rows(job, recipe, tokenizer, teachers, report)
     rows, every = turns[0], [row for rows in turns for row in rows]
     steps = steps_over(len(rows), recipe, job.path)

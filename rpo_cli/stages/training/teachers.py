@@ -25,6 +25,9 @@ from rpo_cli.stages.splits import ENSEMBLE, LONGER, SHORTER, bias_trained_on
 ALL_PAIRS = re.compile("rm|all|seed-.*|half-.*")
 
 
+FAR = 50.0  # nats of log-ratio between chosen and rejected: few policies go as far
+
+
 @dataclass(frozen=True)
 class Teachers:
     """Margins r(chosen) - r(rejected) by row id, divided by the members' temperatures (1 when uncalibrated).
@@ -34,6 +37,17 @@ class Teachers:
 
     margins: dict[str, list[float]]
     temperatures: dict[str, float]
+
+    def far(self, beta: float) -> str | None:
+        """What to do where the log-ratios to learn, |margin| / beta, are FAR or more in the median pair."""
+        asked = float(np.median(np.abs(list(self.margins.values())))) / beta if self.margins else 0.0
+        if asked < FAR:
+            return None
+        return (
+            f"the teacher's margins divided by beta ask for {asked:.0f} nats of log-ratio between chosen and "
+            "rejected in the median pair; a larger beta asks for less, and so do margins that are calibrated "
+            "(`calibrate_one` of one teacher, `calibration` of several)"
+        )
 
 
 def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers:
