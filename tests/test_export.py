@@ -75,7 +75,10 @@ def test_an_exported_card_has_the_evaluations_with_their_intervals(built: Tiny, 
     found = manifest(built.root, POLICY.replace("policies", "evaluations") + "/test")["metrics"]
     interval = f"{found['advantage_low']:.4g} to {found['advantage_high']:.4g}"
     row = f"| 24 test prompts | advantage | {found['advantage']:.4g} | {interval} |"
-    assert row in (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
+    assert row in text
+    # One name, two directions: samples of the policy here, of the reference in training.
+    assert f"kl_to_reference, KL(pi_theta \\|\\| pi_ref) | {found['kl_to_reference']:.4g}" in text
 
 
 def test_a_card_names_every_input_that_no_recipe_makes_by_its_content(built: Tiny) -> None:

@@ -27,6 +27,11 @@ IS = {
     "warm": "A reward model with the mean weights of an ensemble: one logit, read at the EOS.",
 }
 REWARDS = ("reward", "warm")
+# Measures of one name in training and in evaluation, which are of two directions.
+MEANT = {
+    "kl_to_reference": "kl_to_reference, KL(pi_theta \\|\\| pi_ref)",
+    "ended/kl_to_reference": "ended/kl_to_reference, KL(pi_ref \\|\\| pi_theta)",
+}
 SEQ = "AutoModelForSequenceClassification"
 TEMPLATE = """\
 # {name}
@@ -206,7 +211,9 @@ def _measured(metrics: Mapping[str, object]) -> list[tuple[str, str, str]]:
     for name, value in metrics.items():
         low, high = (metrics.get(f"{name.removesuffix('_mean')}_{end}") for end in ("low", "high"))
         if isinstance(value, float) and not name.endswith(("_low", "_high")):
-            rows.append((name, f"{value:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}"))
+            rows.append(
+                (MEANT.get(name, name), f"{value:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}")
+            )
     return sorted(rows, key=lambda row: not row[2])
 
 
