@@ -72,7 +72,9 @@ def cells(folder: Path) -> Iterator[Sequence[str]]:
     """Every policy at every rho, means over the seeds with their 95 % intervals."""
     results = json.loads((folder / "figure2.json").read_text())
     unit = results["provenance"].get("unit") or "oracle reward"
-    yield ("ρ", "policy", f"advantage, {unit}", "wins, %", "utility", "tokens", "KL, nats", "unfinished, %")
+    polite = ["polite, %"] if any(row.get("polite") is not None for row in results["table"]) else []
+    head = ("ρ", "policy", f"advantage, {unit}", "wins, %", "utility", "tokens", "KL, nats", "unfinished, %")
+    yield (*head, *polite)
     for row in sorted(results["table"], key=lambda row: row["rho"] or 0.0):  # policies stay in their order
         yield (
             "none" if row["rho"] is None else f"{row['rho']:g}",
@@ -83,6 +85,7 @@ def cells(folder: Path) -> Iterator[Sequence[str]]:
             number(row["tokens"], 1, sign=False),
             number(row.get("kl"), 1, sign=False),
             number(None if row.get("unfinished") is None else 100 * row["unfinished"], 1, sign=False),
+            *(between(row, "polite", "polite_low", "polite_high", 1, 100.0) for _ in polite),
         )
 
 
