@@ -36,6 +36,7 @@ PRIMARY = {
     "longer": "longer",
     "selected": "selected",
     "entangled": "entangled",
+    "polite": "polite",
 }
 MARKED = re.compile(r"(<!-- (\w+) of ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = Mapping[str, Any]
@@ -345,6 +346,20 @@ def kept(folder: Path) -> Iterator[Sequence[str]]:
         yield (policy, *(str(count) for count in counts.loc[policy]))
 
 
+def paid(folder: Path) -> Iterator[Sequence[str]]:
+    """What members pay for an attribute: on the pairs of D_ρ as drawn, and on both kinds as if as many."""
+    found = pd.read_csv(folder / "paid.csv")
+    yield ("ρ", "member b", "on D_ρ as drawn", "on both kinds alike")
+    for (rho, member), rows in found.groupby(["rho", "member"]):
+        if member in (0.2, 0.5, 0.8):
+            yield (
+                f"{rho:g}",
+                f"{member:g}",
+                shown(rows["drawn"].to_numpy()),
+                shown(rows["balanced"].to_numpy()),
+            )
+
+
 def known(folder: Path) -> Iterator[Sequence[str]]:
     """What each reward model knows of held-out pairs, and the size of its margins on the training pairs."""
     kinds = ("all", "longer", "shorter")
@@ -444,6 +459,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "longer": longer,
     "without": without,
     "kept": kept,
+    "paid": paid,
     "known": known,
     "overlap": overlap,
     "smallest": smallest,
