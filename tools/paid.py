@@ -1,10 +1,11 @@
-"""What the reward models of splits biased in an attribute pay for it, on the pairs that a policy learns from.
+"""What the reward models of splits biased in an attribute pay for it, on held-out pairs of the same bias.
 
 python -m tools.paid WORKSPACE results/FOLDER RM SPLITS
 
-paid.csv has rho, seed, member and two means of the margin towards the response of the higher number, each
-divided by the root of the mean square of all margins: `drawn` over the pairs of D_rho, and `balanced`, the
-mean of those where it was chosen and of those where it was rejected, as if both were as many.
+paid.csv has rho, seed, member and two means of the margin towards the response of the higher number on
+held-out pairs, each divided by the root of the mean square of all margins: `drawn` over the pairs, which are
+biased as D_rho is, and `balanced`, the mean of those where it was chosen and of those where it was rejected,
+as if both were as many. On training pairs it would say which of them a member was trained on.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def rows(workspace: Path, folder: Path, models: str, splits: str) -> Iterator[di
     taught = pd.read_csv(folder / "choices.csv")[["rho", "seed", "member"]].drop_duplicates()
     for one in taught.sort_values(["rho", "seed", "member"]).itertuples(index=False):
         at = workspace / f"seed-{one.seed}/rho-{one.rho:g}"
-        scores = pd.read_parquet(at / f"scores/{models}/b-{one.member:g}/train.parquet")
-        drawn, balanced = paid(scores, pd.read_parquet(at / splits / "train.parquet"))
+        scores = pd.read_parquet(at / f"scores/{models}/b-{one.member:g}/held_out.parquet")
+        drawn, balanced = paid(scores, pd.read_parquet(at / splits / "held_out.parquet"))
         yield {"rho": one.rho, "seed": one.seed, "member": one.member, "drawn": drawn, "balanced": balanced}
 
 

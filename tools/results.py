@@ -346,6 +346,78 @@ def kept(folder: Path) -> Iterator[Sequence[str]]:
         yield (policy, *(str(count) for count in counts.loc[policy]))
 
 
+def over_rhos(
+    means: Mapping[str, pd.DataFrame], measure: str, more: str, than: str, rhos: Sequence[float]
+) -> str:
+    """One policy less another in the mean over some ρ; shares in points."""
+    values = means[measure].loc[more].loc[list(rhos)].mean() - means[measure].loc[than].loc[list(rhos)].mean()
+    return shown((100 if measure in ("win", "polite") else 1) * values.to_numpy())
+
+
+def means_of(folder: Path, *measures: str) -> dict[str, pd.DataFrame]:
+    """Means of these measures by seed."""
+    return {measure: by_seed(loaded(folder).cells, measure) for measure in measures}
+
+
+def taken(folder: Path) -> Iterator[Sequence[str]]:
+    """Where an attribute is biased to either side: policies less each other, looked at afterwards."""
+    means, biased = means_of(folder, "advantage", "utility", "kl", "polite"), (0.2, 0.8)
+    yield ("", "reward, sd", "utility", "KL, nats", "polite at ρ 0.2, points", "polite at ρ 0.8, points",
+           "reward at ρ 0.5")  # fmt: skip
+    for more, than in (
+        ("mean", "dpo"),
+        ("d-dpo balanced", "dpo"),
+        ("dpo balanced", "dpo"),
+        ("mean", "e-dpo"),
+    ):
+        yield (
+            f"{more} - {than}",
+            *(over_rhos(means, measure, more, than, biased) for measure in ("advantage", "utility", "kl")),
+            *(over_rhos(means, "polite", more, than, [rho]) for rho in biased),
+            over_rhos(means, "advantage", more, than, [0.5]),
+        )
+
+
+def costs(folder: Path) -> Iterator[Sequence[str]]:
+    """Leads over DPO at ρ 0.2 where length is biased and where this attribute is, of the same seeds."""
+    places = (folder.parent / "information", folder)
+    leads = [means_of(place, "advantage")["advantage"].xs(0.2, level="rho") for place in places]
+    yield ("less dpo, at ρ 0.2", "length biased", "politeness biased", "the second less the first")
+    for policy in ("e-dpo", "mean", "d-dpo balanced"):
+        length, here = (lead.loc[policy].to_numpy() - lead.loc["dpo"].to_numpy() for lead in leads)
+        yield (policy, shown(length), shown(here), shown(here - length))
+
+
+def chosen(folder: Path) -> Iterator[Sequence[str]]:
+    """Chosen checkpoints less the last of 600 steps and less 150 steps, looked at afterwards."""
+    measures, rhos = ("advantage", "utility", "kl"), (0.2, 0.5)
+    means, short = means_of(folder, *measures), means_of(folder.parent / "longer", *measures)
+    both = {measure: pd.concat([means[measure], short[measure]]) for measure in measures}
+    both = {measure: found[~found.index.duplicated()] for measure, found in both.items()}
+    yield ("chosen less", "reward, sd", "utility", "KL, nats")
+    for policy in ("dpo", "e-dpo", "dpo balanced", "d-dpo balanced"):
+        for than, said in ((f"{policy} 600", "the last step"), (policy, "150 steps")):
+            values = (over_rhos(both, measure, f"{policy} chosen", than, rhos) for measure in measures)
+            yield (f"{policy}: {said}", *values)
+
+
+def leads(folder: Path) -> Iterator[Sequence[str]]:
+    """e-DPO less DPO by last steps and by chosen checkpoints, and what choosing did to the lead."""
+    means = means_of(folder, "advantage", "utility")
+    yield ("e-dpo - dpo", "reward, sd", "at ρ 0.2", "at ρ 0.5", "utility")
+    asked = [("advantage", (0.2, 0.5)), ("advantage", [0.2]), ("advantage", [0.5]), ("utility", (0.2, 0.5))]
+    found = []
+    for which in ("600", "chosen"):
+        each = [
+            means[measure].loc[f"e-dpo {which}"].loc[list(rhos)].mean()
+            - means[measure].loc[f"dpo {which}"].loc[list(rhos)].mean()
+            for measure, rhos in asked
+        ]
+        found.append(each)
+        yield ("last of 600 steps" if which == "600" else which, *(shown(one.to_numpy()) for one in each))
+    yield ("chosen less last", *(shown((b - a).to_numpy()) for a, b in zip(*found, strict=True)))
+
+
 def paid(folder: Path) -> Iterator[Sequence[str]]:
     """What members pay for an attribute: on the pairs of D_ρ as drawn, and on both kinds as if as many."""
     found = pd.read_csv(folder / "paid.csv")
@@ -460,6 +532,10 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "without": without,
     "kept": kept,
     "paid": paid,
+    "taken": taken,
+    "costs": costs,
+    "chosen": chosen,
+    "leads": leads,
     "known": known,
     "overlap": overlap,
     "smallest": smallest,
