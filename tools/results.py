@@ -37,6 +37,7 @@ PRIMARY = {
     "selected": "selected",
     "entangled": "entangled",
     "polite": "polite",
+    "polite-pupil": "polite",
 }
 MARKED = re.compile(r"(<!-- (\w+) of ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = Mapping[str, Any]
