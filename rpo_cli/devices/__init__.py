@@ -6,4 +6,4 @@ from rpo_cli.devices.memory import HOST, cpus, crowded, free_bytes, gpus, seen_b
 from rpo_cli.devices.ranks import arrangement, cut_batch, cut_model, join_spread, processes, rank, spread
 from rpo_cli.devices.setup import prepare, quiet
 from rpo_cli.devices.transfer import Returning, behind, put
-from rpo_cli.devices.xla import environment, fixed_shapes, one_chip, reading, step_mark, to_host
+from rpo_cli.devices.xla import environment, fixed_shapes, one_chip, reading, settle, step_mark, to_host, whole_products

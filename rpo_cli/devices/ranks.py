@@ -41,10 +41,9 @@ def spread() -> bool:
 
 
 def join_spread(devices: int) -> None:
-    """Take this process's place among those of accelerate's TPU launcher, one for each chip of each host.
+    """Take this process's place among those of a pod, one for each host; the first host's writes.
 
-    The first process of the first host writes. By the order of hosts, not of XLA's processes, whose order is
-    the runtime's.
+    By the order of hosts, not of XLA's processes, whose order is the runtime's.
 
     Raises:
         BadInput: there are not so many devices.
@@ -54,8 +53,7 @@ def join_spread(devices: int) -> None:
     found = torch_xla.runtime.global_runtime_device_count()
     if found != devices:
         raise BadInput(f"num_processes: {devices}, but XLA sees {found} devices")
-    local, count = (int(os.environ[f"PJRT_LOCAL_PROCESS_{what}"]) for what in ("RANK", "COUNT"))
-    os.environ["RANK"] = str(xla_probe.host() * count + local)
+    os.environ["RANK"] = str(xla_probe.host())
 
 
 def cut_model(model: nn.Module, optimizer: Optimizer, rows: int) -> None:

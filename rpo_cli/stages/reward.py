@@ -207,10 +207,11 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     trainer.held_out, trainer.graphs = held_out, Graphs(response_rewards, collator.largest) if few else None
     metrics = train(trainer, report)
     trained = publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU))
-    if held_out and devices.rank() == 0:
+    if held_out and (devices.rank() == 0 or devices.spread()):  # a spread program runs on all hosts or on none
         scores = pair_rewards(
             device.place(trained), held_out, pad, recipe.per_device_eval_batch_size, shared=layout == "shared"
         )
+    if held_out and devices.rank() == 0:
         margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
         metrics |= {
             "held_out_accuracy": float((margins > 0).mean()),
