@@ -122,7 +122,8 @@ CROWDED = 2**20  # bytes free
 # and of XLA, whose words for a TPU these are.
 STARVED = re.compile(
     "can't allocate memory|cannot allocate memory|out of memory|OutOfMemory|bad_alloc|ALLOC_FAILED"
-    "|can't start new thread|not enough memory|failed to map segment|RESOURCE_EXHAUSTED|Attempting to allocate"
+    "|can't start new thread|not enough memory|failed to map segment"
+    "|RESOURCE_EXHAUSTED|Attempting to allocate"
     "|CUBLAS_STATUS_NOT_INITIALIZED",  # where a card has no room for the library's own memory
     re.IGNORECASE,
 )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from rpo_cli.devices import xla_probe
 from rpo_cli.errors import BadInput
@@ -12,8 +11,6 @@ from rpo_cli.errors import BadInput
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
-
-Batch = TypeVar("Batch", bound=Mapping[str, object])
 
 
 def rank() -> int:
@@ -65,10 +62,9 @@ def cut_model(model: nn.Module, optimizer: Optimizer, rows: int) -> None:
         spmd.shard_optimizer(optimizer, spmd.mesh(rows))
 
 
-def cut_batch(batch: Batch, rows: int) -> Batch:
-    """A batch; where a model is spread over devices, cut as one of so many rows."""
+def cut_batches(loader: object, rows: int) -> None:
+    """Where a model is spread over devices: have a loader's batches cut as those of so many rows."""
     if spread():
         from rpo_cli.devices import spmd
 
-        spmd.shard_batch(batch, spmd.mesh(rows))
-    return batch
+        spmd.shard_batches(loader, spmd.mesh(rows))

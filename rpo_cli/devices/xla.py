@@ -109,6 +109,8 @@ def whole_products(device: Device) -> None:
         from torch_xla import backends
 
         if backends.get_mat_mul_precision() != "highest":
+            # It warns, at the first time, of a second one.
+            logging.getLogger(backends.__name__).setLevel(logging.ERROR)
             backends.set_mat_mul_precision("highest")
 
 

@@ -207,7 +207,8 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     trainer.held_out, trainer.graphs = held_out, Graphs(response_rewards, collator.largest) if few else None
     metrics = train(trainer, report)
     trained = publish_model(trainer, tokenizer, job.directory, partial(load, device=devices.CPU))
-    if held_out and (devices.rank() == 0 or devices.spread()):  # a spread program runs on all hosts or on none
+    # All hosts score what is spread over them all.
+    if held_out and (devices.rank() == 0 or devices.spread()):
         scores = pair_rewards(
             device.place(trained), held_out, pad, recipe.per_device_eval_batch_size, shared=layout == "shared"
         )

@@ -41,7 +41,8 @@ class Journal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.report.rewind(state.global_step)
-        if self.best is not None and self.best.is_dir():  # Trainer forgets one that is not where it was, in a workspace that was moved
+        if self.best is not None and self.best.is_dir():
+            # Trainer forgets one that is not where it was, as in a workspace that was moved.
             state.best_model_checkpoint = str(self.best)
         cut_model(kwargs["model"], kwargs["optimizer"], args.train_batch_size)
 

@@ -54,7 +54,8 @@ def publish_model(
     model = to_host(whole_model(trainer))
     if rank() == 0:
         model = write_model(model, trainer, tokenizer, directory, whole_base)
-    elif spread() and hasattr(model, "merge_and_unload"):  # the same model, for what all hosts compute with it
+    elif spread() and hasattr(model, "merge_and_unload"):
+        # The same model, for what all hosts compute with it.
         model = write_model(model, trainer, tokenizer, Path(trainer.args.output_dir) / "merged", whole_base)
     drop_checkpoints(trainer, directory)
     return model
