@@ -32,7 +32,7 @@ RUNS = {"dpo": ("dpo.yaml", *SAVES), "e-dpo": ("e-dpo.yaml", *SAVES), "rm": ("rm
 TWO_CHIPS = ROOT / "tests/xla/two_chips"
 # What hosts do together beside steps: score what an adapter was merged into, and keep checkpoints.
 TOGETHER = {
-    "rm": ("rm.yaml", "max_steps=1", "use_peft=true", "lora_target_modules=q_proj"),
+    "rm": ("rm.yaml", "max_steps=1", "use_peft=true", "lora_target_modules=[q_proj]"),
     "kept": ("dpo.yaml", "max_steps=6", "select=validation", "checkpoints=2"),
 }
 
