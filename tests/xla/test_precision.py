@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from bars import on_xla, plain
 from conftest import Tiny
-from torch_xla import backends
+from torch_xla import _XLAC, backends
 
 from rpo_cli import devices
-from rpo_cli.models import hold_in_bfloat16, layout, load_causal, load_tokenizer
+from rpo_cli.models import layout, load_causal, load_tokenizer
 from rpo_cli.models.load import RoundedLinear
 from rpo_cli.recipes.schema import ScoringRecipe
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
+)
 
 
 def test_a_stage_on_xla_multiplies_float32_as_float32(on_xla: Tiny) -> None:
@@ -18,9 +23,7 @@ def test_a_stage_on_xla_multiplies_float32_as_float32(on_xla: Tiny) -> None:
     on_xla.make("sft.yaml", "max_steps=1")
     assert backends.get_mat_mul_precision() == "highest"
     product = torch.ones(4, 4, device="xla") @ torch.ones(4, 4, device="xla")
-    import torch_xla
-
-    assert "operand_precision={highest,highest}" in torch_xla._XLAC._get_xla_tensors_hlo([product])
+    assert "operand_precision={highest,highest}" in _XLAC._get_xla_tensors_hlo([product])
 
 
 def test_a_model_that_is_only_read_in_bfloat16_is_held_in_it_and_says_the_same(plain: Tiny) -> None:
