@@ -245,5 +245,5 @@ print(json.dumps({'weights': [cut(weight) for weight in model.parameters()],
         "{replicated}",
     ]  # 6 outputs are not divided by 4
     assert found["state"][:3] == found["weights"][:3]
-    assert found["batch"] == [rows, "", ""]
+    assert found["batch"] == [rows, "{replicated}", "{replicated}"]
     assert found["few"] == [{"rows": 2, "rest": 2}, [None, ["rows", "rest"]], [None, None]]
