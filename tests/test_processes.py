@@ -200,6 +200,32 @@ def test_members_teach_the_same_pairs_in_two_processes(
     assert {key: final[1][key] for key in members} == members
 
 
+@pytest.mark.slow
+def test_two_processes_go_on_elsewhere_from_a_best_checkpoint_that_neither_of_them_changes(
+    shared: Tiny, twins: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """One may check a file while the other is further on."""
+    _, undisturbed = twins("reward, early")
+    recipe, *settings = RUNS["reward, early"]
+    (tmp_path / "here").mkdir()
+    job = job_of(shared.stage(recipe, *settings), Workspace(shared.root, "tiny"), {})
+    rows, pieces = processes.share(job.recipe, 2)
+    update = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces}
+    job = replace(job, recipe=job.recipe.model_copy(update=update), root=tmp_path / "here", path="rm")
+    job.directory.mkdir()
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", CPU_2, "--main_process_port", 0]
+    launcher += ["--num_cpu_threads_per_process", 1, "-m", "ranks", tmp_path / "jobs"]
+    (tmp_path / "jobs").write_text(job.to_json() + "\n")
+    assert start([*launcher, 5]).wait(300) != 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    job = replace(job, root=tmp_path / "there")
+    assert list(job.directory.glob(f"checkpoints/*/{STATE}"))
+    (tmp_path / "jobs").write_text(job.to_json() + "\n")
+    assert start(launcher).wait(300) == 0
+    assert weights(job.directory) == weights(undisturbed)
+    assert journal(job.directory) == journal(undisturbed)
+
+
 # ── Shards ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 SHARDED = {
@@ -384,6 +410,19 @@ def test_a_pods_other_hosts_train_with_the_first_and_leave_publishing_to_it(
     assert run_job(job, lambda step, of: None)["metrics"] == {"loss": 1.5} and trained == [
         job.path
     ]  # there is nothing left to do
+
+
+def test_a_tpus_chips_are_one_processs_and_other_devices_have_one_each(
+    shared: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate's launcher would start a process for each chip, while SPMD wants one for each host."""
+    monkeypatch.setenv("PJRT_DEVICE", "CPU")
+    job = job_of(shared.stage("dpo.yaml", "device=xla"), Workspace(shared.root, "tiny"), {})
+    command, environment = processes._command(job, processes.read_launch(PRESETS / "tpu-v3-8.yaml"))
+    assert command == ["rpo_cli.runs.child"]
+    assert environment["XLA_USE_SPMD"] == environment["USE_TORCH_XLA"] == "1"
+    command, environment = processes._command(job, processes.read_launch(CPU_2))
+    assert command[0] == "accelerate.commands.launch" and environment == {}
 
 
 def test_ctrl_c_stops_the_processes_at_once(shared: Tiny) -> None:

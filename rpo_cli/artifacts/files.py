@@ -118,10 +118,12 @@ def _mark_abandoned(file: Path) -> None:
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CROWDED = 2**20  # bytes free
-# Of errors that have no class of their own: of the CPU's allocator, of CUDA, its libraries and its threads.
+# Of errors that have no class of their own: of the CPU's allocator, of CUDA, its libraries and its threads,
+# and of XLA, whose words for a TPU these are.
 STARVED = re.compile(
     "can't allocate memory|cannot allocate memory|out of memory|OutOfMemory|bad_alloc|ALLOC_FAILED"
     "|can't start new thread|not enough memory|failed to map segment"
+    "|RESOURCE_EXHAUSTED|Attempting to allocate"
     "|CUBLAS_STATUS_NOT_INITIALIZED",  # where a card has no room for the library's own memory
     re.IGNORECASE,
 )

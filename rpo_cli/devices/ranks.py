@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from rpo_cli.devices import xla_probe
 from rpo_cli.errors import BadInput
@@ -12,8 +11,6 @@ from rpo_cli.errors import BadInput
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
-
-Batch = TypeVar("Batch", bound=Mapping[str, object])
 
 
 def rank() -> int:
@@ -41,10 +38,9 @@ def is_spmd() -> bool:
 
 
 def join_spread(devices: int) -> None:
-    """Take this process's place among those of accelerate's TPU launcher, one for each chip of each host.
+    """Take this process's place among those of a pod, one for each host; the first host's writes.
 
-    The first process of the first host writes. By the order of hosts, not of XLA's processes, whose order is
-    the runtime's.
+    By the order of hosts, not of XLA's processes, whose order is the runtime's.
 
     Raises:
         BadInput: there are not so many devices.
@@ -54,8 +50,7 @@ def join_spread(devices: int) -> None:
     found = torch_xla.runtime.global_runtime_device_count()
     if found != devices:
         raise BadInput(f"num_processes: {devices}, but XLA sees {found} devices")
-    local, count = (int(os.environ[f"PJRT_LOCAL_PROCESS_{what}"]) for what in ("RANK", "COUNT"))
-    os.environ["RANK"] = str(xla_probe.host() * count + local)
+    os.environ["RANK"] = str(xla_probe.host())
 
 
 def cut_model(model: nn.Module, optimizer: Optimizer, rows: int) -> None:
@@ -67,10 +62,9 @@ def cut_model(model: nn.Module, optimizer: Optimizer, rows: int) -> None:
         spmd.shard_optimizer(optimizer, spmd.mesh(rows))
 
 
-def cut_batch(batch: Batch, rows: int) -> Batch:
-    """A batch; where a model is spread over devices, cut as one of so many rows."""
+def cut_batches(loader: object, rows: int) -> None:
+    """Where a model is spread over devices: have a loader's batches cut as those of so many rows."""
     if is_spmd():
         from rpo_cli.devices import spmd
 
-        spmd.shard_batch(batch, spmd.mesh(rows))
-    return batch
+        spmd.shard_batches(loader, spmd.mesh(rows))

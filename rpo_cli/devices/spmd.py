@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,9 +56,26 @@ def shard_optimizer(optimizer: torch.optim.Optimizer, over: xs.Mesh) -> None:
                 xs.mark_sharding(tensor, over, spec_of(tensor.shape, over))
 
 
-def shard_batch(batch: Mapping[str, object], over: xs.Mesh) -> None:
-    """Cut a batch's tensors along their rows; those with other numbers of rows stay whole everywhere."""
-    slots = over.shape()[ROWS]
-    for tensor in batch.values():
-        if isinstance(tensor, torch.Tensor) and tensor.dim() and tensor.shape[0] % slots == 0:
-            xs.mark_sharding(tensor, over, (ROWS, *[None] * (tensor.dim() - 1)))
+class Rows:
+    """How the loader, in its own thread, cuts the batches that it uploads: along their rows.
+
+    Cut later, a tensor is read back to the host first. Those of one dimension, a number a row, and those with
+    other numbers of rows stay whole everywhere. Takes the place of xs.ShardingSpec, which is of one shape.
+    """
+
+    minibatch = False  # every host has the whole batch
+
+    def __init__(self, over: xs.Mesh) -> None:
+        self.over = over
+
+    def xla_spec(self, tensor: torch.Tensor) -> object:
+        """What a tensor is uploaded as; None: whole."""
+        if tensor.dim() < 2 or tensor.shape[0] % self.over.shape()[ROWS]:
+            return None
+        spec = xs.ShardingSpec(self.over, (ROWS, *[None] * (tensor.dim() - 1)))
+        return spec.xla_spec(tensor)
+
+
+def shard_batches(loader: Any, over: xs.Mesh) -> None:
+    """Cut every batch of a loader, one of accelerate's for XLA, along its rows."""
+    loader._parallel_loader_kwargs["input_sharding"] = Rows(over)

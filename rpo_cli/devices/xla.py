@@ -103,12 +103,33 @@ def reading(device: torch.device) -> Iterator[None]:
             torch.clear_autocast_cache()
 
 
+def whole_products(device: Device) -> None:
+    """Have float32 multiplied as float32: unless told, a TPU rounds the factors of a matrix to bfloat16."""
+    if device.name == "xla":
+        from torch_xla import backends
+
+        if backends.get_mat_mul_precision() != "highest":
+            # It warns, at the first time, of a second one.
+            logging.getLogger(backends.__name__).setLevel(logging.ERROR)
+            backends.set_mat_mul_precision("highest")
+
+
 def step_mark(device: torch.device) -> None:
     """End of a step: on XLA, compile what was traced and run it; elsewhere it has run already."""
     if device.type == "xla":
         import torch_xla
 
         torch_xla.sync()
+
+
+def settle(device: torch.device) -> None:
+    """Before weights are read in between steps: on XLA, run what was traced and wait until it has run."""
+    if device.type == "xla":
+        import torch_xla
+        import torch_xla.core.xla_model
+
+        torch_xla.sync(wait=True)
+        torch_xla.core.xla_model.wait_device_ops()
 
 
 def one_chip() -> dict[str, str]:

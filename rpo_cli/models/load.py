@@ -255,7 +255,7 @@ def _load(
     if training:
         warn_of_turns(source, tokenizer, stops_of(getattr(model, "generation_config", None), tokenizer))
     disable_dropout(model)
-    if device.trains_in_autocast and not (training and not getattr(recipe, "use_peft", False)):
+    if device.dtype_name == "bfloat16" and not (training and not getattr(recipe, "use_peft", False)):
         hold_in_bfloat16(model)
     for module in model.modules() if bits is not None else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -1,11 +1,9 @@
 """What `accelerate launch` starts: one process of several that train one artifact together.
 
-Usage: python -m rpo_cli.runs.child JOB, a job written by `processes.run`. By itself it runs a stage that
-trains nothing, where a preset for a TPU gives that a process too. Standard output carries JSON lines to the
+Usage: python -m rpo_cli.runs.child JOB, a job written by `processes.run`. With a preset for a TPU it runs by
+itself, one on each host, also for a stage that trains nothing. Standard output carries JSON lines to the
 process that launched: steps and the result from the first process, a failure from any. Standard input carries
-nothing; that it closes means that the other end is gone, and that nobody wants the result. Accelerate's TPU
-launcher imports this module and calls `main` in processes without a standard input: those watch the processes
-that they come from.
+nothing; that it closes means that the other end is gone, and that nobody wants the result.
 """
 
 from __future__ import annotations
@@ -14,11 +12,7 @@ import json
 import os
 import sys
 import threading
-import time
-from contextlib import suppress
 from pathlib import Path
-
-import psutil
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Outcome, Progress, job_from
@@ -32,16 +26,14 @@ def main() -> None:
     job = job_from(Path(sys.argv[1]).read_text())
     voice = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to the log
-    spmd = devices.is_spmd()
-    watch = _end_with_those_before if spmd else _end_with_the_launching
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=_end_with_the_launching, daemon=True).start()
 
     def say(**message: object) -> None:
         voice.write(json.dumps(message) + "\n")
         voice.flush()
 
     try:
-        if spmd and job.launch is not None:
+        if devices.is_spmd() and job.launch is not None:
             devices.join_spread(job.launch.processes)
         first = devices.rank() == 0
         outcome = take_part(job, lambda step, of: say(step=[step, of]) if first else None)
@@ -62,16 +54,6 @@ def take_part(job: Job[Recipe], progress: Progress) -> Outcome:
 def _end_with_the_launching() -> None:
     while os.read(0, 1):
         pass
-    os._exit(1)
-
-
-def _end_with_those_before() -> None:
-    launcher = psutil.Process(os.getppid())
-    before = [launcher, *launcher.parents()[:1]]
-    while all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in before):
-        time.sleep(1)
-    with suppress(psutil.Error):
-        launcher.terminate()
     os._exit(1)
 
 

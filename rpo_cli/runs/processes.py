@@ -238,13 +238,14 @@ def _command(job: Job[Recipe], launch: Launch) -> tuple[list[str], dict[str, str
     child = "rpo_cli.runs.child"
     if not KINDS[job.kind].trains:
         return [child], on_xla | devices.one_chip()
+    if on_xla:  # SPMD wants one process a host, and accelerate's launcher starts one a chip
+        return [child], on_xla | {"XLA_USE_SPMD": "1"}
     options = ["--config_file", str(launch.config)]
     if not launch.port_given:
         options += ["--main_process_port", "0"]
     if job.recipe.threads is not None:
         options += ["--num_cpu_threads_per_process", str(job.recipe.threads)]
-    command = ["accelerate.commands.launch", *options, "-m", child]
-    return command, on_xla | ({"XLA_USE_SPMD": "1"} if on_xla else {})
+    return ["accelerate.commands.launch", *options, "-m", child], {}
 
 
 def _need_devices(job: Job[Recipe], launch: Launch) -> None:

@@ -264,6 +264,7 @@ def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
         asked = job.recipe.deterministic
         deterministic = device.repeats if asked is None else asked
         devices.prepare(job.recipe.threads, deterministic, strict=device.name == "cuda")
+        devices.whole_products(device)
         devices.quiet()
         start_arrow()
     with (Report if devices.rank() == 0 else Silence)(job, progress) as report:

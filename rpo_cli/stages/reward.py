@@ -208,11 +208,13 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     trainer.held_out, trainer.graphs = held_out, prepared.graphs
     metrics = train(trainer, report)
     trained = publish_model(trainer, tokenizer, job.directory, whole_base)
-    if held_out and devices.rank() == 0:
+    # All hosts score what is spread over them all; the first one's numbers are kept.
+    if held_out and (devices.rank() == 0 or devices.is_spmd()):
         assert held_out_pairs is not None
         size = recipe.per_device_eval_batch_size
         scores = pair_rewards(device.place(trained), held_out, pad, size, shared=prepared.shared)
-        metrics |= held_out_metrics(scores, held_out, held_out_pairs)
-        check(metrics, recipe.require, recipe.seed)
+        if devices.rank() == 0:
+            metrics |= held_out_metrics(scores, held_out, held_out_pairs)
+            check(metrics, recipe.require, recipe.seed)
     counts = {"rows": len(rows), "dropped": len(pairs) - len(rows), "steps": trainer.state.global_step}
     return {**metrics, **counts, **bias, **prepared.shapes, "shared_prompts": prepared.shared}

@@ -90,7 +90,7 @@ def counted() -> dict[str, int]:
     read = met.counter_value("aten::_local_scalar_dense") or 0
     return {
         "compiled": samples("CompileTime"),
-        "run": samples("ExecuteTime"),
+        "run": samples("ExecuteTime") + samples("ExecuteReplicatedTime"),
         "read": samples("TransferFromDeviceTime") + int(read),
     }
 

@@ -35,11 +35,15 @@ class Journal(TrainerCallback):
     def __init__(self, report: Report, state: Callable[[], Mapping[str, object]]) -> None:
         self.report = report
         self.state = state
+        self.best: Path | None = None  # the best checkpoint so far, of a run that is resumed
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.report.rewind(state.global_step)
+        if self.best is not None and self.best.is_dir():
+            # Trainer forgets one that is not where it was, as in a workspace that was moved.
+            state.best_model_checkpoint = str(self.best)
         cut_model(kwargs["model"], kwargs["optimizer"], args.train_batch_size)
 
     def on_substep_end(
@@ -149,7 +153,8 @@ def train(
 ) -> dict[str, float]:
     """Train to the end, from the last complete checkpoint if any; returns the first and last logged loss."""
     trainer.remove_callback(PrinterCallback)
-    for callback in (Journal(report, state), *others):  # what they log comes behind what was logged before
+    journal = Journal(report, state)
+    for callback in (journal, *others):  # what they log comes behind what was logged before
         if callback is not None:
             trainer.add_callback(callback)
     for weights in trainer.model.parameters():
@@ -159,7 +164,7 @@ def train(
     checkpoint = last_checkpoint(report.job.directory / "checkpoints", trainer.args.max_steps, report.tell)
     if checkpoint is not None:
         restore(read_json(checkpoint / STATE) or {})
-        _relocate(checkpoint)
+        journal.best = _best(checkpoint)
     trainer.compiled = _compiles(trainer, report)
     graphs = trainer.graphs.used() if trainer.graphs is not None else nullcontext()
     with graphs, compiled(trainer.model) if trainer.compiled else nullcontext():
@@ -189,19 +194,3 @@ def ending(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
     last = lines[-max(1, len(lines) // 10) :]
     found = {name: [line[name] for line in last if name in line] for name in ENDING}
     return {f"ended/{name}": sum(values) / len(values) for name, values in found.items() if values}
-
-
-def _relocate(checkpoint: Path) -> None:
-    """Name the best checkpoint as it is reached from here: Trainer forgets one that it does not find."""
-    if (best := _best(checkpoint)) is not None:
-        ours, theirs = read_json(checkpoint / STATE) or {}, read_json(checkpoint / TRAINER_STATE) or {}
-        files = {name: size for name, size in ours.get("files", {}).items() if name != TRAINER_STATE}
-        sums = {name: total for name, total in ours.get("sums", {}).items() if name != TRAINER_STATE}
-        write_json(checkpoint / STATE, ours | {"files": files, "sums": sums})  # in case it ends in between
-        file = checkpoint / TRAINER_STATE
-        write_json(file, theirs | {"best_model_checkpoint": str(best)})
-        again = {
-            "files": files | {TRAINER_STATE: file.stat().st_size},
-            "sums": sums | {TRAINER_STATE: checksum(file)},
-        }
-        write_json(checkpoint / STATE, ours | again)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from rpo_cli.artifacts import all_finite, base_of_adapter, checkpoint_in
-from rpo_cli.devices import is_spmd, rank, to_host
+from rpo_cli.devices import is_spmd, rank, settle, to_host
 from rpo_cli.errors import Diverged
 from rpo_cli.models import save
 from rpo_cli.stages.training.loop import STATE
@@ -54,6 +54,9 @@ def publish_model(
     model = to_host(whole_model(trainer))
     if rank() == 0:
         model = write_model(model, trainer, tokenizer, directory, whole_base)
+    elif is_spmd() and hasattr(model, "merge_and_unload"):
+        # The same model, for what all hosts compute with it.
+        model = write_model(model, trainer, tokenizer, Path(trainer.args.output_dir) / "merged", whole_base)
     drop_checkpoints(trainer, directory)
     return model
 
@@ -96,8 +99,9 @@ def write_model(
             model.save_pretrained(adapter, save_embedding_layers="auto" if stands_alone else False)
         if rounded:
             assert whole_base is not None
+            where = model.device
             adapted = PeftModel.from_pretrained(whole_base(), adapter)
-            model = adapted.merge_and_unload().to(trainer.args.device).eval()
+            model = adapted.merge_and_unload().to(where).eval()
         else:
             model = model.merge_and_unload()
         if not stands_alone:
@@ -126,11 +130,13 @@ class Keeper(TrainerCallback):
     ) -> None:
         if state.global_step not in self.steps:
             return
+        settle(args.device)
         model = whole_model(self.trainer)
         if hasattr(model, "merge_and_unload") or model.device.type == "xla":
             model = copy.deepcopy(model)  # what is merged, or moved to the host, is not trained on
+        model = to_host(model)  # in every process: of a model that is spread over hosts each has a part
         cache = model.config.use_cache
         if rank() == 0:
             folder = checkpoint_in(Path(args.output_dir).parent, self.steps.index(state.global_step) + 1)
-            self.write(to_host(model), folder)
+            self.write(model, folder)
         model.config.use_cache = cache

@@ -10,12 +10,12 @@ import torch
 import transformers.modeling_utils
 import transformers.trainer
 from datasets import Dataset
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 from trl import DPOTrainer, SFTTrainer
 
 from rpo_cli.artifacts import Job
-from rpo_cli.devices import CPU, Device, cut_batch
+from rpo_cli.devices import CPU, Device, cut_batches
 from rpo_cli.models import Graphs, in_step
 from rpo_cli.models.layout import Reader
 from rpo_cli.recipes.schema import TrainingRecipe
@@ -32,7 +32,7 @@ PRIVATE = (
     ("trl:SFTTrainer", "_send_telemetry", "no telemetry"),
     ("trl:SFTTrainer", "_total_train_tokens", "a count that no checkpoint of TRL's holds"),
     ("transformers:Trainer", "_get_train_sampler", "whole optimiser batches"),
-    ("transformers:Trainer", "_prepare_inputs", "batches are cut where a model is spread over devices"),
+    ("transformers:Trainer", "_prepare_inputs", "a batch on the device, as a step gets it"),
     ("transformers:TrainingArguments", "_n_gpu", "one process uses one GPU"),
     ("transformers.modeling_utils", "checkpoint", "torch's own asks for a module torch.xla: there is none"),
     ("transformers.trainer", "nested_gather", "on XLA a meeting of a process with itself, in four programs"),
@@ -118,12 +118,14 @@ class WholeBatches(Trainer):
 
     def placed(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A batch on the device, as a step's loss gets it."""
-        return self._prepare_inputs(batch)
+        inputs: dict[str, torch.Tensor] = self._prepare_inputs(batch)
+        return inputs
 
-    def _prepare_inputs(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        placed: dict[str, torch.Tensor] = super()._prepare_inputs(inputs)
-        cut_batch(placed, self.args.train_batch_size)
-        return placed
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Trainer's, whose batches are cut where a model is spread over devices."""
+        loader: DataLoader[Any] = super().get_train_dataloader()
+        cut_batches(loader, self.args.train_batch_size)
+        return loader
 
     def _prepare_dataset(self, dataset: Dataset, *args: object, **kwargs: object) -> Dataset:
         return dataset
