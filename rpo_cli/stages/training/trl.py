@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import transformers.modeling_utils
 import transformers.trainer
+from accelerate import skip_first_batches
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
@@ -35,6 +36,7 @@ PRIVATE = (
     ("transformers:Trainer", "_prepare_inputs", "a batch on the device, as a step gets it"),
     ("transformers:TrainingArguments", "_n_gpu", "one process uses one GPU"),
     ("transformers.modeling_utils", "checkpoint", "torch's own asks for a module torch.xla: there is none"),
+    ("transformers.trainer", "skip_first_batches", "the loader of a run that goes on cuts batches, too"),
     ("transformers.trainer", "nested_gather", "on XLA a meeting of a process with itself, in four programs"),
 )  # fmt: skip
 
@@ -61,8 +63,17 @@ def mend_for_xla() -> None:
     import torch_xla.utils.checkpoint
 
     transformers.modeling_utils.checkpoint = torch_xla.utils.checkpoint.checkpoint
+    transformers.trainer.skip_first_batches = skip_and_cut
     if torch_xla.runtime.world_size() == 1:
         transformers.trainer.nested_gather = lambda tensors, *args, **kwargs: tensors.cpu()
+
+
+def skip_and_cut(loader: Any, count: int) -> Any:
+    """Accelerate's loader without its first batches, for a run that goes on, which uploads as the whole one."""
+    rest = skip_first_batches(loader, count)
+    if hasattr(rest, "_parallel_loader_kwargs"):
+        rest._parallel_loader_kwargs |= loader._parallel_loader_kwargs
+    return rest
 
 
 class WholeBatches(Trainer):
