@@ -69,7 +69,7 @@ def mend_for_xla() -> None:
 
 
 def skip_and_cut(loader: Any, count: int) -> Any:
-    """Accelerate's loader without its first batches, for a run that goes on, which uploads as the whole one."""
+    """Accelerate's loader without its first batches, for a run that goes on; it uploads as the whole one."""
     rest = skip_first_batches(loader, count)
     if hasattr(rest, "_parallel_loader_kwargs"):
         rest._parallel_loader_kwargs |= loader._parallel_loader_kwargs
