@@ -155,8 +155,9 @@ class WholeBatches(Trainer):
         # Accelerate tells a sampler that is none of its own the epoch only while nothing was resumed.
         turns, seed = self.turns, self.args.data_seed
         steps = max(1, len(rows) // turns // batch)
-        epoch = lambda: self.state.global_step // steps  # noqa: E731
-        return OptimizerBatches(lengths, batch, seed, epoch, grouped=grouped, turns=turns)
+        return OptimizerBatches(
+            lengths, batch, seed, lambda: self.state.global_step // steps, grouped=grouped, turns=turns
+        )
 
 
 class LeanTrainer(WholeBatches):
