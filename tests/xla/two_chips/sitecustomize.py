@@ -44,6 +44,7 @@ class Finder(MetaPathFinder):
             run(module)
             module.plugins = Plugins()
 
+        # A module has no hook for after its import: the method of its own loader is replaced, this once.
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 

@@ -265,13 +265,9 @@ def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger)
         made, told = {"prompt": prompt, "chosen": chosen, "rejected": rejected}, None
         if chat and chosen and rejected:
             turns = {"prompt": messages(prompt), **{name: answer(made[name].strip()) for name in PAIR}}
-            texts, told = (
-                made_or_left_out(templated, ledger.place, turns, {}, "pairs", ledger),
-                as_json(turns),
-            )
-            if texts is None:
+            if (texts := made_or_left_out(templated, ledger.place, turns, {}, "pairs", ledger)) is None:
                 continue
-            made = texts
+            made, told = texts, as_json(turns)
         if templated.fits(made["prompt"]):
             sides = made["prompt"], made["chosen"], made["rejected"]
             yield Pair(split, (post_name(prompt),), *sides, messages=told)

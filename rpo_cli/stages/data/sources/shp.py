@@ -41,10 +41,9 @@ def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
         if chat and chosen and rejected:
             turns = {"prompt": [{"role": "user", "content": post}]}
             turns |= {side: answer(own) for side, own in sides.items()}
-            texts, told = made_or_left_out(templated, place, turns, {}, "pairs", sets.ledger), as_json(turns)
-            if texts is None:
+            if (texts := made_or_left_out(templated, place, turns, {}, "pairs", sets.ledger)) is None:
                 continue
-            made = texts
+            made, told = texts, as_json(turns)
         if templated.fits(made["prompt"]):
             posts = (text(place, row, "post_id"), post_name(post))
             parts = made["prompt"], made["chosen"], made["rejected"]
