@@ -23,7 +23,7 @@ from rpo_cli.figures.numbers import Frame, Row, _rows, cut_short
 from rpo_cli.figures.report import page_of
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Bootstrap
-from rpo_cli.stages.held_out import HALVES, half_of
+from rpo_cli.stages.held_out import HALVES, half_of, measured
 
 NAMES = ("e-dpo.yaml", "dp-dpo.yaml")
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'so'"
@@ -125,6 +125,10 @@ def test_numbers_are_means_over_prompts_and_differences_are_paired(
     assert width == pytest.approx(2 * 1.96 * apart.std() / np.sqrt(len(apart)), rel=0.4)
     cut = 100 * (1 - samples["dp-dpo"]["finished"].mean())
     assert row(found, "dp-dpo", "unfinished")["mean"] == pytest.approx(cut, abs=0.01)
+
+
+def test_a_pair_that_a_policy_does_not_rank_counts_half() -> None:
+    assert measured(np.array([2.0, 0.0, -1.0, 0.0, 0.0])) == pytest.approx({"accuracy": 0.5, "margin": 0.2})
 
 
 def test_held_out_means_are_over_pairs_though_prompts_are_drawn() -> None:

@@ -306,6 +306,20 @@ def test_a_checkpoint_that_a_run_comes_by_again_stays_whole(tmp_path: Path) -> N
     assert loop._damaged(folder) == folder / "trainer_state.json"
 
 
+def test_a_checkpoint_whose_best_one_is_damaged_is_passed_over(tmp_path: Path) -> None:
+    args, told = cast(Any, SimpleNamespace(output_dir=str(tmp_path))), list[str]()
+    for step in (2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text('{"best_model_checkpoint": "elsewhere/checkpoint-2"}')
+        state = cast(Any, SimpleNamespace(global_step=step, is_world_process_zero=True))
+        loop.Journal(cast(Any, None), dict).on_save(args, state, cast(Any, None))
+    assert loop.last_checkpoint(tmp_path, 6, told.append) == tmp_path / "checkpoint-4" and not told
+    (tmp_path / "checkpoint-2/trainer_state.json").write_text("{}")
+    assert loop.last_checkpoint(tmp_path, 6, told.append) is None
+    assert "checkpoint-2/trainer_state.json is damaged" in told[0]
+
+
 LIMITED = """
 import resource, sys, psutil
 import pyarrow.parquet as pq
