@@ -21,6 +21,7 @@ from rpo_cli.figures import results
 from rpo_cli.figures.cells import Cells, Chosen
 from rpo_cli.figures.claims import claims_table, judge
 from rpo_cli.figures.drawing import looks_of
+from rpo_cli.figures.gather import made
 from rpo_cli.figures.kinds.figure2 import numbers as numbers_of
 from rpo_cli.figures.redraw import redraw
 from rpo_cli.figures.selection import Budget, Selection, select
@@ -460,6 +461,17 @@ def test_a_resumed_sweep_knows_what_it_evaluated_with_a_model_of_the_hub(
     monkeypatch.setattr(Session, "try_all", try_all)
     empty.run("sweep", "dpo.yaml", "--rho", "0.5", "--seeds", "0", code=130)
     assert [value for _, _, value in keepers[0].seen] == [0.1]
+
+
+def test_a_cell_that_was_evaluated_otherwise_is_not_drawn(empty: Tiny) -> None:
+    maker, workspace = Cells(load(str(empty.suite / "dpo.yaml"))), Workspace(empty.root, "tiny")
+    workspace.open()
+    cells = [maker.cell("dpo", 0.5, 0, "test", {"beta": beta}) for beta in (0.1, 0.2)]
+    for cell, key in zip(cells, (cells[0].evaluation.key, "another"), strict=True):
+        (empty.root / cell.evaluation.path).mkdir(parents=True)
+        known: Any = {**cell.evaluation.identity, "metrics": {}, "key": key}
+        workspace.publish(cell.evaluation.path, known)
+    assert [cell for cell, _ in made(cells, workspace)] == cells[:1]
 
 
 def test_a_choice_takes_the_place_of_an_earlier_one_and_of_nothing_else_in_by_rho(empty: Tiny) -> None:

@@ -196,6 +196,16 @@ def test_a_figure_with_a_failed_cell_is_drawn_only_if_gaps_are_allowed(tiny: Tin
     assert [cell["policy"] for cell in found["missing"]] == ["bad"]
 
 
+def test_what_diverged_is_known_for_its_key_until_it_is_made_after_all(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, "suite")
+    one, other = (cast(Any, {"key": key}) for key in ("one", "other"))
+    (tmp_path / "policy").mkdir()
+    workspace.note_divergence("policy", one, "loss is nan")
+    assert workspace.has_diverged("policy", one) and not workspace.has_diverged("policy", other)
+    workspace.publish("policy", one)
+    assert not workspace.has_diverged("policy", one)
+
+
 def test_a_value_that_diverged_under_one_seed_is_not_chosen_for_the_others() -> None:
     def row(value: float, seed: int, advantage: float | None) -> dict[str, Any]:
         place = {"policy": "dpo", "rho": 0.5, "parameter": "beta", "value": value}
