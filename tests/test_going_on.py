@@ -30,6 +30,7 @@ from rpo_cli.artifacts.tracker import Tracker
 from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed, decode_error, encode_error
 from rpo_cli.figures.tuning import choose
 from rpo_cli.recipes import schema
+from rpo_cli.runs import work
 from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.progress import PlanProgress, fitted
 from rpo_cli.runs.todo import ReadyQueue, Todo
@@ -242,6 +243,19 @@ def test_a_worker_that_is_killed_costs_no_stage(tiny: Tiny, monkeypatch: pytest.
     for rho in (0.5, 0.2):
         path = f"seed-0/rho-{rho}/policies/dpo/beta-0.2-max_steps-8"
         same_artifact(tiny.root / path, undisturbed.root / path)
+
+
+def test_what_is_no_want_of_memory_is_not_tried_again_in_smaller_pieces(built: Tiny) -> None:
+    job = job_of(built.stage("dpo.yaml", "auto_find_batch_size=true"), Workspace(built.root, "tiny"), {})
+    tried: list[int] = []
+
+    def run(job: Any, report: Any) -> dict[str, Any]:
+        tried.append(job.recipe.per_device_train_batch_size)
+        raise ValueError("a mistake")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        work._as_memory_allows(run, job, cast(Any, SimpleNamespace(tell=print)))
+    assert tried == [8]
 
 
 @pytest.mark.slow

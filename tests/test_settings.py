@@ -25,7 +25,6 @@ ADAPTER = ("use_peft=true", "lora_r=2", "lora_target_modules=all-linear")
         ("max_grad_norm=0.001", ("optim=sgd", "learning_rate=0.1")),
         ("lora_r=4", ADAPTER),
         ("lora_alpha=2", ADAPTER),
-        ("lora_dropout=0.5", ADAPTER),
         ("lora_target_modules=[q_proj]", ADAPTER),
     ],
 )
