@@ -7,7 +7,6 @@ import gc
 import importlib
 import io
 import logging
-import signal
 import sys
 import time
 import traceback
@@ -32,14 +31,14 @@ from rpo_cli.artifacts import (
     damaged_files,
     git_revision,
     no_memory,
-    no_room,
     read_json,
     versions,
     write_card,
 )
-from rpo_cli.errors import BadInput, Died, Diverged, NoRoom, OutOfMemory, RunFailed
+from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed
 from rpo_cli.recipes.schema import KINDS, PURPOSES, Recipe, TrainingRecipe, seed_of
 from rpo_cli.runs import processes
+from rpo_cli.runs.ends import failed
 from rpo_cli.text import first_line
 
 QUIET_ENVIRONMENT = {
@@ -112,41 +111,6 @@ def _follow(job: Job[Recipe], workspace: Workspace, progress: Progress) -> Manif
             log = job.directory / "log.txt"
             raise RunFailed(f"{job.path}: the first host has not finished it; its log says why: {log}")
     return workspace.finished(job.path)
-
-
-def failed(job: Job[Recipe], error: Exception) -> RunFailed:
-    """A stage's unexpected end in one line."""
-    full = no_room(error, job.root)
-    if full is not None:
-        what = f"{full}: {job.directory}; make room, then the same command goes on from here"
-        return NoRoom(f"{job.path}: {what}")
-    line = first_line(error)
-    if no_memory(error):
-        return OutOfMemory(f"{job.path}: out of memory ({line}); {_less_memory(job)}")
-    if isinstance(error, OSError):
-        what = f"{error.strerror or error}: {error.filename or job.directory}"
-    else:
-        what = f"{type(error).__name__}: {line} (log: {job.directory / 'log.txt'})"
-    return RunFailed(f"{job.path}: {what}")
-
-
-def died(job: Job[Recipe], code: int | None) -> RunFailed:
-    """The end of a stage whose process ended without a word; `code`: its exit code, of a signal the negative.
-
-    The kernel takes back memory with signal 9.
-    """
-    if code == -signal.SIGKILL:
-        return OutOfMemory(f"{job.path}: its process was killed, as if out of memory; {_less_memory(job)}")
-    how = f"exit code {code}" if code is None or code >= 0 else signal.strsignal(-code)
-    return Died(f"{job.path}: its process died ({how}); if for want of memory, {_less_memory(job)}")
-
-
-def _less_memory(job: Job[Recipe]) -> str:
-    """What makes a stage need less memory, with the value that it has now."""
-    name = "per_device_train_batch_size" if KINDS[job.kind].trains else "per_device_eval_batch_size"
-    size = getattr(job.recipe, name, None)
-    smaller = "" if size is None else f"a smaller {name} (now {size}) or "
-    return f"{smaller}fewer --jobs need less (log: {job.directory / 'log.txt'})"
 
 
 def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Progress) -> Manifest:
