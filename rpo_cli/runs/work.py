@@ -52,9 +52,12 @@ Run = Callable[[Job[Any], Report], dict[str, Any]]  # makes an artifact's files;
 
 
 def stage_function(kind: str) -> Run:
-    """The function that makes an artifact of this kind; imports the heavy libraries."""
+    """The function that makes an artifact of this kind; imports the heavy libraries.
+
+    What these say of themselves goes to stderr: transformers prints that W&B is offline.
+    """
     module, _, name = str(KINDS[kind].run).partition(":")
-    with _uncollected():
+    with _uncollected(), contextlib.redirect_stdout(sys.stderr):
         return cast(Run, getattr(importlib.import_module(module), name))
 
 

@@ -105,6 +105,7 @@ def ready(workers: Sequence[Worker], seconds: float | None = None) -> list[Worke
 def serve(pipe: Connection, environment: dict[str, str]) -> None:
     """The life of a worker; thread counts are set for each stage."""
     os.environ.update(environment)
+    os.dup2(2, 1)  # stdout is data, and what libraries print is none
     trouble: Exception | None = None
     try:
         _set_up()
