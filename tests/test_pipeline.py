@@ -475,7 +475,7 @@ def test_wandb_runs_offline_inside_the_workspace_and_no_secret_is_written(
     (run,) = (tiny.root / "wandb").glob("offline-run-*")
     place = f"Weights & Biases: runs in {tiny.root / 'wandb'}: 1 offline run; `wandb sync {run}` sends it"
     assert place in told
-    assert run.name.endswith(manifest(tiny.root, f"{RHO}/policies/dpo/beta-0.2")["key"][:16])
+    assert f"-{manifest(tiny.root, f'{RHO}/policies/dpo/beta-0.2')['key'][:16]}-" in run.name
     assert (next(run.glob("*.wandb"))).stat().st_size > 1000
     assert set(Path.cwd().iterdir()) == before
     with_wandb = journal(cell)

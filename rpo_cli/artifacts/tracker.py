@@ -7,7 +7,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +128,20 @@ class Tracker:
 
     def log(self, values: Mapping[str, object], step: int | None = None) -> None:
         self._do(lambda run: run.log(dict(values), step=step))
+
+    def catch_up(self, lines: Iterable[tuple[int, Mapping[str, object]]]) -> None:
+        """Log those of these steps that the run lacks: it begins behind what the server has of it.
+
+        What a process that was killed had not yet sent, or wrote to a file of its own offline.
+        """
+
+        def send(run: Any) -> None:
+            begins = run.step
+            for step, values in lines:
+                if step >= begins:
+                    run.log(dict(values), step=step)
+
+        self._do(send)
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
         self._do(lambda run: run.log({name: self.wandb.Table(dataframe=frame)}))
