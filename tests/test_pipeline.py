@@ -471,10 +471,11 @@ def test_wandb_runs_offline_inside_the_workspace_and_no_secret_is_written(
     monkeypatch.setenv("WANDB_MODE", "offline")
     before = set(Path.cwd().iterdir())
     told = tiny.run("train-policy", "dpo.yaml", "--wandb").stderr
-    assert f"Weights & Biases: runs in {tiny.root / 'wandb'}; `wandb sync" in told
     cell = tiny.root / RHO / "policies/dpo/beta-0.2"
     (run,) = (tiny.root / "wandb").glob("offline-run-*")
-    assert run.name.endswith(manifest(tiny.root, f"{RHO}/policies/dpo/beta-0.2")["key"][:16])
+    place = f"Weights & Biases: runs in {tiny.root / 'wandb'}: 1 offline run; `wandb sync {run}` sends it"
+    assert place in told
+    assert f"-{manifest(tiny.root, f'{RHO}/policies/dpo/beta-0.2')['key'][:16]}-" in run.name
     assert (next(run.glob("*.wandb"))).stat().st_size > 1000
     assert set(Path.cwd().iterdir()) == before
     with_wandb = journal(cell)

@@ -30,6 +30,7 @@ from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed, e
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.runs import processes
 from rpo_cli.runs.child import take_part
+from rpo_cli.runs.ends import fallen
 from rpo_cli.runs.work import run_job
 from rpo_cli.stages.training.loop import STATE
 
@@ -373,10 +374,80 @@ def test_the_first_failure_counts_and_a_silent_death_is_a_failure(shared: Tiny) 
     assert result == ({"loss": 1.5}, "cpu", ["a leak"], ()) and steps == [(1, 2)]
     with pytest.raises(BadInput, match=r"^first$"):
         listen(shared, told(BadInput("first"), RunFailed("peer is gone")))
-    with pytest.raises(RunFailed, match=r"a process died .exit code -9"):
+    with pytest.raises(OutOfMemory, match=r"a process was killed, as if out of memory; a smaller per_device"):
         listen(shared, "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(RunFailed, match=r"a process died .exit code 0"):
         listen(shared, "")
+
+
+GLOO = RunFailed("dpo: RuntimeError: [gloo/pair.cc:534] Connection closed by peer [127.0.0.1]:4242. GLHF")
+
+
+def test_that_a_process_lost_another_is_told_only_where_nothing_else_is_known(shared: Tiny) -> None:
+    with pytest.raises(Diverged, match=r"^a loss of nan$"):
+        listen(shared, told(GLOO, Diverged("a loss of nan")))
+    with pytest.raises(RunFailed, match="Connection closed by peer"):
+        listen(shared, told(GLOO))
+
+
+# Runs in two processes, of which one dies without a word: how, and what is said of it.
+DEATHS = {
+    "os.kill(os.getpid(), 9)": "the process of rank 1 was killed, as if out of memory; a smaller "
+    "per_device_train_batch_size (now 8) or ",
+    "sys.exit(7)": "the process of rank 1 died (exit code 7); if for want of memory, a smaller ",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("death", DEATHS)
+def test_the_process_that_died_without_a_word_is_named_with_its_exit_code(
+    shared: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    tiny = Tiny(shared.suite, Path(shutil.copytree(shared.root, tmp_path / "runs")))
+    (tmp_path / "sitecustomize.py").write_text(  # which each of them reads when it starts
+        "import os, sys, threading\n"
+        "def end():\n"
+        "    import time\n"
+        "    while 'rpo_cli.stages.training.loop' not in sys.modules: time.sleep(0.01)\n"
+        "    from rpo_cli.stages.training.loop import Journal\n"
+        f"    def die(*arguments, **more): {death}\n"
+        "    Journal.on_step_end = die\n"
+        "if os.environ.get('RANK') == '1': threading.Thread(target=end, daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    said = tiny.run("train-policy", "dpo.yaml", "--force", "--accelerate", CPU_2, code=1).stderr
+    assert DEATHS[death] in " ".join(said.splitlines()) and "GLHF" not in said
+
+
+@pytest.mark.parametrize(
+    ("log", "heard", "expected"),
+    [
+        ("", set(), None),
+        (
+            "exit status 3\nCalledProcessError: Command '[x]' returned non-zero exit status 7.\n",
+            set(),
+            (0, 7),
+        ),
+        ("CalledProcessError: Command '[x]' died with <Signals.SIGKILL: 9>.\n", set(), (0, -9)),
+        ([(0, 1), (1, -9)], {0}, (1, -9)),
+        ([(1, -9), (0, 1)], {0}, (1, -9)),
+        ([(0, -6), (2, -15), (1, 1)], set(), (1, 1)),  # NCCL ended the one, torch the other
+        ([(0, -6)], set(), (0, -6)),
+        ([(0, 1)], {0}, None),
+    ],
+)
+def test_the_process_that_ended_a_launch_is_read_from_what_the_launcher_says(
+    tmp_path: Path, log: str | list[tuple[int, int]], heard: set[int], expected: tuple[int, int] | None
+) -> None:
+    if not isinstance(log, str):
+        entry = "  rank      : {0} (local_rank: {0})\n  exitcode  : {1} (pid: 42)\n  error_file: <N/A>\n"
+        *others, root = [entry.format(*each) for each in log]
+        log = "Failures:\n" + "".join(others) + "Root Cause (first observed failure):\n[0]:\n" + root
+    file = tmp_path / "log.txt"
+    before = "an earlier run\n  rank      : 5 (local_rank: 5)\n  exitcode  : 5 (pid: 42)\n"
+    file.write_text(before + log)
+    assert fallen(file, len(before), heard) == expected
+    assert fallen(tmp_path / "gone", 0, heard) is None
 
 
 def test_a_pods_other_hosts_train_with_the_first_and_leave_publishing_to_it(

@@ -144,6 +144,32 @@ def rho_folder(rho: float | None) -> str:
     return "unbiased" if rho is None else f"rho-{rho:g}"
 
 
+def _rho_of(stage: Stage) -> float | None:
+    """The rho that a stage is at: its recipe's, or that of what it is about; None: no resampling."""
+    if isinstance(rho := getattr(stage.recipe, "rho", None), float):
+        return rho
+    below = (stage.inputs.get(name) for name in ("evaluation", "policy", "data"))
+    found = (_rho_of(each) for each in below if isinstance(each, Stage))
+    return next((rho for rho in found if rho is not None), None)
+
+
+def subject_of(stage: Stage) -> dict[str, Any]:
+    """What a stage is about, for who looks for it: rho, seed, a reward model's member; of a policy, or of the
+    one that it evaluates or measures, the path, objective and strength.
+    """
+    found: dict[str, Any] = {"rho": _rho_of(stage), "seed": stage.recipe.seed}
+    below: Stage | External | None = stage
+    while isinstance(below, Stage) and not isinstance(below.recipe, schema.PolicyRecipe):
+        below = below.inputs.get("evaluation") or below.inputs.get("policy")
+    if isinstance(below, Stage) and isinstance(policy := below.recipe, schema.PolicyRecipe):
+        name, value = policy.strength
+        found |= {"policy": below.path, "objective": policy.objective, name: value}
+    for each in (stage, stage.inputs.get("model")):
+        if isinstance(each, Stage) and "member" in each.options:
+            found.setdefault("member", each.options["member"])
+    return found
+
+
 def walk(targets: Sequence[Stage]) -> list[Stage]:
     """Every stage the targets rest on and the targets themselves, inputs first, each once."""
     seen: dict[str, Stage] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from rpo_cli.artifacts.graph import External, Stage
+from rpo_cli.artifacts.graph import External, Stage, subject_of
 from rpo_cli.artifacts.manifest import Identity
 from rpo_cli.artifacts.origin import Origin, origin_of
 from rpo_cli.artifacts.workspace import Workspace
@@ -42,7 +42,8 @@ class Job(Generic[R]):
 
     `artifacts`: the inputs that are artifacts of this workspace; `revisions`: of the others. `tables`: the
     artifacts below on the edge `data`, with their keys: where the rows' texts are. `inherited`:
-    settings of the tracker that the command line gives. `origin`: of a model, for its card.
+    settings of the tracker that the command line gives; `about`: `subject_of` the stage, for the tracker.
+    `origin`: of a model, for its card.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Job(Generic[R]):
     root: Path
     suite: str
     inherited: dict[str, str]
+    about: dict[str, Any]
     force: bool = False
     launch: Launch | None = None
     origin: Origin | None = None
@@ -79,6 +81,11 @@ class Job(Generic[R]):
         tables = {str(place): key for place, key in self.tables.items()}
         changed = {"recipe": recipe, "launch": launch, "tables": tables}
         return json.dumps({**vars(self), **changed}, default=str)  # paths are text
+
+
+def processes_of(job: Job[Recipe]) -> int:
+    """How many processes, of a TPU cores, make the artifact together."""
+    return 1 if job.launch is None or not KINDS[job.kind].trains else job.launch.processes
 
 
 def checkpoint_in(training: Path, number: int) -> Path:
@@ -146,6 +153,7 @@ def job_of(
         root=workspace.root,
         suite=workspace.suite,
         inherited=dict(inherited),
+        about=subject_of(stage),
         force=force,
         launch=launch if launch is not None and launch.takes(stage.kind) else None,
         origin=origin_of(stage) if KINDS[stage.kind].publishes else None,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
-from rpo_cli.artifacts.files import write_whole
-from rpo_cli.artifacts.tracker import Tell, Tracker
-
-if TYPE_CHECKING:
-    from rpo_cli.artifacts.job import Job
-    from rpo_cli.recipes.schema import Recipe
-
+from rpo_cli import devices
+from rpo_cli.artifacts.files import read_json, write_json, write_whole
+from rpo_cli.artifacts.graph import rho_folder
+from rpo_cli.artifacts.job import Job, processes_of
+from rpo_cli.artifacts.manifest import STARTED
+from rpo_cli.artifacts.tracker import Tell, Tracker, told_where
+from rpo_cli.artifacts.workspace import versions
+from rpo_cli.recipes.schema import Recipe, TrainingRecipe
 
 METRICS = "metrics.jsonl"
 log = logging.getLogger("rpo")
@@ -58,20 +62,41 @@ class Report:
         log.addHandler(self.heard)
         reporting = self.job.inherited.get("report_to", self.job.recipe.report_to)
         if reporting == "wandb":
-            rho = getattr(self.job.recipe, "rho", None)
-            objective = getattr(self.job.recipe, "objective", self.job.kind)
-            group = "/".join([self.job.suite, "unbiased" if rho is None else f"rho-{rho:g}", objective])
-            key = self.job.identity["key"]
+            about = self.job.about
+            objective = about.get("objective", self.job.kind)
             self.tracker.start(
                 self.job.root,
                 project=self.job.inherited.get("wandb_project", self.job.recipe.wandb_project),
-                group=group,
+                group="/".join([self.job.suite, rho_folder(about["rho"]), objective]),
                 name=self.job.path,
                 job_type=self.job.kind,
-                id=key[:16],
-                config={**self.job.identity["recipe"], **self.job.options, "key": key},
+                id=self._run_id(),
+                config=self._config(),
             )
         return self
+
+    def _run_id(self) -> str:
+        """The run's id: the same when the artifact's making is taken up again, and only then."""
+        key, file = self.job.identity["key"], self.job.directory / STARTED
+        started = read_json(file)
+        part = (started or {}).get("wandb")
+        if not isinstance(part, str):
+            part = secrets.token_hex(4)
+            if started is not None:
+                with suppress(OSError):  # the stage itself needs none
+                    write_json(file, {**started, "wandb": part})
+        return f"{key[:16]}-{part}"
+
+    def _config(self) -> dict[str, Any]:
+        """What a run is found by: its recipe, whose policy it is about, and on what it runs."""
+        job, recipe = self.job, self.job.recipe
+        found = {**job.identity["recipe"], **job.options, **job.about, "key": job.identity["key"]}
+        found |= {"suite": job.suite, "device": str(devices.choose(recipe)), "versions": versions()}
+        found["processes"] = processes_of(job)
+        if isinstance(recipe, TrainingRecipe):
+            pieces = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+            found["effective_batch"] = pieces * devices.processes()
+        return found
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -96,7 +121,7 @@ class Report:
         self.tracker.log(metrics, step)
 
     def rewind(self, step: int) -> None:
-        """Forget the lines after a step: training resumes there."""
+        """Forget the lines after a step: training resumes there. W&B is told what it lacks of the rest."""
         if not self.file.is_file():
             return
         if step == 0:
@@ -110,6 +135,7 @@ class Report:
             except json.JSONDecodeError:  # the line that a kill cut short
                 break
         write_whole(self.file, "".join(f"{line}\n" for line in kept))
+        self.tracker.catch_up((values.pop("step"), values) for values in map(json.loads, kept))
 
     def logged(self, name: str) -> list[dict[str, float]]:
         """The lines of metrics.jsonl that have this metric, oldest first."""
@@ -130,10 +156,12 @@ class Silence(Report):
         """Nothing."""
 
 
-def log_images(project: str, suite: str, files: list[Path], root: Path, tell: Tell) -> None:
-    """A figure's pictures as images of one W&B run."""
-    tracker = Tracker(tell)
-    about = {"project": project, "group": f"{suite}/figures", "job_type": "figure"}
-    tracker.start(root, **about, name=f"{suite} figure", id=f"{suite}-figure")
-    tracker.images({file.stem: file for file in files if file.suffix == ".png"})
-    tracker.finish()
+def log_images(project: str, suite: str, figure: str, files: list[Path], root: Path, tell: Tell) -> None:
+    """A figure's pictures as images of one W&B run, another one each time that it is drawn."""
+    with told_where(root, True, tell):
+        tracker = Tracker(tell)
+        about = {"project": project, "group": f"{suite}/figures", "job_type": "figure"}
+        word = re.sub(r"[^A-Za-z0-9_-]+", "-", figure)[:64]
+        tracker.start(root, **about, name=f"{suite} {figure}", id=f"{word}-{secrets.token_hex(6)}")
+        tracker.images({file.stem: file for file in files if file.suffix == ".png"})
+        tracker.finish()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ from rpo_cli.text import first_line
 if TYPE_CHECKING:
     import pandas as pd
 
+FEW = 5  # runs that are named one by one
+OFFLINE = "offline-run-"
+RUN = re.compile(r"(offline-)?run-\d+_\d+-.+")
 SECONDS = 5.0  # for an answer of the server's before anything is sent to it
 MODE = "WANDB_MODE"
 log = logging.getLogger("rpo")
@@ -41,13 +45,45 @@ def wandb_mode() -> tuple[str, str]:
     return "offline", "no login (run `wandb login`)"
 
 
-def wandb_place(root: Path) -> str:
-    """Where the runs of a workspace went, in a line."""
-    folder, (mode, why) = root / "wandb", wandb_mode()
-    if mode == "disabled" or not folder.is_dir():
-        return f"Weights & Biases: nothing was written ({why})"
-    sent = f"sent to {server()}" if mode == "online" else f"`wandb sync {folder}/offline-run-*` sends them"
-    return f"Weights & Biases: runs in {folder}; {sent}"
+@contextmanager
+def told_where(root: Path, wanted: bool, say: Tell) -> Iterator[None]:
+    """Say at the end, if runs were asked for, where those of a workspace went that were begun meanwhile."""
+    before = _runs(root)
+    try:
+        yield
+    finally:
+        if wanted:
+            say(_place(root, _runs(root) - before))
+
+
+def _runs(root: Path) -> set[str]:
+    """The folders of runs: `run-TIME-ID` of those that were sent, `offline-run-TIME-ID` of the others."""
+    return {folder.name for folder in (root / "wandb").glob("*run-*") if RUN.fullmatch(folder.name)}
+
+
+def _place(root: Path, begun: set[str]) -> str:
+    """Where these runs went, in a line: what is on disk says it, whichever process began them."""
+    folder = root / "wandb"
+    kept = sorted(name for name in begun if name.startswith(OFFLINE))
+    again = {_id(name) for name in kept}  # where the server did not answer after all
+    sent = [name for name in begun if not name.startswith(OFFLINE) and _id(name) not in again]
+    if not begun:
+        mode, why = wandb_mode()
+        return f"Weights & Biases: nothing was written ({why if mode == 'disabled' else 'no run was begun'})"
+    said = [f"{_count(sent, 'run')} sent to {server()}"] if sent else []
+    if kept:
+        named = [folder / name for name in kept] if len(kept) <= FEW else [folder / f"{OFFLINE}*"]
+        sends = f"`wandb sync {' '.join(map(str, named))}` sends {'it' if len(kept) == 1 else 'them'}"
+        said += [f"{_count(kept, 'offline run')}; {sends}"]
+    return f"Weights & Biases: runs in {folder}: {', '.join(said)}"
+
+
+def _count(runs: Sequence[str], what: str) -> str:
+    return f"{len(runs)} {what}{'s' * (len(runs) > 1)}"
+
+
+def _id(run: str) -> str:
+    return run.removeprefix(OFFLINE).removeprefix("run-").partition("-")[2]
 
 
 class Tracker:
@@ -92,6 +128,20 @@ class Tracker:
 
     def log(self, values: Mapping[str, object], step: int | None = None) -> None:
         self._do(lambda run: run.log(dict(values), step=step))
+
+    def catch_up(self, lines: Iterable[tuple[int, Mapping[str, object]]]) -> None:
+        """Log those of these steps that the run lacks: it begins behind what the server has of it.
+
+        What a process that was killed had not yet sent, or wrote to a file of its own offline.
+        """
+
+        def send(run: Any) -> None:
+            begins = run.step
+            for step, values in lines:
+                if step >= begins:
+                    run.log(dict(values), step=step)
+
+        self._do(send)
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
         self._do(lambda run: run.log({name: self.wandb.Table(dataframe=frame)}))

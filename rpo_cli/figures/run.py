@@ -78,7 +78,8 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
     _keep(session, recipe, selection, cells, tried, folder)
     paths = _draw(session, kind, folder, folder, options.allow_missing)
     if session.wandb or recipe.report_to == "wandb":
-        log_images(recipe.wandb_project, recipe.suite, paths, session.open(recipe.suite).root, session.say)
+        root, name = session.open(recipe.suite).root, loaded.path.stem
+        log_images(recipe.wandb_project, recipe.suite, name, paths, root, session.say)
 
 
 def figure_cells(

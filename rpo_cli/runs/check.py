@@ -124,6 +124,7 @@ def plan_problems(loaded: Loaded, absent: set[str], noted: set[str]) -> list[str
             problems.append(str(error))
     stages = walk(made)
     noted |= set(preflight.notes(stages))
+    noted |= set(preflight.tracking(any(stage.recipe.report_to == "wandb" for stage in stages)))
     return problems + preflight.problems(stages)
 
 

@@ -38,7 +38,7 @@ def main() -> None:
         first = devices.rank() == 0
         outcome = take_part(job, lambda step, of: say(step=[step, of]) if first else None)
     except (BadInput, RunFailed) as error:
-        say(error=encode_error(error))
+        say(error=encode_error(error), rank=devices.rank())
         os._exit(1)  # at once: the others wait for this process in vain, and it would wait for them
     if first:
         say(done=outcome)

@@ -112,23 +112,27 @@ def problems(stages: Sequence[Stage]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def notes(stages: Sequence[Stage], wandb: bool = False) -> list[str]:
+def notes(stages: Sequence[Stage]) -> list[str]:
     """What of their recipes has no effect, and what goes out of this machine: a line each."""
     found = [line for stage in stages for line in _without_effect(stage)]
     for stage in stages:
         if isinstance(judge := stage.recipe, schema.JudgeRecipe) and judge.api_key_env is not None:
             found.append(f"judge: the key in {judge.api_key_env} goes to {judge.host}")
-    if wandb or any(stage.recipe.report_to == "wandb" for stage in stages):
-        mode, why = wandb_mode()
-        missing = "" if _installed("wandb") else "; wandb is not installed"
-        try:
-            if mode == "online" and not missing:
-                need_answer()
-        except OSError as error:
-            missing = f"; not reachable now: {first_line(error)}; where it stays so, runs are kept offline"
-        if mode != "online" or missing:
-            found.append(f"Weights & Biases: {mode}, {why}{missing}")
     return list(dict.fromkeys(found))
+
+
+def tracking(wanted: bool) -> list[str]:
+    """What is in the way of runs of Weights & Biases, if they are asked for: a line."""
+    if not wanted:
+        return []
+    mode, why = wandb_mode()
+    missing = "" if _installed("wandb") else "; wandb is not installed"
+    try:
+        if mode == "online" and not missing:
+            need_answer()
+    except OSError as error:
+        missing = f"; not reachable now: {first_line(error)}; where it stays so, runs are kept offline"
+    return [f"Weights & Biases: {mode}, {why}{missing}"] if mode != "online" or missing else []
 
 
 def absent(stages: Sequence[Stage]) -> list[str]:

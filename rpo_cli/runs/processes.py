@@ -27,6 +27,7 @@ from rpo_cli.errors import BadInput, RunFailed, decode_error
 from rpo_cli.recipes import RecipeError, find, shown, suggest
 from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe
 from rpo_cli.recipes.yaml_lines import read
+from rpo_cli.runs.ends import died, fallen, lost_others
 from rpo_cli.text import first_line
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def run(job: Job[Recipe], progress: Progress) -> Outcome:
     Raises:
         BadInput, RunFailed: of the first process that failed.
     """
-    launch = job.launch
+    launch, asked = job.launch, job
     assert launch is not None
     if isinstance(job.recipe, TrainingRecipe) and KINDS[job.kind].trains:
         rows, pieces = (spread if launch.strategy == "XLA" else share)(job.recipe, launch.processes)
@@ -216,6 +217,7 @@ def run(job: Job[Recipe], progress: Progress) -> Outcome:
     file = job.directory / f"job-{xla_probe.host()}.json"  # the hosts of a pod share the directory
     file.write_text(job.to_json())
     with (job.directory / "log.txt").open("ab") as log:
+        start = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", *command, file],
             stdin=subprocess.PIPE,
@@ -226,7 +228,7 @@ def run(job: Job[Recipe], progress: Progress) -> Outcome:
             start_new_session=True,  # Ctrl-C is for this process, which then stops the others
         )
         try:
-            return _listen(job, process, progress)
+            return _listen(asked, process, progress, start)
         finally:
             _stop(process)
             file.unlink(missing_ok=True)
@@ -265,9 +267,10 @@ def _need_devices(job: Job[Recipe], launch: Launch) -> None:
     torch.cuda.empty_cache()
 
 
-def _listen(job: Job[Recipe], process: subprocess.Popen[str], progress: Progress) -> Outcome:
-    """Follow the processes' lines to the end."""
-    failure: BadInput | RunFailed | None = None
+def _listen(job: Job[Recipe], process: subprocess.Popen[str], progress: Progress, start: int = 0) -> Outcome:
+    """Follow the processes' lines to the end; `start`: where in the log this launch begins."""
+    failures: list[BadInput | RunFailed] = []
+    heard: set[int] = set()
     done: Outcome | None = None
     assert process.stdout is not None
     for line in process.stdout:
@@ -279,16 +282,21 @@ def _listen(job: Job[Recipe], process: subprocess.Popen[str], progress: Progress
             progress(*message["step"])
         elif "done" in message:
             done = Outcome(*message["done"])
-        elif failure is None:  # that others lost their peer is news no more
-            failure = decode_error(*message["error"])
+        else:
+            failures.append(decode_error(*message["error"]))
+            heard.add(message.get("rank", 0))
     code = process.wait()
-    if failure is not None:
-        raise failure
-    if code == 0 and follows(job):
+    if own := [failure for failure in failures if not lost_others(failure)]:
+        raise own[0]
+    if code == 0 and not failures and follows(job):
         return Outcome({}, "", [], [])  # the first process is on the first host
     if code != 0 or done is None:
-        what = f"a process died (exit code {code}; out of memory?) (log: {job.directory / 'log.txt'})"
-        raise RunFailed(f"{job.path}: {what}")
+        # That others lost their peer is no cause; it is said where nothing is known of that peer.
+        found = fallen(job.directory / "log.txt", start, heard)
+        if found is None and failures:
+            raise failures[0]
+        rank, status = found or (None, code)
+        raise died(job, status, "a process" if rank is None else f"the process of rank {rank}")
     return done
 
 

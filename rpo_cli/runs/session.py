@@ -9,7 +9,7 @@ import math
 import os
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, walk, wandb_place
+from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, told_where, walk
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
 from rpo_cli.runs import preflight, processes, results
@@ -178,19 +178,17 @@ class Session(Options):
                 [stage for stage in walk(targets) if stage.path not in built], workspace, device.name
             )
             inherited = {"report_to": "wandb"} if self.wandb else {}
-            diverged = execute(
-                todo,
-                workspace,
-                self.err,
-                jobs=max(1, min(self.jobs, len(todo))),
-                inherited=inherited,
-                launch=launch,
-                check=lambda: preflight.check_models(todo),
-                **kwargs,
-            )
-            if self.wandb or any(item.stage.recipe.report_to == "wandb" for item in todo):
-                self.say(wandb_place(workspace.root))
-            return diverged
+            with told_where(workspace.root, self.tracks(item.stage for item in todo), self.say):
+                return execute(
+                    todo,
+                    workspace,
+                    self.err,
+                    jobs=max(1, min(self.jobs, len(todo))),
+                    inherited=inherited,
+                    launch=launch,
+                    check=lambda: preflight.check_models(todo),
+                    **kwargs,
+                )
         return set()
 
     def launch(self) -> Launch | None:
@@ -200,6 +198,10 @@ class Session(Options):
             BadInput: its file cannot be read.
         """
         return None if self.accelerate is None else processes.read_launch(self.accelerate)
+
+    def tracks(self, stages: Iterable[Stage]) -> bool:
+        """Whether runs of Weights & Biases are asked for, by --wandb or by one of these stages."""
+        return self.wandb or any(stage.recipe.report_to == "wandb" for stage in stages)
 
     def show_plan(self, todo: Sequence[Todo], workspace: Workspace, question: Question | None) -> None:
         """Print the plan's stages as JSON where --json asks for it, and its costs where a question does."""
@@ -222,7 +224,7 @@ class Session(Options):
         planned = [item.stage for item in todo]
         if found := preflight.problems(planned):
             raise RecipeError(found)
-        notes = preflight.notes(stages, self.wandb) + preflight.absent(planned)
+        notes = preflight.notes(stages) + preflight.tracking(self.tracks(stages)) + preflight.absent(planned)
         for line in notes + preflight.room(planned, workspace.root, self.jobs):
             self.say(f"note: {line}")
         for line in preflight.unready(planned, workspace) if self.dry_run else ():

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rpo_cli.artifacts import Stage, Workspace, difference, hash_path, snapshots
+from rpo_cli.artifacts import Stage, Workspace, difference, hash_path, snapshots, told_where
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import suggest
 from rpo_cli.runs import preflight, processes
@@ -61,14 +61,18 @@ def run_stages(session: Session, paths: Sequence[str], file: Path) -> None:
         if lacking := [f"{path} ({why})" for path, why in found.items() if why is not None]:
             raise RunFailed(f"{stage.path}: needs {', '.join(lacking)}; make it first")
 
-    execute(
-        todo,
-        workspace,
-        session.err,
-        inherited={"report_to": "wandb"} if session.wandb else {},
-        launch=launch,
-        before=require_inputs,
-    )
+    wanted = session.tracks(item.stage for item in todo)
+    for note in preflight.tracking(wanted):
+        session.say(f"note: {note}")
+    with told_where(workspace.root, wanted, session.say):
+        execute(
+            todo,
+            workspace,
+            session.err,
+            inherited={"report_to": "wandb"} if session.wandb else {},
+            launch=launch,
+            before=require_inputs,
+        )
 
 
 def _no_longer(plan: Plan, stages: Mapping[str, Stage], workspace: Workspace) -> Iterator[str]:

@@ -7,7 +7,6 @@ import gc
 import importlib
 import io
 import logging
-import signal
 import sys
 import time
 import traceback
@@ -32,14 +31,15 @@ from rpo_cli.artifacts import (
     damaged_files,
     git_revision,
     no_memory,
-    no_room,
+    processes_of,
     read_json,
     versions,
     write_card,
 )
-from rpo_cli.errors import BadInput, Died, Diverged, NoRoom, OutOfMemory, RunFailed
+from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed
 from rpo_cli.recipes.schema import KINDS, PURPOSES, Recipe, TrainingRecipe, seed_of
 from rpo_cli.runs import processes
+from rpo_cli.runs.ends import failed
 from rpo_cli.text import first_line
 
 QUIET_ENVIRONMENT = {
@@ -53,9 +53,12 @@ Run = Callable[[Job[Any], Report], dict[str, Any]]  # makes an artifact's files;
 
 
 def stage_function(kind: str) -> Run:
-    """The function that makes an artifact of this kind; imports the heavy libraries."""
+    """The function that makes an artifact of this kind; imports the heavy libraries.
+
+    What these say of themselves goes to stderr: transformers prints that W&B is offline.
+    """
     module, _, name = str(KINDS[kind].run).partition(":")
-    with _uncollected():
+    with _uncollected(), contextlib.redirect_stdout(sys.stderr):
         return cast(Run, getattr(importlib.import_module(module), name))
 
 
@@ -114,41 +117,6 @@ def _follow(job: Job[Recipe], workspace: Workspace, progress: Progress) -> Manif
     return workspace.finished(job.path)
 
 
-def failed(job: Job[Recipe], error: Exception) -> RunFailed:
-    """A stage's unexpected end in one line."""
-    full = no_room(error, job.root)
-    if full is not None:
-        what = f"{full}: {job.directory}; make room, then the same command goes on from here"
-        return NoRoom(f"{job.path}: {what}")
-    line = first_line(error)
-    if no_memory(error):
-        return OutOfMemory(f"{job.path}: out of memory ({line}); {_less_memory(job)}")
-    if isinstance(error, OSError):
-        what = f"{error.strerror or error}: {error.filename or job.directory}"
-    else:
-        what = f"{type(error).__name__}: {line} (log: {job.directory / 'log.txt'})"
-    return RunFailed(f"{job.path}: {what}")
-
-
-def died(job: Job[Recipe], code: int | None) -> RunFailed:
-    """The end of a stage whose process ended without a word; `code`: its exit code, of a signal the negative.
-
-    The kernel takes back memory with signal 9.
-    """
-    if code == -signal.SIGKILL:
-        return OutOfMemory(f"{job.path}: its process was killed, as if out of memory; {_less_memory(job)}")
-    how = f"exit code {code}" if code is None or code >= 0 else signal.strsignal(-code)
-    return Died(f"{job.path}: its process died ({how}); if for want of memory, {_less_memory(job)}")
-
-
-def _less_memory(job: Job[Recipe]) -> str:
-    """What makes a stage need less memory, with the value that it has now."""
-    name = "per_device_train_batch_size" if KINDS[job.kind].trains else "per_device_eval_batch_size"
-    size = getattr(job.recipe, name, None)
-    smaller = "" if size is None else f"a smaller {name} (now {size}) or "
-    return f"{smaller}fewer --jobs need less (log: {job.directory / 'log.txt'})"
-
-
 def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Progress) -> Manifest:
     """Run the stage in the directory that is held for it, and publish.
 
@@ -171,7 +139,7 @@ def _build(job: Job[Recipe], workspace: Workspace, directory: Path, progress: Pr
             "git": git_revision(),
             "versions": versions(),
             "device": device,
-            "processes": 1 if job.launch is None or not KINDS[job.kind].trains else job.launch.processes,
+            "processes": processes_of(job),
             "threads": job.recipe.threads,
             "seeds": {name: seed_of(job.recipe, name) for name in PURPOSES},
             "seconds": round(before + time.monotonic() - started, 2),

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from rpo_cli.artifacts import Job, Manifest, Stage, job_from
 from rpo_cli.errors import BadInput, RunFailed, decode_error, encode_error
 from rpo_cli.recipes.schema import KINDS, Recipe
-from rpo_cli.runs.work import died, failed, run_job, set_aside, stage_function, start_arrow
+from rpo_cli.runs.ends import died, failed
+from rpo_cli.runs.work import run_job, set_aside, stage_function, start_arrow
 
 
 class Made(NamedTuple):
@@ -72,7 +73,7 @@ class Worker:
             self.pipe.send_bytes(job.to_json().encode())
 
     def hear(self) -> tuple[int, int] | Made | BadInput | RunFailed:
-        """What it says next: steps, or the end of its stage; what it cannot say itself is `work.died`."""
+        """What it says next: steps, or the end of its stage; what it cannot say itself is `died`."""
         assert self.at is not None
         try:
             said: dict[str, Any] = json.loads(self.pipe.recv_bytes())
@@ -104,6 +105,7 @@ def ready(workers: Sequence[Worker], seconds: float | None = None) -> list[Worke
 def serve(pipe: Connection, environment: dict[str, str]) -> None:
     """The life of a worker; thread counts are set for each stage."""
     os.environ.update(environment)
+    os.dup2(2, 1)  # stdout is data, and what libraries print is none
     trouble: Exception | None = None
     try:
         _set_up()

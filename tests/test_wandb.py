@@ -1,0 +1,204 @@
+"""What W&B gets: whole curves, runs of their own, by rho and objective; where they are said to lie."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RHO, Tiny, manifest, rpo
+from repository import ROOT
+
+from rpo_cli.artifacts import log_images, told_where
+from rpo_cli.artifacts.graph import subject_of
+from rpo_cli.artifacts.tracker import FEW
+from rpo_cli.recipes import load
+from rpo_cli.runs.planner import Planner
+
+BLOCK = 2**15
+
+
+def records(run: Path) -> Iterator[Any]:
+    """What a run's folder holds: records in the blocks of LevelDB's log, behind a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    content, place, parts = next(run.glob("*.wandb")).read_bytes(), 7, b""
+    while place + 7 <= len(content):
+        if BLOCK - place % BLOCK < 7:
+            place += BLOCK - place % BLOCK
+            continue
+        size, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        parts += content[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last of its parts
+            yield wandb_internal_pb2.Record.FromString(parts)
+            parts = b""
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run as those of metrics.jsonl."""
+    found = []
+    for record in records(run):
+        if record.WhichOneof("record_type") == "history":
+            items = {
+                item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item
+            }
+            found.append(
+                {name: value for name, value in items.items() if not name.startswith("_")}
+                | {"step": items["_step"]}
+            )
+    return found
+
+
+def runs(root: Path) -> list[Path]:
+    return sorted(
+        (root / "wandb").glob("offline-run-*"), key=lambda run: next(run.glob("*.wandb")).stat().st_mtime_ns
+    )
+
+
+def id_of(run: Path) -> str:
+    return run.name.split("-", 3)[3]
+
+
+# ── Runs ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_a_run_taken_up_again_has_the_whole_curve_and_a_new_training_a_run_of_its_own(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = ("dpo.yaml", "save_steps=2", "report_to=wandb")
+
+    def stop(step: int, of: int) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny.make(*settings, progress=stop)
+    folder, made = tiny.make(*settings)
+    tiny.make(*settings)
+    first, resumed, anew = runs(tiny.root)
+    assert id_of(first) == id_of(resumed) != id_of(anew)
+    lines: dict[int, dict[str, Any]] = {}
+    for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        lines.setdefault(line["step"], {}).update(line)
+    assert list(lines) == [1, 2, 3, 4, 5, 6]
+    assert [line for line in curve(anew) if line["step"]] == list(lines.values())
+    told = {line["step"]: line for line in curve(resumed)}
+    assert list(told) == list(lines)
+    for step, line in lines.items():
+        assert told[step].keys() == line.keys() and told[step]["loss"] == line["loss"]
+    (begun,) = (record.run for record in records(anew) if record.WhichOneof("record_type") == "run")
+    config = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    assert begun.run_group == "tiny/rho-0.5/dpo"
+    assert (config["rho"], config["objective"], config["beta"], config["seed"]) == (0.5, "dpo", 0.2, 0)
+    assert (config["processes"], config["effective_batch"]) == (1, 8)
+    assert config["device"].startswith("cpu") and config["versions"] == made["versions"]
+
+
+def test_what_is_found_of_a_policy_is_filed_under_its_rho_objective_and_strength(empty: Tiny) -> None:
+    loaded = load(str(empty.suite / "e-dpo.yaml"))
+    planner = Planner(None)
+    policy = {
+        "rho": 0.5,
+        "seed": 0,
+        "policy": f"{RHO}/policies/e-dpo/beta-0.2",
+        "objective": "e-dpo",
+        "beta": 0.2,
+    }
+    evaluation = planner.evaluation(loaded, "test")
+    for stage in (planner.build(loaded), evaluation, planner.held_out(loaded), planner.measure(loaded)):
+        assert subject_of(stage) == policy
+    for taught in planner.taught(loaded, evaluation):
+        assert subject_of(taught).items() >= policy.items()
+    scores = planner.build(loaded).inputs["scores/0.2"]
+    assert subject_of(scores) == {"rho": 0.5, "seed": 0, "member": 0.2}  # type: ignore[arg-type]
+    assert subject_of(empty.stage("rm.yaml", member=0.8)) == {"rho": 0.5, "seed": 0, "member": 0.8}
+    assert subject_of(empty.stage("sft.yaml")) == {"rho": None, "seed": 0}
+    assert subject_of(empty.stage("ipo.yaml", "rho=null"))["rho"] is None
+
+
+@pytest.mark.slow
+def test_each_figure_has_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    said: list[str] = []
+    for name in ("figure2", "figure2", "kl, 5%"):
+        log_images("rpo", "tiny", name, [], tmp_path, said.append)
+    ids = [id_of(run) for run in runs(tmp_path)]
+    assert len(set(ids)) == 3 and [name.rpartition("-")[0] for name in ids] == ["figure2", "figure2", "kl-5-"]
+    assert len(said) == 3 and all("1 offline run; `wandb sync" in line for line in said)
+
+
+# ── What is said ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def place(root: Path, *names: str) -> str:
+    """What is said at the end of a command that began these runs, beside an older one."""
+    (root / "wandb/offline-run-20200101_000000-old").mkdir(parents=True, exist_ok=True)
+    said: list[str] = []
+    with told_where(root, True, said.append):
+        for name in names:
+            (root / "wandb" / name).mkdir()
+    (line,) = said
+    return line
+
+
+def test_where_runs_went_is_what_is_on_disk_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")  # as the command was begun
+    folder = tmp_path / "1/wandb"
+    said = place(tmp_path / "1", "offline-run-20260101_000000-a-1", "run-20260101_000000-a-1")
+    sync = f"`wandb sync {folder}/offline-run-20260101_000000-a-1` sends it"
+    assert said == f"Weights & Biases: runs in {folder}: 1 offline run; {sync}"
+    said = place(tmp_path / "2", "run-20260101_000000-a", "latest-run", "offline-run-20260101_000001-b")
+    assert "1 run sent to https://api.wandb.ai, 1 offline run; " in said
+    said = place(tmp_path / "3", *(f"offline-run-20260101_000000-{n}" for n in range(FEW + 1)))
+    assert said.endswith(
+        f"{FEW + 1} offline runs; `wandb sync {tmp_path / '3/wandb'}/offline-run-*` sends them"
+    )
+    assert place(tmp_path / "4").endswith("nothing was written (no run was begun)")
+    quiet: list[str] = []
+    with told_where(tmp_path, False, quiet.append):
+        pass
+    assert quiet == []
+
+
+@pytest.mark.slow
+def test_workers_that_find_no_server_are_told_of_as_offline_and_a_planned_stage_says_so_too(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    again = ("dpo.yaml", "--set", "learning_rate=0.002", "--wandb")
+    said = tiny.run("train-policy", *again, "--rho", "0.5,0.6", "--jobs", 2).stderr
+    lines = [line for line in said.splitlines() if line.startswith("Weights & Biases: runs in")]
+    assert len(lines) == 1 and "offline run" in lines[0] and "sent to" not in lines[0]
+    plan = tiny.suite / "plan.json"
+    path = f"{RHO}/policies/dpo/beta-0.3"
+    plan.write_text(tiny.run("plan", "dpo.yaml", "--set", "beta=0.3").stdout)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    said = rpo("stage", path, "--plan", plan, "--wandb").stderr
+    (run,) = [run for run in runs(tiny.root) if manifest(tiny.root, path)["key"][:16] in run.name]
+    assert "note: Weights & Biases: offline, WANDB_MODE says so" in said
+    assert f"1 offline run; `wandb sync {run}` sends it" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_stdout_is_data_though_libraries_print_that_runs_are_offline(tiny: Tiny, jobs: int) -> None:
+    command = ["train-policy", "--recipe", tiny.suite / "dpo.yaml", "--workspace", tiny.root, "--json"]
+    command += ["--rho", "0.5,0.6", "--set", "learning_rate=0.002", "--jobs", jobs]
+    ran = subprocess.run(
+        [sys.executable, "-m", "rpo_cli.cli", *map(str, command)],
+        capture_output=True,
+        env=os.environ | {"WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)},
+        check=True,
+        text=True,
+    )
+    assert len(json.loads(ran.stdout)) == 2
