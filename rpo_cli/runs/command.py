@@ -115,7 +115,7 @@ def guarded(debug: bool) -> Iterator[None]:
             lines = [f"{error.filename or 'disk'}: {error.strerror or error}"]
         else:
             lines = [f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"]
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
         for line in lines:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         raise Exit(code) from None
