@@ -53,8 +53,9 @@ def parameters_of(
     types, found = _types(kind), []
     for each in fields(kind):
         if takes is None or each.name in takes:
-            default = [] if each.name == "overrides" else defaults.get(each.name, each.default)
-            default = None if default is MISSING else default
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            default = defaults.get(each.name, inspect.Parameter.empty if default is MISSING else default)
+            default = None if each.name == "recipe" else default  # which may stand as an argument
             annotation = types[each.name]
             if each.name in helps:
                 value, option = get_args(annotation)
