@@ -21,7 +21,7 @@ from worlds import Plain, logp
 
 from rpo_cli.artifacts import read_json
 from rpo_cli.figures.numbers import Frame, Row, _pairs, _rows, _verdicts, cut_short
-from rpo_cli.figures.report import page_of
+from rpo_cli.figures.report import curves, page_of
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Bootstrap
 from rpo_cli.stages.held_out import HALVES, half_of, measured
@@ -59,13 +59,9 @@ def found(beside: Tiny) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def drawn(beside: Tiny) -> str:
     """The page that `report --from` makes of it."""
-    rpo(
-        "report",
-        "--from",
-        beside.root.parent / "said.json",
-        "--out",
-        page := beside.root.parent / "page.html",
-    )
+    page = beside.root.parent / "[/b]page.html"
+    shown = rpo("report", "--from", beside.root.parent / "said.json", "--out", page)
+    assert shown.stdout == f"{page}\n"
     return page.read_text()
 
 
@@ -403,6 +399,13 @@ def test_a_report_can_be_read_by_everybody(drawn: str) -> None:
     assert all(picture["role"] == "img" and picture["aria-label"] for picture in pictures)
     names = [a["id"] for _, a in page.elements if "id" in a]
     assert len(set(names)) == len(names)
+
+
+def test_a_report_calls_the_kl_that_training_logs_the_forward_one() -> None:
+    lines = [{"policy": "dpo", "seed": 0, "step": [1, 2], "value": [0.1, 0.2]}]
+    drawn = list(curves([{"name": name, "lines": lines} for name in ("kl_to_reference", "loss")]))
+    assert "forward KL, KL(π_ref ‖ π_θ)" in drawn[0] and "kl_to_reference" not in drawn[0]
+    assert "forward" not in drawn[1]
 
 
 def test_texts_of_a_report_are_texts_whatever_they_hold(found: dict[str, Any]) -> None:

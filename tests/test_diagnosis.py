@@ -13,13 +13,13 @@ from conftest import RHO, SEED, Tiny, manifest
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.runs.diagnose import attributes_of
+from rpo_cli.stages.advice import advice
 from rpo_cli.stages.data.build import read_table
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import find_rows, write_columns, write_rows
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.diagnosis import (
     Diagnosis,
-    advice,
     agreement,
     calibration_error,
     diagnosed,
@@ -43,9 +43,17 @@ def calibrated(size: int, seed: int = 0) -> Array:
 
 def right_in(longer: float, shorter: float) -> Diagnosis:
     """A model that is right in these shares of the pairs of `KINDS`, whatever their lengths."""
-    shares = np.repeat([longer, shorter, 0.5], [300, 200, 20])
-    place = np.concatenate([np.arange(count) / count for count in (300, 200, 20)])
-    return diagnosed(np.where(place < shares, 1.0, -1.0), KINDS, LENGTHS)
+    return of_counts((300, longer), (200, shorter), (20, 0.5))
+
+
+def of_counts(*kinds: tuple[int, float]) -> Diagnosis:
+    """A model of so many pairs whose longer response won, whose shorter one did, and of ties, each with the
+    share that it has right.
+    """
+    counts = [count for count, _ in kinds]
+    right = np.concatenate([np.arange(count) < share * count for count, share in kinds])
+    margins = np.where(right, 1.0, -1.0)
+    return diagnosed(margins, np.repeat([LONGER, SHORTER, TIE], counts), np.repeat([6.0, -5.0, 0.0], counts))
 
 
 def test_calibrated_margins_have_no_calibration_error_and_temperature_one() -> None:
@@ -171,6 +179,39 @@ def test_what_is_advised_of_one_reward_model_follows_from_its_accuracies(
     assert says in advice(None, [right_in(longer, shorter)])[0]
 
 
+def test_a_side_of_length_on_which_nothing_is_shown_is_not_said_to_be_known() -> None:
+    few = advice(None, [of_counts((60, 0.8), (40, 0.55), (0, 0))])[0]
+    assert "not shown where the shorter response won" in few and "whichever" not in few
+    ties = advice(None, [of_counts((0, 0), (0, 0), (200, 0.9))])[0]
+    assert "not shown where the longer or the shorter response won" in ties
+
+
+def test_length_alone_is_right_in_half_of_the_pairs_that_are_about_equally_long() -> None:
+    told = advice(None, [of_counts((20, 1), (2, 1), (178, 0.9))])[0]
+    assert "knows these labels" in told and "more than length" not in told
+    unknown = advice(None, [of_counts((160, 0.75), (20, 0.6), (20, 0.5))])[0]
+    assert "not shown to know more than length does" in unknown and "85 % of these pairs" in unknown
+
+
+def test_what_few_pairs_do_not_show_is_not_called_impossible() -> None:
+    found = advice(None, [of_counts((10, 0.7), (10, 0.7), (0, 0))])
+    assert "not shown to know these labels" in found[0] and not any("cannot" in line for line in found)
+    assert "20 held-out pairs are few" in found[-1]
+    members = advice(None, [of_counts((10, 0.7), (10, 0.7), (0, 0))] * 2)
+    assert not any("cannot" in line for line in members) and "20 held-out pairs are few" in members[-1]
+
+
+def test_a_model_that_is_wrong_more_often_than_right_is_not_said_to_have_a_half_inside() -> None:
+    assert "inside" not in advice(None, [right_in(0.2, 0.2)])[0]
+
+
+def test_a_price_of_length_is_said_to_go_with_length_and_promises_nothing_of_a_policy() -> None:
+    told = [line for line in advice(None, [right_in(0.95, 0.8)]) if "go with length" in line]
+    assert len(told) == 1 and "longer" in told[0] and "a policy that follows it gets" not in told[0]
+    against = [line for line in advice(None, [right_in(0.55, 0.95)]) if "go with length" in line]
+    assert len(against) == 1 and "the shorter" in against[0]
+
+
 @pytest.mark.parametrize(("pairs", "sign", "said"), [(500, 1, True), (60, 1, False), (500, 0, False)])
 def test_a_scale_of_margins_is_advised_on_where_enough_pairs_show_that_the_labels_are_known(
     pairs: int, sign: int, said: bool
@@ -188,7 +229,11 @@ def test_a_scale_of_margins_is_advised_on_where_enough_pairs_show_that_the_label
     ("members", "signs", "says"),
     [
         (((0.95, 0.2), (0.9, 0.3)), 0.9, "All members have learnt length"),
-        (((0.95, 0.2), (0.8, 0.8)), 0.8, "Some members have learnt length"),
+        (((0.95, 0.2), (0.8, 0.8)), 0.8, "Some members have learnt length, and of others that is not shown"),
+        (((0.95, 0.3), (0.3, 0.95)), 0.6, "Members have learnt length in opposite directions"),
+        (((0.95, 0.3), (0.3, 0.95), (0.8, 0.8)), 0.6, "Members have learnt length in opposite directions"),
+        (((0.75, 0.75), *[(0.52, 0.52)] * 3), 0.6, "Only 1 of 4 members is shown to know these labels"),
+        (((0.75, 0.75), (0.75, 0.75), (0.52, 0.52)), 0.6, "Only 2 of 3 members are shown to know"),
         (((0.5, 0.5), (0.5, 0.45)), 0.9, "No member is shown to know these labels"),
         (((0.9, 0.9), (0.9, 0.9)), 0.97, "nearly one model"),
         (((0.8, 0.8), (0.8, 0.8)), 0.7, "contradict each other"),
@@ -201,7 +246,8 @@ def test_what_is_advised_of_members_follows_from_their_accuracies_and_agreement(
     agreed = agreement(np.ones((2, 4)), np.full(4, LONGER))
     assert agreed is not None
     found = replace(agreed, signs=signs)
-    assert says in advice(None, [right_in(*each) for each in members], found)[0]
+    told = advice(None, [right_in(*each) for each in members], found)[0]
+    assert says in told and "mean does not" not in told and "or their mean, would" not in told
 
 
 def test_a_bias_of_the_labels_is_said_with_its_side() -> None:

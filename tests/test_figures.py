@@ -203,8 +203,10 @@ def test_of_one_seed_it_is_said_that_others_may_contradict_the_claims(tmp_path: 
         meta = {"policies": list(PAPER_CURVES), "rhos": RHOS, "seeds": seeds, "bootstrap_samples": 50}
         some = cells[cells["seed"].isin(seeds)]
         results.save_results(results.Results(some, made_choices().iloc[:0], meta, {}), folder)
-        shown = rpo("figure", "figure2", "--from", folder, "--out", tmp_path / "drawn")
+        out = tmp_path / "[a]" / "[/b]drawn"
+        shown = rpo("figure", "figure2", "--from", folder, "--out", out)
         assert ("one seed: " in shown.stderr) == (len(seeds) == 1)
+        assert str(out / "figure2.png") in shown.stdout.splitlines()
 
 
 def test_results_saved_again_are_the_same_bytes_whatever_the_order_of_rows(tmp_path: Path) -> None:

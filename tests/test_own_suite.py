@@ -14,7 +14,8 @@ import yaml
 from conftest import rpo
 
 from rpo_cli.objectives import OBJECTIVES
-from rpo_cli.runs.own_suite import Fit, Found, Line, Suite, Wanted
+from rpo_cli.runs.options import OwnSuite
+from rpo_cli.runs.own_suite import Fit, Found, Line, Suite
 
 MODEL = "some/model"
 Write = Callable[..., dict[str, dict[str, Any]]]
@@ -34,7 +35,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
         tokens = np.full(pairs, 20)
         found = Found(pairs, pairs, {"validation": 9, "test": 9}, tokens, tokens)
-        wanted = Wanted("mine", "./pairs.jsonl", MODEL)
+        wanted = OwnSuite("mine", "./pairs.jsonl", MODEL)
         suite = Suite(wanted, objectives, MODEL, teachers, scores, None, None, found, None)
         data = {"stage": "data", "source": "preference", "dataset": "./pairs.jsonl", "tokenizer": MODEL}
         lines = [Line(key, value) for key, value in data.items()]

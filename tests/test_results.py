@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import RHO, SEED, Tiny, manifest
 
+from rpo_cli.artifacts import Workspace, write_json
 from rpo_cli.runs.results import in_words, latest, training_words, warnings_of
+from rpo_cli.runs.session import Session
 
 EVALUATED = {
     "advantage": 0.0812, "advantage_low": -0.761, "advantage_high": 0.894, "prompts": 300, "samples": 300,
@@ -17,6 +19,9 @@ EVALUATED = {
     "length_controlled_advantage_high": 0.9, "kl_to_reference": 1.2, "kl_to_reference_low": 1.1,
     "kl_to_reference_high": 1.3, "unfinished_share": 0.25, "baseline_unfinished_share": 0.0,
 }  # fmt: skip
+
+
+TRAINED = {"first_loss": 0.7, "last_loss": 0.5, "steps": 20, "rows": 9}
 
 
 def test_an_evaluation_is_said_in_human_order_with_intervals() -> None:
@@ -61,6 +66,26 @@ def test_commands_end_in_results_a_person_reads_and_json_has_every_metric(built:
     path = f"{RHO}/policies/e-dpo/beta-0.2"
     found = json.loads(built.run("train-policy", "e-dpo.yaml", "--json").stdout)[path]["metrics"]
     assert found == manifest(built.root, path)["metrics"] and "ended/rewards/accuracies" in found
+
+
+def test_a_path_is_printed_as_it_is_called_whatever_brackets_and_colons_it_has(
+    empty: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage, workspace = empty.stage("data.yaml"), Workspace(tmp_path / "[a]" / "[/b]z" / ":x:", "tiny")
+    session = Session(recipe="data.yaml")
+    for kind, metrics, said in (
+        ("data", {"of [/b] and :x:": 1}, "of [/b] and :x:"),
+        ("policy", {**TRAINED, "members/[b]": 0.5}, "members taught: [b] 50%"),
+    ):
+        (workspace.root / stage.path).mkdir(parents=True, exist_ok=True)
+        nothing: dict[str, object] = {"recipe": {}, "options": {}, "inputs": {}}
+        known = {"kind": kind, "key": stage.key, "metrics": metrics, **nothing}
+        write_json(workspace.root / stage.path / "manifest.json", known)
+        session.result(workspace, [stage])
+        told = capsys.readouterr().out
+        assert told.splitlines()[0] == str(workspace.root / stage.path) and said in told
+    session.say("mine.yaml:x: unknown")
+    assert capsys.readouterr().err == "mine.yaml:x: unknown\n"
 
 
 def test_manifests_from_before_a_metric_was_measured_are_told_without_it(built: Tiny) -> None:

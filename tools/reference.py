@@ -158,7 +158,8 @@ def _options(command: Any) -> list[str]:
             else [*parameter.opts, *parameter.secondary_opts]
         )
         option = ", ".join(f"`{name}`" for name in names) + ("" if argument else _value(parameter))
-        default = "required" if parameter.required else _default(parameter.default)
+        shown = parameter.default if parameter.show_default else None
+        default = "required" if parameter.required else _default(shown)
         rows.append(f"| {option} | {default} | {_markdown(parameter.help)} |")
     return rows
 

@@ -8,15 +8,13 @@ import typer
 from typer import Option, Typer
 
 from rpo_cli.runs.command import add_command
+from rpo_cli.runs.options import Export
 
 if TYPE_CHECKING:
     from rpo_cli.runs.session import Session
 
 app = Typer()
 command = partial(add_command, app)
-PUSH = "Upload it as well, to this name of the hub: USER/NAME. The token: `hf auth login`, or HF_TOKEN."
-MEMBER = "Of an ensemble one member, by its b: 0.2; or warm, the mean of all members' weights."
-OUT_OF = "Replace a model that was exported there before."
 EXPORTED = {"recipe", "rho", "seed", "overrides", "workspace", "device", "dry_run"}
 
 
@@ -24,27 +22,13 @@ EXPORTED = {"recipe", "rho", "seed", "overrides", "workspace", "device", "dry_ru
     "export", "e-dpo.yaml --rho 0.2 --to my-model", "own-data/dpo.yaml --to my-model "
     "--push anna/my-model --dtype bfloat16", takes=EXPORTED
 )  # fmt: skip
-def export(
-    session: "Session",
-    to: Annotated[Path, Option(help="Folder to write: new, or empty.")],
-    push: Annotated[str | None, Option(help=PUSH)] = None,
-    adapter: Annotated[
-        bool, Option("--adapter/--merged", help="The LoRA adapter alone, or the whole model.")
-    ] = False,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None, Option(help="Round the weights. Default: float32.")
-    ] = None,
-    private: Annotated[bool, Option("--private", help="With --push: only you can see it.")] = False,
-    force: Annotated[bool, Option("--force", help=OUT_OF)] = False,
-    member: Annotated[str | None, Option(help=MEMBER)] = None,
-) -> None:
+def export(session: "Session", wanted: Export) -> None:
     """Write a trained model into a folder of its own:
     weights, tokenizer, and a model card with the evaluations that there are.
     """
-    from rpo_cli.runs.export import Wanted
     from rpo_cli.runs.export import export as write
 
-    write(session, Wanted(to, push, adapter, dtype, private, force, member))
+    write(session, wanted)
 
 
 AGAIN = "Folder of all that is made. Default: runs/SUITE-rebuilt, by the suite of the card."

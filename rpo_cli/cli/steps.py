@@ -3,13 +3,12 @@
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
 from typer import Option, Typer
 
 from rpo_cli.cli.shared import EVERY, ONE
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.runs.command import add_command
-from rpo_cli.runs.options import Costs, Ensemble
+from rpo_cli.runs.options import Costs, Ensemble, OwnSuite
 
 if TYPE_CHECKING:
     from rpo_cli.runs.session import Session
@@ -38,50 +37,21 @@ def demo(session: "Session") -> None:
     demo(session)
 
 
-PAIRS = "Your pairs: a JSONL or Parquet file, or a data set of the hub, in any of TRL's formats."
-TEACHER = "A reward model to distil; several make the ensemble of e-dpo. Default: trained on the pairs."
-LABEL = "Of a reward model with several labels, the one that is the reward."
-SCORES = "Columns of the pairs with scores, CHOSEN,REJECTED, to distil; several make an ensemble."
-WISHES = "Objectives, with commas. Default: dpo and what the teachers are for: d-dpo, or e-dpo of several."
-LORA = "Train an adapter, or all weights. Default: all weights where they fit into memory."
-
-
 @command(
     "init",
     "mine --pairs pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --reward-model ./my-rm",
     takes={"workspace"},
     helps={"workspace": f"{WHERE} runs/NAME."},
 )
-def init(
-    session: "Session",
-    name: Annotated[str, typer.Argument(help="What to call it: writes NAME.yaml, works in runs/NAME.")],
-    pairs: Annotated[str, Option(help=PAIRS)],
-    model: Annotated[str, Option(help="The model to start from: hub name or directory.")],
-    reward_model: Annotated[list[str] | None, Option(help=TEACHER)] = None,
-    reward_label: Annotated[str | None, Option(help=LABEL)] = None,
-    scores: Annotated[list[str] | None, Option(help=SCORES)] = None,
-    objective: Annotated[str | None, Option(help=WISHES)] = None,
-    oracle: Annotated[
-        str | None, Option(help="A reward model that judges, no teacher. Default: none.")
-    ] = None,
-    sft: Annotated[str | None, Option(help="Written responses to fine-tune on first. Default: none.")] = None,
-    prompts: Annotated[
-        str | None, Option(help="Prompts to evaluate on, a file. Default: of the pairs.")
-    ] = None,
-    epochs: Annotated[float, Option(min=0.001, help="Passes over the pairs.")] = 1.0,
-    lora: Annotated[bool | None, Option("--lora/--full", help=LORA)] = None,
-    overwrite: Annotated[bool, Option("--force", help="Write over a file that is there.")] = False,
-) -> None:
+def init(session: "Session", wanted: OwnSuite) -> None:
     """Write a recipe for your own pairs: one file for the whole pipeline, filled in from the data.
 
     Reads the pairs into the workspace (the data stage, which later commands reuse), counts what is left out,
     holds out prompts to evaluate on, and sets lengths, steps and batches. Prints the next command.
     """
     from rpo_cli.runs.init import init
-    from rpo_cli.runs.own_suite import Wanted
 
-    given = (name, pairs, model, reward_model or [], reward_label, scores or [])
-    init(session, Wanted(*given, objective, oracle, sft, prompts, epochs, lora, overwrite))
+    init(session, wanted)
 
 
 @command("train-sft", "miniature/sft.yaml", takes=ONE, recipe="sft.yaml")

@@ -49,7 +49,7 @@ def run_compare(session: Session, asked: Comparing) -> None:
         return
     session.out.print(table_of(found, session.out))
     for note in found["notes"]:
-        session.out.print(note, highlight=False, soft_wrap=True)
+        print(note)
 
 
 def compared(session: Session, asked: Comparing, *, whole: bool) -> Comparison | None:

@@ -25,6 +25,7 @@ from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import states, what_to_run
 
 FIGURES = ("seeds", "tune", "budget", "objectives", "grid_size")  # options that only figures take
+ESTIMATED = ("device_name", "tflops", "mfu", "price_per_hour", "params")  # a JSON plan needs no --estimate
 NO_COSTS = Costs()
 FILE = Path("plan.json")  # what commands of a plan on stdout call it
 
@@ -46,9 +47,7 @@ class PlanOptions(Planning):
         yield from ["--tune"] if self.tune else []
         yield from ["--ensemble"] if self.ensemble else []
         yield from ["--keep-weights", self.keep_weights] if self.keep_weights != "best" else []
-        for name in ("seeds", "budget", "objectives", "grid_size", "split"):
-            if (value := getattr(self, name)) is not None:
-                yield from (f"--{name.replace('_', '-')}", str(value))
+        yield from _typed(self, "seeds", "budget", "objectives", "grid_size", "split")
 
 
 def run_plan(session: Session, options: PlanOptions, seeds: Sequence[int] | None) -> None:
@@ -103,7 +102,7 @@ def export(
     together = groups(stages, {path: need.minutes for path, need in needs.items()})
     file = str(options.out or FILE)
     recipe, words = shown(loaded.path), [*_words(session), *options.words()]
-    again = ["rpo", "plan", recipe, *words, *_costs(options.costs)]
+    again = ["rpo", "plan", recipe, *words, *_typed(options.costs, *ESTIMATED)]
     place = ["--workspace", str(workspace.root)]
     finish = [*_command(loaded, options), recipe, *words, *place]
     finish = finish if complete else [*again, *place, "--out", file]
@@ -154,17 +153,15 @@ def _targets(session: Session, loaded: Loaded, options: PlanOptions) -> tuple[Lo
 
 def _words(session: Session) -> Iterator[str]:
     """What every command was told, as it is typed."""
-    for name in ("rho", "seed", "device"):
-        if (value := getattr(session, name)) is not None:
-            yield from (f"--{name}", str(value))
+    yield from _typed(session, "rho", "seed", "device")
     for override in session.overrides:
         yield from ("--set", override)
 
 
-def _costs(costs: Costs) -> Iterator[str]:
-    """What an estimate was asked for, as it is typed; a JSON plan needs no --estimate."""
-    for name in ("device_name", "tflops", "mfu", "price_per_hour", "params"):
-        if (value := getattr(costs, name)) is not None:
+def _typed(options: object, *names: str) -> Iterator[str]:
+    """Those of these options that were given, as they are typed."""
+    for name in names:
+        if (value := getattr(options, name)) is not None:
             yield from (f"--{name.replace('_', '-')}", str(value))
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"  # the template beside this file
 WIDE = 4.2  # inches of a picture, which is as wide as there is room
+FORWARD = "forward KL, KL(π_ref ‖ π_θ)"  # what training logs; the table's is KL(π_θ ‖ π_ref)
 INK = "#010203"  # drawn in this, shown in the colour of the page's text
 STYLE: dict[str, object] = {
     "svg.fonttype": "none", "svg.hashsalt": "rpo", "text.parse_math": False, "lines.markersize": 5,
@@ -51,7 +52,7 @@ def run_report(session: Session, asked: Comparing, kept: Path | None, out: Path)
     found = read_kept(kept) if kept is not None else compared(session, asked, whole=True)
     if found is not None:
         publish(out, page_of(found).encode())
-        session.out.print(str(out), highlight=False, soft_wrap=True)
+        print(out)
 
 
 def read_kept(file: Path) -> Comparison:
@@ -136,8 +137,9 @@ def curves(panels: Sequence[Panel]) -> Iterator[str]:
 
     policies = list(dict.fromkeys(line["policy"] for each in panels for line in each["lines"]))
     for each in panels:
-        said = f"{each['name']} by training step, of {', '.join(policies)}"
-        yield picture(each["name"], 2.6, said, partial(draw_lines, each["lines"], looks_of(policies)))
+        name = each["name"].replace("kl_to_reference", FORWARD)
+        said = f"{name} by training step, of {', '.join(policies)}"
+        yield picture(name, 2.6, said, partial(draw_lines, each["lines"], looks_of(policies)))
 
 
 def draw_lines(lines: Sequence[Line], looks: Looks, axes: Axes) -> None:

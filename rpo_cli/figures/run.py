@@ -202,5 +202,5 @@ def _draw(session: Session, kind: str, folder: Path, out: Path, allow_missing: b
             session.say(ONE_SEED)
         session.out.print(claims_table(rows, session.out))
         for path in paths:
-            session.out.print(str(path), highlight=False, soft_wrap=True)
+            print(path)
     return paths

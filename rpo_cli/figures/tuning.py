@@ -82,7 +82,7 @@ def tune(
     write_csv(rows, found.file)
     if not session.as_json:
         session.out.print(choice_table(found.chosen, selection.rhos, rows))
-        session.out.print(str(found.file), highlight=False, soft_wrap=True)
+        print(found.file)
     tried = {name: spread(values, selection.grid_size) for name, (_, values) in grids.items()}
     equals = ties(rows)
     for note in (*equals.values(), *at_edge(found.chosen, tried, equals)):

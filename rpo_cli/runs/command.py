@@ -53,8 +53,9 @@ def parameters_of(
     types, found = _types(kind), []
     for each in fields(kind):
         if takes is None or each.name in takes:
-            default = [] if each.name == "overrides" else defaults.get(each.name, each.default)
-            default = None if default is MISSING else default
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            default = defaults.get(each.name, inspect.Parameter.empty if default is MISSING else default)
+            default = None if each.name == "recipe" else default  # which may stand as an argument
             annotation = types[each.name]
             if each.name in helps:
                 value, option = get_args(annotation)
@@ -115,7 +116,7 @@ def guarded(debug: bool) -> Iterator[None]:
             lines = [f"{error.filename or 'disk'}: {error.strerror or error}"]
         else:
             lines = [f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"]
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
         for line in lines:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         raise Exit(code) from None

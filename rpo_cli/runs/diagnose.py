@@ -14,9 +14,10 @@ from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.recipes import Loaded
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session
+from rpo_cli.stages.advice import advice
 from rpo_cli.stages.data.rows import MESSAGES, PAIR, TEXTS, Rows, find_rows, margins_by_id
 from rpo_cli.stages.data.token_cache import TokenCache
-from rpo_cli.stages.diagnosis import Agreement, Diagnosis, advice, agreement, diagnosed
+from rpo_cli.stages.diagnosis import Agreement, Diagnosis, agreement, diagnosed
 from rpo_cli.stages.splits import LENGTH_MARGIN, LONGER, TIE, preference_of_length
 from rpo_cli.statistics import Interval, wilson
 from rpo_cli.text import aligned, percent

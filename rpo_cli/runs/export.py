@@ -9,10 +9,8 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from rpo_cli.artifacts import (
     External,
@@ -31,6 +29,7 @@ from rpo_cli.artifacts import (
 )
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import RECIPES, Loaded, RecipeError, article, schema, short_name
+from rpo_cli.runs.options import Dtype, Export
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.planning.models import name_of
 from rpo_cli.runs.session import Session, planner_for
@@ -44,25 +43,9 @@ TOKENIZER = (
     "chat_template*",
 )  # fmt: skip
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is to leave the workspace: where to, in which form; `push`: USER/NAME of the hub; `member`: of an
-    ensemble, by its name, or `warm`, the mean of their weights.
-    """
-
-    to: Path
-    push: str | None = None
-    adapter: bool = False
-    dtype: Dtype | None = None
-    private: bool = False
-    force: bool = False
-    member: str | None = None
-
-
-def export(session: Session, wanted: Wanted) -> None:
+def export(session: Session, wanted: Export) -> None:
     """Write a trained model, its tokenizer and its card into a folder; on request upload that.
 
     Raises:
@@ -120,7 +103,7 @@ def export(session: Session, wanted: Wanted) -> None:
         print(_push(wanted.to, wanted.push, wanted.private))
 
 
-def _maker(session: Session, loaded: Loaded, stage: Stage, wanted: Wanted) -> str:
+def _maker(session: Session, loaded: Loaded, stage: Stage, wanted: Export) -> str:
     """The command that trains a model."""
     if stage.kind == "warm":
         return f"rpo train-policy on a recipe with `teacher: warm` and `ensemble: {loaded.path.name}`"
@@ -140,7 +123,7 @@ def _member(planner: Planner, loaded: Loaded, name: str) -> Stage:
     return found[name]
 
 
-def _check(wanted: Wanted, stage: Stage, workspace: Workspace) -> None:
+def _check(wanted: Export, stage: Stage, workspace: Workspace) -> None:
     """Refuse what cannot be exported in this form or to this place, before anything is written."""
     to, root = wanted.to.resolve(), workspace.root.resolve()
     if to.is_relative_to(root) or root.is_relative_to(to):
@@ -150,7 +133,7 @@ def _check(wanted: Wanted, stage: Stage, workspace: Workspace) -> None:
     if to.is_dir() and any(to.iterdir()):
         if not (to / RECIPES).is_file():
             raise BadInput(f"--to {wanted.to}: holds {min(to.iterdir()).name}; choose an empty folder")
-        if not wanted.force:
+        if not wanted.replace:
             raise BadInput(f"--to {wanted.to}: holds a model already; --force replaces it")
     if wanted.adapter:
         if not (workspace.root / stage.path / "adapter").is_dir():

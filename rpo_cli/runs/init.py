@@ -25,7 +25,8 @@ from rpo_cli.recipes.schema.data import FILES, TAKEN
 from rpo_cli.recipes.whole import write_whole
 from rpo_cli.runs.check import plan_problems
 from rpo_cli.runs.costs import memory_of
-from rpo_cli.runs.own_suite import Fit, Found, Line, Suite, Wanted, prompt_lines
+from rpo_cli.runs.options import OwnSuite
+from rpo_cli.runs.own_suite import Fit, Found, Line, Suite, prompt_lines
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.preflight import unready
 from rpo_cli.runs.session import Session
@@ -46,7 +47,7 @@ OPTIONS = {"model_name_or_path": "--model", "baseline": "--model", "tokenizer": 
 ROOM = 0.9  # share of the free memory that training may take
 
 
-def init(session: Session, wanted: Wanted) -> None:
+def init(session: Session, wanted: OwnSuite) -> None:
     """Write NAME.yaml, a suite for these pairs, and print its path.
 
     Raises:
@@ -57,11 +58,11 @@ def init(session: Session, wanted: Wanted) -> None:
         raise BadInput(f"{wanted.name!r}: {why}")
     if ":" in wanted.name:
         raise BadInput(f"{wanted.name!r}: a colon stands between a suite and its recipe; choose another name")
-    if file.exists() and not wanted.force:
+    if file.exists() and not wanted.overwrite:
         raise BadInput(f"{file.name}: is there already; --force writes it anew")
     objectives, scores = _objectives(wanted), [_two_columns(text) for text in wanted.scores]
     model = _named("--model", wanted.model)
-    teachers = [_named("--reward-model", each) for each in wanted.reward_models]
+    teachers = [_named("--reward-model", each) for each in wanted.reward_model]
     oracle = None if wanted.oracle is None else _named("--oracle", wanted.oracle)
     if oracle is not None and oracle in teachers:
         session.say(f"warning: --oracle {wanted.oracle}: a teacher too, so it judges what learnt from it")
@@ -112,13 +113,13 @@ def _of_an_option(file: Path, problem: str) -> str:
     return problem if match is None else f"{OPTIONS[match[1]]}: {match[2]}"
 
 
-def _objectives(wanted: Wanted) -> list[str]:
+def _objectives(wanted: OwnSuite) -> list[str]:
     """The objectives that are asked for; without any, DPO beside what the teachers are good for."""
-    if wanted.reward_models and wanted.scores:
+    if wanted.reward_model and wanted.scores:
         raise BadInput("--reward-model and --scores: the teachers are models or columns; name one of the two")
-    if wanted.objectives is None:
-        return ["dpo", "e-dpo" if len(wanted.reward_models) + len(wanted.scores) > 1 else "d-dpo"]
-    names = [name.strip() for name in wanted.objectives.split(",")]
+    if wanted.objective is None:
+        return ["dpo", "e-dpo" if len(wanted.reward_model) + len(wanted.scores) > 1 else "d-dpo"]
+    names = [name.strip() for name in wanted.objective.split(",")]
     for name in names:
         if name not in OBJECTIVES:
             known = suggest(name, OBJECTIVES) or f"; there are {', '.join(OBJECTIVES)}"
@@ -252,7 +253,7 @@ def _who_chose(tables: Path) -> str:
     return "the files' own" if named else "a hash of the prompt chooses, so always the same"
 
 
-def _tell(session: Session, wanted: Wanted, metrics: Mapping[str, Any], found: Found, tables: Path) -> None:
+def _tell(session: Session, wanted: OwnSuite, metrics: Mapping[str, Any], found: Found, tables: Path) -> None:
     """Say what was read, left out and held out."""
     session.say(f"{wanted.pairs}: {found.read} rows read")
     for loss in losses(metrics):

@@ -116,3 +116,55 @@ class Planning:
     objectives: Objectives = None
     grid_size: GridSize = None
     ensemble: Ensemble = False
+
+
+PAIRS = "Your pairs: a JSONL or Parquet file, or a data set of the hub, in any of TRL's formats."
+TEACHER = "A reward model to distil; several make the ensemble of e-dpo. Default: trained on the pairs."
+LABEL = "Of a reward model with several labels, the one that is the reward."
+SCORES = "Columns of the pairs with scores, CHOSEN,REJECTED, to distil; several make an ensemble."
+WISHES = "Objectives, with commas. Default: dpo and what the teachers are for: d-dpo, or e-dpo of several."
+JUDGES = "A reward model that judges, no teacher. Default: none."
+LORA = "Train an adapter, or all weights. Default: all weights where they fit into memory."
+
+
+@dataclass(frozen=True)
+class OwnSuite:
+    """What a suite for somebody's own pairs is to be; models and data as paths or hub names."""
+
+    name: Annotated[str, Argument(help="What to call it: writes NAME.yaml, works in runs/NAME.")]
+    pairs: Annotated[str, Option(help=PAIRS)]
+    model: Annotated[str, Option(help="The model to start from: hub name or directory.")]
+    reward_model: Annotated[list[str], Option(help=TEACHER, show_default=False)] = field(default_factory=list)
+    reward_label: Annotated[str | None, Option(help=LABEL)] = None
+    scores: Annotated[list[str], Option(help=SCORES, show_default=False)] = field(default_factory=list)
+    objective: Annotated[str | None, Option(help=WISHES)] = None
+    oracle: Annotated[str | None, Option(help=JUDGES)] = None
+    sft: Annotated[str | None, Option(help="Written responses to fine-tune on first. Default: none.")] = None
+    prompts: Annotated[str | None, Option(help="Prompts to evaluate on, a file. Default: of the pairs.")] = (
+        None
+    )
+    epochs: Annotated[float, Option(min=0.001, help="Passes over the pairs.")] = 1.0
+    lora: Annotated[bool | None, Option("--lora/--full", help=LORA)] = None
+    overwrite: Annotated[bool, Option("--force", help="Write over a file that is there.")] = False
+
+
+PUSH = "Upload it as well, to this name of the hub: USER/NAME. The token: `hf auth login`, or HF_TOKEN."
+MEMBER = "Of an ensemble one member, by its b: 0.2; or warm, the mean of all members' weights."
+OUT_OF = "Replace a model that was exported there before."
+ROUNDED = "Round the weights. Default: float32."
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is to leave the workspace: where to, and in which form."""
+
+    to: Annotated[Path, Option(help="Folder to write: new, or empty.")]
+    push: Annotated[str | None, Option(help=PUSH)] = None
+    adapter: Annotated[
+        bool, Option("--adapter/--merged", help="The LoRA adapter alone, or the whole model.")
+    ] = False
+    dtype: Annotated[Dtype | None, Option(help=ROUNDED)] = None
+    private: Annotated[bool, Option("--private", help="With --push: only you can see it.")] = False
+    replace: Annotated[bool, Option("--force", help=OUT_OF)] = False
+    member: Annotated[str | None, Option(help=MEMBER)] = None

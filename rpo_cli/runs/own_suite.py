@@ -10,6 +10,7 @@ import numpy as np
 
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.recipes.yaml_lines import one_line
+from rpo_cli.runs.options import OwnSuite
 from rpo_cli.statistics import FEW_PAIRS
 from rpo_cli.text import percent
 
@@ -19,25 +20,6 @@ LARGEST_BATCH = 16
 WORTH_KEEPING = 50  # steps: shorter trainings have no checkpoints to go on from
 RATES = {"sft": (2e-5, 2e-4), "rm": (2e-5, 1e-4), "policy": (5e-6, 5e-5)}  # of all weights, of an adapter
 EXTRAS = {"use_peft": "lora", "load_in_4bit": "qlora"}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the command line asks for; models and data as paths or hub names."""
-
-    name: str
-    pairs: str
-    model: str
-    reward_models: Sequence[str] = ()
-    reward_label: str | None = None
-    scores: Sequence[str] = ()
-    objectives: str | None = None
-    oracle: str | None = None
-    sft: str | None = None
-    prompts: str | None = None
-    epochs: float = 1.0
-    lora: bool | None = None
-    force: bool = False
 
 
 class Line(NamedTuple):
@@ -81,7 +63,7 @@ class Fit:
 class Suite:
     """What the recipes of a suite are made of."""
 
-    wanted: Wanted
+    wanted: OwnSuite
     objectives: Sequence[str]
     model: str
     teachers: Sequence[str]

@@ -35,7 +35,7 @@ MANY = 25
 class Session(Options):
     """The options every command shares, and the consoles: stdout is data, stderr is talk."""
 
-    err: Console = field(default_factory=lambda: Console(stderr=True))
+    err: Console = field(default_factory=lambda: Console(stderr=True, emoji=False))
     out: Console = field(default_factory=lambda: stdout())
 
     @property
@@ -294,20 +294,14 @@ class Session(Options):
             )
             return
         for path, manifest in found.items():
-            self.out.print(str(workspace.root / path), highlight=False, soft_wrap=True)
+            print(workspace.root / path)
             if lines := results.in_words(manifest["kind"], manifest["metrics"]):
-                self.out.print(
-                    "".join(f"  {line}\n" for line in lines),
-                    end="",
-                    highlight=False,
-                    markup=False,
-                    soft_wrap=True,
-                )
+                print("".join(f"  {line}\n" for line in lines), end="")
             else:
                 grid = Table(box=None, show_header=False, padding=(0, 2))
                 for name, value in manifest["metrics"].items():
                     grid.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-                self.out.print(grid)
+                self.out.print(grid, markup=False)
             for line in results.warnings_of(manifest["metrics"]):
                 self.say(f"warning: {path}: {line}")
         if next_command:
@@ -353,8 +347,8 @@ def stdout() -> Console:
     """The console of results: as wide as the terminal; where there is none, so wide that no line is folded or
     cut.
     """
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDEST)
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(width=WIDEST, emoji=False)
 
 
 def cut_of(recipe: schema.TrainingRecipe, launch: Launch | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import Literal
 
 from rpo_cli.artifacts import Stage, Workspace, snapshots, walk
@@ -105,20 +106,16 @@ class ReadyQueue:
     def __init__(self, todo: Sequence[Todo], *, longest_first: bool) -> None:
         self._urgency = _urgency(todo) if longest_first else {}
         self._stages = {item.stage.path: item.stage for item in todo}
-        needs = {path: stage.needed().keys() & self._stages.keys() for path, stage in self._stages.items()}
-        self._missing = {path: len(found) for path, found in needs.items()}
-        self._followers: dict[str, list[str]] = {}
-        for path, found in needs.items():
-            for needed in found:
-                self._followers.setdefault(needed, []).append(path)
+        self._needs = {p: stage.needed().keys() & self._stages.keys() for p, stage in self._stages.items()}
         self._order = {path: index for index, path in enumerate(self._stages)}
         self._ready: list[tuple[float, int, str]] = []
-        for path, count in self._missing.items():
-            if count == 0:
-                self._push(path)
+        self._sorter = TopologicalSorter(self._needs)
+        self._sorter.prepare()
+        self._push(*self._sorter.get_ready())
 
-    def _push(self, path: str) -> None:
-        heapq.heappush(self._ready, (-self._urgency.get(path, 0.0), self._order[path], path))
+    def _push(self, *paths: str) -> None:
+        for path in paths:
+            heapq.heappush(self._ready, (-self._urgency.get(path, 0.0), self._order[path], path))
 
     def __iter__(self) -> Iterator[Stage]:
         """The stages that can run, until there is none; one that is done meanwhile may bring others."""
@@ -135,19 +132,16 @@ class ReadyQueue:
 
     def done(self, stage: Stage) -> None:
         """The stage was made: what waited for it alone can run."""
-        for path in self._followers.get(stage.path, []):
-            self._missing[path] -= 1
-            if self._missing[path] == 0:
-                self._push(path)
+        self._sorter.done(stage.path)
+        self._push(*self._sorter.get_ready())
 
     def behind(self, stage: Stage) -> list[str]:
         """The stages that need this one, directly or through others, in the order of the plan."""
-        found: set[str] = set()
-        new = {stage.path}
-        while new:
-            found |= new
-            new = {path for needed in new for path in self._followers.get(needed, [])} - found
-        return sorted(found - {stage.path}, key=self._order.__getitem__)
+        found = {stage.path: None}
+        for path, needs in self._needs.items():  # inputs stand first
+            if needs & found.keys():
+                found[path] = None
+        return list(found)[1:]
 
 
 def _urgency(todo: Sequence[Todo]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What reward models know of held-out pairs, and what that means for the choice of an objective.
+"""What reward models know of held-out pairs; what follows for the choice of an objective is in advice.py.
 
 Everything here is a pure function of arrays; margins are r(chosen) - r(rejected) in reward units. Pairs
 count as independent of each other.
@@ -13,15 +13,12 @@ from itertools import combinations
 import numpy as np
 
 from rpo_cli.stages.splits import LONGER, SHORTER, TIE
-from rpo_cli.statistics import FEW_PAIRS, Array, Interval, student_quantile, wilson
+from rpo_cli.statistics import Array, Interval, student_quantile, wilson
 
 BINS = 10  # of confidence, between a half and one
 UNIT = 10  # tokens that a price is given for
 LENGTH_KINDS = {"longer": LONGER, "shorter": SHORTER, "ties": TIE}
 SHOWN = 12  # values of a column that tells pairs apart: more are names, not kinds
-ALIKE, APART = 0.95, 0.75  # members' agreement: above they are one model, below they contradict each other
-MISFIT = 1.5  # times 1 that a temperature must be, or a part of 1, to be worth a word
-DEAR = 0.1  # deviations of reward for 10 tokens that are worth a word
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,11 @@ class Diagnosis:
     temperature: float | None
     why: str
     price: Interval | None
+
+    @property
+    def knows(self) -> bool:
+        """Whether it is shown to be right on more than half of all pairs."""
+        return self.groups["all"].accuracy.low > 0.5
 
     @property
     def blind_side(self) -> str | None:
@@ -189,104 +191,3 @@ def short_form(margins: Array, kinds: np.ndarray, utility: str = "") -> dict[str
     found = {name: group for name, group in groups_of(margins, kinds).items() if name != "all"}
     shares = {f"held_out_{utility}accuracy/{name}": group.accuracy.mean for name, group in found.items()}
     return shares | {f"held_out_{utility}rows/{name}": group.pairs for name, group in found.items()}
-
-
-def advice(
-    bias: Interval | None, teachers: Sequence[Diagnosis], agreed: Agreement | None = None
-) -> list[str]:
-    """What follows for the choice of an objective, most important first; docs/diagnose.md has every rule.
-
-    bias: share of training pairs whose longer response was chosen; teachers: one reward model, or members.
-    """
-    lines = []
-    if len(teachers) == 1:
-        lines = [_of_one(teachers[0]), *_of_its_margins(teachers[0])]
-    elif teachers:
-        lines = [_of_members(teachers, agreed)]
-    if bias is not None and not bias.low <= 0.5 <= bias.high:
-        which = "longer" if bias.mean > 0.5 else "shorter"
-        lines.append(
-            f"The training pairs prefer the {which} response in {100 * bias.mean:.0f} %: dpo and ipo learn "
-            "that too; watch the length of samples."
-        )
-    return lines
-
-
-def _of_one(model: Diagnosis) -> str:
-    """What a reward model's accuracy says of distilling it."""
-    every, side = model.groups["all"].accuracy, model.blind_side
-    counts = [model.groups[name].pairs for name in ("longer", "shorter") if name in model.groups]
-    by_length = max(counts) / sum(counts) if counts else 0.5
-    if side is not None:
-        return (
-            f"The reward model has learnt length: where the {side} response won it is more often wrong than "
-            "right. d-dpo would distil that; compare e-dpo, whose members have several biases of length."
-        )
-    if every.low <= 0.5:
-        return (
-            "The reward model is not shown to know these labels (a half is inside the interval of its "
-            "accuracy): to distil it cannot beat dpo on them. Train it longer, or on more pairs."
-        )
-    if every.low <= by_length:
-        return (
-            "The reward model is not shown to know more than length does, by which alone "
-            f"{100 * by_length:.0f} % of these pairs come out right: do not expect d-dpo to beat dpo; "
-            "compare e-dpo."
-        )
-    sides = [model.groups[name].accuracy for name in ("longer", "shorter") if name in model.groups]
-    if len(sides) == 2 and (sides[0].low > sides[1].high or sides[1].low > sides[0].high):
-        which = "longer" if sides[0].mean > sides[1].mean else "shorter"
-        return (
-            f"The reward model leans on length: it is right more often where the {which} response won. "
-            "d-dpo would distil that; compare e-dpo, whose members have several biases of length."
-        )
-    return "The reward model knows these labels, whichever response is longer: compare d-dpo with dpo."
-
-
-def _of_its_margins(model: Diagnosis) -> list[str]:
-    """What the scale of a reward model's margins, and their price of length, mean for d-dpo."""
-    lines, price = [], model.price
-    every = model.groups["all"]
-    # Too few pairs fit no temperature, and of what does not know the labels any scale is as good as another.
-    known = every.pairs >= FEW_PAIRS and every.accuracy.low > 0.5
-    if known and model.temperature is not None and not 1 / MISFIT < model.temperature < MISFIT:
-        how = "large" if model.temperature > 1 else "small"
-        lines.append(
-            f"Its margins are too {how} for its accuracy: d-dpo with {model.temperature:.2g} times the beta "
-            "is d-dpo on calibrated margins."
-        )
-    if price is not None and abs(price.mean) >= DEAR and not price.low <= 0 <= price.high:
-        which = "longer" if price.mean > 0 else "shorter"
-        lines.append(f"It pays for length: a policy that follows it gets {which}.")
-    return lines
-
-
-def _of_members(members: Sequence[Diagnosis], agreed: Agreement | None) -> str:
-    """What the members' accuracies, and their agreement, say of an ensemble."""
-    sides = {model.blind_side for model in members}
-    if all(model.groups["all"].accuracy.low <= 0.5 for model in members):
-        return (
-            "No member is shown to know these labels (a half is inside the interval of its accuracy): to "
-            "distil them cannot beat dpo on them."
-        )
-    if len(sides) == 1 and None not in sides:
-        return (
-            f"All members have learnt length: where the {sides.pop()} response won they are more often "
-            "wrong than right. No min over them holds that back; train members on pairs of other biases."
-        )
-    if agreed is not None and agreed.signs >= ALIKE:
-        return (
-            "The members agree on nearly every pair, so that e-dpo's min is nearly one model: d-dpo with "
-            "teacher: mean does the same for less."
-        )
-    if len(sides) > 1:
-        return (
-            "Some members have learnt length and others have not: that is what e-dpo's min is for; one of "
-            "them, or their mean, would hand on the error."
-        )
-    if agreed is not None and agreed.signs <= APART:
-        return (
-            "The members contradict each other on many pairs: compare e-dpo, or d-dpo with teacher: lcb, "
-            "which hold back there; a mean does not."
-        )
-    return "The members know these labels and differ on some: compare e-dpo and d-dpo with teacher: mean."
