@@ -379,6 +379,24 @@ def taken(folder: Path) -> Iterator[Sequence[str]]:
         )
 
 
+# What prose names beyond a page's claims and tables: measure, more, than, rhos, of so many of the first seeds.
+AFTERWARDS: dict[str, Sequence[tuple[str, str, str, Sequence[float], int | None]]] = {
+    "figure2-seeds": [("advantage", "d-dpo", "e-dpo", [0.5], None)],
+    "information": [("kl", more, "dpo", [0.2, 0.3, 0.4, 0.5], None) for more in ("e-dpo", "mean")],
+    "entangled": [("utility", "e-dpo", "dpo", [0.2], 7)],
+}
+
+
+def afterwards(folder: Path) -> Iterator[Sequence[str]]:
+    """Single differences that were looked at afterwards: paired, Student's t over seeds, not corrected."""
+    yield ("looked at afterwards", "ρ", "seeds", "difference")
+    for measure, more, than, rhos, seeds in AFTERWARDS[folder.name]:
+        means = means_of(folder, measure)[measure].iloc[:, :seeds]
+        value = over_rhos({measure: means}, measure, more, than, rhos)
+        told = ", ".join(f"{rho:g}" for rho in rhos)
+        yield (f"{measure}: {more} - {than}", told, str(means.shape[1]), value)
+
+
 def costs(folder: Path) -> Iterator[Sequence[str]]:
     """Leads over DPO at ρ 0.2 where length is biased and where this attribute is, of the same seeds."""
     places = (folder.parent / "information", folder)
@@ -535,6 +553,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "paid": paid,
     "taken": taken,
     "costs": costs,
+    "afterwards": afterwards,
     "chosen": chosen,
     "leads": leads,
     "known": known,
