@@ -3,9 +3,9 @@
 python -m tools.margins WORKSPACE results/FOLDER
 
 apart.csv has rho, seed and the share of what the members differ in on held-out pairs that one number for each
-member explains, added where the longer response was chosen. margins.csv has rho, seed, member and the mean square of its margins, not calibrated. At its first step a
-policy is π_ref, so that this is each member's distillation loss up to β²: what `ensemble_min: dataset`
-without calibration chooses its teacher by.
+member explains, added where the longer response was chosen. margins.csv has rho, seed, member and the mean
+square of its margins, not calibrated: at its first step a policy is π_ref, so that this is each member's
+distillation loss up to β², what `ensemble_min: dataset` without calibration chooses its teacher by.
 """
 
 from __future__ import annotations

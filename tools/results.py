@@ -379,7 +379,7 @@ def taken(folder: Path) -> Iterator[Sequence[str]]:
         )
 
 
-# What prose names beyond a page's claims and tables: measure, more, than, rhos, of so many of the first seeds.
+# What prose names beyond a page's claims and tables: measure, more, than, rhos, of how many first seeds.
 AFTERWARDS: dict[str, Sequence[tuple[str, str, str, Sequence[float], int | None]]] = {
     "figure2-seeds": [("advantage", "d-dpo", "e-dpo", [0.5], None)],
     "information": [("kl", more, "dpo", [0.2, 0.3, 0.4, 0.5], None) for more in ("e-dpo", "mean")],
