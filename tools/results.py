@@ -23,7 +23,7 @@ import pandas as pd
 from rpo_cli.figures.claims import judge
 from rpo_cli.figures.results import Results, load_results
 from rpo_cli.recipes import schema
-from rpo_cli.statistics import t_interval, t_test
+from rpo_cli.statistics import holm, t_interval, t_test
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("**/*.md"))]
@@ -105,9 +105,10 @@ def primary(folder: Path) -> Iterator[Sequence[str]]:
         told = [row for row in found["orderings"] if row["claim"] in titles]
         rows += [(f"[{name}](results/{page}.md)", row) for row in told]
     head, *lines = verdicts([row for _, row in rows])
-    yield ("asked in", *head)
-    for (link, _), line in zip(rows, lines, strict=True):
-        yield (link, *line)
+    among_all = holm([row["p"] for _, row in rows])
+    yield ("asked in", *head, "p", f"of {len(rows)} (Holm)")
+    for (link, row), line, corrected in zip(rows, lines, among_all, strict=True):
+        yield (link, *line, f"{max(row['p'], 0.0001):.4f}", f"{max(corrected, 0.0001):.4f}")
 
 
 def slopes(folder: Path) -> Iterator[Sequence[str]]:
@@ -451,6 +452,30 @@ def paid(folder: Path) -> Iterator[Sequence[str]]:
             )
 
 
+def apart(folder: Path) -> Iterator[Sequence[str]]:
+    """Of what an ensemble's members differ in, the share that is one number each of length, in percent."""
+    found = pd.read_csv(folder / "apart.csv").pivot(index="rho", columns="seed", values="by_length")
+    yield ("ρ", "seeds", "share, %", "least", "most")
+    for rho, shares in found.iterrows():
+        middle, low, high = (number(100 * each, 0, sign=False) for each in t_interval(shares.to_numpy()))
+        ends = (number(100 * each, 0, sign=False) for each in (shares.min(), shares.max()))
+        yield (f"{rho:g}", str(len(shares)), f"{middle} ({low} … {high})", *ends)
+
+
+def teaching(folder: Path) -> Iterator[Sequence[str]]:
+    """Of how many pairs e-DPO's min took each member, in percent, means over the seeds with their ranges."""
+    found = pd.read_csv(folder / "choices.csv")
+    shares = found[found["policy"] == "e-dpo"].groupby(["rho", "member"])["share"].agg(["mean", "min", "max"])
+    members = shares.index.unique("member")
+    yield ("ρ", *(f"b {member:g}" for member in members))
+    for rho in shares.index.unique("rho"):
+        of_rho = 100 * shares.loc[rho]
+        yield (
+            f"{rho:g}",
+            *(f"{row['mean']:.0f} ({row['min']:.0f} … {row['max']:.0f})" for _, row in of_rho.iterrows()),
+        )
+
+
 def known(folder: Path) -> Iterator[Sequence[str]]:
     """What each reward model knows of held-out pairs, and the size of its margins on the training pairs."""
     kinds = ("all", "longer", "shorter")
@@ -467,6 +492,23 @@ def known(folder: Path) -> Iterator[Sequence[str]]:
         size = number(row["margins_mean_square"], 0, sign=False)
         warmth = number(row["temperature"], sign=False)
         yield (f"{row['rho']:g}", f"b {row['member']:g}", *shares, size, warmth)
+
+
+def taught_by(folder: Path) -> Iterator[Sequence[str]]:
+    """What single teachers know of held-out pairs, means over the seeds: shares in percent."""
+    found = pd.read_csv(folder / "teachers.csv")
+    kinds = ("all", "longer", "shorter")
+    yield (
+        "ρ",
+        "teacher",
+        "right, %",
+        "where the longer won, %",
+        "where the shorter won, %",
+        "margins, mean square",
+    )
+    for (rho, teacher), each in found.groupby(["rho", "teacher"], sort=False):
+        shares = (number(100 * each[kind].mean(), 0, sign=False) for kind in kinds)
+        yield (f"{rho:g}", str(teacher), *shares, number(each["mean_square"].mean(), 0, sign=False))
 
 
 def smallest(folder: Path) -> Iterator[Sequence[str]]:
@@ -556,7 +598,10 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "afterwards": afterwards,
     "chosen": chosen,
     "leads": leads,
+    "apart": apart,
+    "teaching": teaching,
     "known": known,
+    "taught_by": taught_by,
     "overlap": overlap,
     "smallest": smallest,
     "sizes": sizes,
