@@ -18,6 +18,7 @@ from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.recipes import RecipeError, load
 from rpo_cli.recipes.schema import PolicyRecipe, preferred, result_fields
 from rpo_cli.stages.data.rows import write_columns
+from rpo_cli.stages.reward import check
 from rpo_cli.stages.splits import LONGER, SHORTER
 from rpo_cli.stages.training.teachers import _temperature
 
@@ -185,6 +186,10 @@ def test_a_reward_model_that_knows_enough_is_published_with_what_was_required(ti
     sides = [metrics[f"held_out_utility_rows/{side}"] for side in ("longer", "shorter", "ties")]
     shares = [metrics[f"held_out_utility_accuracy/{side}"] for side in ("longer", "shorter", "ties")]
     assert metrics["held_out_utility_accuracy"] == pytest.approx(np.average(shares, weights=sides))
+
+
+def test_a_reward_model_that_is_exactly_as_accurate_as_required_is_accurate_enough() -> None:
+    check({"held_out_accuracy": 0.75}, {"held_out_accuracy": 0.75}, seed=0)
 
 
 def test_what_is_required_must_be_measured_on_the_held_out_pairs(tiny: Tiny) -> None:

@@ -37,6 +37,12 @@ def test_beyond_the_clip_chi_po_has_no_gradient_and_its_loss_stays_finite() -> N
     assert torch.isfinite(losses).all() and torch.equal(slope, torch.zeros(3))
 
 
+def test_of_two_responses_beyond_what_exp_is_taken_of_the_likelier_one_is_still_told() -> None:
+    chosen, rejected = torch.tensor([[25.0], [23.0]], dtype=torch.float64)
+    loss = chi_po_losses(chosen, rejected, 0.5, 20.0)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-1)))
+
+
 def test_chi_po_starts_at_log_two_and_learns(tiny: Tiny) -> None:
     directory, _ = tiny.make("dpo.yaml", "objective=chi-po", "beta=0.3", *SGD)
     losses = column(directory, "loss")

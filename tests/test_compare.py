@@ -8,7 +8,8 @@ import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,11 +20,11 @@ from test_teachers import write as conversations
 from worlds import Plain, logp
 
 from rpo_cli.artifacts import read_json
-from rpo_cli.figures.numbers import Frame, Row, _rows, cut_short
+from rpo_cli.figures.numbers import Frame, Row, _pairs, _rows, _verdicts, cut_short
 from rpo_cli.figures.report import page_of
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Bootstrap
-from rpo_cli.stages.held_out import HALVES, half_of
+from rpo_cli.stages.held_out import HALVES, half_of, measured
 
 NAMES = ("e-dpo.yaml", "dp-dpo.yaml")
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'so'"
@@ -125,6 +126,41 @@ def test_numbers_are_means_over_prompts_and_differences_are_paired(
     assert width == pytest.approx(2 * 1.96 * apart.std() / np.sqrt(len(apart)), rel=0.4)
     cut = 100 * (1 - samples["dp-dpo"]["finished"].mean())
     assert row(found, "dp-dpo", "unfinished")["mean"] == pytest.approx(cut, abs=0.01)
+
+
+def test_a_pair_that_a_policy_does_not_rank_counts_half() -> None:
+    assert measured(np.array([2.0, 0.0, -1.0, 0.0, 0.0])) == pytest.approx({"accuracy": 0.5, "margin": 0.2})
+
+
+def test_of_a_prompts_pairs_those_that_are_not_ranked_count_half_and_those_that_chose_not_at_all(
+    tmp_path: Path,
+) -> None:
+    pairs = {"prompt_id": ["a", "a", "b", "c"], "half": ["test", "test", "test", "validation"],
+             "h_chosen": [1.0, 0.5, 0.0, 3.0], "h_rejected": [0.0, 0.5, 2.0, 1.0]}  # fmt: skip
+    pd.DataFrame(pairs).to_parquet(tmp_path / "pairs.parquet")
+    cell = cast(Any, SimpleNamespace(held_out=SimpleNamespace(path=""), keys={"policy": "dpo"}))
+    workspace = cast(Any, SimpleNamespace(root=tmp_path))
+    every, reported = (_pairs(cell, workspace, half).set_index("prompt_id") for half in (False, True))
+    assert every["accuracy"].to_dict() == {"a": 150, "b": 0, "c": 100}
+    assert every["margin"].to_dict() == {"a": 1, "b": -2, "c": 2}
+    assert reported.equals(every.loc[["a", "b"]]) and reported["pairs"].to_list() == [2, 1]
+
+
+def test_a_policys_wins_are_those_over_the_baseline_whomever_else_it_met(tmp_path: Path) -> None:
+    verdicts = {"prompt_id": ["a", "a", "b"], "against": ["baseline", "reference", "baseline"],
+                "identical": False, "first": ["A", "B", "tie"], "second": ["B", "A", "B"]}  # fmt: skip
+    pd.DataFrame(verdicts).to_parquet(tmp_path / "verdicts.parquet")
+    cell = cast(Any, SimpleNamespace(judged=SimpleNamespace(path=""), keys={"policy": "dpo"}))
+    table = _verdicts(cell, cast(Any, SimpleNamespace(root=tmp_path)))
+    assert table.set_index("prompt_id")["judge"].to_dict() == {"a": 100, "b": 75}
+
+
+def test_cut_samples_are_counted_where_they_are_dropped(tiny: Tiny) -> None:
+    tiny.edit("evaluate.yaml", "truncated: drop\nnum_prompts: 12")
+    said = json.loads(compare(tiny, "--json").stdout)
+    file = tiny.root / RHO / "evaluations/dp-dpo/beta-0.2/test/samples.parquet"
+    cut = 100 * (1 - pd.read_parquet(file)["finished"].mean())
+    assert cut > 0 and row(said, "dp-dpo", "unfinished")["mean"] == pytest.approx(cut, abs=0.01)
 
 
 def test_held_out_means_are_over_pairs_though_prompts_are_drawn() -> None:

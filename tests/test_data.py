@@ -9,7 +9,8 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,17 +20,27 @@ from conftest import PLAIN, RHO, SEED, Tiny, manifest, pairs_of, tokenise
 from transformers import AutoTokenizer
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Row
+from rpo_cli.models import Row, TokenRow
 from rpo_cli.recipes import schema
 from rpo_cli.recipes.schema import DataRecipe, SplitsRecipe
 from rpo_cli.stages.data.build import noting, read_table
 from rpo_cli.stages.data.ledger import Ledger, Sieve, visible
-from rpo_cli.stages.data.rows import AT_A_TIME, GROUP, find_rows, read_rows, write_places, write_rows
+from rpo_cli.stages.data.rows import AT_A_TIME, GROUP, Rows, find_rows, read_rows, write_places, write_rows
 from rpo_cli.stages.data.sources import preference
 from rpo_cli.stages.data.sources.assemble import clean
 from rpo_cli.stages.data.sources.records import data_files, published_split, records
 from rpo_cli.stages.data.token_cache import TokenCache
-from rpo_cli.stages.splits import LONGER, SHORTER, TIE, Split, bias_of, draw, preference_of_length
+from rpo_cli.stages.splits import (
+    LONGER,
+    SHORTER,
+    TIE,
+    Split,
+    bias_of,
+    bias_trained_on,
+    draw,
+    hold_out,
+    preference_of_length,
+)
 
 # 600 longer, 500 shorter, 200 ties, in no order.
 KINDS = np.random.default_rng(0).permutation(np.repeat([LONGER, SHORTER, TIE], [600, 500, 200]))
@@ -491,6 +502,29 @@ def test_where_every_prompt_is_unique_prompts_change_nothing(values: dict[str, A
     assert [rows.tolist() for rows in one.subsets.values()] == [
         rows.tolist() for rows in other.subsets.values()
     ]
+
+
+def test_pairs_are_held_out_behind_those_to_train_on_and_of_prompts_that_are_held_out_already() -> None:
+    first, second = np.arange(4), np.arange(4, 8)
+    apart = hold_out([(first, 3, 1), (second, 2, 2)], np.arange(8))
+    assert [rows.tolist() for rows in apart] == [[3], [6, 7]]
+    shared = hold_out([(first, 3, 1), (second, 3, 1)], np.array([0, 1, 2, 3, 3, 2, 1, 0]))
+    assert [rows.tolist() for rows in shared] == [[3], [4]]  # one prompt is lost to training, not two
+
+
+@pytest.mark.parametrize(("left_out", "told"), [("longer", True), ("shorter", True), ("both", False)])
+def test_a_bias_that_moved_either_way_is_told_of_though_few_pairs_are_left_out(
+    left_out: str, told: bool
+) -> None:
+    kinds = np.array([LONGER, SHORTER] * 50, dtype=np.int8)
+    ids = [str(number) for number in range(100)]
+    notes = pa.table({"id": ids, "longer_preferred": kinds})
+    pairs = Rows(Path(), cast(Any, None), np.arange(100), np.zeros(100, dtype=bool), notes)
+    lost = {"longer": {"0", "2", "4"}, "shorter": {"1", "3", "5"}, "both": {"0", "1", "2", "3"}}[left_out]
+    kept, said = [TokenRow(name, [], []) for name in ids if name not in lost], list[str]()
+    found = bias_trained_on(pairs, kept, 48, cast(Any, SimpleNamespace(warn=said.append)))
+    share = {"longer": 47 / 97, "shorter": 50 / 97, "both": 0.5}[left_out]
+    assert found == {"longer_share": pytest.approx(share)} and bool(said) == told
 
 
 def test_a_split_that_prompts_leave_too_few_pairs_for_says_how_many_there_are() -> None:

@@ -99,6 +99,18 @@ def test_intervals_hold_what_they_are_of_in_about_95_of_100_draws() -> None:
     assert 0.90 < np.mean(held) < 0.98
 
 
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_interval_of_a_share_is_that_of_published_tables(
+    hits: int, count: int, low: float, high: float
+) -> None:
+    """Newcombe 1998, table I, method 3."""
+    found = wilson(hits, count)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
+
+
 def test_nothing_counted_has_no_share() -> None:
     assert np.isnan(wilson(0, 0)).all()
     low, high = wilson(0, 10)[1:]
@@ -123,6 +135,8 @@ def test_models_that_agree_in_everything_but_scale_agree_wholly() -> None:
     assert numbers == pytest.approx((1, 1, 1, 0))
     against = agreement(np.stack([margins, -margins]), kinds)
     assert against is not None and against.signs == 0 and against.correlation == pytest.approx(-1)
+    three = agreement(np.stack([margins, 2 * margins, -margins]), kinds)
+    assert three is not None and (three.lowest, three.correlation) == pytest.approx((-1, -1 / 3))
 
 
 def test_what_members_differ_in_by_length_alone_is_told_from_the_rest() -> None:
@@ -147,6 +161,7 @@ def test_what_members_differ_in_by_length_alone_is_told_from_the_rest() -> None:
         (0.5, 0.5, "not shown to know these labels"),
         (0.6, 0.58, "not shown to know more than length does"),
         (0.95, 0.7, "leans on length: it is right more often where the longer"),
+        (0.95, 0.47, "leans on length: it is right more often where the longer"),
         (0.85, 0.84, "compare d-dpo with dpo"),
     ],
 )

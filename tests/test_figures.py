@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -18,16 +18,17 @@ from conftest import Tiny, rpo
 from rpo_cli.artifacts import Workspace, snapshots, write_json
 from rpo_cli.errors import BadInput
 from rpo_cli.figures import results
-from rpo_cli.figures.cells import Cells
+from rpo_cli.figures.cells import Cells, Chosen
 from rpo_cli.figures.claims import claims_table, judge
 from rpo_cli.figures.drawing import looks_of
+from rpo_cli.figures.gather import made
 from rpo_cli.figures.kinds.figure2 import numbers as numbers_of
 from rpo_cli.figures.redraw import redraw
-from rpo_cli.figures.selection import Budget, select
+from rpo_cli.figures.selection import Budget, Selection, select
 from rpo_cli.figures.table import Axes, Bootstrap
-from rpo_cli.figures.tuning import WeightKeeper, at_edge, choice_table, choose, ties
+from rpo_cli.figures.tuning import WeightKeeper, _write, at_edge, choice_table, choose, ties
 from rpo_cli.recipes import load
-from rpo_cli.recipes.schema import MEASURES, PAPER, FigureRecipe
+from rpo_cli.recipes.schema import MEASURES, PAPER, FigureRecipe, PolicyRecipe
 from rpo_cli.runs.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -460,6 +461,30 @@ def test_a_resumed_sweep_knows_what_it_evaluated_with_a_model_of_the_hub(
     monkeypatch.setattr(Session, "try_all", try_all)
     empty.run("sweep", "dpo.yaml", "--rho", "0.5", "--seeds", "0", code=130)
     assert [value for _, _, value in keepers[0].seen] == [0.1]
+
+
+def test_a_cell_that_was_evaluated_otherwise_is_not_drawn(empty: Tiny) -> None:
+    maker, workspace = Cells(load(str(empty.suite / "dpo.yaml"))), Workspace(empty.root, "tiny")
+    workspace.open()
+    cells = [maker.cell("dpo", 0.5, 0, "test", {"beta": beta}) for beta in (0.1, 0.2)]
+    for cell, key in zip(cells, (cells[0].evaluation.key, "another"), strict=True):
+        (empty.root / cell.evaluation.path).mkdir(parents=True)
+        known: Any = {**cell.evaluation.identity, "metrics": {}, "key": key}
+        workspace.publish(cell.evaluation.path, known)
+    assert [cell for cell, _ in made(cells, workspace)] == cells[:1]
+
+
+def test_a_choice_takes_the_place_of_an_earlier_one_and_of_nothing_else_in_by_rho(empty: Tiny) -> None:
+    empty.edit("dpo.yaml", "by_rho: {0.2: {beta: 0.1, learning_rate: 1.0e-6}, 0.8: {beta: 0.3}}")
+    maker = Cells(load(str(empty.suite / "dpo.yaml")))
+    chosen: Chosen = {"dpo": {0.2: {"beta": 0.4}, 0.5: {"beta": 0.7}}}
+    session = Session(recipe=str(empty.suite / "dpo.yaml"))
+    _write(session, maker, Selection(["dpo"], [0.2, 0.5], [0]), chosen)
+    assert cast(PolicyRecipe, load(str(empty.suite / "dpo.yaml")).recipe).by_rho == {
+        0.2: {"beta": 0.4, "learning_rate": 1e-6},
+        0.5: {"beta": 0.7},
+        0.8: {"beta": 0.3},
+    }
 
 
 # ── One world ───────────────────────────────────────────────────────────────────────────────────────────────

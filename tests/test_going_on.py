@@ -30,6 +30,7 @@ from rpo_cli.artifacts.tracker import Tracker
 from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed, decode_error, encode_error
 from rpo_cli.figures.tuning import choose
 from rpo_cli.recipes import schema
+from rpo_cli.runs import work
 from rpo_cli.runs.failures import Failures
 from rpo_cli.runs.progress import PlanProgress, fitted
 from rpo_cli.runs.todo import ReadyQueue, Todo
@@ -196,6 +197,16 @@ def test_a_figure_with_a_failed_cell_is_drawn_only_if_gaps_are_allowed(tiny: Tin
     assert [cell["policy"] for cell in found["missing"]] == ["bad"]
 
 
+def test_what_diverged_is_known_for_its_key_until_it_is_made_after_all(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, "suite")
+    one, other = (cast(Any, {"key": key}) for key in ("one", "other"))
+    (tmp_path / "policy").mkdir()
+    workspace.note_divergence("policy", one, "loss is nan")
+    assert workspace.has_diverged("policy", one) and not workspace.has_diverged("policy", other)
+    workspace.publish("policy", one)
+    assert not workspace.has_diverged("policy", one)
+
+
 def test_a_value_that_diverged_under_one_seed_is_not_chosen_for_the_others() -> None:
     def row(value: float, seed: int, advantage: float | None) -> dict[str, Any]:
         place = {"policy": "dpo", "rho": 0.5, "parameter": "beta", "value": value}
@@ -232,6 +243,19 @@ def test_a_worker_that_is_killed_costs_no_stage(tiny: Tiny, monkeypatch: pytest.
     for rho in (0.5, 0.2):
         path = f"seed-0/rho-{rho}/policies/dpo/beta-0.2-max_steps-8"
         same_artifact(tiny.root / path, undisturbed.root / path)
+
+
+def test_what_is_no_want_of_memory_is_not_tried_again_in_smaller_pieces(built: Tiny) -> None:
+    job = job_of(built.stage("dpo.yaml", "auto_find_batch_size=true"), Workspace(built.root, "tiny"), {})
+    tried: list[int] = []
+
+    def run(job: Any, report: Any) -> dict[str, Any]:
+        tried.append(job.recipe.per_device_train_batch_size)
+        raise ValueError("a mistake")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        work._as_memory_allows(run, job, cast(Any, SimpleNamespace(tell=print)))
+    assert tried == [8]
 
 
 @pytest.mark.slow
@@ -304,6 +328,20 @@ def test_a_checkpoint_that_a_run_comes_by_again_stays_whole(tmp_path: Path) -> N
         assert loop._damaged(folder) is None
     (folder / "trainer_state.json").write_text('{"best_model_checkpoint": "elsewhere/checkpoint-2"}')
     assert loop._damaged(folder) == folder / "trainer_state.json"
+
+
+def test_a_checkpoint_whose_best_one_is_damaged_is_passed_over(tmp_path: Path) -> None:
+    args, told = cast(Any, SimpleNamespace(output_dir=str(tmp_path))), list[str]()
+    for step in (2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text('{"best_model_checkpoint": "elsewhere/checkpoint-2"}')
+        state = cast(Any, SimpleNamespace(global_step=step, is_world_process_zero=True))
+        loop.Journal(cast(Any, None), dict).on_save(args, state, cast(Any, None))
+    assert loop.last_checkpoint(tmp_path, 6, told.append) == tmp_path / "checkpoint-4" and not told
+    (tmp_path / "checkpoint-2/trainer_state.json").write_text("{}")
+    assert loop.last_checkpoint(tmp_path, 6, told.append) is None
+    assert "checkpoint-2/trainer_state.json is damaged" in told[0]
 
 
 LIMITED = """

@@ -46,6 +46,14 @@ def test_two_independent_subsets_share_as_many_pairs_as_chance_lets_them() -> No
     assert np.mean(shared) == pytest.approx(2.5, abs=4 * np.std(shared) / 200**0.5) and max(shared) > 3
 
 
+@pytest.mark.parametrize("how", ["nested", "independent"])
+def test_the_first_pairs_of_a_subset_have_its_bias(how: str) -> None:
+    """What reads no more than some of them reads no block of one kind."""
+    for b, rows in draw(KINDS, splits(how, num_pairs=300), 7).subsets.items():
+        some = KINDS[rows[: len(rows) // 2]]
+        assert (some == LONGER).mean() == pytest.approx(b, abs=0.2) and {*some} == {LONGER, SHORTER}
+
+
 def test_without_the_eos_more_pairs_differ_in_length(tiny: Tiny) -> None:
     # 33 words against 30 are 10 % more; with an EOS each they are 34 against 31.
     assert preference_of_length(np.array([34]), np.array([31]), 0.1)[0] == 0

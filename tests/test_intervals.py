@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import Tiny
 
-from rpo_cli.figures.claims import judge
+from rpo_cli.figures.claims import judge, range_difference
 from rpo_cli.figures.kinds.curves import FLAT, verdicts
 from rpo_cli.figures.numbers import Frame, _rows
 from rpo_cli.figures.selection import Selection
@@ -336,6 +336,47 @@ def test_only_the_primary_claim_is_spared_the_correction() -> None:
     rows = judge(table(values), AXES, claims, STUDENT)
     assert [row["status"] for row in rows] == ["passed"] + ["not significant"] * 5
     assert all(row["low"] > 0 for row in rows) and rows[1]["p"] == pytest.approx(5 * rows[0]["p"], abs=1e-5)
+
+
+def test_a_claim_above_a_rho_leaves_it_out_and_one_up_to_it_takes_it_in() -> None:
+    rhos: list[float | None] = [0.2, 0.5, 0.8]
+    values = {"a": [1.0, 2.0, 3.5, 5.0], "b": [0.5, 1.4, 3.2, 4.1]}
+    cells = pd.concat([table(values, rho) for rho in (0.2, 0.5, 0.8)])
+    for side, wanted in (({"above": 0.5}, ["0.8"]), ({"up_to": 0.5}, ["0.2", "0.5"])):
+        claim = Claim(claim="c", more="a", than="b", measure="x", **side)
+        rows = judge(cells, AXES._replace(rhos=rhos), [claim], STUDENT)
+        assert [row["detail"].split(" at rho ")[1] for row in rows] == wanted
+
+
+@pytest.mark.parametrize("rival", [[0.4, 0.9, 2.4, 3.6], [1.3, 2.6, 3.8, 5.9]])
+def test_the_p_value_of_a_lead_over_each_is_that_of_all_leads_and_of_a_deficit_that_of_any(
+    rival: list[float],
+) -> None:
+    """All leads at once: the largest of them. Any deficit: the smallest, times the number of rivals."""
+    values = {"a": [1.0, 2.0, 3.5, 5.0], "b": [0.1, 1.2, 2.9, 4.0], "c": rival}
+    claim = Claim(claim="c", more="a", each=["b", "c"], measure="x", primary=True)
+    whole, over_b, over_c = judge(table(values), AXES._replace(policies=["a", "b", "c"]), [claim], STUDENT)
+    both = [row["p"] for row in (over_b, over_c)]
+    assert None not in both and both[0] != pytest.approx(both[1], rel=0.2)
+    assert whole["p"] == pytest.approx(max(both) if over_c["difference"] > 0 else 2 * both[1], abs=1e-5)
+
+
+def test_the_interval_of_the_least_of_several_ends_where_any_of_them_may_end() -> None:
+    """Each of two may be the least: their upper ends are taken at 97.5 %."""
+    apart = {0.2: [0.1, 0.3, -0.2, 0.4], 0.5: [0.2, 0.1, 0.3, 0.5]}
+    cells = pd.concat([table({"a": values, "b": [0.0] * 4}, rho) for rho, values in apart.items()])
+    claim = Claim(claim="c", more="a", than="b", measure="x", every_rho=True)
+    (row,) = judge(cells, AXES._replace(rhos=[0.2, 0.5]), [claim], STUDENT)
+    both = [np.array(values) for values in apart.values()]
+    assert row["low"] == pytest.approx(min(t_interval(values).low for values in both), abs=1e-5)
+    assert row["high"] == pytest.approx(min(t_interval(values, 0.975).high for values in both), abs=1e-5)
+
+
+def test_a_seed_that_lacks_a_point_of_either_curve_is_left_out_of_the_difference_of_ranges() -> None:
+    whole, holed = np.array([[0.0, 1.0], [0.0, 5.0]]), np.array([[0.0, 0.4], [np.nan, 2.0]])
+    for first, second, wanted in ((whole, holed, 0.6), (holed, whole, -0.6)):
+        found = range_difference([first, second], [np.stack([x, x]) for x in (first, second)], student=False)
+        assert found.interval == pytest.approx((wanted,) * 3)
 
 
 def test_a_bound_holds_where_the_whole_interval_is_within_it() -> None:

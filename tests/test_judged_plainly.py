@@ -43,3 +43,26 @@ def test_comparisons_are_of_the_policys_sample_with_the_baselines(
     metrics = manifest(tiny.root, f"{RHO}/judged/{CELL}/fake")["metrics"]
     assert metrics["baseline/wins"] == pytest.approx((gap[~rows["identical"]] > 0).sum() / len(rows))
     assert metrics["baseline/length_difference_mean"] == pytest.approx(gap.mean())
+
+
+@pytest.mark.parametrize("against", ["baseline", "reference"])
+def test_where_cut_samples_are_dropped_the_judge_sees_none_of_either_side(
+    pupil: Tiny, against: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    pupil.edit("evaluate.yaml", f"truncated: drop\njudge: {{model: fake, against: [{against}]}}")
+    pupil.run("evaluate", "e-dpo.yaml")
+    file = pupil.root / f"{SEED}/evaluations/sft/test/samples.parquet"
+    baseline = pd.read_parquet(file)
+    baseline.assign(finished=baseline.index % 3 > 0).to_parquet(file)
+    with FakeJudge(lambda number, body: "Verdict: A") as fake:
+        pupil.run("judge", "e-dpo.yaml", "--base-url", fake.url)
+    ours, theirs = (
+        pd.read_parquet(place).set_index(["prompt_id", "sample"])["finished"]
+        for place in (pupil.root / f"{RHO}/evaluations/{CELL}/samples.parquet", file)
+    )
+    assert not ours.all() and not theirs[ours].all()
+    whole = ours & theirs if against == "baseline" else ours
+    table = pd.read_parquet(pupil.root / f"{RHO}/judged/{CELL}/fake/verdicts.parquet")
+    assert table.set_index(["prompt_id", "sample"]).index.equals(whole[whole].index)

@@ -138,6 +138,14 @@ def test_an_evaluation_samples_its_splits_prompts_with_its_recipes_settings(pupi
     assert table["response"].tolist() == plain.tokenizer.batch_decode(expected, skip_special_tokens=True)
 
 
+def test_an_evaluation_of_so_many_prompts_reads_the_first_ones_of_its_table(pupil: Tiny) -> None:
+    directory, found = pupil.make("evaluate.yaml", "num_prompts=5")
+    prompts = Plain(pupil.root).table(f"{SEED}/data/prompts_test.parquet")["prompt"].tolist()
+    table = pd.read_parquet(directory / "samples.parquet")
+    assert table["prompt"].tolist() == [prompt for prompt in prompts[:5] for _ in range(SAMPLES)]
+    assert found["metrics"]["prompts"] == 5
+
+
 def test_the_oracles_utility_accuracy_is_counted_on_pairs_that_differ_in_it(learnt: Tiny) -> None:
     plain = Plain(learnt.root)
     oracle, rows = (

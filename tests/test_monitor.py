@@ -134,3 +134,13 @@ def test_the_rule_of_length_is_right_as_often_as_the_docs_say() -> None:
     print(said)
     for part in said.split("; "):
         assert part in page, said
+
+
+def test_the_last_step_is_looked_at_though_it_is_no_multiple(tiny: Tiny) -> None:
+    folder, manifest = tiny.make("dpo.yaml", "monitor_steps=4", "monitor_prompts=8", "max_new_tokens=3")
+    found = looks(folder)
+    assert [look["step"] for look in found] == [0, 4, 6]
+    assert manifest["metrics"]["monitor/tokens"] == found[-1]["monitor/tokens"]
+    # Of at most three tokens hardly a sample ends.
+    assert all(look["monitor/unfinished_share"] > 0.5 for look in found)
+    assert all(look["monitor/tokens"] <= 3 for look in found)

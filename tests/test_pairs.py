@@ -134,6 +134,19 @@ def test_data_made_anew_meanwhile_under_finished_splits_is_noticed(tiny: Tiny) -
         run_job(job, lambda step, of: None)
 
 
+def test_an_input_that_is_made_anew_while_it_is_learnt_from_is_noticed_before_anything_is_published(
+    tiny: Tiny,
+) -> None:
+    stage, file = tiny.stage("dpo.yaml", "max_steps=2"), tiny.root / SEED / "sft/manifest.json"
+
+    def replace(step: int, of: int) -> None:
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"key": "another"}))
+
+    with pytest.raises(RunFailed, match="sft was changed by another command meanwhile"):
+        run_job(job_of(stage, Workspace(tiny.root, tiny.suite.name), {}), replace)
+    assert not (tiny.root / stage.path / "manifest.json").exists()
+
+
 # ── Tokens ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

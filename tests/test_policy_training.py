@@ -25,7 +25,7 @@ from rpo_cli.errors import RunFailed
 from rpo_cli.stages import policy
 from rpo_cli.stages.policy import PolicyTrainer
 from rpo_cli.stages.reward import LeanRewardTrainer
-from rpo_cli.stages.training.loop import STATE
+from rpo_cli.stages.training.loop import STATE, ending
 
 CUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
 # Adam divides by the root of the squared gradient and so blows up rounding where a gradient is almost
@@ -469,6 +469,12 @@ def test_dropout_in_a_models_config_is_off_in_training(tiny: Tiny, recipe: str) 
             .replace(f"attention_dropout: {dropout}", "attention_dropout: 0.3")
         )
     assert results[0] == results[1]
+
+
+def test_a_training_ends_with_the_mean_over_the_last_tenth_of_its_lines() -> None:
+    lines = [{"kl_to_reference": float(n)} | ({"kl_data": -1.0} if n == 0 else {}) for n in range(20)]
+    assert ending(lines) == {"ended/kl_to_reference": 18.5}
+    assert ending(lines[:3]) == {"ended/kl_to_reference": 2.0}
 
 
 @pytest.mark.parametrize(("ended", "warned"), [(-0.96, 1), (0.2, 0), (None, 0)])

@@ -118,3 +118,28 @@ def test_written_contrasts_need_written_responses(pupil: Tiny) -> None:
     )
     said = pupil.run("sample-pairs", "pairs.yaml", code=2).output
     assert "warmup has no column `completion`" in said
+
+
+def test_every_sample_asked_for_is_drawn_whatever_the_number_of_temperatures(pupil: Tiny) -> None:
+    (pupil.suite / "pairs.yaml").write_text(RECIPE.replace("num_samples: 4", "num_samples: 5"))
+    pupil.make("pairs.yaml", "temperatures=[0.7, 1.2]")
+    assert manifest(pupil.root, f"{SEED}/pairs")["metrics"]["pairs/drawn"] == 5 * 24
+
+
+@pytest.mark.parametrize("sure", ["temperatures=[0.001]", "top_p=0.001"])
+def test_samples_are_drawn_as_sharply_as_the_recipe_says(pupil: Tiny, sure: str) -> None:
+    """All samples of a prompt are then its likeliest response."""
+    (pupil.suite / "pairs.yaml").write_text(RECIPE + "contrasts: [written-samples]\n")
+    directory, _ = pupil.make("pairs.yaml", sure)
+    table = pd.read_parquet(directory / "pairs.parquet")
+    assert len(table) > 0 and table["prompt"].is_unique
+
+
+def test_samples_of_a_prompt_at_two_temperatures_share_no_random_numbers(pupil: Tiny) -> None:
+    """Of the same numbers two temperatures that are nearly one would make the same sample."""
+    (pupil.suite / "pairs.yaml").write_text(
+        RECIPE.replace("num_samples: 4", "num_samples: 2") + "contrasts: [written-samples]\n"
+    )
+    directory, found = pupil.make("pairs.yaml", "temperatures=[1.0, 1.0001]")
+    ended = found["metrics"]["pairs/drawn"] - found["metrics"]["pairs/unfinished"]
+    assert len(pd.read_parquet(directory / "pairs.parquet")) > 0.75 * ended

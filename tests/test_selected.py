@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import cast
@@ -15,6 +16,7 @@ from test_policy_training import Stop
 from rpo_cli.artifacts import Stage, Workspace, job_of
 from rpo_cli.runs.work import run_job
 from rpo_cli.stages.data.miniature import utility
+from rpo_cli.stages.selected import score_of
 
 AT = f"{RHO}/policies/dpo/beta-0.2"
 SELECT = "select: validation\ncheckpoints: 3\n"
@@ -88,6 +90,22 @@ def test_without_an_oracle_held_out_pairs_choose(tiny: Tiny) -> None:
     found = manifest(tiny.root, ranked)["metrics"]
     assert metrics["validation/3"] == found["validation/accuracy"]
     assert not (tiny.root / f"{RHO}/evaluations/dpo/beta-0.2-checkpoints").exists()
+
+
+def test_the_half_of_the_held_out_pairs_that_is_reported_does_not_choose() -> None:
+    assert score_of({"accuracy": 0.9, "validation/accuracy": 0.6, "test/accuracy": 0.95}) == 0.6
+    assert score_of({"advantage": 0.1, "accuracy": 0.9}) == 0.1
+
+
+def test_of_checkpoints_that_do_equally_well_the_earlier_is_chosen(chosen: Tiny) -> None:
+    for number, advantage in ((1, 0.1), (2, 0.3), (3, 0.3)):
+        file = chosen.root / f"{RHO}/evaluations/dpo/beta-0.2-checkpoints/{number}/validation/manifest.json"
+        found = json.loads(file.read_text())
+        file.write_text(json.dumps(found | {"metrics": found["metrics"] | {"advantage": advantage}}))
+    directory, again = chosen.make("dpo.yaml")
+    assert again["metrics"]["selected/checkpoint"] == 2
+    kept = chosen.root / f"{AT}-checkpoints"
+    assert weights(directory) == weights(kept / "checkpoint-2") != weights(kept / "checkpoint-3")
 
 
 def test_what_was_chosen_is_evaluated_like_any_policy(chosen: Tiny) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import RHO, SEED, Tiny, column, journal, weights
+from safetensors.torch import load_file
 from worlds import Plain
 
 from rpo_cli.errors import RunFailed
@@ -69,6 +70,15 @@ def test_a_seed_of_one_purpose_changes_the_draws_for_it_alone(tiny: Tiny) -> Non
         assert before == again != changed
         if other is not None:
             assert weights(tiny.make(recipe, "max_steps=2", f"{other}=5")[0]) == before
+
+
+def test_the_head_that_a_reward_model_begins_with_is_drawn_under_its_seed(tiny: Tiny) -> None:
+    heads = [
+        load_file(directory / "model.safetensors")["score.weight"]
+        for seed in (0, 0, 5)
+        for directory, _ in [tiny.make("rm.yaml", "max_steps=1", "learning_rate=1e-12", f"rm_seed={seed}")]
+    ]
+    assert torch.equal(heads[0], heads[1]) and not torch.allclose(heads[0], heads[2], atol=1e-3)
 
 
 def test_pairs_of_two_rhos_are_drawn_apart(tiny: Tiny) -> None:

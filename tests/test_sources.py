@@ -17,8 +17,8 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import find_rows, read_rows
-from rpo_cli.stages.data.sources import preference, tldr
-from rpo_cli.stages.data.sources.base import Pair
+from rpo_cli.stages.data.sources import assemble, preference, tldr
+from rpo_cli.stages.data.sources.base import Pair, Written
 from rpo_cli.stages.data.sources.hh import dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut
 from rpo_cli.stages.data.sources.records import split_of
@@ -161,6 +161,29 @@ def test_no_post_is_in_two_kinds_of_tables(tmp_path: Path) -> None:
     assert not training & validation
     assert len(names["prompts_test"]) == 2 and len(names["pairs"]) == 5
     assert metrics["pairs/of_evaluated_posts"] == 5  # posts 0, 2, 3, and both forms of the long one
+
+
+def test_no_post_that_is_evaluated_on_is_learnt_from_or_chosen_by() -> None:
+    pairs = [
+        Pair(split, (post,), f"{split} {post}", " a", " b")
+        for split, posts in (("train", ("own", "v", "t", "w")), ("validation", ("t", "w")))
+        for post in posts
+    ]
+    written = [
+        Written(split, (post,), f"{split} {post}", " c")
+        for split, posts in (("train", ("s", "v", "t", "w")), ("validation", ("v", "t")), ("test", ("t",)))
+        for post in posts
+    ]
+    made = assemble.tables(pairs, written, {}, 0.1, 0, Ledger())
+    posts = {table: {name for item in items for name in item.posts} for table, items in made.items()}
+    assert posts == {
+        "prompts_test": {"t"},
+        "prompts_validation": {"v"},
+        "pairs_validation": {"w"},
+        "sft_validation": {"v"},
+        "pairs": {"own"},
+        "sft_train": {"s"},
+    }
 
 
 def test_duplicates_ties_and_empty_responses_are_left_out_and_counted(tmp_path: Path) -> None:

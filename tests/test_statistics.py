@@ -175,3 +175,10 @@ def test_what_cannot_be_summarised_is_refused_by_name() -> None:
         resample_means([np.ones((3, 1))], 0, 0)
     with pytest.raises(ValueError, match="score or drop"):
         per_prompt(samples, "keep")  # type: ignore[arg-type]
+
+
+def test_the_seed_of_a_summary_draws_its_intervals_and_nothing_else() -> None:
+    policy, baseline = (made_samples(np.random.default_rng(s).normal(size=(40, 2))) for s in (0, 1))
+    one, again, other = (summarise(policy, baseline, **OPTIONS | {"seed": seed}) for seed in (3, 3, 4))
+    assert one == again and one["advantage"] == other["advantage"]
+    assert one["advantage_low"] != other["advantage_low"]

@@ -118,6 +118,7 @@ def test_loss_and_rewards_are_the_objectives_formula_over_the_pairs(pupil: Tiny,
         "rewards/rejected": strength * step.h_rejected.mean(),
         "rewards/margins": strength * h.mean(),
         "rewards/accuracies": (h > 0).mean(),
+        "kl_data": -(step.h_chosen.mean() + step.h_rejected.mean()) / 2,
         "logps/chosen": step.chosen.mean(),
         "logps/rejected": step.rejected.mean(),
     }

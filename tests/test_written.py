@@ -131,7 +131,8 @@ def test_written_responses_are_for_sft_or_to_sample_for_and_held_out_by_post(tmp
     assert prompts["sft_validation"] == prompts["prompts_validation"] and len(prompts["prompts_test"]) == 5
     parts = [prompts[table] for table in ("sft_train", "prompts_train", "prompts_validation", "prompts_test")]
     assert sum(map(len, parts)) == len(set().union(*parts))
-    assert len(prompts["sft_train"]) < 0.4 * 160 < 0.6 * 160 < len(prompts["prompts_train"])
+    # Of 160 posts a quarter, though they are those that were not held out.
+    assert 25 < len(prompts["sft_train"]) < 0.4 * 160 < 0.6 * 160 < len(prompts["prompts_train"])
 
 
 def tiny_model(folder: Path, lines: list[str]) -> Path:
