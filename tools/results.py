@@ -38,6 +38,8 @@ PRIMARY = {
     "entangled": "entangled",
     "polite": "polite",
     "polite-pupil": "polite",
+    "trusted": "trusted",
+    "factorial": "factorial",
 }
 MARKED = re.compile(r"(<!-- (\w+) of ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = Mapping[str, Any]
