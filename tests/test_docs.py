@@ -27,6 +27,7 @@ README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAPER_SCALE = DOCS / "paper-scale.md"
 LONGEST_README = 1_500  # words
+ONE_SCREEN = 750  # words of the page of decisions, its table included
 # These read and print; everything else is only planned.
 NO_DRY_RUN = (("recipe",), ("data",), ("status",), ("doctor",), ("plan",), ("workflow",))
 
@@ -244,6 +245,10 @@ def test_readme_is_short_filled_in_and_its_picture_is_there() -> None:
     assert re.findall(r"@[A-Z]+@", text) == []
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_the_page_of_decisions_is_one_screen() -> None:
+    assert len((DOCS / "when-to-use-what.md").read_text().split()) <= ONE_SCREEN
 
 
 def links(document: Path) -> list[tuple[str, str]]:

@@ -13,6 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Pages in which every difference stands in a written table.
 DECIDING = ["docs/results.md", "docs/when-to-use-what.md", "docs/results/*.md"]
 DIFFERENCE = re.compile(r"[+−]\d+\.\d+")
+NUMBER = r"([+−]?\d+\.\d+)"
+UNIT = r"(?:\s+(?:sd|points|nats))?"
+BETWEEN = re.compile(rf"{NUMBER}{UNIT}\s*\(\s*{NUMBER}\s*…\s*{NUMBER}")  # +0.10 (+0.06 … +0.15)
+IN_A_ROW = re.compile(rf"\|\s*{NUMBER}\s*\|\s*{NUMBER}\s*…\s*{NUMBER}\s*\|")
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +47,27 @@ def test_every_difference_in_prose_stands_in_a_table_that_is_written_from_result
     for name, page in pages.items():
         typed = DIFFERENCE.findall(MARKED.sub("", page))
         assert not [number for number in typed if number not in tables], name
+
+
+def intervals(text: str, *forms: re.Pattern[str]) -> set[tuple[float, ...]]:
+    """A number and the ends of its interval, wherever a text has them in one of the forms."""
+    found = (match.groups() for form in forms for match in form.finditer(text))
+    return {tuple(float(each.replace("−", "-")) for each in three) for three in found}
+
+
+def test_every_interval_in_prose_stands_beside_its_number_in_one_row_of_a_written_table() -> None:
+    """Either way round: the lead of one over another is the other's lead, negated."""
+    from tools.results import MARKED, PAGES
+
+    tables = [table[0] for page in PAGES for table in MARKED.finditer(page.read_text())]
+    known = intervals("\n".join(tables), BETWEEN, IN_A_ROW)
+    known |= {(-middle, -high, -low) for middle, low, high in known}
+    assert len(known) > 1000
+    pages = [path for pattern in DECIDING for path in sorted(ROOT.glob(pattern))]
+    pages += [ROOT / "README.md", ROOT / "docs/small-model.md"]
+    typed = {path.name: intervals(MARKED.sub("", path.read_text()), BETWEEN) for path in pages}
+    assert sum(map(len, typed.values())) > 150
+    assert {name: missing for name, found in typed.items() if (missing := found - known)} == {}
 
 
 def results_of(rows: list[dict[str, Any]]) -> str:

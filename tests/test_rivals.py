@@ -25,6 +25,7 @@ from rpo_cli.objectives.chi_po import chi_po_losses
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.dpo_sft import nll_losses
 from rpo_cli.objectives.r_dpo import r_dpo_losses
+from rpo_cli.objectives.rm_dpo import labelled_losses
 from rpo_cli.objectives.robust_dpo import robust_dpo_losses
 from rpo_cli.objectives.simpo import simpo_losses
 from rpo_cli.objectives.teachers import lcb_margins, mean_margins
@@ -79,6 +80,7 @@ def test_gradients_of_rivals_equal_finite_differences() -> None:
         lambda x: cdpo_losses(x, 0.7, 0.2),
         lambda x: chi_po_losses(x, x.flip(0) / 2, 0.3, 20.0),
         lambda x: simpo_losses(x, 2 * x.flip(0), lengths, lengths.flip(0), 1.3, 0.5),
+        lambda x: labelled_losses(x, lengths - 3.5, 0.7, "soft"),
     ):
         assert torch.autograd.gradcheck(loss, (h,))
 

@@ -49,6 +49,7 @@ CLOSED = {
     "simpo": [simpo()],
     "cdpo": [LN2],
     "chi-po": [LN2],
+    "rm-dpo": [LN2],
 }
 
 

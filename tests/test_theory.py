@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from logps import sequence_logps
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from rpo_cli.objectives.distill import distill_losses
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.ipo import ipo_losses
 from rpo_cli.objectives.kl import kl_full, kl_sample
 from rpo_cli.objectives.members import ensemble_losses
+from rpo_cli.objectives.rm_dpo import labelled_losses
 
 PAPER_BETAS = [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0]
 
@@ -466,6 +468,34 @@ def test_the_squared_loss_of_reward_aware_preference_optimization_is_distillatio
             torch.testing.assert_close(
                 distill_losses(chosen - rejected, eta * (good - bad), beta), theirs, rtol=1e-12, atol=1e-12
             )
+
+
+def test_dpo_on_soft_labels_is_reward_aware_preference_optimization_with_the_backward_kl():
+    """NeMo's (Sun et al. 2025): KL of the teacher's Bernoulli σ(Δr) to σ(β Δh); ours less its entropy."""
+    delta_r = doubles(8, seed=1)
+    teacher = [logsigmoid(delta_r), logsigmoid(-delta_r)]
+    entropy = -sum(each.exp() * each for each in teacher)
+    for beta in PAPER_BETAS:
+        delta_h = doubles(8, seed=0).requires_grad_()
+        policy = [logsigmoid(beta * delta_h), logsigmoid(-beta * delta_h)]
+        theirs = sum(each.exp() * (each - other) for each, other in zip(teacher, policy, strict=True))
+        ours = labelled_losses(delta_h, delta_r, beta, "soft")
+        torch.testing.assert_close(ours - entropy, theirs, rtol=1e-12, atol=1e-12)
+        slopes = [torch.autograd.grad(loss.sum(), delta_h)[0] for loss in (ours, theirs)]
+        torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
+
+
+def test_soft_labels_and_distillation_have_the_same_minimiser_and_only_soft_labels_a_bounded_pull():
+    delta_r = torch.tensor([-40.0, -1.0, 0.0, 2.0, 40.0], dtype=torch.float64)
+    for beta in PAPER_BETAS:
+        there = (delta_r / beta).requires_grad_()
+        for losses in (labelled_losses(there, delta_r, beta, "soft"), distill_losses(there, delta_r, beta)):
+            assert torch.autograd.grad(losses.sum(), there)[0].abs().max() <= 1e-12
+        start = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+        (pull,) = torch.autograd.grad(labelled_losses(start, delta_r, beta, "soft").sum(), start)
+        assert (pull.abs() <= beta / 2).all()
+        (pull,) = torch.autograd.grad(distill_losses(start, delta_r, beta).sum(), start)
+        torch.testing.assert_close(pull, -2 * beta * delta_r, rtol=1e-13, atol=0)
 
 
 def trl_loss(

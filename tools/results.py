@@ -23,7 +23,7 @@ import pandas as pd
 from rpo_cli.figures.claims import judge
 from rpo_cli.figures.results import Results, load_results
 from rpo_cli.recipes import schema
-from rpo_cli.statistics import t_interval, t_test
+from rpo_cli.statistics import holm, t_interval, t_test
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("**/*.md"))]
@@ -38,6 +38,8 @@ PRIMARY = {
     "entangled": "entangled",
     "polite": "polite",
     "polite-pupil": "polite",
+    "trusted": "trusted",
+    "factorial": "factorial",
 }
 MARKED = re.compile(r"(<!-- (\w+) of ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = Mapping[str, Any]
@@ -105,9 +107,10 @@ def primary(folder: Path) -> Iterator[Sequence[str]]:
         told = [row for row in found["orderings"] if row["claim"] in titles]
         rows += [(f"[{name}](results/{page}.md)", row) for row in told]
     head, *lines = verdicts([row for _, row in rows])
-    yield ("asked in", *head)
-    for (link, _), line in zip(rows, lines, strict=True):
-        yield (link, *line)
+    among_all = holm([row["p"] for _, row in rows])
+    yield ("asked in", *head, "p", f"of {len(rows)} (Holm)")
+    for (link, row), line, corrected in zip(rows, lines, among_all, strict=True):
+        yield (link, *line, f"{max(row['p'], 0.0001):.4f}", f"{max(corrected, 0.0001):.4f}")
 
 
 def slopes(folder: Path) -> Iterator[Sequence[str]]:
@@ -379,6 +382,24 @@ def taken(folder: Path) -> Iterator[Sequence[str]]:
         )
 
 
+# What prose names beyond a page's claims and tables: measure, more, than, rhos, of how many first seeds.
+AFTERWARDS: dict[str, Sequence[tuple[str, str, str, Sequence[float], int | None]]] = {
+    "figure2-seeds": [("advantage", "d-dpo", "e-dpo", [0.5], None)],
+    "information": [("kl", more, "dpo", [0.2, 0.3, 0.4, 0.5], None) for more in ("e-dpo", "mean")],
+    "entangled": [("utility", "e-dpo", "dpo", [0.2], 7)],
+}
+
+
+def afterwards(folder: Path) -> Iterator[Sequence[str]]:
+    """Single differences that were looked at afterwards: paired, Student's t over seeds, not corrected."""
+    yield ("looked at afterwards", "ρ", "seeds", "difference")
+    for measure, more, than, rhos, seeds in AFTERWARDS[folder.name]:
+        means = means_of(folder, measure)[measure].iloc[:, :seeds]
+        value = over_rhos({measure: means}, measure, more, than, rhos)
+        told = ", ".join(f"{rho:g}" for rho in rhos)
+        yield (f"{measure}: {more} - {than}", told, str(means.shape[1]), value)
+
+
 def costs(folder: Path) -> Iterator[Sequence[str]]:
     """Leads over DPO at ρ 0.2 where length is biased and where this attribute is, of the same seeds."""
     places = (folder.parent / "information", folder)
@@ -433,6 +454,30 @@ def paid(folder: Path) -> Iterator[Sequence[str]]:
             )
 
 
+def apart(folder: Path) -> Iterator[Sequence[str]]:
+    """Of what an ensemble's members differ in, the share that is one number each of length, in percent."""
+    found = pd.read_csv(folder / "apart.csv").pivot(index="rho", columns="seed", values="by_length")
+    yield ("ρ", "seeds", "share, %", "least", "most")
+    for rho, shares in found.iterrows():
+        middle, low, high = (number(100 * each, 0, sign=False) for each in t_interval(shares.to_numpy()))
+        ends = (number(100 * each, 0, sign=False) for each in (shares.min(), shares.max()))
+        yield (f"{rho:g}", str(len(shares)), f"{middle} ({low} … {high})", *ends)
+
+
+def teaching(folder: Path) -> Iterator[Sequence[str]]:
+    """Of how many pairs e-DPO's min took each member, in percent, means over the seeds with their ranges."""
+    found = pd.read_csv(folder / "choices.csv")
+    shares = found[found["policy"] == "e-dpo"].groupby(["rho", "member"])["share"].agg(["mean", "min", "max"])
+    members = shares.index.unique("member")
+    yield ("ρ", *(f"b {member:g}" for member in members))
+    for rho in shares.index.unique("rho"):
+        of_rho = 100 * shares.loc[rho]
+        yield (
+            f"{rho:g}",
+            *(f"{row['mean']:.0f} ({row['min']:.0f} … {row['max']:.0f})" for _, row in of_rho.iterrows()),
+        )
+
+
 def known(folder: Path) -> Iterator[Sequence[str]]:
     """What each reward model knows of held-out pairs, and the size of its margins on the training pairs."""
     kinds = ("all", "longer", "shorter")
@@ -449,6 +494,23 @@ def known(folder: Path) -> Iterator[Sequence[str]]:
         size = number(row["margins_mean_square"], 0, sign=False)
         warmth = number(row["temperature"], sign=False)
         yield (f"{row['rho']:g}", f"b {row['member']:g}", *shares, size, warmth)
+
+
+def taught_by(folder: Path) -> Iterator[Sequence[str]]:
+    """What single teachers know of held-out pairs, means over the seeds: shares in percent."""
+    found = pd.read_csv(folder / "teachers.csv")
+    kinds = ("all", "longer", "shorter")
+    yield (
+        "ρ",
+        "teacher",
+        "right, %",
+        "where the longer won, %",
+        "where the shorter won, %",
+        "margins, mean square",
+    )
+    for (rho, teacher), each in found.groupby(["rho", "teacher"], sort=False):
+        shares = (number(100 * each[kind].mean(), 0, sign=False) for kind in kinds)
+        yield (f"{rho:g}", str(teacher), *shares, number(each["mean_square"].mean(), 0, sign=False))
 
 
 def smallest(folder: Path) -> Iterator[Sequence[str]]:
@@ -535,9 +597,13 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "paid": paid,
     "taken": taken,
     "costs": costs,
+    "afterwards": afterwards,
     "chosen": chosen,
     "leads": leads,
+    "apart": apart,
+    "teaching": teaching,
     "known": known,
+    "taught_by": taught_by,
     "overlap": overlap,
     "smallest": smallest,
     "sizes": sizes,

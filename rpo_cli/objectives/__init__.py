@@ -24,5 +24,6 @@ from rpo_cli.objectives.robust_dpo import ROBUST_DPO
 from rpo_cli.objectives.simpo import SIMPO
 from rpo_cli.objectives.cdpo import CDPO
 from rpo_cli.objectives.chi_po import CHI_PO
+from rpo_cli.objectives.rm_dpo import RM_DPO
 
 OBJECTIVES = {each.name: each for each in globals().values() if isinstance(each, Objective)}
