@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from conftest import RHO, Tiny, manifest, rpo
 from repository import ROOT
 
-from rpo_cli.artifacts import log_images, told_where
+from rpo_cli.artifacts import Report, Workspace, job_of, log_images, told_where, versions
 from rpo_cli.artifacts.graph import subject_of
 from rpo_cli.artifacts.tracker import FEW
 from rpo_cli.recipes import load
@@ -23,8 +24,17 @@ from rpo_cli.runs.planner import Planner
 BLOCK = 2**15
 
 
-def records(run: Path) -> Iterator[Any]:
-    """What a run's folder holds: records in the blocks of LevelDB's log, behind a header of 7 bytes."""
+def records(run: Path) -> list[Any]:
+    """What a run's folder holds when its last record is written, which is after the run was left."""
+    while True:
+        found = list(written(run))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.02)
+
+
+def written(run: Path) -> Iterator[Any]:
+    """Records in the blocks of LevelDB's log, behind a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
     content, place, parts = next(run.glob("*.wandb")).read_bytes(), 7, b""
@@ -62,44 +72,74 @@ def runs(root: Path) -> list[Path]:
 
 
 def id_of(run: Path) -> str:
-    return run.name.split("-", 3)[3]
+    return next(run.glob("*.wandb")).stem.removeprefix("run-")
 
 
 # ── Runs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.slow
-def test_a_run_taken_up_again_has_the_whole_curve_and_a_new_training_a_run_of_its_own(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+def reporting(tiny: Tiny) -> Report:
+    """The voice of the training of a policy that begins, or that is taken up again."""
+    workspace = Workspace(tiny.root, "tiny")
+    workspace.open()
+    job = job_of(tiny.stage("dpo.yaml"), workspace, {"report_to": "wandb"})
+    with workspace.building(job.path, job.identity):
+        return Report(job, lambda step, of: None)
+
+
+def log(report: Report, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        report.log({"loss": 1 / step}, step)
+        report.log({"monitor/tokens": step}, step)
+
+
+def lines(last: int) -> list[dict[str, Any]]:
+    return [{"step": step, "loss": 1 / step, "monitor/tokens": step} for step in range(1, last + 1)]
+
+
+def test_a_run_taken_up_again_is_the_same_and_has_the_whole_curve(
+    empty: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    settings = ("dpo.yaml", "save_steps=2", "report_to=wandb")
+    with pytest.raises(KeyboardInterrupt), reporting(empty) as report:
+        log(report, 1, 5)
+        raise KeyboardInterrupt
+    with report.file.open("a") as file:
+        file.write('{"step": 6, "lo')  # as a kill leaves it
+    with reporting(empty) as report:
+        report.rewind(4)
+        log(report, 5, 6)
+    first, resumed = runs(empty.root)
+    assert id_of(first) == id_of(resumed) and report.told == []
+    assert (curve(first), curve(resumed)) == (lines(5), lines(6))
 
-    def stop(step: int, of: int) -> None:
-        if step == 5:
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        tiny.make(*settings, progress=stop)
-    folder, made = tiny.make(*settings)
-    tiny.make(*settings)
-    first, resumed, anew = runs(tiny.root)
-    assert id_of(first) == id_of(resumed) != id_of(anew)
-    lines: dict[int, dict[str, Any]] = {}
-    for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
-        lines.setdefault(line["step"], {}).update(line)
-    assert list(lines) == [1, 2, 3, 4, 5, 6]
-    assert [line for line in curve(anew) if line["step"]] == list(lines.values())
-    told = {line["step"]: line for line in curve(resumed)}
-    assert list(told) == list(lines)
-    for step, line in lines.items():
-        assert told[step].keys() == line.keys() and told[step]["loss"] == line["loss"]
-    (begun,) = (record.run for record in records(anew) if record.WhichOneof("record_type") == "run")
+def test_a_run_is_told_again_only_what_it_lacks(empty: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with reporting(empty) as report:
+        log(report, 1, 4)
+        report.rewind(4)  # as where memory ended, and the same process goes on in smaller pieces
+        log(report, 5, 6)
+    (run,) = runs(empty.root)
+    assert curve(run) == lines(6)
+
+
+def test_another_workspace_has_another_run_and_a_run_says_what_it_is_of(
+    empty: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    other = Tiny(empty.suite, tmp_path / "other")
+    for tiny in (empty, other):
+        with reporting(tiny):
+            pass
+    (one,), (two,) = runs(empty.root), runs(other.root)
+    assert id_of(one) != id_of(two) and id_of(one)[:16] == id_of(two)[:16]
+    (begun,) = (record.run for record in records(one) if record.WhichOneof("record_type") == "run")
     config = {item.key: json.loads(item.value_json) for item in begun.config.update}
     assert begun.run_group == "tiny/rho-0.5/dpo"
     assert (config["rho"], config["objective"], config["beta"], config["seed"]) == (0.5, "dpo", 0.2, 0)
     assert (config["processes"], config["effective_batch"]) == (1, 8)
-    assert config["device"].startswith("cpu") and config["versions"] == made["versions"]
+    assert config["device"].startswith("cpu") and config["versions"] == versions()
 
 
 def test_what_is_found_of_a_policy_is_filed_under_its_rho_objective_and_strength(empty: Tiny) -> None:
@@ -124,7 +164,6 @@ def test_what_is_found_of_a_policy_is_filed_under_its_rho_objective_and_strength
     assert subject_of(empty.stage("ipo.yaml", "rho=null"))["rho"] is None
 
 
-@pytest.mark.slow
 def test_each_figure_has_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     said: list[str] = []
