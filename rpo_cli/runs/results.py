@@ -176,6 +176,13 @@ def _by_position(metrics: Metrics) -> str:
     return "" if share is None else f"; the order of the two decided {100 * share:.0f} %"
 
 
+def _unread(metrics: Metrics) -> str:
+    """How many comparisons the rates leave out, because an answer held no verdict."""
+    unread = metrics.get("unread", 0)
+    total = unread + metrics["comparisons"]
+    return f"; {unread} of {total} left out, an answer held no verdict" if unread else ""
+
+
 def _judge(metrics: Metrics) -> list[str]:
     lines = []
     for against in ("baseline", "reference"):
@@ -187,7 +194,7 @@ def _judge(metrics: Metrics) -> list[str]:
             wins, controlled = rates
             lines.append(
                 f"against the {against}: wins {wins} % of {of['comparisons']} comparisons, {controlled} % "
-                f"at equal length{_by_position(of)}"
+                f"at equal length{_by_position(of)}{_unread(of)}"
             )
     return lines
 

@@ -68,9 +68,12 @@ def kappa(one: Sequence[int], other: Sequence[int]) -> float | None:
     return None if chance > 1 - 1e-12 else (float(np.trace(table)) - chance) / (1 - chance)
 
 
-def value(verdict: str | None, position: str) -> float:
-    """1 for the response in this position, 0 for the other, 0.5 for a tie, NaN without a verdict."""
-    if verdict is None:
+def value(verdict: object, position: str) -> float:
+    """1 for the response in this position, 0 for the other, 0.5 for a tie, NaN without a verdict.
+
+    No verdict is None or NaN: a column of text may hold either.
+    """
+    if not isinstance(verdict, str):
         return float("nan")
     return 0.5 if verdict == "tie" else float(verdict == position)
 
