@@ -24,6 +24,7 @@ from rpo_cli.figures.report import page_of
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Bootstrap
 from rpo_cli.stages.held_out import HALVES, half_of
+from rpo_cli.statistics import wilson
 
 NAMES = ("e-dpo.yaml", "dp-dpo.yaml")
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'so'"
@@ -135,7 +136,8 @@ def test_held_out_means_are_over_pairs_though_prompts_are_drawn() -> None:
     frame = Frame("held_out", ("accuracy", "margin"), cells, pairs=True)
     accuracy, margin = _rows(frame, ["dpo", "baseline"], selection, "dpo", Bootstrap(200))
     assert accuracy["mean"] == pytest.approx(75) and margin["mean"] == pytest.approx(0.5)
-    assert (accuracy["low"], accuracy["high"]) == (0, 100)
+    # Of two prompts little is known.
+    assert (accuracy["low"], accuracy["high"]) == pytest.approx([100 * end for end in wilson(1.5, 2)[1:]])
 
 
 def test_over_seeds_differences_are_those_of_each_seed_and_their_mean() -> None:

@@ -13,7 +13,7 @@ from rpo_cli.figures.cells import BASELINE, FORMAT, Cell
 from rpo_cli.figures.gather import read
 from rpo_cli.figures.results import plain
 from rpo_cli.figures.selection import Selection
-from rpo_cli.figures.table import Axes, Bootstrap, of_seeds, over_seeds, resample
+from rpo_cli.figures.table import Axes, Basis, Bootstrap, of_seeds, resample
 from rpo_cli.recipes import schema, shown
 from rpo_cli.runs.results import UNFINISHED
 from rpo_cli.statistics import Array, per_prompt, too_few
@@ -52,6 +52,9 @@ MEASURES = {
     "kl": Measure("KL to reference", "nats", 2, "log pi_theta - log pi_ref of the samples, by response"),
     "unfinished": Measure("unfinished", "% of samples", 1, "samples that were cut at max_new_tokens"),
 }  # fmt: skip
+
+
+SHARES = {"accuracy": 100.0, "judge": 100.0, "unfinished": 100.0}  # of so much
 
 
 class Frame(NamedTuple):
@@ -268,7 +271,7 @@ def _rows(
     there = [name for name in policies if name in known]
     measures = (*frame.measures, "pairs") if frame.pairs else frame.measures
     axes = Axes(there, selection.rhos, sorted(selection.seeds), measures)
-    draws = resample(frame.cells, axes, how)
+    draws = resample(frame.cells, axes, how._replace(student=True))
     point, drawn = draws.point[:, :, 0], draws.drawn[:, :, :, 0]
     if frame.pairs:  # a mean over pairs, whose prompts are drawn
         point, drawn = (values[..., :-1] / values[..., -1:] for values in (point, drawn))
@@ -277,13 +280,14 @@ def _rows(
             apart: Apart | None = None
             if policy != against and against in there:
                 a = there.index(against)
-                apart = _apart(point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m])
-            own = _apart(point[:, p, m], drawn[:, :, p, m])
+                beyond = point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m]
+                apart = _apart(*beyond, draws.basis)
+            own = _apart(point[:, p, m], drawn[:, :, p, m], draws.basis, SHARES.get(measure))
             yield {"policy": policy, "measure": measure, **own, "difference": apart}
 
 
-def _apart(point: Array, drawn: Array) -> Apart:
-    mean, low, high = of_seeds(point, float(over_seeds(point, 0)), over_seeds(drawn, 1), student=True)
+def _apart(point: Array, drawn: Array, basis: Basis, whole: float | None = None) -> Apart:
+    mean, low, high = of_seeds(point, drawn, basis, whole)
     return {"mean": mean, "low": low, "high": high, "by_seed": point.tolist()}
 
 

@@ -111,8 +111,9 @@ def question_key(settings: JudgeSettings, question: str) -> str:
 
 def verdict_of(text: str) -> Verdict | None:
     """`A`, `B` or `tie` of a text's last verdict, or a text that is nothing but one; else None."""
-    found = [*VERDICT.finditer(text)][-1:] or [BARE.fullmatch(text)]
-    words = [word for match in found if match for word in match.groups() if word]
+    stated = [*VERDICT.finditer(text)]
+    found = stated[-1] if stated else BARE.fullmatch(text)
+    words = [word for word in found.groups() if word] if found is not None else []
     known: dict[str, Verdict] = {"a": "A", "b": "B"}
     return known.get(words[0].lower(), "tie") if words else None
 

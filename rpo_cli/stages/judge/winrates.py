@@ -123,11 +123,12 @@ def judged(comparisons: pd.DataFrame, resamples: int, seed: int) -> dict[str, ob
         rates[rows] = weighted_means(weights, wins[:, None])[:, 0]
         controlled[rows] = length_controlled(feature, wins, weights)
     theta, phi = fit_win_rate(feature, wins, everyone)[0]
+    one_side = np.isin(wins, (0, 1)).all() and wins.std() == 0  # then lengths explain nothing either
     for name, mean, draws in (
         ("win_rate", wins.mean(), rates),
-        ("length_controlled_win_rate", 1 / (1 + np.exp(-theta)), controlled),
+        ("length_controlled_win_rate", 1 / (1 + np.exp(-theta)), rates if one_side else controlled),
     ):
-        found = interval(float(mean), draws)
+        found = interval(float(mean), draws, len(wins), whole=1.0)
         out |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
     out |= {
         "length_coefficient": float(phi),
