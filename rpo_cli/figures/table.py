@@ -102,6 +102,14 @@ def check_cells(cells: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     return cells.sort_values(list(KEYS), ignore_index=True)
 
 
+def of_all(cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows of prompts that all policies of their seed and rho have, so that differences are paired."""
+    place = [cells["seed"], cells["rho"].fillna(key(None)).round(6)]
+    policies = cells["policy"].groupby(place).transform("nunique")
+    there = cells["policy"].groupby([*place, cells["prompt_id"]]).transform("nunique")
+    return cells[there == policies]
+
+
 def missing(cells: pd.DataFrame, axes: Axes) -> Missing:
     """The cells (policy, rho, seed) of the figure that have no row."""
     present = set(sizes_of(cells).index)
@@ -121,11 +129,11 @@ def resample(cells: pd.DataFrame, axes: Axes, how: Bootstrap, *, resample_seeds:
     """
     index = pd.MultiIndex.from_product([axes.measures, axes.policies, [key(rho) for rho in axes.rhos]])
     tables = []
-    for _, rows in check_cells(cells[cells["seed"].isin(axes.seeds)], axes.measures).groupby("seed"):
+    for _, rows in of_all(check_cells(cells[cells["seed"].isin(axes.seeds)], axes.measures)).groupby("seed"):
         wide = rows.pivot(index="prompt_id", columns=["policy", "rho"], values=list(axes.measures))
         tables.append(wide.reindex(columns=index))
     if not tables:
-        raise ValueError("cells: none of the seeds of the figure has any rows")
+        raise ValueError("cells: in none of the seeds of the figure is there a prompt that all policies have")
     everything = pd.Index(np.unique(np.concatenate([wide.index.to_numpy(object) for wide in tables])))
     shared = len(everything) < sum(map(len, tables)) or len(tables) == 1
     if shared and len(tables) > 1:
@@ -183,7 +191,7 @@ def summary(cells: pd.DataFrame, axes: Axes, how: Bootstrap, *, resample_seeds: 
     seeds); `seeds`, and `prompts` of the smallest seed. A cell that no seed has: seeds 0 and NaN.
     """
     draws = resample(cells, axes, how, resample_seeds=resample_seeds)
-    sizes = sizes_of(cells[cells["seed"].isin(axes.seeds)])
+    sizes = sizes_of(of_all(cells[cells["seed"].isin(axes.seeds)]))
     counts = sizes.groupby(level=CELL[:2]).agg(["min", "count"])
     rows = []
     for i, policy in enumerate(axes.policies):

@@ -293,7 +293,7 @@ class Session(Options):
             return
         for path, manifest in found.items():
             self.out.print(str(workspace.root / path), highlight=False, soft_wrap=True)
-            if lines := results.in_words(manifest["kind"], manifest["metrics"]):
+            if lines := results.in_words(manifest["kind"], manifest["metrics"], manifest.get("recipe")):
                 self.out.print(
                     "".join(f"  {line}\n" for line in lines),
                     end="",
