@@ -1,14 +1,14 @@
 """What the samples of one evaluated cell say about its policy, with intervals; numpy only.
 
-Every interval over prompts is the 95 % percentile bootstrap (Efron and Tibshirani, 1993, chapter 13). The
-unit of resampling is the prompt, never the single sample: samples of one prompt are not independent. Over
-seeds, of which there are few, there is Student's t beside it.
+Every interval over prompts is the 95 % percentile bootstrap (Efron and Tibshirani, 1993, chapter 13), of few
+prompts Student's t or, of shares, Wilson's. The unit of resampling is the prompt, never the single sample:
+samples of one prompt are not independent. Over seeds, of which there are few, there is Student's t beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Truncated = Literal["score", "drop"]
 COLUMNS = ("prompt_id", "sample", "prompt", "response", "tokens", "finished", "logp", "ref_logp")
+FEW_PROMPTS = 50  # of fewer a percentile bootstrap is too narrow
 FEW_PAIRS = 100  # an accuracy on fewer is known to 10 points at best
 COUNTS_AT_A_TIME = 2_000_000  # resamples x prompts held in memory: 16 MB
 
@@ -31,7 +32,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(hits: int, count: int) -> Interval:
+def wilson(hits: float, count: int) -> Interval:
     """A share of counted things with its 95 % score interval (Wilson 1927); NaN where nothing was counted."""
     if count == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
@@ -49,18 +50,64 @@ def too_few(pairs: float) -> str | None:
     return f"{pairs:.0f} held-out pairs are few: an accuracy on them may be {apart:.0f} points off"
 
 
-def interval(mean: float, draws: Array) -> Interval:
-    """An estimate with the 2.5 and 97.5 percentiles of its bootstrap draws [resamples] that are not NaN."""
+def interval(mean: float, draws: Array, prompts: int | None = None, whole: float | None = None) -> Interval:
+    """An estimate with the 2.5 and 97.5 percentiles of its bootstrap draws [resamples] that are not NaN.
+
+    prompts: how many were drawn again; None: seeds were, too. Of fewer than FEW_PROMPTS the interval is
+    Student's t with the draws' standard deviation. whole: the values are shares of it, such as 100. A share
+    then has Wilson's interval where prompts are few, or where it is 0 or whole in every draw.
+    """
     draws = draws[np.isfinite(draws)]
     if not draws.size or not np.isfinite(mean):
         return Interval(float("nan"), float("nan"), float("nan"))
+    few = prompts is not None and prompts < FEW_PROMPTS
+    on_edge = whole is not None and (np.isclose(draws, 0).all() or np.isclose(draws, whole).all())
+    if prompts is not None and whole is not None and (few or on_edge):
+        _, low, high = wilson(prompts * min(1.0, max(0.0, mean / whole)), prompts)
+        return Interval(float(mean), whole * low, whole * high)
+    if few and prompts is not None and prompts > 1:
+        error = float(np.std(draws)) * (prompts / (prompts - 1)) ** 0.5
+        reach = student_quantile(0.975, prompts - 1) * error
+        return Interval(float(mean), float(mean) - reach, float(mean) + reach)
     low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(float(mean), float(low), float(high))
 
 
-@cache
-def student_angles(freedom: int) -> tuple[Array, Array]:
-    """Distribution function of Student's t: angles θ and P(t ≤ √freedom · tan θ) at each.
+class Spread(NamedTuple):
+    """Standard error of a mean over seeds, and the degrees of freedom that it is known with."""
+
+    error: float
+    freedom: float
+
+
+def spread_of_seeds(values: Array) -> Spread:
+    """Of the mean of one value for each seed [S], S at least 2, where nothing but the seed is common."""
+    return Spread(float(np.std(values, ddof=1)) / len(values) ** 0.5, len(values) - 1)
+
+
+def spread_of_seeds_and_prompts(values: Array, together: Array, prompts: int) -> Spread:
+    """Of the mean of one value for each seed [S], S at least 2, measured on prompts that seeds share.
+
+    together [S, S]: covariance of the seeds' values over draws of these prompts. The luck of shared prompts
+    does not show in how seeds differ: the variance is that over seeds plus that over prompts less what both
+    count, the noise of a prompt in one seed; at least the larger of the first two. Where all seeds have all
+    n prompts these are s2(seed means) / S + s2(prompt means) / n - s2(residuals) / (S n). Degrees of freedom
+    by Satterthwaite (1946), at least 1.
+    """
+    count = len(values)
+    of_seeds, of_prompts = float(np.var(values, ddof=1)) / count, float(together.mean())
+    common = float(together.sum() - np.trace(together)) / (count * (count - 1))
+    noise = max(0.0, of_prompts - common)
+    total = of_seeds + of_prompts - noise
+    doubt = of_seeds**2 / (count - 1)
+    doubt += of_prompts**2 / max(1, prompts - 1) + noise**2 / max(1, (count - 1) * (prompts - 1))
+    freedom = max(1.0, total**2 / doubt) if doubt > 0 else count - 1.0
+    return Spread(max(total, of_seeds, of_prompts, 0.0) ** 0.5, freedom)
+
+
+@lru_cache(maxsize=32)
+def student_angles(freedom: float) -> tuple[Array, Array]:
+    """Distribution function of Student's t: angles θ and P(t ≤ √freedom · tan θ) at each; freedom at least 1.
 
     With t = √freedom · tan θ the density is proportional to cos(θ)^(freedom − 1): bounded, and summed by the
     trapezoid rule it is right to 1e-8.
@@ -71,27 +118,42 @@ def student_angles(freedom: int) -> tuple[Array, Array]:
     return angles, np.concatenate([[0.0], np.cumsum(steps)]) / steps.sum()
 
 
-def student_quantile(share: float, freedom: int) -> float:
+def student_quantile(share: float, freedom: float) -> float:
     """The value below which this share of Student's t distribution lies."""
     angles, shares = student_angles(freedom)
     return float(np.sqrt(freedom) * np.tan(np.interp(share, shares, angles)))
 
 
-def t_interval(values: Array, level: float = 0.95) -> Interval:
-    """Mean of one value for each seed [S], S at least 2, with its interval by Student's t."""
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
-    reach = student_quantile((1 + level) / 2, len(values) - 1) * error
+def t_interval(values: Array, level: float = 0.95, spread: Spread | None = None) -> Interval:
+    """Mean of one value for each seed [S], S at least 2, with its interval by Student's t.
+
+    spread: of the mean; None: that of `spread_of_seeds`. Equal values other than zero say nothing of how
+    seeds differ: ends NaN.
+    """
+    mean, (error, freedom) = float(np.mean(values)), spread or spread_of_seeds(values)
+    if _nothing(error, mean):
+        return Interval(mean, float("nan"), float("nan"))
+    reach = student_quantile((1 + level) / 2, freedom) * error
     return Interval(mean, mean - reach, mean + reach)
 
 
-def t_test(values: Array) -> float:
-    """Two-sided p-value of a mean of zero, of one value for each seed [S], S at least 2."""
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    if error == 0:
-        return 0.0 if np.any(values) else 1.0
-    angles, shares = student_angles(len(values) - 1)
-    angle = np.arctan(-abs(float(np.mean(values))) / error / (len(values) - 1) ** 0.5)
-    return float(2 * np.interp(angle, angles, shares))
+def t_test(values: Array, spread: Spread | None = None) -> float:
+    """Two-sided p-value of a mean of zero, of one value for each seed [S], S at least 2; NaN: not known.
+
+    spread: as for `t_interval`, and so are equal values.
+    """
+    mean, (error, freedom) = float(np.mean(values)), spread or spread_of_seeds(values)
+    if error == 0 and mean == 0:
+        return 1.0
+    if _nothing(error, mean):
+        return float("nan")
+    angles, shares = student_angles(freedom)
+    return float(2 * np.interp(np.arctan(-abs(mean) / error / freedom**0.5), angles, shares))
+
+
+def _nothing(error: float, mean: float) -> bool:
+    """Whether an error is that of equal values other than zero, to rounding."""
+    return mean != 0 and error <= 1e-12 * abs(mean)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -266,11 +328,14 @@ def summarise(
     draws = resample_means([values], resamples, seed)[:, 0]
     means, places = values.mean(0), list(columns)
     told = [name for name in ("advantage", "tokens", "kl_to_reference", "win_rate") if name in columns]
+    whole = {"win_rate": 1.0}
     intervals: dict[str, Interval] = {
-        name: interval(means[places.index(name)], draws[:, places.index(name)]) for name in told
+        name: interval(means[place], draws[:, place], len(kept), whole.get(name))
+        for name in told
+        for place in [places.index(name)]
     }
     if rewarded:
-        controlled = interval(float(at_equal_length(means[:4])), at_equal_length(draws[:, :4]))
+        controlled = interval(float(at_equal_length(means[:4])), at_equal_length(draws[:, :4]), len(kept))
         intervals["length_controlled_advantage"] = controlled
     out: dict[str, float] = {"prompts": len(kept), "samples": len(policy_samples)}
     for name, value in intervals.items():

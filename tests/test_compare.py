@@ -19,12 +19,27 @@ from fake_judge import FakeJudge
 from test_teachers import write as conversations
 from worlds import Plain, logp
 
-from rpo_cli.artifacts import read_json
-from rpo_cli.figures.numbers import Frame, Row, _pairs, _rows, _verdicts, cut_short
+from rpo_cli.artifacts import Workspace, read_json
+from rpo_cli.figures.cells import Cell, Cells
+from rpo_cli.figures.numbers import (
+    Frame,
+    Row,
+    _few_prompts,
+    _half_notes,
+    _left_out,
+    _pairs,
+    _rows,
+    _verdicts,
+    cut_short,
+    in_deviations,
+    why_half,
+)
 from rpo_cli.figures.report import curves, page_of
 from rpo_cli.figures.selection import Selection
-from rpo_cli.figures.table import Bootstrap
+from rpo_cli.figures.table import Bootstrap, of_all
+from rpo_cli.recipes import load
 from rpo_cli.stages.held_out import HALVES, half_of, measured
+from rpo_cli.statistics import wilson
 
 NAMES = ("e-dpo.yaml", "dp-dpo.yaml")
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'so'"
@@ -167,7 +182,8 @@ def test_held_out_means_are_over_pairs_though_prompts_are_drawn() -> None:
     frame = Frame("held_out", ("accuracy", "margin"), cells, pairs=True)
     accuracy, margin = _rows(frame, ["dpo", "baseline"], selection, "dpo", Bootstrap(200))
     assert accuracy["mean"] == pytest.approx(75) and margin["mean"] == pytest.approx(0.5)
-    assert (accuracy["low"], accuracy["high"]) == (0, 100)
+    # Of two prompts little is known.
+    assert (accuracy["low"], accuracy["high"]) == pytest.approx([100 * end for end in wilson(1.5, 2)[1:]])
 
 
 def test_over_seeds_differences_are_those_of_each_seed_and_their_mean() -> None:
@@ -270,6 +286,96 @@ def test_without_an_oracle_pairs_lengths_and_kl_are_compared_and_a_half_of_the_p
     assert row(chosen, "dp-dpo", "margin")["mean"] == pytest.approx(halves["test/margin"], abs=1e-4)
     notes = " ".join(chosen["notes"])
     assert "other is what is reported" in notes and "held-out pairs are few: an accuracy on them" in notes
+    assert "chosen on policies of the seeds that are reported here" in notes
+    # A sweep may have written what the recipes say by now.
+    later = json.loads(compare(tiny, "--json").stdout)
+    assert row(later, "dp-dpo", "margin")["mean"] == pytest.approx(halves["test/margin"], abs=1e-4)
+    assert "may have chosen strengths (e-dpo, dp-dpo have a grid or by_rho), the other" in " ".join(
+        later["notes"]
+    )
+
+
+def planned(tiny: Tiny, *names: str) -> list[Cell]:
+    """The cells of a comparison, of which nothing is made."""
+    loads = [load(str(tiny.suite / name), expect="policy") for name in names]
+    maker = Cells(loads[0], (), loads[1:])
+    return maker.test(Selection(list(maker.variants), [0.2], [0]))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", None),
+        ("grid: {beta: [0.2]}", "may have chosen strengths (e-dpo has a grid or by_rho)"),
+        ("by_rho: {0.2: {beta: 0.2}}", "may have chosen strengths (e-dpo has a grid or by_rho)"),
+        ("select: validation", "chose among checkpoints (e-dpo)"),
+    ],
+)
+def test_without_an_oracle_pairs_that_may_have_chosen_do_not_report(
+    empty: Tiny, line: str, said: str | None
+) -> None:
+    text = (empty.suite / "e-dpo.yaml").read_text().splitlines(keepends=True)
+    kept = [each for each in text if not each.startswith(("grid:", "by_rho:", "select:"))]
+    (empty.suite / "e-dpo.yaml").write_text("".join(kept) + line + "\n")
+    assert why_half(planned(empty, "e-dpo.yaml"), swept=True) is None  # an oracle chooses
+    empty.edit("evaluate.yaml", "oracle: null")
+    cells = planned(empty, "e-dpo.yaml")
+    found = why_half(cells, swept=False)
+    assert found is None if said is None else found is not None and found.endswith(said)
+    assert why_half(cells, swept=True) == "one half of the held-out pairs chose the strengths"
+
+
+def test_a_half_of_the_held_out_pairs_that_is_empty_is_said_to_be(empty: Tiny) -> None:
+    (cell,) = planned(empty, "e-dpo.yaml")
+    workspace = Workspace(empty.root, "tiny")
+    assert cell.held_out is not None
+    folder = workspace.root / cell.held_out.path
+    folder.mkdir(parents=True)
+    pairs = pd.DataFrame(
+        {"prompt_id": ["a", "b"], "half": ["validation", "test"], "h_chosen": [1.0, 2.0], "h_rejected": 0.0}
+    )
+    pairs.to_parquet(folder / "pairs.parquet")
+    assert _pairs(cell, workspace, half=True)["prompt_id"].tolist() == ["b"]
+    assert list(_half_notes([cell], workspace, "x")) == ["x, the other is what is reported"]
+    assert list(_half_notes([cell], workspace, None)) == []
+    pairs[:1].to_parquet(folder / "pairs.parquet")
+    assert _pairs(cell, workspace, half=True)["prompt_id"].tolist() == ["a"]
+    (_, empty_half) = _half_notes([cell], workspace, "x")
+    assert empty_half.startswith("seed 0: that half is empty, so accuracy and margin are of pairs")
+
+
+def test_differences_are_of_the_prompts_that_all_policies_have() -> None:
+    """A policy that lacks a hard prompt, which was dropped or has no verdict, is no better for it."""
+    values = {"dpo": [1.0, 2.0, 3.0, 60.0], "e-dpo": [2.0, 3.0, 4.0]}
+    cells = pd.DataFrame(
+        {"prompt_id": f"p{number}", "tokens": value, "policy": policy, "rho": float("nan"), "seed": 0}
+        for policy, numbers in values.items()
+        for number, value in enumerate(numbers)
+    )
+    whole = Frame("evaluation", ("tokens",), cells)
+    kept = whole._replace(cells=of_all(cells))
+    assert (
+        list(_left_out(whole, kept)) == ["length: 1 of 4 prompts left out, where a policy has no value"]
+        and list(_left_out(kept, kept)) == []
+    )
+    for frame in (whole, kept):
+        plain, ours = _rows(frame, list(values), Selection(list(values), [None], [0]), "dpo", Bootstrap(200))
+        assert (plain["mean"], ours["mean"]) == (2, 3)
+        assert ours["difference"] is not None and ours["difference"]["mean"] == 1
+
+
+def test_few_prompts_are_said_to_be_few() -> None:
+    counts: dict[str, dict[str, object]] = {"tokens": {"prompts": 49}, "accuracy": {"prompts": 3}}
+    assert [note[:20] for note in _few_prompts(counts)] == ["49 prompts are few: "]
+    assert list(_few_prompts({"tokens": {"prompts": 50}})) == []
+
+
+def test_teachers_of_different_scales_weigh_the_same() -> None:
+    rewards = pd.DataFrame({"prompt_id": ["a", "b"], "reward": [2.0, 2.0], "baseline_reward": [0.0, 1.0]})
+    other = rewards.assign(reward=100 * rewards["reward"], baseline_reward=100 * rewards["baseline_reward"])
+    assert in_deviations(rewards).tolist() == pytest.approx(in_deviations(other).tolist())
+    assert in_deviations(rewards)["a"] == pytest.approx(2 / 0.5**0.5)
+    assert in_deviations(rewards[:1])["a"] == 2
 
 
 def test_a_figure_without_an_oracle_is_refused_before_anything_is_built(empty: Tiny) -> None:

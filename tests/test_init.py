@@ -99,6 +99,18 @@ def test_init_holds_out_the_same_prompts_whatever_else_is_asked_for(here: Path) 
     assert tables["one"] == tables["two"] and suite("two")["training"]["num_train_epochs"] == 2
 
 
+def test_init_holds_out_the_same_prompts_under_every_seed(here: Path) -> None:
+    """Else a prompt that reports under one seed chooses, or teaches, under another."""
+    init(here)
+    assert "so always the same" in init(here, "--force").stderr
+    tables = []
+    for seed in (0, 1):
+        rpo("data", "inspect", "mine.yaml:data", "--set", f"seed={seed}")
+        folder = Path(f"runs/mine/seed-{seed}/data")
+        tables.append({file.name: file.read_bytes() for file in folder.glob("*.parquet")})
+    assert len(tables[0]) > 3 and tables[0] == tables[1]
+
+
 @pytest.mark.parametrize(
     ("names", "who"),
     [

@@ -22,10 +22,13 @@ from rpo_cli.recipes.schema import Claim, FigureRecipe
 from rpo_cli.stages.diagnosis import price_of_tokens
 from rpo_cli.stages.judge.winrates import length_controlled
 from rpo_cli.statistics import (
+    Spread,
     at_equal_length,
     holm,
+    interval,
     prompt_weights,
     resample_means,
+    spread_of_seeds_and_prompts,
     student_quantile,
     t_interval,
     t_test,
@@ -259,10 +262,152 @@ def test_intervals_of_a_comparison_hold_the_truth(seeds: int) -> None:
         [names, range(seeds), range(200)], names=["policy", "seed", "prompt_id"]
     )
     cells = pd.DataFrame({"accuracy": 100.0 * right.ravel(), "pairs": 2.0, "rho": 0.2}, index=index)
-    frame = Frame("held_out", ("accuracy",), cells.reset_index().astype({"prompt_id": str}), pairs=True)
+    cells = cells.reset_index()
+    cells["prompt_id"] = cells["seed"].astype(str) + "-" + cells["prompt_id"].astype(str)
+    frame = Frame("held_out", ("accuracy",), cells, pairs=True)
     selection = Selection(names, [0.2], list(range(seeds)))
     rows = pd.DataFrame(_rows(frame, names, selection, "none", Bootstrap(400)))
     assert 0.93 <= held(rows["low"], rows["high"], 70) <= 0.97
+
+
+def measured(
+    experiments: int, seeds: int, prompts: int, sds: tuple[float, float, float], truth: float = 0.0
+) -> np.ndarray:
+    """A difference on prompts that all seeds have, [experiments, seeds, prompts].
+
+    sds: of a seed, of a prompt in all seeds, and of a prompt in one seed.
+    """
+    rng = np.random.default_rng(seeds * prompts)
+    sizes = ((experiments, seeds, 1), (experiments, 1, prompts), (experiments, seeds, prompts))
+    parts = [rng.normal(0, sd, size) for sd, size in zip(sds, sizes, strict=True)]
+    return truth + parts[0] + parts[1] + parts[2]
+
+
+def together(values: np.ndarray) -> np.ndarray:
+    """Covariance of the means over prompts of values [seeds, prompts], over draws of prompts."""
+    return np.cov(values) / values.shape[1]
+
+
+def quantiles(freedom: np.ndarray) -> np.ndarray:
+    """97.5 percentiles of Student's t, from a table."""
+    known = np.geomspace(1, 2000, 100)
+    return np.interp(freedom, known, [student_quantile(0.975, each) for each in known])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "prompts", "sds"),
+    [
+        (3, 50, (0.1, 1.0, 0.5)),
+        (10, 50, (0.1, 1.0, 0.5)),
+        pytest.param(5, 50, (0.0, 1.0, 1.0), marks=pytest.mark.slow),
+        pytest.param(3, 400, (0.1, 1.0, 0.5), marks=pytest.mark.slow),
+        pytest.param(3, 50, (0.3, 0.3, 1.0), marks=pytest.mark.slow),
+        pytest.param(5, 20, (0.5, 0.1, 0.3), marks=pytest.mark.slow),
+    ],
+)
+def test_intervals_over_seeds_that_share_prompts_hold_the_truth(
+    seeds: int, prompts: int, sds: tuple[float, float, float]
+) -> None:
+    values = measured(2 * EXPERIMENTS, seeds, prompts, sds)
+    means = values.mean(2)
+    error, freedom = np.array(
+        [
+            spread_of_seeds_and_prompts(of_seeds, together(each), prompts)
+            for of_seeds, each in zip(means, values, strict=True)
+        ]
+    ).T
+    reach = quantiles(freedom) * error
+    assert 0.925 <= held(means.mean(1) - reach, means.mean(1) + reach, 0) <= 0.985
+    if sds[1] == 1.0 and prompts == 50:  # what the seeds alone would say
+        reach = student_quantile(0.975, seeds - 1) * means.std(1, ddof=1) / seeds**0.5
+        assert held(means.mean(1) - reach, means.mean(1) + reach, 0) <= 0.88
+
+
+def test_the_variance_over_seeds_and_prompts_is_that_of_two_way_analysis() -> None:
+    (values,) = measured(1, 4, 30, (0.5, 1.0, 0.7))
+    means, prompts = values.mean(1), values.mean(0)
+    rest = values - means[:, None] - prompts + values.mean()
+    of_seeds, of_prompts = means.var(ddof=1) / 4, prompts.var(ddof=1) / 30
+    noise = (rest**2).sum() / (3 * 29) / (4 * 30)
+    error, freedom = spread_of_seeds_and_prompts(means, together(values), 30)
+    total = of_seeds + of_prompts - noise
+    assert error**2 == pytest.approx(total)
+    doubt = of_seeds**2 / 3 + of_prompts**2 / 29 + noise**2 / (3 * 29)
+    assert freedom == pytest.approx(total**2 / doubt)
+    for alike in (np.repeat(means[:1], 4), means):  # never below either of the two
+        error, freedom = spread_of_seeds_and_prompts(alike, together(values), 30)
+        assert error**2 >= max(alike.var(ddof=1) / 4, of_prompts) * (1 - 1e-9) and freedom >= 1
+
+
+def shared_cells(names: list[str], values: np.ndarray, prompts: list[list[str]]) -> pd.DataFrame:
+    """Cells of values [policies, seeds, prompts]; prompts: of each seed."""
+    index = pd.MultiIndex.from_product(
+        [names, range(values.shape[1]), range(values.shape[2])], names=["policy", "seed", "place"]
+    )
+    cells = pd.DataFrame({"tokens": values.ravel(), "rho": 0.2}, index=index).reset_index()
+    named = [prompts[seed][place] for seed, place in zip(cells["seed"], cells["place"], strict=True)]
+    return cells.assign(prompt_id=named)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moved", [0, 20])
+def test_a_comparison_over_seeds_holds_the_truth_whether_all_prompts_are_shared_or_some(moved: int) -> None:
+    """moved: so many of 40 prompts each seed has for itself. Policies are experiments."""
+    seeds, names = 4, [f"a{number}" for number in range(EXPERIMENTS)]
+    wide = measured(EXPERIMENTS, seeds, 40 + seeds * moved, (0.1, 1.0, 0.5), 7.0)
+    places = [[*range(moved, 40), *range(40 + s * moved, 40 + (s + 1) * moved)] for s in range(seeds)]
+    values = np.stack([wide[:, seed, where] for seed, where in enumerate(places)], 1)
+    cells = shared_cells(names, values, [[f"p{place:03d}" for place in where] for where in places])
+    frame = Frame("evaluation", ("tokens",), cells)
+    rows = pd.DataFrame(
+        _rows(frame, names, Selection(names, [0.2], list(range(seeds))), "none", Bootstrap(400))
+    )
+    assert 0.92 <= held(rows["low"], rows["high"], 7.0) <= 0.98
+
+
+def test_a_claim_over_seeds_that_share_prompts_counts_the_prompts_once() -> None:
+    """Seeds agree on a difference that rests on few prompts: t over the seeds would be sure of it."""
+    names = ["a", "b"]
+    rng = np.random.default_rng(7)
+    apart = 0.3 + rng.normal(0, 2, 50) + rng.normal(0, 0.1, (4, 50))
+    values = np.stack([apart, np.zeros((4, 50))])
+    claims = [Claim(claim="c", more="a", than="b", measure="tokens", primary=True)]
+    claims += [claims[0].model_copy(update={"range": True})]
+    own = [[f"{seed}-{number:02d}" for number in range(50)] for seed in range(4)]
+    axes = Axes(names, [0.2], list(range(4)), ("tokens",))
+    (shared, _), (alone, _) = (
+        judge(shared_cells(names, values, prompts), axes, claims, Bootstrap(400, 0, student=True))
+        for prompts in ([own[0]] * 4, own)
+    )
+    assert shared["by_seed"] == alone["by_seed"] and shared["difference"] == alone["difference"]
+    means = apart.mean(1)
+    assert (alone["low"], alone["high"]) == pytest.approx(tuple(t_interval(means))[1:], abs=1e-3)
+    wanted = t_interval(means, spread=spread_of_seeds_and_prompts(means, together(apart), 50))
+    assert (shared["low"], shared["high"]) == pytest.approx(tuple(wanted)[1:], abs=0.06)
+    assert (alone["status"], shared["status"]) == ("contradicted", "not significant")
+    assert 0 < alone["p"] < 0.05 < shared["p"] < 1
+
+
+@pytest.mark.parametrize("prompts", [5, 20])
+def test_the_interval_over_few_prompts_of_one_seed_holds_the_truth(prompts: int) -> None:
+    rng = np.random.default_rng(prompts)
+    values = rng.normal(0, 1, (prompts, EXPERIMENTS))
+    draws = resample_means([values], 400, 0)[:, 0]
+    means = values.mean(0)
+    found = np.array([interval(means[i], draws[:, i], prompts) for i in range(EXPERIMENTS)])
+    assert 0.93 <= held(found[:, 1], found[:, 2], 0) <= 0.97
+
+
+def test_a_share_that_every_draw_finds_whole_is_not_certain() -> None:
+    """20 wins of 20, and 400 of 400, where a bootstrap draws nothing else."""
+    for count in (20, 400):
+        for hits, whole in ((count, 1.0), (0, 100.0)):
+            share = whole * hits / count
+            found = interval(share, np.full(200, share), count, whole)
+            expected = wilson(hits, count)
+            assert (found.low, found.high) == pytest.approx((whole * expected.low, whole * expected.high))
+            assert found.high - found.low > 0.009 * whole
+    assert interval(0.5, np.full(200, 0.5), 400, 1.0)[1:] == (0.5, 0.5)
 
 
 def test_slopes_of_learning_curves_are_called_flat_or_steep_as_rarely_as_promised_where_neither_is_so() -> (
@@ -280,7 +425,20 @@ def test_a_t_test_rejects_where_the_interval_leaves_out_zero() -> None:
     for values in 0.1 + simulated(300, 5)[..., 0]:
         _, low, high = t_interval(values)
         assert (t_test(values) < 0.05) == (not low <= 0 <= high)
-    assert t_test(np.zeros(3)) == 1.0 and t_test(np.ones(3)) == 0.0
+    assert t_test(np.zeros(3)) == 1.0 and t_interval(np.zeros(3)) == (0, 0, 0)
+
+
+def test_equal_differences_in_all_seeds_are_no_proof() -> None:
+    """No spread, as rounded numbers may have none by chance, is no standard error of zero."""
+    for value in (1.0, 0.1):
+        mean, low, high = t_interval(np.full(3, value))
+        assert mean == pytest.approx(value) and np.isnan([low, high, t_test(np.full(3, value))]).all()
+    values = {"a": [1.0] * 4, "b": [0.5] * 4}
+    claims = [Claim(claim=f"c{i}", more="a", than="b", measure="x", primary=i == 0) for i in range(2)]
+    for row in judge(table(values), AXES, claims, STUDENT):
+        assert (row["status"], row["p"], row["low"]) == ("not significant", None, None)
+        assert row["difference"] == 0.5
+    assert t_test(np.ones(3), Spread(0.1, 5.0)) < 0.01
 
 
 def test_holm_corrects_as_by_hand() -> None:

@@ -27,7 +27,7 @@ from rpo_cli.recipes.schema import JUDGE_PROMPT, JudgeSettings, result_fields
 from rpo_cli.stages.judge import client
 from rpo_cli.stages.judge.client import Answer, Judge, api_key, question_key, render, retry_after, verdict_of
 from rpo_cli.stages.judge.verdicts import VERDICTS, Verdicts
-from rpo_cli.stages.judge.winrates import RIDGE, fit_win_rate, judged, kappa, length_feature
+from rpo_cli.stages.judge.winrates import RIDGE, fit_win_rate, judged, kappa, length_feature, scored
 
 KEY = "sk-secret-0123456789"
 JUDGED = f"{RHO}/judged/e-dpo/beta-0.2/test/fake"
@@ -276,6 +276,23 @@ def test_an_answer_without_a_verdict_is_asked_for_once_more_and_both_are_billed(
         ("Verdict: A\nFinal verdict: both are bad", None),
         ("Verdict: A\n**Final verdict:** B", "B"),
         ("Verdict: A\n(My verdict rests on the facts.)", "A"),
+        ("Verdict: A is better", "A"),
+        ("Verdict: B is slightly better than A.", "B"),
+        ("Verdict: A is worse", None),
+        ("Verdict: A is not better", None),
+        ("Verdict: A (slightly)", "A"),
+        ("Verdict: A (or B)", None),
+        ("Verdict: B wins", "B"),
+        ("Verdict: **A**", "A"),
+        ("It is.\n\\boxed{A}", "A"),
+        ("Verdict: $\\boxed{\\text{B}}$", "B"),
+        ("Verdict: draw", "tie"),
+        ("Verdict: tie/draw", "tie"),
+        ("## Verdict\n\n**B**\n", "B"),
+        ("My verdict:\n- A\n- is shorter", None),
+        ("I give no verdict. A", None),
+        ("I give no verdict: A", None),
+        ("This is my verdict; A", None),
     ],
 )
 def test_the_last_verdict_counts_and_only_where_it_is_one(text: str, verdict: str | None) -> None:
@@ -430,6 +447,22 @@ def test_comparisons_without_a_verdict_are_counted_and_identical_ones_are_ties()
         judged(table_of([None], ["A"]), 50, 0)
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_column_of_verdicts_with_gaps_reads_the_same_in_whatever_type_it_has(
+    tmp_path: Path, stored: bool
+) -> None:
+    """A table's text column holds NaN where a list held None."""
+    table = table_of(["A"] * 3, ["B"] * 3)
+    table["first"] = ["A", None, None]
+    table["second"] = ["B", "B", None]
+    if stored:
+        table.to_parquet(tmp_path / "verdicts.parquet", index=False)
+        table = pd.read_parquet(tmp_path / "verdicts.parquet")
+    assert scored(table)["score"].fillna(-1).tolist() == [1, -1, -1]
+    found = judged(table, 50, 0)
+    assert (found["comparisons"], found["unread"], found["win_rate"], found["losses"]) == (1, 2, 1, 0)
+
+
 def test_samples_of_one_prompt_count_as_one() -> None:
     table = table_of(["A", "B", "B", "B"], ["B", "A", "A", "A"], prompt_id=["p", "q", "q", "q"])
     assert judged(table, 50, 0)["win_rate"] == 0.5
@@ -494,7 +527,7 @@ def test_a_judge_that_always_says_a_makes_ties_in_the_workspace_too(tiny: Tiny) 
     ) == (0.5, 1.0, 1.0)
     assert "at equal length; the order of the two decided 100 %" in result.output
     assert (
-        metrics["requests"]
+        metrics["questions"]
         == len(fake.seen)
         == 2 * (metrics["baseline/comparisons"] - metrics["baseline/identical"])
     )
@@ -533,6 +566,44 @@ def test_a_judge_that_agrees_with_the_oracle_is_found_to(tiny: Tiny) -> None:
     assert metrics["baseline/position_decided_share"] == 0.0
     evaluated = manifest(tiny.root, f"{RHO}/evaluations/e-dpo/beta-0.2/test")["metrics"]
     assert -1 <= metrics["baseline/win_rate"] - evaluated["win_rate"] <= 1
+
+
+def test_a_judge_that_refuses_every_third_prompt_costs_these_and_nobody_a_win(tiny: Tiny) -> None:
+    """It prefers the policy's response always; what it refuses is no loss, and is not paid for twice."""
+    samples = pd.read_parquet(tiny.root / f"{RHO}/evaluations/e-dpo/beta-0.2/test/samples.parquet")
+    ours = set(samples["response"])
+    refused = set(samples["prompt"].drop_duplicates()[::3])
+
+    def script(number: int, body: dict[str, Any]) -> str:
+        prompt = body["messages"][0]["content"].split("<prompt>\n")[1].split("\n</prompt>")[0]
+        a, b = responses(body)
+        better = "A" if a in ours and b not in ours else "B" if b in ours and a not in ours else "tie"
+        return "I cannot say." if prompt in refused else f"Verdict: {better}"
+
+    with FakeJudge(script) as fake:
+        said = judge_of(tiny, fake).output
+        metrics, sent = manifest(tiny.root, JUDGED)["metrics"], len(fake.seen)
+        verdicts = pd.read_parquet(tiny.root / JUDGED / "verdicts.parquet")
+        lost = verdicts[verdicts["prompt"].isin(refused) & ~verdicts["identical"]]
+        assert metrics["baseline/unread"] == len(lost) > 0 and metrics["baseline/losses"] == 0
+        assert metrics["baseline/comparisons"] == len(verdicts) - len(lost)
+        assert f"; {len(lost)} of {len(verdicts)} left out, an answer held no verdict" in said
+        assert sent == metrics["questions"] + 2 * len(lost)
+        judge_of(tiny, fake, "--force")
+        assert len(fake.seen) == sent
+
+
+def test_kept_answers_are_read_as_they_are_read_today(tiny: Tiny) -> None:
+    """An answer that an earlier version could not read, or read wrongly, is not paid for again."""
+    with FakeJudge(lambda n, body: "Verdict: B is better") as fake:
+        judge_of(tiny, fake)
+        lines = [json.loads(line) for line in (tiny.root / VERDICTS).read_bytes().splitlines()]
+        kept = [json.dumps({**line, "verdict": "A" if n % 2 else None}) for n, line in enumerate(lines)]
+        (tiny.root / VERDICTS).write_text("".join(f"{line}\n" for line in kept))
+        sent, before = len(fake.seen), (tiny.root / JUDGED / "verdicts.parquet").read_bytes()
+        judge_of(tiny, fake, "--force")
+        assert len(fake.seen) == sent
+        assert (tiny.root / JUDGED / "verdicts.parquet").read_bytes() == before
 
 
 def test_references_of_the_data_are_an_opponent_too(tiny: Tiny) -> None:
@@ -574,7 +645,7 @@ def test_an_interrupted_run_asks_only_what_is_missing_and_ends_the_same(
         later = [json.dumps(body) for body in fake.seen[mood[0] :]]
         assert not answered & set(later) and len(set(later)) == len(later)
         found, count = manifest(tiny.root, JUDGED), len(fake.seen)
-        assert found["metrics"]["requests"] == len(answered) + len(later)
+        assert found["metrics"]["questions"] == len(answered) + len(later)
 
         # Without an interruption: the same, to the bit.
         # And nothing is asked twice, not even by --force without a key.

@@ -30,6 +30,13 @@ def test_an_evaluation_is_said_in_human_order_with_intervals() -> None:
         "advantage +0.08 [-0.76, +0.89] on 300 prompts; tokens 24.0 against 24.0; wins 67 [61, 73] %"
     )
     assert "KL to the reference 1.20 [1.10, 1.30] nats" in said[1]
+    assert in_words("evaluate", EVALUATED, {"temperature": 1.0, "top_p": 1.0}) == said
+
+
+@pytest.mark.parametrize("recipe", [{"temperature": 0.7, "top_p": 1.0}, {"temperature": 1.0, "top_p": 0.9}])
+def test_samples_that_are_not_the_policys_own_draws_have_no_kl(recipe: dict[str, float]) -> None:
+    said = " ".join(in_words("evaluate", EVALUATED, recipe))
+    assert "log-ratio to the reference 1.20 [1.10, 1.30] nats" in said and "KL" not in said
 
 
 def test_an_evaluation_without_an_oracle_says_what_needs_none() -> None:

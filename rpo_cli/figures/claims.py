@@ -10,9 +10,20 @@ import pandas as pd
 
 from rpo_cli.figures.results import plain
 from rpo_cli.figures.selection import at
-from rpo_cli.figures.table import Axes, Bootstrap, Draws, Rho, key, of_seeds, over_seeds, resample
+from rpo_cli.figures.table import (
+    Axes,
+    Basis,
+    Bootstrap,
+    Draws,
+    Rho,
+    key,
+    of_seeds,
+    over_seeds,
+    resample,
+    spread_of,
+)
 from rpo_cli.recipes import schema
-from rpo_cli.statistics import Array, Interval, holm, interval, t_interval, t_test
+from rpo_cli.statistics import Array, Interval, Spread, holm, interval, t_interval, t_test
 from rpo_cli.text import WIDEST, aligned
 
 if TYPE_CHECKING:
@@ -22,10 +33,14 @@ if TYPE_CHECKING:
 
 
 class Difference(NamedTuple):
-    """A quantity that is claimed to be positive: over prompts and seeds, and its value in each seed."""
+    """A quantity that is claimed to be positive: over prompts and seeds, and its value in each seed.
+
+    spread: how well its mean is known where the seeds share prompts.
+    """
 
     interval: Interval
     by_seed: list[float]
+    spread: Spread | None = None
 
     @property
     def status(self) -> str:
@@ -36,32 +51,48 @@ class Difference(NamedTuple):
         return "contradicted" if self.interval.high < 0 else "not significant"
 
     @property
+    def lowest(self) -> float:
+        """The lower end of its interval; below all others where that is not known."""
+        return self.interval.low if np.isfinite(self.interval.low) else -np.inf
+
+    @property
+    def there(self) -> Array:
+        values: Array = np.array(self.by_seed, dtype=np.float64)
+        return values[np.isfinite(values)]
+
+    @property
     def p_value(self) -> float:
-        """Of a true difference of zero, by Student's t over the seeds; 1 of a single seed."""
-        there = np.array([value for value in self.by_seed if np.isfinite(value)])
-        return t_test(there) if len(there) > 1 else 1.0
+        """Of a true difference of zero, by Student's t over the seeds; 1 of a single seed; NaN: not known."""
+        return t_test(self.there, self.spread) if len(self.there) > 1 else 1.0
 
 
 NOTHING = Difference(Interval(np.nan, np.nan, np.nan), [])
 Parts = Mapping[str, Difference]
 
 
-def range_difference(point: Sequence[Array], drawn: Sequence[Array], student: bool) -> Difference:
+def range_difference(point: Sequence[Array], drawn: Sequence[Array], basis: Basis) -> Difference:
     """Range over rho of the first curve minus that of the second.
 
     A range is max - min of the curve averaged over seeds; noise widens that of the flatter curve more, which
     speaks against a claim of flatness. point: two [S, rhos]; drawn: two [resamples, S, rhos]. A seed counts
-    where it has both whole curves.
+    where it has both whole curves. By Student's t it is the mean of each seed's own.
     """
 
-    def ranges(curves: Sequence[Array], axis: int) -> Array:
-        whole = np.isfinite(curves[0] + curves[1]).all(-1, keepdims=True)
-        averaged = (over_seeds(np.where(whole, curve, np.nan), axis) for curve in curves)
-        first, second = (np.ptp(curve, axis=-1) for curve in averaged)
+    def own(curves: Sequence[Array]) -> Array:
+        first, second = (np.ptp(curve, axis=-1) for curve in curves)
         return np.asarray(first - second)
 
-    by_seed = np.ptp(point[0], axis=-1) - np.ptp(point[1], axis=-1)
-    found = of_seeds(by_seed, float(ranges(point, 0)), ranges(drawn, 1), student)
+    def of_means(curves: Sequence[Array], axis: int) -> Array:
+        whole = np.isfinite(curves[0] + curves[1]).all(-1, keepdims=True)
+        return own([over_seeds(np.where(whole, curve, np.nan), axis) for curve in curves])
+
+    by_seed = own(point)
+    if basis.student and np.isfinite(by_seed).sum() > 1:
+        apart = own(drawn)
+        found, spread = of_seeds(by_seed, apart, basis), spread_of(by_seed, apart, basis)
+        return Difference(found, by_seed.tolist(), spread)
+    prompts = basis.prompts if len(by_seed) == 1 else None
+    found = interval(float(of_means(point, 0)), of_means(drawn, 1), prompts)
     return Difference(found, by_seed.tolist())
 
 
@@ -102,7 +133,7 @@ def judge(
     named = [name for claim in claims for name in claim.names]
     known = list(dict.fromkeys([*axes.policies, *named]))  # what is named and not there is not measured
     draws = resample(cells, axes._replace(policies=known), how)
-    judges = (_Judge(claim, axes, known, draws, brief, how.student) for claim in claims)
+    judges = (_Judge(claim, axes, known, draws, brief) for claim in claims)
     found = [
         (judging.claim, detail, list(parts.values()))
         for judging in judges
@@ -119,22 +150,30 @@ def _corrected(
     tested = {
         place: _p_value(parts) for place, (claim, _, parts) in enumerate(found) if parts and not claim.bounded
     }
+    unknown = {place for place, p in tested.items() if np.isnan(p)}
     others = [place for place in tested if not found[place][0].primary]
-    tested |= dict(zip(others, holm([tested[place] for place in others]), strict=True))
+    raised = holm([1.0 if place in unknown else tested[place] for place in others])
+    tested |= dict(zip(others, raised, strict=True)) | dict.fromkeys(unknown, 1.0)
     out: list[Verdict] = []
     for place, row in enumerate(rows):
         verdict = row["status"]
         if verdict in ("passed", "contradicted") and tested.get(place, 0.0) >= 0.05:
             verdict = "not significant"
-        more = {"p": tested.get(place), "status": verdict, "passed": verdict == "passed"}
+        p = None if place in unknown else tested.get(place)
+        more = {"p": p, "status": verdict, "passed": verdict == "passed"}
         out.append(plain({**row, **more}))
     return out
 
 
 def _p_value(parts: Sequence[Difference]) -> float:
-    """Of the least of the true differences being zero: all must be above it, or any one of them below."""
+    """Of the least of the true differences being zero: all must be above it, or any one of them below.
+
+    NaN where one that decides is not known.
+    """
     below = [part.p_value for part in parts if part.interval.mean < 0]
-    return min(1.0, len(parts) * min(below)) if below else max(part.p_value for part in parts)
+    if below:
+        return float(min(1.0, len(parts) * np.min(below)))
+    return float(np.max([part.p_value for part in parts]))
 
 
 def _of_the_least(weakest: Difference, parts: Sequence[Difference]) -> Difference:
@@ -143,10 +182,10 @@ def _of_the_least(weakest: Difference, parts: Sequence[Difference]) -> Differenc
     Any of k parts may be the least: its interval begins where the lowest begins, and ends where the first
     ends of those at a level of 1 - 0.05 / k. A single seed has no such interval.
     """
-    by_seed = [np.array(part.by_seed)[np.isfinite(part.by_seed)] for part in parts]
-    if min(map(len, by_seed)) < 2:
+    if min(len(part.there) for part in parts) < 2:
         return weakest
-    high = min(t_interval(values, 1 - 0.05 / len(parts)).high for values in by_seed)
+    level = 1 - 0.05 / len(parts)
+    high = min(t_interval(part.there, level, part.spread).high for part in parts)
     mean, low, _ = weakest.interval
     return weakest._replace(interval=Interval(mean, low, max(mean, high)))
 
@@ -154,7 +193,7 @@ def _of_the_least(weakest: Difference, parts: Sequence[Difference]) -> Differenc
 def _row(claim: schema.Claim, detail: str, parts: Sequence[Difference], student: bool) -> Verdict:
     """One row; of several parts the one with the lowest bound is shown."""
     measured = [part for part in parts if part.status != "not measured"]
-    shown = min(measured, key=lambda part: part.interval.low, default=NOTHING)
+    shown = min(measured, key=lambda part: part.lowest, default=NOTHING)
     statuses = {part.status for part in parts} or {"not measured"}
     if student and not claim.bounded and len(measured) == len(parts) > 1:
         shown = _of_the_least(shown, parts)
@@ -172,10 +211,8 @@ def _row(claim: schema.Claim, detail: str, parts: Sequence[Difference], student:
 class _Judge:
     """One claim and the draws that it is judged by."""
 
-    def __init__(
-        self, claim: schema.Claim, axes: Axes, known: list[str], draws: Draws, brief: bool, student: bool
-    ) -> None:
-        self.claim, self.axes, self.known, self.brief, self.student = claim, axes, known, brief, student
+    def __init__(self, claim: schema.Claim, axes: Axes, known: list[str], draws: Draws, brief: bool) -> None:
+        self.claim, self.axes, self.known, self.brief, self.basis = claim, axes, known, brief, draws.basis
         m = axes.measures.index(claim.measure)
         self.point, self.drawn = draws.point[..., m], draws.drawn[..., m]
 
@@ -238,7 +275,7 @@ class _Judge:
         point, drawn = (
             [self.curve(v, name, rhos) for name in (more, than)] for v in (self.point, self.drawn)
         )
-        return range_difference(point, drawn, self.student)
+        return range_difference(point, drawn, self.basis)
 
     def part(self, more: str | None, than: str | None, rhos: Sequence[Rho]) -> Difference:
         """more - than, of the mean over these rhos; a side that is None is zero, as pi_SFT's advantage."""
@@ -252,10 +289,12 @@ class _Judge:
 
         point, drawn = apart(self.point), apart(self.drawn)
         by_seed = self.side(point).tolist()
+        if self.basis.student:
+            found = self.sides_of(of_seeds(point, drawn, self.basis))
+            return Difference(found, by_seed, spread_of(point, drawn, self.basis))
         mean, draws = over_seeds(point, 0), over_seeds(drawn, 1)
-        if self.student:
-            return Difference(self.sides_of(of_seeds(point, float(mean), draws, student=True)), by_seed)
-        return Difference(interval(float(self.side(mean)), self.side(draws)), by_seed)
+        prompts = self.basis.prompts if len(point) == 1 and not self.claim.bounded else None
+        return Difference(interval(float(self.side(mean)), self.side(draws), prompts), by_seed)
 
     def sides_of(self, found: Interval) -> Interval:
         """`side` of an estimate and of the values in its interval."""
@@ -293,7 +332,7 @@ class _Judge:
 
 def _weakest(parts: Parts, otherwise: str = "unknown") -> str:
     """The key of the measured part with the lowest bound, if any is measured."""
-    lows = {name: part.interval.low for name, part in parts.items() if part.status != "not measured"}
+    lows = {name: part.lowest for name, part in parts.items() if part.status != "not measured"}
     return min(lows, key=lows.__getitem__, default=otherwise)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
@@ -13,10 +13,10 @@ from rpo_cli.figures.cells import BASELINE, FORMAT, Cell
 from rpo_cli.figures.gather import read
 from rpo_cli.figures.results import plain
 from rpo_cli.figures.selection import Selection
-from rpo_cli.figures.table import Axes, Bootstrap, of_seeds, over_seeds, resample
+from rpo_cli.figures.table import Axes, Basis, Bootstrap, of_all, of_seeds, resample
 from rpo_cli.recipes import schema, shown
-from rpo_cli.runs.results import UNFINISHED
-from rpo_cli.statistics import Array, per_prompt, too_few
+from rpo_cli.runs.results import UNFINISHED, own_draws
+from rpo_cli.statistics import FEW_PROMPTS, Array, per_prompt, too_few
 
 Source = str  # which of a cell's artifacts a number is from: evaluation, held_out, judged, taught
 
@@ -43,15 +43,24 @@ MEASURES = {
         "advantage", "oracle reward", 3, "the oracle's reward minus that of the baseline's sample"
     ),
     "teachers": Measure(
-        "teachers' reward", "over baseline, not independent", 3,
-        "what the distilled reward models say of the samples, minus the same of the baseline's; the policies "
-        "learnt from them, so this shows how far they followed, not which is better",
+        "teachers' reward", "sd over baseline, not independent", 3,
+        "what the distilled reward models say of the samples, minus the same of the baseline's, each in "
+        "standard deviations of what it says of the baseline's; the policies learnt from them, so this shows "
+        "how far they followed, not which is better",
     ),
     "judge": Measure("judge", "% wins over baseline", 1, "share of prompts that the judge gives the policy"),
     "tokens": Measure("length", "tokens", 1, "tokens of a sampled response, EOS counted"),
     "kl": Measure("KL to reference", "nats", 2, "log pi_theta - log pi_ref of the samples, by response"),
     "unfinished": Measure("unfinished", "% of samples", 1, "samples that were cut at max_new_tokens"),
 }  # fmt: skip
+
+
+LOG_RATIO = Measure(
+    "log-ratio to reference", "nats", 2,
+    "log pi_theta - log pi_ref of the samples, by response; no KL, for temperature or top_p made them other "
+    "than the policy's own draws",
+)  # fmt: skip
+SHARES = {"accuracy": 100.0, "judge": 100.0, "unfinished": 100.0}  # of so much
 
 
 class Frame(NamedTuple):
@@ -142,7 +151,13 @@ def numbers(
     rows: list[Row] = []
     counts: dict[str, dict[str, object]] = {}
     few: list[str] = []
-    for frame in frames(cells, workspace, swept):
+    why = why_half(cells, swept)
+    measures = MEASURES if own_draws(recipe.model_dump()) else {**MEASURES, "kl": LOG_RATIO}
+    for whole in frames(cells, workspace, why is not None):
+        frame = whole._replace(cells=of_all(whole.cells))
+        few += _left_out(whole, frame)
+        if frame.cells.empty:
+            continue
         rows += _rows(frame, [*policies, BASELINE], selection, against, how)
         pairs = frame.cells.groupby(["policy", "seed"])["pairs"].sum().min() if frame.pairs else np.inf
         if (told := too_few(pairs)) is not None:
@@ -163,13 +178,15 @@ def numbers(
         "policies": [_described(name, cells, workspace) for name in policies],
         "measures": [
             {"name": name, **measure._asdict(), **counts[name]}
-            for name, measure in MEASURES.items()
+            for name, measure in measures.items()
             if name in counts
         ],
         "rows": rows,
         "manifests": list(_manifests(cells)),
         "notes": [
             *_notes(cells, workspace, selection, against, swept),
+            *_half_notes(cells, workspace, why),
+            *_few_prompts(counts),
             *few,
             *cut_short(rows, recipe.max_new_tokens),
         ],
@@ -178,10 +195,63 @@ def numbers(
     return made
 
 
-def frames(cells: Sequence[Cell], workspace: Workspace, swept: bool) -> Iterator[Frame]:
+def why_half(cells: Sequence[Cell], swept: bool) -> str | None:
+    """What one half of the held-out pairs chose, or may have, so that the other reports; None: nothing.
+
+    Without an oracle it is held-out pairs that choose strengths and checkpoints.
+    """
+    if cast(schema.EvaluateRecipe, cells[0].evaluation.recipe).oracle is not None:
+        return None
+    recipes = {cell.policy: cast(schema.PolicyRecipe, cell.loaded.recipe) for cell in cells}
+    if swept:
+        return "one half of the held-out pairs chose the strengths"
+    if chosen := [name for name, recipe in recipes.items() if recipe.selects]:
+        return f"one half of the held-out pairs chose among checkpoints ({', '.join(chosen)})"
+    if tried := [name for name, recipe in recipes.items() if recipe.grid or recipe.by_rho]:
+        named = f"{', '.join(tried)} {'has' if len(tried) == 1 else 'have'} a grid or by_rho"
+        return f"one half of the held-out pairs may have chosen strengths ({named})"
+    return None
+
+
+def _half_notes(cells: Sequence[Cell], workspace: Workspace, why: str | None) -> Iterator[str]:
+    """Which half of the held-out pairs is reported, and why."""
+    if why is None:
+        return
+    yield f"{why}, the other is what is reported"
+    for seed in dict.fromkeys(cell.seed for cell in cells):
+        cell = next(cell for cell in cells if cell.seed == seed)
+        if not (_held_out(cell, workspace)["half"] == "test").any():
+            yield (
+                f"seed {seed}: that half is empty, so accuracy and margin are of pairs that may have chosen; "
+                "hold out more of them (held_out of the splits recipe)"
+            )
+
+
+def _left_out(whole: Frame, kept: Frame) -> Iterator[str]:
+    """How many prompts some policy lacks, which therefore count for none."""
+    seeds = whole.cells["seed"].unique()
+    before, after = (
+        frame.cells.groupby("seed")["prompt_id"].nunique().reindex(seeds).fillna(0).sum()
+        for frame in (whole, kept)
+    )
+    if after < before:
+        names = ", ".join(MEASURES[name].title for name in whole.measures)
+        yield f"{names}: {before - after:.0f} of {before:.0f} prompts left out, where a policy has no value"
+
+
+def _few_prompts(counts: Mapping[str, Mapping[str, object]]) -> Iterator[str]:
+    """That intervals over few prompts are wide, and say little of other prompts."""
+    numbers = {
+        cast(int, each["prompts"]) for name, each in counts.items() if name not in ("accuracy", "margin")
+    }
+    if (fewest := min(numbers, default=FEW_PROMPTS)) < FEW_PROMPTS:
+        yield f"{fewest} prompts are few: the intervals are wide, and other prompts may say otherwise"
+
+
+def frames(cells: Sequence[Cell], workspace: Workspace, half: bool) -> Iterator[Frame]:
     """What there is to compare: samples, all of them or the finished ones; held-out pairs; verdicts.
 
-    After a sweep without an oracle, whose choice rests on one half of the held-out pairs: the other half.
+    half: of the held-out pairs those of the half that chooses nothing.
     """
     recipe = cast(schema.EvaluateRecipe, cells[0].evaluation.recipe)
     samples: list[pd.DataFrame] = []
@@ -206,7 +276,6 @@ def frames(cells: Sequence[Cell], workspace: Workspace, swept: bool) -> Iterator
     names = ("advantage", "tokens", "kl") if "advantage" in table else ("tokens", "kl")
     yield Frame("evaluation", names, table)
     yield Frame("evaluation", ("unfinished",), pd.concat(finished, ignore_index=True))
-    half = swept and recipe.oracle is None
     yield Frame(
         "held_out", ("accuracy", "margin"), pd.concat([_pairs(c, workspace, half) for c in cells]), True
     )
@@ -218,10 +287,14 @@ def frames(cells: Sequence[Cell], workspace: Workspace, swept: bool) -> Iterator
             yield Frame("judged", ("judge",), verdicts)
 
 
+def _held_out(cell: Cell, workspace: Workspace) -> pd.DataFrame:
+    assert cell.held_out is not None
+    return read(workspace.root / cell.held_out.path / "pairs.parquet")
+
+
 def _pairs(cell: Cell, workspace: Workspace, half: bool) -> pd.DataFrame:
     """Sums over the held-out pairs of each prompt; `half`: those that chose nothing, if there are any."""
-    assert cell.held_out is not None
-    table = read(workspace.root / cell.held_out.path / "pairs.parquet")
+    table = _held_out(cell, workspace)
     if half and (table["half"] == "test").any():
         table = table[table["half"] == "test"]
     margin = table["h_chosen"] - table["h_rejected"]
@@ -237,11 +310,21 @@ def _pairs(cell: Cell, workspace: Workspace, half: bool) -> pd.DataFrame:
 
 
 def _taught(cell: Cell, workspace: Workspace) -> pd.DataFrame:
-    """Each prompt's gain in reward over the baseline's samples, mean over the teachers that read it."""
+    """Each prompt's gain in reward over the baseline's samples, mean over the teachers that read it.
+
+    Teachers have scales of their own: each gain is in standard deviations of that teacher's rewards of the
+    baseline's samples.
+    """
     tables = [read(workspace.root / stage.path / "rewards.parquet") for stage in cell.taught]
-    table = pd.concat(tables).groupby("prompt_id").mean()
-    gain = (table["reward"] - table["baseline_reward"]).rename("teachers")
-    return gain.reset_index().assign(**cell.keys)
+    gains = [in_deviations(table) for table in tables]
+    return pd.concat(gains).groupby(level=0).mean().rename("teachers").reset_index().assign(**cell.keys)
+
+
+def in_deviations(rewards: pd.DataFrame) -> pd.Series:
+    """Gain over the baseline for each prompt, in standard deviations of the baseline's rewards, if any."""
+    table = rewards.set_index("prompt_id")
+    spread = float(table["baseline_reward"].std(ddof=1)) if len(table) > 1 else 0.0
+    return (table["reward"] - table["baseline_reward"]) / (spread if spread > 0 else 1.0)
 
 
 def _verdicts_are_there(cell: Cell, workspace: Workspace) -> bool:
@@ -268,7 +351,7 @@ def _rows(
     there = [name for name in policies if name in known]
     measures = (*frame.measures, "pairs") if frame.pairs else frame.measures
     axes = Axes(there, selection.rhos, sorted(selection.seeds), measures)
-    draws = resample(frame.cells, axes, how)
+    draws = resample(frame.cells, axes, how._replace(student=True))
     point, drawn = draws.point[:, :, 0], draws.drawn[:, :, :, 0]
     if frame.pairs:  # a mean over pairs, whose prompts are drawn
         point, drawn = (values[..., :-1] / values[..., -1:] for values in (point, drawn))
@@ -277,13 +360,14 @@ def _rows(
             apart: Apart | None = None
             if policy != against and against in there:
                 a = there.index(against)
-                apart = _apart(point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m])
-            own = _apart(point[:, p, m], drawn[:, :, p, m])
+                beyond = point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m]
+                apart = _apart(*beyond, draws.basis)
+            own = _apart(point[:, p, m], drawn[:, :, p, m], draws.basis, SHARES.get(measure))
             yield {"policy": policy, "measure": measure, **own, "difference": apart}
 
 
-def _apart(point: Array, drawn: Array) -> Apart:
-    mean, low, high = of_seeds(point, float(over_seeds(point, 0)), over_seeds(drawn, 1), student=True)
+def _apart(point: Array, drawn: Array, basis: Basis, whole: float | None = None) -> Apart:
+    mean, low, high = of_seeds(point, drawn, basis, whole)
     return {"mean": mean, "low": low, "high": high, "by_seed": point.tolist()}
 
 
@@ -344,12 +428,17 @@ def _notes(
 ) -> Iterator[str]:
     """What must be known to read the numbers."""
     count = len(selection.seeds)
-    how = "intervals over seeds, Student's t"
+    how = "intervals over seeds, and over prompts where seeds share them, Student's t"
     if count == 1:
-        how = "bootstrap intervals over prompts, not over training seeds"
+        how = "intervals over prompts, not over training seeds"
     yield f"differences are to {against}, paired by prompt; brackets: 95 % {how}"
     if count == 1:
         yield "one seed: another training seed may say otherwise; --seeds 0,1,2 trains more"
+    if swept:
+        yield (
+            "the strengths were chosen on policies of the seeds that are reported here: for other seeds "
+            "the best value may be another"
+        )
     if cast(schema.EvaluateRecipe, cells[0].evaluation.recipe).oracle is None:
         yield (
             "no oracle: nothing here says whether people would prefer the samples; read some of them. "
@@ -360,7 +449,5 @@ def _notes(
                 "teachers' reward: mean of the reward models that are distilled. Not independent: a policy "
                 "that distils them rises in their eyes, whether it gets better or not"
             )
-        if swept:
-            yield "one half of the held-out pairs chose the strengths, the other is what is reported"
     if any(cell.judged is not None and not _verdicts_are_there(cell, workspace) for cell in cells):
         yield "judge: there are no verdicts on all of these yet; `rpo judge` asks for them"

@@ -13,7 +13,16 @@ import numpy as np
 import pandas as pd
 
 from rpo_cli.figures.selection import at
-from rpo_cli.statistics import Array, Interval, interval, resample_means, t_interval, weighted_means
+from rpo_cli.statistics import (
+    Array,
+    Interval,
+    Spread,
+    interval,
+    resample_means,
+    spread_of_seeds_and_prompts,
+    t_interval,
+    weighted_means,
+)
 
 OF_ENSEMBLES = ("member", "same_bias")  # measures that are NaN for a policy without an ensemble
 CELL = ["policy", "rho", "seed"]
@@ -50,11 +59,25 @@ class Bootstrap(NamedTuple):
     student: bool = False
 
 
+class Basis(NamedTuple):
+    """What intervals rest on: Student's t over several seeds, or draws alone; and on how many prompts.
+
+    prompts: of a single seed, or of several that share them all or in part; None: every seed has its own.
+    """
+
+    student: bool
+    prompts: int | None
+
+
 class Draws(NamedTuple):
-    """Cell means [S, policies, rhos, measures] and their bootstrap [resamples, S, …]; NaN: missing."""
+    """Cell means [S, policies, rhos, measures] and their bootstrap [resamples, S, …]; NaN: missing.
+
+    Of several seeds for Student's t that share prompts the draws are of these prompts alone.
+    """
 
     point: Array
     drawn: Array
+    basis: Basis
 
 
 def key(rho: Rho) -> float:
@@ -79,6 +102,14 @@ def check_cells(cells: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     return cells.sort_values(list(KEYS), ignore_index=True)
 
 
+def of_all(cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows of prompts that all policies of their seed and rho have, so that differences are paired."""
+    place = [cells["seed"], cells["rho"].fillna(key(None)).round(6)]
+    policies = cells["policy"].groupby(place).transform("nunique")
+    there = cells["policy"].groupby([*place, cells["prompt_id"]]).transform("nunique")
+    return cells[there == policies]
+
+
 def missing(cells: pd.DataFrame, axes: Axes) -> Missing:
     """The cells (policy, rho, seed) of the figure that have no row."""
     present = set(sizes_of(cells).index)
@@ -94,24 +125,33 @@ def sizes_of(cells: pd.DataFrame) -> pd.Series[int]:
 def resample(cells: pd.DataFrame, axes: Axes, how: Bootstrap, *, resample_seeds: bool = True) -> Draws:
     """One bootstrap for all cells at once (statistics.resample_means): any comparison of cells is paired.
 
-    Where every seed has the same prompt ids one draw of prompts serves all seeds.
+    Where seeds share prompt ids one draw of prompts serves all seeds.
     """
     index = pd.MultiIndex.from_product([axes.measures, axes.policies, [key(rho) for rho in axes.rhos]])
-    per_seed, prompts = [], []
-    for _, rows in check_cells(cells[cells["seed"].isin(axes.seeds)], axes.measures).groupby("seed"):
+    tables = []
+    for _, rows in of_all(check_cells(cells[cells["seed"].isin(axes.seeds)], axes.measures)).groupby("seed"):
         wide = rows.pivot(index="prompt_id", columns=["policy", "rho"], values=list(axes.measures))
-        per_seed.append(np.rint(wide.reindex(columns=index).to_numpy(np.float64) / UNIT))
-        prompts.append(list(wide.index))
-    if not per_seed:
-        raise ValueError("cells: none of the seeds of the figure has any rows")
-    same = all(ids == prompts[0] for ids in prompts)
+        tables.append(wide.reindex(columns=index))
+    if not tables:
+        raise ValueError("cells: in none of the seeds of the figure is there a prompt that all policies have")
+    everything = pd.Index(np.unique(np.concatenate([wide.index.to_numpy(object) for wide in tables])))
+    shared = len(everything) < sum(map(len, tables)) or len(tables) == 1
+    if shared and len(tables) > 1:
+        tables = [wide.reindex(everything) for wide in tables]
+    per_seed = [np.rint(wide.to_numpy(np.float64) / UNIT) for wide in tables]
+    student = how.student and resample_seeds
+    of_prompts = shared and student
     drawn = resample_means(
-        per_seed, how.resamples, how.seed, same_prompts=same, resample_seeds=resample_seeds
+        per_seed,
+        how.resamples,
+        how.seed,
+        same_prompts=shared,
+        resample_seeds=resample_seeds and not of_prompts,
     )
     point = np.concatenate([weighted_means(np.ones((1, len(values))), values) for values in per_seed])
     shape = (len(axes.measures), len(axes.policies), len(axes.rhos))
     point, drawn = (np.moveaxis(x.reshape(*x.shape[:-1], *shape), -3, -1) * UNIT for x in (point, drawn))
-    return Draws(point, drawn)
+    return Draws(point, drawn, Basis(student, len(everything) if shared else None))
 
 
 def over_seeds(values: Array, axis: int) -> Array:
@@ -122,10 +162,26 @@ def over_seeds(values: Array, axis: int) -> Array:
     return np.asarray(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
 
 
-def of_seeds(by_seed: Array, mean: float, drawn: Array, student: bool) -> Interval:
-    """An estimate with its interval: of its draws, or Student's t over the seeds that have it, if several."""
+def of_seeds(by_seed: Array, drawn: Array, basis: Basis, whole: float | None = None) -> Interval:
+    """Mean over the seeds that have it: by_seed [S], drawn [resamples, S].
+
+    With the interval of its draws, or Student's t over several seeds. whole: of what it is a share.
+    """
     there = by_seed[np.isfinite(by_seed)]
-    return t_interval(there) if student and len(there) > 1 else interval(mean, drawn)
+    if basis.student and len(there) > 1:
+        return t_interval(there, spread=spread_of(by_seed, drawn, basis))
+    prompts = basis.prompts if len(by_seed) == 1 else None
+    return interval(float(over_seeds(by_seed, 0)), over_seeds(drawn, 1), prompts, whole)
+
+
+def spread_of(by_seed: Array, drawn: Array, basis: Basis) -> Spread | None:
+    """How well the mean over the seeds that have it is known, where they share prompts; else None."""
+    there = np.isfinite(by_seed)
+    if basis.prompts is None or not basis.student or there.sum() < 2:
+        return None
+    draws = drawn[:, there]
+    together = np.cov(draws[np.isfinite(draws).all(1)].T) * basis.prompts / max(1, basis.prompts - 1)
+    return spread_of_seeds_and_prompts(by_seed[there], together, basis.prompts)
 
 
 def summary(cells: pd.DataFrame, axes: Axes, how: Bootstrap, *, resample_seeds: bool = True) -> pd.DataFrame:
@@ -135,7 +191,7 @@ def summary(cells: pd.DataFrame, axes: Axes, how: Bootstrap, *, resample_seeds: 
     seeds); `seeds`, and `prompts` of the smallest seed. A cell that no seed has: seeds 0 and NaN.
     """
     draws = resample(cells, axes, how, resample_seeds=resample_seeds)
-    sizes = sizes_of(cells[cells["seed"].isin(axes.seeds)])
+    sizes = sizes_of(of_all(cells[cells["seed"].isin(axes.seeds)]))
     counts = sizes.groupby(level=CELL[:2]).agg(["min", "count"])
     rows = []
     for i, policy in enumerate(axes.policies):
@@ -146,8 +202,7 @@ def summary(cells: pd.DataFrame, axes: Axes, how: Bootstrap, *, resample_seeds: 
             row = {"policy": policy, "rho": shown, "seeds": int(count), "prompts": int(smallest)}
             for m, measure in enumerate(axes.measures):
                 point, drawn = draws.point[:, i, j, m], draws.drawn[:, :, i, j, m]
-                student = how.student and resample_seeds
-                found = of_seeds(point, float(over_seeds(point, 0)), over_seeds(drawn, 1), student)
+                found = of_seeds(point, drawn, draws.basis)
                 row |= {measure: found.mean, f"{measure}_low": found.low, f"{measure}_high": found.high}
             rows.append(row)
     return pd.DataFrame(rows).round(6)

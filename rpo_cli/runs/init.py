@@ -71,6 +71,7 @@ def init(session: Session, wanted: OwnSuite) -> None:
         Line("source", "preference"),
         Line("dataset", _named("--pairs", wanted.pairs)),
         Line("tokenizer", model, "its chat template makes text of messages"),
+        Line("data_seed", 0, "of the split: every seed of a comparison holds out the same prompts"),
     ]
     if scores:
         kept = dict.fromkeys(name for pair in scores for name in pair)

@@ -14,12 +14,23 @@ UNFINISHED = 0.2  # share of samples without an end from which on the other numb
 TAIL = 4096  # bytes of a journal in which its last line is
 
 
-def in_words(kind: str, metrics: Metrics) -> list[str]:
-    """The lines of an artifact; none where its kind has none, and its metrics speak for themselves."""
+def in_words(kind: str, metrics: Metrics, recipe: Metrics | None = None) -> list[str]:
+    """The lines of an artifact; none where its kind has none, and its metrics speak for themselves.
+
+    recipe: that it was made by; samples that are not the policy's own draws say nothing of its KL.
+    """
     try:
-        return [line for line in WORDS[kind](metrics) if line]
+        lines = [line for line in WORDS[kind](metrics) if line]
     except KeyError:  # a kind without words, or a version that measured less
         return []
+    if kind == "evaluate" and recipe is not None and not own_draws(recipe):
+        return [line.replace("KL to the reference", "log-ratio to the reference") for line in lines]
+    return lines
+
+
+def own_draws(recipe: Metrics) -> bool:
+    """Whether samples are drawn from the policy itself, all of it: then their log-ratios estimate its KL."""
+    return all(recipe.get(name, 1.0) == 1.0 for name in ("temperature", "top_p"))
 
 
 def warnings_of(metrics: Metrics) -> list[str]:
@@ -176,6 +187,13 @@ def _by_position(metrics: Metrics) -> str:
     return "" if share is None else f"; the order of the two decided {100 * share:.0f} %"
 
 
+def _unread(metrics: Metrics) -> str:
+    """How many comparisons the rates leave out, because an answer held no verdict."""
+    unread = metrics.get("unread", 0)
+    total = unread + metrics["comparisons"]
+    return f"; {unread} of {total} left out, an answer held no verdict" if unread else ""
+
+
 def _judge(metrics: Metrics) -> list[str]:
     lines = []
     for against in ("baseline", "reference"):
@@ -187,7 +205,7 @@ def _judge(metrics: Metrics) -> list[str]:
             wins, controlled = rates
             lines.append(
                 f"against the {against}: wins {wins} % of {of['comparisons']} comparisons, {controlled} % "
-                f"at equal length{_by_position(of)}"
+                f"at equal length{_by_position(of)}{_unread(of)}"
             )
     return lines
 

@@ -295,7 +295,7 @@ class Session(Options):
             return
         for path, manifest in found.items():
             print(workspace.root / path)
-            if lines := results.in_words(manifest["kind"], manifest["metrics"]):
+            if lines := results.in_words(manifest["kind"], manifest["metrics"], manifest.get("recipe")):
                 print("".join(f"  {line}\n" for line in lines), end="")
             else:
                 grid = Table(box=None, show_header=False, padding=(0, 2))

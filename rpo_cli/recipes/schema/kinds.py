@@ -94,7 +94,7 @@ KINDS: dict[str, Kind] = {
     "taught": Kind(ScoringRecipe, "rpo_cli.stages.taught:run", guess_seconds=2.0),
     "judge": Kind(
         JudgeRecipe, "rpo_cli.stages.judge.stage:run",
-        seeds=("sampling",), needs_model=False, guess_seconds=300.0,
+        format=2, seeds=("sampling",), needs_model=False, guess_seconds=300.0,
     ),
 }  # fmt: skip
 # The kinds of which there are recipes in files.

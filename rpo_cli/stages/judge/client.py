@@ -31,14 +31,22 @@ LARGEST_ANSWER = 4 * 2**20
 MOST_TOKENS = 2**31  # that one answer may have taken
 TOKENS = ("prompt_tokens", "completion_tokens")
 ASKED_AGAIN = 1  # times that an answer without a verdict is asked for again
-# To the end of the line. A line that begins as one, such as "Verdict: a close call", takes back those before.
-STATED = r"\W*(?:response\s+)?(?:A|B|tie)\W*$"
+# What follows the word "verdict" in its own line and sentence, to the line's end; or all that follows it.
+_NAMED = r"(?:\\boxed\{\s*(?:\\text\w*\{\s*)?)?(?:response\s+)?(A|B|tie(?:\s*/\s*draw)?|draw(?:\s*/\s*tie)?)"
+_DEGREE = r"(?:slightly|somewhat|marginally|narrowly|clearly|much|far|strongly|significantly|a\s+bit)"
+_BETTER = r"(?:better|best|stronger|superior|preferred|preferable)(?:\s+(?:one|response|answer|overall))?"
+_REMARK = (
+    rf"(?:[^\w\n]+(?:{_DEGREE}|wins|(?:(?:is|was)\s+)?(?:{_DEGREE}\s+)?(?:the\s+)?{_BETTER}"
+    rf"(?:\s+than\s+(?:response\s+)?[AB])?))?"
+)
+_STATED = rf"(?:[^\w\n.!?;]*{_NAMED}{_REMARK}[^\w\n]*$|[^\w\n.!?;]*\n\W*{_NAMED}\W*\Z)"
+# A line that begins as a verdict and is none, such as "Verdict: a close call", takes back those before.
 VERDICT = re.compile(
-    r"\bverdict\W*(?:response\s+)?(A|B|tie)\W*$"
-    rf"|^[^\w\n]*(?:(?:final|the|my)\s+)?verdict(?!{STATED})[^\w\n]*[:\uff1a]",
+    rf"(?<!\bno )\bverdict{_STATED}|\\boxed\{{\s*(?:\\text\w*\{{\s*)?(A|B|tie|draw)\W*\}}"
+    rf"|^[^\w\n]*(?:(?:final|the|my)\s+)?verdict(?!{_STATED})[^\w\n]*[:\uff1a]",
     re.IGNORECASE | re.MULTILINE,
 )
-BARE = re.compile(r"\W*(A|B|tie)\W*", re.IGNORECASE)
+BARE = re.compile(r"\W*(A|B|tie|draw)\W*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,12 @@ def question_key(settings: JudgeSettings, question: str) -> str:
 
 
 def verdict_of(text: str) -> Verdict | None:
-    """`A`, `B` or `tie` of a text's last `Verdict:`, or a text that is nothing but one; else None."""
-    found = VERDICT.findall(text) or ([bare[1]] if (bare := BARE.fullmatch(text)) else [""])
-    words: dict[str, Verdict] = {"a": "A", "b": "B", "tie": "tie"}
-    return words.get(found[-1].lower())
+    """`A`, `B` or `tie` of a text's last verdict, or a text that is nothing but one; else None."""
+    stated = [*VERDICT.finditer(text)]
+    found = stated[-1] if stated else BARE.fullmatch(text)
+    words = [word for word in found.groups() if word] if found is not None else []
+    known: dict[str, Verdict] = {"a": "A", "b": "B"}
+    return known.get(words[0].lower(), "tie") if words else None
 
 
 def retry_after(header: str | None) -> float | None:

@@ -15,7 +15,7 @@ from rpo_cli.artifacts import Job, Report, write_json
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes.schema import JudgeRecipe, JudgeSettings, seed_of
 from rpo_cli.stages.evaluate import SAMPLES, SHOWN
-from rpo_cli.stages.judge.client import TOKENS, Answer, Judge, api_key, question_key, render
+from rpo_cli.stages.judge.client import TOKENS, Answer, Judge, api_key, question_key, render, verdict_of
 from rpo_cli.stages.judge.verdicts import VERDICTS, Verdicts
 from rpo_cli.stages.judge.winrates import judged
 
@@ -49,7 +49,8 @@ def run(job: Job[JudgeRecipe], report: Report) -> dict[str, object]:
         asked = [
             None if same else verdicts[key[name]] for key, same in zip(keys, table["identical"], strict=True)
         ]
-        table[name] = [None if answer is None else answer.verdict for answer in asked]
+        # Read anew: the text is what was paid for, and how it is read may have changed since.
+        table[name] = [None if answer is None else verdict_of(answer.text) for answer in asked]
         table[f"{name}_text"] = [None if answer is None else answer.text for answer in asked]
     table.to_parquet(job.directory / "verdicts.parquet", index=False)
     report.tracker.table(
@@ -151,13 +152,14 @@ def bill(answers: list[Answer], recipe: JudgeRecipe) -> dict[str, object]:
     """Tokens and cost of all the answers behind the metrics, whichever run paid; cost None without both
     prices.
 
-    `uncounted` answers came without a usage field: the true numbers are higher.
+    `questions` are counted once each, however often they were sent. `uncounted` answers came without a usage
+    field: the true numbers are higher.
     """
     prompt, completion = (sum(getattr(answer, name) or 0 for answer in answers) for name in TOKENS)
     reading, writing = recipe.price_per_million_input_tokens, recipe.price_per_million_output_tokens
     cost = None if reading is None or writing is None else (prompt * reading + completion * writing) / 1e6
     return {
-        "requests": len(answers),
+        "questions": len(answers),
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "uncounted": sum(None in (answer.prompt_tokens, answer.completion_tokens) for answer in answers),

@@ -68,9 +68,12 @@ def kappa(one: Sequence[int], other: Sequence[int]) -> float | None:
     return None if chance > 1 - 1e-12 else (float(np.trace(table)) - chance) / (1 - chance)
 
 
-def value(verdict: str | None, position: str) -> float:
-    """1 for the response in this position, 0 for the other, 0.5 for a tie, NaN without a verdict."""
-    if verdict is None:
+def value(verdict: object, position: str) -> float:
+    """1 for the response in this position, 0 for the other, 0.5 for a tie, NaN without a verdict.
+
+    No verdict is None or NaN: a column of text may hold either.
+    """
+    if not isinstance(verdict, str):
         return float("nan")
     return 0.5 if verdict == "tie" else float(verdict == position)
 
@@ -120,11 +123,12 @@ def judged(comparisons: pd.DataFrame, resamples: int, seed: int) -> dict[str, ob
         rates[rows] = weighted_means(weights, wins[:, None])[:, 0]
         controlled[rows] = length_controlled(feature, wins, weights)
     theta, phi = fit_win_rate(feature, wins, everyone)[0]
+    one_side = np.isin(wins, (0, 1)).all() and wins.std() == 0  # then lengths explain nothing either
     for name, mean, draws in (
         ("win_rate", wins.mean(), rates),
-        ("length_controlled_win_rate", 1 / (1 + np.exp(-theta)), controlled),
+        ("length_controlled_win_rate", 1 / (1 + np.exp(-theta)), rates if one_side else controlled),
     ):
-        found = interval(float(mean), draws)
+        found = interval(float(mean), draws, len(wins), whole=1.0)
         out |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
     out |= {
         "length_coefficient": float(phi),
