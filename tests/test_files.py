@@ -12,12 +12,15 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import RHO, Tiny, pairs_of, rpo
 from foreign import model_of, plainly
 from preparing import WORDS
 from published import write_jsonl, write_parquet
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rpo_cli.errors import BadInput
+from rpo_cli.models import encode
 from rpo_cli.stages import files
 
 CPU = ("--device", "cpu")
@@ -70,6 +73,24 @@ def test_rewards_are_those_of_each_text_alone_at_any_batch_size(
         assert [row[f"reward_{side}"] for row in lines(tmp_path / "1.jsonl")] == pytest.approx(
             rewards, abs=1e-4
         )
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokenizer"), [("llama", "Llama 3"), ("gpt2", "bytes, BOS and EOS"), ("bert", "WordPiece, EOS")]
+)
+def test_a_reward_model_that_pads_with_its_eos_is_read_where_transformers_read_it(
+    kind: str, tokenizer: str, tmp_path: Path
+) -> None:
+    judge = model_of(tmp_path / "judge", kind, tokenizer, pad="eos")
+    rows = [*pairs(3), {"n": 3, "prompt": "the cat", "chosen": "sat", "rejected": "sat on"}]
+    rpo("score", write_jsonl(tmp_path / "pairs.jsonl", rows), "--model", judge, *CPU)
+    found, talks = lines(tmp_path / "pairs.scored.jsonl"), tokenizer == "Llama 3"
+    read = AutoTokenizer.from_pretrained(judge)
+    for side in ("chosen", "rejected"):
+        texts = [told(row["prompt"], row[side]) if talks else row["prompt"] + row[side] for row in rows]
+        ids = [read.apply_chat_template(text)["input_ids"] if talks else read(text)["input_ids"] for text in texts]
+        assert all(tokens[-1] == read.eos_token_id == read.pad_token_id for tokens in ids)
+        assert [row[f"reward_{side}"] for row in found] == pytest.approx(plainly(judge, texts), abs=1e-4)
 
 
 def test_every_form_of_rows_gets_rewards_in_columns_of_its_own(tmp_path: Path) -> None:
@@ -223,8 +244,15 @@ def test_a_reward_model_of_this_pipeline_reads_files_as_it_read_its_pairs(
     file = write_jsonl(tmp_path / "pairs.jsonl", texts)
     rpo("score", file, "--model", judge, *CPU)
     found = pd.DataFrame(lines(tmp_path / "pairs.scored.jsonl")).set_index("id").loc[scores.index]
+    model, tokenizer = (
+        auto.from_pretrained(judge) for auto in (AutoModelForSequenceClassification, AutoTokenizer)
+    )
+    assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
     for side in ("chosen", "rejected"):
         assert found[f"reward_{side}"].to_list() == pytest.approx(scores[side].to_list(), abs=1e-5)
+        sides = [encode(name, [texts[0][name]], tokenizer).to_pylist()[0] for name in ("prompt", side)]
+        tokens = torch.tensor([[*sides[0], *sides[1]]])
+        assert float(model(tokens).logits) == pytest.approx(found[f"reward_{side}"][texts[0]["id"]], abs=1e-5)
 
 
 def test_rows_that_a_model_cannot_read_get_nothing_and_the_others_theirs(tmp_path: Path) -> None:
