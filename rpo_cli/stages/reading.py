@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import remove_none_values
 
 from rpo_cli import devices
 from rpo_cli.artifacts import MANIFEST, below_adapters, positions_of
@@ -48,7 +49,7 @@ OURS = (MANIFEST, RECIPES)  # in a folder of an artifact, and of a model that wa
 MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(user|assistant)\|>|\[INST\]")
 Warn = Callable[[str], None]
 Scoring = ScoringRecipe | RelabelRecipe | EvaluateRecipe
-Conversation = Mapping[str, Any]  # prompt and responses, each a `Part`, and perhaps tools
+Conversation = Mapping[str, Any]  # prompt and responses, each a `Part`, and perhaps what `GIVEN` names
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,9 @@ class Reading:
         try:
             turns, tools = as_turns(prompt, response), talk.get("tools")
             tools = json.loads(tools) if isinstance(tools, str) else tools
-            return str(self.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False))
+            kwargs = remove_none_values(talk.get("chat_template_kwargs") or {})
+            tools = remove_none_values(tools) if tools else None
+            return str(self.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, **kwargs))
         except Exception as error:  # templates raise what they like
             raise TemplateRefuses(first_line(error)) from error
 
@@ -178,7 +181,7 @@ class Reading:
         return tokens[:end]
 
     def rows_to_reward(self, rows: Sequence[TokenRow]) -> list[TokenRow]:
-        """Rows in this pipeline's tokens, each response up to the token at which the model gives its reward."""
+        """Rows in this pipeline's tokens, each response up to the token at which its reward is."""
         if self._padding is None:
             return list(rows)
         found = []
