@@ -44,7 +44,11 @@ def model_of(
     if pad == "eos":
         made = copy.deepcopy(made)
         made.pad_token = made.eos_token
-    special = {"pad_token_id": made.pad_token_id if pad == "eos" else None, "bos_token_id": None, "eos_token_id": made.eos_token_id}
+    special = {
+        "pad_token_id": made.pad_token_id if pad == "eos" else None,
+        "bos_token_id": None,
+        "eos_token_id": made.eos_token_id,
+    }
     if reward and "id2label" not in settings:
         settings["num_labels"] = 1
     config = AutoConfig.for_model(kind, vocab_size=len(made), **special, **SMALL[kind], **settings)

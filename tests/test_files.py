@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models import encode
+from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages import files
 
 CPU = ("--device", "cpu")
@@ -88,7 +89,10 @@ def test_a_reward_model_that_pads_with_its_eos_is_read_where_transformers_read_i
     read = AutoTokenizer.from_pretrained(judge)
     for side in ("chosen", "rejected"):
         texts = [told(row["prompt"], row[side]) if talks else row["prompt"] + row[side] for row in rows]
-        ids = [read.apply_chat_template(text)["input_ids"] if talks else read(text)["input_ids"] for text in texts]
+        ids = [
+            read.apply_chat_template(text)["input_ids"] if talks else read(text)["input_ids"]
+            for text in texts
+        ]
         assert all(tokens[-1] == read.eos_token_id == read.pad_token_id for tokens in ids)
         assert [row[f"reward_{side}"] for row in found] == pytest.approx(plainly(judge, texts), abs=1e-4)
 
@@ -229,6 +233,47 @@ def test_a_prompt_has_the_same_samples_wherever_it_stands_and_they_can_be_scored
     rpo("score", tmp_path / "prompts.sampled.jsonl", "--model", judge, *CPU)
     (scored,) = tmp_path.glob("*.scored.jsonl")
     assert all(len(row["rewards"]) == 2 for row in lines(scored))
+
+
+def test_a_file_is_read_with_what_its_rows_give_the_chat_template(tmp_path: Path) -> None:
+    (row,) = pairs(1)
+    ask, one = row["prompt"], row["chosen"]
+    judge = model_of(tmp_path / "judge", "llama", "ChatML")
+    model = model_of(tmp_path / "model", "llama", "ChatML", reward=False)
+    for folder in (judge, model):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = "{{ tools | tojson if tools else '' }}{{ mood }}" + tokenizer.chat_template
+        tokenizer.save_pretrained(folder)
+    more = {
+        "tools": [{"type": "function", "function": {"name": "look"}}],
+        "chat_template_kwargs": {"mood": "gay"},
+    }
+    read, plain = AutoTokenizer.from_pretrained(judge), told(ask, one)
+    text = read.apply_chat_template(plain, tools=more["tools"], mood="gay", tokenize=False)
+    assert text.startswith('[{"type"') and "gay" in text
+    rpo("score", write_jsonl(tmp_path / "r.jsonl", [{"messages": plain} | more]), "--model", judge, *CPU)
+    (found,) = lines(tmp_path / "r.scored.jsonl")
+    assert found["reward"] == pytest.approx(plainly(judge, [text])[0], abs=1e-4)
+    asked = [{"prompt": plain[:1]}, {"prompt": plain[:1]} | more]
+    file = write_jsonl(tmp_path / "p.jsonl", asked)
+    recipe = ScoringRecipe(stage="scores", device="cpu")
+    sampler = files.Sampler(model, None, recipe, 1, 1.0, 1.0, 0)
+    bare, given = (sampler.prompt("here", row) for row in lines(file))
+    assert bare != given and str(given).startswith('[{"type"')
+
+
+def test_what_stands_before_whole_conversations_is_scored_with_them(tmp_path: Path) -> None:
+    (row,) = pairs(1)
+    ask, one, two = row["prompt"], row["chosen"], row["rejected"]
+    judge = model_of(tmp_path / "judge", "llama", "Llama 3", pad=False)
+    before = [turn("system", "be kind"), *told("who", "me")]
+    sides = {"chosen": told(ask, one), "rejected": told(ask, two)}
+    expected = plainly(judge, [[*before, *side] for side in sides.values()])
+    for more in ({"prompt": before}, {"prompt": before[1:], "system": "be kind"}):
+        file = write_jsonl(tmp_path / "rows.jsonl", [sides | more])
+        rpo("score", file, "--model", judge, "--out", tmp_path / "out.jsonl", *CPU)
+        (found,) = lines(tmp_path / "out.jsonl")
+        assert [found["reward_chosen"], found["reward_rejected"]] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("exported", [False, True])

@@ -132,7 +132,7 @@ def test_a_reward_model_of_the_policys_tokens_reads_conversations_by_its_own_tem
 def test_a_teacher_an_oracle_and_a_relabelling_read_at_the_last_token_that_is_no_padding(
     tokenizer: str, talks: Tiny
 ) -> None:
-    """As text, a teacher of the policy's tokens reads prompt, response and EOS, which its config calls padding."""
+    """As text, a teacher of the policy's tokens reads prompt, response and EOS: its padding."""
     judge = model_of(talks.suite / "judge", "llama", tokenizer, pad="eos")
     ours = tokenizer == "ChatML"
     if ours:
