@@ -90,7 +90,9 @@ def test_a_reward_model_that_pads_with_its_eos_is_read_where_transformers_read_i
     for side in ("chosen", "rejected"):
         texts = [told(row["prompt"], row[side]) if talks else row["prompt"] + row[side] for row in rows]
         ids = [
-            read.apply_chat_template(text)["input_ids"] if talks else read(text)["input_ids"]
+            read.apply_chat_template(text, return_dict=True)["input_ids"]
+            if talks
+            else read(text)["input_ids"]
             for text in texts
         ]
         assert all(tokens[-1] == read.eos_token_id == read.pad_token_id for tokens in ids)
@@ -297,7 +299,9 @@ def test_a_reward_model_of_this_pipeline_reads_files_as_it_read_its_pairs(
         assert found[f"reward_{side}"].to_list() == pytest.approx(scores[side].to_list(), abs=1e-5)
         sides = [encode(name, [texts[0][name]], tokenizer).to_pylist()[0] for name in ("prompt", side)]
         tokens = torch.tensor([[*sides[0], *sides[1]]])
-        assert float(model(tokens).logits) == pytest.approx(found[f"reward_{side}"][texts[0]["id"]], abs=1e-5)
+        assert float(model(tokens).logits.detach()) == pytest.approx(
+            found[f"reward_{side}"][texts[0]["id"]], abs=1e-5
+        )
 
 
 def test_rows_that_a_model_cannot_read_get_nothing_and_the_others_theirs(tmp_path: Path) -> None:

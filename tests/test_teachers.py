@@ -164,7 +164,7 @@ def test_a_teacher_an_oracle_and_a_relabelling_read_at_the_last_token_that_is_no
     if not ours:
         found = plainly(judge, asked(told, samples["response"]))
         assert samples["reward"].to_list() == pytest.approx(found, abs=1e-4)
-    talks.run("relabel", "relabel.yaml", "--set", "data=data.yaml")
+    talks.run("relabel", "relabel.yaml")
     labels = pd.read_parquet(talks.root / "seed-0/relabel/pairs.parquet").set_index("id").loc[scores["id"]]
     if not ours:
         low, high = (scores[["chosen", "rejected"]].agg(how, axis=1).to_list() for how in ("min", "max"))

@@ -68,7 +68,7 @@ def load_tokenizer(
     tokenizer.init_kwargs.pop("local_files_only", None)  # saved with it, and another where the hub is reached
     if need_eos and tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
-    tokenizer.published_pad_id = tokenizer.pad_token_id  # type: ignore[attr-defined]
+    vars(tokenizer)["published_pad"] = tokenizer.pad_token_id  # which may be replaced, here and below
     if recipe is not None and recipe.pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
     if not need_pad:
@@ -98,7 +98,7 @@ def spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers have the same vocabulary, EOS and padding token, as loaded or as published."""
-    pads = ("pad_token_id", "published_pad_id")
+    pads = ("pad_token_id", "published_pad")
     padded_alike = any(getattr(one, name, -1) == getattr(other, name, -2) for name in pads)
     alike = padded_alike and one.eos_token_id == other.eos_token_id
     return alike and one.get_vocab() == other.get_vocab()
