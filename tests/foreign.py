@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,28 @@ SMALL = {
 
 
 def model_of(
-    folder: Path, kind: str, tokenizer: str, *, reward: bool = True, pad: bool = True, **settings: Any
+    folder: Path,
+    kind: str,
+    tokenizer: str,
+    *,
+    reward: bool = True,
+    pad: bool | str = True,
+    **settings: Any,
 ) -> Path:
-    """A random model with a tokenizer of `preparing.SORTS`; `pad`: whether that has a padding token."""
+    """A random model with a tokenizer of `preparing.SORTS`; `pad`: whether that has a padding token.
+
+    pad = "eos": it pads with its EOS, and so says its config, as of a model that TRL trained.
+    """
     torch.manual_seed(len(folder.name))
     made: PreTrainedTokenizerBase = tokenizer_of(tokenizer)
-    special = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": made.eos_token_id}
+    if pad == "eos":
+        made = copy.deepcopy(made)
+        made.pad_token = made.eos_token
+    special = {
+        "pad_token_id": made.pad_token_id if pad == "eos" else None,
+        "bos_token_id": None,
+        "eos_token_id": made.eos_token_id,
+    }
     if reward and "id2label" not in settings:
         settings["num_labels"] = 1
     config = AutoConfig.for_model(kind, vocab_size=len(made), **special, **SMALL[kind], **settings)

@@ -12,12 +12,16 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import RHO, Tiny, pairs_of, rpo
 from foreign import model_of, plainly
 from preparing import WORDS
 from published import write_jsonl, write_parquet
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rpo_cli.errors import BadInput
+from rpo_cli.models import encode
+from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages import files
 
 CPU = ("--device", "cpu")
@@ -70,6 +74,29 @@ def test_rewards_are_those_of_each_text_alone_at_any_batch_size(
         assert [row[f"reward_{side}"] for row in lines(tmp_path / "1.jsonl")] == pytest.approx(
             rewards, abs=1e-4
         )
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokenizer"), [("llama", "Llama 3"), ("gpt2", "bytes, BOS and EOS"), ("bert", "WordPiece, EOS")]
+)
+def test_a_reward_model_that_pads_with_its_eos_is_read_where_transformers_read_it(
+    kind: str, tokenizer: str, tmp_path: Path
+) -> None:
+    judge = model_of(tmp_path / "judge", kind, tokenizer, pad="eos")
+    rows = [*pairs(3), {"n": 3, "prompt": "the cat", "chosen": "sat", "rejected": "sat on"}]
+    rpo("score", write_jsonl(tmp_path / "pairs.jsonl", rows), "--model", judge, *CPU)
+    found, talks = lines(tmp_path / "pairs.scored.jsonl"), tokenizer == "Llama 3"
+    read = AutoTokenizer.from_pretrained(judge)
+    for side in ("chosen", "rejected"):
+        texts = [told(row["prompt"], row[side]) if talks else row["prompt"] + row[side] for row in rows]
+        ids = [
+            read.apply_chat_template(text, return_dict=True)["input_ids"]
+            if talks
+            else read(text)["input_ids"]
+            for text in texts
+        ]
+        assert all(tokens[-1] == read.eos_token_id == read.pad_token_id for tokens in ids)
+        assert [row[f"reward_{side}"] for row in found] == pytest.approx(plainly(judge, texts), abs=1e-4)
 
 
 def test_every_form_of_rows_gets_rewards_in_columns_of_its_own(tmp_path: Path) -> None:
@@ -210,6 +237,47 @@ def test_a_prompt_has_the_same_samples_wherever_it_stands_and_they_can_be_scored
     assert all(len(row["rewards"]) == 2 for row in lines(scored))
 
 
+def test_a_file_is_read_with_what_its_rows_give_the_chat_template(tmp_path: Path) -> None:
+    (row,) = pairs(1)
+    ask, one = row["prompt"], row["chosen"]
+    judge = model_of(tmp_path / "judge", "llama", "ChatML")
+    model = model_of(tmp_path / "model", "llama", "ChatML", reward=False)
+    for folder in (judge, model):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = "{{ tools | tojson if tools else '' }}{{ mood }}" + tokenizer.chat_template
+        tokenizer.save_pretrained(folder)
+    more = {
+        "tools": [{"type": "function", "function": {"name": "look"}}],
+        "chat_template_kwargs": {"mood": "gay"},
+    }
+    read, plain = AutoTokenizer.from_pretrained(judge), told(ask, one)
+    text = read.apply_chat_template(plain, tools=more["tools"], mood="gay", tokenize=False)
+    assert text.startswith('[{"type"') and "gay" in text
+    rpo("score", write_jsonl(tmp_path / "r.jsonl", [{"messages": plain} | more]), "--model", judge, *CPU)
+    (found,) = lines(tmp_path / "r.scored.jsonl")
+    assert found["reward"] == pytest.approx(plainly(judge, [text])[0], abs=1e-4)
+    asked = [{"prompt": plain[:1]}, {"prompt": plain[:1]} | more]
+    file = write_jsonl(tmp_path / "p.jsonl", asked)
+    recipe = ScoringRecipe(stage="scores", device="cpu")
+    sampler = files.Sampler(model, None, recipe, 1, 1.0, 1.0, 0)
+    bare, given = (sampler.prompt("here", row) for row in lines(file))
+    assert bare != given and str(given).startswith('[{"type"')
+
+
+def test_what_stands_before_whole_conversations_is_scored_with_them(tmp_path: Path) -> None:
+    (row,) = pairs(1)
+    ask, one, two = row["prompt"], row["chosen"], row["rejected"]
+    judge = model_of(tmp_path / "judge", "llama", "Llama 3", pad=False)
+    before = [turn("system", "be kind"), *told("who", "me")]
+    sides = {"chosen": told(ask, one), "rejected": told(ask, two)}
+    expected = plainly(judge, [[*before, *side] for side in sides.values()])
+    for more in ({"prompt": before}, {"prompt": before[1:], "system": "be kind"}):
+        file = write_jsonl(tmp_path / "rows.jsonl", [sides | more])
+        rpo("score", file, "--model", judge, "--out", tmp_path / "out.jsonl", *CPU)
+        (found,) = lines(tmp_path / "out.jsonl")
+        assert [found["reward_chosen"], found["reward_rejected"]] == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("exported", [False, True])
 def test_a_reward_model_of_this_pipeline_reads_files_as_it_read_its_pairs(
     exported: bool, built: Tiny, tmp_path: Path
@@ -223,8 +291,17 @@ def test_a_reward_model_of_this_pipeline_reads_files_as_it_read_its_pairs(
     file = write_jsonl(tmp_path / "pairs.jsonl", texts)
     rpo("score", file, "--model", judge, *CPU)
     found = pd.DataFrame(lines(tmp_path / "pairs.scored.jsonl")).set_index("id").loc[scores.index]
+    model, tokenizer = (
+        auto.from_pretrained(judge) for auto in (AutoModelForSequenceClassification, AutoTokenizer)
+    )
+    assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
     for side in ("chosen", "rejected"):
         assert found[f"reward_{side}"].to_list() == pytest.approx(scores[side].to_list(), abs=1e-5)
+        sides = [encode(name, [texts[0][name]], tokenizer).to_pylist()[0] for name in ("prompt", side)]
+        tokens = torch.tensor([[*sides[0], *sides[1]]])
+        assert float(model(tokens).logits.detach()) == pytest.approx(
+            found[f"reward_{side}"][texts[0]["id"]], abs=1e-5
+        )
 
 
 def test_rows_that_a_model_cannot_read_get_nothing_and_the_others_theirs(tmp_path: Path) -> None:

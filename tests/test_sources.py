@@ -22,7 +22,7 @@ from rpo_cli.stages.data.sources.base import Pair, Written
 from rpo_cli.stages.data.sources.hh import dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut
 from rpo_cli.stages.data.sources.records import split_of
-from rpo_cli.stages.data.sources.turns import EXPECTED
+from rpo_cli.stages.data.sources.turns import EXPECTED, part
 from rpo_cli.stages.data.token_cache import TokenCache
 
 TABLES = ("sft_train", "sft_validation", "pairs", "pairs_validation", "prompts_validation", "prompts_test")
@@ -475,6 +475,74 @@ def test_a_conversation_is_the_same_pair_however_it_is_written(chat: Any, name: 
     (pair,), ledger = read_pair(SAME_PAIR[name], chat)
     assert (pair.prompt, pair.chosen, pair.rejected) == ("<user>q</s><assistant>", "good", "bad")
     assert not ledger.counts and not ledger.notes
+
+
+BEFORE = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "a"}, GOOD | {"content": "b"}]
+WHOLE = {"chosen": [*ASKED, GOOD], "rejected": [*ASKED, BAD]}
+STARTED, AGAIN = "<system>be kind</s>", "<user>a</s><assistant>b</s><user>q</s><assistant>"
+
+
+@pytest.mark.parametrize(
+    ("more", "prompt"),
+    [
+        ({"prompt": BEFORE}, f"{STARTED}{AGAIN}"),
+        ({"prompt": BEFORE[:1]}, f"{STARTED}<user>q</s><assistant>"),
+        ({"prompt": BEFORE[1:], "system": "be kind"}, f"{STARTED}{AGAIN}"),
+        ({"system": "be kind"}, f"{STARTED}<user>q</s><assistant>"),
+        ({"prompt": ASKED, "system": "be kind"}, f"{STARTED}<user>q</s><assistant>"),
+        ({"messages": ASKED, "system": "be kind"}, f"{STARTED}<user>q</s><assistant>"),
+        ({"prompt": "q", "system": "be kind"}, f"{STARTED}<user>q</s><assistant>"),
+        ({"prompt": " "}, "<user>q</s><assistant>"),
+    ],
+)  # fmt: skip
+def test_what_stands_before_whole_conversations_is_part_of_the_prompt(
+    chat: Any, more: Row, prompt: str
+) -> None:
+    (pair,), ledger = read_pair(WHOLE | more, chat)
+    assert (pair.prompt, pair.chosen, pair.rejected) == (prompt, "good", "bad")
+    assert not ledger.counts and not ledger.notes
+
+
+def test_a_text_beside_whole_conversations_is_one_of_their_turns_or_the_row_is_refused(chat: Any) -> None:
+    with pytest.raises(BadInput, match="here:1: prompt: its text is no turn of the conversations beside it"):
+        read_pair(WHOLE | {"prompt": "be kind"}, chat)
+    _, ledger = read_pair(WHOLE | {"context": "of the cat", "instruction": "q"}, chat)
+    (note,) = ledger.notes
+    assert note.startswith("pairs: beside prompt, rows have context, which is not read")
+
+
+THINKS = published.CHAT + "{% if add_generation_prompt %}<think>\n{% endif %}"
+
+
+def test_a_prompt_ends_where_every_answer_begins_and_not_inside_of_one(tmp_path: Path) -> None:
+    tokenizer = published.word_tokenizer(tmp_path / "thinks", THINKS)
+    ledger = Ledger(records=Counter(pairs=2))
+    html = {"prompt": ASKED, "chosen": [GOOD | {"content": "<b>a"}], "rejected": [BAD | {"content": "<b>b"}]}
+    read: list[Any] = [("here:1", None, html), ("here:2", None, SAME_PAIR["role and content"])]
+    one, other = preference.pairs(read, preference.Templated(tokenizer, None), ledger)
+    assert (one.prompt, one.chosen, one.rejected) == ("<user>q</s><assistant>", "<b>a", "<b>b")
+    assert (other.prompt, other.chosen) == ("<user>q</s><assistant>", "good")
+    (note,) = ledger.notes
+    assert note.startswith("pairs: in 2 rows the chat template begins an answer otherwise")
+    assert "(here:1, here:2): the context that is learnt differs from inference" in note
+    thought = {side: [GOOD | {"content": f"<think>\n{side}"}] for side in ("chosen", "rejected")}
+    (pair,), ledger = read_pair({"prompt": ASKED} | thought, tokenizer)
+    assert (pair.prompt, pair.chosen) == ("<user>q</s><assistant><think>\n", "chosen") and not ledger.notes
+
+
+def test_arguments_of_calls_that_only_other_rows_of_a_parquet_file_have_are_not_learnt() -> None:
+    def call(**arguments: object) -> Row:
+        return {"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": arguments}}]}
+
+    (turn,) = part("here", "chosen", [call(city="Rome", day=None)])
+    assert turn == call(city="Rome")
+
+
+def test_what_the_chat_template_is_given_is_kept_beside_the_messages(tmp_path: Path) -> None:
+    tokenizer = published.word_tokenizer(tmp_path / "tools", WITH_TOOLS)
+    more = {"tools": [TOOL], "chat_template_kwargs": {"mood": "gay"}}
+    (pair,), _ = read_pair(SAME_PAIR["role and content"] | more, tokenizer)
+    assert json.loads(pair.messages or "").items() >= more.items()
 
 
 def test_written_conversations_may_be_sharegpts_and_have_a_system_prompt(chat: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,65 @@ def test_a_reward_model_of_the_policys_tokens_reads_conversations_by_its_own_tem
         asked = [rows[name]["prompt"] + rows[name][side] for name in scores["id"]]
         found = plainly(talks.suite / "judge", asked)
         assert scores[side].to_list() == pytest.approx(found, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokenizer", ["Llama 3", "ChatML"])
+def test_a_teacher_an_oracle_and_a_relabelling_read_at_the_last_token_that_is_no_padding(
+    tokenizer: str, talks: Tiny
+) -> None:
+    """As text, a teacher of the policy's tokens reads prompt, response and EOS: its padding."""
+    judge = model_of(talks.suite / "judge", "llama", tokenizer, pad="eos")
+    ours = tokenizer == "ChatML"
+    if ours:
+        model_of(talks.suite / "base", "llama", "ChatML", reward=False, pad="eos")
+        given = [json.loads(line) for line in (talks.suite / "pairs.jsonl").read_text().splitlines()]
+        sides = ("prompt", "chosen", "rejected")
+        texts = [row | {name: f" {row[name][-1]['content']}" for name in sides} for row in given]
+        write_jsonl(talks.suite / "pairs.jsonl", texts)
+    talks.run("evaluate", "policy.yaml")
+    scores, read = scores_of(talks), AutoTokenizer.from_pretrained(judge)
+    table = pd.read_parquet(talks.root / "seed-0/data/pairs.parquet").set_index("id").loc[scores["id"]]
+    (file,) = (talks.root / "seed-0/unbiased/evaluations").glob("**/samples.parquet")
+    samples = pd.read_parquet(file)
+    samples = samples[samples["response"].str.strip() != ""]
+    prompts = pd.read_parquet(talks.root / "seed-0/data/prompts_test.parquet").set_index("prompt")
+
+    def asked(prompts: Any, answers: Any) -> list[Any]:
+        if ours:
+            return [one + other + read.eos_token for one, other in zip(prompts, answers, strict=True)]
+        return [
+            [*json.loads(one)["prompt"], {"role": "assistant", "content": other.strip()}]
+            for one, other in zip(prompts, answers, strict=True)
+        ]
+
+    for side in ("chosen", "rejected"):
+        texts = asked(table["prompt" if ours else "messages"], table[side])
+        assert scores[side].to_list() == pytest.approx(plainly(judge, texts), abs=1e-4)
+    told = samples["prompt"] if ours else prompts.loc[samples["prompt"], "messages"]
+    if not ours:
+        found = plainly(judge, asked(told, samples["response"]))
+        assert samples["reward"].to_list() == pytest.approx(found, abs=1e-4)
+    talks.run("relabel", "relabel.yaml")
+    labels = pd.read_parquet(talks.root / "seed-0/relabel/pairs.parquet").set_index("id").loc[scores["id"]]
+    if not ours:
+        low, high = (scores[["chosen", "rejected"]].agg(how, axis=1).to_list() for how in ("min", "max"))
+        assert labels["rejected_score"].to_list() == pytest.approx(low, abs=1e-4)
+        assert labels["chosen_score"].to_list() == pytest.approx(high, abs=1e-4)
+
+
+def test_rewards_that_may_have_been_read_at_padding_are_made_again(talks: Tiny) -> None:
+    def options(**settings: Any) -> dict[str, Any]:
+        shutil.rmtree(talks.suite / "judge")
+        model_of(talks.suite / "judge", "llama", "Llama 3", **settings)
+        return dict(talks.stage("policy.yaml").inputs["scores/rm"].options)
+
+    again = {"reward_at": "last token but padding"}
+    assert options(pad="eos") == options(pad=False) == again
+    assert options(pad=True) == {}
+    assert options(pad="eos") == again
+    (talks.suite / "judge" / "rpo_recipe.yaml").touch()
+    assert talks.stage("policy.yaml").inputs["scores/rm"].options == {}
 
 
 COLUMNS = ("score", "other")

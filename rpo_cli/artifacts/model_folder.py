@@ -78,3 +78,20 @@ def below_adapters(folder: Path) -> Path:
             raise BadInput(f"{seen[-1] / 'adapter_config.json'}: its base {base} is an adapter on it in turn")
         seen.append(Path(base))
     return seen[-1]
+
+
+def may_end_in_padding(folder: Path) -> bool:
+    """Whether a published classifier may take the EOS of a row for padding, or its tokenizer names none."""
+    try:
+        config = read_json(below_adapters(folder) / "config.json") or {}
+    except BadInput:
+        return True
+    eos = config.get("eos_token_id")
+    if config.get("pad_token_id") in (eos if isinstance(eos, list) else [eos]):
+        return True
+    special = read_json(folder / "tokenizer_config.json") or {}
+    pad, end = (
+        token.get("content") if isinstance(token, Mapping) else token
+        for token in (special.get("pad_token"), special.get("eos_token"))
+    )
+    return pad is None or pad == end

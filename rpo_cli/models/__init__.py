@@ -33,6 +33,7 @@ from rpo_cli.models.load import (
     load_reward,
     load_tokenizer,
     new_causal,
+    padding_read_over,
     same_tokens,
     save,
 )

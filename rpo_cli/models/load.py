@@ -68,6 +68,7 @@ def load_tokenizer(
     tokenizer.init_kwargs.pop("local_files_only", None)  # saved with it, and another where the hub is reached
     if need_eos and tokenizer.eos_token_id is None:
         raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
+    vars(tokenizer)["published_pad"] = tokenizer.pad_token_id  # which may be replaced, here and below
     if recipe is not None and recipe.pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
     if not need_pad:
@@ -96,9 +97,10 @@ def spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers have the same vocabulary, EOS and padding token."""
-    kept = ("eos_token_id", "pad_token_id")
-    alike = all(getattr(one, name) == getattr(other, name) for name in kept)
+    """Whether two tokenizers have the same vocabulary, EOS and padding token, as loaded or as published."""
+    pads = ("pad_token_id", "published_pad")
+    padded_alike = any(getattr(one, name, -1) == getattr(other, name, -2) for name in pads)
+    alike = padded_alike and one.eos_token_id == other.eos_token_id
     return alike and one.get_vocab() == other.get_vocab()
 
 
@@ -163,6 +165,22 @@ def config_at(source: Path, revision: str | None) -> PretrainedConfig:
         str(source), revision=revision or "main", trust_remote_code=False
     )
     return found
+
+
+def padding_read_over(source: Path, revision: str | None) -> int | None:
+    """The token that a published classifier takes for padding: it reads the reward at the last other one.
+
+    So say those of transformers whose head, named `score`, reads every column. None: it has no such head, an
+    encoder, or its config names no such token.
+    """
+    config = config_at(source, revision)
+    found: int | None = getattr(config.get_text_config(), "pad_token_id", None)
+    if found is None:
+        return None
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    names = (name.rpartition(".")[2] for name, _ in model.named_modules())
+    return found if "score" in names else None
 
 
 def _number_of(label: str, source: Path, revision: str | None) -> int | None:

@@ -63,7 +63,7 @@ def score(
     form = form_in(place, first)
     scorer = Scorer(reading_of(Path(node.reference), recipe, node.revision), form)
     count = table.check(FORMS[form], scorer.check)
-    identity = {"model": node.key, "label": label, "max_length": recipe.max_length}
+    identity = {"model": node.key, "label": label, "max_length": recipe.max_length, "reads": 2}
     made = _extended(session, table, target, scorer.rewards, identity, recipe, count)
     if made is None:
         return

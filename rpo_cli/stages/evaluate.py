@@ -138,7 +138,7 @@ def draw(
     scored = {}
     if oracle is not None:
         both = zip(prompts, answers, strict=True)
-        whole: Sequence[Tokens] = [[*prompt, *answer] for prompt, answer in both]
+        whole: Sequence[Tokens] = [oracle.to_reward([*prompt, *answer]) for prompt, answer in both]
         if oracle.tokenizer is not tokenizer:
             whole = oracle.sequences([talks[name] for name in names], responses)
             if (longest := max(map(len, whole))) > oracle.most:

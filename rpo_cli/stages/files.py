@@ -4,6 +4,7 @@ are there, so that a run that was interrupted goes on.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -29,9 +30,16 @@ from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources.base import columns_in
 from rpo_cli.stages.data.sources.hh import HUMAN, messages
 from rpo_cli.stages.data.sources.implicit import cut
-from rpo_cli.stages.data.sources.preference import CONVERSATIONS, aligned, are_whole, prompt_in, system_in
+from rpo_cli.stages.data.sources.preference import (
+    CONVERSATIONS,
+    aligned,
+    are_whole,
+    prompt_in,
+    system_in,
+    with_context,
+)
 from rpo_cli.stages.data.sources.records import form_of, records
-from rpo_cli.stages.data.sources.templated import Templated
+from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated, given_to_template
 from rpo_cli.stages.data.sources.turns import AS_TEXT, Message, Part, TemplateRefuses, is_told_as_text, part
 from rpo_cli.stages.reading import Reading, row_of
 
@@ -188,7 +196,10 @@ def exchanges(place: str, row: Row, form: Sequence[str]) -> list[tuple[Part, Par
     if given and all(map(is_told_as_text, answers)):
         raise BadInput(f"{place}: {', '.join(form)}: {AS_TEXT}")
     prompt = prompt_in(place, row)
-    if form == ("chosen", "rejected") and (prompt is None or are_whole(*answers)):
+    if form == ("chosen", "rejected") and are_whole(*answers):
+        found = with_context(place, row, prompt, answers)
+        return [_last(place, name, side) for name, side in zip(form, found, strict=True)]
+    if form == ("chosen", "rejected") and prompt is None:
         chosen, rejected = answers
         if isinstance(chosen, str) and isinstance(rejected, str) and not chosen.startswith(HUMAN):
             end, _ = cut(chosen, rejected)
@@ -198,8 +209,8 @@ def exchanges(place: str, row: Row, form: Sequence[str]) -> list[tuple[Part, Par
         return [_last(place, name, side) for name, side in zip(form, answers, strict=True)]
     if prompt is None:
         raise BadInput(f"{place}: no column 'prompt' (has: {columns_in(row)})")
-    found = [aligned(prompt, {"response": text}) for text in answers]
-    return [(each["prompt"], each["response"]) for each in found]
+    examples = [aligned(prompt, {"response": text}) for text in answers]
+    return [(each["prompt"], each["response"]) for each in examples]
 
 
 def _last(place: str, name: str, side: Part) -> tuple[list[Message], list[Message]]:
@@ -224,11 +235,14 @@ class Scorer:
         for prompt, response in exchanges(place, row, form):
             if self.reading.tokenizer.chat_template is None and not isinstance(prompt, str):
                 self.reading.text({"prompt": prompt}, response)
+            if not self.reading.own and any(row.get(name) for name in (*TEMPLATE, "images")):
+                with contextlib.suppress(TemplateRefuses):
+                    self._templated.text(place, dict(zip(SIDES, (prompt, response), strict=True)), row)
 
     def rewards(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
         """The new columns of rows; null for those that the template refuses or that are too long."""
         asked = [exchanges(place, row, self.form) for place, row in rows]
-        tokens = self._tokens([(place, each) for (place, _), each in zip(rows, asked, strict=True)])
+        tokens = self._tokens(rows, asked)
         names = FORMS[tuple(self.form)]
         found: list[list[float] | None] = [None if each is None else [] for each in tokens]
         recipe, pad, finished = self.reading.recipe, pad_id(self.reading.tokenizer), 0
@@ -253,18 +267,21 @@ class Scorer:
         ]
 
     def _tokens(
-        self, asked: Sequence[tuple[str, Sequence[tuple[Part, Part]]]]
+        self, rows: Sequence[tuple[str, Row]], asked: Sequence[Sequence[tuple[Part, Part]]]
     ) -> list[list[list[int]] | None]:
         """The tokens of each row's exchanges, whole sequences; None where they cannot all be read."""
         reading = self.reading
         texts: list[list[Any] | None] = []
-        for place, row in asked:
+        for (place, row), each in zip(rows, asked, strict=True):
             try:
                 if reading.own:
-                    texts.append([reading.text({"prompt": prompt}, answer) for prompt, answer in row])
+                    more = given_to_template(row)
+                    texts.append(
+                        [reading.text({"prompt": prompt, **more}, answer) for prompt, answer in each]
+                    )
                 else:
-                    examples = [dict(zip(SIDES, each, strict=True)) for each in row]
-                    texts.append([self._templated.text(place, each) for each in examples])
+                    examples = [dict(zip(SIDES, one, strict=True)) for one in each]
+                    texts.append([self._templated.text(place, one, row) for one in examples])
             except TemplateRefuses:
                 texts.append(None)
         flat = [text for row in texts if row is not None for text in row]
@@ -273,13 +290,13 @@ class Scorer:
         else:
             sides = ([text[side] for text in flat] for side in SIDES)
             found = iter(reading.as_here(*sides))
-        rows = [None if row is None else [next(found) for _ in row] for row in texts]
+        tokens = [None if row is None else [next(found) for _ in row] for row in texts]
         most = min(reading.most, reading.recipe.max_length)
 
         def may_be_read(row: list[list[int]] | None) -> bool:
             return row is not None and all(2 <= len(tokens) <= most for tokens in row)
 
-        return [row if may_be_read(row) else None for row in rows]
+        return [row if may_be_read(row) else None for row in tokens]
 
     @cached_property
     def _templated(self) -> Templated:
@@ -322,7 +339,7 @@ class Sampler:
         if prompt is None:
             raise BadInput(f"{place}: no prompt (has: {columns_in(row)})")
         try:
-            text = self._templated.text(place, {"prompt": prompt})["prompt"]
+            text = self._templated.text(place, {"prompt": prompt}, row)["prompt"]
         except TemplateRefuses:
             return None
         if not text and not self.tokenizer("")["input_ids"]:

@@ -4,6 +4,10 @@ A model of the policy's tokens, or one that was trained here, reads prompt, resp
 policies learn from. Any other, and one of the policy's tokens that has a chat template where the data are
 conversations, reads them by its own chat template, or prompt and response as one text where it has none, with
 its own tokenizer.
+
+A decoder that was not trained here gives its reward where transformers read it: at the last token that its
+config does not call padding. Of many that is the one before the EOS: TRL pads with the EOS where a tokenizer
+has no other.
 """
 
 from __future__ import annotations
@@ -18,11 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import remove_none_values
 
 from rpo_cli import devices
 from rpo_cli.artifacts import MANIFEST, below_adapters, positions_of
 from rpo_cli.errors import BadInput
-from rpo_cli.models import TokenRow, config_at, encode, fitting, load_reward, load_tokenizer, same_tokens
+from rpo_cli.models import (
+    TokenRow,
+    config_at,
+    encode,
+    fitting,
+    load_reward,
+    load_tokenizer,
+    padding_read_over,
+    same_tokens,
+)
 from rpo_cli.recipes import RECIPES
 from rpo_cli.recipes.schema import EvaluateRecipe, RelabelRecipe, ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, UNLIMITED, Rows
@@ -35,14 +49,15 @@ OURS = (MANIFEST, RECIPES)  # in a folder of an artifact, and of a model that wa
 MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(user|assistant)\|>|\[INST\]")
 Warn = Callable[[str], None]
 Scoring = ScoringRecipe | RelabelRecipe | EvaluateRecipe
-Conversation = Mapping[str, Any]  # prompt and responses, each a `Part`, and perhaps tools
+Conversation = Mapping[str, Any]  # prompt and responses, each a `Part`, and perhaps what `GIVEN` names
 
 
 @dataclass(frozen=True)
 class Reading:
     """A reward model from somewhere, and how it reads rows.
 
-    tokenizer: what it reads with, with some padding token; own: in its own way, not in this pipeline's.
+    tokenizer: what it reads with, with some padding token; own: in its own way, not in this pipeline's;
+    ours: it was trained by this pipeline.
     """
 
     source: Path
@@ -50,6 +65,7 @@ class Reading:
     recipe: Scoring
     tokenizer: PreTrainedTokenizerBase
     own: bool
+    ours: bool = False
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -130,7 +146,9 @@ class Reading:
         try:
             turns, tools = as_turns(prompt, response), talk.get("tools")
             tools = json.loads(tools) if isinstance(tools, str) else tools
-            return str(self.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False))
+            kwargs = remove_none_values(talk.get("chat_template_kwargs") or {})
+            tools = remove_none_values(tools) if tools else None
+            return str(self.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, **kwargs))
         except Exception as error:  # templates raise what they like
             raise TemplateRefuses(first_line(error)) from error
 
@@ -140,7 +158,7 @@ class Reading:
         found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=special, truncation=False)[
             "input_ids"
         ]
-        return found
+        return [self.to_reward(tokens) for tokens in found]
 
     def sequences(self, talks: Sequence[Conversation], responses: Sequence[str]) -> list[list[int]]:
         """Tokens of prompts with their responses; where it does not read in its own way, those are texts."""
@@ -153,7 +171,35 @@ class Reading:
         """Tokens of prompt, response and EOS, as this pipeline trains."""
         starts = encode("prompt", prompts, self.tokenizer).to_pylist()
         ends = encode("response", responses, self.tokenizer).to_pylist()
-        return [start + end for start, end in zip(starts, ends, strict=True)]
+        return [self.to_reward(start + end) for start, end in zip(starts, ends, strict=True)]
+
+    def to_reward(self, tokens: list[int]) -> list[int]:
+        """A whole sequence up to the token at which the model gives its reward; no token sees later ones."""
+        end = len(tokens)
+        while end > 2 and tokens[end - 1] == self._padding:
+            end -= 1
+        return tokens[:end]
+
+    def rows_to_reward(self, rows: Sequence[TokenRow]) -> list[TokenRow]:
+        """Rows in this pipeline's tokens, each response up to the token at which its reward is."""
+        if self._padding is None:
+            return list(rows)
+        found = []
+        for row in rows:
+            whole = [[*map(int, row.prompt_ids), *map(int, response)] for response in row.responses]
+            read = [self.to_reward(tokens) for tokens in whole]
+            found.append(row if read == whole else row_of(row.id, read))
+        return found
+
+    @cached_property
+    def _padding(self) -> int | None:
+        """The token that the model reads over at the end of a row; None: of its own making, it reads all."""
+        if self.ours:
+            return None
+        try:
+            return padding_read_over(below_adapters(self.source), self.revision)
+        except (OSError, ValueError):  # an adapter on the hub has no config; one is missed when it is loaded
+            return None
 
     @cached_property
     def most(self) -> int:
@@ -214,12 +260,12 @@ def reading_of(
     # Whoever trained it on conversations did so through its template, which may end otherwise than ours.
     templated = talks and not here and tokenizer.chat_template is not None
     if policy is not None and not templated and same_tokens(policy, tokenizer):
-        return Reading(source, revision, recipe, policy, own=False)
+        return Reading(source, revision, recipe, policy, own=False, ours=here)
     plain = tokenizer.chat_template is None and tokenizer.eos_token is not None
     own = not (here or (plain and plain_as_here))
     if tokenizer.pad_token is None:  # masks hide it, whatever it is
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return Reading(source, revision, recipe, tokenizer, own)
+    return Reading(source, revision, recipe, tokenizer, own, here)
 
 
 def read_pairs(
@@ -230,4 +276,4 @@ def read_pairs(
     if reading.own:
         rows = reading.rows(pairs.ids, pairs.conversations(PAIR), PAIR, what, warn)
         return fitting(rows, max_length, overlong, what)
-    return pairs.tokens(PAIR, reading.tokenizer, what, max_length, overlong, warn)
+    return reading.rows_to_reward(pairs.tokens(PAIR, reading.tokenizer, what, max_length, overlong, warn))

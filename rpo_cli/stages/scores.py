@@ -37,6 +37,8 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
         else:
             if reading.tokenizer is not policy:
                 rows = read_pairs(reading, pairs.only(rows), job.path, report.warn)
+            else:
+                rows = reading.rows_to_reward(rows)
             on_batch, pad = partial(report, of=2 * len(rows)), pad_id(reading.tokenizer)
             values = pair_rewards(reading.model, rows, pad, size, on_batch, shared=shared)
         columns = {"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]}

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict, cast
 
-from rpo_cli.artifacts import External, Stage
-from rpo_cli.recipes import Loaded, RecipeError, article, load, schema, shown, where
+from rpo_cli.artifacts import MANIFEST, External, Stage, may_end_in_padding
+from rpo_cli.recipes import RECIPES, Loaded, RecipeError, article, load, schema, shown, where
 from rpo_cli.recipes.yaml_lines import Keys
 
 TRAINED = ("sft", "reward", "policy")
@@ -23,6 +23,8 @@ MADE_BY = {
 RESERVED = re.compile(
     "unbiased|policies|scores|evaluations|judged|measures|held-out|(rho|seed|reference|external)-.*"
 )
+# Which input of a stage is read as a reward model, by whoever made it.
+READ_AS_REWARD = {"scores": "model", "taught": "model", "relabel": "model", "evaluate": "oracle"}
 DEEPEST = 40  # recipes, each of which needs the next
 
 
@@ -36,6 +38,23 @@ class At(TypedDict, total=False):
 def at_rho(rho: float | None) -> At:
     """Arguments that load a recipe at a rho; none: without resampling."""
     return {"overrides": ["rho=null"]} if rho is None else {"rho": rho}
+
+
+def read_at(kind: str, inputs: Mapping[str, Stage | External]) -> dict[str, object]:
+    """What tells rewards read at the last token that is no padding from older ones, read at the EOS.
+
+    Nothing for models of this pipeline, and for others in which both are the same. What a model of the hub
+    calls padding is not known before it is here: it counts as one of those that differ.
+    """
+    model = inputs.get(READ_AS_REWARD.get(kind, ""))
+    if not isinstance(model, External):
+        return {}
+    folder = Path(model.reference)
+    if folder.is_dir() and (
+        any((folder / name).is_file() for name in (MANIFEST, RECIPES)) or not may_end_in_padding(folder)
+    ):
+        return {}
+    return {"reward_at": "last token but padding"}
 
 
 def wrong(loaded: Loaded, name: str, what: str) -> RecipeError:
@@ -177,12 +196,13 @@ class BasePlanner:
         files: Mapping[str, str] | None = None,
     ) -> Stage:
         place, recipe = f"seed-{self.seed}/{path}", recipe or loaded.recipe
+        options = {**(options or {}), **read_at(kind, inputs)}
         stem = loaded.path.stem
         if RESERVED.fullmatch(stem) and f"/{stem}" in place and f"/policies/{stem}" not in place:
             raise RecipeError(
                 [f"{shown(loaded.path)}: {stem} is a folder of other artifacts; rename the recipe"]
             )
-        stage = Stage(kind, place, recipe, loaded.path, inputs, options or {}, files or {}, loaded.places)
+        stage = Stage(kind, place, recipe, loaded.path, inputs, options, files or {}, loaded.places)
         known = self._stages.setdefault(place, stage)
         if known is not stage and not known.is_same(stage):
             other = f"another {place} than {shown(known.source)}; give one of them a name of its own"

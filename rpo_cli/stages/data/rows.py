@@ -39,6 +39,7 @@ COMPLETION_COLUMNS = ("prompt", "completion")
 PAIR = ("chosen", "rejected")
 TEXTS = (*PAIR_COLUMNS, "completion")
 MESSAGES = "messages"  # the conversation that a row's texts were made of, as JSON; empty where it had none
+GIVEN = ("tools", "chat_template_kwargs")  # kept beside messages, for the templates of reward models
 OTHER = {"chosen": "rejected", "rejected": "chosen"}
 UNLIMITED = 2**31
 FEW = 0.05  # share of rows that may be left out for their length without a warning
@@ -165,7 +166,7 @@ class Rows:
     def conversations(self, columns: Sequence[str]) -> list[Row]:
         """Prompt and these responses of every row: messages where the data had messages, else texts.
 
-        Beside them `tools`, where the chat template was given some.
+        Beside them what else the chat template was given (`GIVEN`).
         """
         names = ("prompt", *columns)
         each = zip(*(self.texts(name) for name in names), strict=True)
@@ -174,7 +175,7 @@ class Rows:
             return texts
         told = [json.loads(found or "{}") for found in self.texts(MESSAGES)]
         for row, turns, turned in zip(texts, told, self.turned.tolist(), strict=True):
-            of = {name: OTHER.get(name, name) if turned else name for name in (*names, "tools")}
+            of = {name: OTHER.get(name, name) if turned else name for name in (*names, *GIVEN)}
             row |= {name: turns[own] for name, own in of.items() if own in turns}
         return texts
 

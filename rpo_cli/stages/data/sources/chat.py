@@ -9,7 +9,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.stages.data.ledger import visible
 from rpo_cli.stages.data.sources.preference import aligned, prompt_in
-from rpo_cli.stages.data.sources.templated import Templated
+from rpo_cli.stages.data.sources.templated import Templated, given_to_template
 from rpo_cli.stages.data.sources.turns import AS_TEXT, as_json, is_told_as_text, part
 
 
@@ -38,7 +38,7 @@ class Chat:
             asked = [{"role": "user", "content": asked}]
         example = aligned(asked, {name: part(place, name, row[name]) for name in given})
         made = self._templated.text(place, example, row)
-        told = as_json(example if len(given) == 2 else {"prompt": asked}, tools=row.get("tools"))
+        told = as_json(example if len(given) == 2 else {"prompt": asked}, **given_to_template(row))
         return {**row, "tools": None, **made}, told or ""
 
     def notes(self, table: str) -> Iterator[str]:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe
-from rpo_cli.stages.data.ledger import MANY, Ledger
+from rpo_cli.stages.data.ledger import MANY, Ledger, visible
 from rpo_cli.stages.data.rows import row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, lacking
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
-from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated
+from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated, given_to_template
 from rpo_cli.stages.data.sources.turns import (
     AS_TEXT,
     Message,
@@ -69,16 +69,19 @@ def pairs(
             ledger.leave_out("pairs/ties")
             continue
         prompt = prompt_in(place, row)
-        if prompt is None or are_whole(chosen, rejected):
+        if are_whole(chosen, rejected):
+            one, other = with_context(place, row, prompt, (chosen, rejected))
+            example = _split_off(place, row, one, other, ledger)
+        elif prompt is None:
             example = _split_off(place, row, chosen, rejected, ledger)
         else:
             example = aligned(prompt, {"chosen": chosen, "rejected": rejected})
             texts = [side for side in (prompt, chosen, rejected) if isinstance(side, str) and side]
             if len(texts) == 3 and all(text.startswith(texts[0]) for text in texts):
                 ledger.counts["pairs/prompt_again"] += 1
-            unread |= {name for name in CONTEXT if isinstance(row.get(name), str) and row[name].strip()}
         if example is None or not _sound(example, "pairs", ledger):
             continue
+        unread |= _unread(row, example["prompt"])
         made = made_or_left_out(templated, place, example, row, "pairs", ledger)
         if made is None:
             continue
@@ -87,7 +90,7 @@ def pairs(
         if templated.fits(made["prompt"]):
             posts = (post_name(made["prompt"]),)
             each = made["prompt"], made["chosen"], made["rejected"]
-            told = as_json(example, tools=row.get("tools"))
+            told = as_json(example, **given_to_template(row))
             kept = {} if recipe is None else beside(place, row, recipe)
             yield Pair(split or "train", posts, *each, messages=told, kept=kept)
         else:
@@ -156,6 +159,35 @@ def are_whole(chosen: Part, rejected: Part) -> bool:
     return all(
         isinstance(side, list) and side[0]["role"] in ("user", "system") for side in (chosen, rejected)
     )
+
+
+def with_context(place: str, row: Row, prompt: Part | None, sides: Sequence[Part]) -> list[list[Message]]:
+    """Whole conversations with what stands beside them: messages that they go on from, and a system prompt.
+
+    A prompt of messages that all begin with stands there already; else it is put before each, as TRL does.
+
+    Raises:
+        BadInput: a prompt of text that is no turn of all of them.
+    """
+    told = [side for side in sides if isinstance(side, list)]
+    if isinstance(prompt, list):
+        both = [(side, [*system_in(row, side), *side]) for side in told]
+        if not all(prompt in (side[: len(prompt)], led[: len(prompt)]) for side, led in both):
+            told = [[*prompt, *side] for side in told]
+    elif prompt is not None and visible(prompt):
+        words = prompt.split()
+        for side in told:
+            if not any((turn["content"] or "").split() == words for turn in side):
+                cure = "leave the column out, or put its text into the messages"
+                raise BadInput(f"{place}: prompt: its text is no turn of the conversations beside it; {cure}")
+    return [[*system_in(row, side), *side] for side in told]
+
+
+def _unread(row: Row, prompt: Part) -> set[str]:
+    """Columns of a row that others read as parts of a prompt, and whose text is not in this one."""
+    said = prompt if isinstance(prompt, str) else "\n".join(turn["content"] or "" for turn in prompt)
+    texts = {name: row[name].strip() for name in CONTEXT if isinstance(row.get(name), str)}
+    return {name for name, text in texts.items() if text and text not in said}
 
 
 def aligned(prompt: Part, answers: Mapping[str, Part]) -> Example:
@@ -299,7 +331,7 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
         if made is None:
             continue
         if templated.fits(made["prompt"]):
-            told = as_json(example, tools=row.get("tools"))
+            told = as_json(example, **given_to_template(row))
             yield Written(split or "train", (post_name(made["prompt"]),), **made, messages=told)
         else:
             ledger.leave_out("sft/long_prompt")

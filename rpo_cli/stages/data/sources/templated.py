@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,7 @@ class Templated:
     unread: set[str] = field(default_factory=set)  # what was said not to be read
     typed: dict[str, list[str]] = field(default_factory=dict)  # control tokens in messages: places
     told: Counter[str] = field(default_factory=Counter)  # rows of messages by what they are, such as pairs
+    cut: list[str] = field(default_factory=list)  # rows whose prompt is written otherwise before an answer
 
     def text(self, place: str, example: Mapping[str, Part], row: Row | None = None) -> dict[str, str]:
         """Every part of the example as text; plain text stays as it is.
@@ -69,6 +71,7 @@ class Templated:
                 logging.getLogger("rpo").warning("%s (first in %s)", what, place)
         try:
             made = apply_chat_template({**example, "chat_template_kwargs": kwargs}, self.tokenizer, tools)
+            made = self._cut_before_answers(place, example, made, kwargs, tools)
         except Exception as error:  # templates raise what they like
             raise TemplateRefuses(f"{place}: the chat template refuses it: {first_line(error)}") from error
         bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token
@@ -79,6 +82,37 @@ class Templated:
             if eos and made[name].rstrip().endswith(eos):
                 made[name] = made[name].rstrip().removesuffix(eos)
         return {name: str(value) for name, value in made.items()}
+
+    def _cut_before_answers(
+        self,
+        place: str,
+        example: Mapping[str, Part],
+        made: dict[str, str],
+        kwargs: dict[str, object],
+        tools: list[object] | None,
+    ) -> dict[str, str]:
+        """Texts whose prompt ends where answers begin, whatever they say.
+
+        TRL ends it where the prompt alone and the answers part. A template that begins a thought which an
+        answer need not have (DeepSeek-R1's `<think>`) parts from it inside of what the answer says.
+        """
+        if len(made) == 1 or "prompt" not in made:
+            return made
+
+        def prompt(**more: object) -> str:
+            given = {"prompt": example["prompt"], "chat_template_kwargs": kwargs, **more}
+            return str(apply_chat_template(given, self.tokenizer, tools)["prompt"])
+
+        if prompt() == made["prompt"]:
+            return made
+        self.cut.append(place)
+        # Of two answers that share no letter: neither with what the template begins for them.
+        neutral = [prompt(completion=[{"role": "assistant", "content": letter}]) for letter in "A0"]
+        common = os.path.commonprefix([made["prompt"], *neutral])  # noqa: RUF071 - of texts
+        if not common:
+            return made
+        rest = made["prompt"][len(common) :]
+        return {name: common if name == "prompt" else rest + text for name, text in made.items()}
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
@@ -107,6 +141,14 @@ class Templated:
                 f"chat template wrote ({shown}); the model takes it for an end or a beginning: take it "
                 "out of the text"
             )
+        cut, self.cut = self.cut, []
+        if cut:
+            shown = ", ".join(cut[:EXAMPLES]) + (", …" if len(cut) > EXAMPLES else "")
+            yield (
+                f"{kind}: in {len(cut)} rows the chat template begins an answer otherwise than the data do "
+                f"({shown}): the context that is learnt differs from inference; the prompt ends where every "
+                "answer begins"
+            )
 
     def _reads(self, name: str) -> bool:
         """Whether any of the tokenizer's chat templates names a variable."""
@@ -116,6 +158,11 @@ class Templated:
     def fits(self, prompt: str) -> bool:
         """Whether a prompt has at most the allowed number of tokens."""
         return self.limit is None or len(self.tokenizer(prompt)["input_ids"]) <= self.limit
+
+
+def given_to_template(row: Row) -> dict[str, object]:
+    """What a row has beside its messages that a chat template is given."""
+    return {name: row[name] for name in TEMPLATE if row.get(name)}
 
 
 def _tools(place: str, row: Row) -> list[object] | None:

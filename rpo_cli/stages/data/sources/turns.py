@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trl.trainer.utils import remove_none_values
+
 from rpo_cli.errors import BadInput
 from rpo_cli.stages.data.ledger import visible
 from rpo_cli.stages.data.sources.base import columns_in, is_conversation, named
@@ -48,7 +50,8 @@ def part(place: str, column: str, value: object) -> Part:
 def _message(where: str, turn: object) -> Message:
     if not isinstance(turn, dict):
         raise BadInput(f"{where}: expected role and content, got {named(turn)}")
-    given = {name: value for name, value in turn.items() if value is not None}
+    # A Parquet file has null for keys that only other rows have, such as arguments of calls; so does TRL.
+    given = remove_none_values(turn)
     name = "role" if "role" in given else "from"
     if name not in given:
         raise BadInput(f"{where} has no role (has: {columns_in(given)})")
@@ -87,7 +90,7 @@ def _text_part(where: str, piece: object) -> str:
 def as_json(example: Mapping[str, Part], **more: object) -> str | None:
     """The messages of a row's parts as they are kept beside its texts; None: it is plain text.
 
-    more: what else the chat template was given, such as tools.
+    more: what else the chat template was given, such as tools (`templated.given_to_template`).
     """
     if any(isinstance(value, str) for value in example.values()):
         return None
