@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -62,13 +63,20 @@ def test_an_objective_gives_a_loss_for_each_pair_or_for_each_member_and_pair(obj
     assert losses.isfinite().all()
 
 
+def others(value: object, name: str) -> list[object]:
+    """Other values of a key: another number, or the other names that it may have."""
+    if isinstance(value, float):
+        return [2 * value, 0.01 * value]
+    return [each for each in get_args(PolicyRecipe.model_fields[name].annotation) if each != value]
+
+
 @every_objective
 def test_an_objective_reads_margins_only_with_a_teacher_and_all_it_declares(objective: Objective) -> None:
     asked, recipe = columns(), recipe_of(objective)
     before = objective.losses(pair_of(asked), recipe)
     assert ("margins" in asked.read) == (objective.teacher != "none")
     for name in (objective.strength, *(key.name for key in objective.keys)):
-        changes = [recipe.model_copy(update={name: getattr(recipe, name) * factor}) for factor in (2, 0.01)]
+        changes = [recipe.model_copy(update={name: other}) for other in others(getattr(recipe, name), name)]
         after = [
             objective.losses(pair_of(columns()), changed) for changed in changes
         ]  # a bound may be far off

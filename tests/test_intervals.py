@@ -16,7 +16,7 @@ from rpo_cli.figures.claims import judge, range_difference
 from rpo_cli.figures.kinds.curves import FLAT, verdicts
 from rpo_cli.figures.numbers import Frame, _rows
 from rpo_cli.figures.selection import Selection
-from rpo_cli.figures.table import Axes, Bootstrap, summary
+from rpo_cli.figures.table import Axes, Basis, Bootstrap, summary
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import Claim, FigureRecipe
 from rpo_cli.stages.diagnosis import price_of_tokens
@@ -43,6 +43,7 @@ SHARED, OWN, WITHIN, PROMPTS = 0.046, 0.106, 2.05, 1000
 RHOS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 EXPERIMENTS = 1000
 STUDENT = Bootstrap(40, 0, student=True)
+DRAWN = Basis(student=False, prompts=None)
 
 
 @cache
@@ -533,7 +534,7 @@ def test_the_interval_of_the_least_of_several_ends_where_any_of_them_may_end() -
 def test_a_seed_that_lacks_a_point_of_either_curve_is_left_out_of_the_difference_of_ranges() -> None:
     whole, holed = np.array([[0.0, 1.0], [0.0, 5.0]]), np.array([[0.0, 0.4], [np.nan, 2.0]])
     for first, second, wanted in ((whole, holed, 0.6), (holed, whole, -0.6)):
-        found = range_difference([first, second], [np.stack([x, x]) for x in (first, second)], student=False)
+        found = range_difference([first, second], [np.stack([x, x]) for x in (first, second)], DRAWN)
         assert found.interval == pytest.approx((wanted,) * 3)
 
 
