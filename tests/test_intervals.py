@@ -15,6 +15,7 @@ from conftest import Tiny
 from rpo_cli.figures.claims import judge, range_difference
 from rpo_cli.figures.kinds.curves import FLAT, verdicts
 from rpo_cli.figures.numbers import Frame, _rows
+from rpo_cli.figures.results import load_results
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Axes, Basis, Bootstrap, summary
 from rpo_cli.recipes import load
@@ -40,6 +41,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results/miniature"
 # e-dpo - dpo on the ten committed seeds, in oracle reward: sd of what a seed has at every rho, of what it has
 # at one, and between prompts; `components` measures them.
 SHARED, OWN, WITHIN, PROMPTS = 0.046, 0.106, 2.05, 1000
+SECOND = {"information": (0.056, 0.0653, 1.128), "figure2-seeds": (0.068, 0.1195, 1.162)}  # in sd
 RHOS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 EXPERIMENTS = 1000
 STUDENT = Bootstrap(40, 0, student=True)
@@ -55,9 +57,19 @@ def committed() -> pd.DataFrame:
     return cast(pd.DataFrame, wide.astype(float))
 
 
-def components() -> tuple[float, float, float]:
-    """SHARED, OWN and WITHIN by the analysis of variance of seed means."""
-    apart = committed()["advantage"]["e-dpo"] - committed()["advantage"]["dpo"]
+@cache
+def second_edition(name: str) -> pd.DataFrame:
+    """The same of a committed experiment of the second edition, in standard deviations of a seed's unit."""
+    cells = load_results(RESULTS / name).cells
+    cells = cells[cells["policy"].isin(["dpo", "e-dpo"])].astype({"policy": str, "prompt_id": str})
+    wide = cells.round({"rho": 6}).pivot(
+        index=["seed", "prompt_id"], columns=["policy", "rho"], values="advantage"
+    )
+    return cast(pd.DataFrame, wide.astype(float))
+
+
+def components(apart: pd.DataFrame) -> tuple[float, float, float]:
+    """SHARED, OWN and WITHIN of differences [seed and prompt, rho], by the analysis of variance."""
     of_prompts = apart.groupby("seed").var().to_numpy().mean()
     together = np.cov(apart.groupby("seed").mean().to_numpy().T)
     shared = together[~np.eye(len(together), dtype=bool)].mean()
@@ -66,7 +78,11 @@ def components() -> tuple[float, float, float]:
 
 
 def test_simulated_experiments_vary_as_the_committed_ones() -> None:
-    assert components() == pytest.approx((SHARED, OWN, WITHIN), rel=0.03)
+    first = committed()["advantage"]
+    assert components(first["e-dpo"] - first["dpo"]) == pytest.approx((SHARED, OWN, WITHIN), rel=0.03)
+    for name, wanted in SECOND.items():
+        there = second_edition(name)
+        assert components(there["e-dpo"] - there["dpo"]) == pytest.approx(wanted, rel=0.03)
 
 
 def held(low: object, high: object, truth: object) -> float:
@@ -83,12 +99,19 @@ def test_quantiles_of_students_t_are_those_of_the_tables(freedom: int, wanted: f
     assert student_quantile(0.5, freedom) == pytest.approx(0, abs=1e-6)
 
 
-def simulated(experiments: int, seeds: int, rhos: int = 1, spread: float = 1.0) -> np.ndarray:
+def simulated(
+    experiments: int,
+    seeds: int,
+    rhos: int = 1,
+    spread: float = 1.0,
+    parts: tuple[float, float, float] = (SHARED, OWN, WITHIN),
+) -> np.ndarray:
     """A difference's deviations from its truth, [experiments, seeds, rhos], as they vary over seeds."""
     rng = np.random.default_rng(seeds)
-    shared = rng.normal(0, SHARED, (experiments, seeds, 1))
-    own = rng.normal(0, np.hypot(OWN, WITHIN / PROMPTS**0.5), (experiments, seeds, rhos))
-    return spread * (shared + own)
+    shared, own, within = parts
+    common = rng.normal(0, shared, (experiments, seeds, 1))
+    alone = rng.normal(0, np.hypot(own, within / PROMPTS**0.5), (experiments, seeds, rhos))
+    return spread * (common + alone)
 
 
 def of_experiments(values: dict[str, np.ndarray]) -> tuple[pd.DataFrame, Axes]:
@@ -119,10 +142,11 @@ def judged(values: dict[str, np.ndarray], how: Bootstrap = STUDENT, **claim: obj
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 10])
 @pytest.mark.parametrize("where", [{"rhos": [0.2]}, {"mean_over_rho": True}])
+@pytest.mark.parametrize("parts", [(SHARED, OWN, WITHIN), *SECOND.values()])
 def test_intervals_over_seeds_hold_the_truth_and_verdicts_without_a_difference_are_rare(
-    seeds: int, where: dict[str, object]
+    seeds: int, where: dict[str, object], parts: tuple[float, float, float]
 ) -> None:
-    rows = judged({"a": simulated(EXPERIMENTS, seeds, 4)}, more="a", **where)
+    rows = judged({"a": simulated(EXPERIMENTS, seeds, 4, parts=parts)}, more="a", **where)
     assert 0.93 <= held(rows["low"], rows["high"], 0) <= 0.97
     assert 0.93 <= np.mean(rows["status"] == "not significant") <= 0.97
 
