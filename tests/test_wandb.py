@@ -218,9 +218,8 @@ def test_workers_that_find_no_server_are_told_of_as_offline_and_a_planned_stage_
     said = tiny.run("train-policy", *again, "--rho", "0.5,0.6", "--jobs", 2).stderr
     lines = [line for line in said.splitlines() if line.startswith("Weights & Biases: runs in")]
     assert len(lines) == 1 and "offline run" in lines[0] and "sent to" not in lines[0]
-    plan = tiny.suite / "plan.json"
-    path = f"{RHO}/policies/dpo/beta-0.3"
-    plan.write_text(tiny.run("plan", "dpo.yaml", "--set", "beta=0.3").stdout)
+    plan, path = tiny.root.with_name("plan.json"), f"{RHO}/policies/dpo/beta-0.3"
+    tiny.run("plan", "dpo.yaml", "--set", "beta=0.3", "--out", plan)
     monkeypatch.setenv("WANDB_MODE", "offline")
     said = rpo("stage", path, "--plan", plan, "--wandb").stderr
     (run,) = [run for run in runs(tiny.root) if manifest(tiny.root, path)["key"][:16] in run.name]
