@@ -394,7 +394,7 @@ def test_that_a_process_lost_another_is_told_only_where_nothing_else_is_known(sh
 DEATHS = {
     "os.kill(os.getpid(), 9)": "the process of rank 1 was killed, as if out of memory; a smaller "
     "per_device_train_batch_size (now 8) or ",
-    "sys.exit(7)": "the process of rank 1 died (exit code 7); if for want of memory, a smaller ",
+    "os._exit(7)": "the process of rank 1 died (exit code 7); if for want of memory, a smaller ",
 }
 
 

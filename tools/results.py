@@ -39,6 +39,7 @@ PRIMARY = {
     "polite": "polite",
     "polite-pupil": "polite",
     "trusted": "trusted",
+    "trusted-smooth": "trusted",
     "factorial": "factorial",
 }
 MARKED = re.compile(r"(<!-- (\w+) of ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
