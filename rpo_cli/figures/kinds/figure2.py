@@ -16,6 +16,8 @@ from rpo_cli.recipes.schema import FURTHER
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LINE = 65  # letters of up to eight names for which a line of the legend has room
+
 
 def numbers(cells: pd.DataFrame, axes: Axes, how: Bootstrap) -> pd.DataFrame:
     """The summary, with the advantage's interval over prompts alone besides: prompt_low, prompt_high."""
@@ -27,7 +29,9 @@ def numbers(cells: pd.DataFrame, axes: Axes, how: Bootstrap) -> pd.DataFrame:
 def draw(figure: Figure, picture: Picture) -> None:
     """Advantage with its zero, pi_SFT, and tokens with pi_SFT's."""
     left, right = figure.subplots(1, 2, width_ratios=(1.45, 1))
-    top = 0.77 if len(picture.looks) <= 7 else 0.72
+    names = [*picture.looks, "SFT"]
+    in_a_line = len(names) <= 8 and sum(map(len, names)) <= LINE
+    top = 0.77 if in_a_line else 0.72
     figure.subplots_adjust(left=0.06, right=0.985, top=top, bottom=0.1, wspace=0.14)
     draw_lines(left, picture.table, picture.looks, "advantage", 0.09)
     draw_lines(right, picture.table, picture.looks, "tokens", 0.02)
@@ -38,9 +42,7 @@ def draw(figure: Figure, picture: Picture) -> None:
     right.set_title("Mean length in tokens")
     right.set_xlabel("ρ")
     zero_line(right, float(picture.table["baseline_tokens"].mean()), "π$_{\\mathrm{SFT}}$")
-    # A line has room for eight short names.
-    count = len(picture.looks) + 1
-    legend(figure, right, 0.878, count if count <= 8 else -(-count // 2))
+    legend(figure, right, 0.878, len(names) if in_a_line else -(-len(names) // 2))
 
 
 def draw_members(choices: pd.DataFrame, out_dir: Path) -> list[Path]:
