@@ -160,7 +160,8 @@ CHANGES = {
     "data.yaml": "rows: {prompts_validation: 8, prompts_test: 8}",
     "sft.yaml": "max_steps: 40\nper_device_train_batch_size: 2\nlearning_rate: 1e-2\n" + PLAIN_STEPS,
     "human-pairs.yaml": "num_prompts: 40\nmax_new_tokens: 24",
-    "oracle.yaml": "max_steps: 8\nper_device_train_batch_size: 2\nlearning_rate: 1e-2\n" + PLAIN_STEPS,
+    "oracle.yaml": "max_steps: 8\nper_device_train_batch_size: 2\nlearning_rate: 1e-2\nrequire: {}\n"
+    + PLAIN_STEPS,
     "pairs.yaml": "num_samples: 6\nmax_new_tokens: 24",
     "splits.yaml": "num_pairs: 24\nheld_out: 8\nensemble: [0.4, 0.6]",
     "rm.yaml": "ensemble: [0.4, 0.6]\nmax_steps: 4\nper_device_train_batch_size: 2\n" + PLAIN_STEPS,
