@@ -107,7 +107,9 @@ def spread_of_seeds_and_prompts(values: Array, together: Array, prompts: int) ->
 
 @lru_cache(maxsize=32)
 def student_angles(freedom: float) -> tuple[Array, Array]:
-    """Distribution function of Student's t: angles θ and P(t ≤ √freedom · tan θ) at each; freedom at least 1.
+    """Distribution function of Student's t: angles θ and P(t ≤ √freedom · tan θ) at each.
+
+    freedom: at least 1.
 
     With t = √freedom · tan θ the density is proportional to cos(θ)^(freedom − 1): bounded, and summed by the
     trapezoid rule it is right to 1e-8.

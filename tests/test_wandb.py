@@ -15,7 +15,7 @@ import pytest
 from conftest import RHO, Tiny, manifest, rpo
 from repository import ROOT
 
-from rpo_cli.artifacts import Report, Workspace, job_of, log_images, told_where, versions
+from rpo_cli.artifacts import Report, Stage, Workspace, job_of, log_images, told_where, versions
 from rpo_cli.artifacts.graph import subject_of
 from rpo_cli.artifacts.tracker import FEW
 from rpo_cli.recipes import load
@@ -158,7 +158,8 @@ def test_what_is_found_of_a_policy_is_filed_under_its_rho_objective_and_strength
     for taught in planner.taught(loaded, evaluation):
         assert subject_of(taught).items() >= policy.items()
     scores = planner.build(loaded).inputs["scores/0.2"]
-    assert subject_of(scores) == {"rho": 0.5, "seed": 0, "member": 0.2}  # type: ignore[arg-type]
+    assert isinstance(scores, Stage)
+    assert subject_of(scores) == {"rho": 0.5, "seed": 0, "member": 0.2}
     assert subject_of(empty.stage("rm.yaml", member=0.8)) == {"rho": 0.5, "seed": 0, "member": 0.8}
     assert subject_of(empty.stage("sft.yaml")) == {"rho": None, "seed": 0}
     assert subject_of(empty.stage("ipo.yaml", "rho=null"))["rho"] is None
