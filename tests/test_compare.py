@@ -21,19 +21,8 @@ from worlds import Plain, logp
 
 from rpo_cli.artifacts import Workspace, read_json
 from rpo_cli.figures.cells import Cell, Cells
-from rpo_cli.figures.numbers import (
-    Frame,
-    Row,
-    _few_prompts,
-    _half_notes,
-    _left_out,
-    _pairs,
-    _rows,
-    _verdicts,
-    cut_short,
-    in_deviations,
-    why_half,
-)
+from rpo_cli.figures.frames import Frame, _pairs, _verdicts, in_deviations
+from rpo_cli.figures.numbers import Row, _few_prompts, _half_notes, _left_out, _rows, cut_short, why_half
 from rpo_cli.figures.report import curves, page_of
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Bootstrap, of_all

@@ -13,8 +13,9 @@ import pytest
 from conftest import Tiny
 
 from rpo_cli.figures.claims import judge, range_difference
+from rpo_cli.figures.frames import Frame
 from rpo_cli.figures.kinds.curves import FLAT, verdicts
-from rpo_cli.figures.numbers import Frame, _rows
+from rpo_cli.figures.numbers import _rows
 from rpo_cli.figures.results import load_results
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Axes, Basis, Bootstrap, summary
