@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from tools import margins, results
+from tools import margins
 from tools.small import overlaps, shares
+from tools.tables import curves, experiments, teachers, words
 
 
 def test_shares_count_each_word_as_often_as_both_texts_have_it() -> None:
@@ -46,8 +47,8 @@ def test_samples_are_compared_with_their_own_posts_lines_and_policies_on_the_sam
     found = pd.concat(overlaps(seed, tmp_path), ignore_index=True)
     found.to_parquet(tmp_path / "overlap.parquet")
     axes = SimpleNamespace(policies=["dpo", "e-dpo"], rhos=[0.2])
-    monkeypatch.setattr(results, "load_results", lambda folder: SimpleNamespace(axes=axes))
-    _, sft, dpo, e_dpo = results.overlap(tmp_path)
+    monkeypatch.setattr(words, "load_results", lambda folder: SimpleNamespace(axes=axes))
+    _, sft, dpo, e_dpo = experiments.overlap(tmp_path)
     assert (sft[2], dpo[2], e_dpo[2]) == ("0.0", "50.0", "100.0")
     assert e_dpo[-1].startswith("+50.00 (")
 
@@ -71,4 +72,15 @@ def test_the_member_of_the_smallest_margins_is_told_from_the_one_that_taught(tmp
     found = pd.DataFrame(margins.rows(tmp_path, tmp_path))
     assert found["mean_square"].tolist() == [9.0, 1.0, 1.0, 9.0]
     found.to_csv(tmp_path / "margins.csv", index=False)
-    assert list(results.smallest(tmp_path))[1:] == [("0.2", "b 0.8: 2", "1 of 2")]
+    assert list(teachers.smallest(tmp_path))[1:] == [("0.2", "b 0.8: 2", "1 of 2")]
+
+
+def test_at_equal_kl_a_way_lies_between_the_strengths_around_it_and_nowhere_where_it_does_not_reach() -> None:
+    index = pd.MultiIndex.from_product([[1, 2], ["weak", "strong"]], names=["seed", "policy"])
+    points = pd.DataFrame(
+        {"kl": [2.0, 1.0, 1.4, 0.2], "advantage": [0.5, 0.1, 0.3, 0.1], "utility": [3.0, 1.0, 2.0, 1.0]},
+        index=index,
+    )
+    found = curves._at_kl(points, 1.5)
+    assert found.loc[1].tolist() == pytest.approx([0.3, 2.0])
+    assert found.loc[2].isna().all()

@@ -1,0 +1,1 @@
+"""The tables that stand in README and docs, from committed results."""
