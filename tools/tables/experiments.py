@@ -15,6 +15,7 @@ from tools.tables.words import (
     between,
     by_seed,
     claim,
+    judged,
     lead,
     loaded,
     means_of,
@@ -66,16 +67,16 @@ def cells(folder: Path) -> Iterator[Sequence[str]]:
 
 def claims(folder: Path) -> Iterator[Sequence[str]]:
     """What was claimed, and what came of it; a claim without a measurement says so."""
-    return verdicts(json.loads((folder / "figure2.json").read_text())["orderings"])
+    return verdicts(judged(folder)[1])
 
 
 def primary(folder: Path) -> Iterator[Sequence[str]]:
     """The claims set down as primary in the experiments below a folder, each with its page."""
     rows = []
     for name, page in PRIMARY.items():
-        found = json.loads((folder / name / "figure2.json").read_text())
-        titles = [claim["claim"] for claim in found["provenance"]["claims"] if claim.get("primary")]
-        told = [row for row in found["orderings"] if row["claim"] in titles]
+        asked, found = judged(folder / name)
+        titles = [claim["claim"] for claim in asked if claim.get("primary")]
+        told = [row for row in found if row["claim"] in titles]
         rows += [(f"[{name}](results/{page}.md)", row) for row in told]
     head, *lines = verdicts([row for _, row in rows])
     among_all = holm([row["p"] for _, row in rows])

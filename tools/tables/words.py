@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rpo_cli.figures.claims import judge
+from rpo_cli.figures.kinds import KINDS
 from rpo_cli.figures.results import Results, load_results
 from rpo_cli.recipes import schema
 from rpo_cli.statistics import t_interval
@@ -86,6 +88,13 @@ def over_rhos(
     """One policy less another in the mean over some ρ; shares in points."""
     values = means[measure].loc[more].loc[list(rhos)].mean() - means[measure].loc[than].loc[list(rhos)].mean()
     return shown((100 if measure in ("win", "polite") else 1) * values.to_numpy())
+
+
+def judged(folder: Path) -> tuple[list[Row], list[Row]]:
+    """What was claimed in a figure, and what came of each claim."""
+    kind = next(kind for kind in KINDS if (folder / f"{kind}.json").exists())
+    told = json.loads((folder / f"{kind}.json").read_text())
+    return told["provenance"]["claims"], told[KINDS[kind].rows]
 
 
 def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
