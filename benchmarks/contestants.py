@@ -41,7 +41,7 @@ from rpo_cli.recipes.schema import PolicyRecipe, RewardRecipe, SFTRecipe, Traini
 from rpo_cli.stages.policy import EndOfStep, PolicyTrainer
 from rpo_cli.stages.reward import LeanRewardTrainer
 from rpo_cli.stages.sft import FewShapesSFTTrainer
-from rpo_cli.stages.training.arguments import arguments, collator_of, graphed
+from rpo_cli.stages.training.arguments import arguments, collator_of, graphed, lora_of
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.trl import TokenTrainer
 
@@ -50,6 +50,10 @@ from rpo_cli.stages.training.trl import TokenTrainer
 # tokens only (without Triton it reads every token, padding too, to keep shapes).
 Setting = Literal["rpo", "repeats", "stock", "compact"]
 NEVER = 10**6  # steps: whoever measures says when to stop
+# How a recipe's steps are computed, not what is learnt in them: losses must agree whatever they are.
+HOW = ("torch_compile", "gradient_checkpointing")
+# What a recomputed layer must do without in a capture: torch reads the generator's state on the host.
+CAPTURED_CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 _USE_TRITON = trl.trainer.utils._use_triton
@@ -76,6 +80,8 @@ class Contestant(Work, Protocol):
 
     setting: Setting
 
+    @property
+    def captured(self) -> bool: ...
     def step(self) -> None: ...
     def close(self) -> None: ...
 
@@ -214,6 +220,12 @@ class Training:
         seen: list[torch.Tensor] = self.trainer.seen
         return seen
 
+    @property
+    def captured(self) -> bool:
+        """Whether its passes are read by graphs, and none was given up."""
+        graphs: Graphs | None = getattr(self.trainer, "graphs", None)
+        return graphs is not None and graphs.open
+
     def _body(self) -> None:
         try:
             self._run()
@@ -245,6 +257,7 @@ class Loop:
     """A bare loop, written as a generator of losses, as a contestant."""
 
     setting: Setting = "stock"
+    captured = False
 
     def __init__(
         self, name: str, kind: str, losses: Iterator[torch.Tensor], ids: list[list[int]], pieces: int = 1
@@ -310,9 +323,13 @@ class Maker:
         objective: str = "dpo",
         as_drawn: bool = False,
         setting: Setting = "rpo",
+        by_graphs: bool = False,
         **fields: Any,
     ) -> Training:
-        """This package's policy trainer, with its journal, as `rpo train-policy` runs it."""
+        """This package's policy trainer, with its journal, as `rpo train-policy` runs it.
+
+        by_graphs: its passes are graphs though a recipe's would not be, layers that are recomputed included.
+        """
         recipe = self._recipe(
             PolicyRecipe, stage="policy", objective=objective, beta=0.1, **_repeating(setting), **fields
         )
@@ -320,8 +337,11 @@ class Maker:
         if objective == "e-dpo":
             members = self._members(rows, recipe)
         ids: list[list[int]] = []
-        config = DPOConfig(**self._settings(recipe), beta=recipe.beta, precompute_ref_log_probs=True)
-        pad, graphs = self.tokenizer.pad_token_id, graphed(recipe, self.device, "shared")
+        settings = self._settings(recipe)
+        if by_graphs and recipe.gradient_checkpointing:
+            settings["activation_checkpointing_kwargs"] = CAPTURED_CHECKPOINTING
+        config = DPOConfig(**settings, beta=recipe.beta, precompute_ref_log_probs=True)
+        pad, graphs = self.tokenizer.pad_token_id, by_graphs or graphed(recipe, self.device, "shared")
         collate, _ = collator_of(rows, recipe, self.device, pad, "shared", few=graphs)
         trainer = (_AsDrawn if as_drawn else _OurPolicy)(
             recipe,
@@ -333,10 +353,10 @@ class Maker:
             data_collator=_Recording(collate, ids),
             train_dataset=Dataset.from_list(rows),
             processing_class=self.tokenizer,
+            peft_config=_adapter(recipe),
         )
         trainer.graphs = Graphs(response_logits, collate.largest) if graphs else None
-        settled = {key: value for key, value in fields.items() if key != "torch_compile"}
-        return self._ours(recipe, name, f"{objective} {sorted(settled.items())}", trainer, ids, setting)
+        return self._ours(recipe, name, _kind(objective, fields), trainer, ids, setting)
 
     def _members(self, rows: list[Row], recipe: PolicyRecipe) -> MemberChoice:
         margins = torch.tensor([row["margins"] for row in rows], dtype=torch.float32).T
@@ -371,9 +391,10 @@ class Maker:
         rows: list[Row],
         reference: PreTrainedModel | None = None,
         setting: Setting = "stock",
+        **fields: Any,
     ) -> Training:
         """TRL's DPOTrainer; with a reference model it is in the loop, else its log-probs are columns."""
-        recipe = self._recipe(PolicyRecipe, stage="policy", objective="dpo", beta=0.1)
+        recipe = self._recipe(PolicyRecipe, stage="policy", objective="dpo", beta=0.1, **fields)
         config = DPOConfig(
             **self._settings(recipe),
             beta=recipe.beta,
@@ -384,9 +405,14 @@ class Maker:
             [{key: value for key, value in row.items() if key not in online} for row in rows]
         )
         trainer = _StockPolicy(
-            model=model, ref_model=reference, args=config, train_dataset=data, processing_class=self.tokenizer
+            model=model,
+            ref_model=reference,
+            args=config,
+            train_dataset=data,
+            processing_class=self.tokenizer,
+            peft_config=_adapter(recipe),
         )
-        return self._stock(name, "dpo []", trainer, setting)
+        return self._stock(name, _kind("dpo", fields), trainer, setting)
 
     def naive(
         self,
@@ -529,6 +555,17 @@ class Maker:
             yield total
 
 
+def _kind(objective: str, fields: dict[str, Any]) -> str:
+    """What is learnt: the losses of two contestants of one kind must agree."""
+    return f"{objective} {sorted((key, value) for key, value in fields.items() if key not in HOW)}"
+
+
+def _adapter(recipe: TrainingRecipe) -> Any:
+    """The adapter of a recipe that asks for one, whose first weights are the same for everybody."""
+    torch.manual_seed(0)
+    return lora_of(recipe, "CAUSAL_LM")
+
+
 def _repeating(setting: Setting) -> dict[str, bool]:
     """What a recipe says of it."""
     return {"deterministic": True} if setting == "repeats" else {}
@@ -649,7 +686,8 @@ def race(
 class Done:
     """What is left of a contestant: its work, its time by round, bytes of memory at its peak and before.
 
-    first: seconds of its first step, in which layers are compiled.
+    first: seconds of its first step, in which layers are compiled. captured: its passes were graphs to the
+    end.
     """
 
     name: str
@@ -661,6 +699,7 @@ class Done:
     peak: int
     before: int
     first: float
+    captured: bool
 
 
 def one_by_one(
@@ -686,8 +725,9 @@ def one_by_one(
         used = peak.bytes()
         losses = [loss.cpu() for loss in one.losses]
         done[one.name] = Done(
-            one.name, one.kind, one.ids, one.pieces, losses, spent, peak.before + used, peak.before, first
-        )
+            one.name, one.kind, one.ids, one.pieces, losses, spent, peak.before + used, peak.before, first,
+            one.captured,
+        )  # fmt: skip
         one.close()
         print(f"  {one.name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
         del one

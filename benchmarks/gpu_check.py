@@ -1,9 +1,10 @@
 """Check one GPU within minutes: `python -m benchmarks.gpu_check`, or `make gpu-check`.
 
-Sections run in order of value, and each is written to `--out` when it is done. The next call goes on with
-what is not there: what did not fit, what failed, the figure where it stopped. A section that fails is
-recorded with its error, and the others go on in a new process, as an error of the device stays with the old
-one. What does not fit into the minutes is not started. With `--toy` it runs to its end on a CPU.
+Sections run in order of value, first what was promised and never seen on a card. Each is written to `--out`
+when it is done. The next call goes on with what is not there: what did not fit, then what failed, then the
+figure where it stopped. A section that fails is recorded with its error, and the others go on in a new
+process, as an error of the device stays with the old one. What does not fit into the minutes is not started.
+With `--toy` it runs to its end on a CPU.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, help="the figure's: a Debian archive's indices, or .jsonl of prompt, completion"
     )
-    parser.add_argument("--only", help="names of sections, with commas: measured whatever there is")
+    parser.add_argument(
+        "--only", help="names of sections, with commas: measured in this order, whatever there is"
+    )
     parser.add_argument("--toy", action="store_true", help="toy sizes, on a CPU where there is no GPU")
     return parser.parse_args()
 
@@ -50,7 +53,8 @@ def main() -> None:
     quiet(1 if arguments.toy else max(1, (os.cpu_count() or 1) // 2))
     import torch
 
-    from benchmarks.gpu_sections import SECTIONS, Check
+    from benchmarks.gpu_rows import Check
+    from benchmarks.gpu_sections import ENDLESS, SECTIONS
     from benchmarks.workloads import CARD, TOY
 
     gc.freeze()  # what was imported stays: between contestants only what they made is looked through
@@ -65,7 +69,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "gpu_check.json"
     results: Results = json.loads(file.read_text()) if file.is_file() else {}
-    todo = missing(list(sections), results) if only is None else [name for name in sections if name in only]
+    todo = missing(list(sections), results, ENDLESS) if only is None else only
     where = machine(device, "bfloat16", torch.get_num_threads()) | {"ratios of": "seconds on the clock"}
 
     def left() -> float:
@@ -84,22 +88,23 @@ def main() -> None:
                 continue
             print(f"{name}: {left():.0f} s are left", file=sys.stderr, flush=True)
             most = left() + (120 if arguments.toy else 30)  # the figure needs some to stop
-            with ended_after(most if arguments.toy or name == todo[-1] else min(2 * expected + 60, most)):
+            whole = arguments.toy or name in (ENDLESS, todo[-1])
+            with ended_after(most if whole else min(2 * expected + 60, most)):
                 results[name] = measure(section, check, where, forgiving=True)
             results = {each: results[each] for each in sections if each in results}
             file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
             (arguments.out / "gpu_check.md").write_text(report(results, sections))
-            if device == "cuda" and "error" in results[name] and todo[number:]:
+            fit = [each for each in todo[number:] if left() >= sections[each][1]]
+            if device == "cuda" and "error" in results[name] and fit:
                 go_on(left() / 60, todo[number:])
     print(report(results, sections))
 
 
-def missing(names: list[str], results: Results) -> list[str]:
-    """What was not measured yet, then what failed; the last section, which takes all the time, at the end."""
-    new = [name for name in names[:-1] if name not in results]
-    failed = [name for name in names[:-1] if "error" in results.get(name, {})]
-    last = [name for name in names[-1:] if "error" in results.get(name, {"error": ""})]
-    return [*new, *failed, *last]
+def missing(names: list[str], results: Results, endless: str) -> list[str]:
+    """What was not measured yet, then what failed; `endless`, once begun, behind all that."""
+    new = [name for name in names if name not in results]
+    failed = [name for name in names if "error" in results.get(name, {})]
+    return [*new, *sorted(failed, key=lambda name: name == endless)]
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.stages.training.arguments import few_shapes
 
 if TYPE_CHECKING:
-    from benchmarks.gpu_sections import Check
+    from benchmarks.gpu_rows import Check
 
 Item = TypeVar("Item")
 WARM, STEPS = 3, 8

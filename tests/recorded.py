@@ -35,7 +35,8 @@ class Recorded(TorchDispatchMode):
 
     def replay(self) -> None:
         if not self.ran:
-            with torch._C._AutoDispatchBelowAutograd():  # as what was recorded
+            # As what was recorded: below autograd, and whatever an autocast cast.
+            with torch._C._AutoDispatchBelowAutograd(), torch.autocast("cpu", enabled=False):
                 for func, args, kwargs, found in self.calls:
                     again = func(*args, **kwargs)
                     for old, new in zip(tree_leaves(found), tree_leaves(again), strict=True):

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -117,23 +118,65 @@ def test_gpu_check_runs_to_its_end_on_a_cpu_and_goes_on_with_what_is_missing(tmp
     assert "Failed" not in said and "Not measured" not in said
     assert not [name for name, each in results.items() if "error" in each]
     rows = {row["what"]: row for each in results.values() for row in each["comparisons"]}
-    equal = ("first losses", "cpu beside the CPU, float32", "a sample does not depend on its batch")
+    equal = (
+        "first losses", "gradient by graphs beside one without", "cpu beside the CPU, float32",
+        "a sample does not depend on its batch",
+    )  # fmt: skip
     twice = [what for what in rows if "twice" in what]
     assert len(twice) == 2 and all(rows[what]["passed"] for what in (*equal, *twice))
     assert rows["Figure 2 from an empty workspace, --jobs 1"]["passed"]
+    for kind in ("LoRA", "checkpointing", "LoRA and checkpointing", "QLoRA and checkpointing"):
+        assert rows[f"dpo step, {kind}"]["ratios"] or "not installed" in rows[f"dpo step, {kind}"]["ours"]
     assert "samples_alone: " in again and "figure: " not in again
     assert list(json.loads(file.read_text())) == list(results)
 
 
-def test_gpu_check_goes_on_with_what_is_new_then_with_what_failed_and_last_with_the_figure() -> None:
+def test_gpu_check_goes_on_with_what_is_new_then_with_what_failed_and_last_with_a_figure_it_began() -> None:
     from benchmarks.gpu_check import missing
 
-    names = ["equal", "speed", "memory", "figure"]
-    failed, fine = {"error": "out of memory"}, {"comparisons": []}
-    assert missing(names, {}) == names
-    assert missing(names, {"equal": failed, "speed": fine}) == ["memory", "equal", "figure"]
-    assert missing(names, {name: fine for name in names}) == []
-    assert missing(names, {**dict.fromkeys(names, fine), "figure": failed}) == ["figure"]
+    names = ["equal", "speed", "figure", "memory"]
+    failed: dict[str, Any] = {"error": "out of memory"}
+    fine: dict[str, Any] = {"comparisons": []}
+    assert missing(names, {}, "figure") == names
+    assert missing(names, {"equal": failed, "speed": fine}, "figure") == ["figure", "memory", "equal"]
+    begun = {"speed": fine, "figure": failed, "memory": failed}
+    assert missing(names, begun, "figure") == ["equal", "memory", "figure"]
+    assert missing(names, dict.fromkeys(names, fine), "figure") == []
+
+
+def test_variants_that_need_what_is_not_installed_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu_variants
+
+    nowhere: Any = None  # no card is asked for anything
+    monkeypatch.setattr(gpu_variants, "is_bitsandbytes_available", lambda: False)
+    (row,) = gpu_variants.qlora(nowhere)
+    assert row.ours == "not measured: bitsandbytes is not installed" and row.passed is None
+    monkeypatch.setattr(gpu_variants, "is_peft_available", lambda: False)
+    (row,) = gpu_variants.lora(nowhere)
+    assert row.ours == "not measured: peft is not installed" and row.passed is None
+
+
+def test_losses_of_variants_are_compared_unless_something_else_is_learnt() -> None:
+    from benchmarks.contestants import _kind
+    from benchmarks.gpu_variants import LORA, RECOMPUTED
+
+    assert _kind("dpo", RECOMPUTED) == _kind("dpo", {}) == _kind("dpo", {"torch_compile": True})
+    assert _kind("dpo", LORA | RECOMPUTED) == _kind("dpo", LORA) != _kind("dpo", {})
+
+
+def test_a_contestant_whose_graphs_were_given_up_is_a_missed_bar_on_a_gpu() -> None:
+    from benchmarks.contestants import Done
+    from benchmarks.gpu_rows import by_graphs
+
+    def done(name: str, captured: bool) -> Done:
+        return Done(name, "dpo", [], 1, [], [], 0, 0, 0.0, captured)
+
+    gpu, cpu = (cast(Any, SimpleNamespace(device=name)) for name in ("cuda", "cpu"))
+    both = {"rpo": done("rpo", True), "LoRA": done("LoRA", False)}
+    assert by_graphs(gpu, both, ("rpo",)).passed is True
+    missed = by_graphs(gpu, both, ("rpo", "LoRA"))
+    assert missed.passed is False and (missed.ours, missed.baseline) == ("as graphs: rpo", "without: LoRA")
+    assert by_graphs(cpu, both, ("rpo", "LoRA")).passed is None
 
 
 def test_the_real_figure_begins_with_its_first_part_and_says_how_far_it_came(

@@ -182,7 +182,9 @@ class _Graph:
         return out
 
     def _back(self, out: Tensor) -> list[Tensor | None]:
-        return list(torch.autograd.grad(out, self.gradients.weights, self.slope, allow_unused=True))
+        # As a trainer does it, outside an autocast: within one float32 products would be rounded to bfloat16.
+        with torch.autocast(out.device.type, enabled=False):
+            return list(torch.autograd.grad(out, self.gradients.weights, self.slope, allow_unused=True))
 
     def _capture(self, out: Tensor) -> None:
         result = self.gradients.like("out", out)

@@ -123,6 +123,8 @@ def graphed(recipe: TrainingRecipe, device: Device, layout: Layout) -> bool:
     """Whether steps are captured as graphs: where a GPU would else wait for the host."""
     dropout = recipe.use_peft and recipe.lora_dropout > 0  # a replay's numbers would be others
     # An optimiser of the lomo kind steps in hooks of the backward pass, which no replay calls.
+    # Layers that are computed again could be captured, without the generator's state; but a graph holds on
+    # to memory that they are there to spare, and what that costs and gives no GPU has shown.
     hooked = "lomo" in recipe.optim
     other = recipe.gradient_checkpointing or recipe.load_in_4bit or dropout or hooked or processes() > 1
     return recipe.cuda_graphs and device.name in CAPTURES and layout == "shared" and not other
