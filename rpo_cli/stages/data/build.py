@@ -121,7 +121,7 @@ def read_table(
                 if made is None:
                     continue
                 row, told = made
-                kept = {} if table.startswith("sft_") else {MESSAGES: told}
+                kept = {MESSAGES: told}
             wrong = _wrong(row, (*needed, *own))
             if not wrong and needed == PAIR_COLUMNS:
                 kept |= beside(place, row, recipe)
