@@ -13,9 +13,9 @@ from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.runs import preflight
 from rpo_cli.runs.progress import PlanProgress
+from rpo_cli.runs.results import share_of
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.work import QUIET_ENVIRONMENT
-from rpo_cli.text import percent
 
 if TYPE_CHECKING:
     from rpo_cli.stages.files import Columns, Make, Table
@@ -214,5 +214,8 @@ def _say(session: Session, result: dict[str, Any]) -> None:
     if session.as_json:
         session.print_json(result)
         return
-    share = f"; chosen has the higher reward in {percent(result['accuracy'])}" if "accuracy" in result else ""
+    share = ""
+    if "accuracy" in result:
+        pairs = result["rows"] - result["without_reward"]
+        share = f"; chosen has the higher reward in {share_of(result['accuracy'], pairs)} of {pairs} pairs"
     print(f"{result['file']}: {result['rows']} rows{share}")
