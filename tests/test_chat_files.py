@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,25 @@ def test_init_leaves_room_for_answers_in_a_model_of_few_positions(talking: Path)
     evaluate = recipes["evaluate"]
     assert 16 <= evaluate["max_new_tokens"] == recipes["policy"]["max_new_tokens"] < 24
     assert 30 <= evaluate["max_length"] == 48 - evaluate["max_new_tokens"]
+
+
+def test_init_says_how_many_pairs_the_model_has_no_positions_for(talking: Path) -> None:
+    """Before anything is trained; what it counts on is the others."""
+    rows = [{"prompt": f"{n} " * (99 if n % 2 else 9), "chosen": " 1", "rejected": " 3"} for n in range(99)]
+    write(Path("pairs.jsonl"), rows)
+    said = init(talking).stderr
+    tokens = pd.read_parquet("runs/mine/seed-0/data/pairs.parquet")["prompt"].str.split().str.len()
+    left = f"{(tokens > 48).sum()} of {len(tokens)} pairs are longer than 48 tokens, and are left out of all"
+    assert f"warning: --model {talking}: {left} training" in said
+    fits = int((tokens <= 48).sum())
+    assert f"# of {fits};" in Path("mine.yaml").read_text()
+    assert yaml.safe_load(Path("mine.yaml").read_text())["recipes"]["splits"]["held_out"] == fits // 10
+    Path("mine.yaml").unlink()
+    write(Path("pairs.jsonl"), [row for n, row in enumerate(rows) if n % 2])
+    said = init(talking, code=2).stderr.splitlines()[-1]
+    none = "none of [0-9]+ pairs fits: the shortest has [0-9]+ tokens with its longer response"
+    assert re.search(f"--model {talking}: reads 48 tokens, and {none}", said)
+    assert not Path("mine.yaml").exists()
 
 
 def test_a_judge_that_teaches_is_told_of(talking: Path, built: Tiny) -> None:

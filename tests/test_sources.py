@@ -992,6 +992,12 @@ def test_the_manifest_of_the_tables_has_the_counts(sets: Path) -> None:
     assert metrics["cnndm"] == 1 and metrics["rows/pairs"] == 12
 
 
+def test_a_set_without_rows_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_bytes(b"\n")
+    with pytest.raises(BadInput, match=rf"nothing was read of {tmp_path}/pairs.jsonl; splits found: train"):
+        make(tmp_path, f"source: preference\ndataset: {tmp_path / 'pairs.jsonl'}\n")
+
+
 def test_a_set_of_one_prompt_says_that_it_has_too_few(tmp_path: Path) -> None:
     rows = [{"prompt": "Why?", "chosen": f" good {n}", "rejected": f" bad {n}"} for n in range(30)]
     write_jsonl(tmp_path / "pairs.jsonl", rows)

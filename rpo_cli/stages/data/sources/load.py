@@ -50,8 +50,9 @@ def load(job: Job[DataRecipe], report: Report, ledger: Ledger) -> dict[str, Iter
         if not found[table]:
             left = ", ".join(f"{name} {count}" for name, count in sorted(ledger.counts.items()) if count)
             splits = ", ".join(sorted(set(_files(job, "dataset").values())))
+            nothing = f"nothing was read of {', '.join(map(str, _files(job, 'dataset')))}"
             raise BadInput(
-                f"{job.path}: no rows for {table} ({left or 'nothing was read'}; splits found: {splits})"
+                f"{job.path}: no rows for {table} ({left or nothing}; splits found: {splits})"
                 + _all_of(ledger)
                 + (_too_few_prompts(found) or _no_training(recipe, set(_files(job, "dataset").values())))
             )
