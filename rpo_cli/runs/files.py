@@ -70,7 +70,9 @@ def score(
     read = [row for row in made if None not in row.values()]
     result: dict[str, Any] = {"file": str(target), "rows": count, "without_reward": count - len(read)}
     if form == ("chosen", "rejected") and read:
-        result["accuracy"] = sum(one > two for one, two in (row.values() for row in read)) / len(read)
+        both = [tuple(row.values()) for row in read]
+        result["accuracy"] = sum(one > two for one, two in both) / len(read)
+        result["equal_rewards"] = sum(one == two for one, two in both)
     if result["without_reward"]:
         why = "too long, without a token to read, or refused by the chat template"
         session.say(f"warning: {result['without_reward']} rows have no reward: {why}")
@@ -218,4 +220,5 @@ def _say(session: Session, result: dict[str, Any]) -> None:
     if "accuracy" in result:
         pairs = result["rows"] - result["without_reward"]
         share = f"; chosen has the higher reward in {share_of(result['accuracy'], pairs)} of {pairs} pairs"
+        share += f", both the same in {result['equal_rewards']}" if result["equal_rewards"] else ""
     print(f"{result['file']}: {result['rows']} rows{share}")
