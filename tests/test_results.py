@@ -157,3 +157,12 @@ def test_prompts_that_were_trained_on_and_equal_rewards_are_said_beside_the_accu
     said = in_words("reward", measured | more)
     assert said[0] == "held-out accuracy 50 % [22, 78] on 8 pairs, 3 of them of prompts that were trained on"
     assert said[1] == "equal rewards in 2 of these pairs, which count as wrong"
+
+
+def test_a_judges_line_says_how_many_comparisons_are_of_one_text() -> None:
+    of = {"win_rate": 0.5, "length_controlled_win_rate": 0.5, "comparisons": 4, "identical": 4}
+    (said,) = in_words("judge", {f"baseline/{name}": value for name, value in of.items()})
+    assert said == (
+        "against the baseline: wins 50 % of 4 comparisons, 50 % at equal length; 4 of them the same text, "
+        "a tie that nobody was asked about"
+    )

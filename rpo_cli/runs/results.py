@@ -208,6 +208,12 @@ def _by_position(metrics: Metrics) -> str:
     return "" if share is None else f"; the order of the two decided {100 * share:.0f} %"
 
 
+def _identical(metrics: Metrics) -> str:
+    """How many comparisons were ties without a question, because both texts are the same."""
+    same = metrics.get("identical", 0)
+    return f"; {same} of them the same text, a tie that nobody was asked about" if same else ""
+
+
 def _unread(metrics: Metrics) -> str:
     """How many comparisons the rates leave out, because an answer held no verdict."""
     unread = metrics.get("unread", 0)
@@ -226,7 +232,7 @@ def _judge(metrics: Metrics) -> list[str]:
             wins, controlled = rates
             lines.append(
                 f"against the {against}: wins {wins} % of {of['comparisons']} comparisons, {controlled} % "
-                f"at equal length{_by_position(of)}{_unread(of)}"
+                f"at equal length{_identical(of)}{_by_position(of)}{_unread(of)}"
             )
     return lines
 

@@ -54,7 +54,7 @@ class Chat:
                 return row, ""
             asked = [{"role": "user", "content": asked}]
         example = aligned(asked, sides)
-        kept = example if len(given) == 2 else {"prompt": asked}
+        kept: Example = example if len(given) == 2 else {"prompt": asked}
         return self._made(place, row, example, kept, table, ledger)
 
     def _made(
