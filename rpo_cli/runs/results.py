@@ -232,7 +232,7 @@ def _judge(metrics: Metrics) -> list[str]:
             wins, controlled = rates
             lines.append(
                 f"against the {against}: wins {wins} % of {of['comparisons']} comparisons, {controlled} % "
-                f"at equal length{_identical(of)}{_by_position(of)}{_unread(of)}"
+                f"at equal length{_by_position(of)}{_unread(of)}{_identical(of)}"
             )
     return lines
 
