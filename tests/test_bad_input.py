@@ -131,6 +131,11 @@ CASES = {
         "jq -c '.[]' {suite}/pairs.json > {suite}/pairs.jsonl, then name pairs.jsonl in files:",
         pairs(json.dumps([PAIR], indent=1).encode(), "pairs.json"), INSPECT, makes=OUT,
     ),
+    "an object over several lines": Case(
+        "{suite}/pairs.json:1: an object over several lines; expected JSON Lines, an object on each line: "
+        "jq -c '.' {suite}/pairs.json > {suite}/pairs.jsonl, then name pairs.jsonl in files:",
+        pairs(json.dumps(PAIR, indent=1).encode(), "pairs.json"), INSPECT, makes=OUT,
+    ),
     "a JSON array in a file of lines, which jq must not be told to empty": Case(
         "jq -c '.[]' '{suite}/b 8.jsonl' > '{suite}/b 8-lines.jsonl', then name b 8-lines.jsonl in files:",
         pairs(json.dumps([PAIR]).encode(), "b 8.jsonl"), INSPECT, makes=OUT,

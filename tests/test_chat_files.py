@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 import published
 import pytest
 import yaml
-from conftest import SEED, Tiny, rpo
+from conftest import SEED, Tiny, manifest, rpo
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rpo_cli.recipes.schema import DataRecipe
@@ -31,9 +32,16 @@ def table(suite: Tiny, name: str) -> pd.DataFrame:
     return pd.read_parquet(suite.root / SEED / "data" / f"{name}.parquet")
 
 
-def read(suite: Tiny, name: str, rows: list[dict[str, Any]], more: str = CHAT, code: int = 0) -> str:
+def read(
+    suite: Tiny,
+    name: str,
+    rows: list[dict[str, Any]],
+    more: str = CHAT,
+    code: int = 0,
+    template: str = published.CHAT,
+) -> str:
     """What is said of a data recipe with one table of these rows."""
-    published.word_tokenizer(suite.suite / "chat", published.CHAT)
+    published.word_tokenizer(suite.suite / "chat", template)
     write(suite.suite / "rows.jsonl", rows)
     (suite.suite / "data.yaml").write_text(f"stage: data\nfiles: {{{name}: rows.jsonl}}\n{more}")
     return str(suite.run("data inspect", "data.yaml", "--json", code=code).stderr)
@@ -53,6 +61,35 @@ def test_messages_and_a_question_of_plain_text_are_the_prompt_that_pairs_of_mess
     found = table(empty, "prompts_test")
     assert list(found["prompt"]) == [prompt, *(prompt.replace("train", other) for other in ("test", "valid"))]
     assert json.loads(found["messages"][1]) == {"prompt": [{"role": "user", "content": "test"}]}
+
+
+def test_whole_conversations_are_a_prompt_and_answers_as_pairs_of_messages_are(empty: Tiny) -> None:
+    whole = {side: [*ASKED, *answer] for side, answer in ANSWERS.items()}
+    given: list[dict[str, Any]] = [{"prompt": ASKED, **ANSWERS}]
+    given += [{"prompt": ASKED, **whole}, {"prompt": "train", **whole}, whole]
+    for row in given:
+        read(empty, "pairs", [row])
+        (found,) = table(empty, "pairs").to_dict("records")
+        assert (found["chosen"], found["rejected"]) == ("1 2", "3") and found["prompt"].count("train") == 1
+        assert json.loads(found["messages"]) == {"prompt": ASKED, **ANSWERS}
+
+
+def test_a_conversation_of_no_use_is_left_out_and_the_others_are_read(empty: Tiny) -> None:
+    whole = {side: [*ASKED, *answer] for side, answer in ANSWERS.items()}
+    strange = [{"role": "user", "content": "valid"}, {"role": "user", "content": "test"}]
+    refusing = (
+        "{% if messages[1:] and messages[1].role == 'user' %}{{ raise_exception('alternate') }}{% endif %}"
+    )
+    rows = [
+        {"prompt": "be kind", **whole},
+        {"prompt": ASKED, **ANSWERS},
+        {"prompt": strange, **ANSWERS},
+        {"prompt": ASKED, "chosen": whole["chosen"], "rejected": whole["chosen"]},
+    ]
+    read(empty, "pairs", rows, template=refusing + published.CHAT)
+    found = manifest(empty.root, f"{SEED}/data")["metrics"]
+    assert len(table(empty, "pairs")) == 1
+    assert [found[f"pairs/{why}"] for why in ("prompt_elsewhere", "refused", "ties")] == [1, 1, 1]
 
 
 def test_a_reference_answer_beside_a_prompt_is_the_assistants(empty: Tiny) -> None:
@@ -136,6 +173,25 @@ def test_init_leaves_room_for_answers_in_a_model_of_few_positions(talking: Path)
     evaluate = recipes["evaluate"]
     assert 16 <= evaluate["max_new_tokens"] == recipes["policy"]["max_new_tokens"] < 24
     assert 30 <= evaluate["max_length"] == 48 - evaluate["max_new_tokens"]
+
+
+def test_init_says_how_many_pairs_the_model_has_no_positions_for(talking: Path) -> None:
+    """Before anything is trained; what it counts on is the others."""
+    rows = [{"prompt": f"{n} " * (99 if n % 2 else 9), "chosen": " 1", "rejected": " 3"} for n in range(99)]
+    write(Path("pairs.jsonl"), rows)
+    said = init(talking).stderr
+    tokens = pd.read_parquet("runs/mine/seed-0/data/pairs.parquet")["prompt"].str.split().str.len()
+    left = f"{(tokens > 48).sum()} of {len(tokens)} pairs are longer than 48 tokens, and are left out of all"
+    assert f"warning: --model {talking}: {left} training" in said
+    fits = int((tokens <= 48).sum())
+    assert f"# of {fits};" in Path("mine.yaml").read_text()
+    assert yaml.safe_load(Path("mine.yaml").read_text())["recipes"]["splits"]["held_out"] == fits // 10
+    Path("mine.yaml").unlink()
+    write(Path("pairs.jsonl"), [row for n, row in enumerate(rows) if n % 2])
+    said = init(talking, code=2).stderr.splitlines()[-1]
+    none = "none of [0-9]+ pairs fits: the shortest has [0-9]+ tokens with its longer response"
+    assert re.search(f"--model {talking}: reads 48 tokens, and {none}", said)
+    assert not Path("mine.yaml").exists()
 
 
 def test_a_judge_that_teaches_is_told_of(talking: Path, built: Tiny) -> None:

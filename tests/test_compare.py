@@ -353,6 +353,27 @@ def test_differences_are_of_the_prompts_that_all_policies_have() -> None:
         assert ours["difference"] is not None and ours["difference"]["mean"] == 1
 
 
+@pytest.mark.parametrize(("of", "count", "known"), [(0.0, 3, True), (1.0, 3, False), (1.0, 60, True)])
+def test_equal_differences_of_few_prompts_have_no_interval(of: float, count: int, known: bool) -> None:
+    cells = pd.DataFrame(
+        {
+            "prompt_id": f"p{number}",
+            "tokens": number + added,
+            "policy": policy,
+            "rho": float("nan"),
+            "seed": 0,
+        }
+        for policy, added in (("dpo", 0.0), ("e-dpo", of))
+        for number in range(count)
+    )
+    frame, policies = Frame("evaluation", ("tokens",), cells), ["dpo", "e-dpo"]
+    _, ours = _rows(frame, policies, Selection(policies, [None], [0]), "dpo", Bootstrap(200))
+    apart = ours["difference"]
+    assert apart is not None and apart["mean"] == of
+    ends = apart["low"], apart["high"]
+    assert ends == (pytest.approx((of, of)) if known else (None, None))
+
+
 def test_few_prompts_are_said_to_be_few() -> None:
     counts: dict[str, dict[str, object]] = {"tokens": {"prompts": 49}, "accuracy": {"prompts": 3}}
     assert [note[:20] for note in _few_prompts(counts)] == ["49 prompts are few: "]

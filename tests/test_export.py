@@ -23,8 +23,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rpo_cli.artifacts import hash_path, origin_of, portable
+from rpo_cli.artifacts.card import _measured
 from rpo_cli.objectives import E_DPO
 from rpo_cli.recipes.schema import KINDS
+from rpo_cli.statistics import wilson
 
 ROOT = Path(__file__).resolve().parent.parent
 POLICY = f"{RHO}/policies/e-dpo/beta-0.2"
@@ -79,6 +81,34 @@ def test_an_exported_card_has_the_evaluations_with_their_intervals(built: Tiny, 
     assert row in text
     # One name, two directions: samples of the policy here, of the reference in training.
     assert f"kl_to_reference, KL(pi_theta \\|\\| pi_ref) | {found['kl_to_reference']:.4g}" in text
+
+
+def test_a_card_has_the_interval_and_the_number_of_pairs_of_every_accuracy(built: Tiny) -> None:
+    found = manifest(built.root, f"{RHO}/rm/b-0.2")["metrics"]
+    text = (built.root / RHO / "rm/b-0.2/README.md").read_text()
+    for name, which in (
+        ("", ""),
+        ("/longer", " where the longer won"),
+        ("/shorter", " where the shorter won"),
+    ):
+        share, count = found[f"held_out_accuracy{name}"], found[f"held_out_rows{name}"]
+        _, low, high = wilson(share * count, count)
+        ends = f"{share:.4g} | {low:.4g} to {high:.4g}"
+        assert f"| {count} held-out pairs{which} | held_out_accuracy{name} | {ends} |" in text
+    assert "share their prompt" not in text
+
+
+def test_of_a_policys_held_out_pairs_a_card_says_which_half_chose_nothing() -> None:
+    metrics = {"rows": 40, "accuracy": 0.6, "margin": 0.3, "validation/rows": 0, "validation/accuracy": 0.6,
+               "test/rows": 40, "test/accuracy": 0.6}  # fmt: skip
+    of: Any = {"kind": "held_out", "metrics": metrics}
+    assert _measured("here", of) == [
+        ("40 held-out pairs", "accuracy", "0.6", "0.446 to 0.7365"),
+        ("40 held-out pairs that chose nothing", "test/accuracy", "0.6", "0.446 to 0.7365"),
+        ("40 held-out pairs", "margin", "0.3", ""),
+    ]
+    older: Any = {"kind": "held_out", "metrics": {"rows": 40, "test/accuracy": 0.6}}
+    assert _measured("here", older) == [("here", "test/accuracy", "0.6", "")]
 
 
 def test_a_card_names_every_input_that_no_recipe_makes_by_its_content(built: Tiny) -> None:

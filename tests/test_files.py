@@ -357,3 +357,14 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_read(tmp_path: 
     talks = {side: json.dumps(told("a", side)) for side in ("chosen", "rejected")}
     said = rpo("score", write_jsonl(file, [talks]), "--model", judge, *CPU, code=2).stderr
     assert said == f"{file}:1: chosen, rejected: messages as text; write a list of them, not in quotes\n"
+
+
+def test_pairs_of_equal_rewards_are_said_beside_the_share(tmp_path: Path) -> None:
+    judge = model_of(tmp_path / "judge", "llama", "bytes")
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "a", "chosen": "b", "rejected": "c"}]
+    file = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    said = rpo("score", file, "--model", judge, *CPU).stdout
+    share = r"chosen has the higher reward in (0 % \[0, 66\]|50 % \[9, 91\]) of 2 pairs, both the same in 1\n"
+    assert re.search(f"2 rows; {share}", said)
+    found = rpo("score", file, "--model", judge, "--json", *CPU).stdout
+    assert json.loads(found)["equal_rewards"] == 1

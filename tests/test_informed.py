@@ -12,7 +12,7 @@ from rpo_cli.artifacts.origin import as_yaml
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import SplitsRecipe
 from rpo_cli.runs.planner import Planner
-from rpo_cli.stages.splits import LONGER, SHORTER, draw, preference_of_length
+from rpo_cli.stages.splits import LONGER, SHORTER, _subsets, draw, preference_of_length
 
 RHO = "seed-0/rho-0.5"
 
@@ -44,6 +44,19 @@ def test_two_independent_subsets_share_as_many_pairs_as_chance_lets_them() -> No
         small, large = (draw(KINDS, asked, seed).subsets[b] for b in (0.2, 0.8))
         shared.append(len({row for row in small if KINDS[row] == LONGER} & set(large.tolist())))
     assert np.mean(shared) == pytest.approx(2.5, abs=4 * np.std(shared) / 200**0.5) and max(shared) > 3
+
+
+def test_an_independent_subset_is_drawn_for_its_own_b_and_rho() -> None:
+    """Of the same D_rho: else two members, or two rho, would share what chance tells apart."""
+
+    def longer(b: float, rho: float = 0.4, seed: int = 7) -> set[int]:
+        asked = splits("independent", rho=rho, ensemble=[b], subset_size=60)
+        rows = _subsets(np.arange(len(KINDS)), KINDS, asked, seed)[b]
+        return {row for row in rows.tolist() if KINDS[row] == LONGER}
+
+    assert longer(0.4) == longer(0.4)
+    assert not longer(0.4) <= longer(0.6)
+    assert longer(0.4) != longer(0.4, rho=0.6) and longer(0.4) != longer(0.4, seed=8)
 
 
 @pytest.mark.parametrize("how", ["nested", "independent"])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
-from conftest import RHO, Tiny, column, manifest, pairs_of, tokenise, weights
+from conftest import RHO, SEED, Tiny, column, manifest, pairs_of, tokenise, weights
 from foreign import model_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -40,7 +42,8 @@ from rpo_cli.models import (
 from rpo_cli.models.load import RoundedLinear, hold_in_bfloat16
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.runs.work import run_job
-from rpo_cli.stages.data.rows import read_rows, write_rows
+from rpo_cli.stages.data.rows import Rows, read_rows, write_rows
+from rpo_cli.stages.reward import held_out_metrics
 
 CPU = Device("cpu", "float32", "test")
 RECIPE = ScoringRecipe(stage="scores", threads=1)
@@ -278,6 +281,30 @@ def test_held_out_accuracy_is_a_plain_count(built: Tiny, tokenizer: Any, rows: l
         manifest(built.root, f"{RHO}/scores/rm/b-0.2")["metrics"]["held_out/accuracy"]
         == metrics["held_out_accuracy"]
     )
+
+
+def test_held_out_pairs_of_prompts_that_were_trained_on_are_counted(tiny: Tiny) -> None:
+    """In the metrics and on the card; in files of one's own nothing keeps prompts apart."""
+    assert "held_out_shared_prompts" not in manifest(tiny.root, f"{SEED}/oracle")["metrics"]
+    file = tiny.root / SEED / "data/pairs_validation.parquet"
+    held_out, trained = pd.read_parquet(file), pd.read_parquet(file.with_name("pairs.parquet"))
+    held_out.loc[:2, "prompt"] = trained["prompt"][0]
+    held_out.to_parquet(file, index=False)
+    folder, made = tiny.make("oracle.yaml")
+    assert made["metrics"]["held_out_shared_prompts"] == 3
+    assert (
+        "3 of the held-out pairs share their prompt with pairs that were"
+        in (folder / "README.md").read_text()
+    )
+
+
+def test_equal_rewards_are_counted_and_wrong() -> None:
+    rows = [TokenRow(str(number), [1], [[2], [3]]) for number in range(4)]
+    notes = pa.table({"id": list("0123"), "longer_preferred": [0] * 4})
+    pairs = Rows(Path(), cast(Any, None), np.arange(4), np.zeros(4, dtype=bool), notes)
+    found = held_out_metrics(np.array([[1, 0], [2, 2], [0, 1], [3, 3]]), rows, pairs)
+    assert found["held_out_accuracy"] == 0.25 and found["held_out_equal_rewards"] == 2
+    assert "held_out_equal_rewards" not in held_out_metrics(np.array([[1, 0]] * 4), rows, pairs)
 
 
 def test_embeddings_of_new_tokens_are_drawn_under_the_recipes_seed(tiny: Tiny, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_an_interrupted_run_goes_on_to_the_same_looks(tiny: Tiny) -> None:
     job = tiny.run(
         "train-policy", "dpo.yaml", *(part for key in (*LOOKS, "save_steps=3") for part in ("--set", key))
     )
-    assert "held out: accuracy" in job.stdout
+    assert "held-out accuracy" in job.stdout and "on 8 pairs, margin" in job.stdout
     assert weights(folder) == before and looks(folder) == found
 
 

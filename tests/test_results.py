@@ -124,3 +124,45 @@ def test_every_policys_journal_has_accuracy_margin_and_how_far_it_went(
     folder, _ = tiny.make(f"{objective}.yaml", "max_steps=1")
     said = latest(folder / "metrics.jsonl")
     assert all(name in said for name in ("loss ", "accuracy ", "margin ", distance))
+
+
+HELD_OUT = {"rows": 40, "accuracy": 0.6, "margin": 0.3, "validation/rows": 16, "validation/accuracy": 0.75,
+            "validation/margin": 0.4, "test/rows": 24, "test/accuracy": 0.5, "test/margin": 0.2}  # fmt: skip
+
+
+def test_a_share_of_held_out_pairs_has_its_interval_and_the_half_that_chose_nothing_its_own() -> None:
+    assert in_words("held_out", HELD_OUT) == [
+        "held-out accuracy 60 % [45, 74] on 40 pairs, 50 % [31, 69] on the 24 of them that chose nothing "
+        "(strengths and checkpoints may be chosen on the others); margin +0.30 nats"
+    ]
+    undivided = {"rows": 40, "accuracy": 0.6, "margin": 0.3}  # of an older version, or of one half alone
+    said = ["held-out accuracy 60 % [45, 74] on 40 pairs; margin +0.30 nats"]
+    assert in_words("held_out", undivided) == said
+    alone = undivided | {"test/rows": 0, "test/accuracy": 0.6, "validation/rows": 40}
+    assert in_words("held_out", alone) == said
+    looked = {**TRAINED, "monitor/accuracy": 0.75, "monitor/margin": 0.1, "monitor/tokens": 9.0}
+    looked |= {"monitor/tokens_before": 8.0, "monitor/pairs": 8}
+    assert "held-out accuracy 75 % [41, 93] on 8 pairs, margin +0.10;" in in_words("policy", looked)[1]
+    scored = {"train/accuracy": 0.9, "train/rows": 100, "held_out/accuracy": 0.75, "held_out/rows": 8}
+    assert in_words("scores", scored) == [
+        "prefers what the labels prefer in 90 % [83, 94] of the 100 training pairs and 75 % [41, 93] of the "
+        "8 held-out pairs"
+    ]
+
+
+def test_prompts_that_were_trained_on_and_equal_rewards_are_said_beside_the_accuracy() -> None:
+    measured = {**TRAINED, "held_out_accuracy": 0.5, "held_out_rows": 8}
+    assert in_words("reward", measured)[0] == "held-out accuracy 50 % [22, 78] on 8 pairs"
+    more = {"held_out_shared_prompts": 3, "held_out_equal_rewards": 2}
+    said = in_words("reward", measured | more)
+    assert said[0] == "held-out accuracy 50 % [22, 78] on 8 pairs, 3 of them of prompts that were trained on"
+    assert said[1] == "equal rewards in 2 of these pairs, which count as wrong"
+
+
+def test_a_judges_line_says_how_many_comparisons_are_of_one_text() -> None:
+    of = {"win_rate": 0.5, "length_controlled_win_rate": 0.5, "comparisons": 4, "identical": 4}
+    (said,) = in_words("judge", {f"baseline/{name}": value for name, value in of.items()})
+    assert said == (
+        "against the baseline: wins 50 % of 4 comparisons, 50 % at equal length; 4 of them the same text, "
+        "a tie that nobody was asked about"
+    )

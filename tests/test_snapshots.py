@@ -23,7 +23,8 @@ from conftest import PLAIN, Tiny, manifest, rpo
 from huggingface_hub import constants
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rpo_cli.artifacts import Workspace, snapshots
+from rpo_cli.artifacts import External, Stage, Workspace, snapshots
+from rpo_cli.recipes.schema import ScoringRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "refs/convert/parquet"
@@ -333,3 +334,16 @@ def test_what_another_command_recorded_meanwhile_stays_in_the_lock_file(tmp_path
     assert snapshots.commits(workspace) == {
         "models": {"o/a@main": "1" * 40, "o/b@main": "3" * 40}, "datasets": {}
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["o/first", "o/last"])
+def test_keys_follow_the_commit_of_any_hub_name_whatever_its_place(tmp_path: Path, which: str) -> None:
+    workspace = Workspace(tmp_path / "runs", "tiny")
+    recipe = ScoringRecipe(stage="scores", device="cpu", dtype="float32")
+    inputs = {name: External.named(f"o/{name}") for name in ("first", "last")}
+    below = Stage("scores", "seed-0/scores", recipe, tmp_path, inputs)
+    stage = Stage("scores", "seed-0/above", recipe, tmp_path, {"data": below})
+    before = stage.key
+    snapshots.remember(workspace, {"models": {f"{which}@main": "1" * 40}})
+    snapshots.pin([stage], workspace)
+    assert stage.key != before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -503,9 +504,10 @@ def test_what_stands_before_whole_conversations_is_part_of_the_prompt(
     assert not ledger.counts and not ledger.notes
 
 
-def test_a_text_beside_whole_conversations_is_one_of_their_turns_or_the_row_is_refused(chat: Any) -> None:
-    with pytest.raises(BadInput, match="here:1: prompt: its text is no turn of the conversations beside it"):
-        read_pair(WHOLE | {"prompt": "be kind"}, chat)
+def test_a_text_beside_whole_conversations_is_one_of_their_turns_or_the_row_is_left_out(chat: Any) -> None:
+    found, ledger = read_pair(WHOLE | {"prompt": "be kind"}, chat)
+    assert not found and ledger.counts == {"pairs/prompt_elsewhere": 1}
+    assert ledger.examples["pairs/prompt_elsewhere"] == ["here:1"]
     _, ledger = read_pair(WHOLE | {"context": "of the cat", "instruction": "q"}, chat)
     (note,) = ledger.notes
     assert note.startswith("pairs: beside prompt, rows have context, which is not read")
@@ -990,11 +992,45 @@ def test_the_manifest_of_the_tables_has_the_counts(sets: Path) -> None:
     assert metrics["cnndm"] == 1 and metrics["rows/pairs"] == 12
 
 
+def test_a_set_without_rows_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_bytes(b"\n")
+    with pytest.raises(BadInput, match=rf"nothing was read of {tmp_path}/pairs.jsonl; splits found: train"):
+        make(tmp_path, f"source: preference\ndataset: {tmp_path / 'pairs.jsonl'}\n")
+
+
 def test_a_set_of_one_prompt_says_that_it_has_too_few(tmp_path: Path) -> None:
     rows = [{"prompt": "Why?", "chosen": f" good {n}", "rejected": f" bad {n}"} for n in range(30)]
     write_jsonl(tmp_path / "pairs.jsonl", rows)
     with pytest.raises(BadInput, match=r"no rows for .*; the rows have 1 distinct prompt, which goes whole"):
         make(tmp_path, f"source: preference\ndataset: {tmp_path / 'pairs.jsonl'}\n")
+
+
+def asked_elsewhere(count: int, elsewhere: Collection[int]) -> list[Row]:
+    """Whole conversations with a prompt of text beside them, which in some rows is none of their turns."""
+    rows = []
+    for number in range(count):
+        asked = {"role": "user", "content": f"my dog {number}"}
+        sides = {side: [asked, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+        rows.append({"prompt": "be kind" if number in elsewhere else asked["content"], **sides})
+    return rows
+
+
+def test_rows_whose_prompt_is_no_turn_of_theirs_are_left_out_and_a_file_of_them_stops_with_one_line(
+    tmp_path: Path,
+) -> None:
+    published.word_tokenizer(tmp_path / "chat", published.CHAT)
+    file = tmp_path / "pairs.jsonl"
+    recipe = f"source: preference\ndataset: {file}\ntokenizer: {tmp_path / 'chat'}\nvalidation_share: 0.2\n"
+    write_jsonl(file, asked_elsewhere(60, {2, 30}))
+    _, counts = make(tmp_path, recipe)
+    assert counts["pairs/prompt_elsewhere"] == 2 and counts["pairs/read"] == 58
+    assert counts["left_out_examples"] == {"pairs/prompt_elsewhere": [f"{file}:3", f"{file}:31"]}
+    write_jsonl(file, asked_elsewhere(60, range(60)))
+    with pytest.raises(BadInput) as raised:
+        make(tmp_path, recipe)
+    (line,) = str(raised.value).splitlines()
+    assert "; all 60 rows of pairs left out: a `prompt` of text that is no turn of the conversations" in line
+    assert f"({file}:1, {file}:2, {file}:3, …)" in line
 
 
 def test_control_tokens_that_a_person_typed_are_told_from_those_that_a_template_wrote(tmp_path: Path) -> None:

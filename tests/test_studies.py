@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cells, bias_of, read_by
 from rpo_cli.figures.claims import judge
 from rpo_cli.figures.gather import evaluations
+from rpo_cli.figures.kinds import kl
 from rpo_cli.figures.kinds.degeneracy import curve
 from rpo_cli.figures.table import Axes, Bootstrap, summary
 from rpo_cli.models import make_batch, response_logits
@@ -569,3 +571,36 @@ def test_what_is_measured_on_training_pairs_has_no_unit_of_an_oracle(tmp_path: P
     )
     with pytest.raises(RecipeError, match=f"unit: sd: no oracle scores the training pairs that kind: {kind}"):
         load(str(tmp_path / "figure.yaml"))
+
+
+def test_the_square_of_an_estimator_is_its_distance_from_its_own_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values far from zero, so that the mean counts; `full` has another mean than `sample`."""
+    values = {"kl_full": [5.0, 7.0], "kl_sample": [2.0, 10.0], "kl_data": [4.0, 4.0]}
+    pd.DataFrame({"prompt_id": ["a", "b"], **values}).to_parquet(tmp_path / "pairs.parquet")
+    cell: Any = SimpleNamespace(evaluation=SimpleNamespace(path=""), keys={"rho": 0.5, "seed": 0})
+    manifest = {"metrics": {f"milliseconds/{name}": 1.0 for name in ESTIMATORS}}
+    monkeypatch.setattr(kl, "made", lambda cells, workspace: [(cell, manifest)])
+    monkeypatch.setattr(kl, "measures", lambda there, frames, workspace: pd.concat(frames))
+    rows: Any = kl.gather([cell], cast(Any, SimpleNamespace(root=tmp_path)))
+    found = {name: own["square"].tolist() for name, own in rows.groupby("policy")}
+    assert found == {"full": [1.0, 1.0], "sample": [16.0, 16.0], "data": [0.0, 0.0]}
+    assert rows[rows["policy"] == "sample"]["error"].tolist() == [-3.0, 3.0]
+
+
+def test_curves_of_both_responses_and_of_their_margin_are_in_nats(tmp_path: Path) -> None:
+    """Training logs rewards: log-ratios times beta, here 0.25."""
+    lines = [
+        {"step": step, "rewards/chosen": -0.5 * step, "rewards/rejected": -1.5 * step,
+         "rewards/margins": 1.0 * step, "logps/chosen": -8.0, "logps/rejected": -9.0}
+        for step in (1, 2)
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = SimpleNamespace(reward_scale=0.25)
+    cell: Any = SimpleNamespace(policy_path="", loaded=SimpleNamespace(recipe=recipe))
+    cell.keys = {"policy": "dpo", "rho": 0.5, "seed": 0}
+    rows = curve(cell, cast(Any, SimpleNamespace(root=tmp_path)))
+    found = {name: own["value"].tolist() for name, own in rows.groupby("measure")}
+    assert (found["h_chosen"], found["h_rejected"], found["margin"]) == ([-2, -4], [-6, -12], [4, 8])
+    assert found["logps_rejected"] == [-9, -9]

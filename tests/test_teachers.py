@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import PLAIN, RHO, Tiny, manifest, pairs_of, weights
 from foreign import model_of, plainly
-from preparing import WORDS
+from preparing import TOOLS, WORDS
 from published import write_jsonl
 from transformers import AutoTokenizer
 from worlds import Plain, reward
@@ -376,21 +376,48 @@ def test_a_dialogue_of_hh_rlhf_is_its_turns_and_other_text_is_one() -> None:
     assert [(turn["role"], turn["content"]) for turn in found] == [("user", "the cat\n\nTL;DR:"), turns[-1]]
 
 
-def test_pairs_that_are_made_of_prompts_keep_their_conversations(talks: Tiny) -> None:
+@pytest.mark.parametrize("table", ["prompts_test", "sft_train"])
+def test_pairs_that_are_made_of_prompts_keep_their_conversations_with_all_that_the_template_was_given(
+    talks: Tiny, table: str
+) -> None:
+    given = {"tools": json.loads(TOOLS), "chat_template_kwargs": {"enable_thinking": True}}
+    rows = [json.loads(line) for line in (talks.suite / "pairs.jsonl").read_text().splitlines()]
+    write_jsonl(talks.suite / "pairs.jsonl", [row | given for row in rows])
     (talks.suite / "pairs.yaml").write_text(
-        f"{PLAIN}stage: pairs\nmodel_name_or_path: ./base\ntable: prompts_test\nvalidation_table: null\n"
-        f"contrasts: [written-others]\n{SETTINGS}"
+        f"{PLAIN}stage: pairs\nmodel_name_or_path: ./base\ntable: {table}\nvalidation_table: null\n"
+        f"contrasts: [written-others]\nnum_prompts: 8\n{SETTINGS}"
     )
     talks.run("sample-pairs", "pairs.yaml")
-    prompts = pd.read_parquet(talks.root / "seed-0/data/prompts_test.parquet").set_index("prompt")
+    prompts = pd.read_parquet(talks.root / f"seed-0/data/{table}.parquet").set_index("prompt")
     made = pd.read_parquet(talks.root / "seed-0/pairs/pairs.parquet")
+    tokenizer = AutoTokenizer.from_pretrained(talks.suite / "base")
     assert len(made) > 3
     for row in made.itertuples():
         told = json.loads(row.messages)
-        assert told.pop("prompt") == json.loads(prompts["messages"][row.prompt])["prompt"]
-        assert told == {
+        asked = told.pop("prompt")
+        assert asked == json.loads(prompts["messages"][row.prompt])["prompt"]
+        answers = {
             side: [{"role": "assistant", "content": getattr(row, side)}] for side in ("chosen", "rejected")
         }
+        assert told == {**answers, **given}
+        again = tokenizer.apply_chat_template(
+            asked, tools=told["tools"], tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        assert again == row.prompt
+
+
+def test_prompts_of_written_responses_keep_what_their_template_was_given(talks: Tiny) -> None:
+    """The oracle of an evaluation reads them by its own template."""
+    given = {"tools": json.loads(TOOLS), "chat_template_kwargs": {"enable_thinking": True}}
+    pairs = [json.loads(line) for line in (talks.suite / "pairs.jsonl").read_text().splitlines()]
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"], **given} for row in pairs]
+    write_jsonl(talks.suite / "written/train.jsonl", rows[:40])
+    write_jsonl(talks.suite / "written/test.jsonl", rows[40:])
+    talks.edit("data.yaml", "sft_dataset: ./written")
+    talks.run("data inspect", "data.yaml")
+    for table in ("sft_train", "prompts_test"):
+        kept = pd.read_parquet(talks.root / f"seed-0/data/{table}.parquet")["messages"]
+        assert len(kept) > 0 and all({n: json.loads(each)[n] for n in given} == given for each in kept)
 
 
 def test_a_reward_model_trained_here_on_other_tokens_reads_the_texts_with_its_own(tiny: Tiny) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rpo_cli.artifacts.files import publish
 from rpo_cli.artifacts.manifest import Manifest
@@ -11,6 +12,9 @@ from rpo_cli.artifacts.origin import Origin, as_yaml
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.recipes import RECIPES
 from rpo_cli.recipes.schema import preferred
+
+if TYPE_CHECKING:
+    from rpo_cli.statistics import Interval
 
 CARD = "README.md"
 PAPER = (
@@ -32,6 +36,13 @@ MEANT = {
     "kl_to_reference": "kl_to_reference, KL(pi_theta \\|\\| pi_ref)",
     "ended/kl_to_reference": "ended/kl_to_reference, KL(pi_ref \\|\\| pi_theta)",
 }
+# What held-out pairs a number of a policy, or of a reward model, is of.
+HALVES = {
+    "": "held-out pairs",
+    "validation": "held-out pairs that may have chosen strengths and checkpoints",
+    "test": "held-out pairs that chose nothing",
+}
+SIDES = {"longer": "the longer won", "shorter": "the shorter won", "ties": "neither is longer"}
 SEQ = "AutoModelForSequenceClassification"
 TEMPLATE = """\
 # {name}
@@ -189,9 +200,11 @@ def _results(manifest: Manifest, evaluations: Sequence[Manifest]) -> Iterator[st
     """Every number with its interval where it has one; of training the last ones."""
     if not evaluations and "objective" in manifest["recipe"]:
         yield "Not evaluated when this card was written. In training:\n"
-    rows = [("in training", *row) for row in _measured(manifest["metrics"])] if not evaluations else []
+    rows = [] if evaluations else _measured("in training", manifest)
     for evaluation in evaluations:
-        rows += [(_where(evaluation), *row) for row in _measured(evaluation["metrics"])]
+        rows += _measured(_where(evaluation), evaluation)
+    if (seen := manifest["metrics"].get("held_out_shared_prompts")) is not None:
+        yield f"{seen:,} of the held-out pairs share their prompt with pairs that were trained on.\n"
     yield _table(("where", "measure", "value", "95 % interval"), rows)
 
 
@@ -205,16 +218,43 @@ def _where(evaluation: Manifest) -> str:
     return f"{metrics.get('prompts', '')} {recipe['split']} prompts".strip()
 
 
-def _measured(metrics: Mapping[str, object]) -> list[tuple[str, str, str]]:
-    """Name, value and interval of each number, those with an interval first."""
-    rows = []
+def _measured(where: str, of: Manifest) -> list[tuple[str, str, str, str]]:
+    """Where it was measured, name, value and interval of each number, those with an interval first."""
+    rows, metrics = [], of["metrics"]
     for name, value in metrics.items():
+        if not isinstance(value, float) or name.endswith(("_low", "_high")):
+            continue
         low, high = (metrics.get(f"{name.removesuffix('_mean')}_{end}") for end in ("low", "high"))
-        if isinstance(value, float) and not name.endswith(("_low", "_high")):
-            rows.append(
-                (MEANT.get(name, name), f"{value:.4g}", "" if low is None else f"{low:.4g} to {high:.4g}")
-            )
-    return sorted(rows, key=lambda row: not row[2])
+        pairs, count = _pairs_of(of["kind"], name, metrics)
+        if count == 0:  # an empty half, for which the number of all pairs stands
+            continue
+        if count and "accuracy" in name:
+            _, low, high = _wilson(value, count)
+        ends = "" if low is None else f"{low:.4g} to {high:.4g}"
+        rows.append((f"{count:,} {pairs}" if count else where, MEANT.get(name, name), f"{value:.4g}", ends))
+    return sorted(rows, key=lambda row: not row[3])
+
+
+def _pairs_of(kind: str, name: str, metrics: Mapping[str, Any]) -> tuple[str, int | None]:
+    """Which held-out pairs a number is of, and how many; None: of others, or nothing counts them."""
+    if kind == "held_out":
+        half = name.rpartition("/")[0]
+        return HALVES[half], metrics.get(f"{half}/rows" if half else "rows")
+    if name == "monitor/accuracy":
+        return "held-out pairs, in training", metrics.get("monitor/pairs")
+    measure, _, side = name.partition("/")
+    if measure not in ("held_out_accuracy", "held_out_utility_accuracy"):
+        return "", None
+    told = measure.replace("accuracy", "rows")
+    sides = [metrics[each] for each in metrics if each.startswith(f"{told}/")]
+    which = f" where {SIDES[side]}" if side else ""
+    return f"held-out pairs{which}", metrics.get(f"{told}/{side}" if side else told) or sum(sides) or None
+
+
+def _wilson(share: float, count: int) -> Interval:
+    from rpo_cli.statistics import wilson  # with pandas
+
+    return wilson(share * count, count)
 
 
 def _use(kind: str, place: str, origin: Origin, adapter: bool) -> Iterator[str]:

@@ -13,9 +13,9 @@ from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.runs import preflight
 from rpo_cli.runs.progress import PlanProgress
+from rpo_cli.runs.results import share_of
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.work import QUIET_ENVIRONMENT
-from rpo_cli.text import percent
 
 if TYPE_CHECKING:
     from rpo_cli.stages.files import Columns, Make, Table
@@ -70,7 +70,9 @@ def score(
     read = [row for row in made if None not in row.values()]
     result: dict[str, Any] = {"file": str(target), "rows": count, "without_reward": count - len(read)}
     if form == ("chosen", "rejected") and read:
-        result["accuracy"] = sum(one > two for one, two in (row.values() for row in read)) / len(read)
+        both = [tuple(row.values()) for row in read]
+        result["accuracy"] = sum(one > two for one, two in both) / len(read)
+        result["equal_rewards"] = sum(one == two for one, two in both)
     if result["without_reward"]:
         why = "too long, without a token to read, or refused by the chat template"
         session.say(f"warning: {result['without_reward']} rows have no reward: {why}")
@@ -214,5 +216,9 @@ def _say(session: Session, result: dict[str, Any]) -> None:
     if session.as_json:
         session.print_json(result)
         return
-    share = f"; chosen has the higher reward in {percent(result['accuracy'])}" if "accuracy" in result else ""
+    share = ""
+    if "accuracy" in result:
+        pairs = result["rows"] - result["without_reward"]
+        share = f"; chosen has the higher reward in {share_of(result['accuracy'], pairs)} of {pairs} pairs"
+        share += f", both the same in {result['equal_rewards']}" if result["equal_rewards"] else ""
     print(f"{result['file']}: {result['rows']} rows{share}")

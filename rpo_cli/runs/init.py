@@ -32,7 +32,7 @@ from rpo_cli.runs.preflight import unready
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.sizes import Sizes
 from rpo_cli.stages.data.ledger import Ledger, losses
-from rpo_cli.stages.data.rows import MESSAGES, PAIR, PLACES, find_rows, read_rows
+from rpo_cli.stages.data.rows import FEW, MESSAGES, PAIR, PLACES, find_rows, read_rows
 from rpo_cli.stages.data.sources.base import is_conversation
 from rpo_cli.stages.data.sources.records import published_split, rows_in
 from rpo_cli.stages.data.token_cache import TokenCache
@@ -91,6 +91,7 @@ def init(session: Session, wanted: OwnSuite) -> None:
     data.append(Line("validation_share", share, f"held out: {_held_out_prompts(found)}"))
     _tell(session, wanted, workspace.finished(stage.path)["metrics"], found, workspace.root / stage.path)
     suite = Suite(wanted, objectives, model, teachers, scores, oracle, prompts, found, longest)
+    _tell_of_long(session, suite)
     if (few := too_few(suite.held_out)) is not None:
         session.say(f"  {few}; bring more pairs, or raise held_out in {wanted.name}.yaml")
     fit = _fit(suite, stage, workspace, session)
@@ -267,6 +268,23 @@ def _tell(session: Session, wanted: OwnSuite, metrics: Mapping[str, Any], found:
     if found.unknown > MANY_UNKNOWN:
         what = f"its tokenizer does not know {percent(found.unknown)} of the responses' tokens"
         session.say(f"warning: --model {wanted.model}: {what}; another model may")
+
+
+def _tell_of_long(session: Session, suite: Suite) -> None:
+    """Say how many pairs the model has no positions for.
+
+    Raises:
+        BadInput: it has for none.
+    """
+    model, count = suite.wanted.model, suite.found.pairs
+    if not suite.fitting:
+        shortest = f"the shortest has {suite.found.tokens.min()} tokens with its longer response"
+        raise BadInput(
+            f"--model {model}: reads {suite.longest} tokens, and none of {count} pairs fits: {shortest}"
+        )
+    if suite.fitting < (1 - FEW) * count:
+        long = f"{count - suite.fitting} of {count} pairs are longer than {suite.max_length} tokens"
+        session.say(f"warning: --model {model}: {long}, and are left out of all training")
 
 
 def _fit(suite: Suite, data: Stage, workspace: Workspace, session: Session) -> Fit:

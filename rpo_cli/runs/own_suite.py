@@ -100,14 +100,19 @@ class Suite:
         return wanted if self.longest is None else min(wanted, self.longest - self.max_new_tokens)
 
     @property
+    def fitting(self) -> int:
+        """Pairs that are no longer than what is trained on."""
+        return int((self.found.tokens <= self.max_length).sum())
+
+    @property
     def held_out(self) -> int:
         """Pairs that no model is trained on."""
-        return max(1, min(500, self.found.pairs // 10))
+        return max(1, min(500, self.fitting // 10))
 
     @property
     def batch(self) -> int:
         """Pairs of an optimiser step: at least ten steps a pass, as far as there are as many pairs."""
-        rows = self.found.pairs - self.held_out
+        rows = self.fitting - self.held_out
         return next(size for size in (LARGEST_BATCH, 8, 4, 2, 1) if size == 1 or rows >= 10 * size)
 
     @property
@@ -153,7 +158,7 @@ class Suite:
             )
 
     def _splits(self) -> list[Line]:
-        of = f"of {self.found.pairs}; never trained on: accuracy and margin are measured on them"
+        of = f"of {self.fitting}; never trained on: accuracy and margin are measured on them"
         biases = "one member on each: the share of its pairs whose longer response is preferred"
         return [
             Line("stage", "splits"),
@@ -167,7 +172,7 @@ class Suite:
         share = float((self.found.tokens <= self.max_length).mean())
         yield Line("max_length", self.max_length, f"{percent(share)} of the pairs fit")
         yield Line("overlong", "drop", "longer pairs are left out and counted; nothing is ever cut")
-        rows = self.found.pairs - self.held_out
+        rows = self.fitting - self.held_out
         steps = max(1, round(self.wanted.epochs * (rows // self.batch)))
         yield Line("num_train_epochs", self.wanted.epochs, f"about {steps} steps; or say max_steps")
         yield Line("per_device_train_batch_size", fit.rows, fit.why)

@@ -58,7 +58,7 @@ def share_of(share: float, count: int) -> str:
     """A counted share as `71 % [66, 76]`."""
     from rpo_cli.statistics import wilson
 
-    _, low, high = wilson(round(share * count), count)
+    _, low, high = wilson(share * count, count)
     return f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
@@ -133,17 +133,21 @@ def _monitored(metrics: Metrics) -> str:
     if not of:
         return ""
     kl = f", KL to the reference {of['kl_to_reference']:.2f}" if "kl_to_reference" in of else ""
-    pairs = f"held out: accuracy {of['accuracy']:.0%}, margin {of['margin']:+.2f}"
-    return f"{pairs}; samples {of['tokens']:.1f} tokens, before {of['tokens_before']:.1f}{kl}"
+    known, pairs = f"{of['accuracy']:.0%}", of.get("pairs")
+    if pairs is not None:  # older versions did not count them
+        known = f"{share_of(of['accuracy'], pairs)} on {pairs} pairs"
+    held_out = f"held-out accuracy {known}, margin {of['margin']:+.2f}"
+    return f"{held_out}; samples {of['tokens']:.1f} tokens, before {of['tokens_before']:.1f}{kl}"
 
 
 def _scores(metrics: Metrics) -> list[str]:
     """How often a teacher agrees with the labels."""
-    parts = [
-        f"{metrics[f'{table}/accuracy']:.0%} of the {pairs}"
-        for table, pairs in (("train", "training pairs"), ("held_out", "held-out pairs"))
-        if f"{table}/accuracy" in metrics
-    ]
+    parts = []
+    for table, pairs in (("train", "training pairs"), ("held_out", "held-out pairs")):
+        if (share := metrics.get(f"{table}/accuracy")) is not None:
+            count = metrics.get(f"{table}/rows")  # older versions did not count them
+            known = f"{share:.0%} of the" if count is None else f"{share_of(share, count)} of the {count}"
+            parts.append(f"{known} {pairs}")
     return [f"prefers what the labels prefer in {' and '.join(parts)}"]
 
 
@@ -153,6 +157,8 @@ def _reward(metrics: Metrics) -> list[str]:
         return lines
     count = metrics["held_out_rows"]
     line = f"held-out accuracy {share_of(metrics['held_out_accuracy'], count)} on {count} pairs"
+    if (seen := metrics.get("held_out_shared_prompts")) is not None:
+        line += f", {seen} of them of prompts that were trained on"
     parts = []
     for name, said in (
         ("longer", "the longer won"),
@@ -161,7 +167,22 @@ def _reward(metrics: Metrics) -> list[str]:
     ):
         if (pairs := metrics.get(f"held_out_rows/{name}")) is not None:
             parts.append(f"{share_of(metrics[f'held_out_accuracy/{name}'], pairs)} of {pairs} where {said}")
-    return [line + (": " + "; ".join(parts) if parts else ""), *lines]
+    equal = metrics.get("held_out_equal_rewards")
+    return [
+        line + (": " + "; ".join(parts) if parts else ""),
+        f"equal rewards in {equal} of these pairs, which count as wrong" if equal else "",
+        *lines,
+    ]
+
+
+def _held_out(metrics: Metrics) -> list[str]:
+    """How a policy ranks all held-out pairs, and those that cannot have chosen it."""
+    count = metrics["rows"]
+    line = f"held-out accuracy {share_of(metrics['accuracy'], count)} on {count} pairs"
+    if own := metrics.get("test/rows"):  # older versions did not count them
+        others = f"{share_of(metrics['test/accuracy'], own)} on the {own} of them that chose nothing"
+        line += f", {others} (strengths and checkpoints may be chosen on the others)" * (own < count)
+    return [f"{line}; margin {metrics['margin']:+.2f} nats"]
 
 
 def _splits(metrics: Metrics) -> list[str]:
@@ -187,6 +208,12 @@ def _by_position(metrics: Metrics) -> str:
     return "" if share is None else f"; the order of the two decided {100 * share:.0f} %"
 
 
+def _identical(metrics: Metrics) -> str:
+    """How many comparisons were ties without a question, because both texts are the same."""
+    same = metrics.get("identical", 0)
+    return f"; {same} of them the same text, a tie that nobody was asked about" if same else ""
+
+
 def _unread(metrics: Metrics) -> str:
     """How many comparisons the rates leave out, because an answer held no verdict."""
     unread = metrics.get("unread", 0)
@@ -205,7 +232,7 @@ def _judge(metrics: Metrics) -> list[str]:
             wins, controlled = rates
             lines.append(
                 f"against the {against}: wins {wins} % of {of['comparisons']} comparisons, {controlled} % "
-                f"at equal length{_by_position(of)}{_unread(of)}"
+                f"at equal length{_by_position(of)}{_unread(of)}{_identical(of)}"
             )
     return lines
 
@@ -224,9 +251,7 @@ WORDS: dict[str, Callable[[Metrics], list[str]]] = {
         "log pi_ref of the chosen {ref_chosen_logps:.1f}, of the rejected {ref_rejected_logps:.1f} nats, "
         "means of {rows} pairs".format(**metrics)
     ],
-    "held_out": lambda metrics: [
-        "held out: accuracy {accuracy:.0%}, margin {margin:+.2f} nats on {rows} pairs".format(**metrics)
-    ],
+    "held_out": _held_out,
     "taught": lambda metrics: [
         "teacher's reward {reward_mean:+.3f}, of the baseline {baseline_reward_mean:+.3f}, "
         "on {prompts} prompts; not independent".format(**metrics)

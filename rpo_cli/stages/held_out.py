@@ -54,6 +54,6 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, float]:
     metrics = {"rows": len(rows), "dropped": len(pairs) - len(rows), **measured(delta_h)}
     for half in HALVES:
         part = delta_h[halves == half]
-        found = measured(part if len(part) else delta_h)
+        found = {"rows": len(part), **measured(part if len(part) else delta_h)}
         metrics |= {f"{half}/{name}": value for name, value in found.items()}
     return metrics

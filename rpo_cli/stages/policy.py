@@ -203,7 +203,7 @@ def trained(trainer: PolicyTrainer, report: Report, monitor: Monitor | None) -> 
             "reference_samples: as many as there are passes over the pairs draws each pass its own"
         )
     if monitor is not None and monitor.found:
-        metrics |= ended(monitor.found)
+        metrics |= ended(monitor.found) | {"monitor/pairs": len(monitor.held_out.rows)}
         for line in over_optimised(monitor.found):
             report.warn(line)
     return metrics

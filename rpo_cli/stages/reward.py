@@ -157,7 +157,10 @@ def early_arguments(recipe: RewardRecipe) -> dict[str, object]:
 
 
 def held_out_metrics(scores: np.ndarray, rows: Sequence[TokenRow], pairs: Rows) -> dict[str, float]:
-    """Loss and accuracy on the held-out pairs that fit, also by length and by utility; scores: [n, 2]."""
+    """Loss and accuracy on the held-out pairs that fit, also by length and by utility; scores: [n, 2].
+
+    Equal rewards count as wrong, and are counted where there are any.
+    """
     margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
     kinds = kinds_of_length(rows, pairs)
     return {
@@ -165,9 +168,17 @@ def held_out_metrics(scores: np.ndarray, rows: Sequence[TokenRow], pairs: Rows) 
         "held_out_loss": float(np.logaddexp(0, -margins).mean()),
         "held_out_rows": len(rows),
         "held_out_dropped": len(pairs) - len(rows),
+        **({"held_out_equal_rewards": int((margins == 0).sum())} if (margins == 0).any() else {}),
         **short_form(margins, kinds),
         **utility_accuracy(margins, kinds, rows, pairs),
     }
+
+
+def shared_prompts(held_out: Rows, trained: Rows) -> dict[str, int]:
+    """How many held-out pairs have a prompt that was trained on; none of a splits recipe have."""
+    prompts = set(trained.texts("prompt"))
+    shared = sum(prompt in prompts for prompt in held_out.texts("prompt"))
+    return {"held_out_shared_prompts": shared} if shared else {}
 
 
 def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
@@ -215,6 +226,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
         scores = pair_rewards(device.place(trained), held_out, pad, size, shared=prepared.shared)
         if devices.rank() == 0:
             metrics |= held_out_metrics(scores, held_out, held_out_pairs)
+            metrics |= shared_prompts(held_out_pairs.only(held_out), pairs.only(rows))
             check(metrics, recipe.require, recipe.seed)
     counts = {"rows": len(rows), "dropped": len(pairs) - len(rows), "steps": trainer.state.global_step}
     return {**metrics, **counts, **bias, **prepared.shapes, "shared_prompts": prepared.shared}

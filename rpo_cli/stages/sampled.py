@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,7 @@ from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, Tokens, load_causal, load_tokenizer, sample, stops_of
 from rpo_cli.recipes.schema import PairsRecipe, seed_of
-from rpo_cli.stages.data.rows import MESSAGES, Rows, row_id, rows_of, write_rows
+from rpo_cli.stages.data.rows import GIVEN, MESSAGES, Rows, row_id, rows_of, write_rows
 from rpo_cli.stages.data.sources.turns import Part, answer, as_json
 
 
@@ -24,6 +24,7 @@ class Prompt:
     """A prompt, its model's samples that ended, and the written responses to it and to another prompt.
 
     turns: the conversation that its text was made of, if any; None: no prompt of the table is one.
+    given: what else its chat template was given, such as tools.
     """
 
     text: str
@@ -31,6 +32,7 @@ class Prompt:
     written: str | None = None
     other: str | None = None
     turns: Part | None = None
+    given: Mapping[str, object] = field(default_factory=dict)
 
 
 def pairs_of(prompt: Prompt, contrasts: Sequence[str]) -> Iterator[tuple[str, str, str]]:
@@ -60,7 +62,7 @@ def rows_from(prompts: Sequence[Prompt], contrasts: Sequence[str]) -> list[Row]:
             told = {}
             if prompt.turns is not None:
                 answers = {"chosen": answer(chosen), "rejected": answer(other)}
-                told[MESSAGES] = as_json({"prompt": prompt.turns, **answers}) or ""
+                told[MESSAGES] = as_json({"prompt": prompt.turns, **answers}, **prompt.given) or ""
             found.setdefault(name, {"id": name, **texts, "contrast": contrast, **told})
     return list(found.values())
 
@@ -147,13 +149,16 @@ def _prompts(
         counts["unfinished"] = counts["drawn"] - sum(map(len, ended))
         decoded = [tokenizer.batch_decode(own, skip_special_tokens=True) for own in ended]
         drawn = dict(zip((row.id for row in tokens), decoded, strict=True))
-    turns: Sequence[Part | None] = (
-        [talk["prompt"] for talk in rows.conversations(())] if rows.talks else [None] * len(rows)
-    )
-    each = zip(rows.ids, texts, written, others, turns, strict=True)
+    talks = rows.conversations(()) if rows.talks else [Row()] * len(rows)
+    each = zip(rows.ids, texts, written, others, talks, strict=True)
     return [
-        Prompt(text, drawn.get(name, ()), said, other, talk) for name, text, said, other, talk in each
+        Prompt(text, drawn.get(name, ()), said, other, talk.get("prompt"), _given(talk))
+        for name, text, said, other, talk in each
     ], counts
+
+
+def _given(talk: Row) -> Row:
+    return {name: talk[name] for name in GIVEN if name in talk}
 
 
 def _written(job: Job[PairsRecipe], table: str, rows: Rows) -> tuple[list[str], list[str]]:

@@ -44,7 +44,7 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
         columns = {"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]}
         write_columns(columns, job.directory / f"{table}.parquet")
         margins = values[:, 0] - values[:, 1]
-        metrics[f"{table}/dropped"] = len(pairs) - len(rows)
+        metrics[f"{table}/rows"], metrics[f"{table}/dropped"] = len(rows), len(pairs) - len(rows)
         metrics[f"{table}/accuracy"] = float((margins > 0).mean())
         metrics[f"{table}/margin_rms"] = float(np.sqrt((margins**2).mean()))
     return metrics

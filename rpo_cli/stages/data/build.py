@@ -117,8 +117,11 @@ def read_table(
         wrong: list[str] = []
         try:
             if chat is not None:
-                row, told = chat.text(place, row, (*needed, *own))
-                kept = {} if table.startswith("sft_") else {MESSAGES: told}
+                made = chat.text(place, row, (*needed, *own), table, ledger)
+                if made is None:
+                    continue
+                row, told = made
+                kept = {MESSAGES: told}
             wrong = _wrong(row, (*needed, *own))
             if not wrong and needed == PAIR_COLUMNS:
                 kept |= beside(place, row, recipe)

@@ -25,6 +25,8 @@ REASONS = {
     "no_dialogue": "no dialogue of Human and Assistant",
     "part_early": "the dialogues part before the last answer",
     "no_answer": "messages that do not end in an answer",
+    "prompt_elsewhere": "a `prompt` of text that is no turn of the conversations beside it; leave the column "
+    "out, or put its text into the messages",
     "refused": "a conversation that the chat template refuses",
     "long_prompt": "a prompt of more than max_prompt_tokens",
     "of_evaluated_posts": "of a post that an evaluation table has",

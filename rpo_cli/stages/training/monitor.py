@@ -26,6 +26,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import TokenRow, Tokens, logps, pad_id, pair_logps, sample, stops_of, views
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
 from rpo_cli.stages.data.rows import PAIR, by_id, rows_of, write_columns
+from rpo_cli.stages.held_out import measured
 from rpo_cli.stages.reference import reference_logps
 from rpo_cli.stages.training.trl import PairTrainer
 
@@ -141,7 +142,7 @@ class Monitor(TrainerCallback):
         h = values - self.held_out.reference
         delta = h[:, 0] - h[:, 1]
         found = {
-            "monitor/accuracy": float((delta > 0).mean()),
+            "monitor/accuracy": measured(delta)["accuracy"],
             "monitor/margin": float(recipe.reward_scale * delta.mean()),
         }
         teachers = self.held_out.teachers.values()

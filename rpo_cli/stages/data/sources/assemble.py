@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from rpo_cli.models import Row
 from rpo_cli.stages.data.ledger import Ledger, Sieve
-from rpo_cli.stages.data.rows import digest, row_id
+from rpo_cli.stages.data.rows import GIVEN, digest, row_id
 from rpo_cli.stages.data.sources.base import Pair, Written
 
 Item = TypeVar("Item", Pair, Written)
@@ -165,22 +165,24 @@ def _some(items: Sequence[Item], size: int | None, seed: int) -> list[Item]:
 
 def _chosen(pairs: Sequence[Pair]) -> list[Written]:
     """The chosen responses as written ones, each once."""
-    rows = (Written(pair.split, pair.posts, pair.prompt, pair.chosen, place=pair.place) for pair in pairs)
+    rows = (
+        Written(pair.split, pair.posts, pair.prompt, pair.chosen, pair.messages, pair.place) for pair in pairs
+    )
     return list({digest(row.prompt, row.completion): row for row in rows}.values())
 
 
 def table_rows(items: Sequence[Pair | Written], table: str) -> Iterator[Row]:
     """A table's rows; where one of them was a conversation all have the column `messages`."""
-    talk = not table.startswith("sft_") and any(item.messages is not None for item in items)
+    talk = any(item.messages is not None for item in items)
     return (table_row(item, table) | ({"messages": _messages(item)} if talk else {}) for item in items)
 
 
 def _messages(item: Pair | Written) -> str:
-    """A pair's conversation, or of a prompt its own turns, for reward models' templates; empty: none."""
+    """A pair's conversation, of a written response its prompt's turns, for other templates; empty: none."""
     if isinstance(item, Pair) or item.messages is None:
         return item.messages or ""
     told = json.loads(item.messages)
-    return json.dumps({name: told[name] for name in ("prompt", "tools") if name in told}, ensure_ascii=False)
+    return json.dumps({name: told[name] for name in ("prompt", *GIVEN) if name in told}, ensure_ascii=False)
 
 
 def table_row(item: Pair | Written, table: str) -> Row:

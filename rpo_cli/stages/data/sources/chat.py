@@ -7,8 +7,17 @@ from pathlib import Path
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
-from rpo_cli.stages.data.ledger import visible
-from rpo_cli.stages.data.sources.preference import aligned, prompt_in
+from rpo_cli.stages.data.ledger import Ledger, visible
+from rpo_cli.stages.data.sources.preference import (
+    PAIR,
+    Example,
+    aligned,
+    are_whole,
+    is_sound,
+    made_or_left_out,
+    prompt_in,
+    whole_pair,
+)
 from rpo_cli.stages.data.sources.templated import Templated, given_to_template
 from rpo_cli.stages.data.sources.turns import AS_TEXT, as_json, is_told_as_text, part
 
@@ -19,16 +28,24 @@ class Chat:
     def __init__(self, tokenizer: Path, revision: str | None) -> None:
         self._templated = Templated(load_tokenizer(tokenizer, revision=revision, need_pad=False), None)
 
-    def text(self, place: str, row: Row, columns: Sequence[str]) -> tuple[Row, str]:
+    def text(
+        self, place: str, row: Row, columns: Sequence[str], table: str, ledger: Ledger
+    ) -> tuple[Row, str] | None:
         """The row with texts for its messages, and the messages as JSON; where a column lacks, as it is.
 
-        columns: a prompt and the responses to it.
+        columns: a prompt and the responses to it. None: the row is left out, which the ledger is told.
 
         Raises:
-            BadInput: what is neither text nor messages, or what the template refuses.
+            BadInput: what is neither text nor messages.
         """
         asked, given = prompt_in(place, row), [name for name in columns if name != "prompt" and name in row]
-        if asked is None or len(given) < len(columns) - 1:
+        sides = {name: part(place, name, row[name]) for name in given}
+        if sides.keys() == {*PAIR} and are_whole(*sides.values()):
+            example = whole_pair(place, row, asked, [*sides.values()], table, ledger)
+            if example is None or not is_sound(example, table, ledger):
+                return None
+            return self._made(place, row, example, example, table, ledger)
+        if asked is None or len(sides) < len(columns) - 1:
             return row, ""
         if isinstance(asked, str):
             if is_told_as_text(asked):
@@ -36,10 +53,17 @@ class Chat:
             if not visible(asked):  # it is left out, and counted
                 return row, ""
             asked = [{"role": "user", "content": asked}]
-        example = aligned(asked, {name: part(place, name, row[name]) for name in given})
-        made = self._templated.text(place, example, row)
-        told = as_json(example if len(given) == 2 else {"prompt": asked}, **given_to_template(row))
-        return {**row, "tools": None, **made}, told or ""
+        example = aligned(asked, sides)
+        kept: Example = example if len(given) == 2 else {"prompt": asked}
+        return self._made(place, row, example, kept, table, ledger)
+
+    def _made(
+        self, place: str, row: Row, example: Example, kept: Example, table: str, ledger: Ledger
+    ) -> tuple[Row, str] | None:
+        """The row with the texts of an example, and as JSON the messages that are kept beside them."""
+        made = made_or_left_out(self._templated, place, example, row, table, ledger)
+        told = as_json(kept, **given_to_template(row))
+        return None if made is None else ({**row, "tools": None, **made}, told or "")
 
     def notes(self, table: str) -> Iterator[str]:
         """What the user must know of the rows that were read since the last time."""

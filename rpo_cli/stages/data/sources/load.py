@@ -10,7 +10,7 @@ from rpo_cli.artifacts import Job, Report, snapshots
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.recipes.schema import DataRecipe, seed_of
-from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.ledger import Ledger, losses
 from rpo_cli.stages.data.sources.assemble import table_rows, tables, tables_of_written
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written
 from rpo_cli.stages.data.sources.records import SPLITS, data_files, one_name, published_split, records
@@ -50,11 +50,19 @@ def load(job: Job[DataRecipe], report: Report, ledger: Ledger) -> dict[str, Iter
         if not found[table]:
             left = ", ".join(f"{name} {count}" for name, count in sorted(ledger.counts.items()) if count)
             splits = ", ".join(sorted(set(_files(job, "dataset").values())))
+            nothing = f"nothing was read of {', '.join(map(str, _files(job, 'dataset')))}"
             raise BadInput(
-                f"{job.path}: no rows for {table} ({left or 'nothing was read'}; splits found: {splits})"
+                f"{job.path}: no rows for {table} ({left or nothing}; splits found: {splits})"
+                + _all_of(ledger)
                 + (_too_few_prompts(found) or _no_training(recipe, set(_files(job, "dataset").values())))
             )
     return {table: _rows(items, table, ledger) for table, items in found.items() if items}
+
+
+def _all_of(ledger: Ledger) -> str:
+    """What took every row of a kind, in words."""
+    whole = [loss for loss in losses(ledger.metrics()) if loss.count == loss.read]
+    return "".join(f"; all {loss.read} rows of {loss.kind} {loss.why}" for loss in whole)
 
 
 def _no_training(recipe: DataRecipe, splits: Set[str]) -> str:

@@ -24,6 +24,7 @@ from rpo_cli.stages.data.sources.turns import (
     AS_TEXT,
     Message,
     Part,
+    PromptElsewhere,
     TemplateRefuses,
     answer,
     as_json,
@@ -69,17 +70,17 @@ def pairs(
             ledger.leave_out("pairs/ties")
             continue
         prompt = prompt_in(place, row)
+        example: Example | None
         if are_whole(chosen, rejected):
-            one, other = with_context(place, row, prompt, (chosen, rejected))
-            example = _split_off(place, row, one, other, ledger)
+            example = whole_pair(place, row, prompt, (chosen, rejected), "pairs", ledger)
         elif prompt is None:
-            example = _split_off(place, row, chosen, rejected, ledger)
+            example = _split_off(place, row, chosen, rejected, "pairs", ledger)
         else:
             example = aligned(prompt, {"chosen": chosen, "rejected": rejected})
             texts = [side for side in (prompt, chosen, rejected) if isinstance(side, str) and side]
             if len(texts) == 3 and all(text.startswith(texts[0]) for text in texts):
                 ledger.counts["pairs/prompt_again"] += 1
-        if example is None or not _sound(example, "pairs", ledger):
+        if example is None or not is_sound(example, "pairs", ledger):
             continue
         unread |= _unread(row, example["prompt"])
         made = made_or_left_out(templated, place, example, row, "pairs", ledger)
@@ -167,7 +168,7 @@ def with_context(place: str, row: Row, prompt: Part | None, sides: Sequence[Part
     A prompt of messages that all begin with stands there already; else it is put before each, as TRL does.
 
     Raises:
-        BadInput: a prompt of text that is no turn of all of them.
+        PromptElsewhere: a prompt of text that is no turn of all of them.
     """
     told = [side for side in sides if isinstance(side, list)]
     if isinstance(prompt, list):
@@ -179,8 +180,24 @@ def with_context(place: str, row: Row, prompt: Part | None, sides: Sequence[Part
         for side in told:
             if not any((turn["content"] or "").split() == words for turn in side):
                 cure = "leave the column out, or put its text into the messages"
-                raise BadInput(f"{place}: prompt: its text is no turn of the conversations beside it; {cure}")
+                why = f"its text is no turn of the conversations beside it; {cure}"
+                raise PromptElsewhere(f"{place}: prompt: {why}")
     return [[*system_in(row, side), *side] for side in told]
+
+
+def whole_pair(
+    place: str, row: Row, prompt: Part | None, sides: Sequence[Part], kind: str, ledger: Ledger
+) -> Example | None:
+    """Two whole conversations as what both begin with and the rest of each; None: counted as left out."""
+    if sides[0] == sides[1]:
+        ledger.leave_out(f"{kind}/ties")
+        return None
+    try:
+        chosen, rejected = with_context(place, row, prompt, sides)
+    except PromptElsewhere:
+        ledger.leave_out(f"{kind}/prompt_elsewhere")
+        return None
+    return _split_off(place, row, chosen, rejected, kind, ledger)
 
 
 def _unread(row: Row, prompt: Part) -> set[str]:
@@ -199,7 +216,9 @@ def aligned(prompt: Part, answers: Mapping[str, Part]) -> Example:
     return {"prompt": asked, **turns}
 
 
-def _split_off(place: str, row: Row, chosen: Part, rejected: Part, ledger: Ledger) -> Example | None:
+def _split_off(
+    place: str, row: Row, chosen: Part, rejected: Part, kind: str, ledger: Ledger
+) -> Example | None:
     """The prompt that both texts or conversations begin with, and the rest; None: there is none, counted."""
     sides: Any = list(aligned("", {"chosen": chosen, "rejected": rejected}).values())[1:]
     texts = isinstance(sides[0], str)
@@ -218,13 +237,13 @@ def _split_off(place: str, row: Row, chosen: Part, rejected: Part, ledger: Ledge
         )
     if len(shared) == min(map(len, sides)):
         # One is the beginning of the other: nothing tells where the prompt ends.
-        ledger.leave_out("pairs/no_boundary")
+        ledger.leave_out(f"{kind}/no_boundary")
         return None
     if texts:
         ledger.counts["pairs/implicit_prompts"] += 1
         ledger.counts["pairs/cut_back"] += moved
     if end == 0:
-        ledger.leave_out("pairs/no_prompt")
+        ledger.leave_out(f"{kind}/no_prompt")
         return None
     return {"prompt": sides[0][:end], "chosen": sides[0][end:], "rejected": sides[1][end:]}
 
@@ -234,7 +253,7 @@ def _common(one: list[Message], other: list[Message]) -> list[Message]:
     return [turn for turn, _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False))]
 
 
-def _sound(example: Example, kind: str, ledger: Ledger) -> bool:
+def is_sound(example: Example, kind: str, ledger: Ledger) -> bool:
     """Whether a conversation has a prompt and nothing but answers after it; one that has not is counted."""
     prompt, *answers = example.values()
     if isinstance(prompt, str):  # `assemble.clean` looks at texts
@@ -324,7 +343,7 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
         else:
             prompt, completion = (_given(place, row, name) for name in ("prompt", "completion"))
             example = aligned(prompt, {"completion": completion})
-        if not _sound(example, "sft", ledger):
+        if not is_sound(example, "sft", ledger):
             continue
         plain += isinstance(example["prompt"], str)
         made = made_or_left_out(templated, place, example, row, "sft", ledger)

@@ -191,6 +191,9 @@ def _json(file: Path, packed: str | None) -> Iterator[tuple[str, Row | str | Non
                     continue
                 if empty and bare.lstrip().startswith(b"["):
                     raise BadInput(f"{file}:{number}: a JSON array; {_instead(file, packed)}")
+                if empty and bare.strip() == b"{":
+                    over = "an object over several lines"
+                    raise BadInput(f"{file}:{number}: {over}; {_instead(file, packed, '.')}")
                 empty = False
                 yield f"{file}:{number}", _parse(bare)
     except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
@@ -256,16 +259,16 @@ def _from_disk(folder: Path) -> str:
     return f": python -c {quote(code)} makes {target}; name that instead"
 
 
-def _instead(file: Path, packed: str | None) -> str:
-    """What to write for a JSON array."""
+def _instead(file: Path, packed: str | None, what: str = ".[]") -> str:
+    """What makes lines of a JSON array, or of the values that jq's filter names."""
     expected = "expected JSON Lines, an object on each line"
     if packed is not None:
-        return f"{expected}: unpack it, then jq -c '.[]'"
+        return f"{expected}: unpack it, then jq -c '{what}'"
     # The shell empties what it redirects to before jq reads: the command must name no file that there is.
     endings = chain(("", "-lines"), (f"-lines-{number}" for number in count(2)))
     paths = (file.with_name(f"{file.stem}{end}.jsonl") for end in endings)
     target = next(path for path in paths if not path.exists())
-    command = f"jq -c '.[]' {quote(str(file))} > {quote(str(target))}"
+    command = f"jq -c '{what}' {quote(str(file))} > {quote(str(target))}"
     return f"{expected}: {command}, then name {target.name} in files: or dataset:"
 
 

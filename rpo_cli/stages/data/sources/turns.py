@@ -31,6 +31,10 @@ class TemplateRefuses(BadInput):
     """A conversation that a chat template does not take, in its own words."""
 
 
+class PromptElsewhere(BadInput):
+    """A prompt of text beside whole conversations, none of whose turns says it."""
+
+
 def part(place: str, column: str, value: object) -> Part:
     """Text as it is, or the messages of a list, or of the one message that stands for it.
 
