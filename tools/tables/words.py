@@ -94,7 +94,7 @@ def judged(folder: Path) -> tuple[list[Row], list[Row]]:
     """What was claimed in a figure, and what came of each claim."""
     kind = next(kind for kind in KINDS if (folder / f"{kind}.json").exists())
     told = json.loads((folder / f"{kind}.json").read_text())
-    return told["provenance"]["claims"], told[KINDS[kind].rows]
+    return told["provenance"].get("claims", []), told[KINDS[kind].rows]
 
 
 def verdicts(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
