@@ -164,8 +164,10 @@ def break_even(known: Array, leads: Array) -> Interval:
     Of S seeds, at least 2, with T teachers, at least 2. The estimate is where the mean of the seeds' least
     squares lines is zero; in the interval are the points at which Student's interval of the lines' values
     holds zero (Fieller 1954). Ends NaN: the mean slope is not known to differ from zero, so that nothing
-    bounds the points. ValueError: in some seed nothing differs in what is known.
+    bounds the points. ValueError: a number is missing, or in some seed nothing differs in what is known.
     """
+    if not (np.isfinite(known).all() and np.isfinite(leads).all()):
+        raise ValueError("break-even: a teacher without a number")
     middle = known.mean(1, keepdims=True)
     spread = ((known - middle) ** 2).sum(1)
     if not (spread > 0).all():

@@ -92,6 +92,15 @@ def test_a_conversation_of_no_use_is_left_out_and_the_others_are_read(empty: Tin
     assert [found[f"pairs/{why}"] for why in ("prompt_elsewhere", "refused", "ties")] == [1, 1, 1]
 
 
+def test_a_whole_conversation_where_an_answer_is_expected_leaves_its_row_out(empty: Tiny) -> None:
+    whole = [*ASKED, *ANSWERS["chosen"]]
+    read(
+        empty, "pairs", [{"prompt": "train", "chosen": whole, "rejected": "3"}, {"prompt": ASKED, **ANSWERS}]
+    )
+    assert manifest(empty.root, f"{SEED}/data")["metrics"]["pairs/part_early"] == 1
+    assert list(table(empty, "pairs")["chosen"]) == ["1 2"]
+
+
 def test_a_reference_answer_beside_a_prompt_is_the_assistants(empty: Tiny) -> None:
     read(empty, "prompts_test", [{"prompt": "train", "completion": "1 2"}])
     (found,) = table(empty, "prompts_test").to_dict("records")

@@ -84,3 +84,11 @@ def test_at_equal_kl_a_way_lies_between_the_strengths_around_it_and_nowhere_wher
     found = curves._at_kl(points, 1.5)
     assert found.loc[1].tolist() == pytest.approx([0.3, 2.0])
     assert found.loc[2].isna().all()
+
+
+def test_break_even_of_a_line_is_where_its_leads_are_zero_and_claims_are_found_whatever_the_kind() -> None:
+    folder = Path("results/miniature/teachers")
+    asked, found = words.judged(folder)
+    assert {row["claim"] for row in found} == {claim["claim"] for claim in asked}
+    # Nothing of these has a line: no teacher has three others beside it.
+    assert list(teachers.even(folder))[1:] == []

@@ -98,13 +98,23 @@ def test_a_card_has_the_interval_and_the_number_of_pairs_of_every_accuracy(built
     assert "share their prompt" not in text
 
 
+def test_on_a_card_the_longer_of_a_utility_is_worth_more_and_the_longer_of_a_label_won() -> None:
+    rows = {"held_out_rows/longer": 20, "held_out_utility_rows/longer": 12}
+    shares = {"held_out_accuracy/longer": 0.5, "held_out_utility_accuracy/longer": 0.75}
+    of: Any = {"kind": "reward", "metrics": {**shares, **rows}}
+    assert [row[:2] for row in _measured("here", of)] == [
+        ("20 held-out pairs where the longer won", "held_out_accuracy/longer"),
+        ("12 held-out pairs where the longer is worth more", "held_out_utility_accuracy/longer"),
+    ]
+
+
 def test_of_a_policys_held_out_pairs_a_card_says_which_half_chose_nothing() -> None:
     metrics = {"rows": 40, "accuracy": 0.6, "margin": 0.3, "validation/rows": 0, "validation/accuracy": 0.6,
                "test/rows": 40, "test/accuracy": 0.6}  # fmt: skip
     of: Any = {"kind": "held_out", "metrics": metrics}
     assert _measured("here", of) == [
         ("40 held-out pairs", "accuracy", "0.6", "0.446 to 0.7365"),
-        ("40 held-out pairs that chose nothing", "test/accuracy", "0.6", "0.446 to 0.7365"),
+        ("40 held-out pairs that chose no strength or checkpoint", "test/accuracy", "0.6", "0.446 to 0.7365"),
         ("40 held-out pairs", "margin", "0.3", ""),
     ]
     older: Any = {"kind": "held_out", "metrics": {"rows": 40, "test/accuracy": 0.6}}

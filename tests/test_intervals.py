@@ -469,6 +469,8 @@ def test_where_teachers_break_even_is_where_their_lines_cross_zero_and_unbounded
     assert found[1:] == pytest.approx((0.6 - reach, 0.6 + reach))
     turned = np.array([[1.0], [-1.0], [1.1], [-0.9]])
     assert np.isnan(break_even(known, turned * known - 0.1)[1:]).all()
+    with pytest.raises(ValueError, match="without a number"):
+        break_even(known, np.full((4, 3), np.nan))
     with pytest.raises(ValueError, match="know the same"):
         break_even(np.full((4, 3), 0.5), known)
 

@@ -132,8 +132,8 @@ HELD_OUT = {"rows": 40, "accuracy": 0.6, "margin": 0.3, "validation/rows": 16, "
 
 def test_a_share_of_held_out_pairs_has_its_interval_and_the_half_that_chose_nothing_its_own() -> None:
     assert in_words("held_out", HELD_OUT) == [
-        "held-out accuracy 60 % [45, 74] on 40 pairs, 50 % [31, 69] on the 24 of them that chose nothing "
-        "(strengths and checkpoints may be chosen on the others); margin +0.30 nats"
+        "held-out accuracy 60 % [45, 74] on 40 pairs, 50 % [31, 69] on the 24 of them that chose no "
+        "strength or checkpoint (which may be chosen on the others); margin +0.30 nats"
     ]
     undivided = {"rows": 40, "accuracy": 0.6, "margin": 0.3}  # of an older version, or of one half alone
     said = ["held-out accuracy 60 % [45, 74] on 40 pairs; margin +0.30 nats"]

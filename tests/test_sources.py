@@ -1029,7 +1029,7 @@ def test_rows_whose_prompt_is_no_turn_of_theirs_are_left_out_and_a_file_of_them_
     with pytest.raises(BadInput) as raised:
         make(tmp_path, recipe)
     (line,) = str(raised.value).splitlines()
-    assert "; all 60 rows of pairs left out: a `prompt` of text that is no turn of the conversations" in line
+    assert "; all 60 rows of pairs are left out: a `prompt` of text that is no turn" in line
     assert f"({file}:1, {file}:2, {file}:3, …)" in line
 
 

@@ -40,9 +40,10 @@ MEANT = {
 HALVES = {
     "": "held-out pairs",
     "validation": "held-out pairs that may have chosen strengths and checkpoints",
-    "test": "held-out pairs that chose nothing",
+    "test": "held-out pairs that chose no strength or checkpoint",
 }
 SIDES = {"longer": "the longer won", "shorter": "the shorter won", "ties": "neither is longer"}
+WORTH = {"longer": "the longer is worth more", "shorter": "the shorter is", "ties": "neither is longer"}
 SEQ = "AutoModelForSequenceClassification"
 TEMPLATE = """\
 # {name}
@@ -247,7 +248,7 @@ def _pairs_of(kind: str, name: str, metrics: Mapping[str, Any]) -> tuple[str, in
         return "", None
     told = measure.replace("accuracy", "rows")
     sides = [metrics[each] for each in metrics if each.startswith(f"{told}/")]
-    which = f" where {SIDES[side]}" if side else ""
+    which = f" where {(WORTH if 'utility' in measure else SIDES)[side]}" if side else ""
     return f"held-out pairs{which}", metrics.get(f"{told}/{side}" if side else told) or sum(sides) or None
 
 

@@ -70,7 +70,7 @@ class Apart(TypedDict):
 
 
 def ends(apart: Apart | None) -> tuple[float, float, float] | None:
-    """Mean, lower and upper end; None where nothing was measured."""
+    """Mean, lower and upper end; None where nothing was measured, or nothing says how far it may be off."""
     if apart is None or apart["mean"] is None or apart["low"] is None or apart["high"] is None:
         return None
     return apart["mean"], apart["low"], apart["high"]

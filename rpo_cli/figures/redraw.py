@@ -62,7 +62,7 @@ def draw(row: FigureKind, results: Results, table: pd.DataFrame, absent: Missing
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    looks = looks_of_lines(results.axes.policies, results.meta)
+    looks = looks_of_lines(results.axes.policies, results.meta if row.lines else {})
     title = results.meta.get("title") or row.title
     with rc_context(STYLE):
         figure = Figure(figsize=(11, row.height))

@@ -180,8 +180,9 @@ def _held_out(metrics: Metrics) -> list[str]:
     count = metrics["rows"]
     line = f"held-out accuracy {share_of(metrics['accuracy'], count)} on {count} pairs"
     if own := metrics.get("test/rows"):  # older versions did not count them
-        others = f"{share_of(metrics['test/accuracy'], own)} on the {own} of them that chose nothing"
-        line += f", {others} (strengths and checkpoints may be chosen on the others)" * (own < count)
+        known = f"{share_of(metrics['test/accuracy'], own)} on the {own} of them"
+        others = f", {known} that chose no strength or checkpoint (which may be chosen on the others)"
+        line += others * (own < count)
     return [f"{line}; margin {metrics['margin']:+.2f} nats"]
 
 

@@ -64,8 +64,8 @@ def equal_kl(folder: Path) -> Iterator[Sequence[str]]:
     cells = results.cells.astype({"policy": str})
     cells["line"] = [line_of(name, results.meta) for name in cells["policy"]]
     points = cells.groupby(["rho", "line", "seed", "policy"])[["kl", "advantage", "utility"]].mean()
-    yield ("ρ", "KL, nats", "less dpo", "seeds", "advantage, sd", "utility")
     first, *others = dict.fromkeys(line_of(name, results.meta) for name in results.axes.policies)
+    yield ("ρ", "KL, nats", f"less {first}", "seeds", "advantage, sd", "utility")
     for rho in results.axes.rhos:
         for nats in (1.0, 1.5, 2.0):
             at = {line: _at_kl(points.loc[rho, line], nats) for line in (first, *others)}

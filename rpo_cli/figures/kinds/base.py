@@ -28,6 +28,7 @@ class FigureKind:
     whose results it draws, too. prompts: what was measured. columns: the table's columns in CSV and JSON,
     those of them that there are, with the names that they have there; None: as they are. rows: the name of
     the claims in JSON. title: of a recipe without one. bars: what lines and bars mean, if not the intervals.
+    lines: variants of one line have one colour.
     """
 
     name: str
@@ -42,5 +43,6 @@ class FigureKind:
     rows: Literal["claims", "orderings"] = "claims"
     title: str = ""
     bars: str = ""
+    lines: bool = False
     height: float = 5.6
     heading: tuple[float, float] = (0.975, 0.918)

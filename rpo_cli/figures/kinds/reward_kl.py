@@ -33,4 +33,4 @@ def draw(figure: Figure, picture: Picture) -> None:
     legend_above(figure, panels[0])
 
 
-KIND = FigureKind("reward-kl", draw, reads=("figure2", "gamma", "ensemble", "unbiased"))
+KIND = FigureKind("reward-kl", draw, reads=("figure2", "gamma", "ensemble", "unbiased"), lines=True)

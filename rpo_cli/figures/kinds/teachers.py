@@ -141,4 +141,4 @@ def draw(figure: Figure, picture: Picture) -> None:
     legend_above(figure, panels[0][0])
 
 
-KIND = FigureKind("teachers", draw, gather, beside=beside, bars="bars: 95 % intervals")
+KIND = FigureKind("teachers", draw, gather, beside=beside, bars="bars: 95 % intervals", lines=True)

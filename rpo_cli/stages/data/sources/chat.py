@@ -42,8 +42,6 @@ class Chat:
         sides = {name: part(place, name, row[name]) for name in given}
         if sides.keys() == {*PAIR} and are_whole(*sides.values()):
             example = whole_pair(place, row, asked, [*sides.values()], table, ledger)
-            if example is None or not is_sound(example, table, ledger):
-                return None
             return self._made(place, row, example, example, table, ledger)
         if asked is None or len(sides) < len(columns) - 1:
             return row, ""
@@ -58,9 +56,11 @@ class Chat:
         return self._made(place, row, example, kept, table, ledger)
 
     def _made(
-        self, place: str, row: Row, example: Example, kept: Example, table: str, ledger: Ledger
+        self, place: str, row: Row, example: Example | None, kept: Example | None, table: str, ledger: Ledger
     ) -> tuple[Row, str] | None:
         """The row with the texts of an example, and as JSON the messages that are kept beside them."""
+        if example is None or kept is None or not is_sound(example, table, ledger):
+            return None
         made = made_or_left_out(self._templated, place, example, row, table, ledger)
         told = as_json(kept, **given_to_template(row))
         return None if made is None else ({**row, "tools": None, **made}, told or "")

@@ -62,7 +62,7 @@ def load(job: Job[DataRecipe], report: Report, ledger: Ledger) -> dict[str, Iter
 def _all_of(ledger: Ledger) -> str:
     """What took every row of a kind, in words."""
     whole = [loss for loss in losses(ledger.metrics()) if loss.count == loss.read]
-    return "".join(f"; all {loss.read} rows of {loss.kind} {loss.why}" for loss in whole)
+    return "".join(f"; all {loss.read} rows of {loss.kind} are {loss.why}" for loss in whole)
 
 
 def _no_training(recipe: DataRecipe, splits: Set[str]) -> str:
