@@ -189,9 +189,8 @@ def _cell(row: Row | None, digits: int) -> str:
         return "-"
     mean = f"{row['mean']:.{digits}f}"
     if (apart := ends(row["difference"])) is None:
-        alone = row["difference"]
-        known = alone is not None and alone["mean"] is not None
-        return f"{mean}\n{round(alone['mean'], digits) + 0.0:+.{digits}f}" if alone and known else mean
+        alone = row["difference"] and row["difference"]["mean"]
+        return mean if alone is None else f"{mean}\n{round(alone, digits) + 0.0:+.{digits}f}"
     # No minus zero.
     more, low, high = (f"{round(end, digits) + 0.0:+.{digits}f}" for end in apart)
     return f"{mean}\n{more}\n[{low}, {high}]"
