@@ -158,6 +158,30 @@ def _nothing(error: float, mean: float) -> bool:
     return mean != 0 and error <= 1e-12 * abs(mean)
 
 
+def break_even(known: Array, leads: Array) -> Interval:
+    """Where leads cross zero: the point of lines of leads [S, T] on what is known [S, T], one for each seed.
+
+    Of S seeds, at least 2, with T teachers, at least 2. The estimate is where the mean of the seeds' least
+    squares lines is zero; in the interval are the points at which Student's interval of the lines' values
+    holds zero (Fieller 1954). Ends NaN: the mean slope is not known to differ from zero, so that nothing
+    bounds the points. ValueError: in some seed nothing differs in what is known.
+    """
+    middle = known.mean(1, keepdims=True)
+    spread = ((known - middle) ** 2).sum(1)
+    if not (spread > 0).all():
+        raise ValueError("break-even: in some seed all teachers know the same")
+    slopes = ((known - middle) * leads).sum(1) / spread
+    starts = leads.mean(1) - slopes * middle[:, 0]
+    reach = student_quantile(0.975, len(leads) - 1) ** 2 * np.cov(starts, slopes) / len(leads)
+    start, slope = float(starts.mean()), float(slopes.mean())
+    # Zeros of (start + slope x)^2 less the squared reach of the lines' mean at x.
+    square, twice, rest = slope**2 - reach[1, 1], start * slope - reach[0, 1], start**2 - reach[0, 0]
+    if square <= 0:
+        return Interval(-start / slope if slope else float("nan"), float("nan"), float("nan"))
+    root = max(0.0, twice**2 - square * rest) ** 0.5
+    return Interval(-start / slope, (-twice - root) / square, (-twice + root) / square)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected for their number: that of any false rejection stays what it was (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")

@@ -26,6 +26,7 @@ from rpo_cli.stages.judge.winrates import length_controlled
 from rpo_cli.statistics import (
     Spread,
     at_equal_length,
+    break_even,
     holm,
     interval,
     prompt_weights,
@@ -445,6 +446,31 @@ def test_slopes_of_learning_curves_are_called_flat_or_steep_as_rarely_as_promise
     assert 0.93 <= np.mean(said == "not known") <= 0.99
     sure = verdicts(pd.DataFrame({"slope_low": [-0.01, -0.03, 0.01], "slope_high": [0.02, -0.021, 0.03]}), {})
     assert sure["plateau"].tolist() == ["at its plateau", "not at its plateau", "not known"]
+
+
+@pytest.mark.parametrize("slope", [1.0, -0.5])
+def test_the_point_at_which_teachers_break_even_is_held_as_often_as_promised(slope: float) -> None:
+    rng, held = np.random.default_rng(11), 0
+    for _ in range(EXPERIMENTS):
+        known = np.linspace(0.2, 0.9, 8) + rng.normal(0, 0.05, (10, 8))
+        own = slope + rng.normal(0, 0.2, (10, 1))
+        leads = own * known - slope * 0.7 + rng.normal(0, 0.08, (10, 1)) + rng.normal(0, 0.05, (10, 8))
+        found = break_even(known, leads)
+        held += found.low <= 0.7 <= found.high
+    assert 930 <= held <= 970
+
+
+def test_where_teachers_break_even_is_where_their_lines_cross_zero_and_unbounded_without_a_slope() -> None:
+    known = np.tile([0.2, 0.4, 0.9], (4, 1))
+    lifted = np.array([[-0.01], [0.01], [0.02], [-0.02]])
+    found = break_even(known, 0.5 * (known - 0.6) + lifted)
+    assert found.mean == pytest.approx(0.6)
+    reach = student_quantile(0.975, 3) * np.std(lifted, ddof=1) / 2 / 0.5  # all lines are parallel
+    assert found[1:] == pytest.approx((0.6 - reach, 0.6 + reach))
+    turned = np.array([[1.0], [-1.0], [1.1], [-0.9]])
+    assert np.isnan(break_even(known, turned * known - 0.1)[1:]).all()
+    with pytest.raises(ValueError, match="know the same"):
+        break_even(np.full((4, 3), 0.5), known)
 
 
 def test_a_t_test_rejects_where_the_interval_leaves_out_zero() -> None:

@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import RHO, Tiny, rpo
+from matplotlib.figure import Figure
 from test_figures import contents
 
+from rpo_cli.figures.drawing import Picture, looks_of_lines
+from rpo_cli.figures.kinds import KINDS
 from rpo_cli.figures.kinds.teachers import as_taught, beside
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import PolicyRecipe
@@ -109,3 +112,22 @@ def test_what_a_teacher_knows_has_wilsons_interval_of_one_seed_and_students_of_s
     )
     assert one.loc[0, ["price", "price_low", "price_high"]].tolist() == [0.1, -1.0, 1.0]
     assert one.loc[0, ["ties", "ties_low"]].isna().all() and one.loc[1].drop(["policy", "rho"]).isna().all()
+
+
+@pytest.mark.parametrize("kind", ["reward-kl", "teachers"])
+def test_variants_of_one_line_have_one_colour_and_one_name_in_the_legend(kind: str) -> None:
+    names = ["dpo 1", "dpo 2", "dpo 4", "alone"]
+    meta = {"lines": {name: "dpo" for name in names[:3]}}
+    numbers = {
+        name: [0.1, 0.3, 0.2, 0.5] for name in ("kl", "advantage", "lead", "longer", "shorter", "price")
+    }
+    ends = {f"{name}_{end}": values for name, values in numbers.items() for end in ("low", "high")}
+    table = pd.DataFrame({"policy": names, "rho": 0.2, **numbers, **ends})
+    figure = Figure()
+    KINDS[kind].draw(figure, Picture(table, looks_of_lines(names, meta), meta, {}))
+    assert [text.get_text() for text in figure.legends[0].texts] == ["dpo", "alone"]
+    drawn = figure.axes[0].get_lines()
+    colours = [line.get_color() for line in drawn if line.get_marker() not in ("None", None, "")]
+    assert len(colours) == 4 and len(set(colours[:3])) == 1 and colours[3] != colours[0]
+    joined = [list(line.get_xdata()) for line in drawn if len(line.get_xdata()) == 3]
+    assert joined == ([[0.1, 0.3, 0.2]] if kind == "reward-kl" else [])

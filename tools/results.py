@@ -21,9 +21,10 @@ import numpy as np
 import pandas as pd
 
 from rpo_cli.figures.claims import judge
+from rpo_cli.figures.drawing import line_of
 from rpo_cli.figures.results import Results, load_results
 from rpo_cli.recipes import schema
-from rpo_cli.statistics import holm, t_interval, t_test
+from rpo_cli.statistics import break_even, holm, t_interval, t_test
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("**/*.md"))]
@@ -174,6 +175,39 @@ def teachers(folder: Path) -> Iterator[Sequence[str]]:
             number(row["kl"], 1, sign=False),
             number(row["utility"], sign=False),
         )
+
+
+def even(folder: Path) -> Iterator[Sequence[str]]:
+    """Where leads of a line of four teachers or more cross zero on what they know."""
+    results, known = loaded(folder), pd.read_csv(folder / "accuracies.csv")
+    known = known[known["member"].isna()]
+    measures = {"longer": "right where the longer won, %", "shorter": "where the shorter won, %"}
+    measures |= {"all": "right, %", "price": "price of 10 tokens, sd"}
+    yield ("ρ", "line", "teachers", "by", "seen", "lead for ten more points, or one sd", "break-even")
+    for rho in results.axes.rhos:
+        taught = [name for name in results.axes.policies if (known["policy"] == name).any()]
+        for line in dict.fromkeys(line_of(name, results.meta) for name in taught):
+            own = [name for name in taught if line_of(name, results.meta) == line]
+            if len(own) < 4:
+                continue
+            asked = [schema.Claim(claim=name, more=name, measure="lead", rhos=[rho]) for name in own]
+            leads = np.column_stack(of_seeds(results, asked))
+            for measure, said in measures.items():
+                table = known[known["rho"] == rho].pivot(index="seed", columns="policy", values=measure)
+                values = table.loc[results.axes.seeds, own].to_numpy()
+                scale, digits = (1.0, 2) if measure == "price" else (100.0, 0)
+                found = dict(zip(("at", "low", "high"), break_even(values, leads), strict=True))
+                steep = [np.polyfit(*each, 1)[0] for each in zip(values, leads, strict=True)]
+                seen = np.sort(scale * values.mean(0))[[0, -1]]
+                yield (
+                    f"{rho:g}",
+                    line,
+                    str(len(own)),
+                    said,
+                    " … ".join(number(each, digits, sign=scale == 1) for each in seen),
+                    less(pd.Series(steep) * (1.0 if measure == "price" else 0.1)),
+                    "not known" if np.isnan(found["low"]) else between(found, *found, digits, scale),
+                )
 
 
 def compared(folder: Path, measure: str, ended: bool = False) -> Iterator[Sequence[str]]:
@@ -585,6 +619,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "ends": ends,
     "lengths": lengths,
     "teachers": teachers,
+    "even": even,
     "advantage": partial(compared, measure="advantage"),
     "utility": partial(compared, measure="utility"),
     "across": across,

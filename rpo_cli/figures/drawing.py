@@ -72,6 +72,14 @@ class Picture:
         return f"Advantage over π$_{{\\mathbf{{SFT}}}}$, {self.unit}"
 
     @property
+    def lines(self) -> dict[str, list[str]]:
+        """The policies of each line; one without a line is a line of its own."""
+        lines: dict[str, list[str]] = {}
+        for policy in self.looks:
+            lines.setdefault(line_of(policy, self.meta), []).append(policy)
+        return lines
+
+    @property
     def panels(self) -> dict[str, list[str]]:
         """The policies of each panel, by its title."""
         panels: dict[str, list[str]] = {}
@@ -99,6 +107,11 @@ def publish_picture(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
+def line_of(policy: str, meta: Mapping[str, Any]) -> str:
+    """The line that a policy is a point of; its name where it is of none."""
+    return str(meta.get("lines", {}).get(policy, policy))
+
+
 def looks_of(policies: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each policy of a figure; names of one's own get spare ones in order.
 
@@ -112,6 +125,13 @@ def looks_of(policies: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {policy: LOOKS.get(policy) or spare[policy] for policy in policies}
 
 
+def looks_of_lines(policies: Sequence[str], meta: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each policy of a figure: those of its line."""
+    lines = {policy: line_of(policy, meta) for policy in policies}
+    own = looks_of(list(dict.fromkeys(lines.values())))
+    return {policy: own[line] for policy, line in lines.items()}
+
+
 def heading(figure: Figure, title: str, subtitle: str, heights: tuple[float, float]) -> None:
     """Title and subtitle at these heights; a long title, of a reduced figure, gets smaller letters."""
     size = min(14.0, 14 * 88 / max(1, len(title)))
@@ -122,6 +142,9 @@ def heading(figure: Figure, title: str, subtitle: str, heights: tuple[float, flo
 def legend(figure: Figure, axes: Axes, height: float, columns: int) -> None:
     """One legend for all panels, under the heading."""
     handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(reversed(labels), reversed(handles), strict=True))  # points of a line: the first of them
+    labels = list(dict.fromkeys(labels))
+    handles = [once[label] for label in labels]
     place: dict[str, object] = {"loc": "upper left", "bbox_to_anchor": (0.056, height), "borderaxespad": 0}
     look: dict[str, object] = {"frameon": False, "columnspacing": 1.8, "handlelength": 2.2}
     figure.legend(handles, labels, ncols=min(columns, len(labels)), **look, **place)
@@ -175,13 +198,13 @@ def draw_lines(axes: Axes, rows: pd.DataFrame, looks: Looks, measure: str, apart
     axes.set_xlim(rhos[0] - step * 0.5, rhos[-1] + step * 0.5)
 
 
-def draw_cross(axes: Axes, row: Mapping[Hashable, Any], looks: Looks, x: str, y: str) -> None:
+def draw_cross(axes: Axes, row: Mapping[Hashable, Any], picture: Picture, x: str, y: str) -> None:
     """A policy's point in a plane of two measures, with a bar along each that has an interval."""
-    (colour, marker), order = looks[row["policy"]], 3
+    (colour, marker), order = picture.looks[row["policy"]], 3
     axes.hlines(row[y], row[f"{x}_low"], row[f"{x}_high"], color=colour, linewidth=1.2, zorder=order)
     axes.vlines(row[x], row[f"{y}_low"], row[f"{y}_high"], color=colour, linewidth=1.2, zorder=order)
     look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 8}
-    axes.plot(row[x], row[y], label=row["policy"], zorder=order + 1, **look)
+    axes.plot(row[x], row[y], label=line_of(row["policy"], picture.meta), zorder=order + 1, **look)
 
 
 def draw_points(axes: Axes, table: pd.DataFrame, looks: Looks, measure: str) -> None:

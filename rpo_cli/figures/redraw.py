@@ -9,7 +9,7 @@ import pandas as pd
 from rpo_cli.artifacts import publish
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.claims import Verdict, judge
-from rpo_cli.figures.drawing import STYLE, Picture, heading, looks_of, publish_picture
+from rpo_cli.figures.drawing import STYLE, Picture, heading, looks_of_lines, publish_picture
 from rpo_cli.figures.kinds import KINDS, FigureKind
 from rpo_cli.figures.results import Results, load_results, to_json
 from rpo_cli.figures.table import Missing, missing, that_are_missing
@@ -62,7 +62,7 @@ def draw(row: FigureKind, results: Results, table: pd.DataFrame, absent: Missing
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    looks = looks_of(results.axes.policies)
+    looks = looks_of_lines(results.axes.policies, results.meta)
     title = results.meta.get("title") or row.title
     with rc_context(STYLE):
         figure = Figure(figsize=(11, row.height))

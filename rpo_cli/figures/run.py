@@ -181,6 +181,8 @@ def _keep(
     meta |= {name: value for name, value in told.items() if value not in ("bootstrap", "oracle")}
     if biased_to := {to for cell in cells for to in cell.biased_to}:
         meta["biased_to"] = " or ".join(sorted(biased_to))
+    if lines := {variant.name: variant.line for variant in variants if variant.line}:
+        meta["lines"] = lines
     if selection.left_out:
         meta |= {"left_out": selection.left_out, "title": f"{title} [reduced: {selection.note()}]"}
     save_results(Results(found.cells, found.choices, meta, found.tables), folder)

@@ -14,13 +14,16 @@ COLUMNS = 3
 
 
 def draw(figure: Figure, picture: Picture) -> None:
-    """Advantage against KL, a panel for each rho."""
+    """Advantage against KL, a panel for each rho; variants of one line are joined."""
     by_rho = picture.by_rho
     columns = min(COLUMNS, len(by_rho))
-    panels = panels_below(figure, -(-len(by_rho) // columns), columns, len(picture.looks)).ravel()
+    panels = panels_below(figure, -(-len(by_rho) // columns), columns, len(picture.lines)).ravel()
     for axes, (title, rows) in zip(panels, by_rho.items(), strict=False):
         for row in rows.to_dict("records"):
-            draw_cross(axes, row, picture.looks, "kl", "advantage")
+            draw_cross(axes, row, picture, "kl", "advantage")
+        for policies in picture.lines.values():
+            own = rows.set_index("policy").reindex(policies)
+            axes.plot(own["kl"], own["advantage"], color=picture.looks[policies[0]][0], linewidth=1)
         zero_line(axes)
         axes.set(title=title, xlabel=KL)
     for axes in panels[len(by_rho) :]:

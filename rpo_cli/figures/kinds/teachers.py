@@ -130,11 +130,11 @@ def _over(rows: pd.DataFrame, measure: str) -> dict[str, float]:
 
 def draw(figure: Figure, picture: Picture) -> None:
     """Lead over the policy without a teacher against what the teacher knows; a row for each rho."""
-    panels = panels_below(figure, len(picture.by_rho), len(SHOWN), len(picture.looks))
+    panels = panels_below(figure, len(picture.by_rho), len(SHOWN), len(picture.lines))
     for row, (title, table) in zip(panels, picture.by_rho.items(), strict=True):
         for axes, (measure, said) in zip(row, SHOWN.items(), strict=True):
             for policy in table[table[measure].notna()].to_dict("records"):
-                draw_cross(axes, policy, picture.looks, measure, "lead")
+                draw_cross(axes, policy, picture, measure, "lead")
             zero_line(axes)
             axes.set(title=title, xlabel=said)
         row[0].set_ylabel(f"lead in advantage, {picture.unit}")

@@ -72,6 +72,10 @@ class Variant(BaseModel):
     recipe: str = Field(description="the policy recipe")
     set: dict[str, object] = Field({}, description="keys of that recipe and their values here, as --set")
     panel: Drawn = Field("", description="title of the panel it is drawn in; default: all in one")
+    line: Drawn = Field(
+        "",
+        description="in reward-kl, teachers: variants of one line have one colour; reward-kl joins them",
+    )
 
 
 def as_it_is(recipe: str) -> Variant:
