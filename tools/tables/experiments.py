@@ -41,6 +41,7 @@ PRIMARY = {
     "trusted": "trusted",
     "trusted-smooth": "trusted",
     "factorial": "factorial",
+    "teachers-grid": "teachers",
 }
 
 
