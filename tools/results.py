@@ -52,6 +52,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "teaching": teachers.teaching,
     "known": teachers.known,
     "taught_by": teachers.taught_by,
+    "trained": teachers.trained,
     "overlap": experiments.overlap,
     "smallest": teachers.smallest,
     "sizes": experiments.sizes,

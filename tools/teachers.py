@@ -4,7 +4,7 @@ python -m tools.teachers WORKSPACE results/FOLDER rm/all rm-trusted oracle
 
 teachers.csv has rho, seed, teacher, the share of held-out pairs in whose order it agrees with the labels: of
 all, of those that the longer response won, of those that the shorter one did; and the mean square of its
-margins on the training pairs.
+margins on the training pairs, and the share of these in whose order it agrees. --name: another file's name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def rows(workspace: Path, folder: Path, teachers: Sequence[str]) -> Iterator[dic
                 held, train = (pd.read_parquet(at / f"scores/{teacher}/{name}.parquet") for name in TABLES)
                 right = (held["chosen"] > held["rejected"]).to_numpy()
                 won = longer.loc[held["id"]].to_numpy()
-                size = ((train["chosen"] - train["rejected"]) ** 2).mean()
+                margins = train["chosen"] - train["rejected"]
                 shares = {
                     "all": right.mean(),
                     "longer": right[won == 1].mean(),
@@ -41,7 +41,8 @@ def rows(workspace: Path, folder: Path, teachers: Sequence[str]) -> Iterator[dic
                     "seed": seed,
                     "teacher": teacher,
                     **rounded,
-                    "mean_square": round(float(size), 2),
+                    "mean_square": round(float((margins**2).mean()), 2),
+                    "trained": round(float((margins > 0).mean()), 4),
                 }
 
 
@@ -54,9 +55,10 @@ def main() -> None:
     parser.add_argument("workspace", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("teachers", nargs="+")
+    parser.add_argument("--name", default="teachers.csv")
     given = parser.parse_args()
     found = pd.DataFrame(rows(given.workspace, given.folder, given.teachers))
-    found.to_csv(given.folder / "teachers.csv", index=False)
+    found.to_csv(given.folder / given.name, index=False)
 
 
 if __name__ == "__main__":

@@ -256,6 +256,15 @@ AFTERWARDS: dict[str, Sequence[tuple[str, str, str, Sequence[float], int | None]
     "figure2-seeds": [("advantage", "d-dpo", "e-dpo", [0.5], None)],
     "information": [("kl", more, "dpo", [0.2, 0.3, 0.4, 0.5], None) for more in ("e-dpo", "mean")],
     "entangled": [("utility", "e-dpo", "dpo", [0.2], 7)],
+    "teachers-grid": [
+        *(("advantage", f"all 0/{steps}", "all 0/150", [0.2], None) for steps in (600, 2400)),
+        ("advantage", "all 100/600", "all 100/150", [0.2], None),
+        ("advantage", "all 0/600", "all 700/150", [0.2], None),
+        ("utility", "min 700/150", "dpo", [0.2], None),
+        ("utility", "min 0/150", "dpo", [0.2], None),
+        ("utility", "balanced 700/150", "dpo", [0.2], None),
+        ("utility", "balanced 0/2400", "dpo", [0.2], None),
+    ],
 }
 
 

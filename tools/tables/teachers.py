@@ -146,6 +146,15 @@ def taught_by(folder: Path) -> Iterator[Sequence[str]]:
         yield (f"{rho:g}", str(teacher), *shares, number(each["mean_square"].mean(), 0, sign=False))
 
 
+def trained(folder: Path) -> Iterator[Sequence[str]]:
+    """How teachers rank the pairs that pupils get their margins of, and the size of these margins."""
+    found = pd.read_csv(folder / "trained.csv")
+    yield ("ρ", "teacher", "right on training pairs, %", "on held-out pairs, %", "margins, root mean square")
+    for (rho, teacher), each in found.groupby(["rho", "teacher"], sort=False):
+        shares = (number(100 * each[kind].mean(), 0, sign=False) for kind in ("trained", "all"))
+        yield (f"{rho:g}", str(teacher), *shares, number(each["mean_square"].mean() ** 0.5, 1, sign=False))
+
+
 def smallest(folder: Path) -> Iterator[Sequence[str]]:
     """Who taught most by one min over the data set, and whether that is who has the smallest margins."""
     taught = pd.read_csv(folder / "choices.csv")
