@@ -81,7 +81,8 @@ def draw(figure: Figure, picture: Picture) -> None:
         right.axhspan(-FLAT, FLAT, color="#dddddd", zorder=0)
         right.set(title="slope at the end, sd per epoch")
         both = zip(rows["policy"], rows["plateau"], strict=True)
-        labels = ["\n".join(fill(text, 11) for text in texts) for texts in both]  # beside four others
+        width = min(11, 48 // len(rows))  # letters that stand beside the others'
+        labels = ["\n".join(fill(text, width, break_long_words=False) for text in texts) for texts in both]
         right.set_xticks(range(len(rows)), labels, fontsize=7)
         for axes in (left, middle, right):
             zero_line(axes)
