@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from tools import margins
 from tools.small import overlaps, shares
 from tools.tables import curves, experiments, teachers, words
+
+RESULTS = Path(__file__).resolve().parent.parent / "results/miniature"
 
 
 def test_shares_count_each_word_as_often_as_both_texts_have_it() -> None:
@@ -86,9 +89,21 @@ def test_at_equal_kl_a_way_lies_between_the_strengths_around_it_and_nowhere_wher
     assert found.loc[2].isna().all()
 
 
-def test_break_even_of_a_line_is_where_its_leads_are_zero_and_claims_are_found_whatever_the_kind() -> None:
-    folder = Path("results/miniature/teachers")
-    asked, found = words.judged(folder)
-    assert {row["claim"] for row in found} == {claim["claim"] for claim in asked}
-    # Nothing of these has a line: no teacher has three others beside it.
-    assert list(teachers.even(folder))[1:] == []
+def test_break_even_of_a_line_is_where_the_mean_of_its_seeds_lines_is_zero() -> None:
+    folder = RESULTS / "teachers-grid"
+    rows = [row for row in teachers.even(folder) if row[1:4:2] == ("balanced", "right, %")]
+    cells = pd.read_parquet(folder / "cells.parquet").astype({"policy": str})
+    known = pd.read_csv(folder / "accuracies.csv")
+    known = known[known["member"].isna() & known["policy"].str.startswith("balanced")]
+    leads = cells.groupby(["policy", "seed"])["lead"].mean().rename("lead")
+    both = known.set_index(["policy", "seed"]).join(leads).reset_index()
+    lines = [np.polyfit(own["all"], own["lead"], 1) for _, own in both.groupby("seed")]
+    slope, start = np.mean(lines, axis=0)
+    assert len(lines) == 10 and [row[-1].split()[0] for row in rows] == [f"{-100 * start / slope:.0f}"]
+    assert list(teachers.even(RESULTS / "teachers"))[1:] == []  # no line of four
+
+
+def test_claims_are_found_whatever_the_kind_of_a_figure() -> None:
+    for name in ("teachers", "information"):
+        asked, found = words.judged(RESULTS / name)
+        assert found and {row["claim"] for row in found} == {claim["claim"] for claim in asked}
