@@ -254,23 +254,20 @@ def _rows(
             if policy != against and against in there:
                 a = there.index(against)
                 beyond = point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m]
-                apart = _difference(*beyond, draws.basis)
+                apart = _apart(*beyond, draws.basis, difference=True)
             own = _apart(point[:, p, m], drawn[:, :, p, m], draws.basis, SHARES.get(measure))
             yield {"policy": policy, "measure": measure, **own, "difference": apart}
 
 
-def _difference(point: Array, drawn: Array, basis: Basis) -> Apart:
-    """As `_apart`; equal differences of few prompts say nothing of others, and have no interval."""
-    apart, (mean, low, high) = _apart(point, drawn, basis), of_seeds(point, drawn, basis)
-    few = basis.prompts is not None and basis.prompts < FEW_PROMPTS
-    if few and mean != 0 and high - low <= 1e-9 * abs(mean):
-        apart |= {"low": None, "high": None}
-    return apart
-
-
-def _apart(point: Array, drawn: Array, basis: Basis, whole: float | None = None) -> Apart:
+def _apart(
+    point: Array, drawn: Array, basis: Basis, whole: float | None = None, *, difference: bool = False
+) -> Apart:
+    """A mean with its ends; equal differences of few prompts say nothing of others, and have none."""
     mean, low, high = of_seeds(point, drawn, basis, whole)
-    return {"mean": mean, "low": low, "high": high, "by_seed": point.tolist()}
+    few = basis.prompts is not None and basis.prompts < FEW_PROMPTS
+    equal = difference and few and mean != 0 and high - low <= 1e-9 * abs(mean)
+    ends = (None, None) if equal else (low, high)
+    return {"mean": mean, "low": ends[0], "high": ends[1], "by_seed": point.tolist()}
 
 
 def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[str, object]:

@@ -17,11 +17,11 @@ def labelled_losses(delta_h: Tensor, delta_r: Tensor, beta: float, teacher_label
     """DPO's loss in the mean over a label that the teacher draws: p ℓ(Δh) + (1−p) ℓ(−Δh).
 
     ℓ(Δh) = −log σ(β Δh); `delta_h`, `delta_r` [B] → losses [B], nats. p is σ(Δr), the teacher's
-    probability that y_w is better (`soft`), or 1, ½ and 0 where Δr is positive, 0 and negative (`argmax`: DPO
-    on pairs that the teacher relabelled). Soft labels have the minimiser of distillation, β Δh = Δr, but no
-    pair pulls with more than β. Raises ValueError when the two do not line up. Source: Reward-aware
-    Preference Optimization with the backward KL (Adler et al. 2024, Nemotron-4 340B; Sun et al. 2025), which
-    is this less the labels' entropy, which has no gradient.
+    probability that y_w is better (`soft`), or 1, ½ and 0 where Δr is positive, 0 and negative
+    (`argmax`: DPO on pairs that the teacher relabelled). Soft labels have the minimiser of
+    distillation, β Δh = Δr, but no pair pulls with more than β. Raises ValueError when the two do not
+    line up. Source: Reward-aware Preference Optimization with the backward KL (Adler et al. 2024,
+    Nemotron-4 340B; Sun et al. 2025), which is this less the labels' entropy, which has no gradient.
     """
     if delta_h.dim() != 1 or delta_r.shape != delta_h.shape:
         raise ValueError(f"delta_r {tuple(delta_r.shape)} is not [B] for delta_h {tuple(delta_h.shape)}")

@@ -194,7 +194,8 @@ def beside(folder: Path, above: float = 0.0) -> Iterator[Sequence[str]]:
 def longer(folder: Path) -> Iterator[Sequence[str]]:
     """What four times the steps changed of each policy: paired, Student's t over seeds, not corrected."""
     results = loaded(folder)
-    yield ("600 less 150 steps", "reward, sd", "at ρ 0.2", "at ρ 0.5", "wins, points", "utility", "KL, nats")
+    heads = ("reward, sd", "at ρ 0.2", "at ρ 0.5", "wins, points", "utility", "KL, nats")
+    yield ("600 less 150 steps", *heads)
     means = {name: by_seed(results.cells, name) for name in ("advantage", "win", "utility", "kl")}
     for policy in (name for name in results.axes.policies if not name.endswith(" 600")):
         less = {name: each.loc[f"{policy} 600"] - each.loc[policy] for name, each in means.items()}
