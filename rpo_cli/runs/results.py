@@ -200,7 +200,10 @@ def _splits(metrics: Metrics) -> list[str]:
 
 
 def _relabel(metrics: Metrics) -> list[str]:
-    return [f"{100 * metrics['swapped_share']:.1f} % of {metrics['rows']} labels turned round"]
+    line = f"{100 * metrics['swapped_share']:.1f} % of {metrics['rows']} labels turned round"
+    if (against := metrics.get("against_share")) is not None:
+        line += f"; drawn, {100 * against:.1f} % of them go against the oracle"
+    return [line]
 
 
 def _by_position(metrics: Metrics) -> str:

@@ -26,10 +26,12 @@ def run(job: Job[RelabelRecipe], report: Report) -> dict[str, object]:
     margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
     if recipe.labels == "sample":
         draws = np.random.default_rng([seed_of(recipe, "data"), 20]).random(len(rows))
-        swapped = draws > 1 / (1 + np.exp(-margins))
+        with np.errstate(over="ignore"):  # exp is infinite where the oracle is sure
+            swapped = draws > 1 / (1 + np.exp(-margins / recipe.label_temperature))
     else:
         swapped = margins < 0
     ordered = np.where(swapped[:, None], scores[:, ::-1], scores)
+    against = float((ordered[:, 0] < ordered[:, 1]).mean())
     columns = {"chosen_score": ordered[:, 0], "rejected_score": ordered[:, 1], "swapped": swapped}
     write_columns({"id": [row.id for row in rows], **columns}, job.directory / "pairs.parquet")
     return {
@@ -37,4 +39,5 @@ def run(job: Job[RelabelRecipe], report: Report) -> dict[str, object]:
         "dropped": len(human) - len(rows),
         "swapped_share": float(swapped.mean()),
         "score_ties": int((margins == 0).sum()),
+        **({"against_share": against} if recipe.labels == "sample" else {}),
     }

@@ -11,8 +11,10 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from rpo_cli.recipes.schema.base import (
     EachOnce,
+    Idle,
     Labelled,
     ModelSource,
+    Positive,
     Recipe,
     Share,
     SharedPrompts,
@@ -250,7 +252,15 @@ class RelabelRecipe(ModelSource, SharedPrompts, Labelled):
     labels: Literal["argmax", "sample"] = Field(
         "argmax", description="the oracle's preferred response, or a Bradley-Terry draw"
     )
+    label_temperature: Positive = added(
+        1.0,
+        "labels: sample divides the oracle's differences by it before the draw: the larger, the more labels go "
+        "against the oracle, as people's do",
+    )
     per_device_eval_batch_size: PositiveInt = cosmetic(256, "responses scored at a time")
+
+    def idle(self) -> Idle:
+        return super().idle() | ({("label_temperature",): "labels"} if self.labels == "argmax" else {})
 
 
 def attribute(columns: Sequence[str]) -> str:

@@ -123,10 +123,10 @@ def result_fields(recipe: Recipe) -> dict[str, object]:
     never, added = _left_out(type(recipe))
     left_out = never | {name for name, default in added.items() if getattr(recipe, name) == default}
     unused = recipe.unused() if isinstance(recipe, PolicyRecipe | DataRecipe) else set[str]()
-    if (isinstance(recipe, DataRecipe) and recipe.source == "files") or (
-        isinstance(recipe, RelabelRecipe) and recipe.labels == "argmax"
-    ):
+    if isinstance(recipe, DataRecipe) and recipe.source == "files":
         unused |= {"data_seed"}
+    if isinstance(recipe, RelabelRecipe) and recipe.labels == "argmax":
+        unused |= {"data_seed", "label_temperature"}
     if not kind.needs_model:
         unused |= {"dtype"}
     if getattr(recipe, "num_train_epochs", None) is not None:
