@@ -235,6 +235,28 @@ def test_sampled_labels_follow_the_scores_and_repeat(tiny: Tiny) -> None:
     assert read_rows(first / "pairs.parquet") == rows
 
 
+@pytest.mark.parametrize("temperature", [0.001, 4.0])
+def test_labels_drawn_at_a_temperature_go_against_the_oracle_as_often_as_it_says(
+    tiny: Tiny, temperature: float
+) -> None:
+    found, made = tiny.make("relabel.yaml", "labels=sample", f"label_temperature={temperature}")
+    rows = read_rows(found / "pairs.parquet")
+    gaps = np.array([abs(row["chosen_score"] - row["rejected_score"]) for row in rows]) / temperature
+    doubt = 1 / (1 + np.exp(gaps))
+    against = np.array([row["chosen_score"] < row["rejected_score"] for row in rows])
+    assert abs(against.sum() - doubt.sum()) < 4 * np.sqrt((doubt * (1 - doubt)).sum())
+    assert made["metrics"]["against_share"] == pytest.approx(against.mean())
+    assert against.mean() < 0.2 if temperature < 1 else against.mean() > 0.3
+
+
+def test_a_temperature_of_labels_that_are_not_drawn_changes_no_key(empty: Tiny) -> None:
+    plain, hot = (empty.stage("relabel.yaml", *more) for more in ((), ("label_temperature=2",)))
+    drawn, hot_drawn = (
+        empty.stage("relabel.yaml", "labels=sample", *more) for more in ((), ("label_temperature=2",))
+    )
+    assert plain.key == hot.key != drawn.key != hot_drawn.key
+
+
 # ── Reading files ───────────────────────────────────────────────────────────────────────────────────────────
 
 GOOD = {"prompt": "a b", "chosen": "c", "rejected": "d"}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+from typing import cast
+
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import Tiny, column, manifest, weights
 
-from rpo_cli.artifacts import origin_of
+from rpo_cli.artifacts import Stage, Workspace, job_of, origin_of
 from rpo_cli.artifacts.origin import as_yaml
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import SplitsRecipe
 from rpo_cli.runs.planner import Planner
+from rpo_cli.stages.reward import training_rows
 from rpo_cli.stages.splits import LONGER, SHORTER, _subsets, draw, preference_of_length
+from rpo_cli.stages.training.teachers import calibrated_margins
 
 RHO = "seed-0/rho-0.5"
 
@@ -123,7 +129,49 @@ def test_an_ensemble_told_nothing_of_length_is_trained_and_distilled(tiny: Tiny,
     assert one != other
 
 
-@pytest.mark.parametrize("how", ["subsets", "halves", "seeds"])
+def fold(prompt: str, folds: int) -> int:
+    return int.from_bytes(blake2b(prompt.encode(), digest_size=8).digest(), "big") % folds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("calibration", ["none", "temperature"])
+def test_a_cross_fitted_margin_is_of_the_member_that_was_not_trained_on_the_pairs_prompt(
+    pupil: Tiny, calibration: str
+) -> None:
+    pupil.edit("rm.yaml", "ensemble_of: folds\nensemble_size: 3")
+    settings = ("teacher=cross-fitted", "ensemble=rm.yaml", f"calibration={calibration}", "max_steps=1")
+    directory, made = pupil.make("d-dpo.yaml", *settings, "per_device_train_batch_size=64")
+    stage, workspace = pupil.stage("d-dpo.yaml", *settings), Workspace(pupil.root, "tiny")
+    splits = job_of(stage, workspace, {}).inputs["data"]
+    drawn = pq.read_table(splits / "train.parquet")["id"].to_pylist()
+    pairs = pd.read_parquet(pupil.root / "seed-0/data/pairs.parquet").set_index("id")
+    of = {name: fold(pairs.loc[name, "prompt"], 3) for name in drawn}
+    assert sorted(set(of.values())) == [0, 1, 2]
+    tables = {}
+    for number in range(3):
+        scores = cast(Stage, stage.inputs[f"scores/fold-{number}"])
+        learnt, held_out = training_rows(job_of(cast(Stage, scores.inputs["model"]), workspace, {}))
+        assert sorted(learnt.ids) == sorted(name for name in drawn if of[name] != number)
+        assert held_out is not None and len(held_out) == 64
+        table = pq.read_table(pupil.root / scores.path / "train.parquet").to_pandas().set_index("id")
+        tables[number] = (table["chosen"] - table["rejected"]) / made["metrics"][f"temperature/fold-{number}"]
+    found = calibrated_margins(job_of(stage, workspace, {}), stage.recipe).margins
+    assert {name: [pytest.approx(tables[of[name]][name], rel=1e-6)] for name in drawn} == found
+    assert len({tuple(table[drawn]) for table in tables.values()}) == 3
+    assert column(directory, "loss")[0] > 0
+
+
+def test_cross_fitting_needs_folds_and_something_that_is_left(empty: Tiny) -> None:
+    asked = ("train-policy", "d-dpo.yaml", "--dry-run", "--set", "teacher=cross-fitted", "--set")
+    for members in ("ensemble=rm.yaml", "ensemble=[rm.yaml, oracle.yaml]"):
+        done = empty.run(*asked, members, "--set", "calibration=none", code=2)
+        assert "teacher: cross-fitted needs a reward recipe with `ensemble_of: folds`" in done.stderr
+    empty.edit("rm.yaml", "ensemble_of: folds\nensemble_size: 1")
+    done = empty.run(*asked, "ensemble=rm.yaml", code=2)
+    assert "rm.yaml" in done.stderr and "without the only fold nothing is left" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["subsets", "halves", "folds", "seeds"])
 def test_what_a_card_says_of_a_policy_plans_the_same_ensemble(empty: Tiny, how: str) -> None:
     empty.edit("rm.yaml", f"ensemble_of: {how}")
     stage = empty.stage("e-dpo.yaml")

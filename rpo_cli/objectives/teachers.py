@@ -20,7 +20,8 @@ class Teacher:
 
     description: its part of the help of `teacher:`. scored: what reads the pairs, `reward_model`, each member
     of `ensemble`, one model with the mean of their weights, or none, where the data has scores. combine:
-    (margins [k, n], keys by name) to [n].
+    (margins [k, n], keys by name) to [n]. unseen: of pairs that members were trained on the member says it
+    that was not trained on the pair's prompt; `combine` is for pairs that none has seen.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Teacher:
     scored: Literal["one", "members", "weights", "columns"]
     combine: Callable[..., Tensor] | None = None
     keys: tuple[Key, ...] = ()
+    unseen: bool = False
 
     def of(self, margins: Tensor, recipe: object) -> Tensor:
         """The margins [1, n] to distil, by the values of a recipe, from those [k, n] of what was scored."""
@@ -71,6 +73,14 @@ ROWS = (
         scored="members",
         combine=lcb_margins,
         keys=(LCB_LAMBDA,),
+    ),
+    Teacher(
+        name="cross-fitted",
+        description="cross-fitted: of each pair the margin of the member that was not trained on its prompt "
+        "(a recipe with `ensemble_of: folds`)",
+        scored="members",
+        combine=mean_margins,
+        unseen=True,
     ),
     Teacher("warm", "warm: one reward model with the mean of the members' weights", "weights"),
     Teacher("columns", "columns: scores that the data has, see margin_columns", "columns"),

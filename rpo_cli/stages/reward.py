@@ -27,7 +27,7 @@ from rpo_cli.recipes.schema.base import LAST_SEED
 from rpo_cli.recipes.schema.training import REQUIRED, Measured
 from rpo_cli.stages.data.rows import PAIR, Rows, rows_of
 from rpo_cli.stages.diagnosis import short_form
-from rpo_cli.stages.splits import LENGTH_MARGIN, bias_trained_on, preference_of_length
+from rpo_cli.stages.splits import LENGTH_MARGIN, bias_trained_on, folds_of, preference_of_length
 from rpo_cli.stages.training.arguments import lora_of, prepare, start_from, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.publish import publish_model
@@ -94,8 +94,13 @@ def training_rows(job: Job[RewardRecipe]) -> tuple[Rows, Rows | None]:
     recipe: RewardRecipe = job.recipe
     folder = job.inputs["data"]
     if (folder / "held_out.parquet").is_file():
-        member, half = job.options.get("member"), job.options.get("half")
+        member, half, fold = (job.options.get(name) for name in ("member", "half", "fold"))
         pairs = rows_of(job, "train" if member is None else f"b-{member:g}")
+        if fold is not None:
+            folds = folds_of(pairs.texts("prompt"), job.options["folds"])
+            if not (left := np.flatnonzero(folds != fold)).size:
+                raise BadInput(f"{job.path}: without the prompts of fold {fold} nothing is left to train on")
+            pairs = pairs.take(left.tolist())
         if half is not None:
             order = np.random.default_rng([seed_of(recipe, "rm"), 40, half]).permutation(len(pairs))
             pairs = pairs.take(np.sort(order[: len(pairs) // 2]).tolist())

@@ -17,7 +17,7 @@ import numpy as np
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import SplitsRecipe, attribute, seed_of
-from rpo_cli.stages.data.rows import FEW, PAIR, UNLIMITED, Rows, dropped, rows_of, write_columns
+from rpo_cli.stages.data.rows import FEW, PAIR, UNLIMITED, Rows, digest, dropped, rows_of, write_columns
 from rpo_cli.text import percent
 
 if TYPE_CHECKING:
@@ -196,6 +196,11 @@ def _subsets(
             longer, shorter = rng.permutation(longer), rng.permutation(shorter)
         result[b] = np.concatenate([longer[:many], shorter[:few]])
     return result
+
+
+def folds_of(prompts: Sequence[str], folds: int) -> np.ndarray:
+    """The fold, 0 to folds - 1, of each prompt, by its text alone, so in about equal parts: [n]."""
+    return np.array([digest(prompt) % folds for prompt in prompts], dtype=int)
 
 
 def bias_of(kinds: np.ndarray, rows: Sequence[int] | np.ndarray) -> dict[str, float | None]:

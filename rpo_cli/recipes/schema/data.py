@@ -254,8 +254,8 @@ class RelabelRecipe(ModelSource, SharedPrompts, Labelled):
     )
     label_temperature: Positive = added(
         1.0,
-        "labels: sample divides the oracle's differences by it before the draw: the larger, the more labels go "
-        "against the oracle, as people's do",
+        "labels: sample divides the oracle's differences by it before the draw: the larger, the more labels "
+        "go against the oracle, as people's do",
     )
     per_device_eval_batch_size: PositiveInt = cosmetic(256, "responses scored at a time")
 

@@ -256,6 +256,11 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         return self.declared.teacher != "none" and not (self.asks_one or self.asks_columns)
 
     @property
+    def distils_unseen(self) -> bool:
+        """Whether each pair's margin is of the member that was not trained on its prompt."""
+        return self.asks_ensemble and not self.takes_min and TEACHERS[self.teacher].unseen
+
+    @property
     def members(self) -> str | Sequence[str | Columns]:
         """The ensemble: `margin_columns` where there are some, else `ensemble`."""
         return [Columns(columns=pair) for pair in self.margin_columns] or self.ensemble

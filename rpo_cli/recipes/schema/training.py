@@ -190,12 +190,13 @@ class RewardRecipe(TrainingRecipe, SharedPrompts):
     ensemble: Annotated[list[Share], EachOnce] = cosmetic(
         [], "biases b of the ensemble: one member on each D_rho,b"
     )  # a member's own b is in its key
-    ensemble_of: Literal["subsets", "halves", "seeds"] = cosmetic(
+    ensemble_of: Literal["subsets", "halves", "folds", "seeds"] = cosmetic(
         "subsets",
         "what members differ in. subsets: each on its D_rho,b. Told nothing of length: halves, each on "
-        "another random half of D_rho; seeds, each on all of D_rho under a seed of its own",
-    )  # a member's half or seed is in its key
-    ensemble_size: PositiveInt = cosmetic(5, "members of ensemble_of: halves or seeds")
+        "another random half of D_rho; folds, each on all of D_rho but the prompts of another of "
+        "ensemble_size parts; seeds, each on all of D_rho under a seed of its own",
+    )  # a member's half, fold or seed is in its key
+    ensemble_size: PositiveInt = cosmetic(5, "members of ensemble_of: halves, folds or seeds")
     stopping: Literal["steps", "early"] = Field(
         "steps",
         description="the last step, or the evaluated step with the lowest held-out loss (paper: unknown)",
@@ -214,6 +215,12 @@ class RewardRecipe(TrainingRecipe, SharedPrompts):
         late = self.num_train_epochs is None and (self.eval_steps or 0) > self.max_steps
         if self.stopping == "early" and (self.eval_steps is None or late):
             raise ValueError("stopping: early needs eval_steps, at most max_steps")
+        return self
+
+    @model_validator(mode="after")
+    def folds_leave_something(self) -> RewardRecipe:
+        if self.ensemble_of == "folds" and self.ensemble_size < 2:
+            raise ValueError("ensemble_size: without the only fold nothing is left; write 2 or more")
         return self
 
     def idle(self) -> Idle:

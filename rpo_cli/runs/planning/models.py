@@ -41,11 +41,14 @@ class ModelPlanner(DataPlanner):
         return self._add("reward", loaded.path.stem, loaded, inputs)
 
     def members(self, loaded: Loaded) -> list[Stage]:
-        """The ensemble of a reward recipe, in the order of its biases, halves or seeds."""
+        """The ensemble of a reward recipe, in the order of its biases, halves, folds or seeds."""
         recipe = cast(schema.RewardRecipe, loaded.recipe)
         numbers = range(recipe.ensemble_size)
         if recipe.ensemble_of == "halves":
             return [self._reward(loaded, f"half-{i}", {"half": i}) for i in numbers]
+        if recipe.ensemble_of == "folds":
+            folds = recipe.ensemble_size
+            return [self._reward(loaded, f"fold-{i}", {"fold": i, "folds": folds}) for i in numbers]
         if recipe.ensemble_of == "seeds":  # the first is the one model of all pairs
             others = [self._reward(loaded, f"seed-{i}", {"seed": i}) for i in numbers[1:]]
             return [self._reward(loaded), *others]

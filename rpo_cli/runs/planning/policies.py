@@ -89,6 +89,7 @@ class PolicyPlanner(ModelPlanner):
         elif recipe.asks_one:
             yield "rm", self.reference("reward_model", loaded)
         elif recipe.asks_ensemble:
+            self._need_folds(loaded)
             if not recipe.compares_members:
                 yield "warm", self._warm(loaded)
             elif not isinstance(recipe.members, str):
@@ -106,6 +107,17 @@ class PolicyPlanner(ModelPlanner):
                 for trained in self._members(loaded, recipe.members):
                     self._need_same_attribute(loaded, trained)
                     yield name_of(trained), trained
+
+    def _need_folds(self, loaded: Loaded) -> None:
+        """Refuse to cross-fit members that have all seen a pair's prompt, or of which it is not known."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        if not recipe.distils_unseen:
+            return
+        members = recipe.members
+        made = self._ensemble(loaded, members).recipe if isinstance(members, str) else None
+        if not (isinstance(made, schema.RewardRecipe) and made.ensemble_of == "folds"):
+            what = f"teacher: {recipe.teacher} needs a reward recipe with `ensemble_of: folds`"
+            raise wrong(loaded, "ensemble", f"{what}; got {members if made else 'a list'}")
 
     def _need_same_attribute(self, loaded: Loaded, member: Stage) -> None:
         """Refuse a member calibrated to its own b on splits that tell pairs apart by something else."""

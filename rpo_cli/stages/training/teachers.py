@@ -19,10 +19,10 @@ from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.data.rows import PAIR, margins_by_id, rows_of
 from rpo_cli.stages.reference import reference_logps
 from rpo_cli.stages.samples import samples_by_prompt
-from rpo_cli.stages.splits import ENSEMBLE, LONGER, SHORTER, bias_trained_on
+from rpo_cli.stages.splits import ENSEMBLE, LONGER, SHORTER, bias_trained_on, folds_of
 
 # Models of all of D_rho or of a random part: their own mix is that of the held-out pairs.
-ALL_PAIRS = re.compile("rm|all|seed-.*|half-.*")
+ALL_PAIRS = re.compile("rm|all|seed-.*|half-.*|fold-.*")
 
 
 FAR = 50.0  # nats of log-ratio between chosen and rejected: few policies go as far
@@ -72,6 +72,11 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
     # Each may have left out rows that its own chat template refuses.
     ids = [row for row in (found[0] if found else ()) if all(row in each for each in found)]
     columns = np.array([[each[row] for row in ids] for each in found])
+    if found and recipe.distils_unseen:
+        pairs = rows_of(job, "train")
+        prompts = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
+        folds = folds_of([prompts[row] for row in ids], len(columns))
+        columns = np.take_along_axis(columns, folds[None], axis=0)
     stacked = _as_one(columns, recipe).T.tolist() if found else []
     return Teachers(dict(zip(ids, stacked, strict=True)), temperatures)
 
