@@ -53,6 +53,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "known": teachers.known,
     "taught_by": teachers.taught_by,
     "trained": teachers.trained,
+    "wrong": teachers.wrong,
     "overlap": experiments.overlap,
     "smallest": teachers.smallest,
     "sizes": experiments.sizes,

@@ -155,6 +155,17 @@ def trained(folder: Path) -> Iterator[Sequence[str]]:
         yield (f"{rho:g}", str(teacher), *shares, number(each["mean_square"].mean() ** 0.5, 1, sign=False))
 
 
+def wrong(folder: Path) -> Iterator[Sequence[str]]:
+    """What teachers make of labels that go against the oracle, means over the seeds in percent."""
+    found = pd.read_csv(folder / "noise.csv")
+    heads = ("labels that are wrong, %", "it agrees with the label in, %")
+    yield ("ρ", "teacher", *heads, "with the oracle where the label is right", "where it is wrong")
+    shares = ("wrong", "with_label", "right_of_right", "right_of_wrong")
+    for (rho, teacher), each in found.groupby(["rho", "teacher"], sort=False):
+        means = (number(100 * each[share].mean(), 0, sign=False) for share in shares)
+        yield (f"{rho:g}", str(teacher), *means)
+
+
 def smallest(folder: Path) -> Iterator[Sequence[str]]:
     """Who taught most by one min over the data set, and whether that is who has the smallest margins."""
     taught = pd.read_csv(folder / "choices.csv")
