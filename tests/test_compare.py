@@ -374,6 +374,20 @@ def test_equal_differences_of_few_prompts_have_no_interval(of: float, count: int
     assert ends == (pytest.approx((of, of)) if known else (None, None))
 
 
+def test_a_difference_of_shares_has_no_end_beyond_a_hundred_points() -> None:
+    right = {"dpo": (0.0, 100.0, 0.0), "e-dpo": (100.0, 0.0, 100.0)}
+    cells = pd.DataFrame(
+        {"prompt_id": f"p{n}", "accuracy": value, "pairs": 1.0, "policy": policy, "rho": np.nan, "seed": 0}
+        for policy, values in right.items()
+        for n, value in enumerate(values)
+    )
+    frame, policies = Frame("held_out", ("accuracy",), cells, pairs=True), ["dpo", "e-dpo"]
+    _, ours = _rows(frame, policies, Selection(policies, [None], [0]), "dpo", Bootstrap(200))
+    apart = ours["difference"]
+    assert apart is not None and apart["mean"] == pytest.approx(100 / 3)
+    assert apart["low"] == -100.0 and apart["high"] == 100.0
+
+
 def test_few_prompts_are_said_to_be_few() -> None:
     counts: dict[str, dict[str, object]] = {"tokens": {"prompts": 49}, "accuracy": {"prompts": 3}}
     assert [note[:20] for note in _few_prompts(counts)] == ["49 prompts are few: "]

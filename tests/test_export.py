@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rpo_cli.artifacts import hash_path, origin_of, portable
-from rpo_cli.artifacts.card import _measured
+from rpo_cli.artifacts.card import _measured, _teachers
 from rpo_cli.objectives import E_DPO
 from rpo_cli.recipes.schema import KINDS
 from rpo_cli.statistics import wilson
@@ -69,6 +69,7 @@ def test_every_published_model_has_a_card_that_the_hub_reads_and_no_place_of_thi
         assert "Licence" in text and "rpo rebuild README.md" in text
     text = (built.root / POLICY / "README.md").read_text()
     assert E_DPO.equation in text and "arXiv:2405.19316" in text and "| beta | 0.2 |" in text
+    assert "| ensemble | `rm.yaml` |" in text and "| reward model |" not in text
     assert "in 0.5 of the pairs the longer one is chosen" in text and "train/size 64" in text
 
 
@@ -119,6 +120,27 @@ def test_of_a_policys_held_out_pairs_a_card_says_which_half_chose_nothing() -> N
     ]
     older: Any = {"kind": "held_out", "metrics": {"rows": 40, "test/accuracy": 0.6}}
     assert _measured("here", older) == [("here", "test/accuracy", "0.6", "")]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({}, []),
+        ({"reward_model": "org/rm"}, [("reward model", "`org/rm`")]),
+        (
+            {"reward_model": "rm.yaml", "reward_member": 0.5},
+            [("reward model", "`rm.yaml`, member b = 0.5")],
+        ),
+        ({"ensemble": "rm.yaml"}, [("ensemble", "`rm.yaml`")]),
+        (
+            {"ensemble": ["./one", {"columns": ["good", "bad"]}]},
+            [("ensemble", "`./one`, `good` less `bad`")],
+        ),
+        ({"margin_columns": [["good", "bad"]]}, [("scores", "`good` less `bad`")]),
+    ],
+)
+def test_a_card_names_who_taught(recipe: dict[str, Any], said: list[tuple[str, str]]) -> None:
+    assert list(_teachers(recipe)) == said
 
 
 def test_a_card_names_every_input_that_no_recipe_makes_by_its_content(built: Tiny) -> None:

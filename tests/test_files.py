@@ -76,6 +76,35 @@ def test_rewards_are_those_of_each_text_alone_at_any_batch_size(
         )
 
 
+@pytest.mark.parametrize(("kind", "tokenizer"), [("llama", "Llama 3"), ("bert", "WordPiece")])
+def test_equal_responses_have_equal_rewards(kind: str, tokenizer: str, tmp_path: Path) -> None:
+    judge = model_of(tmp_path / "judge", kind, tokenizer, pad=True)
+    texts = [row["chosen"] for row in pairs()]
+    twins = [
+        {"prompt": f"post {number}", "chosen": each, "rejected": each} for number, each in enumerate(texts)
+    ]
+    said = rpo("score", write_jsonl(tmp_path / "twins.jsonl", twins), "--model", judge, *CPU).stdout
+    assert all(
+        row["reward_chosen"] == row["reward_rejected"] for row in lines(tmp_path / "twins.scored.jsonl")
+    )
+    assert f"both the same in {len(texts)}" in said
+    lists = [{"prompt": "post", "responses": [each, "an answer", each, each]} for each in texts]
+    rpo("score", write_jsonl(tmp_path / "lists.jsonl", lists), "--model", judge, *CPU)
+    for row in lines(tmp_path / "lists.scored.jsonl"):
+        one, other, *again = row["rewards"]
+        assert again == [one, one] and other != one
+
+
+def test_rows_longer_than_a_rotary_model_was_trained_on_are_scored_and_counted(tmp_path: Path) -> None:
+    judge = model_of(tmp_path / "judge", "llama", "bytes")
+    config = json.loads((judge / "config.json").read_text())
+    (judge / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    rows = [{"prompt": "a", "response": "b " * count} for count in (5, 50, 100)]
+    said = rpo("score", write_jsonl(tmp_path / "r.jsonl", rows), "--model", judge, *CPU).stderr
+    assert all(row["reward"] is not None for row in lines(tmp_path / "r.scored.jsonl"))
+    assert "warning: 2 of 3 rows have more tokens, up to 20" in said and "max_position_embeddings" in said
+
+
 @pytest.mark.parametrize(
     ("kind", "tokenizer"), [("llama", "Llama 3"), ("gpt2", "bytes, BOS and EOS"), ("bert", "WordPiece, EOS")]
 )

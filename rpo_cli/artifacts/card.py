@@ -152,6 +152,7 @@ def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tup
         for key in ("gamma", "gamma_end", "kl_estimator", "ensemble_min", "calibration", "teacher"):
             if recipe.get(key) is not None:
                 yield key, str(recipe[key])
+        yield from _teachers(recipe)
     if "rho" in recipe:
         rho = recipe["rho"]
         bias_on = origin["recipes"].get(Path(recipe["data"]).stem, {}).get("bias_on")
@@ -177,6 +178,23 @@ def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tup
             f"r = {recipe['lora_r']}, alpha = {recipe['lora_alpha']}{bits}{'' if adapter else '; merged'}",
         )
     yield "seeds", ", ".join(f"{name} {seed}" for name, seed in manifest["seeds"].items())
+
+
+def _teachers(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a policy was taught by; a recipe has the keys of those alone."""
+    if (named := recipe.get("reward_model")) is not None:
+        member = recipe.get("reward_member")
+        yield "reward model", f"`{named}`{'' if member is None else f', member b = {member:g}'}"
+    if (members := recipe.get("ensemble")) is not None:
+        each = [members] if isinstance(members, str) else members
+        named = (_scores(one["columns"]) if isinstance(one, dict) else f"`{one}`" for one in each)
+        yield "ensemble", ", ".join(named)
+    if columns := recipe.get("margin_columns"):
+        yield "scores", ", ".join(map(_scores, columns))
+
+
+def _scores(columns: Sequence[str]) -> str:
+    return " less ".join(f"`{name}`" for name in columns)
 
 
 def _drawn(rho: float | None, which: str) -> str:

@@ -254,20 +254,27 @@ def _rows(
             if policy != against and against in there:
                 a = there.index(against)
                 beyond = point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m]
-                apart = _apart(*beyond, draws.basis, difference=True)
+                apart = _difference(*beyond, draws.basis, SHARES.get(measure, np.inf))
             own = _apart(point[:, p, m], drawn[:, :, p, m], draws.basis, SHARES.get(measure))
             yield {"policy": policy, "measure": measure, **own, "difference": apart}
 
 
-def _apart(
-    point: Array, drawn: Array, basis: Basis, whole: float | None = None, *, difference: bool = False
-) -> Apart:
-    """A mean with its ends; equal differences of few prompts say nothing of others, and have none."""
+def _apart(point: Array, drawn: Array, basis: Basis, whole: float | None = None) -> Apart:
+    """A mean with its ends; `whole`: what a share is of."""
     mean, low, high = of_seeds(point, drawn, basis, whole)
+    return {"mean": mean, "low": low, "high": high, "by_seed": point.tolist()}
+
+
+def _difference(point: Array, drawn: Array, basis: Basis, most: float) -> Apart:
+    """A difference with its ends, none of which is beyond what it can be at most.
+
+    Equal differences of few prompts say nothing of others, and have no ends.
+    """
+    mean, low, high = of_seeds(point, drawn, basis)
     few = basis.prompts is not None and basis.prompts < FEW_PROMPTS
-    equal = difference and few and mean != 0 and high - low <= 1e-9 * abs(mean)
-    ends = (None, None) if equal else (low, high)
-    return {"mean": mean, "low": ends[0], "high": ends[1], "by_seed": point.tolist()}
+    if few and mean != 0 and high - low <= 1e-9 * abs(mean):
+        return {"mean": mean, "low": None, "high": None, "by_seed": point.tolist()}
+    return {"mean": mean, "low": max(low, -most), "high": min(high, most), "by_seed": point.tolist()}
 
 
 def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[str, object]:

@@ -63,7 +63,7 @@ def score(
     form = form_in(place, first)
     scorer = Scorer(reading_of(Path(node.reference), recipe, node.revision), form)
     count = table.check(FORMS[form], scorer.check)
-    identity = {"model": node.key, "label": label, "max_length": recipe.max_length, "reads": 2}
+    identity = {"model": node.key, "label": label, "max_length": recipe.max_length, "reads": 3}
     made = _extended(session, table, target, scorer.rewards, identity, recipe, count)
     if made is None:
         return
@@ -76,6 +76,8 @@ def score(
     if result["without_reward"]:
         why = "too long, without a token to read, or refused by the chat template"
         session.say(f"warning: {result['without_reward']} rows have no reward: {why}")
+    if (line := scorer.reading.beyond(scorer.lengths)) is not None:
+        session.say(f"warning: {line}")
     _say(session, result)
 
 

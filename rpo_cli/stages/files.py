@@ -223,10 +223,11 @@ def _last(place: str, name: str, side: Part) -> tuple[list[Message], list[Messag
 
 @dataclass(frozen=True)
 class Scorer:
-    """A reward model reading rows of files."""
+    """A reward model reading rows of files; lengths: of the longest response of each row that it read."""
 
     reading: Reading
     form: Sequence[str]
+    lengths: list[int] = field(default_factory=list)
 
     def check(self, place: str, row: Row) -> None:
         """Raise BadInput for a row that has another form than the first, or that the model cannot read."""
@@ -246,6 +247,7 @@ class Scorer:
         names = FORMS[tuple(self.form)]
         found: list[list[float] | None] = [None if each is None else [] for each in tokens]
         recipe, pad, finished = self.reading.recipe, pad_id(self.reading.tokenizer), 0
+        self.lengths.extend(max(map(len, each)) for each in tokens if each)
         # Rows with as many responses go together.
         for count in sorted({len(each) for each in tokens if each}):
             places = [place for place, each in enumerate(tokens) if each and len(each) == count]
@@ -258,7 +260,9 @@ class Scorer:
             )
             finished += len(places)
             for place, rewards in zip(places, values.astype(np.float64).tolist(), strict=True):
-                found[place] = rewards
+                # Of equal responses, whose places in the row would round differently, one.
+                first = [(tokens[place] or []).index(each) for each in tokens[place] or []]
+                found[place] = [rewards[number] for number in first]
         if names == ("rewards",):
             return [{"rewards": values} for values in found]
         return [

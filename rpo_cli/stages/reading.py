@@ -210,10 +210,30 @@ class Reading:
             return UNLIMITED
         return positions_of(config) or UNLIMITED
 
+    @cached_property
+    def trained_to(self) -> int:
+        """How many tokens rows of its training had at most, as far as its config says."""
+        try:
+            config = config_at(below_adapters(self.source), self.revision).get_text_config()
+        except (OSError, ValueError):
+            return UNLIMITED
+        return getattr(config, "max_position_embeddings", None) or UNLIMITED
+
+    def beyond(self, lengths: Sequence[int]) -> str | None:
+        """A line about rows longer than those that the model was trained on; None: there are none."""
+        long = [length for length in lengths if length > self.trained_to]
+        if not long:
+            return None
+        more = f"{len(long)} of {len(lengths)} rows have more tokens, up to {max(long)}"
+        stated = f"the {self.trained_to} of {self.source}'s max_position_embeddings"
+        return f"{more}, than {stated}: what it says of them may mean nothing"
+
     def _fitting(self, rows: list[TokenRow], what: str, warn: Warn, to_come: int) -> list[TokenRow]:
         most = self.most - to_come
         long = [row for row in rows if row.longest > most]
         if not long:
+            if (line := self.beyond([row.longest for row in rows])) is not None:
+                warn(line)
             return rows
         beside = f" beside {to_come} that are to come" if to_come else ""
         count = f"row {long[0].id} has {long[0].longest} tokens for {self.source}"
