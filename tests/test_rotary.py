@@ -1,4 +1,4 @@
-"""Rotary embeddings in fewer kernels: where they mean the same, with the same numbers and better gradients."""
+"""Rotary embeddings in fewer kernels: where they mean the same, with the same numbers."""
 
 from __future__ import annotations
 
@@ -66,3 +66,11 @@ def test_turned_rows_are_rounded_once_and_so_are_their_gradients() -> None:
     assert (new - right).norm() <= 1.001 * (old - right).norm()
     assert (new_slope - slope).norm() <= 0.8 * (old_slope - slope).norm()
     assert (new_slope - slope).abs().max() <= 2**-8 * slope.abs().max()
+
+
+def test_a_key_that_several_queries_share_is_not_rounded_before_its_gradients_are_added_up() -> None:
+    query, angles = torch.ones(1, 4, 3, 8).bfloat16(), torch.ones(1, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        for heads, dtype in ((4, torch.bfloat16), (2, torch.float32)):
+            turned = _fused(theirs)(query, query[:, :heads], angles, angles)
+            assert [each.dtype for each in turned] == [torch.bfloat16, dtype]

@@ -1,4 +1,4 @@
-"""Rotary embeddings in three kernels of torch's under an autocast; transformers has six, and twelve backward."""
+"""Rotary embeddings in three kernels under an autocast; transformers has six, and twelve backward."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {}
 def fuse_rotary(model: nn.Module) -> int:
     """Have queries and keys be turned in fewer kernels where that means the same; returns in how many layers.
 
-    Under an autocast they are rounded at once to what attention reads, so only where nothing but attention
-    reads them. Without one they are turned as before.
+    Under an autocast they may be rounded at once to what attention reads, so only where nothing else reads
+    them. Without one they are turned as before.
     """
     fused = set(_FUSED.values())
     layers = [module for module in model.modules() if type(module) not in fused and _alike(module)]
@@ -32,7 +32,7 @@ def fuse_rotary(model: nn.Module) -> int:
 
 
 def _alike(layer: nn.Module) -> bool:
-    """Whether a layer turns queries and keys as is done here, and hands them to torch's attention as they are.
+    """Whether a layer turns queries and keys as is done here, and hands them to torch's attention like that.
 
     That is seen in its own pass over a text of three tokens.
     """
@@ -85,7 +85,7 @@ class _Attention(TorchFunctionMode):
 
 
 def _with(kind: type[nn.Module], rotary: Both) -> type[nn.Module]:
-    """The class of layers that call this function; of the same name, by which transformers knows what it is."""
+    """The class of layers that call this function; of the same name, by which transformers knows it."""
     old = kind.forward
     forward = FunctionType(
         old.__code__, {**old.__globals__, NAME: rotary}, old.__name__, old.__defaults__, old.__closure__
@@ -102,8 +102,10 @@ def _fused(rotary: Both) -> Both:
         exact = cos.dtype != torch.float32 or query.dtype == torch.float64
         if exact or not torch.is_autocast_enabled(device) or torch.compiler.is_compiling():
             return rotary(query, key, cos, sin)
-        more = cos[:, None], sin[:, None], torch.get_autocast_dtype(device)
-        return _Turned.apply(query, *more), _Turned.apply(key, *more)  # type: ignore[no-untyped-call]
+        low, angles = torch.get_autocast_dtype(device), (cos[:, None], sin[:, None])
+        # Gradients of a key that several queries share are added up before they are rounded.
+        keys = low if key.shape[1] == query.shape[1] else cos.dtype
+        return _Turned.apply(query, *angles, low), _Turned.apply(key, *angles, keys)  # type: ignore[no-untyped-call]
 
     return turned
 

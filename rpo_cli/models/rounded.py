@@ -30,9 +30,12 @@ class Rounded:
     def __init__(self, model: nn.Module, dtype: torch.dtype, *, joined: bool = True) -> None:
         owners = Counter(id(each) for module in model.modules() for each in module._parameters.values())
         modules = list(model.modules())
-        groups = [[getattr(module, name, None) for name in names] for module in modules for names in TOGETHER]
+        groups: list[list[object]] = [
+            [getattr(module, name, None) for name in names] for module in modules for names in TOGETHER
+        ]
         self.products: list[_Product] = []
-        for group in [*(groups if joined else []), *([module] for module in modules)]:
+        alone: list[list[object]] = [[module] for module in modules]
+        for group in [*groups, *alone] if joined else alone:
             layers = [each for each in group if _rounds(each, owners)]
             alike = len({(each.in_features, each.bias is None) for each in layers}) == 1
             if alike and len(layers) == len(group):
@@ -62,7 +65,7 @@ class Rounded:
         shares = [masters for each in self.products for masters, _ in each.shares]
         for masters, whole in zip(shares, found[len(weights) :], strict=True):
             if whole is not None:
-                for master, part in zip(masters, whole.split([len(each) for each in masters]), strict=True):
+                for master, part in zip(masters, _cut(whole, masters), strict=True):
                     more = own[id(master)]
                     own[id(master)] = part if more is None else more + part
         return [own[id(each)] for each in weights]
@@ -99,10 +102,11 @@ class _Product:
         self.left: dict[nn.Module, Tensor] = {}  # what layers give that were not called yet
         self.copies: list[Tensor] = []
         self.shares: list[tuple[list[Tensor], list[Tensor]]] = []
-        for masters in ([each.weight for each in layers], [each.bias for each in layers]):
+        for name in ("weight", "bias"):
+            masters: list[Tensor] = [getattr(each, name) for each in layers]
             if masters[0] is not None:
                 copy = masters[0].new_empty(sum(self.sizes), *masters[0].shape[1:], dtype=dtype)
-                self.shares.append((masters, list(copy.split(self.sizes))))
+                self.shares.append((masters, _cut(copy, masters)))
                 self.copies.append(copy.requires_grad_())
         for layer in layers:
             layer.__class__ = _Layer
@@ -120,11 +124,19 @@ class _Product:
             if self.apart:
                 return None
             whole = functional.linear(rows, *self.copies)
-            self.rows, self.left = rows, dict(zip(self.layers, whole.split(self.sizes, -1), strict=True))
+            self.rows, self.left = (
+                rows,
+                dict(zip(self.layers, torch.split(whole, self.sizes, -1), strict=True)),
+            )
         found = self.left.pop(layer)
         if not self.left:
             self.rows = None
         return found
+
+
+def _cut(whole: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+    """A copy's parts, or those of its gradient."""
+    return list(torch.split(whole, [len(each) for each in parts]))
 
 
 def _rounds(layer: object, owners: Counter[int]) -> TypeGuard[nn.Linear]:
