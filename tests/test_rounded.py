@@ -115,3 +115,10 @@ def test_layers_that_turn_out_to_read_other_rows_go_their_own_ways() -> None:
         assert torch.equal(found, plain) and rounded.products[0].apart
         for one, other in zip(slopes, expected, strict=True):
             assert one is not None and torch.equal(one.float(), other)
+
+
+def test_layers_that_are_computed_again_read_the_copies_again() -> None:
+    model = model_of("llama")
+    expected = learnt(model, Rounded)
+    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    assert same(learnt(model, Rounded), expected)

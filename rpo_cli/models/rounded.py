@@ -50,6 +50,11 @@ class Rounded:
         if self.parts:
             with torch.no_grad():
                 torch._foreach_copy_(self.parts, self.masters)
+        with self._read():
+            yield
+
+    @contextmanager
+    def _read(self) -> Iterator[None]:
         for each in self.products:
             each.open = True
         try:
@@ -60,7 +65,8 @@ class Rounded:
 
     def gradients(self, out: Tensor, weights: Sequence[Tensor], slope: Tensor) -> list[Tensor | None]:
         """The gradients of weights, read as such or as copies; of a copy in its dtype. None: of no use."""
-        found = torch.autograd.grad(out, [*weights, *self.copies], slope, allow_unused=True)
+        with self._read():  # by layers that are computed again
+            found = torch.autograd.grad(out, [*weights, *self.copies], slope, allow_unused=True)
         own = dict(zip(map(id, weights), found, strict=False))
         shares = [masters for each in self.products for masters, _ in each.shares]
         for masters, whole in zip(shares, found[len(weights) :], strict=True):
