@@ -34,6 +34,7 @@ from rpo_cli.artifacts import Report
 from rpo_cli.devices import Device
 from rpo_cli.models import Graphs, PairCollator, response_logits, response_logps, response_rewards
 from rpo_cli.models.norms import fuse_norms
+from rpo_cli.models.rotary import fuse_rotary
 from rpo_cli.objectives.distill import distill_losses
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.members import MemberChoice
@@ -373,6 +374,7 @@ class Maker:
     ) -> Training:
         if self.device.name == "cuda":  # as models are loaded there
             fuse_norms(trainer.model)
+            fuse_rotary(trainer.model)
         report = self._report(recipe)
         contestant = Training(name, kind, trainer, lambda: None, ids, setting)
         contestant._run = lambda: train(trainer, report)

@@ -39,6 +39,7 @@ from rpo_cli.models.graphs import TOLERANCE
 from rpo_cli.models.layout import Batch, Reader, to_device
 from rpo_cli.models.load import hold_in_bfloat16
 from rpo_cli.models.norms import fuse_norms
+from rpo_cli.models.rotary import fuse_rotary
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.objectives.dpo import dpo_losses
 
@@ -127,6 +128,7 @@ def replays(check: Check) -> Iterator[Comparison]:
         model: Any = made()
         if check.device == "cuda":
             fuse_norms(model)
+            fuse_rotary(model)
         model.train()
         if again:
             model.activation_checkpointing_enable(CAPTURED_CHECKPOINTING)

@@ -7,10 +7,11 @@ compiled code) counts. Later ones may still meet a length, or code, of an earlie
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,13 +29,18 @@ from rpo_cli.models import (
     groups_of,
     in_step,
     layers_of,
+    layout,
     logps_of,
     response_logits,
     shape_of,
 )
 from rpo_cli.models.buckets import Buckets
 from rpo_cli.models.buckets import Shape as Columns
+from rpo_cli.models.layout import attention_of
 from rpo_cli.models.norms import fuse_norms
+from rpo_cli.models.rotary import fuse_rotary
+from rpo_cli.models.rounded import Rounded
+from rpo_cli.objectives import logps
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.stages.training.arguments import few_shapes
 
@@ -68,6 +74,15 @@ class Lead:
     norms: bool = True
     once: bool = False
     graphs: bool = True
+    mask: bool = True
+    wide: bool = True
+    rotary: bool = True
+    rounded: bool = True
+    joined: bool = True
+
+    def rounds(self, model: torch.nn.Module, dtype: torch.dtype) -> Rounded | None:
+        """What rounds weights in graphs; None: an autocast does, each by itself."""
+        return Rounded(model, dtype, joined=self.joined) if self.rounded else None
 
 
 SHIPPED = Lead("as shipped, in four pieces", pieces=4)
@@ -79,12 +94,28 @@ LEADS = (
     Lead("in eight pieces", pieces=8),
     Lead("layers compiled, all at once", compiled=True),
     Lead("layers compiled, in four pieces", compiled=True, pieces=4),
+    replace(SHIPPED, name="a float32 mask, which each layer casts", mask=False),
+    replace(SHIPPED, name="log-probs in pieces of 16 MB", wide=False),
+    replace(SHIPPED, name="rotary embeddings as transformers has them", rotary=False),
+    replace(SHIPPED, name="layers that read the same rows with a product each", joined=False),
+    replace(SHIPPED, name="weights rounded one by one", rounded=False),
+    replace(
+        SHIPPED,
+        name="weights rounded one by one, norms once, not in each layer that reads them",
+        rounded=False,
+        once=True,
+    ),
+    replace(
+        SHIPPED,
+        name="all of these as before",
+        mask=False,
+        wide=False,
+        rotary=False,
+        rounded=False,
+    ),
     BY_KERNEL,
     replace(BY_KERNEL, name="kernel by kernel, in two pieces", pieces=2),
     replace(BY_KERNEL, name="kernel by kernel, norms as transformers has them", norms=False),
-    replace(
-        BY_KERNEL, name="kernel by kernel, norms rounded once, not in each layer that reads them", once=True
-    ),
     replace(BY_KERNEL, name="kernel by kernel, cuDNN's attention, as torch would have it", cudnn=True),
     replace(BY_KERNEL, name="kernel by kernel, rows padded to multiples of 64 tokens", multiples=True),
     replace(BY_KERNEL, name="kernel by kernel, layers compiled", compiled=True),
@@ -124,7 +155,7 @@ def tried(
         shapes = [shape_of(row["prompt_ids"], groups_of(row), "shared") for row in rows]
         buckets = few_shapes(shapes, -(-len(batches[0][0]) // lead.pieces), lead.pieces * len(batches[0]))
     collate = PairCollator(pad, buckets=buckets)
-    graphs = Graphs(response_logits, collate.largest)
+    graphs = Graphs(response_logits, collate.largest, lead.rounds)
     where = torch.device(device.name)
     model.train()
 
@@ -142,8 +173,8 @@ def tried(
 
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    ways = (norms_of(lead, model, device), compiled(model) if lead.compiled else nullcontext())
-    with ways[0], ways[1], graphs.used() if lead.graphs else nullcontext():
+    ways = (layers_as(lead, model, device), compiled(model) if lead.compiled else nullcontext())
+    with ways[0], ways[1], pieces_as(lead), graphs.used() if lead.graphs else nullcontext():
         seconds = [timed(partial(step, pieces), device.name).wall for pieces in batches[:-1]]
         busy = step_seen(partial(step, batches[-1]), device.name)
     synchronise(device.name)
@@ -152,11 +183,24 @@ def tried(
 
 
 @contextmanager
-def norms_of(lead: Lead, model: PreTrainedModel, device: Device) -> Iterator[None]:
-    """The model's norms as the lead has them: torch's or transformers', and of which dtype a layer reads."""
+def pieces_as(lead: Lead) -> Iterator[None]:
+    """A mask and log-probs as the lead has them."""
+    with ExitStack() as stack:
+        if not lead.mask:
+            stack.enter_context(patch.object(layout, "_mask", lambda model, given: attention_of(given)))
+        if not lead.wide:
+            stack.enter_context(patch.object(logps, "WIDE", ()))
+        yield
+
+
+@contextmanager
+def layers_as(lead: Lead, model: PreTrainedModel, device: Device) -> Iterator[None]:
+    """The model's norms and rotary embeddings as the lead has them, and the dtype in which norms are read."""
     kinds = {module: type(module) for module in model.modules()}
     if lead.norms:
         fuse_norms(model)
+    if lead.rotary:
+        fuse_rotary(model)
     dtype = torch.bfloat16 if device.dtype_name == "bfloat16" else torch.float32
     inner = [norm for layer in layers_of(model) for norm in layer.children() if "Norm" in type(norm).__name__]
     hooks = [

@@ -333,6 +333,6 @@ SECTIONS: Sequence[tuple[Callable[[Check], Iterator[Comparison]], int]] = (
     (scoring, 30), (reward_models, 45), (policy_chat, 45), (policy_neox, 45),
     (sampling, 60), (lora, 60), (checkpointing, 80), (lora_checkpointing, 45), (qlora, 60),
     (equal_to_the_cpu, 30), (figure, 60),
-    (policy_ways, 120), (small_steps, 110), (kinds_of_kernel, 60), (sampling_leads, 50), (leads, 250),
+    (policy_ways, 120), (small_steps, 110), (kinds_of_kernel, 60), (sampling_leads, 50), (leads, 365),
 )  # fmt: skip
 ENDLESS = figure.__name__  # it takes all the time that is left, and goes on in the next call

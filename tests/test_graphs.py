@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rpo_cli.devices import CPU, Device
 from rpo_cli.models import Graphs, graphs
 from rpo_cli.models.layout import Batch, Reader
+from rpo_cli.models.rounded import Rounded
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages import sft
 from rpo_cli.stages.training import arguments
@@ -170,8 +171,10 @@ def test_gradients_add_up_over_pieces_and_begin_anew_after_a_step(
     assert not reader.made, "behind it batches are read as ever"
 
 
-def test_weights_are_cast_anew_in_every_pass_whatever_autocast_is_around() -> None:
-    model, reader = nn.Linear(2, 1, bias=False), Graphs(lambda model, batch: model(batch["input_ids"]))
+@pytest.mark.parametrize("rounds", [Rounded, lambda model, dtype: None])
+def test_weights_are_cast_anew_in_every_pass_whatever_autocast_is_around(rounds: Any) -> None:
+    model = nn.Linear(2, 1, bias=False)
+    reader = Graphs(lambda model, batch: model(batch["input_ids"]), None, rounds)
     rows = {"input_ids": torch.ones(1, 2)}
     with reader.used(), torch.autocast("cpu", torch.bfloat16):
         model.weight.data.fill_(1.0)

@@ -23,6 +23,7 @@ from torch.nn import functional
 from rpo_cli.artifacts import no_memory
 from rpo_cli.models.buckets import Shape
 from rpo_cli.models.layout import PADDING, Batch, Reader
+from rpo_cli.models.rounded import Rounded
 from rpo_cli.text import first_line
 
 CAPTURES = ("cuda",)  # where a pass is captured; elsewhere it is run again each time, which tests the rest
@@ -36,13 +37,20 @@ class Graphs:
     """Reads batches as `read` does, by a graph for each of their shapes; for one model while it trains.
 
     A model that cannot be captured, or gives other numbers so, is read without, and so is one for whose
-    graphs there is no memory: that is told once. `largest`: the shape that holds all others.
+    graphs there is no memory: that is told once. `largest`: the shape that holds all others; `rounds`: what
+    rounds a model's weights where an autocast would.
     """
 
-    def __init__(self, read: Reader, largest: Shape | None = None) -> None:
-        self.read, self.largest = read, largest
+    def __init__(
+        self,
+        read: Reader,
+        largest: Shape | None = None,
+        rounds: Callable[[nn.Module, torch.dtype], Rounded | None] = Rounded,
+    ) -> None:
+        self.read, self.largest, self.rounds = read, largest, rounds
         self.made: dict[tuple[torch.Size, ...], _Graph] = {}
         self.gradients: _Gradients | None = None
+        self.rounded: Rounded | None = None
         self.open = False
 
     @contextmanager
@@ -69,6 +77,9 @@ class Graphs:
         """The one of a batch's shape; None: from here on there are none."""
         if self.gradients is None:
             self.gradients = _Gradients([each for each in model.parameters() if each.requires_grad])
+            device = self.gradients.anchor.device.type
+            if torch.is_autocast_enabled(device):
+                self.rounded = self.rounds(model, torch.get_autocast_dtype(device))
             if self.largest is not None:  # in its memory all others have room
                 self._made(model, widened(batch, self.largest))
         found = self.made.get(_shape(batch))
@@ -78,7 +89,7 @@ class Graphs:
         assert self.gradients is not None
         pool = next((graph.pool for graph in self.made.values()), None)
         try:
-            graph = _Graph(self.read, model, batch, self.gradients, pool)
+            graph = _Graph(self.read, model, batch, self.gradients, self.rounded, pool)
             trouble = graph.trouble and f"a replay gives {graph.trouble}"
         except (RuntimeError, TypeError, ValueError) as error:  # of whatever a model does in its passes
             more = "not enough memory for graphs; a smaller per_device_train_batch_size needs less"
@@ -95,6 +106,9 @@ class Graphs:
         """Have no graphs from here on; their memory is given back."""
         self.open, self.gradients = False, None
         self.made.clear()
+        if self.rounded is not None:
+            self.rounded.end()
+            self.rounded = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -146,17 +160,30 @@ class _Gradients:
 
     def add(self, found: Sequence[Tensor | None]) -> None:
         """Add gradients to the sums; None: of a weight that the pass does not use."""
-        both = [(total, each) for total, each in zip(self.sums, found, strict=True) if each is not None]
-        torch._foreach_add_([total for total, _ in both], [each for _, each in both])
+        add_up(self.sums, found)
+
+
+def add_up(sums: Sequence[Tensor], found: Sequence[Tensor | None]) -> None:
+    """Add gradients to their sums, all of a dtype at once."""
+    both = [(total, each) for total, each in zip(sums, found, strict=True) if each is not None]
+    for dtype in {each.dtype for _, each in both}:
+        alike = [(total, each) for total, each in both if each.dtype == dtype]
+        torch._foreach_add_([total for total, _ in alike], [each for _, each in alike])
 
 
 class _Graph:
     """The two passes over batches of one shape."""
 
     def __init__(
-        self, read: Reader, model: nn.Module, batch: Batch, gradients: _Gradients, pool: Any
+        self,
+        read: Reader,
+        model: nn.Module,
+        batch: Batch,
+        gradients: _Gradients,
+        rounded: Rounded | None,
+        pool: Any,
     ) -> None:
-        self.read, self.model, self.gradients, self.pool = read, model, gradients, pool
+        self.read, self.model, self.gradients, self.rounded, self.pool = read, model, gradients, rounded, pool
         self.batch = {name: tensor.clone() for name, tensor in batch.items()}
         self.captures = gradients.anchor.device.type in CAPTURES
         with aside() if self.captures else nullcontext():
@@ -176,7 +203,8 @@ class _Graph:
             torch._foreach_copy_(gradients.sums, added_up)
 
     def _pass(self) -> Tensor:
-        out = self.read(self.model, self.batch)
+        with nullcontext() if self.rounded is None else self.rounded.used():
+            out = self.read(self.model, self.batch)
         # A cast that an autocast around this kept would be read by all that follow, whatever the weights are.
         torch.clear_autocast_cache()
         return out
@@ -184,7 +212,10 @@ class _Graph:
     def _back(self, out: Tensor) -> list[Tensor | None]:
         # As a trainer does it, outside an autocast: within one float32 products would be rounded to bfloat16.
         with torch.autocast(out.device.type, enabled=False):
-            return list(torch.autograd.grad(out, self.gradients.weights, self.slope, allow_unused=True))
+            weights = self.gradients.weights
+            if self.rounded is not None:
+                return self.rounded.gradients(out, weights, self.slope)
+            return list(torch.autograd.grad(out, weights, self.slope, allow_unused=True))
 
     def _capture(self, out: Tensor) -> None:
         result = self.gradients.like("out", out)

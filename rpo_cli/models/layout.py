@@ -27,6 +27,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rpo_cli.devices import put
 from rpo_cli.models.buckets import Buckets, Shape, longest
@@ -34,6 +35,7 @@ from rpo_cli.models.tokens import Row, Tokens
 from rpo_cli.objectives.logps import token_logps
 
 PADDING, PROMPT = -1, 0
+ALIGNED = 8  # columns between the beginnings of a mask's rows are a multiple, for attention on a GPU
 Layout = Literal["shared", "plain", "right"]
 Batch = dict[str, Tensor]
 Groups = Sequence[Sequence[Tokens]]
@@ -111,8 +113,8 @@ def _rows(
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def attention_of(segments: Tensor) -> Tensor:
-    """Additive attention mask [N, 1, T, T], float32, of rows that share their prompt.
+def attention_of(segments: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Additive attention mask [N, 1, T, T] of rows that share their prompt.
 
     A token sees the prompt and what precedes it in its own response; padding sees itself alone, so that no
     row is empty.
@@ -121,12 +123,26 @@ def attention_of(segments: Tensor) -> Tensor:
     query, key = segments[:, :, None], segments[:, None, :]
     seen = ((key == PROMPT) | (key == query)) & (columns <= columns[:, None]) & (key != PADDING)
     seen = seen | (columns == columns[:, None])
-    hidden = torch.finfo(torch.float32).min
-    return torch.zeros(seen.shape, device=segments.device).masked_fill(~seen, hidden)[:, None]
+    hidden = torch.finfo(dtype).min
+    return torch.zeros(seen.shape, dtype=dtype, device=segments.device).masked_fill(~seen, hidden)[:, None]
 
 
-def _inputs(batch: Batch) -> dict[str, object]:
-    mask = batch["attention_mask"] if "attention_mask" in batch else attention_of(batch["segments"])
+def _mask(model: nn.Module, segments: Tensor) -> Tensor:
+    """The mask in the form in which attention reads it, or each layer would bring its own into that.
+
+    torch's attention reads it in an autocast's dtype, on a GPU in rows that begin at multiples of 8 numbers.
+    """
+    device = segments.device.type
+    by_torch = getattr(getattr(model, "config", None), "_attn_implementation", None) == "sdpa"
+    if not (by_torch and torch.is_autocast_enabled(device)):
+        return attention_of(segments)
+    mask = attention_of(segments, torch.get_autocast_dtype(device))
+    columns = mask.shape[-1]
+    return functional.pad(mask, (0, -columns % ALIGNED))[..., :columns]
+
+
+def _inputs(model: nn.Module, batch: Batch) -> dict[str, object]:
+    mask = batch["attention_mask"] if "attention_mask" in batch else _mask(model, batch["segments"])
     inputs: dict[str, object] = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
     return inputs | {"attention_mask": mask, "use_cache": False}
 
@@ -134,7 +150,7 @@ def _inputs(batch: Batch) -> dict[str, object]:
 def response_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits of the last R columns, in which all responses lie, and of the one before: [N, R + 1, V]."""
     kept = batch["predictors"].shape[1] + 1
-    logits: Tensor = model(**_inputs(batch), logits_to_keep=kept).logits
+    logits: Tensor = model(**_inputs(model, batch), logits_to_keep=kept).logits
     return logits[:, -kept:]  # of a model that returns all of them whatever it is asked for
 
 
@@ -184,7 +200,7 @@ def response_rewards(model: nn.Module, batch: Batch) -> Tensor:
     `score` and reads the whole row, have a row for each response.
     """
     with _head_output(model) as seen:
-        pooled: Tensor = model(**_inputs(batch)).logits
+        pooled: Tensor = model(**_inputs(model, batch)).logits
     if not seen:
         if "attention_mask" not in batch:
             raise TypeError(f"{type(model).__name__} has no head named `score`")

@@ -24,6 +24,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
 from rpo_cli.models.layout import head_layers
 from rpo_cli.models.norms import fuse_norms
+from rpo_cli.models.rotary import fuse_rotary
 from rpo_cli.models.weights import Auto, read_weights
 from rpo_cli.recipes import suggest
 from rpo_cli.recipes.schema import FourBits, ModelSource
@@ -283,6 +284,7 @@ def _load(
     fitted: PreTrainedModel = (model if bits is not None else device.place(model)).eval()
     if device.name == "cuda":  # a CPU's numbers stay as they were
         fuse_norms(fitted)
+        fuse_rotary(fitted)
     return fitted
 
 

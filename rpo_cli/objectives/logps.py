@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+WIDE = ("cuda",)  # devices that wait for kernels to be launched rather than for memory
+
 
 def token_logps(logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
     """log π of single tokens: the log-softmax at `positions` of `tokens`.
@@ -56,8 +58,12 @@ class _TokenLogps(torch.autograd.Function):
 
 
 def _rows_of(flat: Tensor) -> int:
-    """Rows of a [n, V] tensor in a piece of some 16 MB of float32."""
-    return max(1, 2**22 // flat.shape[-1])
+    """Rows of a [n, V] tensor in a piece: some 16 MB of float32, on a GPU 128 MB of what was narrower.
+
+    There each piece is fourteen kernels; in float32 another cut might change the order of a sum.
+    """
+    wide = flat.device.type in WIDE and flat.dtype.itemsize < 4
+    return max(1, 2 ** (25 if wide else 22) // flat.shape[-1])
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
