@@ -200,9 +200,10 @@ def _draw(session: Session, kind: str, folder: Path, out: Path, allow_missing: b
     if session.as_json:
         session.print_json({"files": [str(path) for path in paths], KINDS[kind].rows: rows})
     else:
-        if rows and max(len(row["by_seed"]) for row in rows) == 1:
-            session.say(ONE_SEED)
-        session.out.print(claims_table(rows, session.out))
+        if rows:
+            if max(len(row["by_seed"]) for row in rows) == 1:
+                session.say(ONE_SEED)
+            session.out.print(claims_table(rows, session.out))
         for path in paths:
             print(path)
     return paths

@@ -49,7 +49,7 @@ def _swept(loaded: Loaded, write: bool) -> tuple[list[str], list[float | None], 
     """Policies, rhos and seeds of a figure recipe, or of a single policy recipe; `write`: their by_rho."""
     recipe = loaded.recipe
     if isinstance(recipe, schema.FigureRecipe):
-        if recipe.kind not in ("figure2", "unbiased"):
+        if recipe.measured:
             raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
         if write and (changed := [variant.name for variant in recipe.compared if variant.set]):
             raise BadInput(
