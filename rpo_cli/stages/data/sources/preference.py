@@ -88,14 +88,12 @@ def pairs(
             continue
         seen["plain" if isinstance(example["prompt"], str) else "told"] += 1
         seen["begun"] += goes_on(example["prompt"])
-        if templated.fits(made["prompt"]):
+        if templated.fits(made["prompt"], "pairs", ledger):
             posts = (post_name(made["prompt"]),)
             each = made["prompt"], made["chosen"], made["rejected"]
             told = as_json(example, **given_to_template(row))
             kept = {} if recipe is None else beside(place, row, recipe)
             yield Pair(split or "train", posts, *each, messages=told, kept=kept)
-        else:
-            ledger.leave_out("pairs/long_prompt")
     templated.told["pairs"] = seen["told"]
     ledger.notes += [*_notes(ledger, sorted(unread), seen), *templated.notes("pairs")]
 
@@ -319,11 +317,9 @@ def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger)
             if (texts := made_or_left_out(templated, ledger.place, turns, {}, "pairs", ledger)) is None:
                 continue
             made, told = texts, as_json(turns)
-        if templated.fits(made["prompt"]):
+        if templated.fits(made["prompt"], "pairs", ledger):
             sides = made["prompt"], made["chosen"], made["rejected"]
             yield Pair(split, (post_name(prompt),), *sides, messages=told)
-        else:
-            ledger.leave_out("pairs/long_prompt")
     ledger.notes += templated.notes("pairs")
 
 
@@ -349,11 +345,9 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
         made = made_or_left_out(templated, place, example, row, "sft", ledger)
         if made is None:
             continue
-        if templated.fits(made["prompt"]):
+        if templated.fits(made["prompt"], "sft", ledger):
             told = as_json(example, **given_to_template(row))
             yield Written(split or "train", (post_name(made["prompt"]),), **made, messages=told)
-        else:
-            ledger.leave_out("sft/long_prompt")
     if plain and templated.told["pairs"]:
         ledger.notes.append(
             f"sft: {plain} rows are plain text and {templated.told['pairs']} pairs are messages; the chat "

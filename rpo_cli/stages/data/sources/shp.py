@@ -44,10 +44,8 @@ def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
             if (texts := made_or_left_out(templated, place, turns, {}, "pairs", sets.ledger)) is None:
                 continue
             made, told = texts, as_json(turns)
-        if templated.fits(made["prompt"]):
+        if templated.fits(made["prompt"], "pairs", sets.ledger):
             posts = (text(place, row, "post_id"), post_name(post))
             parts = made["prompt"], made["chosen"], made["rejected"]
             yield Pair(split or "train", posts, *parts, messages=told)
-        else:
-            sets.ledger.leave_out("pairs/long_prompt")
     sets.ledger.notes += templated.notes("pairs")
