@@ -155,8 +155,8 @@ def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tup
     if "rho" in recipe:
         rho = recipe["rho"]
         bias_on = origin["recipes"].get(Path(recipe["data"]).stem, {}).get("bias_on")
-        name = "bias rho" if bias_on else "length bias rho"
-        yield name, _drawn(rho, preferred(bias_on))
+        drawn = f"in {rho:g} of the pairs {preferred(bias_on)} is chosen" if rho else "the pairs as they are"
+        yield "bias rho" if bias_on else "length bias rho", drawn
     for key, value in manifest["options"].items() if manifest["kind"] == "reward" else ():
         yield "member of the ensemble", f"{'b' if key == 'member' else key} = {value:g}"
     if manifest["kind"] == "warm":
@@ -177,11 +177,6 @@ def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tup
             f"r = {recipe['lora_r']}, alpha = {recipe['lora_alpha']}{bits}{'' if adapter else '; merged'}",
         )
     yield "seeds", ", ".join(f"{name} {seed}" for name, seed in manifest["seeds"].items())
-
-
-def _drawn(rho: float | None, which: str) -> str:
-    """What D_rho is, in words."""
-    return "the pairs as they are" if rho is None else f"in {rho:g} of the pairs {which} is chosen"
 
 
 def _data(origin: Origin, tables: Sequence[Manifest]) -> Iterator[str]:

@@ -11,6 +11,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
 from rpo_cli.runs import preflight, processes, results
 from rpo_cli.runs.options import Options
 from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.planning.data import data_below
 from rpo_cli.runs.pool import execute
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.todo import Todo, as_json, what_to_run
@@ -174,22 +176,26 @@ class Session(Options):
             device = devices.choose(targets[0].recipe)
             self.say(f"device: {device}; threads: {targets[0].recipe.threads or 'all'}")
             built = {item.stage.path for item in todo}
-            self.note_devices(
-                [stage for stage in walk(targets) if stage.path not in built], workspace, device.name
-            )
-            inherited = {"report_to": "wandb"} if self.wandb else {}
-            with told_where(workspace.root, self.tracks(item.stage for item in todo), self.say):
-                return execute(
-                    todo,
-                    workspace,
-                    self.err,
-                    jobs=max(1, min(self.jobs, len(todo))),
-                    inherited=inherited,
-                    launch=launch,
-                    check=lambda: preflight.check_models(todo),
-                    **kwargs,
-                )
+            reused = [stage for stage in walk(targets) if stage.path not in built]
+            self.note_devices(reused, workspace, device.name)
+            jobs = max(1, min(self.jobs, len(todo)))
+            return self.carry_out(todo, workspace, launch, jobs=jobs, **kwargs)
         return set()
+
+    def carry_out(
+        self, todo: Sequence[Todo], workspace: Workspace, launch: Launch | None, **kwargs: Any
+    ) -> set[str]:
+        """Run a plan; see `pool.execute`, to which `kwargs` go."""
+        with told_where(workspace.root, self.tracks(item.stage for item in todo), self.say):
+            return execute(
+                todo,
+                workspace,
+                self.err,
+                inherited={"report_to": "wandb"} if self.wandb else {},
+                launch=launch,
+                check=lambda: preflight.check_models(todo),
+                **kwargs,
+            )
 
     def launch(self) -> Launch | None:
         """What --accelerate asks for; None: it was not given.
@@ -364,17 +370,10 @@ def cut_of(recipe: schema.TrainingRecipe, launch: Launch | None) -> str:
 
 def suite_rhos(loaded: Loaded) -> list[float | None]:
     """What `--rho all` means: the list in the suite's splits recipe."""
-    recipe, seen = loaded.recipe, {loaded.path}
-    while not isinstance(recipe, schema.SplitsRecipe) and hasattr(recipe, "data"):
-        below = loaded.reference("data")
-        if below is None or below in seen:  # a circle, which the plan will complain of
-            break
-        seen.add(below)
-        loaded = load(str(below))
-        recipe = loaded.recipe
-    if isinstance(recipe, schema.SplitsRecipe):
-        # Without num_pairs nothing can be resampled: all there is are the pairs as they are.
-        return [None] if recipe.num_pairs is None else list(recipe.rhos)
+    for each in chain([loaded], data_below(loaded)):
+        if isinstance(recipe := each.recipe, schema.SplitsRecipe):
+            # Without num_pairs nothing can be resampled: all there is are the pairs as they are.
+            return [None] if recipe.num_pairs is None else list(recipe.rhos)
     return [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 
 
