@@ -171,13 +171,7 @@ def _peak(kind: str, parts: Mapping[str, float], path: str, question: Question) 
     fits = None if memory is None else total <= memory * 1e9
     if fits and "activations" not in parts:  # of a model whose config is not known
         fits = None
-    return {
-        "kind": kind,
-        "largest": path,
-        "bytes": parts,
-        "total": total,
-        "fits": fits,
-    }
+    return {"kind": kind, "largest": path, "bytes": parts, "total": total, "fits": fits}
 
 
 def disk(todo: Sequence[Todo], sizes: Sizes, keep: str | None, places: int) -> dict[str, float]:
