@@ -94,10 +94,10 @@ def _policies(session: Session, names: Sequence[str]) -> list[Loaded]:
     Raises:
         BadInput: there is none, or two of one name.
     """
-    at_rho = session.one_rho("policies are compared")
+    rho = session.one_rho("policies are compared")
 
     def loaded_of(name: str) -> Loaded:
-        return replace(session, recipe=name).load("policy", **at_rho)
+        return replace(session, recipe=name).load("policy", rho=rho)
 
     found: list[Loaded] = []
     for name in names:

@@ -22,16 +22,13 @@ WAYS = ("train", "score", "decode")
 READ_SHARE = 0.5  # share of the memory bandwidth that decoding reaches
 ASSUMPTIONS = (
     "training: 6 N FLOPs per token (8 N with gradient_checkpointing, 4 N with LoRA); scoring and prompts: "
-    "2 N; N parameters, "
-    "attention scores left out",
+    "2 N; N parameters, attention scores left out",
     "a prompt counts once for its responses, with shared_prompts: false once for each; padding is left out",
     "memory of training: 4 N weights (of a frozen base the linear layers in bfloat16, or with load_in_4bit "
     "half a byte and its constants) + 4 T gradients + 8 T Adam, T trained parameters, else all float32; "
-    "activations 34 b s h L bytes "
-    "(2 b s h L + one layer with gradient_checkpointing; twice that in float32; Korthikanti et al., 2022, "
-    "without attention "
-    "scores) for b sequences of s = max_length tokens; logits 3 x 4 bytes b r V for r response tokens "
-    "(SFT: all s)",
+    "activations 34 b s h L bytes (2 b s h L + one layer with gradient_checkpointing; twice that in float32; "
+    "Korthikanti et al., 2022, without attention scores) for b sequences of s = max_length tokens; logits "
+    "3 x 4 bytes b r V for r response tokens (SFT: all s)",
     "one device per stage; stages of different cells can run side by side, which shortens hours, not "
     "device-hours",
     "loading, start-up, tokenising, data and splits stages take no time",
@@ -120,9 +117,7 @@ def minutes(stage: Stage, sizes: Sizes, question: Question) -> float | None:
 
 
 def _time(work: Work, question: Question) -> dict[str, float | None]:
-    """Device-hours and dollars: FLOPs at the reached share of the peak; decoding at the slower of that and
-    reading weights.
-    """
+    """Device-hours and dollars: FLOPs at their share of the peak; decoding as slow as reading weights."""
     if question.device is None:
         return {"hours": None, "dollars": None}
     peak = question.device.tflops * 1e12
@@ -154,8 +149,7 @@ def _device_assumptions(question: Question, small: float) -> list[str]:
     if device.bandwidth_gb_s is not None:
         listed.append(
             f"decoding reads all float32 weights for each new token of a batch, at {READ_SHARE:.0%} of "
-            f"{device.bandwidth_gb_s:g} GB/s, "
-            "up to max_new_tokens"
+            f"{device.bandwidth_gb_s:g} GB/s, up to max_new_tokens"
         )
     else:
         listed.append(
@@ -175,9 +169,7 @@ def _peak(kind: str, parts: Mapping[str, float], path: str, question: Question) 
 
 
 def disk(todo: Sequence[Todo], sizes: Sizes, keep: str | None, places: int) -> dict[str, float]:
-    """Bytes of float32 weights at the end: of policies under this --keep-weights, of policies under each, of
-    all other models.
-    """
+    """Bytes of float32 weights at the end: of policies, under each --keep-weights, and of other models."""
     trained = [item.stage for item in todo if schema.KINDS[item.stage.kind].trains]
     policies = [stage for stage in trained if stage.kind == "policy"]
     others = [stage for stage in trained if stage.kind != "policy"]

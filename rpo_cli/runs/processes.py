@@ -169,8 +169,7 @@ def share(recipe: TrainingRecipe, processes: int) -> tuple[int, int]:
     if rest:
         raise BadInput(
             f"{processes} processes cannot share a batch of {rows * pieces} rows ({rows} x {pieces}) "
-            "equally; "
-            "change per_device_train_batch_size, gradient_accumulation_steps or num_processes"
+            "equally; change per_device_train_batch_size, gradient_accumulation_steps or num_processes"
         )
     if pieces % processes == 0:
         return rows, pieces // processes

@@ -1,6 +1,4 @@
-"""One command's run: plan, say what will be built and why, build, report. Nothing heavy is imported for a dry
-run.
-"""
+"""One command's run: plan, say what will be built and why, build, report. A dry run imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -53,26 +51,17 @@ class Session(Options):
             f" {name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None
         )
 
-    def load(self, expect: str | None, **flags: Any) -> Loaded:
-        """The recipe that was asked for, under this session's seed and overrides and these flags; rho=None:
-        no resampling.
-        """
-        if "rho" in flags:
-            flags["rho"] = "none" if flags["rho"] is None else flags["rho"]
-        rho = flags.pop("rho", None)
+    def load(
+        self, expect: str | None, *, rho: float | Literal["none"] | None = None, **flags: object
+    ) -> Loaded:
+        """The recipe that was asked for, under this session's seed and overrides and these flags."""
+        flags["device"] = self.device
         return load(
-            self.recipe,
-            seed=self.seed,
-            rho=rho,
-            overrides=self.overrides,
-            flags={**flags, "device": self.device},
-            expect=expect,
+            self.recipe, rho=rho, seed=self.seed, overrides=self.overrides, flags=flags, expect=expect
         )
 
     def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
-        """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the
-        recipe's own.
-        """
+        """Values of --rho: numbers, `none`, or `all` (the recipe's or the suite's); None: its own."""
         if self.rho is None:
             return None
         if self.rho == "all":
@@ -92,12 +81,12 @@ class Session(Options):
             raise BadInput(f"--rho {self.rho}: one of them twice")
         return values
 
-    def one_rho(self, what: str) -> dict[str, float | None]:
-        """The --rho of what is done at one, as `load` takes it; nothing without the option."""
+    def one_rho(self, what: str) -> float | Literal["none"] | None:
+        """The --rho of what is done at one, as `load` takes it."""
         rhos = self.rhos([])
         if rhos is not None and len(rhos) != 1:
             raise BadInput(f"--rho {self.rho}: {what} at one rho: a number, or none")
-        return {} if rhos is None else {"rho": rhos[0]}
+        return None if rhos is None else rhos[0] or "none"
 
     def at_rhos(self, expect: str) -> list[Loaded]:
         """The recipe once for each --rho."""
@@ -107,15 +96,13 @@ class Session(Options):
                 raise BadInput(f"--rho: {first.path.name} is a {expect} recipe and knows no rho")
             return [first]
         rhos = self.rhos(suite_rhos(first))
-        loads = [first] if rhos is None else [self.load(expect, rho=rho) for rho in rhos]
+        loads = [first] if rhos is None else [self.load(expect, rho=rho or "none") for rho in rhos]
         for loaded in loads:
             self.note_unchosen(loaded)
         return loads
 
     def note_unchosen(self, loaded: Loaded) -> None:
-        """Say what a policy is trained with at a rho for which nothing was chosen, where for others something
-        was.
-        """
+        """Say what a policy is trained with at a rho for which nothing was chosen, unlike for others."""
         recipe = loaded.recipe
         if (
             not isinstance(recipe, schema.PolicyRecipe)
@@ -251,9 +238,8 @@ class Session(Options):
                 self.say(f"  ... and {len(todo) - MANY} more")
         if stale := _built_on(todo, workspace):
             self.say(
-                f"note: replaces finished artifacts on which {stale} others in {workspace.root} were "
-                "built, which become stale; "
-                "--workspace keeps trials apart"
+                f"note: replaces finished artifacts on which {stale} others in {workspace.root} were built, "
+                "which become stale; --workspace keeps trials apart"
             )
         trainings = [item.stage.recipe for item in todo if schema.KINDS[item.stage.kind].trains]
         if unmeasured := sum(recipe.expected_seconds is None for recipe in trainings):
@@ -267,9 +253,7 @@ class Session(Options):
             )
 
     def note_devices(self, reused: Sequence[Stage], workspace: Workspace, device: str) -> None:
-        """Say which reused artifacts were made on another device: same dtype, hence the same key, but other
-        roundings.
-        """
+        """Say which reused artifacts were made on another device: of the same key, with other roundings."""
         recorded = [
             workspace.manifest(stage.path) for stage in reused if schema.KINDS[stage.kind].needs_model
         ]
@@ -324,9 +308,7 @@ def _without_nan(value: object) -> object:
 
 
 def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
-    """How many finished artifacts, besides those of the plan, rest on finished ones that it replaces by
-    others.
-    """
+    """How many finished artifacts outside the plan rest on finished ones that it replaces by others."""
     planned = {item.stage.path for item in todo}
     stale = {
         found["key"]
@@ -350,9 +332,7 @@ def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
 
 
 def stdout() -> Console:
-    """The console of results: as wide as the terminal; where there is none, so wide that no line is folded or
-    cut.
-    """
+    """The console of results: as wide as the terminal, or without one so wide that nothing is folded."""
     console = Console(emoji=False)
     return console if console.is_terminal else Console(width=WIDEST, emoji=False)
 
@@ -378,7 +358,5 @@ def suite_rhos(loaded: Loaded) -> list[float | None]:
 
 
 def planner_for(loaded: Loaded) -> Planner:
-    """A planner under the seed of the recipe that was asked for, and on the device that the command line
-    named.
-    """
+    """A planner under the recipe's seed, and on the device that the command line named."""
     return Planner(loaded.recipe.seed, loaded.overrides.get("device"))

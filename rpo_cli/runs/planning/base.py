@@ -82,9 +82,7 @@ class BasePlanner:
         flags: Mapping[str, object] | None = None,
         expect: str | None = None,
     ) -> Loaded:
-        """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the
-        same few again and again.
-        """
+        """Load a recipe under this planner's seed and device, once: hundreds of cells ask for a few."""
         call = (str(path), str(self.seed), repr((rho, overrides, flags, expect)))
         if call not in self._loaded:
             flags = {**(flags or {}), "device": self.device}
