@@ -195,3 +195,19 @@ class Export:
     private: Annotated[bool, Option("--private", help="With --push: only you can see it.")] = False
     replace: Annotated[bool, Option("--force", help=OUT_OF)] = False
     member: Annotated[str | None, Option(help=MEMBER)] = None
+
+
+FILE = "Rows: JSON lines (packed or not), Parquet, a folder of either, or a data set of the hub."
+NEW = "File to write. Default: beside the rows, here for a set of the hub."
+AUTO = "auto: bfloat16 where the device has it."
+
+
+@dataclass(frozen=True)
+class OnRows:
+    """Rows that a model is put to work on, how, and where they go with what it makes of them."""
+
+    file: Annotated[str, Argument(metavar="FILE", help=FILE)]
+    out: Annotated[Path | None, Option("--out", help=NEW)] = None
+    split: Annotated[str | None, Option("--split", help="Of a data set, this split only.")] = None
+    batch_size: Annotated[int, Option(min=1, help="Responses at a time.")] = 32
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Option(help=AUTO)] = "auto"
