@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rpo_cli.artifacts.files import publish
 from rpo_cli.artifacts.manifest import Manifest
@@ -12,9 +12,6 @@ from rpo_cli.artifacts.origin import Origin, as_yaml
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.recipes import RECIPES
 from rpo_cli.recipes.schema import preferred
-
-if TYPE_CHECKING:
-    from rpo_cli.statistics import Interval
 
 CARD = "README.md"
 PAPER = (
@@ -216,6 +213,8 @@ def _where(evaluation: Manifest) -> str:
 
 def _measured(where: str, of: Manifest) -> list[tuple[str, str, str, str]]:
     """Where it was measured, name, value and interval of each number, those with an interval first."""
+    from rpo_cli.statistics import wilson  # with pandas
+
     rows, metrics = [], of["metrics"]
     for name, value in metrics.items():
         if not isinstance(value, float) or name.endswith(("_low", "_high")):
@@ -225,7 +224,7 @@ def _measured(where: str, of: Manifest) -> list[tuple[str, str, str, str]]:
         if count == 0:  # an empty half, for which the number of all pairs stands
             continue
         if count and "accuracy" in name:
-            _, low, high = _wilson(value, count)
+            _, low, high = wilson(value * count, count)
         ends = "" if low is None else f"{low:.4g} to {high:.4g}"
         rows.append((f"{count:,} {pairs}" if count else where, MEANT.get(name, name), f"{value:.4g}", ends))
     return sorted(rows, key=lambda row: not row[3])
@@ -245,12 +244,6 @@ def _pairs_of(kind: str, name: str, metrics: Mapping[str, Any]) -> tuple[str, in
     sides = [metrics[each] for each in metrics if each.startswith(f"{told}/")]
     which = f" where {(WORTH if 'utility' in measure else SIDES)[side]}" if side else ""
     return f"held-out pairs{which}", metrics.get(f"{told}/{side}" if side else told) or sum(sides) or None
-
-
-def _wilson(share: float, count: int) -> Interval:
-    from rpo_cli.statistics import wilson  # with pandas
-
-    return wilson(share * count, count)
 
 
 def _use(kind: str, place: str, origin: Origin, adapter: bool) -> Iterator[str]:

@@ -133,17 +133,10 @@ class Sizes:
         return Model(source, float(sum(p.numel() for p in made.parameters())), config, linear, own)
 
     def _own(self, settings: dict[str, object], data: Stage | None) -> PretrainedConfig:
-        keys = dict(settings)
-        folder = None if data is None else self.workspace.root / data.path / "tokenizer"
-        if folder is not None and folder.is_dir():
-            vocabulary = len(load_tokenizer(folder))
-        elif data is not None and cast(schema.DataRecipe, data.recipe).source == "miniature":
-            from rpo_cli.stages.data.miniature import build_tokenizer
-
-            vocabulary = len(build_tokenizer())
-        else:
+        keys, tokenizer = dict(settings), None if data is None else self._tokenizer(data, None)
+        if tokenizer is None:
             raise ValueError("the vocabulary is not known before the data is there")
-        return AutoConfig.for_model(keys.pop("model_type"), vocab_size=vocabulary, **keys)
+        return AutoConfig.for_model(keys.pop("model_type"), vocab_size=len(tokenizer), **keys)
 
     def _tokenizer(self, data: Stage, user: Stage | External | None) -> PreTrainedTokenizerBase | None:
         """The tokenizer of the models that use a table, or None: its lengths are then not measured."""
