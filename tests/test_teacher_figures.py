@@ -143,7 +143,7 @@ def test_variants_of_one_line_have_one_colour_and_one_name_in_the_legend(kind: s
     ends = {f"{name}_{end}": values for name, values in numbers.items() for end in ("low", "high")}
     table = pd.DataFrame({"policy": names, "rho": 0.2, **numbers, **ends})
     figure = Figure()
-    KINDS[kind].draw(figure, Picture(table, looks_of_lines(names, meta), meta, {}))
+    KINDS[kind].draw(Picture(figure, table, looks_of_lines(names, meta), meta, {}))
     assert [text.get_text() for text in figure.legends[0].texts] == ["dpo", "alone"]
     drawn = figure.axes[0].get_lines()
     colours = [line.get_color() for line in drawn if line.get_marker() not in ("None", None, "")]

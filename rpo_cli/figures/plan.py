@@ -89,7 +89,9 @@ def export(
     needs = resources(stages, workspace, asked(True, options.costs))
     together = groups(stages, {path: need.minutes for path, need in needs.items()})
     file = str(options.out or FILE)
-    recipe, words = shown(loaded.path), [*_words(session), *_typed(options, *OF_PLANS)]
+    changes = [word for override in session.overrides for word in ("--set", override)]
+    words = [*_typed(session, "rho", "seed", "device"), *changes, *_typed(options, *OF_PLANS)]
+    recipe = shown(loaded.path)
     again = ["rpo", "plan", recipe, *words, *_typed(options.costs, *ESTIMATED)]
     place = ["--workspace", str(workspace.root)]
     finish = [*_command(loaded, options), recipe, *words, *place]
@@ -135,13 +137,6 @@ def _targets(session: Session, loaded: Loaded, options: PlanOptions) -> tuple[Lo
     if options.split is not None or loaded.recipe.stage == "evaluate":
         return make.evaluated(session, options.split or "test")
     return make.wanted(session, loaded.recipe.stage, members=options.ensemble)
-
-
-def _words(session: Session) -> Iterator[str]:
-    """What every command was told, as it is typed."""
-    yield from _typed(session, "rho", "seed", "device")
-    for override in session.overrides:
-        yield from ("--set", override)
 
 
 def _typed(options: object, *names: str) -> Iterator[str]:
