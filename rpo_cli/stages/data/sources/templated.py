@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from transformers import PreTrainedTokenizerBase
 from trl.data_utils import apply_chat_template
 from trl.trainer.utils import remove_none_values
 
@@ -21,9 +21,6 @@ from rpo_cli.stages.data.ledger import EXAMPLES, Ledger
 from rpo_cli.stages.data.sources.base import named
 from rpo_cli.stages.data.sources.turns import Part, TemplateRefuses
 from rpo_cli.text import first_line
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 TEMPLATE = ("tools", "chat_template_kwargs")  # columns of TRL's that only a chat template has a use for
 
