@@ -14,16 +14,7 @@ from typing import Any, Literal, cast
 from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.complaints import got, suggest
 from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, nearest, stands, where
-from rpo_cli.recipes.files import (
-    RecipeError,
-    file_of,
-    find,
-    places_of,
-    recipes_in,
-    shown,
-    suite_of,
-    there,
-)
+from rpo_cli.recipes.files import RecipeError, file_of, find, places_of, recipes_in, shown, suite_of, there
 from rpo_cli.recipes.resolve import asked_for, resolve
 from rpo_cli.recipes.schema import KINDS, MODELS, FigureRecipe, PolicyRecipe, Recipe, Variant, is_recipe
 from rpo_cli.recipes.yaml_lines import Keys

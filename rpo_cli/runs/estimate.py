@@ -6,6 +6,7 @@ Every number is arithmetic on the plan; ASSUMPTIONS and the notes of `estimate` 
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,9 +44,9 @@ def estimate(
     keep: `--keep-weights` of a plan of many policies, of which so many `places` keep one.
     """
     sizes = Sizes(workspace, question.params)
-    by_kind: dict[str, Work] = {}
-    counted: dict[str, int] = {}
-    unknown: dict[str, int] = {}
+    by_kind: defaultdict[str, Work] = defaultdict(Work)
+    counted: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
     peaks: dict[str, tuple[dict[str, float], str]] = {}
     held: dict[str, float] = {}
     for item in todo:
@@ -55,10 +56,10 @@ def estimate(
         try:
             work = work_of(stage, sizes)
         except Unknown as error:
-            unknown[f"{stage.kind}: {error}"] = unknown.get(f"{stage.kind}: {error}", 0) + 1
+            unknown[f"{stage.kind}: {error}"] += 1
             continue
-        by_kind.setdefault(stage.kind, Work()).__iadd__(work)
-        counted[stage.kind] = counted.get(stage.kind, 0) + 1
+        by_kind[stage.kind] += work
+        counted[stage.kind] += 1
         if schema.KINDS[stage.kind].trains:
             parts = memory_of(stage, sizes)
             if stage.kind not in peaks or sum(parts.values()) > sum(peaks[stage.kind][0].values()):
@@ -127,10 +128,8 @@ def _time(work: Work, question: Question) -> dict[str, float | None]:
         decoding = max(decoding, work.read_bytes / (question.device.bandwidth_gb_s * 1e9 * READ_SHARE))
     large = work.train + work.score - work.flops_small
     hours = (large / rate + work.flops_small / (peak * question.mfu_small) + decoding) / 3600
-    return {
-        "hours": hours,
-        "dollars": None if question.price_per_hour is None else hours * question.price_per_hour,
-    }
+    price = question.price_per_hour
+    return {"hours": hours, "dollars": None if price is None else hours * price}
 
 
 def _device_assumptions(question: Question, small: float) -> list[str]:
@@ -202,11 +201,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         right=(1, 2, 3, 4, 5, 6),
     ).splitlines()
     if found["hours"] is not None:
-        money = (
-            ""
-            if found["dollars"] is None
-            else f", {found['dollars']:,.2f} dollars at {found['price_per_hour']:g} an hour"
-        )
+        dollars, price = found["dollars"], found["price_per_hour"]
+        money = "" if dollars is None else f", {dollars:,.2f} dollars at {price:g} an hour"
         out.append(
             f"{found['device']['name']}: {found['hours']:.3g} device-hours "
             f"({clock(found['hours'] * 3600)}){money}"
@@ -232,11 +228,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         said = ", ".join(f"{kind} {size(count)}" for kind, count in held.items())
         out.append(f"weights where nothing is trained, one model at a time: {said}; activations come on top")
     disk = found["disk"]
-    kept = ", ".join(
-        f"{name} {size(disk[f'policies_{name}'])}"
-        for name in ("best", "all", "none")
-        if f"policies_{name}" in disk
-    )
+    by_keep = {name: disk.get(f"policies_{name}") for name in ("best", "all", "none")}
+    kept = ", ".join(f"{name} {size(count)}" for name, count in by_keep.items() if count is not None)
     choice = f"; policies by --keep-weights: {kept}" if kept else ""
     out.append(f"disk: {size(disk['policies'] + disk['other_models'])} of weights at the end{choice}")
     out += [f"tokens: {line}" for line in found["token_counts_from"]]

@@ -169,14 +169,8 @@ class Planner(PolicyPlanner):
         if "reference" in recipe.judge.against:
             inputs["data"] = evaluation.inputs["data"]
         same = (
-            "suite",
-            "seed",
-            "sampling_seed",
-            "report_to",
-            "wandb_project",
-            "truncated",
-            "bootstrap_samples",
-        )
+            "suite", "seed", "sampling_seed", "report_to", "wandb_project", "truncated", "bootstrap_samples",
+        )  # fmt: skip
         settings = {name: getattr(recipe.judge, name) for name in schema.JudgeSettings.model_fields}
         judge = schema.JudgeRecipe(
             stage="judge", device="cpu", **settings, **{name: getattr(recipe, name) for name in same}
