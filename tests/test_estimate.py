@@ -19,9 +19,10 @@ from test_cli import HEAVY
 from rpo_cli.artifacts import Workspace
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cell
-from rpo_cli.figures.selection import Budget, select, spread
+from rpo_cli.figures.selection import select, spread
 from rpo_cli.figures.tuning import WeightKeeper
 from rpo_cli.models import load_tokenizer
+from rpo_cli.runs.options import Study
 from rpo_cli.runs.question import ACCELERATORS
 from rpo_cli.stages.data.rows import read_rows
 from rpo_cli.text import size
@@ -449,7 +450,7 @@ def test_a_part_of_a_grid_keeps_its_ends() -> None:
 
 def test_what_is_left_out_is_listed() -> None:
     whole = (["dpo", "ipo", "e-dpo"], [0.2, 0.3, 0.5, 0.7, 0.8], [0, 1])
-    small = select(whole, None, None, Budget(small=True))
+    small = select(whole, None, Study(budget="small"))
     assert (small.policies, small.rhos, small.seeds) == (["dpo", "e-dpo"], [0.2, 0.5, 0.8], [0])
     small.leave_out_of_grids({"dpo": [1, 2, 3, 4, 5], "e-dpo": [1, 2, 3, 4, 5]})
     assert small.left_out == {
@@ -459,18 +460,18 @@ def test_what_is_left_out_is_listed() -> None:
         "grid": {"dpo": [2, 4], "e-dpo": [2, 4]},
     }
     assert small.note() == "2 of 3 objectives, 3 of 5 ρ, 1 of 2 seeds, 3 of 5 grid values"
-    mine = select(whole, [0.2], [0, 1], Budget(small=True, objectives="ipo,dpo", grid_size=5))
+    mine = select(whole, [0.2], Study("0,1", budget="small", objectives="ipo,dpo", grid_size=5))
     assert (mine.policies, mine.rhos, mine.seeds, mine.grid_size) == (
         ["dpo", "ipo"],
         [0.2],
         [0, 1],
         5,
     )
-    whole_figure = select(whole, None, None, Budget())
+    whole_figure = select(whole, None, Study())
     whole_figure.leave_out_of_grids({"dpo": [1, 2]})
     assert whole_figure.left_out == {} and whole_figure.note() == ""
     with pytest.raises(BadInput, match="not among dpo, ipo, e-dpo"):
-        select(whole, None, None, Budget(objectives="simpo"))
+        select(whole, None, Study(objectives="simpo"))
 
 
 @pytest.mark.slow

@@ -24,11 +24,12 @@ from rpo_cli.figures.drawing import looks_of
 from rpo_cli.figures.gather import made
 from rpo_cli.figures.kinds.figure2 import numbers as numbers_of
 from rpo_cli.figures.redraw import redraw
-from rpo_cli.figures.selection import Budget, Selection, select
+from rpo_cli.figures.selection import Selection, select
 from rpo_cli.figures.table import Axes, Bootstrap
 from rpo_cli.figures.tuning import WeightKeeper, _write, at_edge, choice_table, choose, ties
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import MEASURES, PAPER, FigureRecipe, PolicyRecipe
+from rpo_cli.runs.options import Study
 from rpo_cli.runs.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -595,5 +596,5 @@ def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 def test_names_with_commas_are_selected_whole() -> None:
     whole = (["a, b", "a", "c"], [0.2], [0])
-    assert select(whole, None, None, Budget(objectives="a, b,c")).policies == ["a, b", "c"]
-    assert select(whole, None, None, Budget(objectives="a")).policies == ["a"]
+    assert select(whole, None, Study(objectives="a, b,c")).policies == ["a, b", "c"]
+    assert select(whole, None, Study(objectives="a")).policies == ["a"]

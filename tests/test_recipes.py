@@ -452,7 +452,7 @@ def test_names_are_looked_up_from_path_to_packed(here: Path) -> None:
     write("packed/tldr/e.yaml", POLICY)
     write("packed/tldr/sft.yaml", POLICY)
     assert find("tldr/e") == here / "packed/tldr/e.yaml"
-    assert find("e", beside=here / "packed/tldr") == here / "packed/tldr/e.yaml"
+    assert find("e", [here / "packed/tldr"]) == here / "packed/tldr/e.yaml"
     assert find(str(here / "recipes/e")) == here / "recipes/e.yaml"
 
 

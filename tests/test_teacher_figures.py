@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from rpo_cli.figures.kinds import KINDS
 from rpo_cli.figures.kinds.teachers import as_taught, beside
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import PolicyRecipe
+from rpo_cli.recipes.schema.figure import Kind
 from rpo_cli.stages.diagnosis import price_of_tokens
 from rpo_cli.statistics import t_interval, wilson
 
@@ -58,7 +60,10 @@ def test_teachers_are_told_by_their_scores_and_pupils_by_their_lead_and_results_
     (tiny.suite / "reward-kl.yaml").write_text(f"{FIGURE}kind: reward-kl\n")
     (tiny.suite / "two.yaml").write_text(f"{FIGURE}claims: [{{claim: more, more: one}}]\n")
     for kind, recipe in (("reward-kl", "reward-kl"), ("figure2", "two")):
-        assert "0 stages to build" in tiny.run(f"figure {kind}", f"{recipe}.yaml").stderr
+        said = tiny.run(f"figure {kind}", f"{recipe}.yaml")
+        assert "0 stages to build" in said.stderr
+        # Without claims there is no table of them, and so no head of one.
+        assert ("verdict" in said.stdout) == (recipe == "two")
     for kind, name in (("teachers", "teachers"), ("reward-kl", "reward-kl")):
         rpo("figure", kind, "--from", tiny.root / "figures" / name, "--out", tmp_path / kind)
         again = contents(tmp_path / kind)
@@ -82,6 +87,20 @@ def test_a_figure_of_teachers_alone_is_refused_before_anything_is_built(empty: T
     (empty.suite / "teachers.yaml").write_text(f"{text}kind: teachers\n")
     said = empty.run("figure teachers", "teachers.yaml", code=2).stderr
     assert "every one has a teacher, so none has a lead" in said and not empty.root.exists()
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_sweep_takes_every_figure_of_policies_that_are_evaluated(empty: Tiny, kind: str) -> None:
+    for recipe, grid in (("dpo", [0.1, 0.2]), ("d-dpo", [0.3, 0.4]), ("e-dpo", [0.5, 0.6])):
+        empty.edit(f"{recipe}.yaml", f"grid: {{beta: {grid}}}")
+    text = FIGURE if kind != "kl" else "".join(FIGURE.splitlines(keepends=True)[:5])
+    (empty.suite / "figure.yaml").write_text(f"{text}kind: {kind}\n")
+    measured = kind in ("degeneracy", "kl")
+    said = empty.run("sweep", "figure.yaml", "--dry-run", code=2 if measured else 0)
+    if measured:
+        assert f"is a recipe of kind {kind}; use rpo figure {kind}" in said.stderr
+    else:
+        assert "3 policies x 1 rho x 1 seeds, 2 grid values each: 6 cells on validation" in said.stdout
 
 
 def test_a_min_teaches_at_first_what_the_member_nearest_to_zero_says(empty: Tiny) -> None:
@@ -124,7 +143,7 @@ def test_variants_of_one_line_have_one_colour_and_one_name_in_the_legend(kind: s
     ends = {f"{name}_{end}": values for name, values in numbers.items() for end in ("low", "high")}
     table = pd.DataFrame({"policy": names, "rho": 0.2, **numbers, **ends})
     figure = Figure()
-    KINDS[kind].draw(figure, Picture(table, looks_of_lines(names, meta), meta, {}))
+    KINDS[kind].draw(Picture(figure, table, looks_of_lines(names, meta), meta, {}))
     assert [text.get_text() for text in figure.legends[0].texts] == ["dpo", "alone"]
     drawn = figure.axes[0].get_lines()
     colours = [line.get_color() for line in drawn if line.get_marker() not in ("None", None, "")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rpo_cli.artifacts.files import publish
 from rpo_cli.artifacts.manifest import Manifest
@@ -12,9 +12,6 @@ from rpo_cli.artifacts.origin import Origin, as_yaml
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.recipes import RECIPES
 from rpo_cli.recipes.schema import preferred
-
-if TYPE_CHECKING:
-    from rpo_cli.statistics import Interval
 
 CARD = "README.md"
 PAPER = (
@@ -156,8 +153,10 @@ def _settings(manifest: Manifest, origin: Origin, adapter: bool) -> Iterator[tup
     if "rho" in recipe:
         rho = recipe["rho"]
         bias_on = origin["recipes"].get(Path(recipe["data"]).stem, {}).get("bias_on")
-        name = "bias rho" if bias_on else "length bias rho"
-        yield name, _drawn(rho, preferred(bias_on))
+        drawn = "the pairs as they are"
+        if rho is not None:
+            drawn = f"in {rho:g} of the pairs {preferred(bias_on)} is chosen"
+        yield "bias rho" if bias_on else "length bias rho", drawn
     for key, value in manifest["options"].items() if manifest["kind"] == "reward" else ():
         yield "member of the ensemble", f"{'b' if key == 'member' else key} = {value:g}"
     if manifest["kind"] == "warm":
@@ -197,11 +196,6 @@ def _scores(columns: Sequence[str]) -> str:
     return " less ".join(f"`{name}`" for name in columns)
 
 
-def _drawn(rho: float | None, which: str) -> str:
-    """What D_rho is, in words."""
-    return "the pairs as they are" if rho is None else f"in {rho:g} of the pairs {which} is chosen"
-
-
 def _data(origin: Origin, tables: Sequence[Manifest]) -> Iterator[str]:
     """What was read, by content, and how many rows were read and left out."""
     for place, content in origin["inputs"].items():
@@ -239,6 +233,8 @@ def _where(evaluation: Manifest) -> str:
 
 def _measured(where: str, of: Manifest) -> list[tuple[str, str, str, str]]:
     """Where it was measured, name, value and interval of each number, those with an interval first."""
+    from rpo_cli.statistics import wilson  # with pandas
+
     rows, metrics = [], of["metrics"]
     for name, value in metrics.items():
         if not isinstance(value, float) or name.endswith(("_low", "_high")):
@@ -248,7 +244,7 @@ def _measured(where: str, of: Manifest) -> list[tuple[str, str, str, str]]:
         if count == 0:  # an empty half, for which the number of all pairs stands
             continue
         if count and "accuracy" in name:
-            _, low, high = _wilson(value, count)
+            _, low, high = wilson(value * count, count)
         ends = "" if low is None else f"{low:.4g} to {high:.4g}"
         rows.append((f"{count:,} {pairs}" if count else where, MEANT.get(name, name), f"{value:.4g}", ends))
     return sorted(rows, key=lambda row: not row[3])
@@ -268,12 +264,6 @@ def _pairs_of(kind: str, name: str, metrics: Mapping[str, Any]) -> tuple[str, in
     sides = [metrics[each] for each in metrics if each.startswith(f"{told}/")]
     which = f" where {(WORTH if 'utility' in measure else SIDES)[side]}" if side else ""
     return f"held-out pairs{which}", metrics.get(f"{told}/{side}" if side else told) or sum(sides) or None
-
-
-def _wilson(share: float, count: int) -> Interval:
-    from rpo_cli.statistics import wilson  # with pandas
-
-    return wilson(share * count, count)
 
 
 def _use(kind: str, place: str, origin: Origin, adapter: bool) -> Iterator[str]:

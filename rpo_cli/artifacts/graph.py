@@ -154,9 +154,7 @@ def _rho_of(stage: Stage) -> float | None:
 
 
 def subject_of(stage: Stage) -> dict[str, Any]:
-    """What a stage is about, for who looks for it: rho, seed, a reward model's member; of a policy, or of the
-    one that it evaluates or measures, the path, objective and strength.
-    """
+    """What a stage is found by: rho, seed, member, and its policy's path, objective, strength."""
     found: dict[str, Any] = {"rho": _rho_of(stage), "seed": stage.recipe.seed}
     below: Stage | External | None = stage
     while isinstance(below, Stage) and not isinstance(below.recipe, schema.PolicyRecipe):

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option, Typer
 
-from rpo_cli.cli.shared import numbers
 from rpo_cli.runs.command import add_command
 from rpo_cli.runs.options import Costs, Planning
 
@@ -42,7 +41,7 @@ def plan(
     from rpo_cli.figures import PlanOptions, run_plan
 
     options = PlanOptions(**vars(planning), split=split, out=out, costs=costs)
-    run_plan(session, options, numbers(planning.seeds))
+    run_plan(session, options)
 
 
 STAGE = "seed-0/data seed-0/pretrain --plan plan.json"
@@ -92,7 +91,7 @@ def _workflow(engine: Engine, text: str) -> None:
         from rpo_cli.figures import PlanOptions, run_plan
         from rpo_cli.runs.workflow import write
 
-        run_plan(session, PlanOptions(**vars(planning), out=out / "plan.json"), numbers(planning.seeds))
+        run_plan(session, PlanOptions(**vars(planning), out=out / "plan.json"))
         write(engine, out)
 
 

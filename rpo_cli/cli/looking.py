@@ -35,7 +35,7 @@ def recipe_show(
     """The resolved recipe, with the file and line that each value comes from."""
     from rpo_cli.recipes import resolved_yaml
 
-    print(resolved_yaml(session.load(None, **session.one_rho("a recipe is shown"))), end="")
+    print(resolved_yaml(session.load(None, rho=session.one_rho("a recipe is shown"))), end="")
 
 
 @add_command(recipe_app, "check", "recipes/miniature")

@@ -2,13 +2,13 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option, Typer
 
 from rpo_cli.runs.command import add_command
-from rpo_cli.runs.options import Export
+from rpo_cli.runs.options import Export, OnRows
 
 if TYPE_CHECKING:
     from rpo_cli.runs.session import Session
@@ -53,15 +53,7 @@ def rebuild(
     again(session, card)
 
 
-FILE = "Rows: JSON lines (packed or not), Parquet, a folder of either, or a data set of the hub."
 ON = "Where to compute; [bold]xla[/bold]: a TPU. Default: a GPU that torch sees, else the CPU."
-NEW = "File to write. Default: beside the rows, here for a set of the hub."
-Rows = Annotated[str, typer.Argument(metavar="FILE", help=FILE)]
-Out = Annotated[Path | None, Option("--out", help=NEW)]
-PartOf = Annotated[str | None, Option("--split", help="Of a data set, this split only.")]
-Precision = Annotated[
-    Literal["auto", "float32", "bfloat16"], Option(help="auto: bfloat16 where the device has it.")
-]
 
 
 @command(
@@ -72,14 +64,10 @@ Precision = Annotated[
 )
 def score(
     session: "Session",
-    file: Rows,
+    rows: OnRows,
     model: Annotated[str, Option(help="Reward model: a hub name, or a directory.")],
-    out: Out = None,
     label: Annotated[str | None, Option(help="Of a model with several labels, the reward's.")] = None,
-    batch_size: Annotated[int, Option(min=1, help="Responses at a time.")] = 32,
     max_length: Annotated[int | None, Option(min=1, help="Longer rows get no reward.")] = None,
-    dtype: Precision = "auto",
-    split: PartOf = None,
 ) -> None:
     """Add the rewards of a reward model to the rows of a file.
 
@@ -88,25 +76,20 @@ def score(
     """
     from rpo_cli.runs import files
 
-    size = {"per_device_eval_batch_size": batch_size, "max_length": max_length}
-    files.score(session, file, model, label, out, split, dtype=dtype, **size)
+    files.score(session, rows, model, label, max_length)
 
 
 @command("sample", "prompts.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --num-samples 4",
          takes={"device", "dry_run", "as_json"}, helps={"device": ON})  # fmt: skip
 def sample(
     session: "Session",
-    file: Rows,
+    rows: OnRows,
     model: Annotated[str, Option(help="Language model: a hub name, or a directory.")],
-    out: Out = None,
     num_samples: Annotated[int, Option(min=1, help="Responses to each prompt.")] = 1,
     temperature: Annotated[float, Option(min=0.01, help="Of the samples.")] = 1.0,
     top_p: Annotated[float, Option(min=0.01, max=1, help="Sample from this share of probability.")] = 1.0,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest response.")] = 256,
     seed: Annotated[int, Option(min=0, help="Of the samples.")] = 0,
-    batch_size: Annotated[int, Option(min=1, help="Responses at a time.")] = 32,
-    dtype: Precision = "auto",
-    split: PartOf = None,
 ) -> None:
     """Add a model's responses to the prompts in a file, as a column `responses`.
 
@@ -116,5 +99,4 @@ def sample(
     from rpo_cli.runs import files
 
     drawn = files.Drawn(count=num_samples, temperature=temperature, top_p=top_p, seed=seed)
-    size = {"per_device_eval_batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    files.sample(session, file, model, out, split, drawn, dtype=dtype, **size)
+    files.sample(session, rows, model, max_new_tokens, drawn)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option, Typer
 
-from rpo_cli.cli.shared import COMPARED, COMPARING, FIGURE, numbers
+from rpo_cli.cli.shared import COMPARED, COMPARING, FIGURE
 from rpo_cli.runs.command import add_command
-from rpo_cli.runs.options import BudgetOption, Costs, GridSize, KeepWeights, Objectives, Seeds, Tune, like
+from rpo_cli.runs.options import Comparing, Costs, Figure, Study, like
 
 if TYPE_CHECKING:
     from rpo_cli.runs.session import Session
@@ -21,24 +21,16 @@ figure_app = typer.Typer(
 )
 AVERAGED = "Seeds to average over, with commas. Default: the recipe's."
 WRITE = "Write the chosen values into the recipes: changes these files unless --no-write is given."
-FROM = "Redraw kept results; train nothing."
-OUT = "Folder for pictures and results. Default: figures/ in the workspace."
-GAPS = "Train nothing; draw what there is and mark the gaps."
-AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
-SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
 KEPT = "A file with what `rpo compare --json` printed; builds nothing."
+ALL = "figure2.yaml --rho all --seeds 0,1,2 --jobs 2"
 
 
-@command("sweep", "figure2.yaml --rho all --seeds 0,1,2 --jobs 2", takes=FIGURE, rho="all")
+@command("sweep", ALL, takes=FIGURE, helps={"seeds": AVERAGED}, rho="all")
 def sweep(
     session: "Session",
+    study: Study,
     costs: Costs,
-    seeds: Annotated[str | None, Option(help=AVERAGED)] = None,
     write: Annotated[bool, Option("--write/--no-write", help=WRITE)] = True,
-    keep_weights: KeepWeights = "best",
-    budget: BudgetOption = None,
-    objectives: Objectives = None,
-    grid_size: GridSize = None,
 ) -> None:
     """Try the grid over beta or tau, for one policy recipe or all of a figure's;
     choose on validation prompts, and write the choice into the recipes.
@@ -46,63 +38,47 @@ def sweep(
     It changes recipes unless --no-write is given: by_rho, or beta or tau where a suite does not resample.
     Without --rho it does so at every rho of the suite.
     """
-    from rpo_cli.figures import Budget, run_sweep
-    from rpo_cli.runs.question import asked
+    from rpo_cli.figures import run_sweep
 
-    question = asked(session.dry_run, costs)
-    reduced = Budget(budget == "small", objectives, grid_size)
-    run_sweep(session, numbers(seeds), write, keep_weights, reduced, question)
+    run_sweep(session, study, write, costs)
 
 
-Compared = Annotated[list[str], typer.Argument(help=COMPARED, autocompletion=like)]
-Against = Annotated[str | None, Option(help=AGAINST)]
-Sweep = Annotated[bool, Option("--sweep", help=SWEEP)]
 COMPARE = "miniature/dpo.yaml miniature/d-dpo.yaml miniature/e-dpo.yaml"
 
 
 @command("compare", f"{COMPARE} --rho 0.2 --seeds 0,1,2 --jobs 2", takes=COMPARING)
 def compare(
     session: "Session",
+    recipes: Annotated[list[str], typer.Argument(help=COMPARED, autocompletion=like)],
+    how: Comparing,
     costs: Costs,
-    recipes: Compared,
-    against: Against = None,
-    seeds: Seeds = None,
-    sweep: Sweep = False,
-    grid_size: GridSize = None,
 ) -> None:
     """Train policies on the same pairs and compare them:
     held-out accuracy and margin, advantage, length, KL, wins by a judge, with paired 95 % intervals.
 
     Works without an oracle: `oracle: null` in the evaluate recipe.
     """
-    from rpo_cli.figures import Budget, Comparing, run_compare
-    from rpo_cli.runs.question import asked
+    from rpo_cli.figures import run_compare
 
-    question, budget = asked(session.dry_run, costs), Budget(grid_size=grid_size)
-    run_compare(session, Comparing(recipes, against, numbers(seeds), sweep, budget, question))
+    run_compare(session, recipes, how, costs)
 
 
 @command("report", f"{COMPARE} --rho 0.2 --out report.html", takes=COMPARING - {"as_json"})
 def report(
     session: "Session",
+    how: Comparing,
     recipes: Annotated[list[str] | None, typer.Argument(help=COMPARED, autocompletion=like)] = None,
     from_results: Annotated[Path | None, Option("--from", help=KEPT)] = None,
     out: Annotated[Path, Option(help="The page to write.")] = Path("report.html"),
-    against: Against = None,
-    seeds: Seeds = None,
-    sweep: Sweep = False,
-    grid_size: GridSize = None,
 ) -> None:
     """Write a comparison as one HTML page:
     numbers, figure, learning curves, samples side by side, data, reward models, costs.
 
     The page loads nothing from elsewhere. What is missing is built first, as `rpo compare` does.
     """
-    from rpo_cli.figures import Budget, Comparing, run_report
+    from rpo_cli.figures import run_report
 
-    budget = Budget(grid_size=grid_size)
-    asked = Comparing(recipes or [], against, numbers(seeds), sweep, budget)
-    run_report(session, asked, from_results, out)
+    run_report(session, recipes or [], how, from_results, out)
 
 
 def _figure(kind: str, text: str, recipe: str, *more: str) -> None:
@@ -110,25 +86,10 @@ def _figure(kind: str, text: str, recipe: str, *more: str) -> None:
     example = f"miniature/{recipe} --jobs 2"
 
     @add_command(figure_app, kind, example, *more, takes=FIGURE, text=text, recipe=recipe)
-    def run(
-        session: "Session",
-        costs: Costs,
-        seeds: Seeds = None,
-        from_results: Annotated[Path | None, Option("--from", help=FROM)] = None,
-        out: Annotated[Path | None, Option(help=OUT)] = None,
-        allow_missing: Annotated[bool, Option("--allow-missing", help=GAPS)] = False,
-        tune: Tune = False,
-        keep_weights: KeepWeights = "best",
-        budget: BudgetOption = None,
-        objectives: Objectives = None,
-        grid_size: GridSize = None,
-    ) -> None:
-        from rpo_cli.figures import Budget, FigureOptions, run_figure
-        from rpo_cli.runs.question import asked
+    def run(session: "Session", options: Figure, costs: Costs) -> None:
+        from rpo_cli.figures import run_figure
 
-        reduced, question = Budget(budget == "small", objectives, grid_size), asked(session.dry_run, costs)
-        wanted = (numbers(seeds), from_results, out, allow_missing, tune, keep_weights, reduced, question)
-        run_figure(session, kind, FigureOptions(*wanted))
+        run_figure(session, kind, options, costs)
 
 
 _figure(

@@ -56,11 +56,8 @@ class Cell:
     @property
     def keys(self) -> dict[str, object]:
         """Its place in a table; without resampling there is no rho: NaN."""
-        return {
-            "policy": self.policy,
-            "rho": float("nan") if self.rho is None else self.rho,
-            "seed": self.seed,
-        }
+        rho = float("nan") if self.rho is None else self.rho
+        return {"policy": self.policy, "rho": rho, "seed": self.seed}
 
     @property
     def folder(self) -> str:
@@ -127,9 +124,8 @@ class Cells:
         compared = alone if figure is None else figure.compared
         self.variants = {variant.name: variant for variant in compared}
         self.measured = figure is not None and figure.measured
-        self.curves, self.taught = (
-            figure is not None and figure.kind == kind for kind in ("curves", "teachers")
-        )
+        kind = None if figure is None else figure.kind
+        self.curves, self.taught = kind == "curves", kind == "teachers"
         self._planners: dict[int, Planner] = {}
         self._loaded: dict[tuple[str, float | None], Loaded] = {}
 

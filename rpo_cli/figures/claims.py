@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from rpo_cli.figures.results import plain
 from rpo_cli.figures.selection import at
@@ -25,11 +28,6 @@ from rpo_cli.figures.table import (
 from rpo_cli.recipes import schema
 from rpo_cli.statistics import Array, Interval, Spread, holm, interval, t_interval, t_test
 from rpo_cli.text import WIDEST, aligned
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
 
 class Difference(NamedTuple):
@@ -350,8 +348,6 @@ def claims_table(rows: Sequence[Verdict], console: Console) -> Table | Text:
         seeds = " ".join("-" if x is None else f"{x:+.2f}" for x in row["by_seed"])
         cells.append([row["claim"], row["detail"], mean, ends, seeds, row["status"]])
     if not console.is_terminal:
-        from rich.text import Text
-
         return Text(aligned([head, *cells], right=(2,)).removesuffix("\n"), no_wrap=True, overflow="ignore")
     whole = _boxed(head, cells)
     width = console.measure(whole, options=console.options.update(max_width=WIDEST)).maximum
@@ -362,8 +358,6 @@ def claims_table(rows: Sequence[Verdict], console: Console) -> Table | Text:
 
 def _boxed(head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
     """Each claim once; claim and detail are folded on a narrow terminal, numbers and verdicts never."""
-    from rich.table import Table
-
     colours = {"passed": "green", "contradicted": "red", "not significant": "yellow", "not measured": "dim"}
     out = Table()
     for name in head:

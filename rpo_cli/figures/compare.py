@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
@@ -16,10 +16,11 @@ from rpo_cli.artifacts import Stage
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import BASELINE, Cells, read_by
 from rpo_cli.figures.dry_run import plan_only
-from rpo_cli.figures.selection import Budget, select
+from rpo_cli.figures.selection import select
 from rpo_cli.figures.tuning import planned, tune
 from rpo_cli.recipes import Loaded, RecipeError, find_suite, load, recipes_in, schema, shown
-from rpo_cli.runs.question import Question
+from rpo_cli.runs.options import Comparing, Costs, Study
+from rpo_cli.runs.question import Question, asked
 from rpo_cli.runs.session import Session
 from rpo_cli.text import aligned
 
@@ -27,21 +28,9 @@ if TYPE_CHECKING:  # pandas is imported when something is compared
     from rpo_cli.figures.numbers import Comparison, Row
 
 
-@dataclass(frozen=True)
-class Comparing:
-    """What `rpo compare` and `rpo report` were asked for."""
-
-    recipes: Sequence[str]
-    against: str | None = None
-    seeds: Sequence[int] | None = None
-    sweep: bool = False
-    budget: Budget = field(default_factory=Budget)
-    question: Question | None = None
-
-
-def run_compare(session: Session, asked: Comparing) -> None:
+def run_compare(session: Session, recipes: Sequence[str], how: Comparing, costs: Costs) -> None:
     """Build what is missing, then print one table, or with --json all that a report is made of."""
-    found = compared(session, asked, whole=session.as_json)
+    found = compared(session, recipes, how, asked(session.dry_run, costs), whole=session.as_json)
     if found is None:
         return
     if session.as_json:
@@ -52,7 +41,9 @@ def run_compare(session: Session, asked: Comparing) -> None:
         print(note)
 
 
-def compared(session: Session, asked: Comparing, *, whole: bool) -> Comparison | None:
+def compared(
+    session: Session, recipes: Sequence[str], how: Comparing, question: Question | None, *, whole: bool
+) -> Comparison | None:
     """Numbers, and where each comes from, of policies that are built where they are missing.
 
     None on a dry run, which prints the plan. `whole`: with all else that a report shows.
@@ -60,28 +51,28 @@ def compared(session: Session, asked: Comparing, *, whole: bool) -> Comparison |
     from rpo_cli.figures.evidence import evidence
     from rpo_cli.figures.numbers import numbers
 
-    loads = _policies(session, asked.recipes)
+    loads = _policies(session, recipes)
     first = loads[0]
     session = replace(session, recipe=str(first.path))
     maker = Cells(first, session.overrides, loads[1:])
     _require_alike(maker, loads)
-    against = asked.against or first.path.stem
+    against = how.against or first.path.stem
     if against not in (*maker.variants, BASELINE):
         raise BadInput(f"--against {against}: compared are {', '.join((*maker.variants, BASELINE))}")
     recipe = cast(schema.PolicyRecipe, first.recipe)
     everything = (list(maker.variants), [recipe.rho], [recipe.seed])
-    selection = select(everything, None, asked.seeds, asked.budget)
-    grids = maker.grids(selection.policies) if asked.sweep else {}
+    selection = select(everything, None, Study(seeds=how.seeds, grid_size=how.grid_size))
+    grids = maker.grids(selection.policies) if how.sweep else {}
     selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
     if session.dry_run:
-        tried = maker.validation(selection, grids) if asked.sweep else []
-        chosen = planned(session, maker, selection, grids, tried) if asked.sweep else None
+        tried = maker.validation(selection, grids) if how.sweep else []
+        chosen = planned(session, maker, selection, grids, tried) if how.sweep else None
         cells = maker.test(selection, chosen)
-        plan_only(session, recipe.suite, selection, tried, cells, "best", asked.question)
+        plan_only(session, recipe.suite, selection, tried, cells, "best", question)
         return None
     chosen = None
     lost: list[str] = []
-    if asked.sweep:
+    if how.sweep:
         quiet = replace(session, out=session.err)
         chosen, _, _, lost = tune(quiet, maker, selection, grids, "best", False, "sweep")
     cells = maker.test(selection, chosen)
@@ -89,7 +80,7 @@ def compared(session: Session, asked: Comparing, *, whole: bool) -> Comparison |
         raise BadInput("\n".join([*lost, f"{against} is what the others are compared with; see --against"]))
     workspace = session.make(read_by(cells), recipe.suite)
     found = {
-        **numbers(cells, workspace, selection, against, asked.sweep),
+        **numbers(cells, workspace, selection, against, how.sweep),
         **(evidence(cells, workspace, selection.seeds[0]) if whole else {}),
         "left_out": lost,
     }
@@ -103,10 +94,10 @@ def _policies(session: Session, names: Sequence[str]) -> list[Loaded]:
     Raises:
         BadInput: there is none, or two of one name.
     """
-    at_rho = session.one_rho("policies are compared")
+    rho = session.one_rho("policies are compared")
 
     def loaded_of(name: str) -> Loaded:
-        return replace(session, recipe=name).load("policy", **at_rho)
+        return replace(session, recipe=name).load("policy", rho=rho)
 
     found: list[Loaded] = []
     for name in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +48,9 @@ Looks = Mapping[str, tuple[str, str]]
 
 @dataclass(frozen=True)
 class Picture:
-    """What there is to draw: the numbers, colour and marker of every policy, further tables."""
+    """What to draw, and into what: the numbers, colour and marker of every policy, further tables."""
 
+    figure: Figure
     table: pd.DataFrame
     looks: Looks
     meta: Mapping[str, Any]
@@ -74,18 +75,18 @@ class Picture:
     @property
     def lines(self) -> dict[str, list[str]]:
         """The policies of each line; one without a line is a line of its own."""
-        lines: dict[str, list[str]] = {}
-        for policy in self.looks:
-            lines.setdefault(line_of(policy, self.meta), []).append(policy)
-        return lines
+        return self._by(lambda policy: line_of(policy, self.meta))
 
     @property
     def panels(self) -> dict[str, list[str]]:
         """The policies of each panel, by its title."""
-        panels: dict[str, list[str]] = {}
+        return self._by(self.meta["panels"].__getitem__)
+
+    def _by(self, of: Callable[[str], str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
         for policy in self.looks:
-            panels.setdefault(self.meta["panels"][policy], []).append(policy)
-        return panels
+            found.setdefault(of(policy), []).append(policy)
+        return found
 
     @property
     def by_rho(self) -> dict[str, pd.DataFrame]:

@@ -11,8 +11,7 @@ from rpo_cli import __version__
 from rpo_cli.artifacts import Stage, publish, snapshots, walk
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import read_by
-from rpo_cli.figures.run import FigureOptions, figure_cells, show_cells
-from rpo_cli.figures.selection import Budget
+from rpo_cli.figures.run import figure_cells, show_cells
 from rpo_cli.figures.tuning import settled
 from rpo_cli.recipes import Loaded, article, schema, shown, stands
 from rpo_cli.runs import make
@@ -24,7 +23,8 @@ from rpo_cli.runs.resources import resources
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import states, what_to_run
 
-FIGURES = ("seeds", "tune", "budget", "objectives", "grid_size")  # options that only figures take
+OF_FIGURES = ("seeds", "tune", "budget", "objectives", "grid_size", "keep_weights")
+OF_PLANS = ("tune", "ensemble", "keep_weights", "seeds", "budget", "objectives", "grid_size", "split")
 ESTIMATED = ("device_name", "tflops", "mfu", "price_per_hour", "params")  # a JSON plan needs no --estimate
 NO_COSTS = Costs()
 FILE = Path("plan.json")  # what commands of a plan on stdout call it
@@ -42,15 +42,8 @@ class PlanOptions(Planning):
     out: Path | None = None
     costs: Costs = NO_COSTS
 
-    def words(self) -> Iterator[str]:
-        """These options as they are typed, but for the file."""
-        yield from ["--tune"] if self.tune else []
-        yield from ["--ensemble"] if self.ensemble else []
-        yield from ["--keep-weights", self.keep_weights] if self.keep_weights != "best" else []
-        yield from _typed(self, "seeds", "budget", "objectives", "grid_size", "split")
 
-
-def run_plan(session: Session, options: PlanOptions, seeds: Sequence[int] | None) -> None:
+def run_plan(session: Session, options: PlanOptions) -> None:
     """Print the plan of a recipe of any kind: the table of --dry-run, or JSON.
 
     JSON is a plan that other machines carry out: hub names are resolved, and their commits recorded.
@@ -58,16 +51,11 @@ def run_plan(session: Session, options: PlanOptions, seeds: Sequence[int] | None
     session = replace(session, dry_run=True, as_json=session.as_json or options.out is not None)
     loaded = session.load(None)
     _require_fit(session, loaded, options)
-    complete = True
+    complete, question = True, asked(True, options.costs)
     if loaded.recipe.stage == "figure":
-        budget = Budget(options.budget == "small", options.objectives, options.grid_size)
-        question = asked(True, options.costs)
-        wanted = FigureOptions(
-            seeds, tune=options.tune, keep=options.keep_weights, budget=budget, question=question
-        )
-        maker, selection, grids = figure_cells(session, wanted)
+        maker, selection, grids = figure_cells(session, options, options.tune)
         if not session.as_json:
-            show_cells(session, maker, selection, grids, wanted)
+            show_cells(session, maker, selection, grids, options.keep_weights, question)
             return
         chosen, cells = settled(session, maker, maker.validation(selection, grids)) if grids else (None, [])
         complete = chosen is not None or not options.tune
@@ -75,7 +63,7 @@ def run_plan(session: Session, options: PlanOptions, seeds: Sequence[int] | None
     else:
         loaded, targets = _targets(session, loaded, options)
         if not session.as_json:
-            session.make(targets, loaded.recipe.suite, question=asked(True, options.costs))
+            session.make(targets, loaded.recipe.suite, question=question)
             return
     text = export(session, loaded, targets, options, complete).model_dump_json(indent=1) + "\n"
     if options.out is None:
@@ -101,7 +89,9 @@ def export(
     needs = resources(stages, workspace, asked(True, options.costs))
     together = groups(stages, {path: need.minutes for path, need in needs.items()})
     file = str(options.out or FILE)
-    recipe, words = shown(loaded.path), [*_words(session), *options.words()]
+    changes = [word for override in session.overrides for word in ("--set", override)]
+    words = [*_typed(session, "rho", "seed", "device"), *changes, *_typed(options, *OF_PLANS)]
+    recipe = shown(loaded.path)
     again = ["rpo", "plan", recipe, *words, *_typed(options.costs, *ESTIMATED)]
     place = ["--workspace", str(workspace.root)]
     finish = [*_command(loaded, options), recipe, *words, *place]
@@ -129,10 +119,8 @@ def export(
 def _require_fit(session: Session, loaded: Loaded, options: PlanOptions) -> None:
     """BadInput for an option that a recipe of this stage has no use for."""
     stage = loaded.recipe.stage
-    of_figures = [name for name in FIGURES if getattr(options, name)]
-    of_figures += ["keep_weights"] if options.keep_weights != "best" else []
     given = {
-        "figure": of_figures,
+        "figure": [name for name in OF_FIGURES if getattr(options, name) != getattr(PlanOptions, name)],
         "reward": ["ensemble"] if options.ensemble else [],
         "policy or evaluate": ["split"] if options.split else [],
     }
@@ -151,18 +139,11 @@ def _targets(session: Session, loaded: Loaded, options: PlanOptions) -> tuple[Lo
     return make.wanted(session, loaded.recipe.stage, members=options.ensemble)
 
 
-def _words(session: Session) -> Iterator[str]:
-    """What every command was told, as it is typed."""
-    yield from _typed(session, "rho", "seed", "device")
-    for override in session.overrides:
-        yield from ("--set", override)
-
-
 def _typed(options: object, *names: str) -> Iterator[str]:
-    """Those of these options that were given, as they are typed."""
+    """Those of these options that are not at their defaults, as they are typed."""
     for name in names:
-        if (value := getattr(options, name)) is not None:
-            yield from (f"--{name.replace('_', '-')}", str(value))
+        if (value := getattr(options, name)) != getattr(type(options), name):
+            yield from (f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))
 
 
 def _command(loaded: Loaded, options: PlanOptions) -> list[str]:

@@ -66,7 +66,7 @@ def draw(row: FigureKind, results: Results, table: pd.DataFrame, absent: Missing
     title = results.meta.get("title") or row.title
     with rc_context(STYLE):
         figure = Figure(figsize=(11, row.height))
-        row.draw(figure, Picture(table, looks, results.meta, results.tables))
+        row.draw(Picture(figure, table, looks, results.meta, results.tables))
         heading(figure, title, _subtitle(row, table, absent, results.bootstrap.student), row.heading)
         return publish_picture(figure, out / row.name)
 

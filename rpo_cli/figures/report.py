@@ -15,8 +15,9 @@ from zlib import crc32
 from rpo_cli.artifacts import publish
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import BASELINE, FORMAT
-from rpo_cli.figures.compare import Comparing, compared
+from rpo_cli.figures.compare import compared
 from rpo_cli.figures.run import require_folder
+from rpo_cli.runs.options import Comparing
 from rpo_cli.runs.session import Session
 from rpo_cli.text import clock
 
@@ -40,16 +41,18 @@ STYLE: dict[str, object] = {
 }  # fmt: skip
 
 
-def run_report(session: Session, asked: Comparing, kept: Path | None, out: Path) -> None:
+def run_report(
+    session: Session, recipes: Sequence[str], how: Comparing, kept: Path | None, out: Path
+) -> None:
     """Write the page of a comparison, made now or kept as JSON; print its path."""
-    if kept is not None and asked.recipes:
+    if kept is not None and recipes:
         raise BadInput("--from: takes the place of recipes; give one or the other")
-    if kept is None and not asked.recipes:
+    if kept is None and not recipes:
         raise BadInput("name the recipes to compare, a folder of them, or --from RESULTS.json")
     if out.is_dir():
         raise BadInput(f"--out {out}: is a folder; name the file, such as {out / 'report.html'}")
     require_folder(out.parent)
-    found = read_kept(kept) if kept is not None else compared(session, asked, whole=True)
+    found = read_kept(kept) if kept is not None else compared(session, recipes, how, None, whole=True)
     if found is not None:
         publish(out, page_of(found).encode())
         print(out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -12,10 +11,11 @@ from rpo_cli.artifacts import MANIFEST, STARTED, log_images, write_csv
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
 from rpo_cli.figures.dry_run import plan_only
-from rpo_cli.figures.selection import Budget, Selection, select
+from rpo_cli.figures.selection import Selection, select
 from rpo_cli.figures.tuning import Keep, WeightKeeper, planned, tune
 from rpo_cli.recipes import load, schema
-from rpo_cli.runs.question import Question
+from rpo_cli.runs.options import Costs, Figure, Study
+from rpo_cli.runs.question import Question, asked
 from rpo_cli.runs.session import Session
 
 GAPS = "--allow-missing draws what there is"
@@ -25,53 +25,35 @@ ONE_SEED = (
 )
 
 
-@dataclass(frozen=True)
-class FigureOptions:
-    """What a figure of any kind can be asked for, besides what every command can.
-
-    from_results: redraw these, train nothing. out: where all files go; default: the workspace. allow_missing:
-    train nothing, draw what there is. tune: choose beta and tau on validation first. keep: whose weights
-    stay. budget: what is left out. question: what the plan of a dry run is to estimate.
-    """
-
-    seeds: Sequence[int] | None = None
-    from_results: Path | None = None
-    out: Path | None = None
-    allow_missing: bool = False
-    tune: bool = False
-    keep: Keep = "best"
-    budget: Budget = field(default_factory=Budget)
-    question: Question | None = None
-
-
-def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
+def run_figure(session: Session, kind: str, options: Figure, costs: Costs) -> None:
     """Evaluate the missing cells on test prompts, save the results in their small form, draw from those.
 
     A tuned Figure 2 writes what it chose into the recipes' by_rho, if these are its policies as they stand
     and their grids were searched whole; else the choice is for this figure alone.
     """
+    question = asked(session.dry_run, costs)
     if options.out is not None:
         require_folder(options.out)
     if options.from_results is not None:
         _draw(session, kind, options.from_results, options.out or options.from_results, options.allow_missing)
         return
-    maker, selection, grids = figure_cells(session, options, kind)
+    maker, selection, grids = figure_cells(session, options, options.tune, kind)
     loaded, recipe = maker.asked, cast(schema.FigureRecipe, maker.asked.recipe)
     if session.dry_run:
         if not options.allow_missing:
-            show_cells(session, maker, selection, grids, options)
+            show_cells(session, maker, selection, grids, options.keep_weights, question)
         return
     chosen: Chosen | None = None
     tried: list[dict[str, object]] = []
     lost: list[str] = []
     if options.tune:
-        keep: Keep = "all" if options.keep == "all" else "best"
+        keep: Keep = "all" if options.keep_weights == "all" else "best"
         whole = kind == "figure2" and "grid" not in selection.left_out
         write = whole and not any(variant.set for variant in recipe.compared)
         chosen, tried, _, lost = tune(session, maker, selection, grids, keep, write, "tuning")
     cells = maker.test(selection, chosen)
     if not options.allow_missing:
-        _build(session, cells, recipe.suite, options.keep)
+        _build(session, cells, recipe.suite, options.keep_weights)
         if lost:
             raise RunFailed("\n".join([f"no figure is drawn; {GAPS}", *lost]))
     folder = options.out or session.open(recipe.suite).root / "figures" / loaded.path.stem
@@ -83,9 +65,11 @@ def run_figure(session: Session, kind: str, options: FigureOptions) -> None:
 
 
 def figure_cells(
-    session: Session, options: FigureOptions, kind: str | None = None
+    session: Session, study: Study, tune: bool, kind: str | None = None
 ) -> tuple[Cells, Selection, Grids]:
     """The cells of a figure recipe, of this kind if one is given, and what of them is asked for.
+
+    Grids are those that `tune` is to try; without it there are none.
 
     Raises:
         BadInput: another kind, or what the figure has not got or cannot draw.
@@ -95,15 +79,15 @@ def figure_cells(
     recipe = cast(schema.FigureRecipe, loaded.recipe)
     if kind not in (None, recipe.kind):
         raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
-    if options.budget.grid_size is not None and not options.tune:
+    if study.grid_size is not None and not tune:
         raise BadInput("--grid-size: only with --tune, which is what tries a grid")
     rhos = None if session.rho in (None, "all") else session.rhos([])
     names = [variant.name for variant in recipe.compared]
-    selection = select((names, recipe.rhos, recipe.seeds), rhos, options.seeds, options.budget)
+    selection = select((names, recipe.rhos, recipe.seeds), rhos, study)
     if problem := recipe.unfit(selection.rhos):
         raise BadInput(f"--rho {session.rho}: {problem}")
     maker, grids = Cells(loaded), Grids()
-    if options.tune:
+    if tune:
         grids = maker.grids(selection.policies)
         selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
         maker.test(selection)  # what cannot be drawn is said before anything is tried
@@ -121,14 +105,13 @@ def require_folder(out: Path) -> None:
 
 
 def show_cells(
-    session: Session, maker: Cells, selection: Selection, grids: Grids, options: FigureOptions
+    session: Session, maker: Cells, selection: Selection, grids: Grids, keep: Keep, question: Question | None
 ) -> None:
     """Say what would be built; where no choice was made yet, with a value that may be chosen."""
-    validation = maker.validation(selection, grids) if options.tune else []
-    chosen = planned(session, maker, selection, grids, validation) if options.tune else None
+    validation = maker.validation(selection, grids) if grids else []
+    chosen = planned(session, maker, selection, grids, validation) if grids else None
     test = maker.test(selection, chosen)
-    suite = maker.asked.recipe.suite
-    plan_only(session, suite, selection, validation, test, options.keep, options.question)
+    plan_only(session, maker.asked.recipe.suite, selection, validation, test, keep, question)
 
 
 def _build(session: Session, cells: Sequence[Cell], suite: str, keep: Keep) -> None:
@@ -200,9 +183,10 @@ def _draw(session: Session, kind: str, folder: Path, out: Path, allow_missing: b
     if session.as_json:
         session.print_json({"files": [str(path) for path in paths], KINDS[kind].rows: rows})
     else:
-        if rows and max(len(row["by_seed"]) for row in rows) == 1:
-            session.say(ONE_SEED)
-        session.out.print(claims_table(rows, session.out))
+        if rows:
+            if max(len(row["by_seed"]) for row in rows) == 1:
+                session.say(ONE_SEED)
+            session.out.print(claims_table(rows, session.out))
         for path in paths:
             print(path)
     return paths

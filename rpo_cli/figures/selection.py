@@ -7,25 +7,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rpo_cli.errors import BadInput
+from rpo_cli.runs.options import Study
 
 SMALL_OBJECTIVES = ("dpo", "e-dpo")
 SMALL_GRID = 3
 WORDS = {"policies": "objectives", "rhos": "ρ", "seeds": "seeds", "grid": "grid values"}
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What is to be left out. `small`: all but dpo and e-dpo, three rhos, three grid values, one seed."""
-
-    small: bool = False
-    objectives: str | None = None
-    grid_size: int | None = None
-
-    @property
-    def grid(self) -> int | None:
-        """Values tried of each grid; None: all."""
-        return self.grid_size if self.grid_size is not None else SMALL_GRID if self.small else None
 
 
 @dataclass
@@ -71,29 +58,40 @@ def spread(values: Sequence[T], count: int | None) -> list[T]:
 def select(
     whole: tuple[Sequence[str], Sequence[float | None], Sequence[int]],
     rhos: Sequence[float | None] | None,
-    seeds: Sequence[int] | None,
-    budget: Budget,
+    study: Study,
 ) -> Selection:
     """What to run of a figure's policies, rhos and seeds; --rho and --seeds go before the budget.
 
     Raises:
-        BadInput: an objective that the figure does not have.
+        BadInput: an objective that the figure does not have, or seeds that are none.
     """
     names, all_rhos, all_seeds = list(whole[0]), list(whole[1]), list(whole[2])
-    chosen = names
-    if budget.objectives is not None:
-        wanted = set(_named(budget.objectives, names))
+    chosen, small = names, study.budget == "small"
+    if study.objectives is not None:
+        wanted = set(_named(study.objectives, names))
         chosen = [name for name in names if name in wanted]
-    elif budget.small:
+    elif small:
         chosen = [name for name in SMALL_OBJECTIVES if name in names] or names
-    some_rhos = list(rhos) if rhos is not None else spread(all_rhos, 3 if budget.small else None)
-    some_seeds = list(seeds) if seeds is not None else all_seeds[: 1 if budget.small else None]
-    made = Selection(chosen, some_rhos, some_seeds, budget.grid)
+    some_rhos = list(rhos) if rhos is not None else spread(all_rhos, 3 if small else None)
+    some_seeds = all_seeds[: 1 if small else None] if study.seeds is None else _numbers(study.seeds)
+    grid_size = SMALL_GRID if small and study.grid_size is None else study.grid_size
+    made = Selection(chosen, some_rhos, some_seeds, grid_size)
     for what, everything in (("policies", names), ("rhos", all_rhos), ("seeds", all_seeds)):
         absent = [value for value in everything if value not in getattr(made, what)]
         if absent:
             made.left_out[what], made.of[what] = absent, len(everything)
     return made
+
+
+def _numbers(text: str) -> list[int]:
+    """The whole numbers of --seeds."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(f"--seeds {text}: expected whole numbers with commas, such as 0,1,2") from None
+    if len(set(found)) < len(found):
+        raise BadInput(f"--seeds {text}: one of them twice")
+    return found
 
 
 def _named(text: str, names: Sequence[str]) -> Iterator[str]:

@@ -25,9 +25,7 @@ DAY = 86_400.0
 
 
 def show_status(session: Session) -> None:
-    """Print what a recipe, or a whole suite, would build and why, then its workspace's artifacts, and seconds
-    by kind.
-    """
+    """Print what a recipe or a suite would build and why, its workspace's artifacts, and seconds by kind."""
     place, loads = _asked_for(session)
     targets = [stage for loaded in loads for stage in _targets(loaded, session.seed)]
     targets += _compared(loads, session.seed) if len(loads) > 1 else []

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.figures.cells import Cells
 from rpo_cli.figures.dry_run import plan_only
-from rpo_cli.figures.selection import Budget, select
-from rpo_cli.figures.tuning import Keep, tune
+from rpo_cli.figures.selection import select
+from rpo_cli.figures.tuning import tune
 from rpo_cli.recipes import Loaded, article, load, schema
-from rpo_cli.runs.question import Question
+from rpo_cli.runs.options import Costs, Study
+from rpo_cli.runs.question import asked
 from rpo_cli.runs.session import Session, suite_rhos
 
 
-def run_sweep(
-    session: Session,
-    seeds: Sequence[int] | None,
-    write: bool,
-    keep: Keep,
-    budget: Budget,
-    question: Question | None,
-) -> None:
+def run_sweep(session: Session, study: Study, write: bool, costs: Costs) -> None:
     """Evaluate the grids on validation, save the table, print and write the choice."""
+    question, keep = asked(session.dry_run, costs), study.keep_weights
     first = load(session.recipe)
     figure = isinstance(first.recipe, schema.FigureRecipe)
     flags = {"device": session.device}
     loaded = load(session.recipe, overrides=() if figure else session.overrides, flags=flags)
     rhos = None if session.rho == "all" else session.rhos([])
-    selection = select(_swept(loaded, write), rhos, seeds, budget)
+    selection = select(_swept(loaded, write), rhos, study)
     maker = Cells(loaded, session.overrides)
     grids = maker.grids(selection.policies, again=True)
     selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
@@ -49,7 +42,7 @@ def _swept(loaded: Loaded, write: bool) -> tuple[list[str], list[float | None], 
     """Policies, rhos and seeds of a figure recipe, or of a single policy recipe; `write`: their by_rho."""
     recipe = loaded.recipe
     if isinstance(recipe, schema.FigureRecipe):
-        if recipe.kind not in ("figure2", "unbiased"):
+        if recipe.measured:
             raise BadInput(f"{loaded.path}: is a recipe of kind {recipe.kind}; use rpo figure {recipe.kind}")
         if write and (changed := [variant.name for variant in recipe.compared if variant.set]):
             raise BadInput(

@@ -17,6 +17,7 @@ from rpo_cli.runs.todo import what_to_run
 from rpo_cli.stages.selected import score_of
 
 Keep = Literal["best", "none", "all"]
+Trial = tuple[str, float | None, float]  # a policy, a rho and a strength, of which each seed has a cell
 SEEN = {  # what the table of a sweep has of the metrics of either kind of stage
     "evaluate": {
         "advantage": "advantage", "low": "advantage_low", "high": "advantage_high",
@@ -252,6 +253,10 @@ def choice_table(chosen: Chosen, rhos: Sequence[float | None], rows: Sequence[Ma
     return table
 
 
+def _trial(cell: Cell) -> Trial:
+    return cell.policy, cell.rho, cell.strength[1]
+
+
 class WeightKeeper:
     """Drops the weights that a sweep no longer needs: of each policy and rho, of all values but the best.
 
@@ -264,8 +269,7 @@ class WeightKeeper:
         self.cells = {cell.evaluation.path: cell for cell in cells}
         self.workspace, self.keep = workspace, keep
         self.seeds = len({cell.seed for cell in cells})
-        self.seen: dict[tuple[str, float | None, float], list[tuple[float, Cell]]] = {}
-        self.best: dict[tuple[str, float | None], tuple[float, float]] = {}
+        self.seen: dict[Trial, list[float]] = {}
         for cell in cells if keep == "best" else ():
             if workspace.why_stale(cell.evaluation.path, cell.evaluation.identity) is None:
                 self(cell.evaluation, workspace.finished(cell.evaluation.path))
@@ -277,28 +281,25 @@ class WeightKeeper:
         if self.keep == "none":
             self._drop(cell)
             return
-        place, value = (cell.policy, cell.rho), cell.strength[1]
-        seen = self.seen.setdefault((*place, value), [])
-        seen.append((score_of(manifest["metrics"]), cell))
-        if len(seen) < self.seeds:
-            return
+        policy, rho, _ = trial = _trial(cell)
+        self.seen.setdefault(trial, []).append(score_of(manifest["metrics"]))
+        means = {
+            each: sum(scores) / len(scores)
+            for each, scores in self.seen.items()
+            if each[:2] == (policy, rho) and len(scores) == self.seeds
+        }
         # As in `choose`: the smaller of equals.
-        score = (sum(advantage for advantage, _ in seen) / len(seen), -value)
-        loser = value
-        if place not in self.best:
-            self.best[place] = score
-            return
-        if score > self.best[place]:
-            loser = -self.best[place][1]
-            self.best[place] = score
-        for _, other in self.seen[*place, loser]:
-            self._drop(other)
+        best = max(means, key=lambda each: (means[each], -each[2]), default=None)
+        self._drop_all(means.keys() - {best})
 
     def give_up(self, diverged: Sequence[Cell]) -> None:
         """Drop the weights of values that diverged under a seed, which no mean over seeds will choose."""
-        lost = {(cell.policy, cell.rho, cell.strength[1]) for cell in diverged}
-        for cell in self.cells.values() if self.keep == "best" else ():
-            if (cell.policy, cell.rho, cell.strength[1]) in lost:
+        if self.keep == "best":
+            self._drop_all({_trial(cell) for cell in diverged})
+
+    def _drop_all(self, trials: Collection[Trial]) -> None:
+        for cell in self.cells.values():
+            if _trial(cell) in trials:
                 self._drop(cell)
 
     def _drop(self, cell: Cell) -> None:

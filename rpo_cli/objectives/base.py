@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:  # a mistake in a recipe is reported before torch is imported
-    from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor as Tensor
+else:  # a mistake in a recipe is reported before torch is imported
+    Tensor = Any
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from rpo_cli.objectives.base import Objective
+from rpo_cli.objectives.base import Objective, Tensor
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.robust_dpo import LABEL_SMOOTHING
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def cdpo_losses(delta_h: Tensor, beta: float, label_smoothing: float) -> Tensor:

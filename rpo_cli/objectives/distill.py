@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from rpo_cli.objectives.base import Tensor
 
 
 def distill_losses(delta_h: Tensor, delta_r: Tensor, beta: float) -> Tensor:

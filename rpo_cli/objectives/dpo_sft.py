@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from rpo_cli.objectives.base import Key, Objective
+from rpo_cli.objectives.base import Key, Objective, Tensor
 from rpo_cli.objectives.dpo import dpo_losses
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def nll_losses(chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:

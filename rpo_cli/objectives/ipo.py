@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from rpo_cli.objectives.base import Objective, Pair
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from rpo_cli.objectives.base import Objective, Pair, Tensor
 
 
 def ipo_losses(delta_h: Tensor, tau: float) -> Tensor:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from rpo_cli.objectives.base import Key, Objective
+from rpo_cli.objectives.base import Key, Objective, Tensor
 from rpo_cli.objectives.dpo import dpo_losses
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TeacherLabels = Literal["soft", "argmax"]
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from rpo_cli.objectives.base import Key, Objective
+from rpo_cli.objectives.base import Key, Objective, Tensor
 from rpo_cli.objectives.dpo import dpo_losses
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LABEL_SMOOTHING = Key(
     "label_smoothing", float, 0.1, "share of labels assumed to be flipped", {"ge": 0, "lt": 0.5}

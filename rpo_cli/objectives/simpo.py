@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from rpo_cli.objectives.base import Key, Objective
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from rpo_cli.objectives.base import Key, Objective, Tensor
 
 
 def simpo_losses(

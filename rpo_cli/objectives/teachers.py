@@ -6,12 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from rpo_cli.objectives.base import Key
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from rpo_cli.objectives.base import Key, Tensor
 
 
 @dataclass(frozen=True)

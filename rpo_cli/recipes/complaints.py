@@ -43,21 +43,7 @@ class Complaint(NamedTuple):
 
 
 def check(model: type[Recipe], values: Mapping[str, object]) -> tuple[Recipe | None, list[Complaint]]:
-    """The validated recipe, or every complaint about it; no silent conversions, except 1e3 to 1000.
-
-    Remembered: every cell of a plan asks for its recipe's values for all other rhos again.
-    """
-    call = (model, repr(values))
-    if call not in _checked:
-        _checked[call] = _check(model, values)
-    recipe, complaints = _checked[call]
-    return recipe, list(complaints)
-
-
-_checked: dict[tuple[type[Recipe], str], tuple[Recipe | None, list[Complaint]]] = {}
-
-
-def _check(model: type[Recipe], values: Mapping[str, object]) -> tuple[Recipe | None, list[Complaint]]:
+    """The validated recipe, or every complaint about it; no silent conversions, except 1e3 to 1000."""
     stage = str(values["stage"])
     known = {key: value for key, value in values.items() if key in model.model_fields}
     known |= {key: _whole(value) for key, value in known.items() if key not in UNTYPED}

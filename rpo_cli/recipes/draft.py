@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo_cli.recipes.complaints import got
-from rpo_cli.recipes.files import RecipeError, document_of, file_of, near, places_of, shown
+from rpo_cli.recipes.files import RecipeError, document_of, file_of, find, places_of, shown
 from rpo_cli.recipes.yaml_lines import Keys
 
 Place = tuple[Path, int] | str  # recipe and line (0: where it begins), or the option of the command line
@@ -122,7 +122,7 @@ def _gather(
         at: Keys = ("extends",) if isinstance(extends, str) else ("extends", index)
         chain = {**below, path: where(own.places.get(nearest(own.places, at), (path, 0)))}
         try:
-            base = near(name, places_of(path))
+            base = find(name, places_of(path))
         except RecipeError as error:
             own.complain(at, error.problems[0])
             own.broken = True

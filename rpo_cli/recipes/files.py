@@ -34,21 +34,16 @@ class RecipeError(Exception):
         self.problems = list(problems)
 
 
-def find(name: str, beside: Path | None = None) -> Path:
+def find(name: str, folders: Sequence[Path] = ()) -> Path:
     """The file a recipe's name means, as an absolute path; `.yaml` may be left out.
 
-    Looked up in the folder `beside` (where a reference is written), as a path, in ./recipes,
+    Looked up in these folders (that of a file in which a reference is written), as a path, in ./recipes,
     ./recipes/miniature, and in the same two places among the packed recipes. A name that begins with / ~ ./
     or ../ is a path and nothing else.
 
     Raises:
         RecipeError: there is none; names recipes that are spelt alike.
     """
-    return near(name, [beside] if beside else [])
-
-
-def near(name: str, folders: Sequence[Path]) -> Path:
-    """`find`, looking into these folders first."""
     written = os.path.expanduser(name)
     suite, colon, recipe = written.rpartition(":")
     if colon and "/" not in recipe:

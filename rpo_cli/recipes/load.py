@@ -14,17 +14,7 @@ from typing import Any, Literal, cast
 from rpo_cli.recipes import yaml_lines
 from rpo_cli.recipes.complaints import got, suggest
 from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, nearest, stands, where
-from rpo_cli.recipes.files import (
-    RecipeError,
-    file_of,
-    find,
-    near,
-    places_of,
-    recipes_in,
-    shown,
-    suite_of,
-    there,
-)
+from rpo_cli.recipes.files import RecipeError, file_of, find, places_of, recipes_in, shown, suite_of, there
 from rpo_cli.recipes.resolve import asked_for, resolve
 from rpo_cli.recipes.schema import KINDS, MODELS, FigureRecipe, PolicyRecipe, Recipe, Variant, is_recipe
 from rpo_cli.recipes.yaml_lines import Keys
@@ -66,7 +56,7 @@ class Loaded:
                 no_such = f"{name}: no such recipe in {shown(self.path.parent)}"
                 raise RecipeError([f"{self.place(*keys)}: {no_such}"])
             try:
-                return near(name, places)
+                return find(name, places)
             except RecipeError as error:
                 at = f"{self.place(*keys)}: " if keys else ""
                 raise RecipeError([f"{at}{line}" for line in error.problems]) from None
@@ -94,13 +84,12 @@ def load(
     overrides: Sequence[str] = (),
     flags: Mapping[str, object] | None = None,
     expect: str | None = None,
-    beside: Path | None = None,
 ) -> Loaded:
     """The recipe of this name, validated and resolved.
 
     `overrides`: `key=value` with a YAML value; `rows.pairs=100` reaches into a mapping. `flags`: fields set
     by options of their own; None means not given. `rho`: likewise, and "none" means without resampling.
-    `expect`: the stage that the command handles. `beside`: see `find`.
+    `expect`: the stage that the command handles.
 
     Raises:
         RecipeError: with every mistake found.
@@ -109,7 +98,7 @@ def load(
     options = {key: value for key, value in given.items() if value is not None}
     if rho == "none":
         options["rho"] = None
-    return load_file(_one_of(find(name, beside), expect), overrides, options, expect)
+    return load_file(_one_of(find(name), expect), overrides, options, expect)
 
 
 def load_file(
@@ -241,7 +230,8 @@ def variant_overrides(variant: Variant) -> list[str]:
 def _variant_problems(loaded: Loaded, index: int, place: str) -> list[str]:
     variant = cast(FigureRecipe, loaded.recipe).variants[index]
     try:
-        load(variant.recipe, overrides=variant_overrides(variant), expect="policy", beside=loaded.path.parent)
+        file = loaded.sibling(variant.recipe, "variants", index)
+        load(str(file), overrides=variant_overrides(variant), expect="policy")
     except RecipeError as error:
         return [f"{place}: variants: {variant.name}: {problem}" for problem in error.problems]
     return []

@@ -132,11 +132,8 @@ def plans(planner: Planner, loaded: Loaded) -> list[Callable[[], list[Stage]]]:
     """What plans each of the targets of a recipe: every cell of a figure, all that a reward recipe can be."""
     recipe = loaded.recipe
     if isinstance(recipe, schema.FigureRecipe):
-
-        def alone(variant: schema.Variant, rho: float | None) -> list[Stage]:
-            return [cell(planner, loaded, variant, rho)]
-
-        return [partial(alone, variant, rho) for variant in recipe.compared for rho in recipe.rhos]
+        every = [(variant, rho) for variant in recipe.compared for rho in recipe.rhos]
+        return [partial(_cell, planner, loaded, variant, rho) for variant, rho in every]
     if isinstance(recipe, schema.PolicyRecipe):
         return [lambda: [planner.evaluation(loaded, "test")]]
     members = isinstance(recipe, schema.RewardRecipe) and recipe.has_members
@@ -156,14 +153,14 @@ def would_run(command: str, recipe: Path) -> bool:
     return command in takes and not plan_problems(loaded, absent, set()) and not absent
 
 
-def cell(planner: Planner, figure: Loaded, variant: schema.Variant, rho: float | None) -> Stage:
+def _cell(planner: Planner, figure: Loaded, variant: schema.Variant, rho: float | None) -> list[Stage]:
     """What a figure reads of one of its variants at one rho."""
     at = at_rho(rho)
     at["overrides"] = [*variant_overrides(variant), *at.get("overrides", [])]
     key = "variants" if cast(schema.FigureRecipe, figure.recipe).variants else "policies"
     policy = planner.load(figure.sibling(variant.recipe, key), expect="policy", **at)
     measured = cast(schema.FigureRecipe, figure.recipe).measured
-    return planner.measure(policy) if measured else planner.evaluation(policy, "test")
+    return [planner.measure(policy) if measured else planner.evaluation(policy, "test")]
 
 
 def _located(problem: str, path: Path) -> str:

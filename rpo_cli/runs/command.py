@@ -135,7 +135,7 @@ def add_command(
 
     Its parameter `session` is a `Session` of those; one that is a dataclass of options, such as `Costs`,
     stands for all of them. `examples`: arguments, for the help; `text`: the help itself, where it is not the
-    docstring; `helps`: of shared options, where they say something else here. `defaults`: of shared options;
+    docstring; `helps`: of options, where they say something else here. `defaults`: of shared options;
     without one a recipe must be named.
     """
     recipe = defaults.pop("recipe", None)
@@ -170,7 +170,7 @@ def add_command(
             first.insert(
                 0, inspect.Parameter("named", KEYWORD, default=None, annotation=recipe_argument(recipe))
             )
-        grouped = [each for kind in groups.values() for each in parameters_of(kind)]
+        grouped = [each for kind in groups.values() for each in parameters_of(kind, helps=helps)]
         rest = [each for each in shared if each not in first]
         listed = [*first, *(wanted[name] for name in own), *grouped, *rest, DEBUG]
         sign(run, listed)

@@ -65,20 +65,28 @@ def _reward(stage: Stage, sizes: Sizes) -> Work:
     return work
 
 
-def _read(stage: Stage, sizes: Sizes, *, reward: bool) -> Work:
-    """Both responses of every pair, read once by a reward model or a model of language."""
+def _read(stage: Stage, sizes: Sizes, name: str = "model", *, reward: bool, pairs: int | None = None) -> Work:
+    """Both responses of every pair, or of so many, read once by a reward model or a model of language."""
     found, table = _pairs(stage, sizes)
-    model = sizes.model(stage.inputs["model"], reward=reward)
-    return _scoring(model, _rows(found, table) * _of_pair(stage.recipe, found))
+    count = _rows(found, table) if pairs is None else pairs
+    model = sizes.model(stage.inputs[name], reward=reward)
+    return _scoring(model, count * _of_pair(stage.recipe, found))
+
+
+def _splits(stage: Stage) -> schema.SplitsRecipe:
+    return cast(schema.SplitsRecipe, cast(Stage, stage.inputs["data"]).recipe)
 
 
 def _scores(stage: Stage, sizes: Sizes) -> Work:
     if "model" not in stage.inputs:  # columns of the data
         return Work()
-    found, table = _pairs(stage, sizes)
-    splits = cast(schema.SplitsRecipe, cast(Stage, stage.inputs["data"]).recipe)
-    rows = _rows(found, table) if splits.num_pairs is None else splits.num_pairs + splits.held_out
-    return _scoring(sizes.model(stage.inputs["model"], reward=True), rows * _of_pair(stage.recipe, found))
+    splits = _splits(stage)
+    drawn = None if splits.num_pairs is None else splits.num_pairs + splits.held_out
+    return _read(stage, sizes, reward=True, pairs=drawn)
+
+
+def _held_out(stage: Stage, sizes: Sizes) -> Work:
+    return _read(stage, sizes, "policy", reward=False, pairs=_splits(stage).held_out)
 
 
 def _samples(stage: Stage, sizes: Sizes) -> Work:
@@ -108,7 +116,7 @@ def _policy(stage: Stage, sizes: Sizes) -> Work:
 def _measure(stage: Stage, sizes: Sizes) -> Work:
     recipe = cast(schema.ScoringRecipe, stage.recipe)
     found, _ = _pairs(stage, sizes)
-    splits = cast(schema.SplitsRecipe, cast(Stage, stage.inputs["data"]).recipe)
+    splits = _splits(stage)
     if splits.num_pairs is None:
         raise Unknown("num_pairs of its splits")
     # Three responses by two models, each in a row of its own, and the samples once more for the exact KL.
@@ -141,12 +149,6 @@ def _evaluate(stage: Stage, sizes: Sizes) -> Work:
     if "oracle" in stage.inputs:
         work += _scoring(sizes.model(stage.inputs["oracle"], reward=True), count * tokens)
     return work
-
-
-def _held_out(stage: Stage, sizes: Sizes) -> Work:
-    found, _ = _pairs(stage, sizes)
-    splits = cast(schema.SplitsRecipe, cast(Stage, stage.inputs["data"]).recipe)
-    return _scoring(sizes.model(stage.inputs["policy"]), splits.held_out * _of_pair(stage.recipe, found))
 
 
 def _taught(stage: Stage, sizes: Sizes) -> Work:
@@ -287,9 +289,7 @@ def _if_small(model: Model, flops: float) -> float:
 
 
 def _decoding(model: Model, prompts: int, prompt: float, new: int, batch: int) -> Work:
-    """Prompts are read at once; then each batch reads all weights (float32) for every new token, up to the
-    longest.
-    """
+    """Prompts are read at once; then each batch reads all weights (float32) for every new token."""
     tokens = prompts * new
     read = math.ceil(prompts / batch) * new * 4 * model.parameters
     flops = 2 * model.parameters

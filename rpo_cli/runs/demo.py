@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from rpo_cli.artifacts import Stage, Workspace
+from rpo_cli.artifacts import Stage
 from rpo_cli.recipes import load
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session
@@ -36,7 +36,10 @@ def demo(session: Session) -> None:
         return
     baseline = stages["dpo"].inputs["baseline"]
     assert isinstance(baseline, Stage)
-    samples = {name: _samples(workspace, each) for name, each in {BASELINE: baseline, **stages}.items()}
+    samples = {
+        name: pd.read_parquet(workspace.root / stage.path / "samples.parquet").set_index("prompt_id")
+        for name, stage in {BASELINE: baseline, **stages}.items()
+    }
     metrics = {name: workspace.finished(stage.path)["metrics"] for name, stage in stages.items()}
     rho, prompts = getattr(policies["dpo"].recipe, "rho", 0.0), len(samples["dpo"])
     print(ABOUT.format(share=f"{1 - rho:.0%}", prompts=prompts))
@@ -45,13 +48,13 @@ def demo(session: Session) -> None:
     )
     for prompt in _telling(samples):
         print(" ".join(samples["dpo"].loc[prompt, "prompt"].split()))
-        shown = [[f"  {name}", *_sample(table.loc[prompt])] for name, table in samples.items()]
+        rows = {name: table.loc[prompt] for name, table in samples.items()}
+        shown = [
+            (f"  {name}", f"reward {row['reward']:+.1f}", f"{row['tokens']} tokens", row["response"].strip())
+            for name, row in rows.items()
+        ]
         print(aligned(shown, (1, 2)))
     print(NEXT.format(suite=SUITE), end="")
-
-
-def _samples(workspace: Workspace, stage: Stage) -> pd.DataFrame:
-    return pd.read_parquet(workspace.root / stage.path / "samples.parquet").set_index("prompt_id")
 
 
 def _rows(samples: dict[str, pd.DataFrame], metrics: dict[str, dict[str, float]]) -> list[list[str]]:
@@ -71,7 +74,3 @@ def _telling(samples: dict[str, pd.DataFrame]) -> list[str]:
     """The first two prompts to which the policies answer differently."""
     differ = samples["dpo"]["response"] != samples["e-dpo"]["response"].loc[samples["dpo"].index]
     return list(samples["dpo"].index[differ][:2])
-
-
-def _sample(row: pd.Series) -> list[str]:
-    return [f"reward {row['reward']:+.1f}", f"{row['tokens']} tokens", str(row["response"]).strip()]

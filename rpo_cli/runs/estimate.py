@@ -6,6 +6,7 @@ Every number is arithmetic on the plan; ASSUMPTIONS and the notes of `estimate` 
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,16 +23,13 @@ WAYS = ("train", "score", "decode")
 READ_SHARE = 0.5  # share of the memory bandwidth that decoding reaches
 ASSUMPTIONS = (
     "training: 6 N FLOPs per token (8 N with gradient_checkpointing, 4 N with LoRA); scoring and prompts: "
-    "2 N; N parameters, "
-    "attention scores left out",
+    "2 N; N parameters, attention scores left out",
     "a prompt counts once for its responses, with shared_prompts: false once for each; padding is left out",
     "memory of training: 4 N weights (of a frozen base the linear layers in bfloat16, or with load_in_4bit "
     "half a byte and its constants) + 4 T gradients + 8 T Adam, T trained parameters, else all float32; "
-    "activations 34 b s h L bytes "
-    "(2 b s h L + one layer with gradient_checkpointing; twice that in float32; Korthikanti et al., 2022, "
-    "without attention "
-    "scores) for b sequences of s = max_length tokens; logits 3 x 4 bytes b r V for r response tokens "
-    "(SFT: all s)",
+    "activations 34 b s h L bytes (2 b s h L + one layer with gradient_checkpointing; twice that in float32; "
+    "Korthikanti et al., 2022, without attention scores) for b sequences of s = max_length tokens; logits "
+    "3 x 4 bytes b r V for r response tokens (SFT: all s)",
     "one device per stage; stages of different cells can run side by side, which shortens hours, not "
     "device-hours",
     "loading, start-up, tokenising, data and splits stages take no time",
@@ -46,9 +44,9 @@ def estimate(
     keep: `--keep-weights` of a plan of many policies, of which so many `places` keep one.
     """
     sizes = Sizes(workspace, question.params)
-    by_kind: dict[str, Work] = {}
-    counted: dict[str, int] = {}
-    unknown: dict[str, int] = {}
+    by_kind: defaultdict[str, Work] = defaultdict(Work)
+    counted: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
     peaks: dict[str, tuple[dict[str, float], str]] = {}
     held: dict[str, float] = {}
     for item in todo:
@@ -58,10 +56,10 @@ def estimate(
         try:
             work = work_of(stage, sizes)
         except Unknown as error:
-            unknown[f"{stage.kind}: {error}"] = unknown.get(f"{stage.kind}: {error}", 0) + 1
+            unknown[f"{stage.kind}: {error}"] += 1
             continue
-        by_kind.setdefault(stage.kind, Work()).__iadd__(work)
-        counted[stage.kind] = counted.get(stage.kind, 0) + 1
+        by_kind[stage.kind] += work
+        counted[stage.kind] += 1
         if schema.KINDS[stage.kind].trains:
             parts = memory_of(stage, sizes)
             if stage.kind not in peaks or sum(parts.values()) > sum(peaks[stage.kind][0].values()):
@@ -120,9 +118,7 @@ def minutes(stage: Stage, sizes: Sizes, question: Question) -> float | None:
 
 
 def _time(work: Work, question: Question) -> dict[str, float | None]:
-    """Device-hours and dollars: FLOPs at the reached share of the peak; decoding at the slower of that and
-    reading weights.
-    """
+    """Device-hours and dollars: FLOPs at their share of the peak; decoding as slow as reading weights."""
     if question.device is None:
         return {"hours": None, "dollars": None}
     peak = question.device.tflops * 1e12
@@ -132,10 +128,8 @@ def _time(work: Work, question: Question) -> dict[str, float | None]:
         decoding = max(decoding, work.read_bytes / (question.device.bandwidth_gb_s * 1e9 * READ_SHARE))
     large = work.train + work.score - work.flops_small
     hours = (large / rate + work.flops_small / (peak * question.mfu_small) + decoding) / 3600
-    return {
-        "hours": hours,
-        "dollars": None if question.price_per_hour is None else hours * question.price_per_hour,
-    }
+    price = question.price_per_hour
+    return {"hours": hours, "dollars": None if price is None else hours * price}
 
 
 def _device_assumptions(question: Question, small: float) -> list[str]:
@@ -154,8 +148,7 @@ def _device_assumptions(question: Question, small: float) -> list[str]:
     if device.bandwidth_gb_s is not None:
         listed.append(
             f"decoding reads all float32 weights for each new token of a batch, at {READ_SHARE:.0%} of "
-            f"{device.bandwidth_gb_s:g} GB/s, "
-            "up to max_new_tokens"
+            f"{device.bandwidth_gb_s:g} GB/s, up to max_new_tokens"
         )
     else:
         listed.append(
@@ -171,19 +164,11 @@ def _peak(kind: str, parts: Mapping[str, float], path: str, question: Question) 
     fits = None if memory is None else total <= memory * 1e9
     if fits and "activations" not in parts:  # of a model whose config is not known
         fits = None
-    return {
-        "kind": kind,
-        "largest": path,
-        "bytes": parts,
-        "total": total,
-        "fits": fits,
-    }
+    return {"kind": kind, "largest": path, "bytes": parts, "total": total, "fits": fits}
 
 
 def disk(todo: Sequence[Todo], sizes: Sizes, keep: str | None, places: int) -> dict[str, float]:
-    """Bytes of float32 weights at the end: of policies under this --keep-weights, of policies under each, of
-    all other models.
-    """
+    """Bytes of float32 weights at the end: of policies, under each --keep-weights, and of other models."""
     trained = [item.stage for item in todo if schema.KINDS[item.stage.kind].trains]
     policies = [stage for stage in trained if stage.kind == "policy"]
     others = [stage for stage in trained if stage.kind != "policy"]
@@ -216,11 +201,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         right=(1, 2, 3, 4, 5, 6),
     ).splitlines()
     if found["hours"] is not None:
-        money = (
-            ""
-            if found["dollars"] is None
-            else f", {found['dollars']:,.2f} dollars at {found['price_per_hour']:g} an hour"
-        )
+        dollars, price = found["dollars"], found["price_per_hour"]
+        money = "" if dollars is None else f", {dollars:,.2f} dollars at {price:g} an hour"
         out.append(
             f"{found['device']['name']}: {found['hours']:.3g} device-hours "
             f"({clock(found['hours'] * 3600)}){money}"
@@ -246,11 +228,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         said = ", ".join(f"{kind} {size(count)}" for kind, count in held.items())
         out.append(f"weights where nothing is trained, one model at a time: {said}; activations come on top")
     disk = found["disk"]
-    kept = ", ".join(
-        f"{name} {size(disk[f'policies_{name}'])}"
-        for name in ("best", "all", "none")
-        if f"policies_{name}" in disk
-    )
+    by_keep = {name: disk.get(f"policies_{name}") for name in ("best", "all", "none")}
+    kept = ", ".join(f"{name} {size(count)}" for name, count in by_keep.items() if count is not None)
     choice = f"; policies by --keep-weights: {kept}" if kept else ""
     out.append(f"disk: {size(disk['policies'] + disk['other_models'])} of weights at the end{choice}")
     out += [f"tokens: {line}" for line in found["token_counts_from"]]

@@ -12,6 +12,7 @@ from rpo_cli.artifacts import External, look_for, snapshots, unreachable
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.runs import preflight
+from rpo_cli.runs.options import OnRows
 from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.results import share_of
 from rpo_cli.runs.session import Session
@@ -32,23 +33,15 @@ class Drawn(TypedDict):
     seed: int
 
 
-def score(
-    session: Session,
-    file: str,
-    model: str,
-    label: str | None,
-    out: Path | None,
-    split: str | None,
-    **options: object,
-) -> None:
+def score(session: Session, rows: OnRows, model: str, label: str | None, max_length: int | None) -> None:
     """Write a file's rows with the rewards of what they hold, and say what came out.
 
     Raises:
         BadInput: what cannot be read, before anything heavy is loaded.
     """
     os.environ.update(QUIET_ENVIRONMENT)
-    target = _target(file, out, "scored")
-    recipe = _recipe(session, overlong="drop", reward_label=label, **options)
+    target = _target(rows.file, rows.out, "scored")
+    recipe = _recipe(session, rows, overlong="drop", reward_label=label, max_length=max_length)
     node = _model(model)
     if (why := preflight.no_reward(node, label, "--label")) is not None:
         raise BadInput(f"--model: {why}")
@@ -56,10 +49,10 @@ def score(
     from rpo_cli.stages.files import FORMS, Scorer, form_in
     from rpo_cli.stages.reading import reading_of
 
-    table = _table(file, split, target)
+    table = _table(rows.file, rows.split, target)
     place, first = next(table.rows(), ("", None))
     if first is None:
-        raise BadInput(f"{file}: no rows")
+        raise BadInput(f"{rows.file}: no rows")
     form = form_in(place, first)
     scorer = Scorer(reading_of(Path(node.reference), recipe, node.revision), form)
     count = table.check(FORMS[form], scorer.check)
@@ -81,27 +74,19 @@ def score(
     _say(session, result)
 
 
-def sample(
-    session: Session,
-    file: str,
-    model: str,
-    out: Path | None,
-    split: str | None,
-    drawn: Drawn,
-    **options: object,
-) -> None:
+def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int, drawn: Drawn) -> None:
     """Write a file's rows with responses of a model to their prompts.
 
     Raises:
         BadInput: what cannot be read, before anything heavy is loaded.
     """
     os.environ.update(QUIET_ENVIRONMENT)
-    target, node = _target(file, out, "sampled"), _model(model)
+    target, node = _target(rows.file, rows.out, "sampled"), _model(model)
     _need_weights(node)
-    recipe = _recipe(session, **options)
+    recipe = _recipe(session, rows, max_new_tokens=max_new_tokens)
     from rpo_cli.stages.files import Sampler
 
-    table = _table(file, split, target)
+    table = _table(rows.file, rows.split, target)
     sampler = Sampler(Path(node.reference), node.revision, recipe, **drawn)
     count = table.check(["responses"], sampler.prompt)
     identity = {**drawn, "model": node.key, "max_new_tokens": recipe.max_new_tokens}
@@ -133,10 +118,11 @@ def _need_weights(model: External) -> None:
         raise BadInput(f"--model {folder}: has no weights in safetensors, and no others are read")
 
 
-def _recipe(session: Session, **options: object) -> ScoringRecipe:
+def _recipe(session: Session, rows: OnRows, **options: object) -> ScoringRecipe:
     """What a stage would be told that reads or samples as these options say."""
     given = {name: value for name, value in options.items() if value is not None}
     given |= {} if session.device is None else {"device": session.device}
+    given |= {"dtype": rows.dtype, "per_device_eval_batch_size": rows.batch_size}
     return ScoringRecipe.model_validate({"stage": "scores", "max_length": UNLIMITED, **given})
 
 

@@ -189,12 +189,7 @@ def _made(session: Session, file: Path, name: str, lines: Sequence[Line]) -> tup
 
 
 def _asked(
-    session: Session,
-    file: Path,
-    prompts: str,
-    model: str,
-    found: Found,
-    tokenizer: PreTrainedTokenizerBase,
+    session: Session, file: Path, prompts: str, model: str, found: Found, tokenizer: PreTrainedTokenizerBase
 ) -> Found:
     """What was found, with the prompts that are given to evaluate on: in the pairs' form."""
     row = next((row for _, row in rows_in(Path(prompts), "prompts_test", Ledger(), {})), None)

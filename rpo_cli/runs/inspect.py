@@ -242,11 +242,9 @@ def _print(
     for name, r in reports.items():
         if r.boundary_differs:
             session.say(
-                f"warning: {name}: in {percent(r.boundary_differs)} of {r.boundary_rows} rows a token "
-                "would reach over "
-                "the boundary of prompt and response; end prompts where a token ends (no trailing space) "
-                "and begin "
-                "responses with the space"
+                f"warning: {name}: in {percent(r.boundary_differs)} of {r.boundary_rows} rows a token would "
+                "reach over the boundary of prompt and response; end prompts where a token ends (no trailing "
+                "space) and begin responses with the space"
             )
 
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from rpo_cli.artifacts import External, Stage, Workspace
 from rpo_cli.errors import BadInput
 from rpo_cli.models import load_tokenizer
-from rpo_cli.recipes import Loaded, RecipeError, load, schema, there
+from rpo_cli.recipes import Loaded, RecipeError, schema, there
 from rpo_cli.runs.planner import Planner
-from rpo_cli.runs.planning.data import beside
+from rpo_cli.runs.planning.data import beside, data_below
 
 
 def max_lengths(loaded: Loaded) -> dict[int, list[str]]:
@@ -22,21 +22,9 @@ def max_lengths(loaded: Loaded) -> dict[int, list[str]]:
     for user in beside(loaded):
         limit = getattr(user.recipe, "max_length", None)
         with suppress(RecipeError):  # one that names data that is not there
-            if isinstance(limit, int) and loaded.path in _data_below(user):
+            if isinstance(limit, int) and loaded.path in (each.path for each in data_below(user)):
                 users.setdefault(limit, []).append(user.path.name)
     return users
-
-
-def _data_below(loaded: Loaded) -> list[Path]:
-    """Recipes on the way from this one down to its data."""
-    below: list[Path] = []
-    while hasattr(loaded.recipe, "data"):
-        path = loaded.reference("data")
-        if path is None or path in below:
-            break
-        below.append(path)
-        loaded = load(str(path))
-    return below
 
 
 def find_tokenizer(

@@ -88,34 +88,61 @@ class Costs:
     ] = None
 
 
-# Options of studies, of which commands take some.
 KEEP = (
     "Policies that stay on disk: the best of each objective, rho and seed; "
     "none after the last evaluation; all."
 )
 SMALL = "small: dpo and e-dpo, three rho, three grid values, one seed."
-KeepWeights = Annotated[Literal["best", "none", "all"], Option(help=KEEP)]
-BudgetOption = Annotated[Literal["small"] | None, Option(help=SMALL)]
-Objectives = Annotated[str | None, Option(help="Only these of the figure's policies, with commas.")]
-GridSize = Annotated[int | None, Option(min=1, help="Try this many values of each grid, evenly spread.")]
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
+GridSize = Annotated[int | None, Option(min=1, help="Try this many values of each grid, evenly spread.")]
 TUNE = "First choose beta and tau on validation (the full protocol)."
 Tune = Annotated[bool, Option("--tune", help=TUNE)]
 MEMBERS = "The members of a reward recipe's ensemble, one on each subset D_rho,b, in place of its one model."
 Ensemble = Annotated[bool, Option("--ensemble", help=MEMBERS)]
+FROM = "Redraw kept results; train nothing."
+PICTURES = "Folder for pictures and results. Default: figures/ in the workspace."
+GAPS = "Train nothing; draw what there is and mark the gaps."
+AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
+SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
 
 
 @dataclass(frozen=True)
-class Planning:
-    """What a plan is asked for, besides what every command can be: as figures and train-rm are."""
+class Study:
+    """How much of an experiment is run, and whose weights stay."""
 
     seeds: Seeds = None
-    tune: Tune = False
-    keep_weights: KeepWeights = "best"
-    budget: BudgetOption = None
-    objectives: Objectives = None
+    keep_weights: Annotated[Literal["best", "none", "all"], Option(help=KEEP)] = "best"
+    budget: Annotated[Literal["small"] | None, Option(help=SMALL)] = None
+    objectives: Annotated[str | None, Option(help="Only these of the figure's policies, with commas.")] = None
     grid_size: GridSize = None
+
+
+@dataclass(frozen=True)
+class Figure(Study):
+    """What a figure of any kind can be asked for."""
+
+    from_results: Annotated[Path | None, Option("--from", help=FROM)] = None
+    out: Annotated[Path | None, Option(help=PICTURES)] = None
+    allow_missing: Annotated[bool, Option("--allow-missing", help=GAPS)] = False
+    tune: Tune = False
+
+
+@dataclass(frozen=True)
+class Planning(Study):
+    """What a plan is asked for, besides what every command can be: as figures and train-rm are."""
+
+    tune: Tune = False
     ensemble: Ensemble = False
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """How policies are compared."""
+
+    against: Annotated[str | None, Option(help=AGAINST)] = None
+    seeds: Seeds = None
+    sweep: Annotated[bool, Option("--sweep", help=SWEEP)] = False
+    grid_size: GridSize = None
 
 
 PAIRS = "Your pairs: a JSONL or Parquet file, or a data set of the hub, in any of TRL's formats."
@@ -168,3 +195,19 @@ class Export:
     private: Annotated[bool, Option("--private", help="With --push: only you can see it.")] = False
     replace: Annotated[bool, Option("--force", help=OUT_OF)] = False
     member: Annotated[str | None, Option(help=MEMBER)] = None
+
+
+FILE = "Rows: JSON lines (packed or not), Parquet, a folder of either, or a data set of the hub."
+NEW = "File to write. Default: beside the rows, here for a set of the hub."
+AUTO = "auto: bfloat16 where the device has it."
+
+
+@dataclass(frozen=True)
+class OnRows:
+    """Rows that a model is put to work on, how, and where they go with what it makes of them."""
+
+    file: Annotated[str, Argument(metavar="FILE", help=FILE)]
+    out: Annotated[Path | None, Option("--out", help=NEW)] = None
+    split: Annotated[str | None, Option("--split", help="Of a data set, this split only.")] = None
+    batch_size: Annotated[int, Option(min=1, help="Responses at a time.")] = 32
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Option(help=AUTO)] = "auto"

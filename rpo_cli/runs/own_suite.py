@@ -250,12 +250,9 @@ class Suite:
             yield Line("calibration", "temperature", "the teachers' scales differ; fitted on held-out pairs")
             yield Line("calibration_mix", "data", "on these as they are: a teacher's own bias is not known")
 
-    def _share_of_responses(self) -> str:
-        share = float((self.found.responses <= self.max_new_tokens).mean())
-        return f"{percent(share)} of your responses are no longer"
-
     def _evaluate(self) -> list[Line]:
         none = "no judge of rewards; a reward model that no policy learnt from may be one"
+        share = percent(float((self.found.responses <= self.max_new_tokens).mean()))
         return [
             Line("stage", "evaluate"),
             Line("data", "data.yaml" if self.prompts is None else "prompts.yaml"),
@@ -263,7 +260,7 @@ class Suite:
             Line("baseline", self.start, "what policies are compared with"),
             Line("max_length", self.evaluated_length, "of a prompt; longer ones are left out and counted"),
             Line("overlong", "drop"),
-            Line("max_new_tokens", self.max_new_tokens, self._share_of_responses()),
+            Line("max_new_tokens", self.max_new_tokens, f"{share} of your responses are no longer"),
             Line("per_device_eval_batch_size", 16),
         ]
 

@@ -100,9 +100,7 @@ class Planner(PolicyPlanner):
         return found
 
     def measure(self, policy: Loaded) -> Stage:
-        """What the policy a recipe describes made of its training pairs, and how far it is from the
-        reference.
-        """
+        """What a policy made of its training pairs, and how far it is from the reference."""
         stage = self.build(policy)
         model, pairs = stage.inputs["model"], cast(Stage, cast(Stage, stage.inputs["data"]).inputs["data"])
         place = f"reference-samples/{pairs.path.split('/', 1)[1]}"
@@ -156,9 +154,7 @@ class Planner(PolicyPlanner):
         return self.load(file, expect="evaluate")
 
     def judgement(self, policy: Loaded, split: str, overrides: Sequence[str] = ()) -> Stage:
-        """A judge's verdicts on an evaluated policy; `overrides` change the `judge:` section
-        (`judge.model=...`).
-        """
+        """A judge's verdicts on an evaluated policy; `overrides` change `judge:` (`judge.model=...`)."""
         evaluation = self.evaluation(policy, split)
         loaded = self.load(
             policy.sibling(cast(schema.PolicyRecipe, policy.recipe).evaluate, "evaluate"),
@@ -173,14 +169,8 @@ class Planner(PolicyPlanner):
         if "reference" in recipe.judge.against:
             inputs["data"] = evaluation.inputs["data"]
         same = (
-            "suite",
-            "seed",
-            "sampling_seed",
-            "report_to",
-            "wandb_project",
-            "truncated",
-            "bootstrap_samples",
-        )
+            "suite", "seed", "sampling_seed", "report_to", "wandb_project", "truncated", "bootstrap_samples",
+        )  # fmt: skip
         settings = {name: getattr(recipe.judge, name) for name in schema.JudgeSettings.model_fields}
         judge = schema.JudgeRecipe(
             stage="judge", device="cpu", **settings, **{name: getattr(recipe, name) for name in same}

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
 from rpo_cli import devices
-from rpo_cli.artifacts import Job, Launch, Outcome, Progress
+from rpo_cli.artifacts import Job, Launch, Outcome, Progress, Stage
 from rpo_cli.devices import xla_probe
 from rpo_cli.errors import BadInput, RunFailed, decode_error
 from rpo_cli.recipes import RecipeError, find, shown, suggest
@@ -29,10 +28,6 @@ from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe
 from rpo_cli.recipes.yaml_lines import read
 from rpo_cli.runs.ends import died, fallen, lost_others
 from rpo_cli.text import first_line
-
-if TYPE_CHECKING:
-    from rpo_cli.artifacts import Stage
-
 
 STRATEGIES = ("NO", "MULTI_GPU", "FSDP", "XLA")
 # Names that accelerate once had, or has for what rpo starts otherwise.
@@ -169,8 +164,7 @@ def share(recipe: TrainingRecipe, processes: int) -> tuple[int, int]:
     if rest:
         raise BadInput(
             f"{processes} processes cannot share a batch of {rows * pieces} rows ({rows} x {pieces}) "
-            "equally; "
-            "change per_device_train_batch_size, gradient_accumulation_steps or num_processes"
+            "equally; change per_device_train_batch_size, gradient_accumulation_steps or num_processes"
         )
     if pieces % processes == 0:
         return rows, pieces // processes

@@ -10,14 +10,7 @@ from typing import Any
 
 import yaml
 
-from rpo_cli.artifacts import (
-    CARD,
-    Workspace,
-    hash_path,
-    origin_of,
-    sha256,
-    versions,
-)
+from rpo_cli.artifacts import CARD, Workspace, hash_path, origin_of, sha256, versions
 from rpo_cli.artifacts.snapshots import commits, lock_file, remember
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import RECIPES, load

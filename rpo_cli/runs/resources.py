@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from statistics import median
 
 from rpo_cli import devices
@@ -24,8 +25,8 @@ def resources(
     stages: Sequence[Stage], workspace: Workspace, question: Question | None
 ) -> dict[str, Resources]:
     """The resources of each stage by its path; `question`: a device, to estimate times that nobody knows."""
-    times, weights = measured(stages, workspace), _Weights(workspace)
-    found = {stage.path: _of(stage, times, weights) for stage in stages}
+    times, count = measured(stages, workspace), cache(_count)  # of each model once
+    found = {stage.path: _of(stage, times, _weights(stage, workspace.root, count)) for stage in stages}
     if question is not None:
         from rpo_cli.runs.estimate import minutes
         from rpo_cli.runs.sizes import Sizes
@@ -46,8 +47,8 @@ def measured(stages: Sequence[Stage], workspace: Workspace) -> Times:
     return {place: median(seconds) for place, seconds in seen.items()}
 
 
-def _of(stage: Stage, times: Times, weights: _Weights) -> Resources:
-    recipe, gpus, count = stage.recipe, int(_on_gpu(stage)), weights.of(stage)
+def _of(stage: Stage, times: Times, count: int | None) -> Resources:
+    recipe, gpus = stage.recipe, int(_on_gpu(stage))
     seconds = times.get((stage.kind, stage.source.stem))
     minutes = recipe.expected_seconds if seconds is None else seconds
     # As `preflight.room` counts: gradients and Adam's moments with the weights, two checkpoints beside them.
@@ -74,24 +75,19 @@ def _on_gpu(stage: Stage) -> bool:
     return stage.recipe.device == "cuda" or devices.choose(stage.recipe).name == "cuda"
 
 
-class _Weights:
-    """How many weights models have, each looked up once."""
+def _weights(stage: Stage, root: Path, count: Callable[[Path], int]) -> int | None:
+    """How many the largest model has that a stage trains or reads; None where that is not known here."""
+    nodes = [stage] if KINDS[stage.kind].trains else [*filter(_is_model, stage.inputs.values())]
+    if not KINDS[stage.kind].needs_model or not nodes:
+        return None
+    bases = [models.base_of(node) for node in nodes]
+    folders = [root / each.path if isinstance(each, Stage) else models.folder_of(each) for each in bases]
+    counts = [0 if folder is None else count(folder) for folder in folders]
+    return None if 0 in counts else max(counts)
 
-    def __init__(self, workspace: Workspace) -> None:
-        self.root = workspace.root
-        self._count = cache(lambda folder: sum(map(math.prod, models.shapes_of(folder).values())))
 
-    def of(self, stage: Stage) -> int | None:
-        """Of the largest model that a stage trains or reads; None where that is not known here."""
-        nodes = [stage] if KINDS[stage.kind].trains else [*filter(_is_model, stage.inputs.values())]
-        if not KINDS[stage.kind].needs_model or not nodes:
-            return None
-        counts = [self._of_base(models.base_of(node)) for node in nodes]
-        return None if 0 in counts else max(counts)
-
-    def _of_base(self, base: models.Node) -> int:
-        folder = self.root / base.path if isinstance(base, Stage) else models.folder_of(base)
-        return 0 if folder is None else int(self._count(folder))
+def _count(folder: Path) -> int:
+    return sum(map(math.prod, models.shapes_of(folder).values()))
 
 
 def _is_model(node: models.Node) -> bool:

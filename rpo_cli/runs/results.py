@@ -72,9 +72,8 @@ def _evaluation(metrics: Metrics) -> list[str]:
     lines = [f"{lengths} on {prompts} prompts; KL to the reference {kl} nats"]
     if "advantage" in metrics:
         wins = with_ends(metrics, "win_rate", ".0f", scale=100)
-        advantage, controlled = (
-            with_ends(metrics, name, "+.2f") for name in ("advantage", "length_controlled_advantage")
-        )
+        advantage = with_ends(metrics, "advantage", "+.2f")
+        controlled = with_ends(metrics, "length_controlled_advantage", "+.2f")
         lengths = f"tokens {metrics['tokens_mean']:.1f} against {metrics['baseline_tokens_mean']:.1f}"
         lines = [
             f"advantage {advantage} on {prompts} prompts; {lengths}; wins {wins} %",
@@ -230,10 +229,8 @@ def _judge(metrics: Metrics) -> list[str]:
     for against in ("baseline", "reference"):
         if f"{against}/win_rate" in metrics:
             of = {name.removeprefix(f"{against}/"): value for name, value in metrics.items()}
-            rates = (
-                with_ends(of, name, ".0f", scale=100) for name in ("win_rate", "length_controlled_win_rate")
-            )
-            wins, controlled = rates
+            wins = with_ends(of, "win_rate", ".0f", scale=100)
+            controlled = with_ends(of, "length_controlled_win_rate", ".0f", scale=100)
             lines.append(
                 f"against the {against}: wins {wins} % of {of['comparisons']} comparisons, {controlled} % "
                 f"at equal length{_by_position(of)}{_unread(of)}{_identical(of)}"

@@ -1,6 +1,4 @@
-"""One command's run: plan, say what will be built and why, build, report. Nothing heavy is imported for a dry
-run.
-"""
+"""One command's run: plan, say what will be built and why, build, report. A dry run imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,8 +9,9 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +22,7 @@ from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
 from rpo_cli.runs import preflight, processes, results
 from rpo_cli.runs.options import Options
 from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.planning.data import data_below
 from rpo_cli.runs.pool import execute
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.todo import Todo, as_json, what_to_run
@@ -51,26 +51,17 @@ class Session(Options):
             f" {name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None
         )
 
-    def load(self, expect: str | None, **flags: Any) -> Loaded:
-        """The recipe that was asked for, under this session's seed and overrides and these flags; rho=None:
-        no resampling.
-        """
-        if "rho" in flags:
-            flags["rho"] = "none" if flags["rho"] is None else flags["rho"]
-        rho = flags.pop("rho", None)
+    def load(
+        self, expect: str | None, *, rho: float | Literal["none"] | None = None, **flags: object
+    ) -> Loaded:
+        """The recipe that was asked for, under this session's seed and overrides and these flags."""
+        flags["device"] = self.device
         return load(
-            self.recipe,
-            seed=self.seed,
-            rho=rho,
-            overrides=self.overrides,
-            flags={**flags, "device": self.device},
-            expect=expect,
+            self.recipe, rho=rho, seed=self.seed, overrides=self.overrides, flags=flags, expect=expect
         )
 
     def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
-        """Values of --rho: a number, several, `all` (the recipe's or the suite's list), `none`; None: the
-        recipe's own.
-        """
+        """Values of --rho: numbers, `none`, or `all` (the recipe's or the suite's); None: its own."""
         if self.rho is None:
             return None
         if self.rho == "all":
@@ -90,12 +81,12 @@ class Session(Options):
             raise BadInput(f"--rho {self.rho}: one of them twice")
         return values
 
-    def one_rho(self, what: str) -> dict[str, float | None]:
-        """The --rho of what is done at one, as `load` takes it; nothing without the option."""
+    def one_rho(self, what: str) -> float | Literal["none"] | None:
+        """The --rho of what is done at one, as `load` takes it."""
         rhos = self.rhos([])
         if rhos is not None and len(rhos) != 1:
             raise BadInput(f"--rho {self.rho}: {what} at one rho: a number, or none")
-        return {} if rhos is None else {"rho": rhos[0]}
+        return None if rhos is None else rhos[0] or "none"
 
     def at_rhos(self, expect: str) -> list[Loaded]:
         """The recipe once for each --rho."""
@@ -105,15 +96,13 @@ class Session(Options):
                 raise BadInput(f"--rho: {first.path.name} is a {expect} recipe and knows no rho")
             return [first]
         rhos = self.rhos(suite_rhos(first))
-        loads = [first] if rhos is None else [self.load(expect, rho=rho) for rho in rhos]
+        loads = [first] if rhos is None else [self.load(expect, rho=rho or "none") for rho in rhos]
         for loaded in loads:
             self.note_unchosen(loaded)
         return loads
 
     def note_unchosen(self, loaded: Loaded) -> None:
-        """Say what a policy is trained with at a rho for which nothing was chosen, where for others something
-        was.
-        """
+        """Say what a policy is trained with at a rho for which nothing was chosen, unlike for others."""
         recipe = loaded.recipe
         if (
             not isinstance(recipe, schema.PolicyRecipe)
@@ -174,22 +163,26 @@ class Session(Options):
             device = devices.choose(targets[0].recipe)
             self.say(f"device: {device}; threads: {targets[0].recipe.threads or 'all'}")
             built = {item.stage.path for item in todo}
-            self.note_devices(
-                [stage for stage in walk(targets) if stage.path not in built], workspace, device.name
-            )
-            inherited = {"report_to": "wandb"} if self.wandb else {}
-            with told_where(workspace.root, self.tracks(item.stage for item in todo), self.say):
-                return execute(
-                    todo,
-                    workspace,
-                    self.err,
-                    jobs=max(1, min(self.jobs, len(todo))),
-                    inherited=inherited,
-                    launch=launch,
-                    check=lambda: preflight.check_models(todo),
-                    **kwargs,
-                )
+            reused = [stage for stage in walk(targets) if stage.path not in built]
+            self.note_devices(reused, workspace, device.name)
+            jobs = max(1, min(self.jobs, len(todo)))
+            return self.carry_out(todo, workspace, launch, jobs=jobs, **kwargs)
         return set()
+
+    def carry_out(
+        self, todo: Sequence[Todo], workspace: Workspace, launch: Launch | None, **kwargs: Any
+    ) -> set[str]:
+        """Run a plan; see `pool.execute`, to which `kwargs` go."""
+        with told_where(workspace.root, self.tracks(item.stage for item in todo), self.say):
+            return execute(
+                todo,
+                workspace,
+                self.err,
+                inherited={"report_to": "wandb"} if self.wandb else {},
+                launch=launch,
+                check=lambda: preflight.check_models(todo),
+                **kwargs,
+            )
 
     def launch(self) -> Launch | None:
         """What --accelerate asks for; None: it was not given.
@@ -245,9 +238,8 @@ class Session(Options):
                 self.say(f"  ... and {len(todo) - MANY} more")
         if stale := _built_on(todo, workspace):
             self.say(
-                f"note: replaces finished artifacts on which {stale} others in {workspace.root} were "
-                "built, which become stale; "
-                "--workspace keeps trials apart"
+                f"note: replaces finished artifacts on which {stale} others in {workspace.root} were built, "
+                "which become stale; --workspace keeps trials apart"
             )
         trainings = [item.stage.recipe for item in todo if schema.KINDS[item.stage.kind].trains]
         if unmeasured := sum(recipe.expected_seconds is None for recipe in trainings):
@@ -261,9 +253,7 @@ class Session(Options):
             )
 
     def note_devices(self, reused: Sequence[Stage], workspace: Workspace, device: str) -> None:
-        """Say which reused artifacts were made on another device: same dtype, hence the same key, but other
-        roundings.
-        """
+        """Say which reused artifacts were made on another device: of the same key, with other roundings."""
         recorded = [
             workspace.manifest(stage.path) for stage in reused if schema.KINDS[stage.kind].needs_model
         ]
@@ -318,9 +308,7 @@ def _without_nan(value: object) -> object:
 
 
 def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
-    """How many finished artifacts, besides those of the plan, rest on finished ones that it replaces by
-    others.
-    """
+    """How many finished artifacts outside the plan rest on finished ones that it replaces by others."""
     planned = {item.stage.path for item in todo}
     stale = {
         found["key"]
@@ -344,9 +332,7 @@ def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
 
 
 def stdout() -> Console:
-    """The console of results: as wide as the terminal; where there is none, so wide that no line is folded or
-    cut.
-    """
+    """The console of results: as wide as the terminal, or without one so wide that nothing is folded."""
     console = Console(emoji=False)
     return console if console.is_terminal else Console(width=WIDEST, emoji=False)
 
@@ -364,22 +350,13 @@ def cut_of(recipe: schema.TrainingRecipe, launch: Launch | None) -> str:
 
 def suite_rhos(loaded: Loaded) -> list[float | None]:
     """What `--rho all` means: the list in the suite's splits recipe."""
-    recipe, seen = loaded.recipe, {loaded.path}
-    while not isinstance(recipe, schema.SplitsRecipe) and hasattr(recipe, "data"):
-        below = loaded.reference("data")
-        if below is None or below in seen:  # a circle, which the plan will complain of
-            break
-        seen.add(below)
-        loaded = load(str(below))
-        recipe = loaded.recipe
-    if isinstance(recipe, schema.SplitsRecipe):
-        # Without num_pairs nothing can be resampled: all there is are the pairs as they are.
-        return [None] if recipe.num_pairs is None else list(recipe.rhos)
+    for each in chain([loaded], data_below(loaded)):
+        if isinstance(recipe := each.recipe, schema.SplitsRecipe):
+            # Without num_pairs nothing can be resampled: all there is are the pairs as they are.
+            return [None] if recipe.num_pairs is None else list(recipe.rhos)
     return [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 
 
 def planner_for(loaded: Loaded) -> Planner:
-    """A planner under the seed of the recipe that was asked for, and on the device that the command line
-    named.
-    """
+    """A planner under the recipe's seed, and on the device that the command line named."""
     return Planner(loaded.recipe.seed, loaded.overrides.get("device"))

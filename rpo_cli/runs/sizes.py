@@ -30,9 +30,7 @@ SAMPLE = 1000  # rows that lengths are measured on
 
 
 class Lengths(NamedTuple):
-    """A table's rows (None: not known), mean tokens of prompt and response (with EOS), the longest response;
-    and whence.
-    """
+    """A table's rows, if known, mean tokens of prompt and response (with EOS), the longest; and whence."""
 
     rows: int | None
     prompt: float
@@ -74,9 +72,6 @@ class Sizes:
     models: dict[tuple[str, bool], Model] = field(default_factory=dict)
     tables: dict[tuple[str, str], Lengths] = field(default_factory=dict)
 
-    # ── Models
-    # ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
     def model(self, node: Stage | External, *, reward: bool = False) -> Model:
         """Parameters of what a stage makes or loads, counted on the meta device from its config.
 
@@ -90,9 +85,7 @@ class Sizes:
         return self.models[key]
 
     def _source(self, node: Stage | External) -> tuple[str, dict[str, object] | None, Stage | None]:
-        """The directory or hub name whose config a model has, or the settings of one that is made from
-        scratch.
-        """
+        """The directory or hub name with a model's config, or the settings of one made from scratch."""
         while isinstance(node, Stage):
             built = self.workspace.root / node.path
             if (built / "config.json").is_file():
@@ -140,17 +133,10 @@ class Sizes:
         return Model(source, float(sum(p.numel() for p in made.parameters())), config, linear, own)
 
     def _own(self, settings: dict[str, object], data: Stage | None) -> PretrainedConfig:
-        keys = dict(settings)
-        folder = None if data is None else self.workspace.root / data.path / "tokenizer"
-        if folder is not None and folder.is_dir():
-            vocabulary = len(load_tokenizer(folder))
-        elif data is not None and cast(schema.DataRecipe, data.recipe).source == "miniature":
-            from rpo_cli.stages.data.miniature import build_tokenizer
-
-            vocabulary = len(build_tokenizer())
-        else:
+        keys, tokenizer = dict(settings), None if data is None else self._tokenizer(data, None)
+        if tokenizer is None:
             raise ValueError("the vocabulary is not known before the data is there")
-        return AutoConfig.for_model(keys.pop("model_type"), vocab_size=vocabulary, **keys)
+        return AutoConfig.for_model(keys.pop("model_type"), vocab_size=len(tokenizer), **keys)
 
     def _tokenizer(self, data: Stage, user: Stage | External | None) -> PreTrainedTokenizerBase | None:
         """The tokenizer of the models that use a table, or None: its lengths are then not measured."""
@@ -168,15 +154,10 @@ class Sizes:
         except BadInput:
             return None
 
-    # ── Tables
-    # ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
     def lengths(
         self, node: Stage | External, table: str, max_length: int, user: Stage | External | None
     ) -> Lengths:
-        """Rows and lengths of a table of the data below this stage: measured where the texts are there, else
-        bounded.
-        """
+        """Rows and lengths of a table below this stage: measured where the texts are there, else bounded."""
         while isinstance(node, Stage) and node.kind != "data":
             node = node.inputs["data"]
         assert isinstance(node, Stage)

@@ -8,12 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rpo_cli.artifacts import Stage, Workspace, difference, hash_path, snapshots, told_where
+from rpo_cli.artifacts import Stage, Workspace, difference, hash_path, snapshots
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import suggest
 from rpo_cli.runs import preflight, processes
 from rpo_cli.runs.plan import Plan, changed_recipes, key_now, read_plan, rebuilt
-from rpo_cli.runs.pool import execute
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import Todo
 
@@ -51,7 +50,6 @@ def run_stages(session: Session, paths: Sequence[str], file: Path) -> None:
     processes.check((item.stage for item in todo), launch)
     snapshots.require([item.stage for item in todo], workspace, plan.recipe)
     preflight.check(todo, workspace)
-    preflight.check_models(todo)
 
     def require_inputs(stage: Stage) -> None:
         found = {
@@ -61,18 +59,9 @@ def run_stages(session: Session, paths: Sequence[str], file: Path) -> None:
         if lacking := [f"{path} ({why})" for path, why in found.items() if why is not None]:
             raise RunFailed(f"{stage.path}: needs {', '.join(lacking)}; make it first")
 
-    wanted = session.tracks(item.stage for item in todo)
-    for note in preflight.tracking(wanted):
+    for note in preflight.tracking(session.tracks(item.stage for item in todo)):
         session.say(f"note: {note}")
-    with told_where(workspace.root, wanted, session.say):
-        execute(
-            todo,
-            workspace,
-            session.err,
-            inherited={"report_to": "wandb"} if session.wandb else {},
-            launch=launch,
-            before=require_inputs,
-        )
+    session.carry_out(todo, workspace, launch, before=require_inputs)
 
 
 def _no_longer(plan: Plan, stages: Mapping[str, Stage], workspace: Workspace) -> Iterator[str]:

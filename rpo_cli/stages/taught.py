@@ -46,11 +46,7 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, float]:
 
 
 def _rows(
-    what: str,
-    teacher: Reading,
-    talks: Mapping[str, Conversation],
-    samples: pd.DataFrame,
-    report: Report,
+    what: str, teacher: Reading, talks: Mapping[str, Conversation], samples: pd.DataFrame, report: Report
 ) -> list[TokenRow]:
     """The samples as the teacher reads them, each under its number."""
     ids, asked = [str(number) for number in samples.index], [talks[name] for name in samples["prompt_id"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pandas as pd
 
@@ -15,15 +15,12 @@ from rpo_cli.figures.drawing import Picture
 from rpo_cli.figures.gather import Gathered, evaluations
 from rpo_cli.figures.table import Axes, Bootstrap, summary
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 @dataclass(frozen=True)
 class FigureKind:
     """What one kind does of its own; which measures it has stands in recipes/schema/figure.py.
 
-    draw: panels, axes and legend into a figure that has its heading. beside: the summary with what follows
+    draw: panels, axes and legend, into a figure that has its heading. beside: the summary with what follows
     from it, or from further tables. also: further pictures, of the ensembles' choices. reads: other kinds
     whose results it draws, too. prompts: what was measured. columns: the table's columns in CSV and JSON,
     those of them that there are, with the names that they have there; None: as they are. rows: the name of
@@ -32,7 +29,7 @@ class FigureKind:
     """
 
     name: str
-    draw: Callable[[Figure, Picture], None]
+    draw: Callable[[Picture], None]
     gather: Callable[[Sequence[Cell], Workspace], Gathered] = evaluations
     summary: Callable[[pd.DataFrame, Axes, Bootstrap], pd.DataFrame] = summary
     beside: Callable[[pd.DataFrame, Mapping[str, pd.DataFrame]], pd.DataFrame] | None = None

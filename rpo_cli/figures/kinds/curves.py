@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,6 @@ from rpo_cli.figures.drawing import KL, Picture, draw_points, legend_above, pane
 from rpo_cli.figures.gather import Gathered, made, measures, numbers_of
 from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.recipes import schema
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FLAT = 0.02  # sd per epoch: what a slope may be at a plateau
 VERDICTS = ("not known", "at its plateau", "not at its plateau")
@@ -62,13 +59,13 @@ def verdicts(table: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> pd.Data
     return table.assign(plateau=np.select([flat, steep], VERDICTS[1:], VERDICTS[0]))
 
 
-def draw(figure: Figure, picture: Picture) -> None:
+def draw(picture: Picture) -> None:
     """A row for each rho: advantage against epochs and against KL, and the slope at the end."""
     curves = picture.tables["checkpoints.csv"]
     if picture.meta.get("unit") == "sd":
         curves = curves.assign(advantage=curves["advantage"] / curves["baseline_sd"])
     means = curves.groupby(["policy", "rho", "step"], dropna=False).mean(numeric_only=True).reset_index()
-    panels = panels_below(figure, len(picture.by_rho), 3, len(picture.looks))
+    panels = panels_below(picture.figure, len(picture.by_rho), 3, len(picture.looks))
     for (left, middle, right), (title, rows) in zip(panels, picture.by_rho.items(), strict=True):
         for policy, curve in rows[["policy", "rho"]].merge(means).groupby("policy", sort=False):
             colour, marker = picture.looks[str(policy)]
@@ -86,7 +83,7 @@ def draw(figure: Figure, picture: Picture) -> None:
         right.set_xticks(range(len(rows)), labels, fontsize=7)
         for axes in (left, middle, right):
             zero_line(axes)
-    legend_above(figure, panels[0][0])
+    legend_above(picture.figure, panels[0][0])
 
 
 KIND = FigureKind(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import pandas as pd
 
@@ -14,9 +14,6 @@ from rpo_cli.figures.drawing import Picture, legend, zero_line
 from rpo_cli.figures.gather import Gathered, made, measures, pairs_of, read
 from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.recipes import schema
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CURVE = ["policy", "rho", "seed", "step"]
 TITLES = {
@@ -59,8 +56,9 @@ def curve(cell: Cell, workspace: Workspace) -> pd.DataFrame:
     return wide.melt(id_vars=CURVE, var_name="measure", value_name="value")
 
 
-def draw(figure: Figure, picture: Picture) -> None:
+def draw(picture: Picture) -> None:
     """Log-ratios of chosen and rejected responses, and their difference, over training."""
+    figure = picture.figure
     panels = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.06, right=0.985, top=0.76, bottom=0.1, wspace=0.2)
     curves = picture.tables["curves.csv"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,6 @@ from rpo_cli.figures.drawing import Picture, draw_lines
 from rpo_cli.figures.gather import Gathered, evaluations, members
 from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.figures.table import CELL
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 MEMBERS = [*CELL, "member", "share", "temperature", "margin_rms"]
 
@@ -53,8 +49,9 @@ def member_table(cells: Sequence[Cell], workspace: Workspace) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=MEMBERS)
 
 
-def draw(figure: Figure, picture: Picture) -> None:
+def draw(picture: Picture) -> None:
     """Advantage, and the mean b of the members that taught, against rho; a row of two for each panel."""
+    figure = picture.figure
     figure.set_size_inches(11, 1.0 + 4.8 * len(picture.panels))
     height = figure.get_size_inches()[1]
     panels = figure.subplots(len(picture.panels), 2, squeeze=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,9 +11,6 @@ from rpo_cli.figures.drawing import STYLE, Picture, draw_lines, legend, publish_
 from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.figures.table import Axes, Bootstrap, summary
 from rpo_cli.recipes.schema import FURTHER
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LINE = 65  # letters of up to eight names for which a line of the legend has room
 
@@ -26,8 +22,9 @@ def numbers(cells: pd.DataFrame, axes: Axes, how: Bootstrap) -> pd.DataFrame:
     return summary(cells, axes, how).assign(**ends)
 
 
-def draw(figure: Figure, picture: Picture) -> None:
+def draw(picture: Picture) -> None:
     """Advantage with its zero, pi_SFT, and tokens with pi_SFT's."""
+    figure = picture.figure
     left, right = figure.subplots(1, 2, width_ratios=(1.45, 1))
     names = [*picture.looks, "SFT"]
     in_a_line = len(names) <= 8 and sum(map(len, names)) <= LINE

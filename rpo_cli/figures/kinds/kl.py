@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,6 @@ from rpo_cli.figures.drawing import Picture, draw_points, zero_line
 from rpo_cli.figures.gather import Gathered, made, measures, pairs_of
 from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.recipes.schema import ESTIMATORS
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def gather(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
@@ -36,11 +32,11 @@ def gather(cells: Sequence[Cell], workspace: Workspace) -> Gathered:
     return measures(there, [frame.reset_index() for frame in frames], workspace)
 
 
-def draw(figure: Figure, picture: Picture) -> None:
+def draw(picture: Picture) -> None:
     """Value, spread and cost of each estimator."""
     clock = " of CPU" if str(picture.meta["device"]).startswith("cpu") else ""
-    panels = figure.subplots(1, 3)
-    figure.subplots_adjust(left=0.06, right=0.985, top=0.78, bottom=0.1, wspace=0.26)
+    panels = picture.figure.subplots(1, 3)
+    picture.figure.subplots_adjust(left=0.06, right=0.985, top=0.78, bottom=0.1, wspace=0.26)
     roots = {f"deviation{end}": np.sqrt(picture.table[f"square{end}"]) for end in ("", "_low", "_high")}
     for axes, measure, title, unit in zip(
         panels,

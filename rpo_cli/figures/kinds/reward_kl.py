@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rpo_cli.figures.drawing import KL, Picture, draw_cross, legend_above, panels_below, zero_line
 from rpo_cli.figures.kinds.base import FigureKind
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLUMNS = 3
 
 
-def draw(figure: Figure, picture: Picture) -> None:
+def draw(picture: Picture) -> None:
     """Advantage against KL, a panel for each rho; variants of one line are joined."""
     by_rho = picture.by_rho
     columns = min(COLUMNS, len(by_rho))
-    panels = panels_below(figure, -(-len(by_rho) // columns), columns, len(picture.lines)).ravel()
+    panels = panels_below(picture.figure, -(-len(by_rho) // columns), columns, len(picture.lines)).ravel()
     for axes, (title, rows) in zip(panels, by_rho.items(), strict=False):
         for row in rows.to_dict("records"):
             draw_cross(axes, row, picture, "kl", "advantage")
@@ -30,7 +25,7 @@ def draw(figure: Figure, picture: Picture) -> None:
         axes.set_axis_off()
     for axes in panels[::columns]:
         axes.set_ylabel(f"advantage over π$_{{SFT}}$, {picture.unit}")
-    legend_above(figure, panels[0])
+    legend_above(picture.figure, panels[0])
 
 
 KIND = FigureKind("reward-kl", draw, reads=("figure2", "gamma", "ensemble", "unbiased"), lines=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,6 @@ from rpo_cli.recipes import schema
 from rpo_cli.runs.session import planner_for
 from rpo_cli.stages.diagnosis import LENGTH_KINDS, groups_of, price_of_tokens
 from rpo_cli.statistics import Array, Interval, t_interval, wilson
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SIDES = ("all", *LENGTH_KINDS)
 SHOWN = {
@@ -128,9 +125,9 @@ def _over(rows: pd.DataFrame, measure: str) -> dict[str, float]:
     return dict(zip((measure, f"{measure}_low", f"{measure}_high"), found, strict=True))
 
 
-def draw(figure: Figure, picture: Picture) -> None:
+def draw(picture: Picture) -> None:
     """Lead over the policy without a teacher against what the teacher knows; a row for each rho."""
-    panels = panels_below(figure, len(picture.by_rho), len(SHOWN), len(picture.lines))
+    panels = panels_below(picture.figure, len(picture.by_rho), len(SHOWN), len(picture.lines))
     for row, (title, table) in zip(panels, picture.by_rho.items(), strict=True):
         for axes, (measure, said) in zip(row, SHOWN.items(), strict=True):
             for policy in table[table[measure].notna()].to_dict("records"):
@@ -138,7 +135,7 @@ def draw(figure: Figure, picture: Picture) -> None:
             zero_line(axes)
             axes.set(title=title, xlabel=said)
         row[0].set_ylabel(f"lead in advantage, {picture.unit}")
-    legend_above(figure, panels[0][0])
+    legend_above(picture.figure, panels[0][0])
 
 
 KIND = FigureKind("teachers", draw, gather, beside=beside, bars="bars: 95 % intervals", lines=True)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rpo_cli.figures.drawing import Picture, draw_points, zero_line
 from rpo_cli.figures.kinds.base import FigureKind
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-
-def draw(figure: Figure, picture: Picture) -> None:
+def draw(picture: Picture) -> None:
     """Advantage and length of each policy."""
-    left, right = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.06, right=0.985, top=0.8, bottom=0.08, wspace=0.14)
+    left, right = picture.figure.subplots(1, 2)
+    picture.figure.subplots_adjust(left=0.06, right=0.985, top=0.8, bottom=0.08, wspace=0.14)
     draw_points(left, picture.table, picture.looks, "advantage")
     zero_line(left)
     left.set_title(picture.advantage)

@@ -11,16 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 from rpo_cli.text import is_word, unplain
 
 Table = Literal[
-    "pretrain",
-    "sft_train",
-    "sft_validation",
-    "warmup",
-    "pairs",
-    "pairs_validation",
-    "prompts_train",
-    "prompts_validation",
-    "prompts_test",
-]
+    "pretrain", "sft_train", "sft_validation", "warmup", "pairs", "pairs_validation",
+    "prompts_train", "prompts_validation", "prompts_test",
+]  # fmt: skip
 TABLES: tuple[str, ...] = get_args(Table)
 Share = Annotated[float, Field(gt=0, lt=1)]
 LARGEST = 3.4e38  # of float32, in which models compute

@@ -84,13 +84,8 @@ TAKEN = {"id", "prompt", "chosen", "rejected", "completion", "messages", "swappe
          "rejected_tokens", "longer_preferred"}  # fmt: skip
 WRITTEN_TABLES = ("sft_train", "sft_validation", "prompts_train", "prompts_validation", "prompts_test")
 LOADED_TABLES = (
-    "sft_train",
-    "sft_validation",
-    "pairs",
-    "pairs_validation",
-    "prompts_validation",
-    "prompts_test",
-)
+    "sft_train", "sft_validation", "pairs", "pairs_validation", "prompts_validation", "prompts_test",
+)  # fmt: skip
 
 
 class DataRecipe(Recipe):

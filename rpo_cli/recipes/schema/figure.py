@@ -73,8 +73,7 @@ class Variant(BaseModel):
     set: dict[str, object] = Field({}, description="keys of that recipe and their values here, as --set")
     panel: Drawn = Field("", description="title of the panel it is drawn in; default: all in one")
     line: Drawn = Field(
-        "",
-        description="in reward-kl, teachers: variants of one line have one colour; reward-kl joins them",
+        "", description="in reward-kl, teachers: variants of one line have one colour; reward-kl joins them"
     )
 
 

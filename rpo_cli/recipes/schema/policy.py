@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    create_model,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, create_model, model_validator
 
 from rpo_cli.objectives import OBJECTIVES, TEACHERS, Key, Objective
 from rpo_cli.recipes.schema.base import (

@@ -82,9 +82,7 @@ class BasePlanner:
         flags: Mapping[str, object] | None = None,
         expect: str | None = None,
     ) -> Loaded:
-        """Load a recipe under this planner's seed and device; a protocol of hundreds of cells asks for the
-        same few again and again.
-        """
+        """Load a recipe under this planner's seed and device, once: hundreds of cells ask for a few."""
         call = (str(path), str(self.seed), repr((rho, overrides, flags, expect)))
         if call not in self._loaded:
             flags = {**(flags or {}), "device": self.device}
@@ -124,15 +122,13 @@ class BasePlanner:
     def _resolve(
         self, reference: str, loaded: Loaded, at: Keys, revision: str | None = None
     ) -> Stage | External:
-        takes_rho = "rho" in type(loaded.recipe).model_fields
-        rho = getattr(loaded.recipe, "rho", None)
-        call = (at[0], reference, loaded.files, takes_rho, rho, revision)
+        call = (at[0], reference, loaded.files, getattr(loaded.recipe, "rho", ()), revision)
         if call not in self._resolved:
             place = Path(reference)
             if not schema.is_recipe(reference) and place.is_absolute() and not place.exists():
                 raise RecipeError([f"{loaded.place(*at)}: no such model directory: {shown(place)}"])
             with self._step(loaded, at):
-                self._resolved[call] = self._find(reference, loaded, at, revision, takes_rho, rho)
+                self._resolved[call] = self._find(reference, loaded, at, revision)
         return self._resolved[call]
 
     @contextmanager
@@ -152,15 +148,7 @@ class BasePlanner:
         finally:
             del self._under_way[here]
 
-    def _find(
-        self,
-        reference: str,
-        loaded: Loaded,
-        at: Keys,
-        revision: str | None,
-        takes_rho: bool,
-        rho: float | None,
-    ) -> Stage | External:
+    def _find(self, reference: str, loaded: Loaded, at: Keys, revision: str | None) -> Stage | External:
         if not schema.is_recipe(reference):
             return External.named(reference, revision)
         file = loaded.sibling(reference, *at)
@@ -173,9 +161,9 @@ class BasePlanner:
         if sibling.recipe.stage not in kinds:
             made = f"expected a recipe of {', '.join(kinds)}, got {article(sibling.recipe.stage)} recipe"
             raise RecipeError([f"{loaded.place(*at)}: {made}: {reference}"])
-        if takes_rho and self._is_biased(sibling):
+        if hasattr(loaded.recipe, "rho") and self._is_biased(sibling):
             # What is below a policy is made for the policy's own rho, whatever its recipe says.
-            sibling = self.load(file, **at_rho(rho))
+            sibling = self.load(file, **at_rho(loaded.recipe.rho))
         return self.build(sibling)
 
     def _is_biased(self, loaded: Loaded) -> bool:

@@ -91,6 +91,18 @@ def beside(loaded: Loaded) -> Iterator[Loaded]:
             yield load(str(file))
 
 
+def data_below(loaded: Loaded) -> Iterator[Loaded]:
+    """The recipes on the way from this one down to its data; a way that comes back ends."""
+    seen = {loaded.path}
+    while hasattr(loaded.recipe, "data"):
+        below = loaded.reference("data")
+        if below is None or below in seen:  # a circle, which the plan will complain of
+            return
+        seen.add(below)
+        loaded = load(str(below))
+        yield loaded
+
+
 def shortest_user(splits: Loaded) -> int | None:
     """The least max_length of the recipes beside these splits that train on them with overlong: drop."""
     limits = []

@@ -56,12 +56,7 @@ class PolicyPlanner(ModelPlanner):
         return self._add("policy", f"{place}{CHECKPOINTS if recipe.selects else ''}", loaded, inputs)
 
     def _scores(
-        self,
-        loaded: Loaded,
-        teacher: Teacher,
-        splits: Stage,
-        model: Stage | External,
-        label: str | None,
+        self, loaded: Loaded, teacher: Teacher, splits: Stage, model: Stage | External, label: str | None
     ) -> Stage:
         """What a teacher says of a D_rho's pairs; `label`: which of its labels is the reward."""
         rho = rho_folder(cast(schema.PolicyRecipe, loaded.recipe).rho)

@@ -133,9 +133,7 @@ def retry_after(header: str | None) -> float | None:
 
 
 class Judge:
-    """Asks one endpoint; safe to use from several threads. `stop` ends waits and keeps requests from being
-    sent.
-    """
+    """Asks one endpoint, also from several threads. `stop` ends waits and keeps requests from being sent."""
 
     def __init__(self, settings: JudgeSettings, key: str | None, stop: threading.Event) -> None:
         self.settings = settings

@@ -88,14 +88,12 @@ def pairs(
             continue
         seen["plain" if isinstance(example["prompt"], str) else "told"] += 1
         seen["begun"] += goes_on(example["prompt"])
-        if templated.fits(made["prompt"]):
+        if templated.fits(made["prompt"], "pairs", ledger):
             posts = (post_name(made["prompt"]),)
             each = made["prompt"], made["chosen"], made["rejected"]
             told = as_json(example, **given_to_template(row))
             kept = {} if recipe is None else beside(place, row, recipe)
             yield Pair(split or "train", posts, *each, messages=told, kept=kept)
-        else:
-            ledger.leave_out("pairs/long_prompt")
     templated.told["pairs"] = seen["told"]
     ledger.notes += [*_notes(ledger, sorted(unread), seen), *templated.notes("pairs")]
 
@@ -313,18 +311,30 @@ def _notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterat
 def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger) -> Iterator[Pair]:
     """Anthropic's dialogues, as published or through the chat template."""
     for split, prompt, chosen, rejected in dialogues(records, ledger):
-        made, told = {"prompt": prompt, "chosen": chosen, "rejected": rejected}, None
-        if chat and chosen and rejected:
-            turns = {"prompt": messages(prompt), **{name: answer(made[name].strip()) for name in PAIR}}
-            if (texts := made_or_left_out(templated, ledger.place, turns, {}, "pairs", ledger)) is None:
-                continue
-            made, told = texts, as_json(turns)
-        if templated.fits(made["prompt"]):
-            sides = made["prompt"], made["chosen"], made["rejected"]
-            yield Pair(split, (post_name(prompt),), *sides, messages=told)
-        else:
-            ledger.leave_out("pairs/long_prompt")
+        made = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        turns = messages(prompt) if chat else None
+        yield from dialogue_pair(split, (post_name(prompt),), made, turns, templated, ledger)
     ledger.notes += templated.notes("pairs")
+
+
+def dialogue_pair(
+    split: str,
+    posts: tuple[str, ...],
+    made: dict[str, str],
+    turns: list[Message] | None,
+    templated: Templated,
+    ledger: Ledger,
+) -> Iterator[Pair]:
+    """The pair of these texts, or of what the chat template makes of `turns` with them, if it is kept."""
+    told = None
+    if turns is not None and all(made[name].strip() for name in PAIR):
+        example = {"prompt": turns, **{name: answer(made[name].strip()) for name in PAIR}}
+        texts = made_or_left_out(templated, ledger.place, example, {}, "pairs", ledger)
+        if texts is None:
+            return
+        made, told = texts, as_json(example)
+    if templated.fits(made["prompt"], "pairs", ledger):
+        yield Pair(split, posts, made["prompt"], made["chosen"], made["rejected"], messages=told)
 
 
 def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Written]:
@@ -349,11 +359,9 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
         made = made_or_left_out(templated, place, example, row, "sft", ledger)
         if made is None:
             continue
-        if templated.fits(made["prompt"]):
+        if templated.fits(made["prompt"], "sft", ledger):
             told = as_json(example, **given_to_template(row))
             yield Written(split or "train", (post_name(made["prompt"]),), **made, messages=told)
-        else:
-            ledger.leave_out("sft/long_prompt")
     if plain and templated.told["pairs"]:
         ledger.notes.append(
             f"sft: {plain} rows are plain text and {templated.told['pairs']} pairs are messages; the chat "

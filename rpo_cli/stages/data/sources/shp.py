@@ -13,8 +13,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.stages.data.ledger import visible
 from rpo_cli.stages.data.sources.base import Pair, Sets, Written, column, text
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN
-from rpo_cli.stages.data.sources.preference import Templated, made_or_left_out, post_name, written
-from rpo_cli.stages.data.sources.turns import answer, as_json
+from rpo_cli.stages.data.sources.preference import Templated, dialogue_pair, post_name, written
 
 
 def read(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
@@ -37,17 +36,7 @@ def _pairs(sets: Sets, templated: Templated) -> Iterator[Pair]:
         if not visible(post):
             sets.ledger.leave_out("pairs/no_prompt")
             continue
-        told = None
-        if chat and chosen and rejected:
-            turns = {"prompt": [{"role": "user", "content": post}]}
-            turns |= {side: answer(own) for side, own in sides.items()}
-            if (texts := made_or_left_out(templated, place, turns, {}, "pairs", sets.ledger)) is None:
-                continue
-            made, told = texts, as_json(turns)
-        if templated.fits(made["prompt"]):
-            posts = (text(place, row, "post_id"), post_name(post))
-            parts = made["prompt"], made["chosen"], made["rejected"]
-            yield Pair(split or "train", posts, *parts, messages=told)
-        else:
-            sets.ledger.leave_out("pairs/long_prompt")
+        turns = [{"role": "user", "content": post}] if chat else None
+        posts = (text(place, row, "post_id"), post_name(post))
+        yield from dialogue_pair(split or "train", posts, made, turns, templated, sets.ledger)
     sets.ledger.notes += templated.notes("pairs")

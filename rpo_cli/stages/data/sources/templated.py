@@ -10,19 +10,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedTokenizerBase
 from trl.data_utils import apply_chat_template
+from trl.trainer.utils import remove_none_values
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
-from rpo_cli.stages.data.ledger import EXAMPLES
+from rpo_cli.stages.data.ledger import EXAMPLES, Ledger
 from rpo_cli.stages.data.sources.base import named
 from rpo_cli.stages.data.sources.turns import Part, TemplateRefuses
 from rpo_cli.text import first_line
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 TEMPLATE = ("tools", "chat_template_kwargs")  # columns of TRL's that only a chat template has a use for
 
@@ -155,9 +153,12 @@ class Templated:
         template = self.tokenizer.chat_template
         return name in (template if isinstance(template, str) else " ".join(map(str, template.values())))
 
-    def fits(self, prompt: str) -> bool:
-        """Whether a prompt has at most the allowed number of tokens."""
-        return self.limit is None or len(self.tokenizer(prompt)["input_ids"]) <= self.limit
+    def fits(self, prompt: str, kind: str, ledger: Ledger) -> bool:
+        """Whether a prompt has at most the allowed number of tokens; one that has more is counted."""
+        fits = self.limit is None or len(self.tokenizer(prompt)["input_ids"]) <= self.limit
+        if not fits:
+            ledger.leave_out(f"{kind}/long_prompt")
+        return fits
 
 
 def given_to_template(row: Row) -> dict[str, object]:
@@ -174,20 +175,11 @@ def _tools(place: str, row: Row) -> list[object] | None:
         raise BadInput(f"{place}: tools: the text is no JSON") from None
     if not isinstance(found, list | None):
         raise BadInput(f"{place}: tools: expected a list of functions, got {named(found)}")
-    return None if found is None else list(_without_none(found))
+    return None if found is None else list(remove_none_values(found))
 
 
 def _kwargs(place: str, row: Row) -> dict[str, object]:
     found = row.get("chat_template_kwargs", {})
     if not isinstance(found, dict):
         raise BadInput(f"{place}: chat_template_kwargs: expected an object, got {named(found)}")
-    return dict(_without_none(found))
-
-
-def _without_none(value: Any) -> Any:
-    """A value of a Parquet file without what its rows have for keys that only others have."""
-    if isinstance(value, list):
-        return [_without_none(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _without_none(item) for name, item in value.items() if item is not None}
-    return value
+    return dict(remove_none_values(found))

@@ -216,9 +216,7 @@ def _parsed(prompt: str) -> Post | None:
 
 @dataclass
 class Lines:
-    """Whether the pairs' posts have lines, and blank ones: where one of two sets alone has lost its blank
-    lines, policies would meet new prompts.
-    """
+    """Whether the pairs' posts have lines, and blank ones: where one set lost its own, prompts differ."""
 
     any: bool = False
     blank: bool = False
