@@ -2,11 +2,11 @@
 
 python -m tools.noise WORKSPACE results/FOLDER
 
-noise.csv has rho, seed and teacher; of the training pairs the share whose label goes against the oracle; the
-share in whose order the teacher agrees with the label; and the shares in whose order it agrees with the
-oracle, of the pairs with a right and with a wrong label. `one model` was trained on the pairs; `cross-fitted`
-is of each pair the one of five that was not; `halves` the mean of five of random halves, in units of each
-one's root mean square; `trusted` never saw the labels.
+noise.csv has rho, seed and teacher; of the training pairs the share whose label goes against the oracle, also
+where the longer and where the shorter won; the share in whose order the teacher agrees with the label; and
+the shares in whose order it agrees with the oracle, of the pairs with a right and with a wrong label. `one
+model` was trained on the pairs; `cross-fitted` is of each pair the one of five that was not; `halves` the
+mean of five of random halves, in units of each one's root mean square; `trusted` never saw the labels.
 """
 
 from __future__ import annotations
@@ -53,13 +53,16 @@ def rows(workspace: Path, folder: Path) -> Iterator[dict[str, float | str]]:
         labels = pd.read_parquet(of_seed / "relabel-noisy/pairs.parquet").set_index("id")
         for rho in axes.rhos:
             at = of_seed / f"rho-{rho:g}"
-            ids = pd.read_parquet(at / "splits-noisy/train.parquet")["id"]
+            split = pd.read_parquet(at / "splits-noisy/train.parquet")
+            ids, longer = split["id"], split["longer_preferred"].to_numpy() == 1
             drawn = labels.loc[ids]
             wrong = (drawn["chosen_score"] < drawn["rejected_score"]).to_numpy()
             for teacher, margins in margins_of(at, prompts.loc[ids]):
                 right = (margins > 0) != wrong
                 shares = {
                     "wrong": wrong.mean(),
+                    "wrong_longer": wrong[longer].mean(),
+                    "wrong_shorter": wrong[~longer].mean(),
                     "with_label": (margins > 0).mean(),
                     "right_of_right": right[~wrong].mean(),
                     "right_of_wrong": right[wrong].mean(),

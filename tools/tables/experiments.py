@@ -42,6 +42,8 @@ PRIMARY = {
     "trusted-smooth": "trusted",
     "factorial": "factorial",
     "teachers-grid": "teachers",
+    "noisy": "noisy",
+    "noisy-own": "noisy",
 }
 
 
