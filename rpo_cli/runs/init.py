@@ -104,8 +104,8 @@ def init(session: Session, wanted: OwnSuite) -> None:
             write_whole(file, before)
         raise RecipeError([_of_an_option(file, problem) for problem in problems])
     print(file.name)
-    session.say(f"one policy: rpo train-policy {quote(f'{file.name}:{objectives[-1]}')}")
-    session.say(f"next: rpo compare {quote(file.name)}")
+    session.say(f"one policy: rpo train-policy {quote(f'{file.name}:{objectives[-1]}')}{session.given}")
+    session.say(f"next: rpo compare {quote(file.name)}{session.given}")
 
 
 def _of_an_option(file: Path, problem: str) -> str:
