@@ -502,8 +502,12 @@ def test_a_suite_that_is_not_here_is_said_to_be_and_no_recipe_of_another_is_offe
     none, listed = "here, and no packed recipe of this name", "; `rpo recipe list` shows what there is"
     assert problems("nofile.yaml:dpo") == [f"nofile.yaml:dpo: no file nofile.yaml {none}{listed}"]
     assert problems("nofile.yaml") == [f"nofile.yaml: no such file {none}{listed}"]
-    for wrong, right in {"entagled.yaml:dpo": "entangled.yaml:dpo", "tldr:dpo": "tldr/dpo.yaml",
-                         "entangeld:dop": "entangled.yaml:dpo", "entagled": "entangled.yaml"}.items():  # fmt: skip
+    for wrong, right in (
+        ("entagled.yaml:dpo", "entangled.yaml:dpo"),
+        ("entangeld:dop", "entangled.yaml:dpo"),
+        ("entagled", "entangled.yaml"),
+        ("tldr:dpo", "tldr/dpo.yaml"),
+    ):
         (said,) = problems(wrong)
         assert said.startswith(f"{wrong}: no ") and said.endswith(f"{none}, did you mean {right}?")
         assert find(right) or ":" not in right
