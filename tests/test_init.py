@@ -221,6 +221,20 @@ def test_prompts_alone_are_shown_in_the_tokens_of_the_model_that_answers_them(he
         (("--reward-model", "/no/rm"), "--reward-model /no/rm: no such file or directory"),
         (("--objective", "dop"), "--objective dop: no such objective, did you mean dpo?"),
         (("--model", "no/such"), "no/such: "),
+        (
+            ("--columns", "prompt=q,chosen"),
+            "--columns prompt=q,chosen: expected names with =, such as prompt=",
+        ),
+        (
+            ("--columns", "choosen=q"),
+            "--columns choosen=q: choosen is no column that is read, did you mean ch",
+        ),
+        (
+            ("--columns", "completion=q"),
+            "--columns completion=q: completion is no column that is read; there ",
+        ),
+        (("--columns", "prompt=q,prompt=a"), "--columns prompt=q,prompt=a: names prompt twice"),
+        (("--columns", "prompt=q,chosen=q"), "--columns prompt=q,chosen=q: names q twice"),
         (("--scores", "good,good"), "--scores good,good: expected two columns, such as score_chosen,"),
         (("--scores", "good,prompt"), "--scores good,prompt: prompt is no score: rpo has a column of"),
     ],
@@ -291,3 +305,22 @@ def test_init_names_no_option_that_it_lacks_where_a_model_has_no_size(here: Path
     load_tokenizer(here).save_pretrained("t5")
     said = init(Path("t5"), code=2).stderr
     assert "t5: its config cannot be read" in said and "--params" not in said
+
+
+def test_init_is_told_what_the_pairs_call_their_columns_and_asks_for_it_by_its_option(here: Path) -> None:
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    theirs = {"prompt": "instruction", "chosen": "good one", "rejected": "bad"}
+    named = [{theirs[name]: text for name, text in row.items()} for row in rows]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    said = init(here, code=2).stderr.splitlines()[-1]
+    assert "; --columns chosen=… says what the data calls it" in said and "recipe" not in said
+    given = "chosen=good one,rejected=bad"
+    said = init(here, "--columns", given, code=2).stderr.splitlines()[-1]
+    assert f"set --columns {shlex.quote(f'{given},prompt=instruction')} (or" in said
+    said = init(here, "--columns", f"{given},prompt=question", code=2).stderr.splitlines()[-1]
+    assert "no column 'question', which --columns has for prompt" in said
+    init(here, "--columns", f"prompt=instruction, {given}")
+    assert suite()["data"]["columns"] == theirs
+    assert rpo("recipe", "check", "mine.yaml").stdout == "6 recipes, no problems\n"
+    texts = pd.read_parquet(f"runs/mine/{SEED}/data/pairs.parquet")
+    assert set(texts["chosen"]) <= {row["chosen"] for row in rows}
