@@ -179,8 +179,13 @@ CASES = {
         "{root}: workspace of suite 'tiny', not 'other'; choose another --workspace", more=("suite=other",)
     ),
     "too few rows for a batch": Case(
-        "200 rows do not fill one batch of 256", command=("train-sft", "sft.yaml"),
-        more=("per_device_train_batch_size=256",), makes=f"{SEED}/sft",
+        "200 rows do not fill one batch of 256; lower per_device_train_batch_size (256)",
+        command=("train-sft", "sft.yaml"), more=("per_device_train_batch_size=256",), makes=f"{SEED}/sft",
+    ),
+    "too few rows for an accumulated batch": Case(
+        "200 rows do not fill one batch of 256; lower per_device_train_batch_size (64) or "
+        "gradient_accumulation_steps (4)", command=("train-sft", "sft.yaml"), makes=f"{SEED}/sft",
+        more=("per_device_train_batch_size=64", "gradient_accumulation_steps=4"),
     ),
 }  # fmt: skip
 

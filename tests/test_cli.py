@@ -100,7 +100,8 @@ def test_what_needs_no_model_imports_no_library_of_models(arguments: list[str], 
         (["--set", "beta=-1"], "beta: must be greater than 0"),
         (["--rho", "2"], "--rho 2: 2 is not between 0 and 1"),
         (["--rho", "some"], "--rho some: expected a number"),
-        (["--recipe", "e-dop.yaml"], "e-dop.yaml: no such recipe, did you mean e-dpo.yaml?"),
+        (["--recipe", "e-dop.yaml"], "packed recipe of this name, did you mean e-dpo.yaml?"),
+        (["--recipe", "nofile.yaml:dpo"], "nofile.yaml:dpo: no file nofile.yaml here, and no packed recipe"),
         (["--recipe", "sft.yaml"], "is an sft recipe; use rpo train-sft"),
         (["--recipe", "typo.yaml"], "typo.yaml:3: bta: unknown key, did you mean beta?"),
     ],
@@ -297,7 +298,7 @@ def test_recipe_check_names_every_problem_of_a_folder_with_file_and_line() -> No
         "suite/ipo.yaml:4: data: a policy is trained on the pairs of a splits recipe",
         "suite/figure.yaml:2: policies: none.yaml: no such recipe",
         "suite/deeper/sft.yaml:1: stage: expected one of",
-        "nowhere.yaml: no such recipe",
+        "nowhere.yaml: no such file",
     ):
         assert [line.startswith(start) for line in problems].count(True) == 1, start
     assert len(problems) == 7

@@ -336,15 +336,16 @@ def test_a_reward_model_of_this_pipeline_reads_files_as_it_read_its_pairs(
 def test_rows_that_a_model_cannot_read_get_nothing_and_the_others_theirs(tmp_path: Path) -> None:
     judge = model_of(tmp_path / "judge", "gpt2", "bytes")
     rows = [
+        {"prompt": "a", "responses": None},  # as `rpo sample` writes a prompt that it cannot answer
         {"prompt": "", "responses": ["c"]},  # one token, of which nothing is the prompt
         {"prompt": "a", "responses": []},
         {"prompt": "a", "responses": ["b " * 400]},
         {"prompt": "a", "responses": ["yes", "no"]},
     ]
     said = rpo("score", write_jsonl(tmp_path / "r.jsonl", rows), "--model", judge, *CPU).stderr
-    one, none, long, both = (row["rewards"] for row in lines(tmp_path / "r.scored.jsonl"))
-    assert (one, none, long) == (None, [], None) and len(both) == 2
-    assert "warning: 2 rows have no reward: too long, without a token to read, or refused" in said
+    null, one, none, long, both = (row["rewards"] for row in lines(tmp_path / "r.scored.jsonl"))
+    assert (null, one, none, long) == (None, None, [], None) and len(both) == 2
+    assert "warning: 3 rows have no reward: no response, too long, without a token to read" in said
     model, few = model_of(tmp_path / "model", "gpt2", "bytes", reward=False), ("--max-new-tokens", 5)
     file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": text} for text in ("the cat", "w " * 400)])
     said = rpo("sample", file, "--model", model, *few, *CPU).stderr
@@ -397,3 +398,32 @@ def test_pairs_of_equal_rewards_are_said_beside_the_share(tmp_path: Path) -> Non
     assert re.search(f"2 rows; {share}", said)
     found = rpo("score", file, "--model", judge, "--json", *CPU).stdout
     assert json.loads(found)["equal_rewards"] == 1
+
+
+def test_samples_that_were_scored_are_pairs_to_begin_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = model_of(tmp_path / "model", "llama", "Llama 3", reward=False)
+    judge = model_of(tmp_path / "judge", "llama", "Llama 3")
+    draw = random.Random(3)
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"{words(draw)} {n}"} for n in range(90)])
+    drawn = ("--num-samples", 3, "--max-new-tokens", 8)
+    rpo("sample", "prompts.jsonl", "--model", model, *drawn, "--out", "s.jsonl", *CPU)
+    rpo("score", "s.jsonl", "--model", judge, "--out", "scored.jsonl", *CPU)
+    teacher = ("--scores", "reward_chosen,reward_rejected", "--objective", "d-dpo")
+    said = rpo("init", "mine", "--pairs", "scored.jsonl", "--model", model, *teacher).stderr
+    assert "scored.jsonl: 90 rows read\n" in said and "next: rpo compare mine.yaml" in said
+    assert rpo("recipe", "check", "mine.yaml").stdout.endswith("recipes, no problems\n")
+    rows = {row["prompt"]: row for row in lines(tmp_path / "scored.jsonl")}
+    made = pd.read_parquet("runs/mine/seed-0/data/pairs.parquet").to_dict("records")
+    assert len(made) > 50
+    for pair in made:
+        row = rows[pair["prompt"]]
+        numbers = dict(zip(row["rewards"], row["responses"], strict=True))
+        assert (pair["reward_chosen"], pair["reward_rejected"]) == (max(numbers), min(numbers))
+        assert [pair[name].strip() for name in ("chosen", "rejected")] == [
+            numbers[pair[f"reward_{name}"]].strip() for name in ("chosen", "rejected")
+        ]
+    plan = rpo("train-policy", "mine.yaml:d-dpo", "--dry-run").stdout
+    assert "policies/d-dpo" in plan and "seed-0/data  " not in plan

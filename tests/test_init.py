@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import RHO, SEED, Tiny, rpo
+from transformers import T5Config
 
+from rpo_cli.models import load_tokenizer
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.runs.init import _unknown
@@ -218,6 +221,20 @@ def test_prompts_alone_are_shown_in_the_tokens_of_the_model_that_answers_them(he
         (("--reward-model", "/no/rm"), "--reward-model /no/rm: no such file or directory"),
         (("--objective", "dop"), "--objective dop: no such objective, did you mean dpo?"),
         (("--model", "no/such"), "no/such: "),
+        (
+            ("--columns", "prompt=q,chosen"),
+            "--columns prompt=q,chosen: expected names with =, such as prompt=",
+        ),
+        (
+            ("--columns", "choosen=q"),
+            "--columns choosen=q: choosen is no column that is read, did you mean ch",
+        ),
+        (
+            ("--columns", "completion=q"),
+            "--columns completion=q: completion is no column that is read; there ",
+        ),
+        (("--columns", "prompt=q,prompt=a"), "--columns prompt=q,prompt=a: names prompt twice"),
+        (("--columns", "prompt=q,chosen=q"), "--columns prompt=q,chosen=q: names q twice"),
         (("--scores", "good,good"), "--scores good,good: expected two columns, such as score_chosen,"),
         (("--scores", "good,prompt"), "--scores good,prompt: prompt is no score: rpo has a column of"),
     ],
@@ -238,6 +255,19 @@ def test_a_name_with_a_colon_is_refused_and_one_with_a_blank_is_quoted(here: Pat
     assert "rpo train-policy 'my pairs.yaml:d-dpo'\n" in said and said.endswith(
         "rpo compare 'my pairs.yaml'\n"
     )
+    head = Path("my pairs.yaml").read_text().splitlines()[1:4]
+    assert [shlex.split(line)[-1] for line in head] == [
+        "my pairs.yaml", "my pairs.yaml:d-dpo", "my pairs.yaml"
+    ]  # fmt: skip
+
+
+def test_the_commands_that_init_prints_work_where_it_did(here: Path) -> None:
+    """Typed as they stand they find its data; without the workspace they would read them again."""
+    said = init(here, "--objective", "dpo", "--workspace", "my work").stderr.splitlines()[-2:]
+    for line in said:
+        command = shlex.split(line.partition(": rpo ")[2])
+        plan = rpo(*command, "--dry-run")
+        assert command[-2:] == ["--workspace", "my work"] and "seed-0/data  " not in plan.stdout
 
 
 def test_init_leaves_no_file_whose_plan_cannot_be_made(here: Path) -> None:
@@ -252,3 +282,45 @@ def test_init_writes_over_no_file_unless_it_is_told_to(here: Path) -> None:
     assert Path("mine.yaml").read_text() == "dear: to me\n"
     init(here, "--force")
     assert "dpo" in suite()
+
+
+def test_init_begins_with_an_adapter_as_with_the_model_below_it(here: Path) -> None:
+    Path("adapter").mkdir()
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(here)}
+    Path("adapter/adapter_config.json").write_text(json.dumps(config))
+    said = init(Path("adapter")).stderr
+    assert "memory: all weights, 8 pairs at a time" in said
+    assert suite()["policy"]["model_name_or_path"] == "./adapter"
+    assert rpo("recipe", "check", "mine.yaml").stdout == "6 recipes, no problems\n"
+    told = rpo("train-policy", "mine.yaml:dpo", "--dry-run", "--estimate").stdout
+    whole = rpo(
+        "train-policy", "mine.yaml:dpo", "--dry-run", "--estimate", "--set", f"model_name_or_path={here}"
+    ).stdout
+    (size,) = (line for line in told.splitlines() if line.startswith("model "))
+    assert size in whole.splitlines() and f"{here} (language model)" in size
+
+
+def test_init_names_no_option_that_it_lacks_where_a_model_has_no_size(here: Path) -> None:
+    T5Config(vocab_size=64, d_model=8, num_layers=1).save_pretrained("t5")
+    load_tokenizer(here).save_pretrained("t5")
+    said = init(Path("t5"), code=2).stderr
+    assert "t5: its config cannot be read" in said and "--params" not in said
+
+
+def test_init_is_told_what_the_pairs_call_their_columns_and_asks_for_it_by_its_option(here: Path) -> None:
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    theirs = {"prompt": "instruction", "chosen": "good one", "rejected": "bad"}
+    named = [{theirs[name]: text for name, text in row.items()} for row in rows]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    said = init(here, code=2).stderr.splitlines()[-1]
+    assert "; --columns chosen=… says what the data calls it" in said and "recipe" not in said
+    given = "chosen=good one,rejected=bad"
+    said = init(here, "--columns", given, code=2).stderr.splitlines()[-1]
+    assert f"set --columns {shlex.quote(f'{given},prompt=instruction')} (or" in said
+    said = init(here, "--columns", f"{given},prompt=question", code=2).stderr.splitlines()[-1]
+    assert "no column 'question', which --columns has for prompt" in said
+    init(here, "--columns", f"prompt=instruction, {given}")
+    assert suite()["data"]["columns"] == theirs
+    assert rpo("recipe", "check", "mine.yaml").stdout == "6 recipes, no problems\n"
+    texts = pd.read_parquet(f"runs/mine/{SEED}/data/pairs.parquet")
+    assert set(texts["chosen"]) <= {row["chosen"] for row in rows}

@@ -140,6 +140,9 @@ def test_a_dry_export_of_a_model_that_is_not_trained_names_the_command_that_trai
     done = rpo("export", "mine.yaml:dpo", "--to", "out", "--workspace", "w", "--dry-run")
     assert "(missing)" in done.stdout
     assert done.stderr.splitlines()[-1] == "first: rpo train-policy mine.yaml:dpo --workspace w"
+    Path("mine.yaml").rename("my own.yaml")
+    done = rpo("export", "my own.yaml:dpo", "--to", "out", "--workspace", "w", "--dry-run")
+    assert done.stderr.splitlines()[-1] == "first: rpo train-policy 'my own.yaml:dpo' --workspace w"
 
 
 @pytest.mark.parametrize("name", ["recipes/accelerate/cpu-2.yaml", "accelerate/cpu-2.yaml", "cpu-2"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -285,6 +286,14 @@ def test_the_next_command_is_about_what_this_one_made(tiny: Tiny) -> None:
     assert line.endswith(
         f"dpo.yaml --rho 0.5 --set max_steps=2 --set beta=0.3 --workspace {tiny.root} --seed 0"
     )
+
+
+def test_the_next_command_can_be_typed_as_it_stands(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny.suite.rename(tiny.suite.with_name("my suite")).parent)
+    said = rpo("relabel", "my suite/relabel.yaml", "--workspace", "new runs").stderr.splitlines()[-1]
+    command = shlex.split(said.removeprefix("next: rpo "))
+    assert command[0] == "make-biased-splits"
+    rpo(*command, "--dry-run")
 
 
 @pytest.mark.slow

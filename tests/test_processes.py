@@ -338,7 +338,8 @@ def test_bad_input_in_a_process_is_one_line_and_exit_code_2(shared: Tiny, tmp_pa
     result = tiny.run(
         "train-policy", "dpo.yaml", "--set", "per_device_train_batch_size=100", "--accelerate", file, code=2
     )
-    assert result.stderr.splitlines()[-1].endswith("64 rows do not fill one batch of 100")
+    says = "64 rows do not fill one batch of 100; lower per_device_train_batch_size (100)"
+    assert result.stderr.splitlines()[-1].endswith(says)
     (folder,) = (tiny.root / RHO / "policies/dpo").iterdir()
     assert not (folder / "manifest.json").exists() and not list(folder.glob("job*.json"))
 

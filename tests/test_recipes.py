@@ -467,7 +467,7 @@ def test_a_recipe_of_a_suite_in_one_file_has_no_way_out_of_it(here: Path) -> Non
     Path("mine.yaml").write_text("recipes:\n  data: {stage: data, source: miniature}\n")
     assert find("mine.yaml:data") == here / "mine.yaml/data.yaml"
     for name in ("mine.yaml:../data", "mine.yaml:x/../data", "mine:../dpo"):
-        with pytest.raises(RecipeError, match=f"^{re.escape(name)}: no such recipe"):
+        with pytest.raises(RecipeError, match=f"^{re.escape(name)}: no such file"):
             find(name)
 
 
@@ -481,17 +481,41 @@ def test_a_file_of_data_is_no_recipe(name: str, here: Path) -> None:
 def test_an_unknown_name_gets_close_matches() -> None:
     write("recipes/miniature/e-dpo.yaml", POLICY)
     write("packed/tldr/dp-dpo.yaml", POLICY)
-    assert problems("e-dop.yaml") == ["e-dop.yaml: no such recipe, did you mean e-dpo.yaml?"]
-    assert problems("tldr/dp-dop") == ["tldr/dp-dop: no such recipe, did you mean tldr/dp-dpo.yaml?"]
+    none = "no such file here, and no packed recipe of this name"
+    assert problems("e-dop.yaml") == [f"e-dop.yaml: {none}, did you mean e-dpo.yaml?"]
+    assert problems("tldr/dp-dop") == [f"tldr/dp-dop: {none}, did you mean tldr/dp-dpo.yaml?"]
     # In a folder that is misspelt, a file of that very name is meant.
     write("recipes/miniature/p-dpo.yaml", POLICY)
-    assert problems("nope/e-dpo.yaml") == ["nope/e-dpo.yaml: no such recipe, did you mean e-dpo.yaml?"]
-    assert problems("tldp/dp-dpo.yaml") == [
-        "tldp/dp-dpo.yaml: no such recipe, did you mean tldr/dp-dpo.yaml?"
-    ]
+    assert problems("nope/e-dpo.yaml") == [f"nope/e-dpo.yaml: {none}, did you mean e-dpo.yaml?"]
+    assert problems("tldp/dp-dpo.yaml") == [f"tldp/dp-dpo.yaml: {none}, did you mean tldr/dp-dpo.yaml?"]
     assert problems("/nope/dp-dpo.yaml") == [
-        "/nope/dp-dpo.yaml: no such recipe, did you mean tldr/dp-dpo.yaml?"
+        "/nope/dp-dpo.yaml: no such file, did you mean tldr/dp-dpo.yaml?"
     ]
+
+
+def test_a_suite_that_is_not_here_is_said_to_be_and_no_recipe_of_another_is_offered() -> None:
+    """What is offered can be typed as it stands: FILE:NAME of a suite in one file, SUITE/NAME of a folder."""
+    suite = "recipes:\n  dpo: {stage: policy, objective: dpo}\n"
+    write("packed/entangled.yaml", suite)
+    write("packed/miniature/dpo.yaml", POLICY)
+    write("packed/tldr/dpo.yaml", POLICY)
+    none, listed = "here, and no packed recipe of this name", "; `rpo recipe list` shows what there is"
+    assert problems("nofile.yaml:dpo") == [f"nofile.yaml:dpo: no file nofile.yaml {none}{listed}"]
+    assert problems("nofile.yaml") == [f"nofile.yaml: no such file {none}{listed}"]
+    for wrong, right in (
+        ("entagled.yaml:dpo", "entangled.yaml:dpo"),
+        ("entangeld:dop", "entangled.yaml:dpo"),
+        ("entagled", "entangled.yaml"),
+        ("tldr:dpo", "tldr/dpo.yaml"),
+    ):
+        (said,) = problems(wrong)
+        assert said.startswith(f"{wrong}: no ") and said.endswith(f"{none}, did you mean {right}?")
+        assert find(right) or ":" not in right
+    write("mine.yaml", suite)
+    assert problems("mien.yaml:dpo")[0].endswith(", did you mean mine.yaml:dpo?")
+    assert problems("mien.yaml")[0].endswith(", did you mean mine.yaml?")
+    assert problems("./mien.yaml:dpo") == ["./mien.yaml:dpo: no file mien.yaml, did you mean mine.yaml:dpo?"]
+    assert problems("dop.yaml")[0].endswith(", did you mean mine.yaml:dpo?")
 
 
 def test_references_are_found_beside_the_recipe_then_beside_what_it_extends(here: Path) -> None:

@@ -16,6 +16,7 @@ from published import comparison, post, prompt_of, write_jsonl, write_parquet
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
+from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import find_rows, read_rows
 from rpo_cli.stages.data.sources import assemble, preference, tldr
@@ -431,6 +432,45 @@ def read_pair(row: Row, tokenizer: Any = None) -> tuple[list[Pair], Ledger]:
     return list(preference.pairs([("here:1", None, row)], templated, ledger)), ledger
 
 
+@pytest.mark.parametrize(("name", "one"), [("rewards", "reward"), ("scores", "score")])
+def test_of_ranked_responses_the_best_and_the_worst_are_a_pair(name: str, one: str) -> None:
+    recipe = DataRecipe.model_validate(
+        {"stage": "data", "source": "preference", "dataset": "x", "keep_columns": [f"{one}_chosen"]}
+    )
+    row = {"prompt": "q", "responses": ["a", "b", "c", "d"], name: [0, 2.5, -1, 2.5]}
+    templated = preference.Templated(None, None)
+    (pair,) = preference.pairs([("here:1", None, row)], templated, Ledger(), recipe)
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.kept) == ("q", "b", "c", {f"{one}_chosen": 2.5})
+    # A pair that stands beside them is the row's own.
+    (own,), _ = read_pair(row | {"chosen": "c", "rejected": "d"})
+    assert (own.chosen, own.rejected) == ("c", "d")
+
+
+@pytest.mark.parametrize(
+    ("responses", "rewards", "why"),
+    [
+        (["a"], [1], "few_responses"),
+        ([], [], "few_responses"),
+        (["a", "b"], [1, 1.0], "equal_numbers"),
+        (["a", "b"], [1], "no_numbers"),
+        (["a", "b"], [1, 2, 3], "no_numbers"),
+        (["a", "b"], [1, None], "no_numbers"),
+        (["a", "b"], [1, float("nan")], "no_numbers"),
+        (["a", "b"], [1, 10**400], "no_numbers"),
+        (["a", "b"], [True, False], "no_numbers"),
+        (["a", "b"], ["1", "2"], "no_numbers"),
+        (["a", "b"], None, "no_numbers"),
+        (["a", "a"], [1, 2], "ties"),
+    ],
+)
+def test_ranked_responses_that_prefer_nothing_are_left_out_and_counted(
+    responses: list[str], rewards: object, why: str
+) -> None:
+    found, ledger = read_pair({"prompt": "q", "responses": responses, "rewards": rewards})
+    assert not found and ledger.counts == {f"pairs/{why}": 1}
+    assert ledger.examples == {f"pairs/{why}": ["here:1"]}
+
+
 ASKED = [{"role": "user", "content": "q"}]
 FROM = [{"from": "human", "value": "q"}]
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("good", "bad"))
@@ -625,8 +665,12 @@ TURNS = SAME_PAIR["role and content"]
             "no column 'chosen' (has: completion, label, prompt); unpaired rows are not read: pair them",
         ),
         (
-            {"prompt": "q", "responses": ["a", "b"], "scores": [1, 0]},
-            "no column 'chosen' (has: prompt, responses, scores); a list of responses is not read: pair them",
+            {"prompt": "q", "responses": ["a", "b"], "votes": [1, 0]},
+            "no column 'chosen' (has: prompt, responses, votes); responses are read with a list of numbers",
+        ),
+        (
+            {"prompt": "q", "responses": ["a", 3], "scores": [1, 0]},
+            "responses: expected text",
         ),
         (
             ANSWERS | {"question": "Who left?"},

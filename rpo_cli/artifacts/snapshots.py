@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rpo_cli.artifacts.files import lease, read_json, write_json
@@ -187,9 +188,10 @@ def require(stages: Sequence[Stage], workspace: Workspace, recipe: str) -> None:
         if not _cached(e)
     }
     if missing:
+        fetch = f"rpo data fetch --recipe {quote(recipe)}" if recipe else "the same command"
         raise BadInput(
             f"{why}, and the hub's cache {constants.HF_HUB_CACHE} lacks {'; '.join(missing)}. Where there "
-            f"is a network: {f'rpo data fetch --recipe {recipe}' if recipe else 'the same command'}, then "
+            f"is a network: {fetch}, then "
             f"bring the cache and {lock_file(workspace)} here"
         )
 

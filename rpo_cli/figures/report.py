@@ -9,6 +9,7 @@ from functools import partial
 from html import escape
 from io import StringIO
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -69,7 +70,7 @@ def read_kept(file: Path) -> Comparison:
     except (OSError, ValueError) as error:
         raise BadInput(f"{file}: cannot be read as JSON: {error}") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT or "rows" not in found:
-        raise BadInput(f"{file}: holds no comparison; `rpo compare … --json > {file}` writes one")
+        raise BadInput(f"{file}: holds no comparison; `rpo compare … --json > {quote(str(file))}` writes one")
     return found
 
 

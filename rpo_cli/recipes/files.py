@@ -67,8 +67,18 @@ def find(name: str, folders: Sequence[Path] = ()) -> Path:
         ]
         has = f"; it has {', '.join(document.recipes)}" if document.recipes else ""
         raise RecipeError(problems or [f"{name}: {shown(others)} has no such recipe{has}"])
-    hint = _alike(names[0], folders) or "; `rpo recipe list` shows what there is"
-    raise RecipeError([f"{name}: no such recipe{hint}"])
+    hint = _alike(names[0], folders, alone=bool(colon)) or "; `rpo recipe list` shows what there is"
+    raise RecipeError([f"{name}: {_absent(written, folders)}{hint}"])
+
+
+def _absent(written: str, folders: Sequence[Path]) -> str:
+    """That nothing of this name is there: a recipe names others, a command a file first of all."""
+    if folders:
+        return "no such recipe"
+    suite = Path(written).parent
+    file = f"file {suite}" if suite.suffix in ENDINGS else "such file"
+    a_path = os.path.isabs(written) or written.startswith(("./", "../"))
+    return f"no {file}" if a_path else f"no {file} here, and no packed recipe of this name"
 
 
 def suite_of(path: Path) -> Path | None:
@@ -180,14 +190,47 @@ def _inside(root: Path) -> Iterator[tuple[Path, Path]]:
             yield from ((each.relative_to(root), each) for each in recipes_in(path) or [path])
 
 
-def _alike(name: str, folders: Sequence[Path]) -> str:
-    """`, did you mean x.yaml?`, or nothing."""
-    names = {path.name for folder in folders for path in recipes_in(folder)}
+def _alike(name: str, folders: Sequence[Path], *, alone: bool) -> str:
+    """`, did you mean x.yaml?`, or nothing; alone: the suite must be spelt alike, too."""
+    suite, recipe = _parts(Path(name))
+    best: tuple[tuple[float, ...], str] | None = None
+    for place, (theirs, own), shown_as in _candidates(folders):
+        of_suite, of_recipe = _likeness(suite, theirs), _likeness(recipe, own)
+        # A file that is called so is meant, rather than another in a folder that is spelt alike.
+        fits = of_recipe > 0 if of_suite > 0 else not alone and of_recipe == 1
+        score = (of_recipe == 1, of_suite + of_recipe, -place, -len(shown_as))
+        if fits and (best is None or score > best[0]):
+            best = score, shown_as
+    return "" if best is None else f", did you mean {best[1]}?"
+
+
+def _parts(path: Path) -> tuple[str, str]:
+    """The names of a recipe's suite and its own, without endings; no suite: an empty name."""
+    return path.parent.name.removesuffix(".yaml").removesuffix(".yml"), path.stem
+
+
+def _likeness(one: str, other: str) -> float:
+    """How alike two names are spelt, from 0 to 1; 0 too where that is by chance."""
+    found = difflib.SequenceMatcher(None, one, other).ratio() if one and other else float(one == other)
+    return found if found >= 0.6 else 0.0
+
+
+def _candidates(folders: Sequence[Path]) -> Iterator[tuple[int, tuple[str, str], str]]:
+    """What may be meant: how far away it is, its suite's name and its own, and what to type."""
+    for folder in folders:
+        yield from ((0, ("", path.stem), path.name) for path in recipes_in(folder))
+    for path in () if folders else recipes_in(Path.cwd()):
+        typed = path.name if suite_of(path) is None else f"{path.parent.name}:{path.stem}"
+        yield 0, ("", path.stem), typed
+        if suite_of(path) is not None:
+            yield 0, _parts(path), typed
+            yield 0, ("", path.parent.stem), path.parent.name
     for root in _roots():
-        for relative, _ in _inside(root):
-            names |= {str(relative), relative.name} if relative.parts[0] == "miniature" else {str(relative)}
-    wanted = name if len(Path(name).parts) == 2 else Path(name).name
-    # A file that is called so is meant, rather than another in a folder that is spelt alike.
-    namesakes = [known for known in sorted(names) if Path(known).name == Path(name).name]
-    close = difflib.get_close_matches(wanted, namesakes or sorted(names), n=1, cutoff=0 if namesakes else 0.6)
-    return f", did you mean {close[0]}?" if close else ""
+        for relative, path in _inside(root):
+            suite = suite_of(path)
+            typed = str(relative) if suite is None else f"{relative.parent}:{path.stem}"
+            yield 1, _parts(relative), typed
+            if relative.parts[0] == "miniature":
+                yield 1, ("", path.stem), path.name
+            elif suite is not None:
+                yield 1, ("", suite.stem), str(relative.parent)

@@ -15,7 +15,7 @@ from rpo_cli.devices import HOST_BOUND
 from rpo_cli.recipes import schema
 from rpo_cli.runs.costs import Work, held_by, memory_of, work_of
 from rpo_cli.runs.question import Question
-from rpo_cli.runs.sizes import Sizes, Unknown
+from rpo_cli.runs.sizes import GIVE_PARAMS, Sizes, Unknown
 from rpo_cli.runs.todo import Todo
 from rpo_cli.text import aligned, clock, size
 
@@ -43,7 +43,7 @@ def estimate(
 
     keep: `--keep-weights` of a plan of many policies, of which so many `places` keep one.
     """
-    sizes = Sizes(workspace, question.params)
+    sizes = Sizes(workspace, question.params, GIVE_PARAMS)
     by_kind: defaultdict[str, Work] = defaultdict(Work)
     counted: Counter[str] = Counter()
     unknown: Counter[str] = Counter()

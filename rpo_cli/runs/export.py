@@ -108,8 +108,8 @@ def _maker(session: Session, loaded: Loaded, stage: Stage, wanted: Export) -> st
     if stage.kind == "warm":
         return f"rpo train-policy on a recipe with `teacher: warm` and `ensemble: {loaded.path.name}`"
     changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
-    command = f"{schema.KINDS[loaded.recipe.stage].command} {short_name(loaded.path)}{session.at}{changed}"
-    command += session.given
+    command = f"{schema.KINDS[loaded.recipe.stage].command} {shlex.quote(short_name(loaded.path))}"
+    command += f"{session.at}{changed}{session.given}"
     return command if wanted.member is None else f"{command} --ensemble"
 
 

@@ -46,13 +46,14 @@ def score(session: Session, rows: OnRows, model: str, label: str | None, max_len
     if (why := preflight.no_reward(node, label, "--label")) is not None:
         raise BadInput(f"--model: {why}")
     _need_weights(node)
-    from rpo_cli.stages.files import FORMS, Scorer, form_in
+    from rpo_cli.stages.files import FORMS, Scorer, form_in, unanswered
     from rpo_cli.stages.reading import reading_of
 
     table = _table(rows.file, rows.split, target)
-    place, first = next(table.rows(), ("", None))
+    answered = ((place, row) for place, row in table.rows() if not unanswered(row))
+    place, first = next(answered, ("", None))
     if first is None:
-        raise BadInput(f"{rows.file}: no rows")
+        raise BadInput(f"{rows.file}: no rows with a response")
     form = form_in(place, first)
     scorer = Scorer(reading_of(Path(node.reference), recipe, node.revision), form)
     count = table.check(FORMS[form], scorer.check)
@@ -67,7 +68,7 @@ def score(session: Session, rows: OnRows, model: str, label: str | None, max_len
         result["accuracy"] = sum(one > two for one, two in both) / len(read)
         result["equal_rewards"] = sum(one == two for one, two in both)
     if result["without_reward"]:
-        why = "too long, without a token to read, or refused by the chat template"
+        why = "no response, too long, without a token to read, or refused by the chat template"
         session.say(f"warning: {result['without_reward']} rows have no reward: {why}")
     if (line := scorer.reading.beyond(scorer.lengths)) is not None:
         session.say(f"warning: {line}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -43,7 +43,9 @@ SHARE, MOST_PROMPTS = 0.1, 500  # of the prompts to hold out, for validation and
 MANY_UNKNOWN = 0.01  # share of tokens
 OPTIONS = {"model_name_or_path": "--model", "baseline": "--model", "tokenizer": "--model",
            "reward_model": "--reward-model", "ensemble": "--reward-model", "reward_label": "--reward-label",
-           "oracle": "--oracle", "margin_columns": "--scores", "dataset": "--pairs"}  # fmt: skip
+           "oracle": "--oracle", "columns": "--columns",
+           "margin_columns": "--scores", "dataset": "--pairs"}  # fmt: skip
+COLUMNS = re.compile(r"columns: \{(\w+): ([^}]*)\} in the data recipe")
 ROOM = 0.9  # share of the free memory that training may take
 
 
@@ -61,6 +63,7 @@ def init(session: Session, wanted: OwnSuite) -> None:
     if file.exists() and not wanted.overwrite:
         raise BadInput(f"{file.name}: is there already; --force writes it anew")
     objectives, scores = _objectives(wanted), [_two_columns(text) for text in wanted.scores]
+    columns = _columns(wanted)
     model = _named("--model", wanted.model)
     teachers = [_named("--reward-model", each) for each in wanted.reward_model]
     oracle = None if wanted.oracle is None else _named("--oracle", wanted.oracle)
@@ -73,6 +76,8 @@ def init(session: Session, wanted: OwnSuite) -> None:
         Line("tokenizer", model, "its chat template makes text of messages"),
         Line("data_seed", 0, "of the split: every seed of a comparison holds out the same prompts"),
     ]
+    if columns:
+        data.append(Line("columns", columns, "what the data call them"))
     if scores:
         kept = dict.fromkeys(name for pair in scores for name in pair)
         data.append(Line("keep_columns", list(kept), "the teachers' scores"))
@@ -84,7 +89,10 @@ def init(session: Session, wanted: OwnSuite) -> None:
     place = External.named(wanted.model)
     tokenizer = load_tokenizer(Path(place.reference), revision=place.revision, need_pad=False)
     longest = _longest(wanted.model)
-    stage, workspace, share = _read(session, file, data)
+    try:
+        stage, workspace, share = _read(session, file, data)
+    except BadInput as error:  # the reader's advice is for a recipe, and there is none yet
+        raise BadInput(_of_columns(str(error), wanted.columns)) from error
     found = _look(stage, workspace, tokenizer)
     if prompts is not None:
         found = _asked(session, file, prompts, model, found, tokenizer)
@@ -104,8 +112,8 @@ def init(session: Session, wanted: OwnSuite) -> None:
             write_whole(file, before)
         raise RecipeError([_of_an_option(file, problem) for problem in problems])
     print(file.name)
-    session.say(f"one policy: rpo train-policy {quote(f'{file.name}:{objectives[-1]}')}")
-    session.say(f"next: rpo compare {quote(file.name)}")
+    session.say(f"one policy: rpo train-policy {quote(f'{file.name}:{objectives[-1]}')}{session.given}")
+    session.say(f"next: rpo compare {quote(file.name)}{session.given}")
 
 
 def _of_an_option(file: Path, problem: str) -> str:
@@ -127,6 +135,38 @@ def _objectives(wanted: OwnSuite) -> list[str]:
             known = suggest(name, OBJECTIVES) or f"; there are {', '.join(OBJECTIVES)}"
             raise BadInput(f"--objective {name}: no such objective{known}")
     return list(dict.fromkeys(names))
+
+
+def _columns(wanted: OwnSuite) -> dict[str, str]:
+    """What the data call the columns, by our names for them."""
+    names = get_args(get_args(schema.DataRecipe.model_fields["columns"].annotation)[0])
+    known = [name for name in names if wanted.sft is not None or name in ("prompt", *PAIR)]
+    found: dict[str, str] = {}
+    for each in [] if wanted.columns is None else wanted.columns.split(","):
+        ours, equals, theirs = (part.strip() for part in each.partition("="))
+        if not (ours and equals and theirs):
+            raise BadInput(
+                f"--columns {wanted.columns}: expected names with =, such as prompt=question,chosen=better"
+            )
+        if ours not in known:
+            which = suggest(ours, known) or f"; there are {', '.join(known)}"
+            raise BadInput(f"--columns {each.strip()}: {ours} is no column that is read{which}")
+        if ours in found or theirs in found.values():
+            twice = ours if ours in found else theirs
+            raise BadInput(f"--columns {wanted.columns}: names {twice} twice")
+        found[ours] = theirs
+    return found
+
+
+def _of_columns(message: str, given: str | None) -> str:
+    """What is wrong with the data, with the option that says so what a recipe's `columns:` does."""
+
+    def option(match: re.Match[str]) -> str:
+        named = f"{match[1]}={match[2]}"
+        named = named if given is None else f"{given},{named}"
+        return f"--columns {named if match[2] == '…' else quote(named)}"
+
+    return COLUMNS.sub(option, message).replace(", which columns: has for", ", which --columns has for")
 
 
 def _two_columns(text: str) -> list[str]:

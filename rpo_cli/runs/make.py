@@ -139,4 +139,4 @@ def _as_typed(loaded: Loaded, command: str, name: str, rest: str) -> str | None:
     beside = loaded.path.with_name(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if not there(beside) or not would_run(command, beside):
         return None
-    return f"{command} {short_name(beside)}{rest}"
+    return f"{command} {shlex.quote(short_name(beside))}{rest}"

@@ -146,6 +146,7 @@ class Comparing:
 
 
 PAIRS = "Your pairs: a JSONL or Parquet file, or a data set of the hub, in any of TRL's formats."
+COLUMNS = "What the pairs call a column: prompt=question,chosen=better. Default: as TRL calls it."
 TEACHER = "A reward model to distil; several make the ensemble of e-dpo. Default: trained on the pairs."
 LABEL = "Of a reward model with several labels, the one that is the reward."
 SCORES = "Columns of the pairs with scores, CHOSEN,REJECTED, to distil; several make an ensemble."
@@ -161,6 +162,7 @@ class OwnSuite:
     name: Annotated[str, Argument(help="What to call it: writes NAME.yaml, works in runs/NAME.")]
     pairs: Annotated[str, Option(help=PAIRS)]
     model: Annotated[str, Option(help="The model to start from: hub name or directory.")]
+    columns: Annotated[str | None, Option(help=COLUMNS)] = None
     reward_model: Annotated[list[str], Option(help=TEACHER, show_default=False)] = field(default_factory=list)
     reward_label: Annotated[str | None, Option(help=LABEL)] = None
     scores: Annotated[list[str], Option(help=SCORES, show_default=False)] = field(default_factory=list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -138,11 +139,13 @@ class Suite:
             *(section(name, OBJECTIVES[name].summary, self._objective(name)) for name in self.objectives),
             section("evaluate", "samples of a policy beside the model's own", self._evaluate()),
         ]  # fmt: skip
+        file = f"{self.wanted.name}.yaml"
+        policy = quote(f"{file}:{self.objectives[-1]}")
         head = (
             "# A suite in one file, written by `rpo init` from your data; change what you like.\n"
-            f"# Check it: rpo recipe check {self.wanted.name}.yaml\n"
-            f"# Train one policy: rpo train-policy {self.wanted.name}.yaml:{self.objectives[-1]}\n"
-            f"# Train all of them and compare: rpo compare {self.wanted.name}.yaml\n"
+            f"# Check it: rpo recipe check {quote(file)}\n"
+            f"# Train one policy: rpo train-policy {policy}\n"
+            f"# Train all of them and compare: rpo compare {quote(file)}\n"
             "# What each key means: docs/reference/recipes.md, or `rpo recipe show`.\n"
             "recipes:\n"
         )

@@ -29,9 +29,9 @@ def resources(
     found = {stage.path: _of(stage, times, _weights(stage, workspace.root, count)) for stage in stages}
     if question is not None:
         from rpo_cli.runs.estimate import minutes
-        from rpo_cli.runs.sizes import Sizes
+        from rpo_cli.runs.sizes import GIVE_PARAMS, Sizes
 
-        sizes = Sizes(workspace, question.params)
+        sizes = Sizes(workspace, question.params, GIVE_PARAMS)
         for stage in stages:
             if found[stage.path].minutes is None and (known := minutes(stage, sizes, question)) is not None:
                 found[stage.path] = found[stage.path].model_copy(update={"minutes": round(known, 2)})

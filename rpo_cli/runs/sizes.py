@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rpo_cli.artifacts import External, Stage, Workspace, unreachable
+from rpo_cli.artifacts import External, Stage, Workspace, below_adapters, unreachable
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.recipes import schema
@@ -27,6 +27,7 @@ from rpo_cli.stages.data.rows import columns_of, read_rows
 from rpo_cli.text import first_line
 
 SAMPLE = 1000  # rows that lengths are measured on
+GIVE_PARAMS = "; give --params, such as --params 1.4e9"
 
 
 class Lengths(NamedTuple):
@@ -64,10 +65,14 @@ class Model:
 
 @dataclass
 class Sizes:
-    """Sizes of models and tables, each looked up once."""
+    """Sizes of models and tables, each looked up once.
+
+    advice: what to do about a model whose config cannot be read, where the command has an option for it.
+    """
 
     workspace: Workspace
     params: float | None
+    advice: str = ""
     notes: list[str] = field(default_factory=list)
     models: dict[tuple[str, bool], Model] = field(default_factory=dict)
     tables: dict[tuple[str, str], Lengths] = field(default_factory=dict)
@@ -79,6 +84,7 @@ class Sizes:
             BadInput: the config cannot be read, and there is no --params.
         """
         source, settings, data = self._source(node)
+        source = source if settings is not None else str(below_adapters(Path(source)))
         key = (str(source) if settings is None else repr(settings), reward)
         if key not in self.models:
             self.models[key] = self._count(source, settings, data, reward)
@@ -115,9 +121,7 @@ class Sizes:
         except (OSError, ValueError, KeyError, TypeError) as error:
             if self.params is None:
                 line = first_line(error)
-                raise BadInput(
-                    f"{source}: its config cannot be read ({line}); give --params, such as --params 1.4e9"
-                ) from error
+                raise BadInput(f"{source}: its config cannot be read ({line}){self.advice}") from error
             size_of = f"taken to have {self.params:.3g} parameters, as --params says"
             note = f"{source}: {size_of}; no activations are estimated for it"
             self.notes += [] if note in self.notes else [note]

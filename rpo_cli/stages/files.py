@@ -180,6 +180,11 @@ def form_in(place: str, row: Row) -> tuple[str, ...]:
     raise BadInput(f"{place}: expected {known} (has: {has})")
 
 
+def unanswered(row: Row) -> bool:
+    """Whether a row has a place for responses and none in it: a prompt that `rpo sample` could not answer."""
+    return row.get("responses", ()) is None and not any(row.get(name) for form in FORMS for name in form)
+
+
 def exchanges(place: str, row: Row, form: Sequence[str]) -> list[tuple[Part, Part]]:
     """Prompt and response of everything in a row that gets a reward.
 
@@ -231,6 +236,8 @@ class Scorer:
 
     def check(self, place: str, row: Row) -> None:
         """Raise BadInput for a row that has another form than the first, or that the model cannot read."""
+        if self.form == ("responses",) and unanswered(row):
+            return
         if (form := form_in(place, row)) != self.form:
             raise BadInput(f"{place}: has {', '.join(form)}, and the first row {', '.join(self.form)}")
         for prompt, response in exchanges(place, row, form):
@@ -241,8 +248,8 @@ class Scorer:
                     self._templated.text(place, dict(zip(SIDES, (prompt, response), strict=True)), row)
 
     def rewards(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
-        """The new columns of rows; null for those that the template refuses or that are too long."""
-        asked = [exchanges(place, row, self.form) for place, row in rows]
+        """The new columns of rows; null for those that have no response or cannot be read."""
+        asked = [None if unanswered(row) else exchanges(place, row, self.form) for place, row in rows]
         tokens = self._tokens(rows, asked)
         names = FORMS[tuple(self.form)]
         found: list[list[float] | None] = [None if each is None else [] for each in tokens]
@@ -271,14 +278,16 @@ class Scorer:
         ]
 
     def _tokens(
-        self, rows: Sequence[tuple[str, Row]], asked: Sequence[Sequence[tuple[Part, Part]]]
+        self, rows: Sequence[tuple[str, Row]], asked: Sequence[Sequence[tuple[Part, Part]] | None]
     ) -> list[list[list[int]] | None]:
         """The tokens of each row's exchanges, whole sequences; None where they cannot all be read."""
         reading = self.reading
         texts: list[list[Any] | None] = []
         for (place, row), each in zip(rows, asked, strict=True):
             try:
-                if reading.own:
+                if each is None:
+                    texts.append(None)
+                elif reading.own:
                     more = given_to_template(row)
                     texts.append(
                         [reading.text({"prompt": prompt, **more}, answer) for prompt, answer in each]

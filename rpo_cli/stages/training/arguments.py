@@ -84,6 +84,9 @@ def checkpoints_of(directory: Path) -> str:
     return tempfile.mkdtemp(prefix="rpo-") if is_spmd() and rank() != 0 else str(directory / "checkpoints")
 
 
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")  # times processes
+
+
 def steps_over(rows: int, recipe: TrainingRecipe, what: str) -> int:
     """Optimiser steps of a recipe that trains on so many rows.
 
@@ -92,7 +95,10 @@ def steps_over(rows: int, recipe: TrainingRecipe, what: str) -> int:
     """
     batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * processes()
     if rows < batch:
-        raise BadInput(f"{what}: {rows} rows do not fill one batch of {batch}")
+        sizes = {name: getattr(recipe, name) for name in BATCH}
+        lower = " or ".join(f"{name} ({value})" for name, value in sizes.items() if value > 1)
+        how = f"lower {lower}" if lower else f"train in fewer processes than {processes()}"
+        raise BadInput(f"{what}: {rows} rows do not fill one batch of {batch}; {how}")
     steps = recipe.steps(rows, batch)
     early = ("eval_steps",) if getattr(recipe, "stopping", None) == "early" else ()
     for name in ("warmup_steps", *early):

@@ -19,6 +19,7 @@ from rpo_cli.stages.data.rows import row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, lacking
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
+from rpo_cli.stages.data.sources.ranked import LISTS, best_and_worst, is_ranked
 from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated, given_to_template
 from rpo_cli.stages.data.sources.turns import (
     AS_TEXT,
@@ -38,7 +39,6 @@ from rpo_cli.text import percent
 PAIR = ("chosen", "rejected")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 READ = {*PAIR, "prompt", "completion", *TEMPLATE}
-LISTS = ("responses", "completions", "candidates", "answers", "generations")  # several to one prompt
 CONTEXT = ("system", "context", "input", "instruction")  # columns that others read as parts of a prompt
 Example = dict[str, Part]
 
@@ -60,9 +60,15 @@ def read_dialogues(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
 def pairs(
     records: Records, templated: Templated, ledger: Ledger, recipe: DataRecipe | None = None
 ) -> Iterator[Pair]:
-    """Rows with chosen and rejected, and a prompt or what both begin with; `recipe`: what else is kept."""
+    """Rows with chosen and rejected, and a prompt or what both begin with, or with responses and numbers.
+
+    recipe: what else is kept.
+    """
     unread, seen = set[str](), Counter[str]()
-    for place, split, row in records:
+    for place, split, read_row in records:
+        row = best_and_worst(place, read_row, ledger) if is_ranked(read_row) else read_row
+        if row is None:
+            continue
         chosen, rejected = (_given(place, row, name) for name in PAIR)
         if is_told_as_text(chosen) and is_told_as_text(rejected):
             raise BadInput(f"{place}: chosen, rejected: {AS_TEXT}")
@@ -128,8 +134,8 @@ def _cure(row: Row, name: str) -> str:
         return f"; unpaired rows are not read: pair them first: {pair}"
     lists = [column for column in LISTS if isinstance(row.get(column), list)]
     if name in PAIR and lists:
-        pair = "such as the best of them as chosen with the worst as rejected"
-        return f"; a list of {lists[0]} is not read: pair them first, {pair}"
+        pair = "the best of them is then chosen and the worst rejected"
+        return f"; {lists[0]} are read with a list of numbers beside them, `rewards` or `scores`: {pair}"
     return f"; columns: {{{name}: …}} in the data recipe says what the data calls it"
 
 
