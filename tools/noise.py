@@ -4,9 +4,9 @@ python -m tools.noise WORKSPACE results/FOLDER
 
 noise.csv has rho, seed and teacher; of the training pairs the share whose label goes against the oracle, also
 where the longer and where the shorter won; the share in whose order the teacher agrees with the label; and
-the shares in whose order it agrees with the oracle, of the pairs with a right and with a wrong label. `one
-model` was trained on the pairs; `cross-fitted` is of each pair the one of five that was not; `halves` the
-mean of five of random halves, in units of each one's root mean square; `trusted` never saw the labels.
+the shares in whose order it agrees with the oracle, of all and of those with a right and with a wrong label.
+`one model` was trained on the pairs; `cross-fitted` is of each pair the one of five that was not; `halves`
+the mean of five of random halves, in units of each one's root mean square; `trusted` never saw the labels.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def rows(workspace: Path, folder: Path) -> Iterator[dict[str, float | str]]:
                     "wrong_longer": wrong[longer].mean(),
                     "wrong_shorter": wrong[~longer].mean(),
                     "with_label": (margins > 0).mean(),
+                    "right": right.mean(),
                     "right_of_right": right[~wrong].mean(),
                     "right_of_wrong": right[wrong].mean(),
                 }

@@ -39,6 +39,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "below": experiments.below,
     "beside": experiments.beside,
     "above": partial(experiments.beside, above=0.5),
+    "control": experiments.control,
     "longer": experiments.longer,
     "without": experiments.without,
     "kept": experiments.kept,

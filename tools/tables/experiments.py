@@ -193,6 +193,22 @@ def beside(folder: Path, above: float = 0.0) -> Iterator[Sequence[str]]:
         )
 
 
+def control(folder: Path) -> Iterator[Sequence[str]]:
+    """Leads over DPO with wrong labels, on the same seeds without, and by how much these differ.
+
+    Looked at afterwards, each alone: Student's t over seeds, not corrected.
+    """
+    yield ("less dpo", "by", "ρ", "a quarter wrong", "none wrong", "the first less these")
+    noisy, clean = loaded(folder), loaded(folder.parent / "noisy-clean")
+    for measure in ("advantage", "utility"):
+        means = [by_seed(each.cells, measure) for each in (noisy, clean)]
+        for policy in clean.axes.policies[1:]:
+            for rho in clean.axes.rhos:
+                wrong, right = (each.loc[policy, rho] - each.loc["dpo", rho] for each in means)
+                apart = (wrong, right, wrong - right)
+                yield (policy, measure, f"{rho:g}", *(shown(each.to_numpy()) for each in apart))
+
+
 def longer(folder: Path) -> Iterator[Sequence[str]]:
     """What four times the steps changed of each policy: paired, Student's t over seeds, not corrected."""
     results = loaded(folder)

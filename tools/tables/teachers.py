@@ -159,8 +159,9 @@ def wrong(folder: Path) -> Iterator[Sequence[str]]:
     """What teachers make of labels that go against the oracle, means over the seeds in percent."""
     found = pd.read_csv(folder / "noise.csv")
     heads = ("wrong labels, %", "where the longer, the shorter won", "it agrees with the label in, %")
-    yield ("ρ", "teacher", *heads, "with the oracle where the label is right", "where it is wrong")
-    shares = ("wrong", "with_label", "right_of_right", "right_of_wrong")
+    agrees = ("with the oracle in", "where the label is right", "where it is wrong")
+    yield ("ρ", "teacher", *heads, *agrees)
+    shares = ("wrong", "with_label", "right", "right_of_right", "right_of_wrong")
     for (rho, teacher), each in found.groupby(["rho", "teacher"], sort=False):
         wrong, *means = (number(100 * each[share].mean(), 0, sign=False) for share in shares)
         kinds = (number(100 * each[f"wrong_{kind}"].mean(), 0, sign=False) for kind in ("longer", "shorter"))
