@@ -451,6 +451,7 @@ def test_of_ranked_responses_the_best_and_the_worst_are_a_pair(name: str, one: s
     [
         (["a"], [1], "few_responses"),
         ([], [], "few_responses"),
+        (None, None, "few_responses"),  # as `rpo sample` and `rpo score` write a prompt without an answer
         (["a", "b"], [1, 1.0], "equal_numbers"),
         (["a", "b"], [1], "no_numbers"),
         (["a", "b"], [1, 2, 3], "no_numbers"),
@@ -464,7 +465,7 @@ def test_of_ranked_responses_the_best_and_the_worst_are_a_pair(name: str, one: s
     ],
 )
 def test_ranked_responses_that_prefer_nothing_are_left_out_and_counted(
-    responses: list[str], rewards: object, why: str
+    responses: list[str] | None, rewards: object, why: str
 ) -> None:
     found, ledger = read_pair({"prompt": "q", "responses": responses, "rewards": rewards})
     assert not found and ledger.counts == {f"pairs/{why}": 1}

@@ -5,6 +5,8 @@ The pair is the response with the highest number and the one with the lowest; of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources.base import FAR, Row
 from rpo_cli.stages.data.sources.turns import part
@@ -14,7 +16,7 @@ NUMBERS = {"rewards": "reward", "scores": "score", "ratings": "rating"}  # besid
 
 
 def is_ranked(row: Row) -> bool:
-    """Whether a row has a list of responses with a list of numbers (or null for it), and no pair."""
+    """Whether a row has a list of responses with a list of numbers (or null for either), and no pair."""
     return row.get("chosen") is row.get("rejected") is None and None not in _columns(row)
 
 
@@ -29,7 +31,7 @@ def best_and_worst(place: str, row: Row, ledger: Ledger) -> Row | None:
     names = _columns(row)
     responses, numbers = (row[str(name)] for name in names)
     why = None
-    if len(responses) < 2:
+    if responses is None or len(responses) < 2:
         why = "few_responses"
     elif numbers is None or len(numbers) != len(responses) or not all(map(_is_number, numbers)):
         why = "no_numbers"
@@ -48,10 +50,13 @@ def best_and_worst(place: str, row: Row, ledger: Ledger) -> Row | None:
 
 
 def _columns(row: Row) -> tuple[str | None, str | None]:
-    """The columns of responses and of their numbers; where no numbers are a list, those that are null."""
-    lists = (name for name in LISTS if isinstance(row.get(name), list))
-    numbers = [name for name in NUMBERS if name in row and isinstance(row[name], list | None)]
-    return next(lists, None), next(iter(sorted(numbers, key=lambda name: row[name] is None)), None)
+    """The columns of responses and of their numbers; where none of a kind is a list, one that is null."""
+
+    def found(names: Iterable[str]) -> str | None:
+        there = [name for name in names if name in row and isinstance(row[name], list | None)]
+        return min(there, key=lambda name: row[name] is None, default=None)
+
+    return found(LISTS), found(NUMBERS)
 
 
 def _is_number(value: object) -> bool:
