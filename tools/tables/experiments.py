@@ -42,6 +42,7 @@ PRIMARY = {
     "trusted-smooth": "trusted",
     "factorial": "factorial",
     "teachers-grid": "teachers",
+    "unseen": "teachers",
     "noisy": "noisy",
     "noisy-own": "noisy",
 }
