@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import blake2b
 from typing import cast
 
@@ -155,8 +156,11 @@ def test_a_cross_fitted_margin_is_of_the_member_that_was_not_trained_on_the_pair
         assert held_out is not None and len(held_out) == 64
         table = pq.read_table(pupil.root / scores.path / "train.parquet").to_pandas().set_index("id")
         tables[number] = (table["chosen"] - table["rejected"]) / made["metrics"][f"temperature/fold-{number}"]
-    found = calibrated_margins(job_of(stage, workspace, {}), stage.recipe).margins
-    assert {name: [pytest.approx(tables[of[name]][name], rel=1e-6)] for name in drawn} == found
+    job = job_of(stage, workspace, {})
+    backwards = replace(job, inputs=dict(reversed(job.inputs.items())))  # a plan may name them in any order
+    for each in (job, backwards):
+        found = calibrated_margins(each, stage.recipe).margins
+        assert {name: [pytest.approx(tables[of[name]][name], rel=1e-6)] for name in drawn} == found
     assert len({tuple(table[drawn]) for table in tables.values()}) == 3
     assert column(directory, "loss")[0] > 0
 

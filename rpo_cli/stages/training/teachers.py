@@ -76,7 +76,8 @@ def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers
         pairs = rows_of(job, "train")
         prompts = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
         folds = folds_of([prompts[row] for row in ids], len(columns))
-        columns = np.take_along_axis(columns, folds[None], axis=0)
+        places = [list(temperatures).index(f"fold-{number}") for number in range(len(columns))]
+        columns = np.take_along_axis(columns[places], folds[None], axis=0)
     stacked = _as_one(columns, recipe).T.tolist() if found else []
     return Teachers(dict(zip(ids, stacked, strict=True)), temperatures)
 
