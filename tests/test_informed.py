@@ -170,6 +170,11 @@ def test_cross_fitting_needs_folds_and_something_that_is_left(empty: Tiny) -> No
     for members in ("ensemble=rm.yaml", "ensemble=[rm.yaml, oracle.yaml]"):
         done = empty.run(*asked, members, "--set", "calibration=none", code=2)
         assert "teacher: cross-fitted needs a reward recipe with `ensemble_of: folds`" in done.stderr
+    empty.edit("rm.yaml", "ensemble_of: folds")
+    (empty.suite / "other.yaml").write_text((empty.suite / "splits.yaml").read_text())
+    asked_others = ("ensemble=rm.yaml", "--set", "data=other.yaml", "--set", "calibration=none")
+    done = empty.run(*asked, *asked_others, code=2)
+    assert "needs members of the pairs of other.yaml" in done.stderr
     empty.edit("rm.yaml", "ensemble_of: folds\nensemble_size: 1")
     done = empty.run(*asked, "ensemble=rm.yaml", code=2)
     assert "rm.yaml" in done.stderr and "without the only fold nothing is left" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -122,3 +123,37 @@ def test_layers_that_are_computed_again_read_the_copies_again() -> None:
     expected = learnt(model, Rounded)
     model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     assert same(learnt(model, Rounded), expected)
+
+
+def test_a_model_that_is_copied_in_a_training_is_a_plain_one() -> None:
+    model = model_of("llama")
+    graphs = Graphs(response_logits)
+    with graphs.used(), torch.autocast("cpu", torch.bfloat16):
+        graphs(model.train(), BATCH)
+        assert graphs.rounded is not None and graphs.made
+        copied = deepcopy(model)
+        assert {type(each) for each in copied.modules() if isinstance(each, nn.Linear)} == {nn.Linear}
+    pairs = zip(copied.state_dict().items(), model.state_dict().items(), strict=True)
+    assert all(one[0] == other[0] and torch.equal(one[1], other[1]) for one, other in pairs)
+
+
+def test_a_model_that_changes_queries_in_place_is_captured_without_rounding() -> None:
+    model = model_of("llama")
+    layer = model.model.layers[0].self_attn
+    layer.q_proj.register_forward_hook(lambda module, given, found: found.clamp_(-1, 1))
+    graphs = Graphs(response_logits)
+    with graphs.used(), torch.autocast("cpu", torch.bfloat16):
+        graphs(model.train(), BATCH)
+        assert graphs.made and graphs.open and graphs.rounded is None
+
+
+def test_a_product_of_wrong_numbers_is_noticed_and_not_used() -> None:
+    model = model_of("llama")
+    wrong = Rounded(model, torch.bfloat16)
+    masters = list(wrong.masters)
+    masters[0], masters[3] = masters[0] * -1, masters[3] * 3
+    wrong.masters = masters
+    graphs = Graphs(response_logits, None, lambda model, dtype: wrong)
+    with graphs.used(), torch.autocast("cpu", torch.bfloat16):
+        graphs(model.train(), BATCH)
+        assert graphs.made and graphs.rounded is None

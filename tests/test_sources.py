@@ -441,6 +441,11 @@ def test_of_ranked_responses_the_best_and_the_worst_are_a_pair(name: str, one: s
     templated = preference.Templated(None, None)
     (pair,) = preference.pairs([("here:1", None, row)], templated, Ledger(), recipe)
     assert (pair.prompt, pair.chosen, pair.rejected, pair.kept) == ("q", "b", "c", {f"{one}_chosen": 2.5})
+    # What has no text is passed over, and a row without the first scorer's numbers is not ranked by another.
+    (known,), _ = read_pair({"prompt": "q", "responses": ["a", None, "c"], name: [0, 9, 1]})
+    assert (known.chosen, known.rejected) == ("c", "a")
+    none, ledger = read_pair({"prompt": "q", "responses": ["a", "b"], "rewards": None, "scores": [1, 2]})
+    assert not none and ledger.counts == {"pairs/no_numbers": 1}
     # A pair that stands beside them is the row's own.
     (own,), _ = read_pair(row | {"chosen": "c", "rejected": "d"})
     assert (own.chosen, own.rejected) == ("c", "d")
@@ -461,6 +466,7 @@ def test_of_ranked_responses_the_best_and_the_worst_are_a_pair(name: str, one: s
         (["a", "b"], [True, False], "no_numbers"),
         (["a", "b"], ["1", "2"], "no_numbers"),
         (["a", "b"], None, "no_numbers"),
+        (["a", None], [1, 2], "few_responses"),
         (["a", "a"], [1, 2], "ties"),
     ],
 )

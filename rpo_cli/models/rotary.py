@@ -63,6 +63,9 @@ def _alike(layer: nn.Module) -> bool:
             if read is not both[0] or not torch.equal(keys, both[1].repeat_interleave(heads, 1)):
                 return False
             ours = [_turn(each, cos[:, None], sin[:, None], each.dtype) for each in (query, key)]
+            half = [each.bfloat16() for each in (query, key)]
+            if any(each.dtype != cos.dtype for each in forward.__globals__[NAME](*half, cos, sin)):
+                return False  # it rounds them itself
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
             return False  # it takes something else
     return all(

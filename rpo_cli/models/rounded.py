@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeGuard
+from copy import deepcopy
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class Rounded:
             yield
         finally:
             for each in self.products:
-                each.open = False
+                each.open, each.rows, each.left = False, None, {}
 
     def gradients(self, out: Tensor, weights: Sequence[Tensor], slope: Tensor) -> list[Tensor | None]:
         """The gradients of weights, read as such or as copies; of a copy in its dtype. None: of no use."""
@@ -97,6 +98,15 @@ class _Layer(nn.Linear):
                 return found
         return super().forward(input)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
+        """A plain layer: what a training keeps of its model has no share in its products."""
+        copied = nn.Linear.__new__(nn.Linear)
+        memo[id(self)] = copied
+        copied.__dict__ = deepcopy(
+            {name: value for name, value in vars(self).items() if name != "product"}, memo
+        )
+        return copied
+
 
 class _Product:
     """Linear layers that read the same rows, one after another; shares: weights and their parts of a copy."""
@@ -130,10 +140,8 @@ class _Product:
             if self.apart:
                 return None
             whole = functional.linear(rows, *self.copies)
-            self.rows, self.left = (
-                rows,
-                dict(zip(self.layers, torch.split(whole, self.sizes, -1), strict=True)),
-            )
+            parts = torch.split(whole, self.sizes, -1)
+            self.rows, self.left = rows, dict(zip(self.layers, parts, strict=True))
         found = self.left.pop(layer)
         if not self.left:
             self.rows = None

@@ -109,10 +109,16 @@ class PolicyPlanner(ModelPlanner):
         if not recipe.distils_unseen:
             return
         members = recipe.members
-        made = self._ensemble(loaded, members).recipe if isinstance(members, str) else None
-        if not (isinstance(made, schema.RewardRecipe) and made.ensemble_of == "folds"):
+        named = members if isinstance(members, str) else None
+        made = None if named is None else self._ensemble(loaded, named).recipe
+        if named is None or not (isinstance(made, schema.RewardRecipe) and made.ensemble_of == "folds"):
             what = f"teacher: {recipe.teacher} needs a reward recipe with `ensemble_of: folds`"
-            raise wrong(loaded, "ensemble", f"{what}; got {members if made else 'a list'}")
+            raise wrong(loaded, "ensemble", f"{what}; got {named or 'a list'}")
+        if self.reference("data", loaded) not in _splits_below(self._members(loaded, named)[0]):
+            what = (
+                f"teacher: {recipe.teacher} needs members of the pairs of {recipe.data}, of which each lacks"
+            )
+            raise wrong(loaded, "ensemble", f"{what} a part; those of {named} are trained on others")
 
     def _need_same_attribute(self, loaded: Loaded, member: Stage) -> None:
         """Refuse a member calibrated to its own b on splits that tell pairs apart by something else."""

@@ -5,8 +5,6 @@ The pair is the response with the highest number and the one with the lowest; of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources.base import FAR, Row
 from rpo_cli.stages.data.sources.turns import part
@@ -30,6 +28,9 @@ def best_and_worst(place: str, row: Row, ledger: Ledger) -> Row | None:
     """
     names = _columns(row)
     responses, numbers = (row[str(name)] for name in names)
+    if responses and numbers and len(responses) == len(numbers):  # one that is null was never given
+        given = [place for place, response in enumerate(responses) if response is not None]
+        responses, numbers = ([each[place] for place in given] for each in (responses, numbers))
     why = None
     if responses is None or len(responses) < 2:
         why = "few_responses"
@@ -50,13 +51,12 @@ def best_and_worst(place: str, row: Row, ledger: Ledger) -> Row | None:
 
 
 def _columns(row: Row) -> tuple[str | None, str | None]:
-    """The columns of responses and of their numbers; where none of a kind is a list, one that is null."""
-
-    def found(names: Iterable[str]) -> str | None:
-        there = [name for name in names if name in row and isinstance(row[name], list | None)]
-        return min(there, key=lambda name: row[name] is None, default=None)
-
-    return found(LISTS), found(NUMBERS)
+    """The columns of responses, where there are some, and of numbers: one scorer's for all rows of a set."""
+    lists, numbers = (
+        [name for name in names if name in row and isinstance(row[name], list | None)]
+        for names in (LISTS, NUMBERS)
+    )
+    return min(lists, key=lambda name: row[name] is None, default=None), next(iter(numbers), None)
 
 
 def _is_number(value: object) -> bool:
