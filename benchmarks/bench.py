@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.contestants import (
-    Maker,
-    Spent,
-)
+from benchmarks.contestants import Maker
+from benchmarks.race import Spent
 from benchmarks.workloads import (
     Row,
     Scale,

@@ -116,7 +116,8 @@ class _AsOnCuda(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.rms_norm:
-            return _Norm.apply(*self.both, args[0], kwargs["weight"])  # type: ignore[no-untyped-call]
+            norm: Callable[..., Tensor] = _Norm.apply
+            return norm(*self.both, args[0], kwargs["weight"])
         if func is functional.scaled_dot_product_attention:
             return attention(*args, mask=(kwargs or {})["attn_mask"])
         return func(*args, **(kwargs or {}))

@@ -19,8 +19,9 @@ from transformers.utils import is_peft_available
 
 from benchmarks import growth
 from benchmarks.bench import Bench, Comparison
-from benchmarks.contestants import CAPTURED_CHECKPOINTING, Maker, release, run_as, steps_of
+from benchmarks.contestants import CAPTURED_CHECKPOINTING, Maker
 from benchmarks.gpu_rows import NO_PEFT, Check, fact, without_samples
+from benchmarks.race import release, run_as, steps_of
 from benchmarks.workloads import Row, pairs, reward, token_rows
 from rpo_cli.devices import Device
 from rpo_cli.models import (

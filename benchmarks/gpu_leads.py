@@ -18,8 +18,8 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.bench import Comparison
-from benchmarks.contestants import release, run_as, synchronise, timed
 from benchmarks.kernels import Seen, step_seen
+from benchmarks.race import release, run_as, synchronise, timed
 from benchmarks.workloads import Row, Settings, Shape, causal, pairs
 from rpo_cli.devices import Device, put
 from rpo_cli.models import (

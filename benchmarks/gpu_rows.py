@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.bench import Bench, Comparison, _described
-from benchmarks.contestants import Contestant, Done, Maker, one_by_one, release
+from benchmarks.contestants import Maker
+from benchmarks.race import Contestant, Done, one_by_one, release
 from benchmarks.workloads import Row, Scale, Settings, Shape, causal
 from rpo_cli.devices import Device
 

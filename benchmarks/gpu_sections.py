@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import gpu_figure, sections
 from benchmarks.bench import Bench, Comparison, _described
-from benchmarks.contestants import Contestant, Training, release, timed
+from benchmarks.contestants import Training
 from benchmarks.gpu_equal import equal_to_the_cpu, first_losses, repeats, replays, samples_alone
 from benchmarks.gpu_leads import leads
 from benchmarks.gpu_rows import (
@@ -35,6 +35,7 @@ from benchmarks.gpu_rows import (
 )
 from benchmarks.gpu_variants import checkpointing, lora, lora_checkpointing, qlora
 from benchmarks.kernels import profiled
+from benchmarks.race import Contestant, release, timed
 from benchmarks.workloads import Settings, Shape, causal, pairs, reward
 from rpo_cli import devices
 from rpo_cli.models import decode, sample, sample_graphs

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_bitsandbytes_available, is_peft_available
 
 from benchmarks.bench import Bench, Comparison
-from benchmarks.contestants import Contestant, Maker, release, same_work
+from benchmarks.contestants import Maker
 from benchmarks.gpu_rows import (
     NO_BITS,
     NO_PEFT,
@@ -26,6 +26,7 @@ from benchmarks.gpu_rows import (
     lighter,
     with_reference,
 )
+from benchmarks.race import Contestant, release, same_work
 from benchmarks.workloads import pairs
 from rpo_cli.models import four_bits, load_causal
 from rpo_cli.models.load import hold_in_bfloat16

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typer.testing import CliRunner
 
-from benchmarks.contestants import race, run_as, steps_of, timed
+from benchmarks.race import race, run_as, steps_of, timed
 from benchmarks.workloads import TOY, causal, miniature_model, miniature_pairs, pairs, reward, token_rows
 from rpo_cli.cli import app
 from rpo_cli.models import pair_rewards

@@ -12,7 +12,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from benchmarks.contestants import Training, run_as, steps_of, synchronise
+from benchmarks.contestants import Training
+from benchmarks.race import run_as, steps_of, synchronise
 
 # The first that fits a kernel's name, or on a CPU that of an operation.
 KINDS = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
-    from benchmarks.contestants import Setting
+    from benchmarks.race import Setting
     from rpo_cli.devices import Device
 
 HOW = (
@@ -68,7 +68,7 @@ class Peak:
 
 def step_peak(who: Setting, bench: Bench) -> dict[str, float]:
     """Peak of the second step of rpo or TRL on the GPT-NeoX workload, and its loss."""
-    from benchmarks.contestants import run_as
+    from benchmarks.race import run_as
     from benchmarks.workloads import causal, pairs
 
     scale = bench.scale

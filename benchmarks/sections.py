@@ -16,16 +16,7 @@ from transformers import PreTrainedModel
 
 from benchmarks import growth, memory
 from benchmarks.bench import Bench, Comparison, _described
-from benchmarks.contestants import (
-    Contestant,
-    Setting,
-    Spent,
-    UnequalWork,
-    race,
-    run_as,
-    steps_of,
-    timed,
-)
+from benchmarks.race import Contestant, Setting, Spent, UnequalWork, race, run_as, steps_of, timed
 from benchmarks.together import Step, one_after_another, together
 from benchmarks.workloads import (
     FIRST_TOKEN,

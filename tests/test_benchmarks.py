@@ -53,7 +53,8 @@ def test_every_benchmark_does_equal_work_for_one_step_at_toy_size(tmp_path: Path
 
 
 def test_a_ratio_between_unequal_work_is_refused() -> None:
-    from benchmarks.contestants import Loop, UnequalWork, same_work
+    from benchmarks.contestants import Loop
+    from benchmarks.race import UnequalWork, same_work
 
     def taken(name: str, loss: float, *ids: list[int], kind: str = "dpo") -> Loop:
         one = Loop(name, kind, iter([torch.tensor(loss)]), [*ids], len(ids))
@@ -168,8 +169,8 @@ def test_losses_of_variants_are_compared_unless_something_else_is_learnt() -> No
 
 
 def test_a_contestant_whose_graphs_were_given_up_is_a_missed_bar_on_a_gpu() -> None:
-    from benchmarks.contestants import Done
     from benchmarks.gpu_rows import by_graphs
+    from benchmarks.race import Done
 
     def done(name: str, captured: bool) -> Done:
         return Done(name, "dpo", [], 1, [], [], 0, 0, 0.0, captured)

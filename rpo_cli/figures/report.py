@@ -70,7 +70,8 @@ def read_kept(file: Path) -> Comparison:
     except (OSError, ValueError) as error:
         raise BadInput(f"{file}: cannot be read as JSON: {error}") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT or "rows" not in found:
-        raise BadInput(f"{file}: holds no comparison; `rpo compare … --json > {quote(str(file))}` writes one")
+        how = f"`rpo compare … --json > {quote(str(file))}`"
+        raise BadInput(f"{file}: holds no comparison; {how} writes one")
     return found
 
 

@@ -108,7 +108,8 @@ def _fused(rotary: Both) -> Both:
         low, angles = torch.get_autocast_dtype(device), (cos[:, None], sin[:, None])
         # Gradients of a key that several queries share are added up before they are rounded.
         keys = low if key.shape[1] == query.shape[1] else cos.dtype
-        return _Turned.apply(query, *angles, low), _Turned.apply(key, *angles, keys)  # type: ignore[no-untyped-call]
+        turn: Callable[..., Tensor] = _Turned.apply
+        return turn(query, *angles, low), turn(key, *angles, keys)
 
     return turned
 

@@ -126,7 +126,7 @@ class _Product:
                 self.copies.append(copy.requires_grad_())
         for layer in layers:
             layer.__class__ = _Layer
-            layer.product = self  # type: ignore[assignment]
+            vars(layer)["product"] = self
 
     def of(self, layer: nn.Module, rows: Tensor) -> Tensor | None:
         """A layer's share of the product with rows; None: the layers turned out to read others."""
