@@ -1,4 +1,4 @@
-"""Who takes turns in a race: this package's trainers and the baselines, one optimiser step at a time, in one process.
+"""Who takes turns in a race: this package's trainers and the baselines, a step at a time, in one process.
 
 A trainer runs in a thread of its own and stops after each step until it is its turn again, so that everything
 a step costs (data loading, callbacks, logging) is measured, set-up is not, and both sides of a ratio see the
