@@ -77,19 +77,31 @@ def decoder_for(
     return _Recomputed(model, pad), False
 
 
+# What models call their cache: from transformers 5.24 on; before it, and before it in state-space models.
+CACHES = ("cache", "past_key_values", "cache_params")
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """The argument by which a model takes its cache."""
+    takes = inspect.signature(model.forward).parameters
+    return next(name for name in CACHES if name in takes)
+
+
 class _Kind(NamedTuple):
-    """What a model calls its cache, and whether that is transformers' usual one."""
+    """What a model calls its cache, whether that is transformers' usual one, and whether it is a state."""
 
     name: str
     ordinary: bool
+    recurrent: bool = False
 
 
 def _cache_of(model: PreTrainedModel, token: int) -> _Kind | None:
     """What cache the model has, found by giving it one token and asking for it; None: it has none."""
     output = model(input_ids=torch.tensor([[token]], device=model.device), use_cache=True)
-    names = ("past_key_values", "cache_params")  # the second is that of state-space models
-    found = {name: cache for name in names if isinstance(cache := getattr(output, name, None), Cache)}
-    return next((_Kind(name, type(cache) in USUAL) for name, cache in found.items()), None)
+    for name in CACHES:
+        if isinstance(cache := getattr(output, name, None), Cache):
+            return _Kind(name, type(cache) in USUAL, bool(cache.is_linear) and all(cache.is_linear))
+    return None
 
 
 def telling_texts(model: PreTrainedModel, longest: Tokens, shortest: int, room: int) -> list[list[int]]:
@@ -169,7 +181,7 @@ class _Cached:
 
     def __init__(self, model: PreTrainedModel, pad: int, cache: _Kind, *, own_mask: bool) -> None:
         self.model, self.pad, self.own_mask = model, pad, own_mask
-        self.cache_name, self.ordinary = cache
+        self.cache_name, self.ordinary, self.recurrent = cache
         self.takes = inspect.signature(model.forward).parameters.keys()
 
     def start(self, prompts: Sequence[Tokens], room: int) -> Tensor:
@@ -212,7 +224,7 @@ class _Cached:
         inputs: dict[str, object] = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}
         inputs[self.cache_name] = self.cache
         # A recurrent state has the padding behind it: only the prompt needs its mask.
-        if self.mask is not None and (not self.begun or self.cache_name == "past_key_values"):
+        if self.mask is not None and not (self.begun and self.recurrent):
             mask = self.mask[:, : self.width]
             if self.own_mask and self.begun:
                 mask = (1 - mask[:, None, None].float()) * torch.finfo(torch.float32).min

@@ -271,7 +271,7 @@ class _Rows:
         for line, (text, _) in zip(padded, owners, strict=True):
             line[: len(text)] = text
         read = decode.OneDtype(config=self.model.config)
-        more = {"past_key_values": read, "use_cache": True, "logits_to_keep": 1}
+        more = {decode.cache_name(self.model): read, "use_cache": True, "logits_to_keep": 1}
         self.model(input_ids=put(torch.from_numpy(padded), device), **more)
         pairs = [(row, which) for which, (_, rows) in enumerate(owners) for row in rows]
         rows, which = put(torch.tensor(pairs).T.contiguous(), device)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, StaticCache
 
 from rpo_cli import devices
 from rpo_cli.errors import Diverged
+from rpo_cli.models import decode
 from rpo_cli.models.buckets import for_batches
 from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
 from rpo_cli.models.layout import by_length
@@ -94,7 +95,7 @@ def read_step(
 ) -> Tensor:
     """Logits behind the last tokens: [N, V]."""
     inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
-    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    output = model(**inputs, **{decode.cache_name(model): cache}, use_cache=True, logits_to_keep=1)
     logits: Tensor = output.logits[:, -1]
     return logits
 
