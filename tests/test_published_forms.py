@@ -314,3 +314,13 @@ def test_init_reads_two_columns_by_their_label_and_says_where_tokens_reach_over(
     made = pd.read_parquet(f"runs/mine/{SEED}/data/pairs.parquet")
     assert len(made) > 30 and all(chosen[row.prompt] == row.chosen for row in made.itertuples())
     assert rpo("recipe", "check", "mine.yaml").stdout == "6 recipes, no problems\n"
+    # Without its white space the first word of a response goes on with the last of the prompt.
+    short = [
+        {"prompt": f"{row['prompt']} so", "chosen": f"o{row['chosen']}", "rejected": "me"} for row in pairs
+    ]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short))
+    said = rpo("init", *options, "--force").stderr
+    assert (
+        "in 100.0 % of" in said
+        and "rows a token would reach over the boundary of prompt and response" in said
+    )
