@@ -19,7 +19,8 @@ from rpo_cli.stages.data.rows import row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, lacking
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
-from rpo_cli.stages.data.sources.ranked import LISTS, best_and_worst, is_ranked
+from rpo_cli.stages.data.sources.labels import LABELS
+from rpo_cli.stages.data.sources.ranked import LISTS, ONE, paired
 from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated, given_to_template
 from rpo_cli.stages.data.sources.turns import (
     AS_TEXT,
@@ -40,6 +41,9 @@ PAIR = ("chosen", "rejected")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 READ = {*PAIR, "prompt", "completion", *TEMPLATE}
 CONTEXT = ("system", "context", "input", "instruction")  # columns that others read as parts of a prompt
+# What published sets call the scores of chosen and rejected.
+SCORED = [(f"{one}_chosen", f"{one}_rejected") for one in ("score", "rating")]
+SCORED += [(f"chosen_{one}", f"rejected_{one}") for one in ("score", "rating")]
 Example = dict[str, Part]
 
 
@@ -65,10 +69,10 @@ def pairs(
     recipe: what else is kept.
     """
     unread, seen = set[str](), Counter[str]()
-    for place, split, read_row in records:
-        row = best_and_worst(place, read_row, ledger) if is_ranked(read_row) else read_row
-        if row is None:
-            continue
+    columns: dict[str, str] = (
+        {} if recipe is None else {str(ours): theirs for ours, theirs in recipe.columns.items()}
+    )
+    for place, split, row, ranked in paired(records, ledger, columns):
         chosen, rejected = (_given(place, row, name) for name in PAIR)
         if is_told_as_text(chosen) and is_told_as_text(rejected):
             raise BadInput(f"{place}: chosen, rejected: {AS_TEXT}")
@@ -80,6 +84,8 @@ def pairs(
         if are_whole(chosen, rejected):
             example = whole_pair(place, row, prompt, (chosen, rejected), "pairs", ledger)
         elif prompt is None:
+            if ranked and not are_dialogues(chosen, rejected):
+                raise BadInput(f"{place}: {_no_prompt(row)}")
             example = _split_off(place, row, chosen, rejected, "pairs", ledger)
         else:
             example = aligned(prompt, {"chosen": chosen, "rejected": rejected})
@@ -89,6 +95,7 @@ def pairs(
         if example is None or not is_sound(example, "pairs", ledger):
             continue
         unread |= _unread(row, example["prompt"])
+        seen["not_above"] += _not_above(row)
         made = made_or_left_out(templated, place, example, row, "pairs", ledger)
         if made is None:
             continue
@@ -132,11 +139,21 @@ def _cure(row: Row, name: str) -> str:
     if name in PAIR and {"completion", "label"} <= row.keys():
         pair = "of a prompt, a completion labelled true as chosen with one labelled false as rejected"
         return f"; unpaired rows are not read: pair them first: {pair}"
-    lists = [column for column in LISTS if isinstance(row.get(column), list)]
-    if name in PAIR and lists:
+    if name in PAIR and (lists := [column for column in LISTS if isinstance(row.get(column), list)]):
         pair = "the best of them is then chosen and the worst rejected"
-        return f"; {lists[0]} are read with a list of numbers beside them, `rewards` or `scores`: {pair}"
-    return f"; columns: {{{name}: …}} in the data recipe says what the data calls it"
+        beside = (
+            "with a list of numbers beside them, `rewards` or `scores`, or as objects with a score or a rank"
+        )
+        return f"; {lists[0]} are read {beside}: {pair}"
+    if name in PAIR and (labels := [column for column in LABELS if column in row]):
+        ends = "names end alike, such as response_a and response_b"
+        return f"; {labels[0]} is read beside two columns of responses whose {ends}"
+    if name in PAIR and any(isinstance(row.get(column), str) for column in ONE):
+        rows = (
+            "rows of one response each are read with a number, the best and the worst of a prompt as a pair"
+        )
+        return f"; {rows}: columns: {{score: …}} in the data recipe says which number"
+    return _called(name)
 
 
 def prompt_in(place: str, row: Row) -> Part | None:
@@ -204,6 +221,15 @@ def whole_pair(
     return _split_off(place, row, chosen, rejected, kind, ledger)
 
 
+def _not_above(row: Row) -> bool:
+    """Whether a row's own scores do not prefer its chosen response."""
+    for one, other in SCORED:
+        chosen, rejected = row.get(one), row.get(other)
+        if isinstance(chosen, int | float) and isinstance(rejected, int | float):
+            return chosen <= rejected
+    return False
+
+
 def _unread(row: Row, prompt: Part) -> set[str]:
     """Columns of a row that others read as parts of a prompt, and whose text is not in this one."""
     said = prompt if isinstance(prompt, str) else "\n".join(turn["content"] or "" for turn in prompt)
@@ -220,6 +246,30 @@ def aligned(prompt: Part, answers: Mapping[str, Part]) -> Example:
     return {"prompt": asked, **turns}
 
 
+def are_dialogues(chosen: Part, rejected: Part) -> bool:
+    """Whether both are whole dialogues as hh-rlhf writes them."""
+    sides = (chosen, rejected)
+    return all(isinstance(text, str) and text.startswith(HUMAN) and ASSISTANT in text for text in sides)
+
+
+def _likely(names: Sequence[str]) -> str:
+    some = f"{', '.join(names)} look{'s' * (len(names) == 1)} like one"
+    return f"no column 'prompt', but {some}: set columns: {{prompt: {names[0]}}} in the data recipe"
+
+
+def _no_prompt(row: Row) -> str:
+    """What to do about a row of several responses without a prompt: what both begin with is none of them."""
+    if names := prompt_like(row, "", READ):
+        return _likely(names)
+    if isinstance(row.get("info"), dict):
+        return "no column 'prompt'; `source: tldr-comparisons` reads OpenAI's rows with `info`"
+    return f"{lacking(row, 'prompt')}{_called('prompt')}"
+
+
+def _called(name: str) -> str:
+    return f"; columns: {{{name}: …}} in the data recipe says what the data calls it"
+
+
 def _split_off(
     place: str, row: Row, chosen: Part, rejected: Part, kind: str, ledger: Ledger
 ) -> Example | None:
@@ -227,18 +277,15 @@ def _split_off(
     sides: Any = list(aligned("", {"chosen": chosen, "rejected": rejected}).values())[1:]
     texts = isinstance(sides[0], str)
     shared: Any = os.path.commonprefix(sides) if texts else _common(*sides)  # noqa: RUF071 - of texts
-    if texts and all(text.startswith(HUMAN) and ASSISTANT in text for text in sides):
+    if are_dialogues(*sides):
         ledger.counts["pairs/as_dialogues"] += 1
         found = next(dialogues([(place, None, row)], ledger), None)
         return None if found is None else dict(zip(("prompt", *PAIR), found[1:], strict=True))
     end, moved = cut(*sides) if texts else (len(shared), False)
     asked = not texts and any(turn["role"] == "user" for turn in shared)
     if not asked and (names := prompt_like(row, shared[:end] if texts else "", READ)):
-        raise BadInput(
-            f"{place}: no column 'prompt', but {', '.join(names)} look{'s' * (len(names) == 1)} like one: "
-            f"set columns: {{prompt: {names[0]}}} in the data recipe (or, where chosen and rejected begin "
-            "with the prompt, leave that column out)"
-        )
+        also = "(or, where chosen and rejected begin with the prompt, leave that column out)"
+        raise BadInput(f"{place}: {_likely(names)} {also}")
     if len(shared) == min(map(len, sides)):
         # One is the beginning of the other: nothing tells where the prompt ends.
         ledger.leave_out(f"{kind}/no_boundary")
@@ -277,7 +324,7 @@ def is_sound(example: Example, kind: str, ledger: Ledger) -> bool:
 
 
 def _notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterator[str]:
-    """What the user must know of how prompts were found; `seen`: rows of text, of messages, `goes_on`."""
+    """What the user must know of how rows were read; `seen`: of text, messages, `goes_on`, `_not_above`."""
     if seen["plain"] and seen["told"]:
         yield (
             f"pairs: {seen['plain']} rows are plain text and {seen['told']} are messages; the chat template "
@@ -301,6 +348,11 @@ def _notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterat
             f"pairs: {count} rows ({share}) look like dialogues of hh-rlhf (\\n\\nHuman: …): they were cut "
             "at the last \\n\\nAssistant:; for a chat model `source: hh-rlhf` and `prompt_format: chat` in "
             "the data recipe make messages of them"
+        )
+    if seen["not_above"]:
+        yield (
+            f"pairs: in {seen['not_above']} rows the score of chosen is not above that of rejected; the "
+            "columns chosen and rejected are believed, not the scores"
         )
     if (again := ledger.counts["pairs/prompt_again"]) > MANY * ledger.records["pairs"]:
         yield (
