@@ -76,11 +76,11 @@ def first_losses(check: Check) -> Iterator[Comparison]:
 
 def _fill(bench: Bench, model: PreTrainedModel, rows: list[Row], maker: Maker) -> list[Row]:
     """Reference log-probs by the policy's own weights, and margins; returns the rows without samples."""
-    pad, size = maker.tokenizer.pad_token_id, 2 * bench.scale.batch
+    size = 2 * bench.scale.batch
     with bench.device.autocast():
-        both = pair_logps(model, token_rows(rows), pad, size)
+        both = pair_logps(model, token_rows(rows), size)
         prompts, drawn = [row["prompt_ids"] for row in rows], [row["sample_ids"] for row in rows]
-        own = logps(model, prompts, drawn, pad, size)
+        own = logps(model, prompts, drawn, size)
     margins = np.random.default_rng(1).normal(size=(len(rows), bench.scale.members))
     for row, (chosen, rejected), value, teachers in zip(
         rows, both.tolist(), own.tolist(), margins.tolist(), strict=True
@@ -173,9 +173,8 @@ def equal_to_the_cpu(check: Check) -> Iterator[Comparison]:
         rows = pairs(bench.scale.tldr, 4, check.vocabulary, maker.tokenizer)
         policy = check.language_model(maker, "cpu").to(name)
         judge = reward(bench.scale.small, maker.tokenizer, 1, "cpu").to(name)
-        pad = maker.tokenizer.pad_token_id
-        found["log-probs"].append(pair_logps(policy, token_rows(rows), pad, 8))
-        found["rewards"].append(pair_rewards(judge, token_rows(rows), pad, 8))
+        found["log-probs"].append(pair_logps(policy, token_rows(rows), 8))
+        found["rewards"].append(pair_rewards(judge, token_rows(rows), 8))
         before = torch.cat([weights.detach().cpu().flatten() for weights in policy.parameters()])
         # Plain descent, whose step is the gradient: AdamW's first step is its sign, which rounding may turn.
         one = maker.ours("rpo dpo", policy, rows, optim="sgd", learning_rate=1.0)

@@ -22,6 +22,7 @@ from rpo_cli.models.layout import (
     Layout,
     Reader,
     make_batch,
+    pad_of,
     response_rewards,
     shape_of,
     to_device,
@@ -40,7 +41,7 @@ INSTEAD = {"shared": "every response gets a row of its own", "plain": "padding s
 
 
 def layout_for(
-    model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups, pad: int, *, shared: bool
+    model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups, *, shared: bool
 ) -> Layout:
     """The first of the layouts in which the model gives the numbers of rows read alone; logs which it cannot.
 
@@ -56,17 +57,17 @@ def layout_for(
     if shared:
         layouts.insert(0, "shared")
     name = type(model).__name__
-    way, bounds = built_alike(model, read, layouts[0], len(groups[0]), pad), _bounds(prompts, groups)
+    way, bounds = built_alike(model, read, layouts[0], len(groups[0])), _bounds(prompts, groups)
     if PROVEN.holds(way, bounds):
         return layouts[0]
     with exactly(model):
-        alone = read_alone(model, read, prompts, groups, pad)
+        alone = read_alone(model, read, prompts, groups)
         if not alone.isfinite().all():
             return layouts[0]  # whoever reads all rows says so
         if read is not response_rewards and not is_causal(model, prompts[0]):
             raise BadInput(f"{name}: its tokens see those behind them: it is no causal language model")
         for layout in layouts:
-            reason = _trouble(model, read, prompts, groups, pad, layout, alone)
+            reason = _trouble(model, read, prompts, groups, layout, alone)
             if reason is None:
                 if layout == layouts[0] and alone.min() < alone.max():  # else it says nothing
                     PROVEN.note(way, bounds)
@@ -146,9 +147,7 @@ def exactly(model: PreTrainedModel) -> Iterator[None]:
             module.compute_dtype = dtype
 
 
-def read_alone(
-    model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups, pad: int
-) -> Tensor:
+def read_alone(model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups) -> Tensor:
     """What `read` says of each response in a batch of its own, without padding: [n, G]."""
     shape = None
     if devices.fixed_shapes(model.device):  # there all of one length, or each would be a program
@@ -157,7 +156,7 @@ def read_alone(
     values = []
     for prompt, group in zip(prompts, groups, strict=True):
         for response in group:
-            batch = make_batch([prompt], [[response]], pad, "right", shape)
+            batch = make_batch([prompt], [[response]], pad_of(model), "right", shape)
             values.append(read(model, to_device(batch, model.device)).cpu())
     return torch.cat(values).reshape(len(prompts), -1)
 
@@ -181,14 +180,13 @@ def _trouble(
     read: Reader,
     prompts: Sequence[Tokens],
     groups: Groups,
-    pad: int,
     layout: Layout,
     alone: Tensor,
 ) -> str | None:
     """Why this layout is not for the model, two rows at a time, as memory may not hold more; None: it is."""
     if layout == "shared" and getattr(model, "_is_stateful", False):
         return "a state runs through its rows"  # which in an untrained model may hardly show
-    values, shape, each = [], None, len(groups[0])
+    values, shape, each, pad = [], None, len(groups[0]), pad_of(model)
     if fixed := devices.fixed_shapes(model.device):
         both = zip(prompts, groups, strict=True)
         shape = longest([shape_of(prompt, group, layout) for prompt, group in both])

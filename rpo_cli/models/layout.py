@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from rpo_cli.devices import put
 from rpo_cli.models.buckets import Buckets, Shape, longest
@@ -40,6 +41,11 @@ Layout = Literal["shared", "plain", "right"]
 Batch = dict[str, Tensor]
 Groups = Sequence[Sequence[Tokens]]
 Reader = Callable[[nn.Module, Batch], Tensor]
+
+
+def pad_of(model: PreTrainedModel) -> int:
+    """The padding token, which whoever loaded the model made that of its tokenizer."""
+    return int(model.config.pad_token_id)
 
 
 def shape_of(prompt: Tokens, group: Sequence[Tokens], layout: Layout) -> Shape:

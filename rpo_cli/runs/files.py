@@ -85,10 +85,13 @@ def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int, draw
     target, node = _target(rows.file, rows.out, "sampled"), _model(model)
     _need_weights(node)
     recipe = _recipe(session, rows, max_new_tokens=max_new_tokens)
+    from rpo_cli.models import Sampling
     from rpo_cli.stages.files import Sampler
 
     table = _table(rows.file, rows.split, target)
-    sampler = Sampler(Path(node.reference), node.revision, recipe, **drawn)
+    most, size = recipe.max_new_tokens, recipe.per_device_eval_batch_size
+    how = Sampling(drawn["temperature"], drawn["top_p"], most, size, drawn["seed"])
+    sampler = Sampler(Path(node.reference), node.revision, recipe, drawn["count"], how)
     count = table.check(["responses"], sampler.prompt)
     identity = {**drawn, "model": node.key, "max_new_tokens": recipe.max_new_tokens}
     made = _extended(session, table, target, sampler.responses, identity, recipe, count)

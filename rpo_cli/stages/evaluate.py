@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,12 +13,12 @@ from rpo_cli.artifacts import Job, Report, write_json
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
 from rpo_cli.models import (
+    Sampling,
     TokenRow,
     Tokens,
     load_causal,
     load_tokenizer,
     logps,
-    pad_id,
     rewards,
     sample,
     sample_vllm,
@@ -89,21 +88,15 @@ def _sampled(
 ) -> tuple[PreTrainedModel, list[list[int]]]:
     """The policy, and its answer to each prompt, by the sampler that the recipe names."""
     recipe = job.recipe
-    settings: dict[str, Any] = {
-        "temperature": recipe.temperature,
-        "top_p": recipe.top_p,
-        "max_new_tokens": recipe.max_new_tokens,
-        "batch_size": recipe.per_device_eval_batch_size,
-        "seed": seed_of(recipe, "sampling"),
-        "on_batch": on_batch,
-    }
+    size, seed = recipe.per_device_eval_batch_size, seed_of(recipe, "sampling")
+    how = Sampling(recipe.temperature, recipe.top_p, recipe.max_new_tokens, size, seed)
     if recipe.sampler == "transformers":
         policy = _loaded(job, "policy", tokenizer, device)
-        return policy, sample(policy, tokenizer, prompts, **settings)
+        return policy, sample(policy, tokenizer, prompts, how, on_batch)
     # First and alone: vLLM takes the GPU for itself.
     source, revision = job.inputs["policy"], job.revisions.get("policy")
-    settings |= {"stops": stops_in(source, revision, tokenizer), "revision": revision}
-    answers = sample_vllm.sample(source, tokenizer, prompts, dtype=device.dtype_name, **settings)
+    stops, dtype = stops_in(source, revision, tokenizer), device.dtype_name
+    answers = sample_vllm.sample(source, prompts, how, stops, on_batch, revision=revision, dtype=dtype)
     return _loaded(job, "policy", tokenizer, device), answers
 
 
@@ -125,13 +118,12 @@ def draw(
     total, size = (3 if "oracle" in job.inputs else 2) * len(prompts), recipe.per_device_eval_batch_size
     policy, answers = _sampled(job, tokenizer, prompts, device, lambda n: report(n, total))
     stops = stops_of(policy.generation_config, tokenizer)
-    pad = pad_id(tokenizer)
-    logp = logps(policy, prompts, answers, pad, size, lambda n: report(len(prompts) + n, total))
+    logp = logps(policy, prompts, answers, size, lambda n: report(len(prompts) + n, total))
     ref_logp = logp
     if job.inputs["reference"] != job.inputs["policy"]:
         del policy
         reference = _loaded(job, "reference", tokenizer, device)
-        ref_logp = logps(reference, prompts, answers, pad, size)
+        ref_logp = logps(reference, prompts, answers, size)
         del reference
     names = [row.id for row in rows for _ in range(recipe.num_samples)]
     responses = tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -146,8 +138,7 @@ def draw(
                 raise BadInput(
                     f"{job.path}: a sample has {longest} of its tokens, {reads}; lower max_new_tokens"
                 )
-        pad = pad_id(oracle.tokenizer)
-        scores = rewards(oracle.model, whole, pad, size, lambda n: report(2 * len(prompts) + n, total))
+        scores = rewards(oracle.model, whole, size, lambda n: report(2 * len(prompts) + n, total))
         scored = {"reward": scores.astype(np.float64)}
     return pd.DataFrame(
         {

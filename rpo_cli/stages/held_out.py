@@ -6,7 +6,7 @@ import numpy as np
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import load_causal, load_tokenizer, pad_id, pair_logps
+from rpo_cli.models import load_causal, load_tokenizer, pair_logps
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, digest, row_id, rows_of, write_columns
 from rpo_cli.stages.reference import reference_logps
@@ -41,9 +41,7 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, float]:
     prompt_of = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
     policy = load_causal(job.inputs["policy"], recipe, devices.choose(recipe), tokenizer)
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
-    ours = pair_logps(
-        policy, rows, pad_id(tokenizer), size, lambda n: report(n, 2 * len(rows)), shared=shared
-    )
+    ours = pair_logps(policy, rows, size, lambda n: report(n, 2 * len(rows)), shared=shared)
     theirs = reference_logps(job.inputs["reference"])
     h = ours.astype(np.float64) - np.array([theirs[row.id] for row in rows], dtype=np.float64)
     prompts = [prompt_of[row.id] for row in rows]

@@ -23,7 +23,6 @@ from rpo_cli.models import (
     load_causal,
     load_tokenizer,
     logps_of,
-    pad_id,
     predicts,
     response_lengths,
     response_logits,
@@ -240,8 +239,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         precompute_ref_log_probs=True,
         disable_dropout=False,
     )
-    pad, shared = pad_id(tokenizer), recipe.shared_prompts
-    prepared = prepare(model, every, recipe, device, pad, response_logps, shared=shared)
+    prepared = prepare(model, every, recipe, device, response_logps, shared=recipe.shared_prompts)
     trainer = PolicyTrainer(
         recipe,
         members,

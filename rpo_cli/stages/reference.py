@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import four_bits, load_causal, load_tokenizer, pad_id, pair_logps
+from rpo_cli.models import four_bits, load_causal, load_tokenizer, pair_logps
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, by_id, rows_of, write_columns
 
@@ -26,7 +26,7 @@ def run_reference(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
     device = devices.choose(recipe)
     model = load_causal(source, recipe, device, tokenizer, revision, bits=four_bits(recipe, device))
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
-    both = pair_logps(model, rows, pad_id(tokenizer), size, lambda n: report(n, 2 * len(rows)), shared=shared)
+    both = pair_logps(model, rows, size, lambda n: report(n, 2 * len(rows)), shared=shared)
     columns = {"ref_chosen_logps": both[:, 0], "ref_rejected_logps": both[:, 1]}
     write_columns({"id": [row.id for row in rows], **columns}, job.directory / "logps.parquet")
     counts = {"rows": len(rows), "dropped": len(pairs) - len(rows)}

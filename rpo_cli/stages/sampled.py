@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Row, Tokens, load_causal, load_tokenizer, sample, stops_of
+from rpo_cli.models import Row, Sampling, Tokens, load_causal, load_tokenizer, sample, stops_of
 from rpo_cli.recipes.schema import PairsRecipe, seed_of
 from rpo_cli.stages.data.rows import GIVEN, MESSAGES, Rows, row_id, rows_of, write_rows
 from rpo_cli.stages.data.sources.turns import Part, answer, as_json
@@ -110,18 +110,12 @@ class Sampler:
         for turn, temperature in enumerate(recipe.temperatures):
             each = len(range(turn, recipe.num_samples, kinds))
             before, total = sum(map(len, drawn)), len(prompts) * recipe.num_samples
-            answers = sample(
-                self.model,
-                self.tokenizer,
-                [prompt for prompt in prompts for _ in range(each)],
-                temperature=temperature,
-                top_p=recipe.top_p,
-                max_new_tokens=recipe.max_new_tokens,
-                batch_size=recipe.per_device_eval_batch_size,
-                # Under one seed a prompt's samples at two temperatures would share their random numbers.
-                seed=int(np.random.SeedSequence([self.seed, turn]).generate_state(1)[0]),
-                on_batch=partial(self._report, before, total),
-            )
+            # Under one seed a prompt's samples at two temperatures would share their random numbers.
+            seed = int(np.random.SeedSequence([self.seed, turn]).generate_state(1)[0])
+            size, most = recipe.per_device_eval_batch_size, recipe.max_new_tokens
+            how = Sampling(temperature, recipe.top_p, most, size, seed)
+            asked = [prompt for prompt in prompts for _ in range(each)]
+            answers = sample(self.model, self.tokenizer, asked, how, partial(self._report, before, total))
             for index, own in enumerate(drawn):
                 own += answers[index * each : (index + 1) * each]
         return drawn

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import load_tokenizer, pad_id, pair_rewards
+from rpo_cli.models import load_tokenizer, pair_rewards
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
 from rpo_cli.stages.reading import read_pairs, reading_of
@@ -39,8 +39,8 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
                 rows = read_pairs(reading, pairs.only(rows), job.path, report.warn)
             else:
                 rows = reading.rows_to_reward(rows)
-            on_batch, pad = partial(report, of=2 * len(rows)), pad_id(reading.tokenizer)
-            values = pair_rewards(reading.model, rows, pad, size, on_batch, shared=shared)
+            on_batch = partial(report, of=2 * len(rows))
+            values = pair_rewards(reading.model, rows, size, on_batch, shared=shared)
         columns = {"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]}
         write_columns(columns, job.directory / f"{table}.parquet")
         margins = values[:, 0] - values[:, 1]
