@@ -8,21 +8,19 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from rpo_cli import devices
 from rpo_cli.artifacts import no_memory
 from rpo_cli.errors import BadInput
-from rpo_cli.models.buckets import longest
+from rpo_cli.models.buckets import Shape, longest
 from rpo_cli.models.layout import (
-    PADDING,
-    Batch,
     Groups,
     Layout,
     Reader,
     make_batch,
     pad_of,
+    padded,
     response_rewards,
     shape_of,
     to_device,
@@ -147,12 +145,18 @@ def exactly(model: PreTrainedModel) -> Iterator[None]:
             module.compute_dtype = dtype
 
 
+def _one_shape(
+    model: PreTrainedModel, prompts: Sequence[Tokens], groups: Groups, layout: Layout
+) -> Shape | None:
+    """The shape of all rows where each shape is a program, or each row would be one; else None."""
+    if not devices.fixed_shapes(model.device):
+        return None
+    return longest([shape_of(*both, layout) for both in zip(prompts, groups, strict=True)])
+
+
 def read_alone(model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups) -> Tensor:
     """What `read` says of each response in a batch of its own, without padding: [n, G]."""
-    shape = None
-    if devices.fixed_shapes(model.device):  # there all of one length, or each would be a program
-        both = zip(prompts, groups, strict=True)
-        shape = longest([shape_of(prompt, group, "right") for prompt, group in both])
+    shape = _one_shape(model, prompts, groups, "right")
     values = []
     for prompt, group in zip(prompts, groups, strict=True):
         for response in group:
@@ -186,16 +190,14 @@ def _trouble(
     """Why this layout is not for the model, two rows at a time, as memory may not hold more; None: it is."""
     if layout == "shared" and getattr(model, "_is_stateful", False):
         return "a state runs through its rows"  # which in an untrained model may hardly show
-    values, shape, each, pad = [], None, len(groups[0]), pad_of(model)
-    if fixed := devices.fixed_shapes(model.device):
-        both = zip(prompts, groups, strict=True)
-        shape = longest([shape_of(prompt, group, layout) for prompt, group in both])
+    values, each, pad = [], len(groups[0]), pad_of(model)
+    shape = _one_shape(model, prompts, groups, layout)
     try:
         for start in range(0, len(prompts), 2):
             some = slice(start, start + 2)
             batch = make_batch(prompts[some], groups[some], pad, layout, shape)
-            if layout == "shared" or fixed:
-                batch = _padded(batch, pad)
+            if layout == "shared" or shape is not None:  # in front unless rows begin in the first column
+                batch = padded(batch, int("position_ids" in batch), 1, pad)
             values.append(read(model, to_device(batch, model.device)).cpu().reshape(each, -1).T)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         if no_memory(error):
@@ -205,15 +207,3 @@ def _trouble(
     if alike(found, alone, LOOSE if layout == "right" else TOLERANCE):
         return None
     return f"its numbers would differ by {(found - alone).abs().max():.3g}"
-
-
-def _padded(batch: Batch, pad: int) -> Batch:
-    """The batch with one more column of padding behind, and one in front unless rows begin in the first."""
-    fillers = {"input_ids": pad, "position_ids": 0, "segments": PADDING, "attention_mask": 0}
-    ahead = int("position_ids" in batch)
-    wider = {
-        name: functional.pad(batch[name], (ahead, 1), value=filler)
-        for name, filler in fillers.items()
-        if name in batch
-    }
-    return wider | {"predictors": functional.pad(batch["predictors"], (0, 1)), "ends": batch["ends"] + ahead}

@@ -82,6 +82,18 @@ def make_batch(
     return batch
 
 
+def padded(batch: Batch, ahead: int, behind: int, pad: int) -> Batch:
+    """The batch with more columns of padding in front and behind."""
+    fillers = {"input_ids": pad, "position_ids": 0, "segments": PADDING, "attention_mask": 0}
+    wider = {
+        name: functional.pad(batch[name], (ahead, behind), value=filler)
+        for name, filler in fillers.items()
+        if name in batch
+    }
+    wider |= {"predictors": functional.pad(batch["predictors"], (0, behind)), "ends": batch["ends"] + ahead}
+    return {name: wider[name] for name in batch}
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on this device."""
     return {name: put(tensor, device) for name, tensor in batch.items()}

@@ -44,7 +44,7 @@ def rewards(
         RunFailed: a reward is not finite.
     """
     prompts, rest = [sequence[:1] for sequence in sequences], [[sequence[1:]] for sequence in sequences]
-    return _finite_rewards(_all(model, response_rewards, prompts, rest, batch_size, on_batch)[:, 0])
+    return _all(model, response_rewards, prompts, rest, batch_size, on_batch)[:, 0]
 
 
 def _cuts(
@@ -67,14 +67,6 @@ def _cuts(
         yield [*rows, *[rows[0]] * (size - len(rows))], found.of(longest([needed[i] for i in rows]))
 
 
-def _finite_rewards(result: np.ndarray) -> np.ndarray:
-    wrong = int((~np.isfinite(result)).sum())
-    if wrong:
-        share = f"{wrong} of {result.size} responses"
-        raise RunFailed(f"the reward model gave a reward that is not finite for {share}")
-    return result
-
-
 def logps(
     model: PreTrainedModel,
     prompts: Sequence[Tokens],
@@ -84,7 +76,7 @@ def logps(
 ) -> np.ndarray:
     """log pi(response | prompt), summed over the response's tokens: float32 [n]."""
     groups = [[response] for response in responses]
-    return _finite_logps(_all(model, response_logps, prompts, groups, batch_size, on_batch)[:, 0])
+    return _all(model, response_logps, prompts, groups, batch_size, on_batch)[:, 0]
 
 
 def pair_logps(
@@ -99,13 +91,7 @@ def pair_logps(
 
     A batch holds at most `batch_size` responses of the longest rows.
     """
-    return _finite_logps(_pairs(model, response_logps, rows, batch_size, on_batch, shared))
-
-
-def _finite_logps(result: np.ndarray) -> np.ndarray:
-    if not np.isfinite(result).all():
-        raise Diverged("the model gave a log-probability that is not finite")
-    return result
+    return _pairs(model, response_logps, rows, batch_size, on_batch, shared)
 
 
 def pair_rewards(
@@ -123,7 +109,7 @@ def pair_rewards(
     Raises:
         RunFailed: a reward is not finite.
     """
-    return _finite_rewards(_pairs(model, response_rewards, rows, batch_size, on_batch, shared))
+    return _pairs(model, response_rewards, rows, batch_size, on_batch, shared)
 
 
 def _pairs(
@@ -150,7 +136,11 @@ def _all(
     *,
     shared: bool = False,
 ) -> np.ndarray:
-    """What `read` says of every response: float32 [n, G]."""
+    """What `read`, of log-probs or rewards, says of every response: float32 [n, G].
+
+    Raises:
+        Diverged, RunFailed: a log-probability, or a reward, is not finite.
+    """
     result = np.empty((len(prompts), len(groups[0]) if groups else 1), dtype=np.float32)
     if not prompts:
         return result
@@ -174,4 +164,9 @@ def _all(
         done = min(done + len(rows), len(prompts))
         on_batch(done)
     keep(returning.rest())
+    if wrong := int((~np.isfinite(result)).sum()):
+        if read is response_logps:
+            raise Diverged("the model gave a log-probability that is not finite")
+        share = f"{wrong} of {result.size} responses"
+        raise RunFailed(f"the reward model gave a reward that is not finite for {share}")
     return result

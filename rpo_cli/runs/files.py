@@ -11,7 +11,7 @@ from rpo_cli import devices
 from rpo_cli.artifacts import External, look_for, snapshots, unreachable
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import ScoringRecipe
-from rpo_cli.runs import preflight
+from rpo_cli.runs import local_models
 from rpo_cli.runs.options import OnRows
 from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.results import share_of
@@ -43,7 +43,7 @@ def score(session: Session, rows: OnRows, model: str, label: str | None, max_len
     target = _target(rows.file, rows.out, "scored")
     recipe = _recipe(session, rows, overlong="drop", reward_label=label, max_length=max_length)
     node = _model(model)
-    if (why := preflight.no_reward(node, label, "--label")) is not None:
+    if (why := local_models.no_reward(node, label, "--label")) is not None:
         raise BadInput(f"--model: {why}")
     _need_weights(node)
     from rpo_cli.stages.files import FORMS, Scorer, form_in, unanswered
@@ -116,7 +116,7 @@ def _model(name: str) -> External:
 def _need_weights(model: External) -> None:
     """BadInput where a folder has no weights that are read, or an adapter without its base."""
     folder = Path(model.reference)
-    if (why := preflight.no_merge(folder)) is not None:
+    if (why := local_models.no_merge(folder)) is not None:
         raise BadInput(f"--model: {why}")
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise BadInput(f"--model {folder}: has no weights in safetensors, and no others are read")

@@ -17,7 +17,7 @@ from rich.table import Table
 from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, told_where, walk
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
-from rpo_cli.runs import preflight, processes, results
+from rpo_cli.runs import preflight, processes, results, room
 from rpo_cli.runs.options import Options
 from rpo_cli.runs.planning.data import suite_rhos
 from rpo_cli.runs.pool import execute
@@ -221,7 +221,7 @@ class Session(Options):
         if found := preflight.problems(planned):
             raise RecipeError(found)
         notes = preflight.notes(stages) + preflight.tracking(self.tracks(stages)) + preflight.absent(planned)
-        for line in notes + preflight.room(planned, workspace.root, self.jobs):
+        for line in notes + room.tight(planned, workspace.root, self.jobs):
             self.say(f"note: {line}")
         for line in preflight.unready(planned, workspace) if self.dry_run else ():
             self.say(f"warning: {line}")

@@ -60,7 +60,7 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, float]:
         read = oracle.rows(names, answered, ("response",), what, report.warn, to_come=more)
         readable = {row.id for row in read}
         rows = [row for row in rows if row.id in readable]
-    samples = draw(job, recipe, tokenizer, rows, oracle, talks, report)
+    samples = draw(job, tokenizer, rows, oracle, talks, report)
     samples["prompt"] = samples["prompt_id"].map(texts)
     samples.to_parquet(job.directory / SAMPLES, index=False)
     shown = [name for name in ("prompt", "response", "tokens", "finished", "reward") if name in samples]
@@ -102,7 +102,6 @@ def _sampled(
 
 def draw(
     job: Job[EvaluateRecipe],
-    recipe: EvaluateRecipe,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[TokenRow],
     oracle: Reading | None,
@@ -113,7 +112,7 @@ def draw(
 
     talks: the prompts by name, as the oracle reads them.
     """
-    device = devices.choose(recipe)
+    recipe, device = job.recipe, devices.choose(job.recipe)
     prompts = [row.prompt_ids for row in rows for _ in range(recipe.num_samples)]
     total, size = (3 if "oracle" in job.inputs else 2) * len(prompts), recipe.per_device_eval_batch_size
     policy, answers = _sampled(job, tokenizer, prompts, device, lambda n: report(n, total))

@@ -215,10 +215,10 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     seed = seed_of(recipe, "policy")
     source, revision = job.inputs["model"], job.revisions.get("model")
     tokenizer = load_tokenizer(source, recipe, revision)
-    teachers = calibrated_margins(job, recipe)
+    teachers = calibrated_margins(job)
     if (far := teachers.far(recipe.beta)) is not None:
         report.warn(far)
-    turns, pairs_left = policy_rows(job, recipe, tokenizer, teachers, report)
+    turns, pairs_left = policy_rows(job, tokenizer, teachers, report)
     rows, every = turns[0], [row for rows in turns for row in rows]
     steps = steps_over(len(rows), recipe, job.path)
     if recipe.selects and recipe.checkpoints > steps:
@@ -259,7 +259,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         trainer.add_callback(
             Keeper(trainer, kept, lambda model, at: write_model(model, trainer, tokenizer, at, whole_base))
         )
-    metrics = trained(trainer, report, monitor_of(trainer, tokenizer, job, recipe, report))
+    metrics = trained(trainer, report, monitor_of(trainer, tokenizer, job, report))
     if kept:
         drop_checkpoints(trainer, job.directory)
         metrics |= {f"kept/{number}": step for number, step in enumerate(kept, 1)}

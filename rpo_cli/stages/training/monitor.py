@@ -47,10 +47,9 @@ class HeldOut:
     teachers: Mapping[str, np.ndarray]
 
 
-def held_out_of(
-    job: Job[PolicyRecipe], recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase
-) -> HeldOut | None:
+def held_out_of(job: Job[PolicyRecipe], tokenizer: PreTrainedTokenizerBase) -> HeldOut | None:
     """The first held-out pairs that fit and that every teacher has scored; None where there are none."""
+    recipe = job.recipe
     try:
         found = rows_of(job, "held_out").tokens(PAIR, tokenizer, job.path, recipe.max_length, "drop")
     except BadInput:  # there are no rows, or none that fits
@@ -148,22 +147,21 @@ def monitor_of(
     trainer: PairTrainer,
     tokenizer: PreTrainedTokenizerBase,
     job: Job[PolicyRecipe],
-    recipe: PolicyRecipe,
     report: Report,
 ) -> Monitor | None:
     """The monitor that a recipe asks for; None without one, or where it cannot look, which is said."""
-    if recipe.monitor_steps is None:
+    if job.recipe.monitor_steps is None:
         return None
     if devices.processes() > 1 or devices.is_spmd():
         report.tell("monitor_steps: nothing is looked at where several processes or devices train one policy")
         return None
-    held_out = held_out_of(job, recipe, tokenizer)
+    held_out = held_out_of(job, tokenizer)
     if held_out is None:
         report.tell(
             "monitor_steps: no held-out pair of the splits can be read, so there is nothing to look at"
         )
         return None
-    return Monitor(trainer, tokenizer, recipe, held_out, report)
+    return Monitor(trainer, tokenizer, job.recipe, held_out, report)
 
 
 def ended(looks: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.stages.data.ledger import MANY, Ledger, visible
-from rpo_cli.stages.data.rows import row_id
+from rpo_cli.stages.data.rows import PAIR, row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, lacking
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
@@ -36,7 +36,6 @@ from rpo_cli.stages.data.sources.turns import (
 )
 from rpo_cli.text import percent
 
-PAIR = ("chosen", "rejected")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 READ = {*PAIR, "prompt", "completion", *TEMPLATE}
 CONTEXT = ("system", "context", "input", "instruction")  # columns that others read as parts of a prompt
