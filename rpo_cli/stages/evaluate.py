@@ -12,21 +12,10 @@ from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report, write_json
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
-from rpo_cli.models import (
-    Sampling,
-    TokenRow,
-    Tokens,
-    load_causal,
-    load_tokenizer,
-    logps,
-    rewards,
-    sample,
-    sample_vllm,
-    stops_in,
-    stops_of,
-)
+from rpo_cli.models import Sampling, TokenRow, Tokens, logps, rewards, sample, sample_vllm, stops_in, stops_of
 from rpo_cli.recipes.schema import EvaluateRecipe, seed_of
 from rpo_cli.stages.data.rows import row_id, rows_of
+from rpo_cli.stages.inputs import causal_of, tokenizer_of
 from rpo_cli.stages.reading import Conversation, Reading, reading_of
 from rpo_cli.statistics import summarise
 
@@ -42,7 +31,7 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, float]:
     each = listed.one_each()
     # Named by content: seeds whose prompts differ must not look as if they shared them.
     texts = {row_id(prompt): prompt for prompt in each.texts("prompt")}
-    tokenizer = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
+    tokenizer = tokenizer_of(job, "policy")
     oracle, talks = None, dict[str, Conversation]()
     if "oracle" in job.inputs:
         source, revision = job.inputs["oracle"], job.revisions.get("oracle")
@@ -73,12 +62,6 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, float]:
     return metrics
 
 
-def _loaded(
-    job: Job[EvaluateRecipe], name: str, tokenizer: PreTrainedTokenizerBase, device: Device
-) -> PreTrainedModel:
-    return load_causal(job.inputs[name], job.recipe, device, tokenizer, job.revisions.get(name))
-
-
 def _sampled(
     job: Job[EvaluateRecipe],
     tokenizer: PreTrainedTokenizerBase,
@@ -91,13 +74,13 @@ def _sampled(
     size, seed = recipe.per_device_eval_batch_size, seed_of(recipe, "sampling")
     how = Sampling(recipe.temperature, recipe.top_p, recipe.max_new_tokens, size, seed)
     if recipe.sampler == "transformers":
-        policy = _loaded(job, "policy", tokenizer, device)
+        policy = causal_of(job, "policy", tokenizer, device)
         return policy, sample(policy, tokenizer, prompts, how, on_batch)
     # First and alone: vLLM takes the GPU for itself.
     source, revision = job.inputs["policy"], job.revisions.get("policy")
     stops, dtype = stops_in(source, revision, tokenizer), device.dtype_name
     answers = sample_vllm.sample(source, prompts, how, stops, on_batch, revision=revision, dtype=dtype)
-    return _loaded(job, "policy", tokenizer, device), answers
+    return causal_of(job, "policy", tokenizer, device), answers
 
 
 def draw(
@@ -121,7 +104,7 @@ def draw(
     ref_logp = logp
     if job.inputs["reference"] != job.inputs["policy"]:
         del policy
-        reference = _loaded(job, "reference", tokenizer, device)
+        reference = causal_of(job, "reference", tokenizer, device)
         ref_logp = logps(reference, prompts, answers, size)
         del reference
     names = [row.id for row in rows for _ in range(recipe.num_samples)]

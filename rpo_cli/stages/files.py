@@ -27,6 +27,7 @@ from rpo_cli.models import Row, Sampling, encode, load_causal, load_tokenizer, p
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.recipes.whole import whole
 from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.rows import GIVEN
 from rpo_cli.stages.data.sources.base import columns_in
 from rpo_cli.stages.data.sources.hh import HUMAN, messages
 from rpo_cli.stages.data.sources.implicit import cut
@@ -39,7 +40,7 @@ from rpo_cli.stages.data.sources.preference import (
     with_context,
 )
 from rpo_cli.stages.data.sources.records import form_of, records
-from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated, given_to_template
+from rpo_cli.stages.data.sources.templated import Templated, given_to_template
 from rpo_cli.stages.data.sources.turns import AS_TEXT, Message, Part, TemplateRefuses, is_told_as_text, part
 from rpo_cli.stages.reading import Reading, row_of
 
@@ -243,7 +244,7 @@ class Scorer:
         for prompt, response in exchanges(place, row, form):
             if self.reading.tokenizer.chat_template is None and not isinstance(prompt, str):
                 self.reading.text({"prompt": prompt}, response)
-            if not self.reading.own and any(row.get(name) for name in (*TEMPLATE, "images")):
+            if not self.reading.own and any(row.get(name) for name in (*GIVEN, "images")):
                 with contextlib.suppress(TemplateRefuses):
                     self._templated.text(place, dict(zip(SIDES, (prompt, response), strict=True)), row)
 

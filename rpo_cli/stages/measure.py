@@ -18,8 +18,6 @@ from rpo_cli.models import (
     Tokens,
     by_length,
     layout_for,
-    load_causal,
-    load_tokenizer,
     logps,
     logps_of,
     make_batch,
@@ -33,6 +31,7 @@ from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.kl import kl_full, kl_sample
 from rpo_cli.recipes.schema import ESTIMATORS, ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, row_id, rows_of, write_columns
+from rpo_cli.stages.inputs import causal_of, tokenizer_of
 from rpo_cli.stages.samples import samples_by_prompt
 
 TIMED_ROWS, REPEATS = 16, 15
@@ -48,7 +47,7 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
     """
     recipe: ScoringRecipe = job.recipe
     device = devices.choose(recipe)
-    tokenizer = load_tokenizer(job.inputs["policy"], recipe)
+    tokenizer = tokenizer_of(job, "policy")
     pairs = rows_of(job, "train")
     rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     prompt_of = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
@@ -59,8 +58,8 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
         "rejected": [row.responses[1] for row in rows],
         "sample": [samples[prompt_of[row.id]][0][0] for row in rows],
     }
-    policy = load_causal(job.inputs["policy"], recipe, device, tokenizer)
-    reference = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"))
+    policy = causal_of(job, "policy", tokenizer, device)
+    reference = causal_of(job, "model", tokenizer, device)
     size, total = recipe.per_device_eval_batch_size, 8 * len(rows)
     h: dict[str, np.ndarray] = {}
 

@@ -21,7 +21,6 @@ from rpo_cli.models import (
     Row,
     four_bits,
     load_causal,
-    load_tokenizer,
     logps_of,
     predicts,
     response_lengths,
@@ -32,6 +31,7 @@ from rpo_cli.objectives import Pair
 from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
 from rpo_cli.objectives.members import MemberChoice
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
+from rpo_cli.stages.inputs import causal_of, tokenizer_of
 from rpo_cli.stages.training.arguments import lora_of, prepare, start_from, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.monitor import Monitor, ended, monitor_of, over_optimised
@@ -213,8 +213,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     recipe: PolicyRecipe = job.recipe
     device = devices.choose(recipe)
     seed = seed_of(recipe, "policy")
-    source, revision = job.inputs["model"], job.revisions.get("model")
-    tokenizer = load_tokenizer(source, recipe, revision)
+    tokenizer = tokenizer_of(job, "model")
     teachers = calibrated_margins(job)
     if (far := teachers.far(recipe.beta)) is not None:
         report.warn(far)
@@ -227,8 +226,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     model, whole_base = start_from(load_causal, job, tokenizer, device, seed)
     kl_reference = None
     if recipe.needs_reference:
-        bits = four_bits(recipe, device)
-        kl_reference = load_causal(source, recipe, device, tokenizer, revision, bits=bits)
+        kl_reference = causal_of(job, "model", tokenizer, device, four_bits(recipe, device))
     config = config_of(
         DPOConfig,
         job,

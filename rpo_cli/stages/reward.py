@@ -13,19 +13,13 @@ from trl import RewardConfig, RewardTrainer
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.models import (
-    PairCollator,
-    TokenRow,
-    load_reward,
-    load_tokenizer,
-    pair_rewards,
-    response_rewards,
-)
+from rpo_cli.models import PairCollator, TokenRow, load_reward, pair_rewards, response_rewards
 from rpo_cli.recipes.schema import RewardRecipe, seed_of
 from rpo_cli.recipes.schema.base import LAST_SEED
 from rpo_cli.recipes.schema.training import REQUIRED, Measured
 from rpo_cli.stages.data.rows import PAIR, Rows, rows_of
 from rpo_cli.stages.diagnosis import short_form
+from rpo_cli.stages.inputs import tokenizer_of
 from rpo_cli.stages.splits import LENGTH_MARGIN, bias_trained_on, folds_of, preference_of_length
 from rpo_cli.stages.training.arguments import lora_of, prepare, start_from, steps_over
 from rpo_cli.stages.training.loop import train
@@ -188,7 +182,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     recipe: RewardRecipe = job.recipe
     device = devices.choose(recipe)
     seed = (seed_of(recipe, "rm") + SEEDS_APART * job.options.get("seed", 0)) % (LAST_SEED + 1)
-    tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"), own_pad=True)
+    tokenizer = tokenizer_of(job, "model", own_pad=True)
     pairs, held_out_pairs = training_rows(job)
 
     def tokens_of(pairs: Rows, name: str = "") -> list[TokenRow]:

@@ -26,6 +26,7 @@ from rpo_cli.models import (
 )
 from rpo_cli.recipes.schema import SFTRecipe, seed_of
 from rpo_cli.stages.data.rows import columns_of, rows_of
+from rpo_cli.stages.inputs import tokenizer_of
 from rpo_cli.stages.training.arguments import (
     Prepared,
     collator_of,
@@ -100,7 +101,7 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, object]:
         tokenizer = load_tokenizer(job.inputs["data"] / "tokenizer", recipe)
         model = new_causal(recipe.model_config_kwargs, tokenizer, device, seed)
     else:
-        tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
+        tokenizer = tokenizer_of(job, "model")
         model, whole_base = start_from(load_causal, job, tokenizer, device, seed)
     columns, what = columns_of(recipe.table)[1:], f"{job.path}: {recipe.table}"
     tokens = rows.tokens(columns, tokenizer, what, recipe.max_length, recipe.overlong, report.warn)

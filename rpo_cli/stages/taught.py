@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import TokenRow, load_tokenizer, rewards
+from rpo_cli.models import TokenRow, rewards
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import row_id, rows_of
 from rpo_cli.stages.evaluate import SAMPLES
+from rpo_cli.stages.inputs import tokenizer_of
 from rpo_cli.stages.reading import Conversation, Reading, reading_of
 
 REWARDS = "rewards.parquet"
@@ -24,7 +25,7 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, float]:
     teacher's chat template refuses are left out.
     """
     recipe: ScoringRecipe = job.recipe
-    policy = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
+    policy = tokenizer_of(job, "policy")
     each, revision = rows_of(job, f"prompts_{job.options['split']}").one_each(), job.revisions.get("model")
     teacher = reading_of(job.inputs["model"], recipe, revision, policy, talks=each.talks)
     texts = each.texts("prompt")

@@ -15,12 +15,12 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.stages.data.ledger import MANY, Ledger, visible
-from rpo_cli.stages.data.rows import PAIR, row_id
+from rpo_cli.stages.data.rows import GIVEN, PAIR, row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, lacking
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
 from rpo_cli.stages.data.sources.ranked import LISTS, best_and_worst, is_ranked
-from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated, given_to_template
+from rpo_cli.stages.data.sources.templated import Templated, given_to_template
 from rpo_cli.stages.data.sources.turns import (
     AS_TEXT,
     Message,
@@ -37,7 +37,7 @@ from rpo_cli.stages.data.sources.turns import (
 from rpo_cli.text import percent
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
-READ = {*PAIR, "prompt", "completion", *TEMPLATE}
+READ = {*PAIR, "prompt", "completion", *GIVEN}
 CONTEXT = ("system", "context", "input", "instruction")  # columns that others read as parts of a prompt
 Example = dict[str, Part]
 
