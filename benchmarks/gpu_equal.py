@@ -7,7 +7,6 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from rpo_cli.models import (
     response_rewards,
     sample,
 )
-from rpo_cli.models.draws import occurrences, uniforms
+from rpo_cli.models.draws import Sampling, occurrences, uniforms
 from rpo_cli.models.graphs import TOLERANCE
 from rpo_cli.models.layout import Batch, Reader, to_device
 from rpo_cli.models.load import hold_in_bfloat16
@@ -253,8 +252,7 @@ def samples_alone(check: Check) -> Iterator[Comparison]:
     prompts = [
         row["prompt_ids"] for row in pairs(check.scale.posts, count, check.vocabulary, maker.tokenizer)
     ]
-    draw = partial(sample, model, maker.tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=12)
-    drawn = [draw(batch_size=size, seed=0) for size in sizes]
+    drawn = [sample(model, maker.tokenizer, prompts, Sampling(1.0, 1.0, 12, size, seed=0)) for size in sizes]
     apart = [
         _from_an_edge(model, prompt, answers, copy)
         for prompt, copy, *answers in zip(prompts, occurrences(prompts), *drawn, strict=True)

@@ -87,6 +87,7 @@ def build(kind: str, **more: Any) -> PreTrainedModel:
     made = config(**settings | TYPES.get(kind, {}) | more)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
     disable_dropout(model)
+    model.config.pad_token_id = PAD  # as whoever loads a model has it agree with the tokenizer
     return model.eval()
 
 
