@@ -15,6 +15,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from rpo_cli.artifacts import no_memory
 from rpo_cli.errors import BadInput
 from rpo_cli.models.choice import alike, exactly, is_causal
+from rpo_cli.models.layout import pad_of
 from rpo_cli.models.proven import Proven, built_alike
 from rpo_cli.models.tokens import Tokens
 
@@ -36,7 +37,7 @@ class Decoder(Protocol):
 
 
 def decoder_for(
-    model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: int, batch_size: int
+    model: PreTrainedModel, prompts: Sequence[Tokens], room: int, batch_size: int
 ) -> tuple[Decoder, bool]:
     """How to read this model's rows step by step, and whether only prompts of one length go together.
 
@@ -46,7 +47,7 @@ def decoder_for(
     name, log = type(model).__name__, logging.getLogger("rpo")
     longest, shortest = max(prompts, key=len), min(map(len, prompts))
     own_masks = (True, False) if model.device.type in OWN_MASK else (False,)
-    way = built_alike(model, batch_size > 1, pad)
+    way = built_alike(model, batch_size > 1)
     bounds = (len(longest), _most(longest, room), room, -shortest)
     proven = PROVEN.holds(way, bounds)
     with exactly(model):
@@ -55,13 +56,13 @@ def decoder_for(
         if (cache := _cache_of(model, int(longest[0]))) is None:
             reason = "has no cache this sampler knows"
         elif proven:
-            return _Cached(model, pad, cache, own_mask=own_masks[0]), False
+            return _Cached(model, cache, own_mask=own_masks[0]), False
         else:
             texts = telling_texts(model, longest, shortest, room)
             more = [[text[step % len(text)] for step in range(min(STEPS, room - 1))] for text in texts]
             alone = torch.cat([read_alone(model, *row) for row in zip(texts, more, strict=True)])
             for own_mask in own_masks:
-                cached = _Cached(model, pad, cache, own_mask=own_mask)
+                cached = _Cached(model, cache, own_mask=own_mask)
                 if batch_size > 1 and _gives(alone, cached, [(texts, more)]):
                     if own_mask == own_masks[0]:
                         PROVEN.note(way, bounds)
@@ -74,7 +75,7 @@ def decoder_for(
                 return cached, batch_size > 1
             reason = "gives other logits with its cache than without"
     log.warning("%s %s: every step reads the whole response again", name, reason)
-    return _Recomputed(model, pad), False
+    return _Recomputed(model), False
 
 
 # What models call their cache: from transformers 5.24 on; before it, and before it in state-space models.
@@ -179,8 +180,8 @@ class _Cached:
     in every step whether there is any, and a GPU must have done all before to answer.
     """
 
-    def __init__(self, model: PreTrainedModel, pad: int, cache: _Kind, *, own_mask: bool) -> None:
-        self.model, self.pad, self.own_mask = model, pad, own_mask
+    def __init__(self, model: PreTrainedModel, cache: _Kind, *, own_mask: bool) -> None:
+        self.model, self.pad, self.own_mask = model, pad_of(model), own_mask
         self.cache_name, self.ordinary, self.recurrent = cache
         self.takes = inspect.signature(model.forward).parameters.keys()
 
@@ -238,8 +239,8 @@ class _Cached:
 class _Recomputed:
     """All tokens in every step, padded on the right, which no causal model sees: for any of them, slowly."""
 
-    def __init__(self, model: PreTrainedModel, pad: int) -> None:
-        self.model, self.pad = model, pad
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.pad = model, pad_of(model)
 
     def start(self, prompts: Sequence[Tokens], room: int) -> Tensor:
         self.rows = [list(prompt) for prompt in prompts]

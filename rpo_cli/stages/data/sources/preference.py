@@ -15,13 +15,13 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.stages.data.ledger import MANY, Ledger, visible
-from rpo_cli.stages.data.rows import row_id
+from rpo_cli.stages.data.rows import GIVEN, PAIR, row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, lacking
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
 from rpo_cli.stages.data.sources.labels import LABELS
 from rpo_cli.stages.data.sources.ranked import LISTS, ONE, paired
-from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated, given_to_template
+from rpo_cli.stages.data.sources.templated import Templated, given_to_template
 from rpo_cli.stages.data.sources.turns import (
     AS_TEXT,
     Message,
@@ -37,9 +37,8 @@ from rpo_cli.stages.data.sources.turns import (
 )
 from rpo_cli.text import percent
 
-PAIR = ("chosen", "rejected")
 CONVERSATIONS = ("messages", "conversations", "conversation")
-READ = {*PAIR, "prompt", "completion", *TEMPLATE}
+READ = {*PAIR, "prompt", "completion", *GIVEN}
 CONTEXT = ("system", "context", "input", "instruction")  # columns that others read as parts of a prompt
 # What published sets call the scores of chosen and rejected.
 SCORED = [(f"{one}_chosen", f"{one}_rejected") for one in ("score", "rating")]
