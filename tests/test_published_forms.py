@@ -127,7 +127,7 @@ def test_of_two_whole_conversations_the_winner_is_chosen(chat: PreTrainedTokeniz
     """lmsys/chatbot_arena_conversations; where they part before the last answer nothing can be compared."""
     sides = two("conversation_a", "conversation_b", first)
     row = {name: talk(text) for name, text in sides.items()}
-    row |= {"model_a": "koala", "model_b": "vicuna", "winner": "model_a" if first else "model_b"}  # type: ignore[dict-item]
+    row |= {"model_a": "koala", "model_b": "vicuna", "winner": "model_a" if first else "model_b"}
     (pair,), _ = read([row], chat)
     assert (pair.prompt, pair.chosen, pair.rejected) == ("<user>q</s><assistant>", GOOD, BAD)
     longer = {name: [*turns, *talk("again")] for name, turns in row.items() if name in sides}

@@ -83,9 +83,9 @@ CACHES = ("cache", "past_key_values", "cache_params")
 
 
 def cache_name(model: PreTrainedModel) -> str:
-    """The argument by which a model takes its cache."""
+    """The argument by which a model takes its cache; one that has none refuses it."""
     takes = inspect.signature(model.forward).parameters
-    return next(name for name in CACHES if name in takes)
+    return next((name for name in CACHES if name in takes), CACHES[0])
 
 
 class _Kind(NamedTuple):

@@ -78,9 +78,8 @@ def verdict(place: str, label: str, value: object, sides: tuple[str, str]) -> tu
             raise BadInput(f"{place}: {label}: expected a number, got {named(value)}")
         return _of_number(value), told
     if sides == SHP and label == "labels" and value in (0, 1, None):
-        return _of_number(
-            None if value is None else 1 - 2 * int(value)
-        ), f"{first} is chosen where {label} is 1"
+        preference = None if value is None else 1 - 2 * int(value)
+        return _of_number(preference), f"{first} is chosen where {label} is 1"
     told = f"of {first} and {second} the one that {label} names is chosen"
     if value is None:
         return ([], "no_label"), told

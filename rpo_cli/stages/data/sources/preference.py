@@ -14,14 +14,14 @@ from typing import Any
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe
-from rpo_cli.stages.data.ledger import MANY, Ledger, visible
-from rpo_cli.stages.data.rows import GIVEN, PAIR, row_id
+from rpo_cli.stages.data.ledger import Ledger, visible
+from rpo_cli.stages.data.rows import PAIR, row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, lacking
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
-from rpo_cli.stages.data.sources.labels import LABELS
-from rpo_cli.stages.data.sources.ranked import LISTS, ONE, paired
+from rpo_cli.stages.data.sources.ranked import paired
 from rpo_cli.stages.data.sources.templated import Templated, given_to_template
+from rpo_cli.stages.data.sources.told import READ, cure, likely, no_prompt, notes
 from rpo_cli.stages.data.sources.turns import (
     AS_TEXT,
     Message,
@@ -35,10 +35,8 @@ from rpo_cli.stages.data.sources.turns import (
     is_told_as_text,
     part,
 )
-from rpo_cli.text import percent
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
-READ = {*PAIR, "prompt", "completion", *GIVEN}
 CONTEXT = ("system", "context", "input", "instruction")  # columns that others read as parts of a prompt
 # What published sets call the scores of chosen and rejected.
 SCORED = [(f"{one}_chosen", f"{one}_rejected") for one in ("score", "rating")]
@@ -84,7 +82,7 @@ def pairs(
             example = whole_pair(place, row, prompt, (chosen, rejected), "pairs", ledger)
         elif prompt is None:
             if ranked and not are_dialogues(chosen, rejected):
-                raise BadInput(f"{place}: {_no_prompt(row)}")
+                raise BadInput(f"{place}: {no_prompt(row)}")
             example = _split_off(place, row, chosen, rejected, "pairs", ledger)
         else:
             example = aligned(prompt, {"chosen": chosen, "rejected": rejected})
@@ -107,7 +105,7 @@ def pairs(
             kept = {} if recipe is None else beside(place, row, recipe)
             yield Pair(split or "train", posts, *each, messages=told, kept=kept)
     templated.told["pairs"] = seen["told"]
-    ledger.notes += [*_notes(ledger, sorted(unread), seen), *templated.notes("pairs")]
+    ledger.notes += [*notes(ledger, sorted(unread), seen), *templated.notes("pairs")]
 
 
 def made_or_left_out(
@@ -129,30 +127,8 @@ def made_or_left_out(
 def _given(place: str, row: Row, name: str) -> Part:
     """A column that a row must have, as text or messages."""
     if row.get(name) is None:
-        raise BadInput(f"{place}: {lacking(row, name)}{'' if name in row else _cure(row, name)}")
+        raise BadInput(f"{place}: {lacking(row, name)}{'' if name in row else cure(row, name)}")
     return part(place, name, row[name])
-
-
-def _cure(row: Row, name: str) -> str:
-    """What to do about a column that is not there: rows of other kinds are no pairs under any name."""
-    if name in PAIR and {"completion", "label"} <= row.keys():
-        pair = "of a prompt, a completion labelled true as chosen with one labelled false as rejected"
-        return f"; unpaired rows are not read: pair them first: {pair}"
-    if name in PAIR and (lists := [column for column in LISTS if isinstance(row.get(column), list)]):
-        pair = "the best of them is then chosen and the worst rejected"
-        beside = (
-            "with a list of numbers beside them, `rewards` or `scores`, or as objects with a score or a rank"
-        )
-        return f"; {lists[0]} are read {beside}: {pair}"
-    if name in PAIR and (labels := [column for column in LABELS if column in row]):
-        ends = "names end alike, such as response_a and response_b"
-        return f"; {labels[0]} is read beside two columns of responses whose {ends}"
-    if name in PAIR and any(isinstance(row.get(column), str) for column in ONE):
-        rows = (
-            "rows of one response each are read with a number, the best and the worst of a prompt as a pair"
-        )
-        return f"; {rows}: columns: {{score: …}} in the data recipe says which number"
-    return _called(name)
 
 
 def prompt_in(place: str, row: Row) -> Part | None:
@@ -251,24 +227,6 @@ def are_dialogues(chosen: Part, rejected: Part) -> bool:
     return all(isinstance(text, str) and text.startswith(HUMAN) and ASSISTANT in text for text in sides)
 
 
-def _likely(names: Sequence[str]) -> str:
-    some = f"{', '.join(names)} look{'s' * (len(names) == 1)} like one"
-    return f"no column 'prompt', but {some}: set columns: {{prompt: {names[0]}}} in the data recipe"
-
-
-def _no_prompt(row: Row) -> str:
-    """What to do about a row of several responses without a prompt: what both begin with is none of them."""
-    if names := prompt_like(row, "", READ):
-        return _likely(names)
-    if isinstance(row.get("info"), dict):
-        return "no column 'prompt'; `source: tldr-comparisons` reads OpenAI's rows with `info`"
-    return f"{lacking(row, 'prompt')}{_called('prompt')}"
-
-
-def _called(name: str) -> str:
-    return f"; columns: {{{name}: …}} in the data recipe says what the data calls it"
-
-
 def _split_off(
     place: str, row: Row, chosen: Part, rejected: Part, kind: str, ledger: Ledger
 ) -> Example | None:
@@ -284,7 +242,7 @@ def _split_off(
     asked = not texts and any(turn["role"] == "user" for turn in shared)
     if not asked and (names := prompt_like(row, shared[:end] if texts else "", READ)):
         also = "(or, where chosen and rejected begin with the prompt, leave that column out)"
-        raise BadInput(f"{place}: {_likely(names)} {also}")
+        raise BadInput(f"{place}: {likely(names)} {also}")
     if len(shared) == min(map(len, sides)):
         # One is the beginning of the other: nothing tells where the prompt ends.
         ledger.leave_out(f"{kind}/no_boundary")
@@ -320,49 +278,6 @@ def is_sound(example: Example, kind: str, ledger: Ledger) -> bool:
     if why is not None:
         ledger.leave_out(f"{kind}/{why}")
     return why is None
-
-
-def _notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterator[str]:
-    """What the user must know of how rows were read; `seen`: of text, messages, `goes_on`, `_not_above`."""
-    if seen["plain"] and seen["told"]:
-        yield (
-            f"pairs: {seen['plain']} rows are plain text and {seen['told']} are messages; the chat template "
-            "writes only these: give all of them in one form"
-        )
-    if seen["begun"]:
-        yield (
-            f"pairs: in {seen['begun']} rows the prompt ends in an answer that was begun, and the response "
-            "is another message, so that the end of a turn stands between them; put both into one"
-        )
-    implicit, moved = (ledger.counts[f"pairs/{name}"] for name in ("implicit_prompts", "cut_back"))
-    if moved:
-        yield (
-            f"pairs: {moved} of {implicit} prompts ({percent(moved / implicit)}) were cut back to the last "
-            "turn or white space, because chosen and rejected part inside a word or an answer; a column "
-            "`prompt` would say where they end"
-        )
-    if count := ledger.counts["pairs/as_dialogues"]:
-        share = percent(count / ledger.records["pairs"]) if ledger.records["pairs"] else "all"
-        yield (
-            f"pairs: {count} rows ({share}) look like dialogues of hh-rlhf (\\n\\nHuman: …): they were cut "
-            "at the last \\n\\nAssistant:; for a chat model `source: hh-rlhf` and `prompt_format: chat` in "
-            "the data recipe make messages of them"
-        )
-    if seen["not_above"]:
-        yield (
-            f"pairs: in {seen['not_above']} rows the score of chosen is not above that of rejected; the "
-            "columns chosen and rejected are believed, not the scores"
-        )
-    if (again := ledger.counts["pairs/prompt_again"]) > MANY * ledger.records["pairs"]:
-        yield (
-            f"pairs: in {again} rows chosen and rejected begin with the prompt, which is there twice then; "
-            "leave the column `prompt` out to have it taken from them"
-        )
-    if unread:
-        yield (
-            f"pairs: beside prompt, rows have {', '.join(unread)}, which is not read; put it into the prompt "
-            "if it belongs there"
-        )
 
 
 def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger) -> Iterator[Pair]:

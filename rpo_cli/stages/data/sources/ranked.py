@@ -126,9 +126,7 @@ def best_and_worst(place: str, row: Row, ranking: Ranking, ledger: Ledger) -> Ro
     made = {name: value for name, value in row.items() if name not in ranking.columns}
     for name, number in {"chosen": max(known), "rejected": min(known)}.items():
         response = responses[known.index(number)]
-        part(
-            place, ranking.columns[0], response
-        )  # what is wrong with it is said by the name that it has there
+        part(place, ranking.columns[0], response)  # refused by the name that it has there
         made |= {name: response} | ({f"{ranking.one}_{name}": number} if ranking.one else {})
     return made
 
