@@ -102,9 +102,7 @@ def problems(stages: Sequence[Stage]) -> list[str]:
 
 
 def notes(stages: Sequence[Stage]) -> list[str]:
-    """What of their recipes has no effect, and chat models trained without their template, and what goes out
-    of this machine: a line each.
-    """
+    """What of their recipes has no effect, what is learnt without a template, what goes out: a line each."""
     found = [line for stage in stages for line in (*_without_effect(stage), *_without_template(stage))]
     for stage in stages:
         if isinstance(judge := stage.recipe, schema.JudgeRecipe) and judge.api_key_env is not None:
@@ -306,6 +304,8 @@ def _too_short_to_sample(stage: Stage, config: Mapping[str, Any]) -> Iterator[st
 def _holds_messages(stage: Stage) -> bool:
     """Whether the rows below a stage are conversations, as far as the first line of a file says."""
     data = _data_below(stage)
+    if data is not None and getattr(data.recipe, "prompt_format", None) == "chat":
+        return True
     row = None if data is None else _first_row(data)
     return row is not None and any(isinstance(row.get(name), list) for name in ("prompt", "chosen"))
 
