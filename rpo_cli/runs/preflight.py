@@ -172,7 +172,8 @@ def _without_template(stage: Stage) -> Iterator[str]:
     prompt, chosen = row.get("prompt"), row.get("chosen", row.get("completion"))
     if isinstance(prompt, str) and isinstance(chosen, str) and not is_transcript(prompt):
         how = "`prompt_format: chat` writes it with the template, `raw` says that this is meant"
-        yield f"{_at(data)}: plain text, learnt as it stands, and {folder} has a chat template; {how}"
+        at = _at(data, "dataset" if ("dataset",) in data.places else "files")
+        yield f"{at}: plain text, learnt as it stands, and {folder} has a chat template; {how}"
 
 
 def _plain(value: object) -> str:
