@@ -164,7 +164,7 @@ def test_white_space_that_joined_responses_to_a_prompt_is_told_of() -> None:
 def test_init_has_a_chat_model_read_plain_pairs_with_its_template_and_says_so(chat: Path) -> None:
     write("prompts.jsonl", [{"prompt": "5 2"}, {"prompt": "6 2"}])
     said = init(chat, "--prompts", "prompts.jsonl")
-    how = "`prompt_format: raw` in mine.yaml takes text as it stands"
+    how = "--prompt-format raw takes it as it stands"
     assert f"pairs.jsonl: plain text, which the model's chat template makes messages of; {how}\n" in said
     assert data()["prompt_format"] == "chat"
     assert rpo("recipe", "check", "mine.yaml").stdout.endswith("recipes, no problems\n")
@@ -217,6 +217,26 @@ def test_a_chat_model_that_learns_from_plain_text_is_noted_unless_that_is_meant(
     whole["recipes"]["data"]["prompt_format"] = "raw"
     Path("mine.yaml").write_text(yaml.safe_dump(whole))
     assert "plain text" not in rpo("train-policy", "mine.yaml:dpo", "--dry-run").stderr
+
+
+def test_init_takes_text_as_it_stands_where_it_is_told_to(chat: Path) -> None:
+    said = init(chat, "--prompt-format", "raw")
+    assert data()["prompt_format"] == "raw" and "chat template" not in said
+    assert not any(
+        "<user>" in row for row in pd.read_parquet("runs/mine/seed-0/data/pairs.parquet")["prompt"]
+    )
+
+
+def test_init_says_what_is_in_the_way_of_the_template(chat: Path, built: Tiny) -> None:
+    oracle = built.root / SEED / "oracle"
+    (*_, line) = init(chat, "--oracle", oracle, code=2).splitlines()
+    lacks = "has no chat template, and the rows are conversations"
+    assert line == f"--oracle: {oracle} {lacks}; prompt_format: raw takes plain text as it stands"
+    assert not Path("mine.yaml").exists()
+    model = built.root / SEED / "sft"
+    assert init(model, "--prompt-format", "chat", code=2) == (
+        f"--prompt-format chat: --model {model} has no chat template\n"
+    )
 
 
 def test_a_template_is_asked_for_before_anything_is_made(chat: Path, built: Tiny) -> None:

@@ -309,8 +309,8 @@ def test_init_reads_two_columns_by_their_label_and_says_where_tokens_reach_over(
     refused = rpo("init", *options, code=2).stderr
     assert "--columns label=… names the one that does" in refused
     said = rpo("init", *options, "--columns", "label=helpful_id").stderr
-    told = "pairs: in 60 rows of response_0 and response_1 the one that label names is chosen (label is helpful_id)"
-    assert f"seed-0/data: {told}" in said and f"warning: {SEED}/data: {told}" not in said
+    told = "response_0 and response_1 the one that label names is chosen (label is helpful_id)"
+    assert f"{SEED}/data: pairs: in 60 rows of {told}" in said and f"warning: {SEED}/data" not in said
     assert "reach over the boundary" not in said
     chosen = dict(zip((row["prompt"] for row in pairs), (row["chosen"] for row in pairs), strict=True))
     made = pd.read_parquet(f"runs/mine/{SEED}/data/pairs.parquet")

@@ -89,6 +89,8 @@ def init(session: Session, wanted: OwnSuite) -> None:
         raise BadInput(f"--prompts {prompts}: no such file")
     place = External.named(wanted.model)
     tokenizer = load_tokenizer(Path(place.reference), revision=place.revision, need_pad=False)
+    if wanted.prompt_format == "chat" and tokenizer.chat_template is None:
+        raise BadInput(f"--prompt-format chat: --model {wanted.model} has no chat template")
     longest = _longest(wanted.model)
     try:
         stage, workspace, share = _read(session, file, data)
@@ -234,7 +236,7 @@ def _made(session: Session, file: Path, name: str, lines: Sequence[Line]) -> tup
 
 
 def _form(session: Session, wanted: OwnSuite, stage: Stage, workspace: Workspace) -> Line | None:
-    """The form of plain pairs for a model with a chat template: its own, unless the prompts have one.
+    """The form of plain pairs for a chat model: what is asked for, else its own unless the prompts have one.
 
     None: they are messages.
     """
@@ -242,12 +244,14 @@ def _form(session: Session, wanted: OwnSuite, stage: Stage, workspace: Workspace
     if pairs.talks:
         return None
     prompts = pairs.texts("prompt")
-    if 2 * sum(map(is_transcript, prompts)) > len(prompts):
+    if wanted.prompt_format == "raw":
+        return Line("prompt_format", "raw", "text as it stands; chat: in the model's chat template")
+    if wanted.prompt_format is None and 2 * sum(map(is_transcript, prompts)) > len(prompts):
         what = "prompts have marks of a template or a transcript"
         how = "they are taken as they stand, without the model's chat template"
         session.say(f"warning: --pairs {wanted.pairs}: {what}: {how}")
         return Line("prompt_format", "raw", f"{what}: they are taken as they stand")
-    how = f"`prompt_format: raw` in {wanted.name}.yaml takes text as it stands"
+    how = "--prompt-format raw takes it as it stands"
     session.say(f"{wanted.pairs}: plain text, which the model's chat template makes messages of; {how}")
     return Line("prompt_format", "chat", "a prompt is the user's message; raw: text as it stands")
 

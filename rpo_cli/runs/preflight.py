@@ -291,7 +291,8 @@ def _models(stage: Stage, recipe: schema.ModelSource) -> Iterator[str]:
             folder = models.folder_of(node) if own and stage.kind != "relabel" else None
             if folder is not None and not models.has_chat_template(folder) and _holds_messages(stage):
                 at = _at(stage, NAMED.get((stage.kind, name), _teacher(stage)))
-                yield f"{at}: {folder} has no chat template, and the rows are conversations"
+                lacks = f"{folder} has no chat template, and the rows are conversations"
+                yield f"{at}: {lacks}{'; prompt_format: raw takes plain text as it stands' * _wraps(stage)}"
 
 
 def _too_short_to_sample(stage: Stage, config: Mapping[str, Any]) -> Iterator[str]:
@@ -305,10 +306,15 @@ def _too_short_to_sample(stage: Stage, config: Mapping[str, Any]) -> Iterator[st
 def _holds_messages(stage: Stage) -> bool:
     """Whether the rows below a stage are conversations, as far as the first line of a file says."""
     data = _data_below(stage)
-    if data is not None and getattr(data.recipe, "prompt_format", None) == "chat":
-        return True
     row = None if data is None else _first_row(data)
-    return row is not None and any(isinstance(row.get(name), list) for name in ("prompt", "chosen"))
+    told = row is not None and any(isinstance(row.get(name), list) for name in ("prompt", "chosen"))
+    return told or _wraps(stage)
+
+
+def _wraps(stage: Stage) -> bool:
+    """Whether the rows below a stage are made conversations."""
+    data = _data_below(stage)
+    return data is not None and getattr(data.recipe, "prompt_format", None) == "chat"
 
 
 def _data_below(stage: Stage) -> Stage | None:
