@@ -58,7 +58,7 @@ def run(command: list[object], *paths: Path, **more: str) -> str:
         **more,
     }
     done = subprocess.run(
-        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=600
+        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=3600
     )
     assert done.returncode == 0, done.stderr[-5000:]
     return done.stdout
