@@ -109,7 +109,7 @@ class Bench:
         """A reference of other weights than the policy's, as equal ones hide mistakes; fills the rows."""
         model = causal(settings, maker.tokenizer, 1, self.device.name)
         with self.device.autocast():
-            both = pair_logps(model, token_rows(rows), maker.tokenizer.pad_token_id, 2 * self.scale.batch)
+            both = pair_logps(model, token_rows(rows), 2 * self.scale.batch)
         for row, (chosen, rejected) in zip(rows, both.tolist(), strict=True):
             row["ref_chosen_logps"], row["ref_rejected_logps"] = chosen, rejected
         return model
@@ -122,9 +122,7 @@ class Bench:
         columns = []
         for model in models:
             with self.device.autocast():
-                scores = pair_rewards(
-                    model, token_rows(rows), maker.tokenizer.pad_token_id, 2 * self.scale.batch
-                )
+                scores = pair_rewards(model, token_rows(rows), 2 * self.scale.batch)
             columns.append(scores[:, 0] - scores[:, 1])
         for row, values in zip(rows, np.stack(columns, 1).tolist(), strict=True):
             row["margins"] = values

@@ -7,7 +7,6 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from rpo_cli.models import (
     response_rewards,
     sample,
 )
-from rpo_cli.models.draws import occurrences, uniforms
+from rpo_cli.models.draws import Sampling, occurrences, uniforms
 from rpo_cli.models.graphs import TOLERANCE
 from rpo_cli.models.layout import Batch, Reader, to_device
 from rpo_cli.models.load import hold_in_bfloat16
@@ -76,11 +75,11 @@ def first_losses(check: Check) -> Iterator[Comparison]:
 
 def _fill(bench: Bench, model: PreTrainedModel, rows: list[Row], maker: Maker) -> list[Row]:
     """Reference log-probs by the policy's own weights, and margins; returns the rows without samples."""
-    pad, size = maker.tokenizer.pad_token_id, 2 * bench.scale.batch
+    size = 2 * bench.scale.batch
     with bench.device.autocast():
-        both = pair_logps(model, token_rows(rows), pad, size)
+        both = pair_logps(model, token_rows(rows), size)
         prompts, drawn = [row["prompt_ids"] for row in rows], [row["sample_ids"] for row in rows]
-        own = logps(model, prompts, drawn, pad, size)
+        own = logps(model, prompts, drawn, size)
     margins = np.random.default_rng(1).normal(size=(len(rows), bench.scale.members))
     for row, (chosen, rejected), value, teachers in zip(
         rows, both.tolist(), own.tolist(), margins.tolist(), strict=True
@@ -173,9 +172,8 @@ def equal_to_the_cpu(check: Check) -> Iterator[Comparison]:
         rows = pairs(bench.scale.tldr, 4, check.vocabulary, maker.tokenizer)
         policy = check.language_model(maker, "cpu").to(name)
         judge = reward(bench.scale.small, maker.tokenizer, 1, "cpu").to(name)
-        pad = maker.tokenizer.pad_token_id
-        found["log-probs"].append(pair_logps(policy, token_rows(rows), pad, 8))
-        found["rewards"].append(pair_rewards(judge, token_rows(rows), pad, 8))
+        found["log-probs"].append(pair_logps(policy, token_rows(rows), 8))
+        found["rewards"].append(pair_rewards(judge, token_rows(rows), 8))
         before = torch.cat([weights.detach().cpu().flatten() for weights in policy.parameters()])
         # Plain descent, whose step is the gradient: AdamW's first step is its sign, which rounding may turn.
         one = maker.ours("rpo dpo", policy, rows, optim="sgd", learning_rate=1.0)
@@ -254,8 +252,7 @@ def samples_alone(check: Check) -> Iterator[Comparison]:
     prompts = [
         row["prompt_ids"] for row in pairs(check.scale.posts, count, check.vocabulary, maker.tokenizer)
     ]
-    draw = partial(sample, model, maker.tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=12)
-    drawn = [draw(batch_size=size, seed=0) for size in sizes]
+    drawn = [sample(model, maker.tokenizer, prompts, Sampling(1.0, 1.0, 12, size, seed=0)) for size in sizes]
     apart = [
         _from_an_edge(model, prompt, answers, copy)
         for prompt, copy, *answers in zip(prompts, occurrences(prompts), *drawn, strict=True)

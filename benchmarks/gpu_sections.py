@@ -41,6 +41,7 @@ from rpo_cli import devices
 from rpo_cli.models import decode, sample, sample_graphs
 from rpo_cli.models.draws import Sampling
 from rpo_cli.models.sample_static import in_batches
+from rpo_cli.models.score import silent
 
 PIECES = 4  # of a small model's batch, as recipes/small has them
 
@@ -298,24 +299,19 @@ def sampling_leads(check: Check) -> Iterator[Comparison]:
 def _with(*changed: tuple[Any, str, object]) -> sections.Sampler:
     """The sampler, with another value of some things that it reads."""
 
-    def sampler(*given: Any, **settings: Any) -> list[list[int]]:
+    def sampler(*given: Any) -> list[list[int]]:
         with ExitStack() as others:
             for module, name, value in changed:
                 others.enter_context(patch.object(module, name, value))
-            return sample(*given, **settings)
+            return sample(*given)
 
     return sampler
 
 
 @torch.inference_mode()
-def _static(
-    model: Any, tokenizer: Any, prompts: Any, *, temperature: float, top_p: float, max_new_tokens: int,
-    batch_size: int, seed: int,
-) -> list[list[int]]:  # fmt: skip
+def _static(model: Any, tokenizer: Any, prompts: Any, how: Sampling) -> list[list[int]]:
     """The sampler of devices that compile a program for each shape."""
-    stops = [tokenizer.eos_token_id]
-    how = Sampling(tokenizer.pad_token_id, stops, temperature, top_p, max_new_tokens, batch_size, seed)
-    return in_batches(model, prompts, how)
+    return in_batches(model, prompts, how, [tokenizer.eos_token_id], silent)
 
 
 def figure(check: Check) -> Iterator[Comparison]:

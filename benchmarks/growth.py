@@ -57,11 +57,11 @@ def _scored(bench: Bench) -> Measured:
     rows = token_rows(pairs(bench.scale.tldr, bench.scale.pairs[-1], settings["vocab_size"], maker.tokenizer))
     model = reward(settings, maker.tokenizer, 0, bench.device.name)
     run_as("rpo")
-    pair_rewards(model, rows[:2], maker.tokenizer.pad_token_id, 2 * bench.scale.batch)
+    pair_rewards(model, rows[:2], 2 * bench.scale.batch)
     seconds: dict[str, list[float]] = {str(n): [] for n in bench.scale.pairs}
     for _ in range(bench.scale.rounds):
         for n in bench.scale.pairs:
-            work = partial(pair_rewards, model, rows[:n], maker.tokenizer.pad_token_id, 2 * bench.scale.batch)
+            work = partial(pair_rewards, model, rows[:n], 2 * bench.scale.batch)
             seconds[str(n)].append(bench.seconds(timed(work, bench.device.name)))
     line, worst = fitted(bench.scale.pairs, [statistics.median(s) for s in seconds.values()], "pair")
     return PAIRS_SCORED, f"TL;DR, small Llama, {bench.scale.pairs} pairs", line, worst <= 0.1, seconds

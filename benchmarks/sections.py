@@ -31,7 +31,7 @@ from benchmarks.workloads import (
     token_rows,
 )
 from rpo_cli.devices import Device
-from rpo_cli.models import Batch, PairCollator, pair_rewards, sample
+from rpo_cli.models import Batch, PairCollator, Sampling, pair_rewards, sample
 
 TRL, COMPACT = "TRL, precomputed reference", "TRL likewise, head on responses only as on a GPU"
 AS_DRAWN = "rpo dpo, rows as drawn"
@@ -231,11 +231,11 @@ def scoring(bench: Bench) -> Iterator[Comparison]:
     maker = bench.maker(scale.batch)
     rows = pairs(scale.tldr, scale.scored, settings["vocab_size"], maker.tokenizer)
     model = reward(settings, maker.tokenizer, 0, bench.device.name).eval()
-    tokens, pad = token_rows(rows), maker.tokenizer.pad_token_id
+    tokens = token_rows(rows)
     scores: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        scores["rpo"] = pair_rewards(model, tokens, pad, 2 * scale.batch)
+        scores["rpo"] = pair_rewards(model, tokens, 2 * scale.batch)
 
     def plain() -> None:
         scores["plain loop"] = plain_scores(model, rows, maker.tokenizer, scale.batch, bench.device.name)
@@ -386,9 +386,8 @@ class Drawing:
 
     def draw(self, name: str, sampler: Sampler) -> None:
         """All responses by a sampler."""
-        settings = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": self.limit, "seed": 0}
-        size = self.bench.scale.batch
-        answers = sampler(self.model, self.tokenizer, self.prompts, batch_size=size, **settings)
+        how = Sampling(1.0, 1.0, self.limit, self.bench.scale.batch, seed=0)
+        answers = sampler(self.model, self.tokenizer, self.prompts, how)
         self.lengths[name] = [len(answer) for answer in answers]
 
     def check(self) -> None:

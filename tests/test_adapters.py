@@ -159,7 +159,7 @@ def test_a_reward_model_on_4_bits_keeps_its_trained_head(tiny: Tiny) -> None:
         "error",
         "",
     )
-    scores = pair_rewards(model, held_out, tokenizer.pad_token_id, 64)
+    scores = pair_rewards(model, held_out, 64)
     metrics = manifest(tiny.root, "seed-0/oracle")["metrics"]
     assert metrics["held_out_loss"] == pytest.approx(
         np.logaddexp(0, scores[:, 1] - scores[:, 0]).mean(), rel=1e-5

@@ -114,9 +114,9 @@ def test_log_probs_are_those_of_each_row_alone_in_batches_of_any_size(tool: Modu
         TokenRow(str(i), prompt, group) for i, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
     ]
     for shared in (True, False):
-        found = pair_logps(model, rows, tool.PAD, 6, shared=shared)
+        found = pair_logps(model, rows, 6, shared=shared)
         assert found == pytest.approx(np.array(expected), rel=1e-5)
-    one = logps(model, prompts, [group[1] for group in groups], tool.PAD, 5)
+    one = logps(model, prompts, [group[1] for group in groups], 5)
     assert one == pytest.approx(np.array(expected)[:, 1], rel=1e-5)
 
 
@@ -137,9 +137,9 @@ def test_rewards_are_those_of_each_row_alone_however_small_they_are(tool: Module
         [model(input_ids=torch.tensor([prompt + answer])).logits.item() for answer in group]
         for prompt, group in zip(prompts, groups, strict=True)
     ]
-    assert layout_for(model, response_rewards, prompts, groups, tool.PAD, shared=True) == "right"
+    assert layout_for(model, response_rewards, prompts, groups, shared=True) == "right"
     for shared in (True, False):
-        found = pair_rewards(model, rows, tool.PAD, 6, shared=shared)
+        found = pair_rewards(model, rows, 6, shared=shared)
         assert found == pytest.approx(np.array(expected), abs=1e-5 * scale)
 
 
@@ -157,9 +157,9 @@ def test_an_encoder_may_be_a_reward_model_but_no_language_model(tool: ModuleType
         [judge(input_ids=torch.tensor([prompt + answer])).logits.item() for answer in group]
         for prompt, group in zip(prompts, groups, strict=True)
     ]
-    assert pair_rewards(judge, rows, tool.PAD, 6) == pytest.approx(np.array(expected), abs=1e-5)
+    assert pair_rewards(judge, rows, 6) == pytest.approx(np.array(expected), abs=1e-5)
     model = tool.build("bert", is_decoder=False)
     with pytest.raises(BadInput, match="is no causal language model"):
-        layout_for(model, response_logps, prompts, groups, tool.PAD, shared=True)
+        layout_for(model, response_logps, prompts, groups, shared=True)
     with pytest.raises(BadInput, match="is no causal language model"):
         tool.sampled(model, prompts)

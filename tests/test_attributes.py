@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from rpo_cli.artifacts import Workspace, job_of, read_json
 from rpo_cli.figures.gather import polite_share
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.recipes import RecipeError, load
-from rpo_cli.recipes.schema import PolicyRecipe, preferred, result_fields
+from rpo_cli.recipes.schema import preferred, result_fields
 from rpo_cli.stages.data.rows import write_columns
 from rpo_cli.stages.reward import check
 from rpo_cli.stages.splits import LONGER, SHORTER
@@ -136,7 +135,7 @@ def test_a_member_is_calibrated_to_its_own_bias_of_the_attribute(polite: Tiny) -
                   job.inputs["scores/0.2"] / "held_out.parquet")  # fmt: skip
     higher, lower = (torch.tensor(notes.higher_preferred.to_numpy() == kind) for kind in (LONGER, SHORTER))
     own = fit_temperature(torch.tensor(margins), mix_weights(higher, lower, 0.2))
-    assert _temperature(job, cast(PolicyRecipe, stage.recipe), "0.2") == pytest.approx(own)
+    assert _temperature(job, "0.2") == pytest.approx(own)
 
 
 def test_an_ensemble_on_another_attribute_than_the_policys_splits_is_refused_before_anything_is_built(

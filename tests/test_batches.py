@@ -72,7 +72,7 @@ def model_of(kind: str, settings: dict[str, Any], auto: Any = AutoModelForCausal
 
 
 def shares(model: Any, prompts: list[list[int]], groups: list[list[list[int]]]) -> bool:
-    return layout_for(model, response_logps, prompts, groups, PAD, shared=True) == "shared"
+    return layout_for(model, response_logps, prompts, groups, shared=True) == "shared"
 
 
 def some_rows(responses: int = 3) -> tuple[list[list[int]], list[list[list[int]]]]:
@@ -334,7 +334,7 @@ def test_too_little_memory_for_a_layout_says_nothing_of_the_model() -> None:
         return response_logps(model, batch)
 
     with pytest.raises(torch.OutOfMemoryError):
-        layout_for(model, full, prompts, groups, PAD, shared=True)
+        layout_for(model, full, prompts, groups, shared=True)
 
 
 def test_rewards_in_bfloat16_are_not_rounded_by_the_head() -> None:

@@ -20,7 +20,7 @@ from published import write_jsonl, write_parquet
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import encode
+from rpo_cli.models import Sampling, encode
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages import files
 
@@ -288,7 +288,7 @@ def test_a_file_is_read_with_what_its_rows_give_the_chat_template(tmp_path: Path
     asked = [{"prompt": plain[:1]}, {"prompt": plain[:1]} | more]
     file = write_jsonl(tmp_path / "p.jsonl", asked)
     recipe = ScoringRecipe(stage="scores", device="cpu")
-    sampler = files.Sampler(model, None, recipe, 1, 1.0, 1.0, 0)
+    sampler = files.Sampler(model, None, recipe, 1, Sampling(1.0, 1.0, 8, 4, 0))
     bare, given = (sampler.prompt("here", row) for row in lines(file))
     assert bare != given and str(given).startswith('[{"type"')
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import RHO, Tiny, manifest
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import load_tokenizer, sample_vllm
+from rpo_cli.models import Sampling, load_tokenizer, sample_vllm
 
 
 @dataclass
@@ -102,17 +102,11 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
 PROMPTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14], [5]]
 
 
-def draw(built: Tiny, batch_size: int = 2, **more: Any) -> list[list[int]]:
-    tokenizer = load_tokenizer(built.root / "seed-0/sft")
-    arguments: dict[str, Any] = {
-        "temperature": 0.7,
-        "top_p": 0.9,
-        "max_new_tokens": 6,
-        "batch_size": batch_size,
-        "seed": 3,
-        **more,
-    }
-    return sample_vllm.sample(Path("somewhere"), tokenizer, PROMPTS, **arguments)
+def draw(built: Tiny, batch_size: int = 2, seed: int = 3, **more: Any) -> list[list[int]]:
+    stops = [load_tokenizer(built.root / "seed-0/sft").eos_token_id]
+    how = Sampling(0.7, 0.9, 6, batch_size, seed)
+    others: dict[str, Any] = {"revision": "abc", "dtype": "bfloat16", **more}
+    return sample_vllm.sample(Path("somewhere"), PROMPTS, how, stops, **others)
 
 
 def test_every_prompt_has_a_seed_of_its_own_that_no_batch_size_changes(
@@ -120,7 +114,7 @@ def test_every_prompt_has_a_seed_of_its_own_that_no_batch_size_changes(
 ) -> None:
     monkeypatch.setattr(sample_vllm, "CHUNK", 1)
     done: list[int] = []
-    first = draw(built, on_batch=done.append, revision="abc", dtype="bfloat16")
+    first = draw(built, on_batch=done.append)
     assert done == [2, 4, 5]
     assert [len(prompts) for prompts, _ in engine.calls] == [2, 2, 1]
     settings = [s for _, each in engine.calls for s in each]

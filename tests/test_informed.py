@@ -159,7 +159,7 @@ def test_a_cross_fitted_margin_is_of_the_member_that_was_not_trained_on_the_pair
     job = job_of(stage, workspace, {})
     backwards = replace(job, inputs=dict(reversed(job.inputs.items())))  # a plan may name them in any order
     for each in (job, backwards):
-        found = calibrated_margins(each, stage.recipe).margins
+        found = calibrated_margins(each).margins
         assert {name: [pytest.approx(tables[of[name]][name], rel=1e-6)] for name in drawn} == found
     assert len({tuple(table[drawn]) for table in tables.values()}) == 3
     assert column(directory, "loss")[0] > 0

@@ -16,7 +16,7 @@ from worlds import LIMIT, SAMPLES, Plain, logp, reward, token_logps
 from rpo_cli.artifacts import Workspace
 from rpo_cli.figures.cells import Cells
 from rpo_cli.figures.gather import evaluations
-from rpo_cli.models.sample import sample
+from rpo_cli.models import Sampling, sample
 from rpo_cli.recipes import load
 
 POLICY = f"{RHO}/policies/e-dpo/beta-0.2"
@@ -104,16 +104,8 @@ def drawn(
 ) -> list[list[int]]:
     """Two samples of the reference for each prompt, in batches of another size."""
     ids = [plain.prompt(prompt) for prompt in prompts for _ in range(SAMPLES)]
-    limits: dict[str, Any] = {"max_new_tokens": LIMIT, "batch_size": 7}
-    return sample(
-        plain.policy(f"{SEED}/sft"),
-        plain.tokenizer,
-        ids,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        **limits,
-    )
+    how = Sampling(temperature, top_p, LIMIT, 7, seed)
+    return sample(plain.policy(f"{SEED}/sft"), plain.tokenizer, ids, how)
 
 
 def test_the_references_samples_are_drawn_as_it_is_under_the_seed_of_sampling(pupil: Tiny) -> None:

@@ -27,6 +27,7 @@ from rpo_cli.artifacts import Workspace, job_of
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models import (
+    Sampling,
     TokenRow,
     load_causal,
     load_reward,
@@ -124,10 +125,7 @@ def test_a_saved_policy_is_a_plain_causal_model(
     ]
     assert texts[0] == texts[1]
     prompts, answers = [row.prompt_ids for row in rows], [row.responses[0] for row in rows]
-    assert (
-        logps(plain, prompts, answers, words.pad_token_id, 4).tolist()
-        == logps(policy, prompts, answers, words.pad_token_id, 4).tolist()
-    )
+    assert logps(plain, prompts, answers, 4).tolist() == logps(policy, prompts, answers, 4).tolist()
 
 
 def test_a_saved_reward_model_is_a_plain_classifier_of_one_label(
@@ -145,7 +143,7 @@ def test_a_saved_reward_model_is_a_plain_classifier_of_one_label(
     ]
     with torch.no_grad():
         scores = [plain(**words(text, return_tensors="pt")).logits.item() for text in texts]
-    ours = rewards(reward, [row.prompt_ids + row.responses[0] for row in rows], words.pad_token_id, 8)
+    ours = rewards(reward, [row.prompt_ids + row.responses[0] for row in rows], 8)
     assert ours == pytest.approx(scores, abs=1e-6)
     assert ours.std() > 1e-3
 
@@ -190,7 +188,7 @@ def test_no_kind_of_dropout_survives_in_training_mode(
 
 
 def test_rewards_do_not_depend_on_the_batch(reward: Any, rows: list[TokenRow], tokenizer: Any) -> None:
-    single, *others = (pair_rewards(reward, rows, tokenizer.pad_token_id, size) for size in (1, 8, 1000))
+    single, *others = (pair_rewards(reward, rows, size) for size in (1, 8, 1000))
     for other in others:
         assert other == pytest.approx(single, abs=1e-6)
     assert single.shape == (len(rows), 2)
@@ -202,7 +200,7 @@ def test_rewards_are_read_at_the_eos(reward: Any, rows: list[TokenRow], tokenize
     assert sequence[-1] == tokenizer.eos_token_id
     with torch.no_grad():
         score = reward.score(reward.model(input_ids=torch.tensor([sequence])).last_hidden_state[0, -1]).item()
-    assert rewards(reward, [sequence], tokenizer.pad_token_id, 1).tolist() == pytest.approx([score], abs=1e-6)
+    assert rewards(reward, [sequence], 1).tolist() == pytest.approx([score], abs=1e-6)
 
 
 def naive_logp(model: Any, prompt: list[int], response: list[int]) -> float:
@@ -224,7 +222,6 @@ def test_logps_are_the_sum_over_tokens_including_the_eos(
         policy,
         [row.prompt_ids for row in some],
         [row.responses[0] for row in some],
-        tokenizer.pad_token_id,
         3,
     )
     assert ours == pytest.approx(naive, abs=1e-5)
@@ -233,7 +230,6 @@ def test_logps_are_the_sum_over_tokens_including_the_eos(
         policy,
         [row.prompt_ids for row in some],
         [row.responses[0][:-1] for row in some],
-        tokenizer.pad_token_id,
         3,
     )
     assert (ours < without - 0.1).all()
@@ -244,7 +240,7 @@ def test_logps_do_not_depend_on_the_batch(policy: Any, rows: list[TokenRow], tok
         [row.prompt_ids for row in rows for _ in range(2)],
         [answer for row in rows for answer in row.responses],
     )
-    single, *others = (logps(policy, prompts, answers, tokenizer.pad_token_id, size) for size in (1, 8, 1000))
+    single, *others = (logps(policy, prompts, answers, size) for size in (1, 8, 1000))
     for other in others:
         assert other == pytest.approx(single, abs=1e-5)
 
@@ -268,8 +264,7 @@ def test_held_out_accuracy_is_a_plain_count(built: Tiny, tokenizer: Any, rows: l
     margins = []
     for row in rows:
         chosen, rejected = (
-            float(rewards(model, [row.prompt_ids + answer], tokenizer.pad_token_id, 1)[0])
-            for answer in row.responses
+            float(rewards(model, [row.prompt_ids + answer], 1)[0]) for answer in row.responses
         )
         margins.append(chosen - rejected)
     metrics = manifest(built.root, REWARD)["metrics"]
@@ -381,16 +376,14 @@ def test_a_reward_that_is_no_number_stops_the_run(built: Tiny, rows: list[TokenR
     with torch.no_grad():
         model.score.weight.fill_(float("nan"))
     with pytest.raises(RunFailed, match="not finite for 3 of 3 responses"):
-        rewards(model, [row.prompt_ids for row in rows[:3]], tokenizer.pad_token_id, 2)
+        rewards(model, [row.prompt_ids for row in rows[:3]], 2)
 
 
 # ── Sampling ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def draw(policy: Any, tokenizer: Any, prompts: list[list[int]], seed: int, limit: int = 8) -> list[list[int]]:
-    return sample(
-        policy, tokenizer, prompts, temperature=1.0, top_p=1.0, max_new_tokens=limit, batch_size=5, seed=seed
-    )
+    return sample(policy, tokenizer, prompts, Sampling(1.0, 1.0, limit, 5, seed))
 
 
 def test_samples_repeat_under_their_seed_and_end_in_eos_or_at_the_limit(
@@ -412,16 +405,7 @@ def test_samples_follow_the_models_own_distribution(
 ) -> None:
     """First tokens of 4000 samples of one padded prompt against the model's probabilities."""
     short, long = rows[0].prompt_ids[:5], rows[0].prompt_ids
-    answers = sample(
-        absolute,
-        tokenizer,
-        [short] * 4000 + [long],
-        temperature=2.0,
-        top_p=1.0,
-        max_new_tokens=1,
-        batch_size=4001,
-        seed=0,
-    )
+    answers = sample(absolute, tokenizer, [short] * 4000 + [long], Sampling(2.0, 1.0, 1, 4001, seed=0))
     counts = np.bincount([answer[0] for answer in answers[:4000]], minlength=len(tokenizer))
     with torch.no_grad():
         expected = (
@@ -496,38 +480,28 @@ def test_a_judge_reads_its_reward_at_the_tokenizers_end_whatever_its_config_call
     judge = Path(shutil.copytree(built.root / REWARD, tmp_path / "judge"))
     config = json.loads((judge / "config.json").read_text())
     sequences = [[5, 6, 7, 8, 1], [5, 6, 1]]
-    right = rewards(
-        load_reward(built.root / REWARD, RECIPE, CPU, tokenizer), sequences, tokenizer.pad_token_id, 2
-    )
+    right = rewards(load_reward(built.root / REWARD, RECIPE, CPU, tokenizer), sequences, 2)
     for wrong in (config["eos_token_id"], None):
         (judge / "config.json").write_text(json.dumps({**config, "pad_token_id": wrong}))
-        found = rewards(load_reward(judge, RECIPE, CPU, tokenizer), sequences, tokenizer.pad_token_id, 2)
+        found = rewards(load_reward(judge, RECIPE, CPU, tokenizer), sequences, 2)
         assert found.tolist() == right.tolist()
 
 
 def test_samples_are_the_models_own_whatever_its_generation_config_says(built: Tiny, tokenizer: Any) -> None:
     prompts = [[5, 6, 7]] * 64
-    settings: dict[str, Any] = {
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "max_new_tokens": 8,
-        "batch_size": 64,
-        "seed": 3,
-    }
+    how = Sampling(1.0, 1.0, 8, 64, seed=3)
     model = load_causal(built.root / POLICY, RECIPE, CPU, tokenizer)
-    plain = sample(model, tokenizer, prompts, **settings)
+    plain = sample(model, tokenizer, prompts, how)
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.min_p = 0.5
-    assert sample(model, tokenizer, prompts, **settings) == plain
+    assert sample(model, tokenizer, prompts, how) == plain
 
 
 def test_a_prompt_beyond_the_models_positions_is_refused(built: Tiny, tokenizer: Any) -> None:
     model = load_causal(built.root / POLICY, RECIPE, CPU, tokenizer)
     room = model.config.max_position_embeddings
     with pytest.raises(BadInput, match=f"exceed the model's {room} positions"):
-        sample(
-            model, tokenizer, [[5] * room], temperature=1.0, top_p=1.0, max_new_tokens=1, batch_size=1, seed=0
-        )
+        sample(model, tokenizer, [[5] * room], Sampling(1.0, 1.0, 1, 1, seed=0))
 
 
 @pytest.mark.filterwarnings(
@@ -563,5 +537,5 @@ def test_rewards_are_not_rounded_to_bfloat16_where_the_body_is_held_in_it(tmp_pa
     }
     rows = [TokenRow(str(n), [5, 6, 7 + n], ([8 + n, 9], [10, 11 + n])) for n in range(6)]
     with torch.autocast("cpu", torch.bfloat16):
-        found = torch.from_numpy(pair_rewards(model, rows, 0, 3))
+        found = torch.from_numpy(pair_rewards(model, rows, 3))
     assert (found != found.to(torch.bfloat16).float()).float().mean() > 0.8

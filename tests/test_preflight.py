@@ -201,6 +201,17 @@ def test_a_recipe_is_not_called_like_a_folder_of_other_artifacts(empty: Tiny, st
     assert said.endswith(f"{stem}.yaml: {stem} is a folder of other artifacts; rename the recipe\n")
 
 
+def test_policies_of_two_models_on_the_same_pairs_are_told_what_they_need(empty: Tiny) -> None:
+    (empty.suite / "larger.yaml").write_text("extends: sft.yaml\nstage: sft\nmax_steps: 3\n")
+    large = "{name: large, recipe: dpo.yaml, set: {model_name_or_path: larger.yaml}}"
+    variants = f"[{{name: small, recipe: dpo.yaml}}, {large}]"
+    (empty.suite / "sizes.yaml").write_text(f"stage: figure\nvariants: {variants}\nrhos: [0.2]\nseeds: [0]\n")
+    said = empty.run("figure figure2", "sizes.yaml", "--dry-run", code=2).stderr
+    assert "asks for another seed-0/reference-logps/relabel than " in said
+    cure = "of another model; policies that start from two models need pairs of two relabel recipes"
+    assert said.endswith(f"{cure}\n")
+
+
 def test_a_changed_value_that_no_folder_can_be_named_after_is_refused(empty: Tiny) -> None:
     for value in ('"a\\nb"', "x" * 300):
         said = empty.run("train-policy", "dpo.yaml", "--set", f"lora_target_modules={value}", code=2).stderr

@@ -50,7 +50,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def layout(model: Any, prompts: list[list[int]] = PROMPTS, groups: Any = GROUPS) -> str:
-    return layout_for(model, response_logps, prompts, groups[: len(prompts)], PAD, shared=True)
+    return layout_for(model, response_logps, prompts, groups[: len(prompts)], shared=True)
 
 
 def test_a_layout_is_tried_once_for_models_built_alike_and_again_beyond_its_bounds(trials: list[str]) -> None:
@@ -75,7 +75,7 @@ def test_a_layout_that_a_model_cannot_read_is_tried_each_time(
 ) -> None:
     """Of shorter rows it may: what is chosen for them must not depend on what was read before."""
     right = choice._trouble
-    monkeypatch.setattr(choice, "_trouble", lambda *given: "no" if given[5] == "shared" else right(*given))
+    monkeypatch.setattr(choice, "_trouble", lambda *given: "no" if given[4] == "shared" else right(*given))
     for count in (1, 2):
         caplog.clear()
         assert layout(model_of("llama")) == "plain" and len(trials) == count
@@ -94,7 +94,7 @@ def test_numbers_that_are_all_the_same_prove_nothing(trials: list[str]) -> None:
 
 def test_a_cache_is_tried_once_for_models_built_alike_and_again_beyond_its_bounds(trials: list[str]) -> None:
     def decoder(model: Any, prompts: list[list[int]] = PROMPTS, room: int = LIMIT) -> Any:
-        return decode.decoder_for(model, prompts, PAD, room, len(prompts))
+        return decode.decoder_for(model, prompts, room, len(prompts))
 
     def times() -> int:
         found = len(trials)
@@ -110,7 +110,7 @@ def test_a_cache_is_tried_once_for_models_built_alike_and_again_beyond_its_bound
     assert (
         (again.cache_name, again.ordinary)
         == (first.cache_name, first.ordinary)
-        == decode._Kind("past_key_values", ordinary=True)
+        == (decode.cache_name(model_of("llama")), True)
     )
     for prompts, room in ((PROMPTS, LIMIT + 1), ([[3], *PROMPTS], LIMIT), ([[3] * 20, *PROMPTS], LIMIT)):
         decoder(model_of("llama"), prompts, room)

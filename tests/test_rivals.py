@@ -252,9 +252,7 @@ def test_the_teacher_is_made_of_the_members_that_e_dpo_compares(
     assert {n: s.key for n, s in stages[0].inputs.items() if n.startswith("scores")} == {
         n: s.key for n, s in stages[1].inputs.items() if n.startswith("scores")
     }
-    members, one = (
-        calibrated_margins(job_of(stage, Workspace(tiny.root, "tiny"), {}), stage.recipe) for stage in stages
-    )
+    members, one = (calibrated_margins(job_of(stage, Workspace(tiny.root, "tiny"), {})) for stage in stages)
     stacked = torch.tensor(list(members.margins.values()), dtype=torch.float64).T
     assert (calibration == "none") == np.allclose(stacked, raw)
     expected = mean_margins(stacked) if teacher == "mean" else lcb_margins(stacked, 0.5)

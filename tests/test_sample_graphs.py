@@ -7,6 +7,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from rpo_cli.devices import Device, reading
 from rpo_cli.errors import Diverged
 from rpo_cli.models import new_causal, sample, sample_graphs, stops_of
 from rpo_cli.models.draws import Sampling, Waiting, occurrences, uniforms
+from rpo_cli.models.score import silent
 from rpo_cli.stages.data import miniature
 
 TOKENIZER = miniature.build_tokenizer()
@@ -50,13 +52,12 @@ def drawn(
     batch_size: int = 2,
     **more: Any,
 ) -> list[list[int]]:
-    settings: dict[str, Any] = {"temperature": 1.5, "top_p": 0.9, "max_new_tokens": 20, "seed": 3, **more}
+    how = replace(Sampling(1.5, 0.9, 20, batch_size, seed=3), **more)
     if not graphs:
-        return sample(model, TOKENIZER, prompts, batch_size=batch_size, **settings)
+        return sample(model, TOKENIZER, prompts, how)
     stops = stops_of(model.generation_config, TOKENIZER)
-    how = Sampling(TOKENIZER.pad_token_id, stops, batch_size=batch_size, **settings)
     with reading(model.device):
-        return sample_graphs.continuously(model, prompts, how)
+        return sample_graphs._answers(model, prompts, how, stops, silent)
 
 
 @contextmanager
@@ -221,7 +222,7 @@ def test_a_graph_whose_replay_gives_other_tokens_is_found_out(
 
 def test_numbers_that_are_made_beforehand_are_those_of_each_prompt_and_copy() -> None:
     prompts = [*PROMPTS, *PROMPTS[:3], [9]]
-    how = Sampling(0, [0], 1.0, 1.0, 5, 4, 7)
+    how = Sampling(1.0, 1.0, 5, 4, 7)
     waiting, of = Waiting(prompts, how), uniforms(prompts, occurrences(prompts), 5, 7)
     for ahead, most in ((4, 3), (2, 5), (9, 1), (0, 20)):
         waiting.prepare(ahead)

@@ -186,17 +186,17 @@ def test_the_exact_kl_is_zero_at_the_reference_and_the_sum_over_the_vocabulary_e
         [[4, 5], [6, 7, 8], [9]],
         int(policy.config.pad_token_id),
     )
-    assert np.abs(exact(reference, reference, prompts, answers, pad, 2)).max() == 0
+    assert np.abs(exact(reference, reference, prompts, answers, 2)).max() == 0
     one_by_one = []
     for prompt, answer in zip(prompts, answers, strict=True):
         with torch.no_grad():
             batch = make_batch([prompt], [[answer]], pad, "plain")
             p, q = (response_logits(model, batch)[0, :-1].log_softmax(-1) for model in (reference, policy))
         one_by_one.append(float((p.exp() * (p - q)).sum()))
-    assert exact(policy, reference, prompts, answers, pad, 2) == pytest.approx(one_by_one, rel=1e-4, abs=1e-7)
+    assert exact(policy, reference, prompts, answers, 2) == pytest.approx(one_by_one, rel=1e-4, abs=1e-7)
     assert min(one_by_one) > 0
     groups = {name: answers for name in ("chosen", "rejected", "sample")}
-    assert step_seconds(policy, reference, prompts, groups, pad).keys() == set(ESTIMATORS)
+    assert step_seconds(policy, reference, prompts, groups).keys() == set(ESTIMATORS)
     assert all(weights.grad is None for weights in policy.parameters())
 
 

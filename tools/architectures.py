@@ -87,6 +87,7 @@ def build(kind: str, **more: Any) -> PreTrainedModel:
     made = config(**settings | TYPES.get(kind, {}) | more)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
     disable_dropout(model)
+    model.config.pad_token_id = PAD  # as whoever loads a model has it agree with the tokenizer
     return model.eval()
 
 
@@ -106,7 +107,7 @@ def some_rows(count: int = 8) -> tuple[list[list[int]], list[list[list[int]]]]:
 
 def sampled(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> str:
     """How texts are continued, in the words of the page."""
-    decoder, even = decoder_for(model, prompts, PAD, ROOM, len(prompts))
+    decoder, even = decoder_for(model, prompts, ROOM, len(prompts))
     return "cache, prompts of one length" if even else KEPT[type(decoder).__name__]
 
 
@@ -121,7 +122,7 @@ def row_of(kind: str) -> tuple[str, str, str, str]:
     table = "" if positions is None else "table"
     prompts, groups = some_rows()
     try:
-        read = READ[layout_for(model, response_logps, prompts, groups, PAD, shared=True)]
+        read = READ[layout_for(model, response_logps, prompts, groups, shared=True)]
         return kind, read, sampled(model, prompts), table
     except BadInput as error:
         return kind, f"refused: {str(error).partition(': ')[2]}", "refused", table

@@ -76,6 +76,23 @@ SOURCES: dict[str, tuple[str, Callable[[int], Row]]] = {
         "prompt": _prompt(n), "chosen": " dog", "rejected": " rent", "chosen_score": 1.5, "rejected_score": 0,
     }),
     "shp": ("shp", _shp),
+    "labelled": ("preference", lambda n: {
+        "prompt": f"say {n}:", "response_a": " this", "response_b": " that",
+        "winner": ("model_a", "tie")[n % 2],
+    }),
+    "signed": ("preference", lambda n: {
+        "prompt": f"say {n}:", "response1": " this", "response2": " that", "overall_preference": n % 7 - 3,
+    }),
+    "scored": ("preference", lambda n: {
+        "prompt": f"say {n}:", "completions": [{"response": f" so {i}", "score": i + n} for i in range(3)],
+    }),
+    "ranks": ("preference", lambda n: {
+        "prompt": f"say {n}:", "answers": [{"answer": f" so {i}", "rank": float(i)} for i in range(3)],
+    }),
+    "places": ("preference", lambda n: {
+        "prompt": f"say {n}:", "summaries": [{"text": " this"}, {"text": " that"}], "choice": n % 2,
+    }),
+    "rows of one": ("preference", lambda n: {"prompt": f"say {n // 2}:", "response": f" {n}", "score": n}),
 }  # fmt: skip
 
 # ---- Damage

@@ -13,7 +13,7 @@ from rpo_cli.figures.cells import Cell, read_by
 from rpo_cli.figures.gather import read
 from rpo_cli.figures.numbers import Cost, Line, Panel
 from rpo_cli.figures.results import plain
-from rpo_cli.runs.session import planner_for
+from rpo_cli.runs.planner import planner_for
 
 CURVES = (  # the first panels of the learning curves; then whatever else training logged
     "loss", "rewards/accuracies", "rewards/margins", "kl_to_reference", "losses/preference",

@@ -17,7 +17,8 @@ from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cells, read_by
 from rpo_cli.figures.selection import Selection
 from rpo_cli.recipes import Loaded, RecipeError, check_suite, find_suite, recipes_in, schema
-from rpo_cli.runs.session import MANY, Session, planner_for
+from rpo_cli.runs.planner import planner_for
+from rpo_cli.runs.session import MANY, Session
 from rpo_cli.runs.todo import Todo, as_json, what_to_run
 from rpo_cli.text import aligned, clock, percent, size
 

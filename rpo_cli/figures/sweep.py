@@ -9,8 +9,9 @@ from rpo_cli.figures.selection import select
 from rpo_cli.figures.tuning import tune
 from rpo_cli.recipes import Loaded, article, load, schema
 from rpo_cli.runs.options import Costs, Study
+from rpo_cli.runs.planning.data import suite_rhos
 from rpo_cli.runs.question import asked
-from rpo_cli.runs.session import Session, suite_rhos
+from rpo_cli.runs.session import Session
 
 
 def run_sweep(session: Session, study: Study, write: bool, costs: Costs) -> None:

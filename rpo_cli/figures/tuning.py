@@ -12,7 +12,8 @@ from rpo_cli.artifacts import Manifest, Stage, Workspace, snapshots, write_csv
 from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
 from rpo_cli.figures.selection import Selection, at, spread
 from rpo_cli.recipes import require_writable, schema, shown, write_by_rho, write_strength
-from rpo_cli.runs.session import Session, suite_rhos
+from rpo_cli.runs.planning.data import suite_rhos
+from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import what_to_run
 from rpo_cli.stages.selected import score_of
 

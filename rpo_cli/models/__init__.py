@@ -3,7 +3,7 @@
 from rpo_cli.models.buckets import MOST, STEP, Buckets, Shape, for_batches, for_training, longest
 from rpo_cli.models.choice import layout_for
 from rpo_cli.models.compiled import cannot_compile, compiled, in_step, layers_of
-from rpo_cli.models.draws import occurrences, pick, uniforms
+from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
 from rpo_cli.models.generation import stops_in, stops_of
 from rpo_cli.models.graphs import CAPTURES, Graphs
 from rpo_cli.models.layout import (
@@ -15,6 +15,7 @@ from rpo_cli.models.layout import (
     groups_of,
     logps_of,
     make_batch,
+    pad_of,
     predicts,
     response_lengths,
     response_logits,
@@ -47,7 +48,6 @@ from rpo_cli.models.tokens import (
     fingerprint,
     fitting,
     odd_tokens,
-    pad_id,
     views,
     without_end,
 )

@@ -8,20 +8,19 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from rpo_cli import devices
 from rpo_cli.artifacts import no_memory
 from rpo_cli.errors import BadInput
-from rpo_cli.models.buckets import longest
+from rpo_cli.models.buckets import Shape, longest
 from rpo_cli.models.layout import (
-    PADDING,
-    Batch,
     Groups,
     Layout,
     Reader,
     make_batch,
+    pad_of,
+    padded,
     response_rewards,
     shape_of,
     to_device,
@@ -40,7 +39,7 @@ INSTEAD = {"shared": "every response gets a row of its own", "plain": "padding s
 
 
 def layout_for(
-    model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups, pad: int, *, shared: bool
+    model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups, *, shared: bool
 ) -> Layout:
     """The first of the layouts in which the model gives the numbers of rows read alone; logs which it cannot.
 
@@ -56,17 +55,17 @@ def layout_for(
     if shared:
         layouts.insert(0, "shared")
     name = type(model).__name__
-    way, bounds = built_alike(model, read, layouts[0], len(groups[0]), pad), _bounds(prompts, groups)
+    way, bounds = built_alike(model, read, layouts[0], len(groups[0])), _bounds(prompts, groups)
     if PROVEN.holds(way, bounds):
         return layouts[0]
     with exactly(model):
-        alone = read_alone(model, read, prompts, groups, pad)
+        alone = read_alone(model, read, prompts, groups)
         if not alone.isfinite().all():
             return layouts[0]  # whoever reads all rows says so
         if read is not response_rewards and not is_causal(model, prompts[0]):
             raise BadInput(f"{name}: its tokens see those behind them: it is no causal language model")
         for layout in layouts:
-            reason = _trouble(model, read, prompts, groups, pad, layout, alone)
+            reason = _trouble(model, read, prompts, groups, layout, alone)
             if reason is None:
                 if layout == layouts[0] and alone.min() < alone.max():  # else it says nothing
                     PROVEN.note(way, bounds)
@@ -146,18 +145,22 @@ def exactly(model: PreTrainedModel) -> Iterator[None]:
             module.compute_dtype = dtype
 
 
-def read_alone(
-    model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups, pad: int
-) -> Tensor:
+def _one_shape(
+    model: PreTrainedModel, prompts: Sequence[Tokens], groups: Groups, layout: Layout
+) -> Shape | None:
+    """The shape of all rows where each shape is a program, or each row would be one; else None."""
+    if not devices.fixed_shapes(model.device):
+        return None
+    return longest([shape_of(*both, layout) for both in zip(prompts, groups, strict=True)])
+
+
+def read_alone(model: PreTrainedModel, read: Reader, prompts: Sequence[Tokens], groups: Groups) -> Tensor:
     """What `read` says of each response in a batch of its own, without padding: [n, G]."""
-    shape = None
-    if devices.fixed_shapes(model.device):  # there all of one length, or each would be a program
-        both = zip(prompts, groups, strict=True)
-        shape = longest([shape_of(prompt, group, "right") for prompt, group in both])
+    shape = _one_shape(model, prompts, groups, "right")
     values = []
     for prompt, group in zip(prompts, groups, strict=True):
         for response in group:
-            batch = make_batch([prompt], [[response]], pad, "right", shape)
+            batch = make_batch([prompt], [[response]], pad_of(model), "right", shape)
             values.append(read(model, to_device(batch, model.device)).cpu())
     return torch.cat(values).reshape(len(prompts), -1)
 
@@ -181,23 +184,20 @@ def _trouble(
     read: Reader,
     prompts: Sequence[Tokens],
     groups: Groups,
-    pad: int,
     layout: Layout,
     alone: Tensor,
 ) -> str | None:
     """Why this layout is not for the model, two rows at a time, as memory may not hold more; None: it is."""
     if layout == "shared" and getattr(model, "_is_stateful", False):
         return "a state runs through its rows"  # which in an untrained model may hardly show
-    values, shape, each = [], None, len(groups[0])
-    if fixed := devices.fixed_shapes(model.device):
-        both = zip(prompts, groups, strict=True)
-        shape = longest([shape_of(prompt, group, layout) for prompt, group in both])
+    values, each, pad = [], len(groups[0]), pad_of(model)
+    shape = _one_shape(model, prompts, groups, layout)
     try:
         for start in range(0, len(prompts), 2):
             some = slice(start, start + 2)
             batch = make_batch(prompts[some], groups[some], pad, layout, shape)
-            if layout == "shared" or fixed:
-                batch = _padded(batch, pad)
+            if layout == "shared" or shape is not None:  # in front unless rows begin in the first column
+                batch = padded(batch, int("position_ids" in batch), 1, pad)
             values.append(read(model, to_device(batch, model.device)).cpu().reshape(each, -1).T)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         if no_memory(error):
@@ -207,15 +207,3 @@ def _trouble(
     if alike(found, alone, LOOSE if layout == "right" else TOLERANCE):
         return None
     return f"its numbers would differ by {(found - alone).abs().max():.3g}"
-
-
-def _padded(batch: Batch, pad: int) -> Batch:
-    """The batch with one more column of padding behind, and one in front unless rows begin in the first."""
-    fillers = {"input_ids": pad, "position_ids": 0, "segments": PADDING, "attention_mask": 0}
-    ahead = int("position_ids" in batch)
-    wider = {
-        name: functional.pad(batch[name], (ahead, 1), value=filler)
-        for name, filler in fillers.items()
-        if name in batch
-    }
-    return wider | {"predictors": functional.pad(batch["predictors"], (0, 1)), "ends": batch["ends"] + ahead}

@@ -15,6 +15,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from rpo_cli.artifacts import no_memory
 from rpo_cli.errors import BadInput
 from rpo_cli.models.choice import alike, exactly, is_causal
+from rpo_cli.models.layout import pad_of
 from rpo_cli.models.proven import Proven, built_alike
 from rpo_cli.models.tokens import Tokens
 
@@ -36,7 +37,7 @@ class Decoder(Protocol):
 
 
 def decoder_for(
-    model: PreTrainedModel, prompts: Sequence[Tokens], pad: int, room: int, batch_size: int
+    model: PreTrainedModel, prompts: Sequence[Tokens], room: int, batch_size: int
 ) -> tuple[Decoder, bool]:
     """How to read this model's rows step by step, and whether only prompts of one length go together.
 
@@ -46,7 +47,7 @@ def decoder_for(
     name, log = type(model).__name__, logging.getLogger("rpo")
     longest, shortest = max(prompts, key=len), min(map(len, prompts))
     own_masks = (True, False) if model.device.type in OWN_MASK else (False,)
-    way = built_alike(model, batch_size > 1, pad)
+    way = built_alike(model, batch_size > 1)
     bounds = (len(longest), _most(longest, room), room, -shortest)
     proven = PROVEN.holds(way, bounds)
     with exactly(model):
@@ -55,13 +56,13 @@ def decoder_for(
         if (cache := _cache_of(model, int(longest[0]))) is None:
             reason = "has no cache this sampler knows"
         elif proven:
-            return _Cached(model, pad, cache, own_mask=own_masks[0]), False
+            return _Cached(model, cache, own_mask=own_masks[0]), False
         else:
             texts = telling_texts(model, longest, shortest, room)
             more = [[text[step % len(text)] for step in range(min(STEPS, room - 1))] for text in texts]
             alone = torch.cat([read_alone(model, *row) for row in zip(texts, more, strict=True)])
             for own_mask in own_masks:
-                cached = _Cached(model, pad, cache, own_mask=own_mask)
+                cached = _Cached(model, cache, own_mask=own_mask)
                 if batch_size > 1 and _gives(alone, cached, [(texts, more)]):
                     if own_mask == own_masks[0]:
                         PROVEN.note(way, bounds)
@@ -74,22 +75,34 @@ def decoder_for(
                 return cached, batch_size > 1
             reason = "gives other logits with its cache than without"
     log.warning("%s %s: every step reads the whole response again", name, reason)
-    return _Recomputed(model, pad), False
+    return _Recomputed(model), False
+
+
+# What models call their cache: from transformers 5.24 on; before it, and before it in state-space models.
+CACHES = ("cache", "past_key_values", "cache_params")
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """The argument by which a model takes its cache; one that has none refuses it."""
+    takes = inspect.signature(model.forward).parameters
+    return next((name for name in CACHES if name in takes), CACHES[0])
 
 
 class _Kind(NamedTuple):
-    """What a model calls its cache, and whether that is transformers' usual one."""
+    """What a model calls its cache, whether that is transformers' usual one, and whether it is a state."""
 
     name: str
     ordinary: bool
+    recurrent: bool = False
 
 
 def _cache_of(model: PreTrainedModel, token: int) -> _Kind | None:
     """What cache the model has, found by giving it one token and asking for it; None: it has none."""
     output = model(input_ids=torch.tensor([[token]], device=model.device), use_cache=True)
-    names = ("past_key_values", "cache_params")  # the second is that of state-space models
-    found = {name: cache for name in names if isinstance(cache := getattr(output, name, None), Cache)}
-    return next((_Kind(name, type(cache) in USUAL) for name, cache in found.items()), None)
+    for name in CACHES:
+        if isinstance(cache := getattr(output, name, None), Cache):
+            return _Kind(name, type(cache) in USUAL, bool(cache.is_linear) and all(cache.is_linear))
+    return None
 
 
 def telling_texts(model: PreTrainedModel, longest: Tokens, shortest: int, room: int) -> list[list[int]]:
@@ -167,9 +180,9 @@ class _Cached:
     in every step whether there is any, and a GPU must have done all before to answer.
     """
 
-    def __init__(self, model: PreTrainedModel, pad: int, cache: _Kind, *, own_mask: bool) -> None:
-        self.model, self.pad, self.own_mask = model, pad, own_mask
-        self.cache_name, self.ordinary = cache
+    def __init__(self, model: PreTrainedModel, cache: _Kind, *, own_mask: bool) -> None:
+        self.model, self.pad, self.own_mask = model, pad_of(model), own_mask
+        self.cache_name, self.ordinary, self.recurrent = cache
         self.takes = inspect.signature(model.forward).parameters.keys()
 
     def start(self, prompts: Sequence[Tokens], room: int) -> Tensor:
@@ -212,7 +225,7 @@ class _Cached:
         inputs: dict[str, object] = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}
         inputs[self.cache_name] = self.cache
         # A recurrent state has the padding behind it: only the prompt needs its mask.
-        if self.mask is not None and (not self.begun or self.cache_name == "past_key_values"):
+        if self.mask is not None and not (self.begun and self.recurrent):
             mask = self.mask[:, : self.width]
             if self.own_mask and self.begun:
                 mask = (1 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
@@ -226,8 +239,8 @@ class _Cached:
 class _Recomputed:
     """All tokens in every step, padded on the right, which no causal model sees: for any of them, slowly."""
 
-    def __init__(self, model: PreTrainedModel, pad: int) -> None:
-        self.model, self.pad = model, pad
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.pad = model, pad_of(model)
 
     def start(self, prompts: Sequence[Tokens], room: int) -> Tensor:
         self.rows = [list(prompt) for prompt in prompts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,19 +21,13 @@ UNIT = 2.0**40
 
 @dataclass(frozen=True)
 class Sampling:
-    """How samples are drawn, as `sample` is asked for them.
+    """How samples are drawn: what they depend on besides model and prompts, and how many at a time."""
 
-    pad: the padding token; stops: those that end a response; on_batch: told how many prompts are done.
-    """
-
-    pad: int
-    stops: Sequence[int]
     temperature: float
     top_p: float
     max_new_tokens: int
     batch_size: int
     seed: int
-    on_batch: Callable[[int], None] = lambda done: None
 
 
 def occurrences(prompts: Sequence[Tokens]) -> list[int]:

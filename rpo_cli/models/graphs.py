@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rpo_cli.artifacts import no_memory
 from rpo_cli.models.buckets import Shape
-from rpo_cli.models.layout import PADDING, Batch, Reader
+from rpo_cli.models.layout import Batch, Reader, padded
 from rpo_cli.models.rounded import Rounded
 from rpo_cli.text import first_line
 
@@ -130,10 +129,7 @@ def widened(batch: Batch, shape: Shape) -> Batch:
     width, depth = shape
     behind = depth - batch["predictors"].shape[1]
     ahead = width + depth - batch["segments"].shape[1] - behind
-    columns = {"input_ids": 0, "position_ids": 0, "segments": PADDING}
-    wider = {name: functional.pad(batch[name], (ahead, behind), value=columns[name]) for name in columns}
-    wider |= {"predictors": functional.pad(batch["predictors"], (0, behind)), "ends": batch["ends"] + ahead}
-    return {name: wider[name] for name in batch}
+    return padded(batch, ahead, behind, 0)
 
 
 class _Gradients:

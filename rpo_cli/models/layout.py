@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from rpo_cli.devices import put
 from rpo_cli.models.buckets import Buckets, Shape, longest
@@ -40,6 +41,11 @@ Layout = Literal["shared", "plain", "right"]
 Batch = dict[str, Tensor]
 Groups = Sequence[Sequence[Tokens]]
 Reader = Callable[[nn.Module, Batch], Tensor]
+
+
+def pad_of(model: PreTrainedModel) -> int:
+    """The padding token, which whoever loaded the model made that of its tokenizer."""
+    return int(model.config.pad_token_id)
 
 
 def shape_of(prompt: Tokens, group: Sequence[Tokens], layout: Layout) -> Shape:
@@ -74,6 +80,18 @@ def make_batch(
     if layout == "right":
         del batch["position_ids"]
     return batch
+
+
+def padded(batch: Batch, ahead: int, behind: int, pad: int) -> Batch:
+    """The batch with more columns of padding in front and behind."""
+    fillers = {"input_ids": pad, "position_ids": 0, "segments": PADDING, "attention_mask": 0}
+    wider = {
+        name: functional.pad(batch[name], (ahead, behind), value=filler)
+        for name, filler in fillers.items()
+        if name in batch
+    }
+    wider |= {"predictors": functional.pad(batch["predictors"], (0, behind)), "ends": batch["ends"] + ahead}
+    return {name: wider[name] for name in batch}
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

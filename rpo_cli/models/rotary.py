@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -27,8 +28,13 @@ def fuse_rotary(model: nn.Module) -> int:
     layers = [module for module in model.modules() if type(module) not in fused and _alike(module)]
     for layer in layers:
         kind = type(layer)
-        layer.__class__ = _FUSED.setdefault(kind, _with(kind, _fused(kind.forward.__globals__[NAME])))
+        layer.__class__ = _FUSED.setdefault(kind, _with(kind, _fused(_forward(kind).__globals__[NAME])))
     return len(layers)
+
+
+def _forward(kind: type[nn.Module]) -> Any:
+    """A layer's pass, without what takes arguments by their old names."""
+    return inspect.unwrap(kind.forward)
 
 
 def _alike(layer: nn.Module) -> bool:
@@ -40,7 +46,7 @@ def _alike(layer: nn.Module) -> bool:
         getattr(layer, "head_dim", None),
         getattr(getattr(layer, "q_proj", None), "in_features", None),
     )
-    forward = type(layer).forward
+    forward = _forward(type(layer))
     if not (isinstance(forward, FunctionType) and NAME in forward.__code__.co_names and size and reads):
         return False
     turned: list[tuple[Tensor, ...]] = []
@@ -89,7 +95,7 @@ class _Attention(TorchFunctionMode):
 
 def _with(kind: type[nn.Module], rotary: Both) -> type[nn.Module]:
     """The class of layers that call this function; of the same name, by which transformers knows it."""
-    old = kind.forward
+    old = _forward(kind)
     forward = FunctionType(
         old.__code__, {**old.__globals__, NAME: rotary}, old.__name__, old.__defaults__, old.__closure__
     )

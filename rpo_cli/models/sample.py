@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from rpo_cli.models.decode import Decoder, decoder_for
 from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
 from rpo_cli.models.generation import stops_of
 from rpo_cli.models.layout import by_length
+from rpo_cli.models.score import silent
 from rpo_cli.models.tokens import Tokens
 
 # Finished rows leave the batch when they are this share of it: leaving copies what others have in the cache.
@@ -39,68 +40,62 @@ def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Tokens],
-    *,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    on_batch: Callable[[int], None] = lambda done: None,
+    how: Sampling,
+    on_batch: Callable[[int], None] = silent,
 ) -> list[list[int]]:
     """One sample for each prompt: response tokens, ending in a stop token unless max_new_tokens came first.
 
     It stops where the model's own `generate` does (`stops_of`). Samples do not depend on batch_size or on the
     other prompts; the n-th copy of a prompt has numbers of its own. Nothing else of generation_config has
-    influence: a repetition penalty would not be pi's sample.
+    influence: a repetition penalty would not be pi's sample. on_batch is told how many prompts are done.
 
     Raises:
         BadInput: prompt and response would exceed the model's positions, or it is no causal model.
         Diverged: logits are not finite.
     """
     longest = max((len(p) for p in prompts), default=0)
-    if longest + max_new_tokens > room(model):
-        asked = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
+    if longest + how.max_new_tokens > room(model):
+        asked = f"a prompt of {longest} tokens and max_new_tokens {how.max_new_tokens}"
         instead = "lower max_new_tokens, or leave longer prompts out by max_length and overlong: drop"
         raise BadInput(f"{asked} exceed the model's {room(model)} positions; {instead}")
     model.eval()
     if not prompts:
         return []
-    pad, stops = int(tokenizer.pad_token_id), stops_of(model.generation_config, tokenizer)
-    how = Sampling(pad, stops, temperature, top_p, max_new_tokens, batch_size, seed, on_batch)
-    if devices.fixed_shapes(model.device):
-        with devices.reading(model.device):
-            return sample_static.in_batches(model, prompts, how)
+    stops = stops_of(model.generation_config, tokenizer)
     if sample_graphs.worth_it(model):
-        trouble = sample_graphs.why_not(model, prompts, max_new_tokens)
         try:
-            if trouble is None:
-                with devices.reading(model.device):
-                    return sample_graphs.continuously(model, prompts, how)
+            return sample_graphs.continuously(model, prompts, how, stops, on_batch)
         except sample_graphs.NotCaptured as error:
-            trouble = str(error)
-        told = f"sampling goes on without CUDA graphs, more slowly, from the same distribution: {trouble}"
-        logging.getLogger("rpo").warning("%s: %s", type(model).__name__, told)
+            told = f"sampling goes on without CUDA graphs, more slowly, from the same distribution: {error}"
+            logging.getLogger("rpo").warning("%s: %s", type(model).__name__, told)
         sample_graphs.give_up(model)
+    back_end = sample_static.in_batches if devices.fixed_shapes(model.device) else _in_batches
     with devices.reading(model.device):
-        return _in_batches(model, prompts, how)
+        return back_end(model, prompts, how, stops, on_batch)
 
 
-def _in_batches(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -> list[list[int]]:
+def _in_batches(
+    model: PreTrainedModel,
+    prompts: Sequence[Tokens],
+    how: Sampling,
+    stops: Sequence[int],
+    on_batch: Callable[[int], None],
+) -> list[list[int]]:
+    """`sample` step by step with whatever reads the model rightly, for any of them."""
     copies = occurrences(prompts)
     result: list[list[int]] = [[] for _ in prompts]
-    decoder, even = decoder_for(model, prompts, how.pad, how.max_new_tokens, how.batch_size)
-    ends = frozenset(how.stops)
+    decoder, even = decoder_for(model, prompts, how.max_new_tokens, how.batch_size)
     done = 0
     for rows in _batches([len(p) for p in prompts], how.batch_size, even=even):
         texts = [list(map(int, prompts[i])) for i in rows]
         table = uniforms(texts, [copies[i] for i in rows], how.max_new_tokens, how.seed)
         table = devices.put(table, model.device)
         behind = devices.behind(model.device)
-        answers = _respond(decoder, texts, table, how.temperature, how.top_p, ends, behind)
+        answers = _respond(decoder, texts, table, how, stops, behind)
         for i, answer in zip(rows, answers, strict=True):
             result[i] = answer
         done += len(rows)
-        how.on_batch(done)
+        on_batch(done)
     return result
 
 
@@ -117,9 +112,8 @@ def _respond(
     decoder: Decoder,
     prompts: Sequence[Tokens],
     table: Tensor,
-    temperature: float,
-    top_p: float,
-    ends: Set[int],
+    how: Sampling,
+    stops: Sequence[int],
     behind: int,
 ) -> list[list[int]]:
     """Responses of one batch; a row that has ended is soon read no further.
@@ -135,9 +129,9 @@ def _respond(
     logits = decoder.start(prompts, count)
     returning = devices.Returning[list[int]](behind)
     for step in range(count):
-        tokens = pick(logits, table[:, step], temperature, top_p)
-        _take(answers, returning.send(rows, tokens), ends)
-        going = [place for place, row in enumerate(rows) if not _ended(answers[row], ends)]
+        tokens = pick(logits, table[:, step], how.temperature, how.top_p)
+        _take(answers, returning.send(rows, tokens), stops)
+        going = [place for place, row in enumerate(rows) if not _ended(answers[row], stops)]
         if not going or step == count - 1:
             break
         if len(rows) - len(going) >= RETIRE * len(rows):
@@ -145,19 +139,19 @@ def _respond(
             decoder.keep(places)
             tokens, table, rows = tokens[places], table[places], [rows[place] for place in going]
         logits = decoder.step(tokens.clamp(min=0))  # one that is not finite is told of when it is looked at
-    _take(answers, returning.rest(), ends)
+    _take(answers, returning.rest(), stops)
     return answers
 
 
-def _take(answers: list[list[int]], arrived: list[tuple[list[int], Tensor]], ends: Set[int]) -> None:
+def _take(answers: list[list[int]], arrived: list[tuple[list[int], Tensor]], stops: Sequence[int]) -> None:
     """Append to the rows' answers what was picked for them, unless they ended before."""
     for rows, tokens in arrived:
         for row, token in zip(rows, tokens.tolist(), strict=True):
             if token < 0:
                 raise Diverged("the model gave logits that are not finite")
-            if not _ended(answers[row], ends):
+            if not _ended(answers[row], stops):
                 answers[row].append(token)
 
 
-def _ended(answer: list[int], ends: Set[int]) -> bool:
-    return bool(answer) and answer[-1] in ends
+def _ended(answer: list[int], stops: Sequence[int]) -> bool:
+    return bool(answer) and answer[-1] in stops

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 
 from rpo_cli.artifacts import no_memory
-from rpo_cli.devices import HOST_BOUND, put
+from rpo_cli.devices import HOST_BOUND, put, reading
 from rpo_cli.errors import Diverged
 from rpo_cli.models import decode
 from rpo_cli.models.buckets import for_batches
@@ -68,30 +68,45 @@ def give_up(model: PreTrainedModel) -> None:
         torch.cuda.empty_cache()
 
 
-def continuously(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -> list[list[int]]:
+def continuously(
+    model: PreTrainedModel,
+    prompts: Sequence[Tokens],
+    how: Sampling,
+    stops: Sequence[int],
+    on_batch: Callable[[int], None],
+) -> list[list[int]]:
     """`sample` by graphs of a step, one for each of a few widths.
 
-    Under autocast the weights' casts are made when the first prompts are read, and kept until the caller
-    leaves it: the graphs read them, and are gone before. In inference mode torch would keep none, and cast
+    Under autocast the weights' casts are made when the first prompts are read, and kept until all are
+    answered: the graphs read them, and are gone before. In inference mode torch would keep none, and cast
     all weights in every step.
 
     Raises:
-        NotCaptured: there is no graph of a step.
+        NotCaptured: there is no graph of a step, or the model cannot be read so.
         Diverged: logits are not finite.
     """
+    if (trouble := why_not(model, prompts, how.max_new_tokens)) is not None:
+        raise NotCaptured(trouble)
     try:
-        return _answers(model, prompts, how)
+        with reading(model.device):
+            return _answers(model, prompts, how, stops, on_batch)
     except (RuntimeError, MemoryError) as error:
         if no_memory(error):
             raise NotCaptured(NO_MEMORY) from error
         raise
 
 
-def _answers(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -> list[list[int]]:
+def _answers(
+    model: PreTrainedModel,
+    prompts: Sequence[Tokens],
+    how: Sampling,
+    stops: Sequence[int],
+    on_batch: Callable[[int], None],
+) -> list[list[int]]:
     waiting, room, lengths = Waiting(prompts, how), how.max_new_tokens, [len(prompt) for prompt in prompts]
     count = min(how.batch_size, len(prompts))
     widths = _widths(lengths, room, count)
-    rows = _Rows(model, count, widths[-1], how)
+    rows = _Rows(model, count, widths[-1], how, stops)
     logging.getLogger("rpo").info("continuous batching: %d rows of %s columns", count, widths)
     result: list[list[int]] = [[] for _ in prompts]
     going: dict[int, tuple[int, int]] = {}  # row: its prompt, and the step before its first
@@ -117,7 +132,7 @@ def _answers(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -
             result[going.pop(row)[0]] = answer
         if ended:
             done += len(ended)
-            how.on_batch(done)
+            on_batch(done)
     return result
 
 
@@ -148,8 +163,8 @@ def why_not(model: PreTrainedModel, prompts: Sequence[Tokens], room: int) -> str
             steps = min(decode.STEPS, room)
             more = [[text[step % len(text)] for step in range(steps)] for text in texts]
             alone = torch.cat([decode.read_alone(model, *row) for row in zip(texts, more, strict=True)])
-            how = Sampling(0, [0], 1.0, 1.0, steps, len(texts), 0)
-            made = _Rows(model, len(texts), max(map(len, texts)) + steps, how)
+            how = Sampling(1.0, 1.0, steps, len(texts), 0)
+            made = _Rows(model, len(texts), max(map(len, texts)) + steps, how, [0])
             if not alike(made.forced(texts, more), alone, decode.TOLERANCE):
                 return "its logits are others with a cache of fixed size"
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
@@ -220,12 +235,14 @@ class _Rows:
     token, position: [N, 1] what is read next, and where; ended: [N].
     """
 
-    def __init__(self, model: PreTrainedModel, count: int, columns: int, how: Sampling) -> None:
+    def __init__(
+        self, model: PreTrainedModel, count: int, columns: int, how: Sampling, stops: Sequence[int]
+    ) -> None:
         self.model, self.how = model, how
         shape, device = (count, how.max_new_tokens), model.device
         self.numbers = torch.arange(columns, device=device)
         self.begins = torch.arange(count, device=device)[:, None] * how.max_new_tokens
-        self.stops = torch.tensor(how.stops, device=device)
+        self.stops = torch.tensor(stops, device=device)
         self.table = torch.zeros(shape, dtype=torch.float64, device=device)
         self.answers = torch.zeros(shape, dtype=torch.long, device=device)
         self.taken, self.token, self.position = torch.zeros(3, count, 1, dtype=torch.long, device=device)
@@ -271,7 +288,7 @@ class _Rows:
         for line, (text, _) in zip(padded, owners, strict=True):
             line[: len(text)] = text
         read = decode.OneDtype(config=self.model.config)
-        more = {"past_key_values": read, "use_cache": True, "logits_to_keep": 1}
+        more = {decode.cache_name(self.model): read, "use_cache": True, "logits_to_keep": 1}
         self.model(input_ids=put(torch.from_numpy(padded), device), **more)
         pairs = [(row, which) for which, (_, rows) in enumerate(owners) for row in rows]
         rows, which = put(torch.tensor(pairs).T.contiguous(), device)

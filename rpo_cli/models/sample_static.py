@@ -7,7 +7,7 @@ of logits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,15 +15,22 @@ from transformers import PreTrainedModel, StaticCache
 
 from rpo_cli import devices
 from rpo_cli.errors import Diverged
+from rpo_cli.models import decode
 from rpo_cli.models.buckets import for_batches
 from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
-from rpo_cli.models.layout import by_length
+from rpo_cli.models.layout import by_length, pad_of
 from rpo_cli.models.tokens import Tokens
 
 LOOK = 16  # steps between two looks at whether all rows have ended: each look waits for the device
 
 
-def in_batches(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling) -> list[list[int]]:
+def in_batches(
+    model: PreTrainedModel,
+    prompts: Sequence[Tokens],
+    how: Sampling,
+    stops: Sequence[int],
+    on_batch: Callable[[int], None],
+) -> list[list[int]]:
     """`sample` in batches of one size and few widths; a last batch too small reads its first prompt again.
 
     Raises:
@@ -43,14 +50,14 @@ def in_batches(model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling)
         width, _ = buckets.of((max(len(prompts[i]) for i in rows), 0))
         texts = [prompts[i] for i in filled]
         table = uniforms(texts, [copies[i] for i in filled], how.max_new_tokens, how.seed)
-        tokens = _respond(model, texts, width, table, how)
+        tokens = _respond(model, texts, width, table, how, stops)
         for i, answer in zip(rows, tokens.tolist(), strict=False):
-            end = next((place for place, token in enumerate(answer, 1) if token in how.stops), len(answer))
+            end = next((place for place, token in enumerate(answer, 1) if token in stops), len(answer))
             result[i] = answer[:end]
             if -1 in result[i]:
                 raise Diverged("the model gave logits that are not finite")
         done += len(rows)
-        how.on_batch(done)
+        on_batch(done)
     return result
 
 
@@ -60,6 +67,7 @@ def _respond(
     width: int,
     table: Tensor,
     how: Sampling,
+    stops: Sequence[int],
 ) -> Tensor:
     """Tokens [N, steps] that the numbers of `table` choose, on the host; behind a stop they mean nothing.
 
@@ -70,12 +78,12 @@ def _respond(
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     starts = width - lengths
     columns = torch.arange(width + room)
-    padded = [[how.pad] * (width - len(prompt)) + list(map(int, prompt)) for prompt in prompts]
+    padded = [[pad_of(model)] * (width - len(prompt)) + list(map(int, prompt)) for prompt in prompts]
     ids = torch.tensor(padded).to(device)
     mask = (columns >= starts[:, None]).long().to(device)
     positions = (columns[:width] - starts[:, None]).clamp(min=0).to(device)
-    answers = torch.full((count, room), how.stops[0])
-    state = _State(*(tensor.to(device) for tensor in (table, answers, lengths, torch.tensor(how.stops))))
+    answers = torch.full((count, room), stops[0])
+    state = _State(*(tensor.to(device) for tensor in (table, answers, lengths, torch.tensor(stops))))
     cache = StaticCache(config=model.config, max_cache_len=width + room)
     logits = read_step(model, ids, positions, mask, cache)
     devices.step_mark(device)
@@ -94,7 +102,7 @@ def read_step(
 ) -> Tensor:
     """Logits behind the last tokens: [N, V]."""
     inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
-    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    output = model(**inputs, **{decode.cache_name(model): cache}, use_cache=True, logits_to_keep=1)
     logits: Tensor = output.logits[:, -1]
     return logits
 

@@ -19,6 +19,7 @@ from rpo_cli.models.layout import (
     by_length,
     by_tokens,
     make_batch,
+    pad_of,
     response_logps,
     response_rewards,
     shape_of,
@@ -34,7 +35,6 @@ def silent(done: int) -> None:
 def rewards(
     model: PreTrainedModel,
     sequences: Sequence[Tokens],
-    pad: int,
     batch_size: int,
     on_batch: Callable[[int], None] = silent,
 ) -> np.ndarray:
@@ -44,7 +44,7 @@ def rewards(
         RunFailed: a reward is not finite.
     """
     prompts, rest = [sequence[:1] for sequence in sequences], [[sequence[1:]] for sequence in sequences]
-    return _finite_rewards(_all(model, response_rewards, prompts, rest, pad, batch_size, on_batch)[:, 0])
+    return _all(model, response_rewards, prompts, rest, batch_size, on_batch)[:, 0]
 
 
 def _cuts(
@@ -67,31 +67,21 @@ def _cuts(
         yield [*rows, *[rows[0]] * (size - len(rows))], found.of(longest([needed[i] for i in rows]))
 
 
-def _finite_rewards(result: np.ndarray) -> np.ndarray:
-    wrong = int((~np.isfinite(result)).sum())
-    if wrong:
-        share = f"{wrong} of {result.size} responses"
-        raise RunFailed(f"the reward model gave a reward that is not finite for {share}")
-    return result
-
-
 def logps(
     model: PreTrainedModel,
     prompts: Sequence[Tokens],
     responses: Sequence[Tokens],
-    pad: int,
     batch_size: int,
     on_batch: Callable[[int], None] = silent,
 ) -> np.ndarray:
     """log pi(response | prompt), summed over the response's tokens: float32 [n]."""
     groups = [[response] for response in responses]
-    return _finite_logps(_all(model, response_logps, prompts, groups, pad, batch_size, on_batch)[:, 0])
+    return _all(model, response_logps, prompts, groups, batch_size, on_batch)[:, 0]
 
 
 def pair_logps(
     model: PreTrainedModel,
     rows: Sequence[TokenRow],
-    pad: int,
     batch_size: int,
     on_batch: Callable[[int], None] = silent,
     *,
@@ -101,19 +91,12 @@ def pair_logps(
 
     A batch holds at most `batch_size` responses of the longest rows.
     """
-    return _finite_logps(_pairs(model, response_logps, rows, pad, batch_size, on_batch, shared))
-
-
-def _finite_logps(result: np.ndarray) -> np.ndarray:
-    if not np.isfinite(result).all():
-        raise Diverged("the model gave a log-probability that is not finite")
-    return result
+    return _pairs(model, response_logps, rows, batch_size, on_batch, shared)
 
 
 def pair_rewards(
     model: PreTrainedModel,
     rows: Sequence[TokenRow],
-    pad: int,
     batch_size: int,
     on_batch: Callable[[int], None] = silent,
     *,
@@ -126,14 +109,13 @@ def pair_rewards(
     Raises:
         RunFailed: a reward is not finite.
     """
-    return _finite_rewards(_pairs(model, response_rewards, rows, pad, batch_size, on_batch, shared))
+    return _pairs(model, response_rewards, rows, batch_size, on_batch, shared)
 
 
 def _pairs(
     model: PreTrainedModel,
     read: Reader,
     rows: Sequence[TokenRow],
-    pad: int,
     batch_size: int,
     on_batch: Callable[[int], None],
     shared: bool,
@@ -141,7 +123,7 @@ def _pairs(
     prompts, groups = [row.prompt_ids for row in rows], [row.responses for row in rows]
     each = len(groups[0])
     size = max(1, batch_size // each)
-    return _all(model, read, prompts, groups, pad, size, lambda done: on_batch(done * each), shared=shared)
+    return _all(model, read, prompts, groups, size, lambda done: on_batch(done * each), shared=shared)
 
 
 def _all(
@@ -149,19 +131,22 @@ def _all(
     read: Reader,
     prompts: Sequence[Tokens],
     groups: Groups,
-    pad: int,
     size: int,
     on_batch: Callable[[int], None],
     *,
     shared: bool = False,
 ) -> np.ndarray:
-    """What `read` says of every response: float32 [n, G]."""
+    """What `read`, of log-probs or rewards, says of every response: float32 [n, G].
+
+    Raises:
+        Diverged, RunFailed: a log-probability, or a reward, is not finite.
+    """
     result = np.empty((len(prompts), len(groups[0]) if groups else 1), dtype=np.float32)
     if not prompts:
         return result
     done = 0
     model.eval()
-    layout = layout_for(model, read, prompts, groups, pad, shared=shared)
+    layout = layout_for(model, read, prompts, groups, shared=shared)
     both = list(zip(prompts, groups, strict=True))
     needed = [shape_of(prompt, group, layout) for prompt, group in both]
     lengths = [len(prompt) + sum(map(len, group)) for prompt, group in both]
@@ -173,10 +158,15 @@ def _all(
 
     for rows, shape in _cuts(lengths, needed, size, model.device):
         some, theirs = [prompts[i] for i in rows], [groups[i] for i in rows]
-        batch = make_batch(some, theirs, pad, layout, shape)
+        batch = make_batch(some, theirs, pad_of(model), layout, shape)
         with devices.reading(model.device):
             keep(returning.send(rows, read(model, to_device(batch, model.device))))
         done = min(done + len(rows), len(prompts))
         on_batch(done)
     keep(returning.rest())
+    if wrong := int((~np.isfinite(result)).sum()):
+        if read is response_logps:
+            raise Diverged("the model gave a log-probability that is not finite")
+        share = f"{wrong} of {result.size} responses"
+        raise RunFailed(f"the reward model gave a reward that is not finite for {share}")
     return result

@@ -208,8 +208,3 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
             "versions": [tokenizers.__version__, transformers.__version__],
         }
     )
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token's id; `load_tokenizer` made sure there is one."""
-    return int(tokenizer.pad_token_id)

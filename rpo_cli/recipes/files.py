@@ -193,15 +193,15 @@ def _inside(root: Path) -> Iterator[tuple[Path, Path]]:
 def _alike(name: str, folders: Sequence[Path], *, alone: bool) -> str:
     """`, did you mean x.yaml?`, or nothing; alone: the suite must be spelt alike, too."""
     suite, recipe = _parts(Path(name))
-    best: tuple[tuple[float, ...], str] | None = None
-    for place, (theirs, own), shown_as in _candidates(folders):
-        of_suite, of_recipe = _likeness(suite, theirs), _likeness(recipe, own)
-        # A file that is called so is meant, rather than another in a folder that is spelt alike.
-        fits = of_recipe > 0 if of_suite > 0 else not alone and of_recipe == 1
-        score = (of_recipe == 1, of_suite + of_recipe, -place, -len(shown_as))
-        if fits and (best is None or score > best[0]):
-            best = score, shown_as
-    return "" if best is None else f", did you mean {best[1]}?"
+    known: dict[tuple[str, str], str] = {}
+    for parts, typed in _candidates(folders):
+        known.setdefault(parts, typed)
+    suites = difflib.get_close_matches(suite, {theirs for theirs, _ in known}, n=1) if suite else [""]
+    in_them = [own for theirs, own in known if theirs in suites]
+    if close := difflib.get_close_matches(recipe, in_them, n=1):
+        return f", did you mean {known[suites[0], close[0]]}?"
+    called_so = [typed for (_, own), typed in known.items() if own == recipe and not alone]
+    return f", did you mean {min(called_so, key=len)}?" if called_so else ""
 
 
 def _parts(path: Path) -> tuple[str, str]:
@@ -209,28 +209,22 @@ def _parts(path: Path) -> tuple[str, str]:
     return path.parent.name.removesuffix(".yaml").removesuffix(".yml"), path.stem
 
 
-def _likeness(one: str, other: str) -> float:
-    """How alike two names are spelt, from 0 to 1; 0 too where that is by chance."""
-    found = difflib.SequenceMatcher(None, one, other).ratio() if one and other else float(one == other)
-    return found if found >= 0.6 else 0.0
-
-
-def _candidates(folders: Sequence[Path]) -> Iterator[tuple[int, tuple[str, str], str]]:
-    """What may be meant: how far away it is, its suite's name and its own, and what to type."""
+def _candidates(folders: Sequence[Path]) -> Iterator[tuple[tuple[str, str], str]]:
+    """What may be meant, the nearest first: its suite's name and its own, and what to type."""
     for folder in folders:
-        yield from ((0, ("", path.stem), path.name) for path in recipes_in(folder))
+        yield from ((("", path.stem), path.name) for path in recipes_in(folder))
     for path in () if folders else recipes_in(Path.cwd()):
         typed = path.name if suite_of(path) is None else f"{path.parent.name}:{path.stem}"
-        yield 0, ("", path.stem), typed
+        yield ("", path.stem), typed
         if suite_of(path) is not None:
-            yield 0, _parts(path), typed
-            yield 0, ("", path.parent.stem), path.parent.name
+            yield _parts(path), typed
+            yield ("", path.parent.stem), path.parent.name
     for root in _roots():
         for relative, path in _inside(root):
             suite = suite_of(path)
             typed = str(relative) if suite is None else f"{relative.parent}:{path.stem}"
-            yield 1, _parts(relative), typed
+            yield _parts(relative), typed
             if relative.parts[0] == "miniature":
-                yield 1, ("", path.stem), path.name
+                yield ("", path.stem), path.name
             elif suite is not None:
-                yield 1, ("", suite.stem), str(relative.parent)
+                yield ("", suite.stem), str(relative.parent)

@@ -30,9 +30,9 @@ from rpo_cli.artifacts import (
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import RECIPES, Loaded, RecipeError, article, schema, short_name
 from rpo_cli.runs.options import Dtype, Export
-from rpo_cli.runs.planner import Planner
+from rpo_cli.runs.planner import Planner, planner_for
 from rpo_cli.runs.planning.models import name_of
-from rpo_cli.runs.session import Session, planner_for
+from rpo_cli.runs.session import Session
 from rpo_cli.text import first_line
 
 WEIGHTS = "*.safetensors"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rpo_cli.artifacts import snapshots
 from rpo_cli.runs.check import plans
-from rpo_cli.runs.session import Session, planner_for
+from rpo_cli.runs.planner import planner_for
+from rpo_cli.runs.session import Session
 from rpo_cli.text import aligned
 
 

@@ -11,7 +11,7 @@ from rpo_cli import devices
 from rpo_cli.artifacts import External, look_for, snapshots, unreachable
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import ScoringRecipe
-from rpo_cli.runs import preflight
+from rpo_cli.runs import local_models
 from rpo_cli.runs.options import OnRows
 from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.results import share_of
@@ -43,7 +43,7 @@ def score(session: Session, rows: OnRows, model: str, label: str | None, max_len
     target = _target(rows.file, rows.out, "scored")
     recipe = _recipe(session, rows, overlong="drop", reward_label=label, max_length=max_length)
     node = _model(model)
-    if (why := preflight.no_reward(node, label, "--label")) is not None:
+    if (why := local_models.no_reward(node, label, "--label")) is not None:
         raise BadInput(f"--model: {why}")
     _need_weights(node)
     from rpo_cli.stages.files import FORMS, Scorer, form_in, unanswered
@@ -85,10 +85,13 @@ def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int, draw
     target, node = _target(rows.file, rows.out, "sampled"), _model(model)
     _need_weights(node)
     recipe = _recipe(session, rows, max_new_tokens=max_new_tokens)
+    from rpo_cli.models import Sampling
     from rpo_cli.stages.files import Sampler
 
     table = _table(rows.file, rows.split, target)
-    sampler = Sampler(Path(node.reference), node.revision, recipe, **drawn)
+    most, size = recipe.max_new_tokens, recipe.per_device_eval_batch_size
+    how = Sampling(drawn["temperature"], drawn["top_p"], most, size, drawn["seed"])
+    sampler = Sampler(Path(node.reference), node.revision, recipe, drawn["count"], how)
     count = table.check(["responses"], sampler.prompt)
     identity = {**drawn, "model": node.key, "max_new_tokens": recipe.max_new_tokens}
     made = _extended(session, table, target, sampler.responses, identity, recipe, count)
@@ -113,7 +116,7 @@ def _model(name: str) -> External:
 def _need_weights(model: External) -> None:
     """BadInput where a folder has no weights that are read, or an adapter without its base."""
     folder = Path(model.reference)
-    if (why := preflight.no_merge(folder)) is not None:
+    if (why := local_models.no_merge(folder)) is not None:
         raise BadInput(f"--model: {why}")
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise BadInput(f"--model {folder}: has no weights in safetensors, and no others are read")

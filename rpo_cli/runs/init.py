@@ -25,6 +25,7 @@ from rpo_cli.recipes.schema.data import FILES, TAKEN
 from rpo_cli.recipes.whole import write_whole
 from rpo_cli.runs.check import plan_problems
 from rpo_cli.runs.costs import memory_of
+from rpo_cli.runs.inspect import reaching_over, said_of_boundary
 from rpo_cli.runs.options import OwnSuite
 from rpo_cli.runs.own_suite import Fit, Found, Line, Suite, prompt_lines
 from rpo_cli.runs.planner import Planner
@@ -140,7 +141,7 @@ def _objectives(wanted: OwnSuite) -> list[str]:
 def _columns(wanted: OwnSuite) -> dict[str, str]:
     """What the data call the columns, by our names for them."""
     names = get_args(get_args(schema.DataRecipe.model_fields["columns"].annotation)[0])
-    known = [name for name in names if wanted.sft is not None or name in ("prompt", *PAIR)]
+    known = [name for name in names if wanted.sft is not None or name not in ("completion", "messages")]
     found: dict[str, str] = {}
     for each in [] if wanted.columns is None else wanted.columns.split(","):
         ours, equals, theirs = (part.strip() for part in each.partition("="))
@@ -250,7 +251,9 @@ def _look(stage: Stage, workspace: Workspace, tokenizer: PreTrainedTokenizerBase
     """The numbers that the recipe depends on."""
     metrics = workspace.finished(stage.path)["metrics"]
     folder = workspace.root / stage.path
-    rows = find_rows([folder], "pairs", TokenCache(workspace.root)).tokens(PAIR, tokenizer, "pairs")
+    pairs = find_rows([folder], "pairs", TokenCache(workspace.root))
+    rows = pairs.tokens(PAIR, tokenizer, "pairs")
+    over = reaching_over(pairs, PAIR, rows, tokenizer)
     responses = np.array([len(response) for row in rows for response in row.responses])
     said = np.concatenate([response for row in rows for response in row.responses])
     return Found(
@@ -262,6 +265,7 @@ def _look(stage: Stage, workspace: Workspace, tokenizer: PreTrainedTokenizerBase
         unknown=_unknown(said, tokenizer),
         told=MESSAGES in pq.read_schema(folder / "pairs.parquet").names,
         longest_prompt=max(len(row.prompt_ids) for row in rows),
+        boundary=said_of_boundary(float(over.mean()), len(over)) if over.any() else "",
     )
 
 
@@ -303,6 +307,8 @@ def _tell(session: Session, wanted: OwnSuite, metrics: Mapping[str, Any], found:
     if found.unknown > MANY_UNKNOWN:
         what = f"its tokenizer does not know {percent(found.unknown)} of the responses' tokens"
         session.say(f"warning: --model {wanted.model}: {what}; another model may")
+    if found.boundary:
+        session.say(f"warning: --model {wanted.model}: {found.boundary}")
 
 
 def _tell_of_long(session: Session, suite: Suite) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from rpo_cli.artifacts import Stage
-from rpo_cli.models import Row, TokenRow, encode, views, without_end
+from rpo_cli.models import TokenRow, encode, views, without_end
 from rpo_cli.recipes import Loaded
 from rpo_cli.runs.inspect_tokens import find_tokenizer, max_lengths
 from rpo_cli.runs.planner import Planner
@@ -159,9 +159,7 @@ def report_of(
     if "chosen" in columns:
         kinds = preference_of_length(lengths["chosen"], lengths["rejected"], margin)
         bias = bias_of(kinds, np.arange(len(rows)))
-    step = -(-len(rows) // BOUNDARY_ROWS)
-    some = rows.take(range(0, len(rows), step)).to_list()
-    differs = _joint_differs(some, columns, tokens[::step], tokenizer)
+    differs = reaching_over(rows, columns, tokens, tokenizer)
     return TableReport(
         rows=len(rows),
         duplicate_prompts=len(rows) - distinct,
@@ -180,20 +178,27 @@ def _statistics(values: np.ndarray) -> dict[str, float]:
     return {"min": low, "median": median, "p95": high, "max": top}
 
 
-def _joint_differs(
-    rows: Sequence[Row],
-    columns: Sequence[str],
-    tokens: Sequence[TokenRow],
-    tokenizer: PreTrainedTokenizerBase,
+def reaching_over(
+    rows: Rows, columns: Sequence[str], tokens: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase
 ) -> np.ndarray:
-    """For each row whether a token of `prompt + response` reaches over the boundary: [n]."""
-    differs = np.zeros(len(rows), dtype=bool)
+    """For each of some rows whether a token of `prompt + response` reaches over the boundary: [n]."""
+    step = -(-len(rows) // BOUNDARY_ROWS)
+    some, apart_rows = rows.take(range(0, len(rows), step)).to_list(), tokens[::step]
+    differs = np.zeros(len(some), dtype=bool)
     for index, column in enumerate(columns):
-        texts = [row["prompt"] + without_end(row[column], tokenizer) for row in rows]
+        texts = [row["prompt"] + without_end(row[column], tokenizer) for row in some]
         joint = views(encode("prompt", texts, tokenizer))
-        apart = [np.concatenate([one.prompt_ids, one.responses[index][:-1]]) for one in tokens]
+        apart = [np.concatenate([one.prompt_ids, one.responses[index][:-1]]) for one in apart_rows]
         differs |= np.array([not np.array_equal(*pair) for pair in zip(joint, apart, strict=True)])
     return differs
+
+
+def said_of_boundary(share: float, rows: int) -> str:
+    """That in this share of so many rows a token reaches over the end of the prompt."""
+    return (
+        f"in {percent(share)} of {rows} rows a token would reach over the boundary of prompt and response; "
+        "end prompts where a token ends (no trailing space) and begin responses with the space"
+    )
 
 
 def _pieces(
@@ -241,11 +246,8 @@ def _print(
     print(aligned([head, *lengths], right=range(2, 6)), end="")
     for name, r in reports.items():
         if r.boundary_differs:
-            session.say(
-                f"warning: {name}: in {percent(r.boundary_differs)} of {r.boundary_rows} rows a token would "
-                "reach over the boundary of prompt and response; end prompts where a token ends (no trailing "
-                "space) and begin responses with the space"
-            )
+            said = said_of_boundary(r.boundary_differs, r.boundary_rows)
+            session.say(f"warning: {name}: {said}")
 
 
 def _print_samples(session: Session, samples: Mapping[str, Sequence[Mapping[str, Sequence[str]]]]) -> None:

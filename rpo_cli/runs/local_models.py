@@ -99,6 +99,38 @@ def labels_of(config: Mapping[str, Any]) -> list[str]:
     return [f"LABEL_{number}" for number in range(int(config.get("num_labels") or 2))]
 
 
+def no_merge(folder: Path, *, four_bits: bool = False) -> str | None:
+    """Why the adapters of a model's folder cannot be merged into what is below them; None: they can."""
+    try:
+        if below_adapters(folder) == folder:
+            return None
+    except BadInput as error:
+        return str(error)
+    if importlib.util.find_spec("peft") is None:
+        return f"{folder} is an adapter, which needs the extra `lora`: pip install 'rpo-cli[lora]'"
+    into = "cannot be merged into 4 bits; set load_in_4bit: false"
+    return f"{folder} is an adapter, and {into}" if four_bits else None
+
+
+def no_reward(node: External, label: str | None, key: str) -> str | None:
+    """Why a model gives no reward, as far as its config says; `key` names the label. None: it gives one."""
+    folder = folder_of(node)
+    if folder is None or (config := read_json(folder / "config.json")) is None:
+        return None
+    made, labels = str((config.get("architectures") or [""])[0]), labels_of(config)
+    if made and "SequenceClassification" not in made:
+        code = ", and code of its own (trust_remote_code) is not run" if config.get("auto_map") else ""
+        return f"{node.reference} is a {made}, no reward model{code}"
+    if len(labels) == 1 or label in labels:
+        return None
+    has = (
+        f"has no label {label!r}"
+        if label is not None
+        else f"has {len(labels)} labels; a reward model has one"
+    )
+    return f"{node.reference} {has}; {key} says which is the reward: {', '.join(labels)}"
+
+
 def tokens_of(node: Node) -> TokenizerFacts | None:
     """The tokenizer that a model has, padding tokens that recipes give it included; None: not known here."""
     if isinstance(node, Stage):

@@ -12,8 +12,9 @@ from rpo_cli.recipes import Loaded, article, short_name, there
 from rpo_cli.recipes.yaml_lines import one_line
 from rpo_cli.runs.check import would_run
 from rpo_cli.runs.options import Costs
+from rpo_cli.runs.planner import planner_for
 from rpo_cli.runs.question import Question, asked
-from rpo_cli.runs.session import Session, planner_for
+from rpo_cli.runs.session import Session
 from rpo_cli.runs.work import QUIET_ENVIRONMENT
 
 TABLES = ("data", "pairs", "relabel", "splits")  # the kinds that make tables of texts

@@ -37,7 +37,8 @@ class Found:
 
     unknown: the share of the responses' tokens that stand for what the tokenizer does not know; told: the
     pairs are messages, which a chat template makes text of; asked: tokens of the prompts that policies are
-    evaluated on, where these are not the pairs' own; longest_prompt: tokens of the longest of all prompts.
+    evaluated on, where these are not the pairs' own; longest_prompt: tokens of the longest of all prompts;
+    boundary: what is to be said of tokens that reach over the end of a prompt, if any do.
     """
 
     read: int
@@ -49,6 +50,7 @@ class Found:
     told: bool = False
     asked: np.ndarray | None = None
     longest_prompt: int = 0
+    boundary: str = ""
 
 
 @dataclass(frozen=True)

@@ -184,3 +184,8 @@ def _of_checkpoint(stage: Stage, folder: str, checkpoint: int | None) -> tuple[s
     """Where what is found of a policy stands, and which checkpoint of its training it is, if it is of one."""
     place = stage.path.split("/", 1)[1].replace("/policies/", f"/{folder}/")
     return (place, {}) if checkpoint is None else (f"{place}/{checkpoint}", {"checkpoint": checkpoint})
+
+
+def planner_for(loaded: Loaded) -> Planner:
+    """A planner under the recipe's seed, and on the device that the command line named."""
+    return Planner(loaded.recipe.seed, loaded.overrides.get("device"))

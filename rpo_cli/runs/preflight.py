@@ -10,31 +10,20 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rpo_cli import devices
-from rpo_cli.artifacts import (
-    External,
-    Stage,
-    Workspace,
-    below_adapters,
-    need_answer,
-    positions_of,
-    read_json,
-    wandb_mode,
-)
+from rpo_cli.artifacts import External, Stage, Workspace, need_answer, positions_of, wandb_mode
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import RecipeError, schema, suggest
 from rpo_cli.recipes.draft import stands
 from rpo_cli.recipes.hints import ELSEWHERE
 from rpo_cli.runs import local_models as models
-from rpo_cli.runs.room import each_weight
 from rpo_cli.runs.todo import Todo
-from rpo_cli.text import first_line, size
+from rpo_cli.text import first_line
 
 # What Trainer imports for an optimiser, by its name; those without any ask for arguments that recipes lack.
 OPTIMISERS = (
@@ -54,8 +43,6 @@ NAMED = {
     ("evaluate", "oracle"): "oracle",
     ("evaluate", "policy"): "baseline",
 }
-
-
 # The input of a stage that it samples from.
 SAMPLES = {"evaluate": "policy", "samples": "model", "pairs": "model"}
 # The inputs of a stage that are reward models.
@@ -142,38 +129,6 @@ def absent(stages: Sequence[Stage]) -> list[str]:
     read = (node for stage in stages for node in stage.inputs.values() if isinstance(node, External))
     missing = {node.reference for node in read if node.use == "model" and models.folder_of(node) is None}
     return [f"HF_HUB_OFFLINE is set, and the hub's cache lacks {name}" for name in sorted(missing)]
-
-
-def room(stages: Sequence[Stage], root: Path, jobs: int) -> list[str]:
-    """Where disk or memory may not do for what these stages train, so many of them at a time: a line each.
-
-    In float32: 4 bytes a weight saved, 12 in a checkpoint, of which two are kept; 16 while it trains,
-    gradients and Adam's moments included, 4 under an adapter. Activations come on top.
-    """
-    trained = [stage for stage in stages if schema.KINDS[stage.kind].trains]
-    bases = [models.base_of(stage) for stage in trained]
-    weights = {id(base): models.parameters_of(base) for base in {id(base): base for base in bases}.values()}
-    saved, checkpoints, memory, with_auto = 0, [0], [0], [0]
-    for stage, base in zip(trained, bases, strict=True):
-        if isinstance(recipe := stage.recipe, schema.TrainingRecipe):
-            count = weights[id(base)]
-            saved += 4 * count
-            checkpoints.append(24 * count if recipe.save_steps and not recipe.use_peft else 0)
-            training = each_weight(recipe) * count
-            with_auto.append(training if recipe.device in ("cpu", "auto") else 0)
-            memory.append(training if recipe.device == "cpu" else 0)
-    place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
-    left = devices.free_bytes(())[devices.HOST]
-    disk, certain, most = (sum(sorted(each)[-jobs:]) for each in (checkpoints, memory, with_auto))
-    # Which device `auto` is takes seconds to import torch for: it is asked where the answer decides.
-    auto = [stage.recipe for stage in trained if stage.recipe.device == "auto"]
-    here = most if most > left and not devices.gpus(auto) else certain
-    wanted = (("disk", saved + disk, shutil.disk_usage(place).free), ("memory", here, left))
-    return [
-        f"{what}: the models of this plan take up to {size(need)} with --jobs {jobs}, {size(free)} are free"
-        for what, need, free in wanted
-        if need > free
-    ]
 
 
 def _at(stage: Stage, *keys: str) -> str:
@@ -361,44 +316,12 @@ def _external(stage: Stage, recipe: schema.ModelSource, name: str, node: Externa
     key = _teacher(stage) if (stage.kind, name) == ("scores", "model") else "model_name_or_path"
     at = _at(stage, NAMED.get((stage.kind, name), key))
     folder, bits = models.folder_of(node), getattr(recipe, "load_in_4bit", False)
-    if folder is not None and (why := no_merge(folder, four_bits=bits)) is not None:
+    if folder is not None and (why := models.no_merge(folder, four_bits=bits)) is not None:
         yield f"{at}: {why}"
     tokens = models.tokens_of(node)
     rewards = name in REWARDS.get(stage.kind, ())
     if tokens is not None and recipe.pad_token is not None and recipe.pad_token == tokens.eos and not rewards:
         yield f"{_at(stage, 'pad_token')}: is the EOS of {tokens.folder}; leave the key out"
     label = getattr(recipe, "reward_label", None)
-    if rewards and (why := no_reward(node, label, "reward_label:")) is not None:
+    if rewards and (why := models.no_reward(node, label, "reward_label:")) is not None:
         yield f"{at if label is None else _at(stage, 'reward_label')}: {why}"
-
-
-def no_merge(folder: Path, *, four_bits: bool = False) -> str | None:
-    """Why the adapters of a model's folder cannot be merged into what is below them; None: they can."""
-    try:
-        if below_adapters(folder) == folder:
-            return None
-    except BadInput as error:
-        return str(error)
-    if not _installed("peft"):
-        return f"{folder} is an adapter, which needs the extra `lora`: pip install 'rpo-cli[lora]'"
-    into = "cannot be merged into 4 bits; set load_in_4bit: false"
-    return f"{folder} is an adapter, and {into}" if four_bits else None
-
-
-def no_reward(node: External, label: str | None, key: str) -> str | None:
-    """Why a model gives no reward, as far as its config says; `key` names the label. None: it gives one."""
-    folder = models.folder_of(node)
-    if folder is None or (config := read_json(folder / "config.json")) is None:
-        return None
-    made, labels = str((config.get("architectures") or [""])[0]), models.labels_of(config)
-    if made and "SequenceClassification" not in made:
-        code = ", and code of its own (trust_remote_code) is not run" if config.get("auto_map") else ""
-        return f"{node.reference} is a {made}, no reward model{code}"
-    if len(labels) == 1 or label in labels:
-        return None
-    has = (
-        f"has no label {label!r}"
-        if label is not None
-        else f"has {len(labels)} labels; a reward model has one"
-    )
-    return f"{node.reference} {has}; {key} says which is the reward: {', '.join(labels)}"

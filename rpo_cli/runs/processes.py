@@ -183,6 +183,17 @@ def spread(recipe: TrainingRecipe, cores: int) -> tuple[int, int]:
     return rows * slots, pieces
 
 
+def cut_of(recipe: TrainingRecipe, launch: Launch | None) -> str:
+    """How the batch of an optimiser step is cut, in words."""
+    count = 1 if launch is None else launch.processes
+    if launch is not None and launch.strategy == "XLA":
+        rows, pieces = spread(recipe, count)
+        return f"{rows * pieces} = {rows} rows over {count} cores x {pieces} accumulated"
+    rows, pieces = share(recipe, count)
+    started = f"{count} process{'' if count == 1 else 'es'}"
+    return f"{rows * pieces * count} = {rows} rows x {pieces} accumulated x {started}"
+
+
 def follows(job: Job[Recipe]) -> bool:
     """Whether this is a further host of a pod, which trains the job's artifact with the first one."""
     on_xla = job.launch is not None and job.launch.strategy == "XLA"

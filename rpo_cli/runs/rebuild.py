@@ -15,7 +15,8 @@ from rpo_cli.artifacts.snapshots import commits, lock_file, remember
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import RECIPES, load
 from rpo_cli.runs.export import WEIGHTS
-from rpo_cli.runs.session import Session, planner_for
+from rpo_cli.runs.planner import planner_for
+from rpo_cli.runs.session import Session
 
 NEEDED = ("target", "inputs", "hub", "versions")
 

@@ -51,7 +51,7 @@ def _of(stage: Stage, times: Times, count: int | None) -> Resources:
     recipe, gpus = stage.recipe, int(_on_gpu(stage))
     seconds = times.get((stage.kind, stage.source.stem))
     minutes = recipe.expected_seconds if seconds is None else seconds
-    # As `preflight.room` counts: gradients and Adam's moments with the weights, two checkpoints beside them.
+    # As `room.tight` counts: gradients and Adam's moments with the weights, two checkpoints beside them.
     in_memory, on_disk, most = 4, 0, 1
     if isinstance(recipe, TrainingRecipe) and KINDS[stage.kind].trains:
         in_memory = 4 if gpus else each_weight(recipe)

@@ -1,7 +1,8 @@
-"""Whether there is memory for one more worker: what stages need, as measured, or as they are expected to."""
+"""Whether there is room: for a plan on a disk and in memory, for one more worker beside the others."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from rpo_cli import devices
 from rpo_cli.artifacts import External, Stage, Workspace
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe
+from rpo_cli.runs import local_models as models
+from rpo_cli.text import size
 
 LIBRARIES = 1_000_000_000  # bytes of a process that has imported torch, transformers and TRL
 Held = Iterable[tuple[Stage, str]]  # stages in memory, each with the GPU that it is on, or ""
@@ -20,6 +23,38 @@ def each_weight(recipe: Recipe) -> int:
     """Bytes in float32 of a weight that a stage trains, its gradient and Adam's two moments; of an adapter's
     frozen base the weight alone."""
     return 16 if isinstance(recipe, TrainingRecipe) and not recipe.use_peft else 4
+
+
+def tight(stages: Sequence[Stage], root: Path, jobs: int) -> list[str]:
+    """Where disk or memory may not do for what these stages train, so many of them at a time: a line each.
+
+    In float32: 4 bytes a weight saved, 12 in a checkpoint, of which two are kept; 16 while it trains,
+    gradients and Adam's moments included, 4 under an adapter. Activations come on top.
+    """
+    trained = [stage for stage in stages if KINDS[stage.kind].trains]
+    bases = [models.base_of(stage) for stage in trained]
+    weights = {id(base): models.parameters_of(base) for base in {id(base): base for base in bases}.values()}
+    saved, checkpoints, memory, with_auto = 0, [0], [0], [0]
+    for stage, base in zip(trained, bases, strict=True):
+        if isinstance(recipe := stage.recipe, TrainingRecipe):
+            count = weights[id(base)]
+            saved += 4 * count
+            checkpoints.append(24 * count if recipe.save_steps and not recipe.use_peft else 0)
+            training = each_weight(recipe) * count
+            with_auto.append(training if recipe.device in ("cpu", "auto") else 0)
+            memory.append(training if recipe.device == "cpu" else 0)
+    place = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
+    left = devices.free_bytes(())[devices.HOST]
+    disk, certain, most = (sum(sorted(each)[-jobs:]) for each in (checkpoints, memory, with_auto))
+    # Which device `auto` is takes seconds to import torch for: it is asked where the answer decides.
+    auto = [stage.recipe for stage in trained if stage.recipe.device == "auto"]
+    here = most if most > left and not devices.gpus(auto) else certain
+    wanted = (("disk", saved + disk, shutil.disk_usage(place).free), ("memory", here, left))
+    return [
+        f"{what}: the models of this plan take up to {size(need)} with --jobs {jobs}, {size(free)} are free"
+        for what, need, free in wanted
+        if need > free
+    ]
 
 
 @dataclass

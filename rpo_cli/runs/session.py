@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +17,21 @@ from rich.table import Table
 from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, told_where, walk
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
-from rpo_cli.runs import preflight, processes, results
+from rpo_cli.runs import preflight, processes, results, room
 from rpo_cli.runs.options import Options
-from rpo_cli.runs.planner import Planner
-from rpo_cli.runs.planning.data import data_below
+from rpo_cli.runs.planning.data import suite_rhos
 from rpo_cli.runs.pool import execute
 from rpo_cli.runs.question import Question
-from rpo_cli.runs.todo import Todo, as_json, what_to_run
+from rpo_cli.runs.todo import Todo, as_json, built_on, what_to_run
 from rpo_cli.text import WIDEST, clock
 
 MANY = 25
+
+
+def stdout() -> Console:
+    """The console of results: as wide as the terminal, or without one so wide that nothing is folded."""
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(width=WIDEST, emoji=False)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Session(Options):
     """The options every command shares, and the consoles: stdout is data, stderr is talk."""
 
     err: Console = field(default_factory=lambda: Console(stderr=True, emoji=False))
-    out: Console = field(default_factory=lambda: stdout())
+    out: Console = field(default_factory=stdout)
 
     @property
     def at(self) -> str:
@@ -151,7 +154,7 @@ class Session(Options):
         self.announce(todo, walk(targets), workspace)
         processes.check((item.stage for item in todo), launch)
         if targets and isinstance(recipe := targets[0].recipe, schema.TrainingRecipe):
-            self.say(f"effective batch: {cut_of(recipe, launch)}, {recipe.duration}")
+            self.say(f"effective batch: {processes.cut_of(recipe, launch)}, {recipe.duration}")
         if self.dry_run:
             self.show_plan(todo, workspace, question)
             return set()
@@ -218,7 +221,7 @@ class Session(Options):
         if found := preflight.problems(planned):
             raise RecipeError(found)
         notes = preflight.notes(stages) + preflight.tracking(self.tracks(stages)) + preflight.absent(planned)
-        for line in notes + preflight.room(planned, workspace.root, self.jobs):
+        for line in notes + room.tight(planned, workspace.root, self.jobs):
             self.say(f"note: {line}")
         for line in preflight.unready(planned, workspace) if self.dry_run else ():
             self.say(f"warning: {line}")
@@ -236,7 +239,7 @@ class Session(Options):
                 self.say(f"  {line}")
             if len(todo) > MANY:
                 self.say(f"  ... and {len(todo) - MANY} more")
-        if stale := _built_on(todo, workspace):
+        if stale := built_on(todo, workspace):
             self.say(
                 f"note: replaces finished artifacts on which {stale} others in {workspace.root} were built, "
                 "which become stale; --workspace keeps trials apart"
@@ -271,7 +274,9 @@ class Session(Options):
         self.err.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def print_json(self, value: object) -> None:
-        print(json.dumps(_without_nan(value), indent=2, sort_keys=True, allow_nan=False))
+        """As JSON, where what is no number, as a correlation of constants, is null."""
+        plain = json.loads(json.dumps(value), parse_constant=lambda name: None)
+        print(json.dumps(plain, indent=2, sort_keys=True))
 
     def result(self, workspace: Workspace, targets: Sequence[Stage], next_command: str | None = None) -> None:
         """Last lines: metrics, paths, the next command."""
@@ -296,67 +301,3 @@ class Session(Options):
                 self.say(f"warning: {path}: {line}")
         if next_command:
             self.say(f"next: {next_command}{self.given}")
-
-
-def _without_nan(value: object) -> object:
-    """A value as JSON may hold it: what is no number, as a correlation of constants, as null."""
-    if isinstance(value, Mapping):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
-    """How many finished artifacts outside the plan rest on finished ones that it replaces by others."""
-    planned = {item.stage.path for item in todo}
-    stale = {
-        found["key"]
-        for item in todo
-        if (found := workspace.manifest(item.stage.path)) and found["key"] != item.stage.key
-    }
-    if not stale:
-        return 0
-    others = {
-        path: found for path, found in workspace.artifacts() if found is not None and path not in planned
-    }
-    reached: set[str] = set()
-    while True:
-        further = {
-            path for path, manifest in others.items() if stale & set(manifest["inputs"].values())
-        } - reached
-        if not further:
-            return len(reached)
-        reached |= further
-        stale |= {others[path]["key"] for path in further}
-
-
-def stdout() -> Console:
-    """The console of results: as wide as the terminal, or without one so wide that nothing is folded."""
-    console = Console(emoji=False)
-    return console if console.is_terminal else Console(width=WIDEST, emoji=False)
-
-
-def cut_of(recipe: schema.TrainingRecipe, launch: Launch | None) -> str:
-    """How the batch of an optimiser step is cut, in words."""
-    count = 1 if launch is None else launch.processes
-    if launch is not None and launch.strategy == "XLA":
-        rows, pieces = processes.spread(recipe, count)
-        return f"{rows * pieces} = {rows} rows over {count} cores x {pieces} accumulated"
-    rows, pieces = processes.share(recipe, count)
-    started = f"{count} process{'' if count == 1 else 'es'}"
-    return f"{rows * pieces * count} = {rows} rows x {pieces} accumulated x {started}"
-
-
-def suite_rhos(loaded: Loaded) -> list[float | None]:
-    """What `--rho all` means: the list in the suite's splits recipe."""
-    for each in chain([loaded], data_below(loaded)):
-        if isinstance(recipe := each.recipe, schema.SplitsRecipe):
-            # Without num_pairs nothing can be resampled: all there is are the pairs as they are.
-            return [None] if recipe.num_pairs is None else list(recipe.rhos)
-    return [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
-
-
-def planner_for(loaded: Loaded) -> Planner:
-    """A planner under the recipe's seed, and on the device that the command line named."""
-    return Planner(loaded.recipe.seed, loaded.overrides.get("device"))

@@ -97,6 +97,30 @@ def width(todo: Sequence[Todo]) -> int:
     return most
 
 
+def built_on(todo: Sequence[Todo], workspace: Workspace) -> int:
+    """How many finished artifacts outside the plan rest on finished ones that it replaces by others."""
+    planned = {item.stage.path for item in todo}
+    stale = {
+        found["key"]
+        for item in todo
+        if (found := workspace.manifest(item.stage.path)) and found["key"] != item.stage.key
+    }
+    if not stale:
+        return 0
+    others = {
+        path: found for path, found in workspace.artifacts() if found is not None and path not in planned
+    }
+    reached: set[str] = set()
+    while True:
+        further = {
+            path for path, manifest in others.items() if stale & set(manifest["inputs"].values())
+        } - reached
+        if not further:
+            return len(reached)
+        reached |= further
+        stale |= {others[path]["key"] for path in further}
+
+
 class ReadyQueue:
     """Stages in the order in which they are taken: those whose inputs are there, in the order of the plan.
 

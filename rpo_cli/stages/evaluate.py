@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,21 +12,10 @@ from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report, write_json
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
-from rpo_cli.models import (
-    TokenRow,
-    Tokens,
-    load_causal,
-    load_tokenizer,
-    logps,
-    pad_id,
-    rewards,
-    sample,
-    sample_vllm,
-    stops_in,
-    stops_of,
-)
+from rpo_cli.models import Sampling, TokenRow, Tokens, logps, rewards, sample, sample_vllm, stops_in, stops_of
 from rpo_cli.recipes.schema import EvaluateRecipe, seed_of
 from rpo_cli.stages.data.rows import row_id, rows_of
+from rpo_cli.stages.inputs import causal_of, tokenizer_of
 from rpo_cli.stages.reading import Conversation, Reading, reading_of
 from rpo_cli.statistics import summarise
 
@@ -43,7 +31,7 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, float]:
     each = listed.one_each()
     # Named by content: seeds whose prompts differ must not look as if they shared them.
     texts = {row_id(prompt): prompt for prompt in each.texts("prompt")}
-    tokenizer = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
+    tokenizer = tokenizer_of(job, "policy")
     oracle, talks = None, dict[str, Conversation]()
     if "oracle" in job.inputs:
         source, revision = job.inputs["oracle"], job.revisions.get("oracle")
@@ -61,7 +49,7 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, float]:
         read = oracle.rows(names, answered, ("response",), what, report.warn, to_come=more)
         readable = {row.id for row in read}
         rows = [row for row in rows if row.id in readable]
-    samples = draw(job, recipe, tokenizer, rows, oracle, talks, report)
+    samples = draw(job, tokenizer, rows, oracle, talks, report)
     samples["prompt"] = samples["prompt_id"].map(texts)
     samples.to_parquet(job.directory / SAMPLES, index=False)
     shown = [name for name in ("prompt", "response", "tokens", "finished", "reward") if name in samples]
@@ -74,12 +62,6 @@ def run(job: Job[EvaluateRecipe], report: Report) -> dict[str, float]:
     return metrics
 
 
-def _loaded(
-    job: Job[EvaluateRecipe], name: str, tokenizer: PreTrainedTokenizerBase, device: Device
-) -> PreTrainedModel:
-    return load_causal(job.inputs[name], job.recipe, device, tokenizer, job.revisions.get(name))
-
-
 def _sampled(
     job: Job[EvaluateRecipe],
     tokenizer: PreTrainedTokenizerBase,
@@ -89,27 +71,20 @@ def _sampled(
 ) -> tuple[PreTrainedModel, list[list[int]]]:
     """The policy, and its answer to each prompt, by the sampler that the recipe names."""
     recipe = job.recipe
-    settings: dict[str, Any] = {
-        "temperature": recipe.temperature,
-        "top_p": recipe.top_p,
-        "max_new_tokens": recipe.max_new_tokens,
-        "batch_size": recipe.per_device_eval_batch_size,
-        "seed": seed_of(recipe, "sampling"),
-        "on_batch": on_batch,
-    }
+    size, seed = recipe.per_device_eval_batch_size, seed_of(recipe, "sampling")
+    how = Sampling(recipe.temperature, recipe.top_p, recipe.max_new_tokens, size, seed)
     if recipe.sampler == "transformers":
-        policy = _loaded(job, "policy", tokenizer, device)
-        return policy, sample(policy, tokenizer, prompts, **settings)
+        policy = causal_of(job, "policy", tokenizer, device)
+        return policy, sample(policy, tokenizer, prompts, how, on_batch)
     # First and alone: vLLM takes the GPU for itself.
     source, revision = job.inputs["policy"], job.revisions.get("policy")
-    settings |= {"stops": stops_in(source, revision, tokenizer), "revision": revision}
-    answers = sample_vllm.sample(source, tokenizer, prompts, dtype=device.dtype_name, **settings)
-    return _loaded(job, "policy", tokenizer, device), answers
+    stops, dtype = stops_in(source, revision, tokenizer), device.dtype_name
+    answers = sample_vllm.sample(source, prompts, how, stops, on_batch, revision=revision, dtype=dtype)
+    return causal_of(job, "policy", tokenizer, device), answers
 
 
 def draw(
     job: Job[EvaluateRecipe],
-    recipe: EvaluateRecipe,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[TokenRow],
     oracle: Reading | None,
@@ -120,18 +95,17 @@ def draw(
 
     talks: the prompts by name, as the oracle reads them.
     """
-    device = devices.choose(recipe)
+    recipe, device = job.recipe, devices.choose(job.recipe)
     prompts = [row.prompt_ids for row in rows for _ in range(recipe.num_samples)]
     total, size = (3 if "oracle" in job.inputs else 2) * len(prompts), recipe.per_device_eval_batch_size
     policy, answers = _sampled(job, tokenizer, prompts, device, lambda n: report(n, total))
     stops = stops_of(policy.generation_config, tokenizer)
-    pad = pad_id(tokenizer)
-    logp = logps(policy, prompts, answers, pad, size, lambda n: report(len(prompts) + n, total))
+    logp = logps(policy, prompts, answers, size, lambda n: report(len(prompts) + n, total))
     ref_logp = logp
     if job.inputs["reference"] != job.inputs["policy"]:
         del policy
-        reference = _loaded(job, "reference", tokenizer, device)
-        ref_logp = logps(reference, prompts, answers, pad, size)
+        reference = causal_of(job, "reference", tokenizer, device)
+        ref_logp = logps(reference, prompts, answers, size)
         del reference
     names = [row.id for row in rows for _ in range(recipe.num_samples)]
     responses = tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -146,8 +120,7 @@ def draw(
                 raise BadInput(
                     f"{job.path}: a sample has {longest} of its tokens, {reads}; lower max_new_tokens"
                 )
-        pad = pad_id(oracle.tokenizer)
-        scores = rewards(oracle.model, whole, pad, size, lambda n: report(2 * len(prompts) + n, total))
+        scores = rewards(oracle.model, whole, size, lambda n: report(2 * len(prompts) + n, total))
         scored = {"reward": scores.astype(np.float64)}
     return pd.DataFrame(
         {

@@ -23,10 +23,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rpo_cli import devices
 from rpo_cli.artifacts import hash_of, hash_path, read_json, write_json
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Row, encode, load_causal, load_tokenizer, pad_id, pair_rewards, room, sample
+from rpo_cli.models import Row, Sampling, encode, load_causal, load_tokenizer, pair_rewards, room, sample
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.recipes.whole import whole
 from rpo_cli.stages.data.ledger import Ledger
+from rpo_cli.stages.data.rows import GIVEN
 from rpo_cli.stages.data.sources.base import columns_in
 from rpo_cli.stages.data.sources.hh import HUMAN, messages
 from rpo_cli.stages.data.sources.implicit import cut
@@ -39,7 +40,7 @@ from rpo_cli.stages.data.sources.preference import (
     with_context,
 )
 from rpo_cli.stages.data.sources.records import form_of, records
-from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated, given_to_template
+from rpo_cli.stages.data.sources.templated import Templated, given_to_template
 from rpo_cli.stages.data.sources.turns import AS_TEXT, Message, Part, TemplateRefuses, is_told_as_text, part
 from rpo_cli.stages.reading import Reading, row_of
 
@@ -243,7 +244,7 @@ class Scorer:
         for prompt, response in exchanges(place, row, form):
             if self.reading.tokenizer.chat_template is None and not isinstance(prompt, str):
                 self.reading.text({"prompt": prompt}, response)
-            if not self.reading.own and any(row.get(name) for name in (*TEMPLATE, "images")):
+            if not self.reading.own and any(row.get(name) for name in (*GIVEN, "images")):
                 with contextlib.suppress(TemplateRefuses):
                     self._templated.text(place, dict(zip(SIDES, (prompt, response), strict=True)), row)
 
@@ -253,7 +254,7 @@ class Scorer:
         tokens = self._tokens(rows, asked)
         names = FORMS[tuple(self.form)]
         found: list[list[float] | None] = [None if each is None else [] for each in tokens]
-        recipe, pad, finished = self.reading.recipe, pad_id(self.reading.tokenizer), 0
+        recipe, finished = self.reading.recipe, 0
         self.lengths.extend(max(map(len, each)) for each in tokens if each)
         # Rows with as many responses go together.
         for count in sorted({len(each) for each in tokens if each}):
@@ -261,7 +262,6 @@ class Scorer:
             values = pair_rewards(
                 self.reading.model,
                 [row_of(str(place), tokens[place] or []) for place in places],
-                pad,
                 recipe.per_device_eval_batch_size,
                 _behind(finished, done, count),
             )
@@ -327,9 +327,7 @@ class Sampler:
     revision: str | None
     recipe: ScoringRecipe
     count: int
-    temperature: float
-    top_p: float
-    seed: int
+    how: Sampling
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -368,18 +366,14 @@ class Sampler:
         texts = [self.prompt(place, row) for place, row in rows]
         found = list(dict.fromkeys(text for text in texts if text is not None))
         tokens = zip(found, encode("prompt", found, self.tokenizer).to_pylist(), strict=True)
-        most = room(self.model) - self.recipe.max_new_tokens
+        most = room(self.model) - self.how.max_new_tokens
         fitting = {text: ids for text, ids in tokens if len(ids) <= most}
         answers = sample(
             self.model,
             self.tokenizer,
             [prompt for prompt in fitting.values() for _ in range(self.count)],
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_new_tokens=self.recipe.max_new_tokens,
-            batch_size=self.recipe.per_device_eval_batch_size,
-            seed=self.seed,
-            on_batch=_behind(0, done, self.count),
+            self.how,
+            _behind(0, done, self.count),
         )
         decoded = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         of = {text: decoded[i * self.count : (i + 1) * self.count] for i, text in enumerate(fitting)}

@@ -6,9 +6,10 @@ import numpy as np
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import load_causal, load_tokenizer, pad_id, pair_logps
+from rpo_cli.models import pair_logps
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, digest, row_id, rows_of, write_columns
+from rpo_cli.stages.inputs import causal_of, tokenizer_of
 from rpo_cli.stages.reference import reference_logps
 
 HALVES = ("validation", "test")
@@ -35,15 +36,13 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, float]:
     rewards/margins. Metrics are of all pairs, and of the halves of `half_of`; of all where a half is empty.
     """
     recipe: ScoringRecipe = job.recipe
-    tokenizer = load_tokenizer(job.inputs["policy"], recipe)
+    tokenizer = tokenizer_of(job, "policy")
     pairs = rows_of(job, "held_out")
     rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     prompt_of = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
-    policy = load_causal(job.inputs["policy"], recipe, devices.choose(recipe), tokenizer)
+    policy = causal_of(job, "policy", tokenizer, devices.choose(recipe))
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
-    ours = pair_logps(
-        policy, rows, pad_id(tokenizer), size, lambda n: report(n, 2 * len(rows)), shared=shared
-    )
+    ours = pair_logps(policy, rows, size, lambda n: report(n, 2 * len(rows)), shared=shared)
     theirs = reference_logps(job.inputs["reference"])
     h = ours.astype(np.float64) - np.array([theirs[row.id] for row in rows], dtype=np.float64)
     prompts = [prompt_of[row.id] for row in rows]

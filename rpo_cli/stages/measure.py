@@ -18,12 +18,10 @@ from rpo_cli.models import (
     Tokens,
     by_length,
     layout_for,
-    load_causal,
-    load_tokenizer,
     logps,
     logps_of,
     make_batch,
-    pad_id,
+    pad_of,
     predicts,
     response_logits,
     response_logps,
@@ -33,6 +31,7 @@ from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.kl import kl_full, kl_sample
 from rpo_cli.recipes.schema import ESTIMATORS, ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, row_id, rows_of, write_columns
+from rpo_cli.stages.inputs import causal_of, tokenizer_of
 from rpo_cli.stages.samples import samples_by_prompt
 
 TIMED_ROWS, REPEATS = 16, 15
@@ -48,7 +47,7 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
     """
     recipe: ScoringRecipe = job.recipe
     device = devices.choose(recipe)
-    tokenizer = load_tokenizer(job.inputs["policy"], recipe)
+    tokenizer = tokenizer_of(job, "policy")
     pairs = rows_of(job, "train")
     rows = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     prompt_of = dict(zip(pairs.ids, pairs.texts("prompt"), strict=True))
@@ -59,25 +58,25 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
         "rejected": [row.responses[1] for row in rows],
         "sample": [samples[prompt_of[row.id]][0][0] for row in rows],
     }
-    policy = load_causal(job.inputs["policy"], recipe, device, tokenizer)
-    reference = load_causal(job.inputs["model"], recipe, device, tokenizer, job.revisions.get("model"))
-    pad, size, total = pad_id(tokenizer), recipe.per_device_eval_batch_size, 8 * len(rows)
+    policy = causal_of(job, "policy", tokenizer, device)
+    reference = causal_of(job, "model", tokenizer, device)
+    size, total = recipe.per_device_eval_batch_size, 8 * len(rows)
     h: dict[str, np.ndarray] = {}
 
     def told(readings: int) -> Callable[[int], None]:
         return lambda done: report(readings * len(rows) + done, total)
 
     for number, (name, answers) in enumerate(groups.items()):
-        ours = logps(policy, prompts, answers, pad, size, told(2 * number))
-        theirs = logps(reference, prompts, answers, pad, size, told(2 * number + 1))
+        ours = logps(policy, prompts, answers, size, told(2 * number))
+        theirs = logps(reference, prompts, answers, size, told(2 * number + 1))
         h[name] = ours.astype(np.float64) - theirs
-    full = exact(policy, reference, prompts, groups["sample"], pad, size)
+    full = exact(policy, reference, prompts, groups["sample"], size)
     data = -(h["chosen"] + h["rejected"]) / 2
     measured = {"h_chosen": h["chosen"], "h_rejected": h["rejected"]}
     measured |= {"kl_full": full, "kl_sample": -h["sample"], "kl_data": data}
     names = [row_id(prompt_of[row.id]) for row in rows]
     write_columns({"prompt_id": names, **measured}, job.directory / "pairs.parquet")
-    seconds = step_seconds(policy, reference, prompts, groups, pad)
+    seconds = step_seconds(policy, reference, prompts, groups)
     costs = {f"milliseconds/{name}": 1000 * taken for name, taken in seconds.items()}
     report(total, total)
     counts = {"rows": len(rows), "dropped": len(pairs) - len(rows)}
@@ -90,15 +89,14 @@ def exact(
     reference: PreTrainedModel,
     prompts: Sequence[Tokens],
     samples: Sequence[Tokens],
-    pad: int,
     size: int,
 ) -> np.ndarray:
     """kl_full along each sample: float64 [n], nats."""
     result = np.empty(len(samples))
     groups = [[answer] for answer in samples]
-    layout = layout_for(policy, response_logps, prompts, groups, pad, shared=False)
+    layout = layout_for(policy, response_logps, prompts, groups, shared=False)
     for rows in by_length([len(p) + len(s) for p, s in zip(prompts, samples, strict=True)], size):
-        batch = make_batch([prompts[i] for i in rows], [groups[i] for i in rows], pad, layout)
+        batch = make_batch([prompts[i] for i in rows], [groups[i] for i in rows], pad_of(policy), layout)
         batch = to_device(batch, policy.device)
         kl = kl_full(response_logits(policy, batch), response_logits(reference, batch), predicts(batch, 1))
         result[rows] = kl.cpu().numpy()
@@ -110,14 +108,13 @@ def step_seconds(
     reference: PreTrainedModel,
     prompts: Sequence[Tokens],
     groups: dict[str, list[Tokens]],
-    pad: int,
 ) -> dict[str, float]:
     """Median seconds of a step of DPO + KL by each estimator, on the same 16 pairs, taking turns."""
     size = min(TIMED_ROWS, len(prompts))
 
     def rows(*names: str) -> Batch:
         answers = [[groups[name][i] for name in names] for i in range(size)]
-        return to_device(make_batch(prompts[:size], answers, pad, "shared"), policy.device)
+        return to_device(make_batch(prompts[:size], answers, pad_of(policy), "shared"), policy.device)
 
     def step(estimator: str) -> None:
         batch = pairs if estimator == "data" else with_samples

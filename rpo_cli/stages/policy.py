@@ -21,9 +21,7 @@ from rpo_cli.models import (
     Row,
     four_bits,
     load_causal,
-    load_tokenizer,
     logps_of,
-    pad_id,
     predicts,
     response_lengths,
     response_logits,
@@ -33,6 +31,7 @@ from rpo_cli.objectives import Pair
 from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
 from rpo_cli.objectives.members import MemberChoice
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
+from rpo_cli.stages.inputs import causal_of, tokenizer_of
 from rpo_cli.stages.training.arguments import lora_of, prepare, start_from, steps_over
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.monitor import Monitor, ended, monitor_of, over_optimised
@@ -214,12 +213,11 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     recipe: PolicyRecipe = job.recipe
     device = devices.choose(recipe)
     seed = seed_of(recipe, "policy")
-    source, revision = job.inputs["model"], job.revisions.get("model")
-    tokenizer = load_tokenizer(source, recipe, revision)
-    teachers = calibrated_margins(job, recipe)
+    tokenizer = tokenizer_of(job, "model")
+    teachers = calibrated_margins(job)
     if (far := teachers.far(recipe.beta)) is not None:
         report.warn(far)
-    turns, pairs_left = policy_rows(job, recipe, tokenizer, teachers, report)
+    turns, pairs_left = policy_rows(job, tokenizer, teachers, report)
     rows, every = turns[0], [row for rows in turns for row in rows]
     steps = steps_over(len(rows), recipe, job.path)
     if recipe.selects and recipe.checkpoints > steps:
@@ -228,8 +226,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     model, whole_base = start_from(load_causal, job, tokenizer, device, seed)
     kl_reference = None
     if recipe.needs_reference:
-        bits = four_bits(recipe, device)
-        kl_reference = load_causal(source, recipe, device, tokenizer, revision, bits=bits)
+        kl_reference = causal_of(job, "model", tokenizer, device, four_bits(recipe, device))
     config = config_of(
         DPOConfig,
         job,
@@ -240,8 +237,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         precompute_ref_log_probs=True,
         disable_dropout=False,
     )
-    pad, shared = pad_id(tokenizer), recipe.shared_prompts
-    prepared = prepare(model, every, recipe, device, pad, response_logps, shared=shared)
+    prepared = prepare(model, every, recipe, device, response_logps, shared=recipe.shared_prompts)
     trainer = PolicyTrainer(
         recipe,
         members,
@@ -261,7 +257,7 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
         trainer.add_callback(
             Keeper(trainer, kept, lambda model, at: write_model(model, trainer, tokenizer, at, whole_base))
         )
-    metrics = trained(trainer, report, monitor_of(trainer, tokenizer, job, recipe, report))
+    metrics = trained(trainer, report, monitor_of(trainer, tokenizer, job, report))
     if kept:
         drop_checkpoints(trainer, job.directory)
         metrics |= {f"kept/{number}": step for number, step in enumerate(kept, 1)}

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import remove_none_values
 
 from rpo_cli import devices
@@ -202,21 +202,21 @@ class Reading:
             return None
 
     @cached_property
+    def _config(self) -> PretrainedConfig | None:
+        try:
+            return config_at(below_adapters(self.source), self.revision)
+        except (OSError, ValueError):  # an adapter on the hub has none
+            return None
+
+    @property
     def most(self) -> int:
         """How many tokens a row may have: as many as the model has positions, as far as its config says."""
-        try:
-            config = config_at(below_adapters(self.source), self.revision)
-        except (OSError, ValueError):  # an adapter on the hub has none
-            return UNLIMITED
-        return positions_of(config) or UNLIMITED
+        return (self._config and positions_of(self._config)) or UNLIMITED
 
-    @cached_property
+    @property
     def trained_to(self) -> int:
         """How many tokens rows of its training had at most, as far as its config says."""
-        try:
-            config = config_at(below_adapters(self.source), self.revision).get_text_config()
-        except (OSError, ValueError):
-            return UNLIMITED
+        config = self._config and self._config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or UNLIMITED
 
     def beyond(self, lengths: Sequence[int]) -> str | None:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import pad_id, pair_rewards
+from rpo_cli.models import pair_rewards
 from rpo_cli.recipes.schema import RelabelRecipe, seed_of
 from rpo_cli.stages.data.rows import rows_of, write_columns
 from rpo_cli.stages.reading import read_pairs, reading_of
@@ -22,7 +22,7 @@ def run(job: Job[RelabelRecipe], report: Report) -> dict[str, object]:
     rows = read_pairs(reading, human, job.path, report.warn, recipe.max_length)
     size, shared = recipe.per_device_eval_batch_size, recipe.shared_prompts
     on_batch = partial(report, of=2 * len(rows))
-    scores = pair_rewards(reading.model, rows, pad_id(reading.tokenizer), size, on_batch, shared=shared)
+    scores = pair_rewards(reading.model, rows, size, on_batch, shared=shared)
     margins = (scores[:, 0] - scores[:, 1]).astype(np.float64)
     if recipe.labels == "sample":
         draws = np.random.default_rng([seed_of(recipe, "data"), 20]).random(len(rows))

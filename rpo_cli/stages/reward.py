@@ -13,20 +13,13 @@ from trl import RewardConfig, RewardTrainer
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.models import (
-    PairCollator,
-    TokenRow,
-    load_reward,
-    load_tokenizer,
-    pad_id,
-    pair_rewards,
-    response_rewards,
-)
+from rpo_cli.models import PairCollator, TokenRow, load_reward, pair_rewards, response_rewards
 from rpo_cli.recipes.schema import RewardRecipe, seed_of
 from rpo_cli.recipes.schema.base import LAST_SEED
 from rpo_cli.recipes.schema.training import REQUIRED, Measured
 from rpo_cli.stages.data.rows import PAIR, Rows, rows_of
 from rpo_cli.stages.diagnosis import short_form
+from rpo_cli.stages.inputs import tokenizer_of
 from rpo_cli.stages.splits import LENGTH_MARGIN, bias_trained_on, folds_of, preference_of_length
 from rpo_cli.stages.training.arguments import lora_of, prepare, start_from, steps_over
 from rpo_cli.stages.training.loop import train
@@ -54,9 +47,7 @@ class LeanRewardTrainer(LeanTrainer, RewardTrainer):
         self.model.eval()
         with self.compute_loss_context_manager():
             size, shared = self.args.per_device_eval_batch_size, self.data_collator.layout == "shared"
-            scores = pair_rewards(
-                self.model, self.held_out, pad_id(self.processing_class), size, shared=shared
-            )
+            scores = pair_rewards(self.model, self.held_out, size, shared=shared)
         loss = np.logaddexp(0, -(scores[:, 0] - scores[:, 1]).astype(np.float64)).mean()
         mean = self.batch_mean(torch.tensor(loss, dtype=torch.float32, device=self.args.device))
         metrics = {"eval_loss": mean.item()}  # the same in every process, hence the same best step
@@ -191,7 +182,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     recipe: RewardRecipe = job.recipe
     device = devices.choose(recipe)
     seed = (seed_of(recipe, "rm") + SEEDS_APART * job.options.get("seed", 0)) % (LAST_SEED + 1)
-    tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"), own_pad=True)
+    tokenizer = tokenizer_of(job, "model", own_pad=True)
     pairs, held_out_pairs = training_rows(job)
 
     def tokens_of(pairs: Rows, name: str = "") -> list[TokenRow]:
@@ -209,8 +200,8 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
         raise BadInput(f"{job.path}: stopping: early needs held-out pairs (pairs_validation)")
     own = early_arguments(recipe) if early else {}
     config = config_of(RewardConfig, job, device, seed, max_steps=steps, disable_dropout=False, **own)
-    pad, table, shared = pad_id(tokenizer), table_of_pairs(rows), recipe.shared_prompts
-    prepared = prepare(model, table, recipe, device, pad, response_rewards, shared=shared)
+    table, shared = table_of_pairs(rows), recipe.shared_prompts
+    prepared = prepare(model, table, recipe, device, response_rewards, shared=shared)
     trainer = LeanRewardTrainer(
         model,
         config,
@@ -228,7 +219,7 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     if held_out and (devices.rank() == 0 or devices.is_spmd()):
         assert held_out_pairs is not None
         size = recipe.per_device_eval_batch_size
-        scores = pair_rewards(device.place(trained), held_out, pad, size, shared=prepared.shared)
+        scores = pair_rewards(device.place(trained), held_out, size, shared=prepared.shared)
         if devices.rank() == 0:
             metrics |= held_out_metrics(scores, held_out, held_out_pairs)
             metrics |= shared_prompts(held_out_pairs.only(held_out), pairs.only(rows))

@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Row, Tokens, load_causal, load_tokenizer, sample, stops_of
+from rpo_cli.models import Row, Sampling, Tokens, sample, stops_of
 from rpo_cli.recipes.schema import PairsRecipe, seed_of
 from rpo_cli.stages.data.rows import GIVEN, MESSAGES, Rows, row_id, rows_of, write_rows
 from rpo_cli.stages.data.sources.turns import Part, answer, as_json
+from rpo_cli.stages.inputs import causal_of, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ def rows_from(prompts: Sequence[Prompt], contrasts: Sequence[str]) -> list[Row]:
 def run(job: Job[PairsRecipe], report: Report) -> dict[str, object]:
     """Write pairs.parquet and pairs_validation.parquet; metrics count them and what is left out."""
     recipe: PairsRecipe = job.recipe
-    source, revision = job.inputs["model"], job.revisions.get("model")
-    tokenizer = load_tokenizer(source, recipe, revision)
+    tokenizer = tokenizer_of(job, "model")
     sampler = Sampler(job, tokenizer, report) if recipe.needs_samples else None
     tables = {"pairs": recipe.table, "pairs_validation": recipe.validation_table}
     metrics: dict[str, object] = {}
@@ -95,9 +95,7 @@ class Sampler:
 
     def __init__(self, job: Job[PairsRecipe], tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
         self.recipe, self.tokenizer, self.report = job.recipe, tokenizer, report
-        device = devices.choose(self.recipe)
-        revision = job.revisions.get("model")
-        self.model = load_causal(job.inputs["model"], self.recipe, device, tokenizer, revision)
+        self.model = causal_of(job, "model", tokenizer, devices.choose(self.recipe))
         self.seed = seed_of(self.recipe, "sampling")
 
     def _report(self, before: int, total: int, now: int) -> None:
@@ -110,18 +108,12 @@ class Sampler:
         for turn, temperature in enumerate(recipe.temperatures):
             each = len(range(turn, recipe.num_samples, kinds))
             before, total = sum(map(len, drawn)), len(prompts) * recipe.num_samples
-            answers = sample(
-                self.model,
-                self.tokenizer,
-                [prompt for prompt in prompts for _ in range(each)],
-                temperature=temperature,
-                top_p=recipe.top_p,
-                max_new_tokens=recipe.max_new_tokens,
-                batch_size=recipe.per_device_eval_batch_size,
-                # Under one seed a prompt's samples at two temperatures would share their random numbers.
-                seed=int(np.random.SeedSequence([self.seed, turn]).generate_state(1)[0]),
-                on_batch=partial(self._report, before, total),
-            )
+            # Under one seed a prompt's samples at two temperatures would share their random numbers.
+            seed = int(np.random.SeedSequence([self.seed, turn]).generate_state(1)[0])
+            size, most = recipe.per_device_eval_batch_size, recipe.max_new_tokens
+            how = Sampling(temperature, recipe.top_p, most, size, seed)
+            asked = [prompt for prompt in prompts for _ in range(each)]
+            answers = sample(self.model, self.tokenizer, asked, how, partial(self._report, before, total))
             for index, own in enumerate(drawn):
                 own += answers[index * each : (index + 1) * each]
         return drawn

@@ -8,49 +8,34 @@ import pyarrow.parquet as pq
 
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import (
-    Tokens,
-    four_bits,
-    load_causal,
-    load_tokenizer,
-    logps,
-    pad_id,
-    sample,
-    stops_of,
-    views,
-)
-from rpo_cli.recipes.schema import Recipe, ScoringRecipe, seed_of
+from rpo_cli.models import Sampling, Tokens, four_bits, logps, sample, stops_of, views
+from rpo_cli.recipes.schema import PolicyRecipe, Recipe, ScoringRecipe, seed_of
 from rpo_cli.stages.data.rows import find_rows, rows_of, write_columns
 from rpo_cli.stages.data.token_cache import TokenCache
+from rpo_cli.stages.inputs import causal_of, tokenizer_of
 
 SAMPLES = "samples.parquet"
+
+
+def as_it_is(recipe: ScoringRecipe | PolicyRecipe) -> Sampling:
+    """How samples are drawn from what a model says, neither sharpened nor cut."""
+    size, seed = recipe.per_device_eval_batch_size, seed_of(recipe, "sampling")
+    return Sampling(1.0, 1.0, recipe.max_new_tokens, size, seed)
 
 
 def run_samples(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
     """Write samples.parquet: samples of pi_ref and their log-probs, by the id of a pair with the prompt."""
     recipe: ScoringRecipe = job.recipe
-    source, revision = job.inputs["model"], job.revisions.get("model")
-    tokenizer = load_tokenizer(source, recipe, revision)
+    tokenizer = tokenizer_of(job, "model")
     each = rows_of(job, "pairs").one_each()
     rows = each.tokens((), tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     device = devices.choose(recipe)
-    model = load_causal(source, recipe, device, tokenizer, revision, bits=four_bits(recipe, device))
+    model = causal_of(job, "model", tokenizer, device, four_bits(recipe, device))
     repeated = [row for row in rows for _ in range(recipe.reference_samples)]
     prompts, total = [row.prompt_ids for row in repeated], 2 * len(repeated)
     size = recipe.per_device_eval_batch_size
-    answers = sample(
-        model,
-        tokenizer,
-        prompts,
-        temperature=1.0,
-        top_p=1.0,
-        max_new_tokens=recipe.max_new_tokens,
-        batch_size=size,
-        seed=seed_of(recipe, "sampling"),
-        on_batch=lambda n: report(n, total),
-    )
-    pad = pad_id(tokenizer)
-    values = logps(model, prompts, answers, pad, size, lambda n: report(len(prompts) + n, total))
+    answers = sample(model, tokenizer, prompts, as_it_is(recipe), lambda n: report(n, total))
+    values = logps(model, prompts, answers, size, lambda n: report(len(prompts) + n, total))
     kept = pa.array(answers, pa.list_(pa.int32()))
     columns = {"id": [row.id for row in repeated], "sample_ids": kept, "ref_sample_logps": values}
     write_columns(columns, job.directory / SAMPLES)

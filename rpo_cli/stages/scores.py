@@ -7,9 +7,10 @@ from functools import partial
 import numpy as np
 
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import load_tokenizer, pad_id, pair_rewards
+from rpo_cli.models import pair_rewards
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, rows_of, write_columns
+from rpo_cli.stages.inputs import tokenizer_of
 from rpo_cli.stages.reading import read_pairs, reading_of
 
 
@@ -20,7 +21,7 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
     pairs that are no D_rho there are only those held out.
     """
     recipe: ScoringRecipe = job.recipe
-    policy = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
+    policy = tokenizer_of(job, "policy")
     drawn = (job.inputs["data"] / "held_out.parquet").is_file()
     names = {"train": "train", "held_out": "held_out"} if drawn else {"held_out": "pairs_validation"}
     tables = {table: rows_of(job, source) for table, source in names.items()}
@@ -39,8 +40,8 @@ def run_scores(job: Job[ScoringRecipe], report: Report) -> dict[str, object]:
                 rows = read_pairs(reading, pairs.only(rows), job.path, report.warn)
             else:
                 rows = reading.rows_to_reward(rows)
-            on_batch, pad = partial(report, of=2 * len(rows)), pad_id(reading.tokenizer)
-            values = pair_rewards(reading.model, rows, pad, size, on_batch, shared=shared)
+            on_batch = partial(report, of=2 * len(rows))
+            values = pair_rewards(reading.model, rows, size, on_batch, shared=shared)
         columns = {"id": [row.id for row in rows], "chosen": values[:, 0], "rejected": values[:, 1]}
         write_columns(columns, job.directory / f"{table}.parquet")
         margins = values[:, 0] - values[:, 1]

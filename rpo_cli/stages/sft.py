@@ -19,13 +19,14 @@ from rpo_cli.models import (
     load_tokenizer,
     logps_of,
     new_causal,
-    pad_id,
+    pad_of,
     response_logits,
     response_logps,
     token_accuracy,
 )
 from rpo_cli.recipes.schema import SFTRecipe, seed_of
 from rpo_cli.stages.data.rows import columns_of, rows_of
+from rpo_cli.stages.inputs import tokenizer_of
 from rpo_cli.stages.training.arguments import (
     Prepared,
     collator_of,
@@ -69,14 +70,14 @@ class FewShapesSFTTrainer(LeanTrainer, TokenTrainer):
 
 
 def in_few_shapes(
-    model: PreTrainedModel, rows: Sequence[Row], recipe: SFTRecipe, device: Device, pad: int
+    model: PreTrainedModel, rows: Sequence[Row], recipe: SFTRecipe, device: Device
 ) -> Prepared | None:
     """How rows are read in batches of a few shapes; None: in any, by TRL's own collator."""
     if device.fixed_shapes:
-        return Prepared(*collator_of(rows, recipe, device, pad, "shared"), None)
+        return Prepared(*collator_of(rows, recipe, device, pad_of(model), "shared"), None)
     if not graphed(recipe, device, "shared"):
         return None
-    found = prepare(model, rows, recipe, device, pad, response_logps, shared=True)
+    found = prepare(model, rows, recipe, device, response_logps, shared=True)
     return None if found.graphs is None else found
 
 
@@ -100,7 +101,7 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, object]:
         tokenizer = load_tokenizer(job.inputs["data"] / "tokenizer", recipe)
         model = new_causal(recipe.model_config_kwargs, tokenizer, device, seed)
     else:
-        tokenizer = load_tokenizer(job.inputs["model"], recipe, job.revisions.get("model"))
+        tokenizer = tokenizer_of(job, "model")
         model, whole_base = start_from(load_causal, job, tokenizer, device, seed)
     columns, what = columns_of(recipe.table)[1:], f"{job.path}: {recipe.table}"
     tokens = rows.tokens(columns, tokenizer, what, recipe.max_length, recipe.overlong, report.warn)
@@ -108,7 +109,7 @@ def run(job: Job[SFTRecipe], report: Report) -> dict[str, object]:
     kwargs = {"skip_prepare_dataset": True}
     config = config_of(SFTConfig, job, device, seed, max_steps=steps, dataset_kwargs=kwargs)
     table = [{"prompt_ids": row.prompt_ids, "completion_ids": row.responses[0]} for row in tokens]
-    few = in_few_shapes(model, table, recipe, device, pad_id(tokenizer))
+    few = in_few_shapes(model, table, recipe, device)
     trainer = (FewShapesSFTTrainer if few else TokenTrainer)(
         model,
         config,

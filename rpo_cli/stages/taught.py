@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from rpo_cli.artifacts import Job, Report
-from rpo_cli.models import TokenRow, load_tokenizer, pad_id, rewards
+from rpo_cli.models import TokenRow, rewards
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.rows import row_id, rows_of
 from rpo_cli.stages.evaluate import SAMPLES
+from rpo_cli.stages.inputs import tokenizer_of
 from rpo_cli.stages.reading import Conversation, Reading, reading_of
 
 REWARDS = "rewards.parquet"
@@ -24,7 +25,7 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, float]:
     teacher's chat template refuses are left out.
     """
     recipe: ScoringRecipe = job.recipe
-    policy = load_tokenizer(job.inputs["policy"], recipe, job.revisions.get("policy"))
+    policy = tokenizer_of(job, "policy")
     each, revision = rows_of(job, f"prompts_{job.options['split']}").one_each(), job.revisions.get("model")
     teacher = reading_of(job.inputs["model"], recipe, revision, policy, talks=each.talks)
     texts = each.texts("prompt")
@@ -35,8 +36,8 @@ def run(job: Job[ScoringRecipe], report: Report) -> dict[str, float]:
     samples = pd.concat(tables, ignore_index=True).assign(whose=whose)
     rows = _rows(job.path, teacher, talks, samples, report)
     whole = [[*row.prompt_ids, *row.responses[0]] for row in rows]
-    size, pad = recipe.per_device_eval_batch_size, pad_id(teacher.tokenizer)
-    scores = rewards(teacher.model, whole, pad, size, lambda done: report(done, len(whole)))
+    size = recipe.per_device_eval_batch_size
+    scores = rewards(teacher.model, whole, size, lambda done: report(done, len(whole)))
     read = samples.iloc[[int(row.id) for row in rows]].assign(score=scores.astype(np.float64))
     found = read.pivot_table(values="score", index="prompt_id", columns="whose", aggfunc="mean").dropna()
     found.reset_index().to_parquet(job.directory / REWARDS, index=False)

@@ -14,7 +14,7 @@ from conftest import RHO, Tiny, column
 from rpo_cli import devices
 from rpo_cli.artifacts import Workspace, job_of
 from rpo_cli.errors import RunFailed
-from rpo_cli.models import load_causal, load_tokenizer, sample
+from rpo_cli.models import Sampling, load_causal, load_tokenizer, sample
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.runs.work import run_job
 
@@ -136,16 +136,16 @@ def test_sampling_compiles_two_programs_for_all_prompts_of_a_bucket(on_xla: Tiny
     tokenizer = load_tokenizer(source)
     prompts = [[5 + (3 * i + j) % 20 for j in range(length)] for i, length in enumerate(range(7, 17))]
     prompts = [prompt for prompt in prompts for _ in range(3)]
-    settings = {"temperature": 1.0, "top_p": 0.9, "max_new_tokens": 24, "batch_size": 10, "seed": 1}
+    how = Sampling(1.0, 0.9, 24, 10, seed=1)
     wanted = sample(
         load_causal(source, recipe, devices.Device("cpu", "float32", ""), tokenizer),
         tokenizer,
         prompts,
-        **settings,
+        how,
     )
     model = load_causal(source, recipe, devices.choose(recipe), tokenizer)
     before = counted()
-    found = sample(model, tokenizer, prompts, **settings)
+    found = sample(model, tokenizer, prompts, how)
     compiled = counted()["compiled"] - before["compiled"]
     measured("sampler: compilations for 10 prompt lengths in one bucket", "<= 4", compiled)
     measured(

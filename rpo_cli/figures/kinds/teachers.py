@@ -15,7 +15,7 @@ from rpo_cli.figures.gather import Gathered, evaluations
 from rpo_cli.figures.kinds.base import FigureKind
 from rpo_cli.objectives import TEACHERS
 from rpo_cli.recipes import schema
-from rpo_cli.runs.session import planner_for
+from rpo_cli.runs.planner import planner_for
 from rpo_cli.stages.diagnosis import LENGTH_KINDS, groups_of, price_of_tokens
 from rpo_cli.statistics import Array, Interval, t_interval, wilson
 

@@ -119,8 +119,12 @@ class DataRecipe(Recipe):
         "which published split is which, such as {train: train_prefs, test: test_prefs}; default: those of "
         "these names (or with _prefs, for sft_dataset with _sft)",
     )
-    columns: dict[Literal["prompt", "chosen", "rejected", "completion", "messages"], str] = added(
-        {}, "what the data calls a column, such as {prompt: question}"
+    columns: dict[
+        Literal["prompt", "chosen", "rejected", "completion", "messages", "label", "score"], str
+    ] = added(
+        {},
+        "what the data calls a column, such as {prompt: question}; label says which of two responses is "
+        "better, score how good the one of each row is",
     )
     keep_columns: Annotated[list[str], EachOnce] = added(
         [],
@@ -228,6 +232,8 @@ class DataRecipe(Recipe):
             raise ValueError(f"files: no effect with source: {self.source}")
         if self.loaded and self.dataset is None and self.of.published is None:
             raise ValueError(f"source: {self.source} needs dataset")
+        if self.source != "preference" and (unread := sorted({"label", "score"} & self.columns.keys())):
+            raise ValueError(f"columns: {', '.join(unread)}: no effect with source: {self.source}")
         if self.tokenizer is None and (self.max_prompt_tokens is not None or self.prompt_format == "chat"):
             why = "prompt_format: chat" if self.max_prompt_tokens is None else "max_prompt_tokens"
             raise ValueError(f"{why} needs a tokenizer")

@@ -193,8 +193,7 @@ class BasePlanner:
         stage = Stage(kind, place, recipe, loaded.path, inputs, options, files or {}, loaded.places)
         known = self._stages.setdefault(place, stage)
         if known is not stage and not known.is_same(stage):
-            other = f"another {place} than {shown(known.source)}; give one of them a name of its own"
-            raise RecipeError([f"{where((loaded.path, 0))}: asks for {other}"])
+            raise RecipeError([f"{where((loaded.path, 0))}: {_at_odds(stage, known)}"])
         return known
 
     def _need_table(self, data: Stage | External, table: str, loaded: Loaded) -> None:
@@ -211,3 +210,13 @@ class BasePlanner:
     def _need_model(self, loaded: Loaded) -> None:
         if getattr(loaded.recipe, "model_name_or_path", None) is None:
             raise RecipeError([f"{where((loaded.path, 0))}: model_name_or_path: missing"])
+
+
+def _at_odds(stage: Stage, known: Stage) -> str:
+    """What two recipes ask for under one path, and how to have both."""
+    others = [name for name, one in stage.inputs.items() if known.inputs.get(name) != one]
+    of = f", of another {' and '.join(others)}" if others else ""
+    asked = f"asks for another {stage.path} than {shown(known.source)}{of}"
+    if stage.kind in ("reference", "samples") and "model" in others:
+        return f"{asked}; policies that start from two models need pairs of two relabel recipes"
+    return f"{asked}; give one of them a name of its own"

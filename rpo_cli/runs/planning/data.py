@@ -103,6 +103,15 @@ def data_below(loaded: Loaded) -> Iterator[Loaded]:
         yield loaded
 
 
+def suite_rhos(loaded: Loaded) -> list[float | None]:
+    """What `--rho all` means: the list in the suite's splits recipe."""
+    for each in (loaded, *data_below(loaded)):
+        if isinstance(recipe := each.recipe, schema.SplitsRecipe):
+            # Without num_pairs nothing can be resampled: all there is are the pairs as they are.
+            return [None] if recipe.num_pairs is None else list(recipe.rhos)
+    return [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+
+
 def shortest_user(splits: Loaded) -> int | None:
     """The least max_length of the recipes beside these splits that train on them with overlong: drop."""
     limits = []

@@ -21,6 +21,8 @@ REASONS = {
     "few_responses": "fewer than two responses, so there is nothing to prefer",
     "no_numbers": "not one finite number for each response",
     "equal_numbers": "responses with equal numbers, so there is no preference to learn",
+    "undecided": "a tie by the label, so there is no preference to learn",
+    "no_label": "nothing in the label",
     "duplicates": "the same row again",
     "conflicts": "a pair again with the other response chosen; the first is kept",
     "repeated_key": "a key that stands twice in the row, so one of its values would be lost",

@@ -27,7 +27,7 @@ COMPARISON += ["length_difference", "oracle"]
 def run(job: Job[JudgeRecipe], report: Report) -> dict[str, object]:
     """Write verdicts.parquet and metrics.json; asks only what no run in this workspace has asked before."""
     recipe: JudgeRecipe = job.recipe
-    table = pd.concat([comparisons(job, recipe, against) for against in recipe.against], ignore_index=True)
+    table = pd.concat([comparisons(job, against) for against in recipe.against], ignore_index=True)
     questions = [
         {"first": render(recipe.prompt, p, ours, theirs), "second": render(recipe.prompt, p, theirs, ours)}
         for p, ours, theirs in zip(table["prompt"], table["response"], table["other"], strict=True)
@@ -69,13 +69,13 @@ def run(job: Job[JudgeRecipe], report: Report) -> dict[str, object]:
     return metrics
 
 
-def comparisons(job: Job[JudgeRecipe], recipe: JudgeRecipe, against: str) -> pd.DataFrame:
+def comparisons(job: Job[JudgeRecipe], against: str) -> pd.DataFrame:
     """Pairs of a policy's response and another one: the columns of COMPARISON.
 
     Sample i meets the baseline's sample i. Lengths are characters, as in AlpacaEval 2: a reference has no
     tokens here.
     """
-    policy = pd.read_parquet(job.inputs["evaluation"] / SAMPLES)
+    recipe, policy = job.recipe, pd.read_parquet(job.inputs["evaluation"] / SAMPLES)
     if against == "baseline":
         names = ["prompt_id", "sample", "response", "finished", *(["reward"] if "reward" in policy else [])]
         other = pd.read_parquet(job.inputs["baseline"] / SAMPLES)[names]

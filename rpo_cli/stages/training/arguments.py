@@ -28,6 +28,7 @@ from rpo_cli.models import (
     four_bits,
     groups_of,
     layout_for,
+    pad_of,
     response_logits,
     response_logps,
     shape_of,
@@ -183,16 +184,15 @@ def prepare(
     rows: Sequence[Row],
     recipe: TrainingRecipe,
     device: Device,
-    pad: int,
     read: Reader,
     *,
     shared: bool,
 ) -> Prepared:
     """The collator of rows in the layout that `layout_for` finds, and graphs of what `read` needs."""
     prompts, answers = [row["prompt_ids"] for row in rows], [groups_of(row) for row in rows]
-    layout = layout_for(model, read, prompts, answers, pad, shared=shared)
+    layout = layout_for(model, read, prompts, answers, shared=shared)
     few = graphed(recipe, device, layout)
-    collator, shapes = collator_of(rows, recipe, device, pad, layout, few=few)
+    collator, shapes = collator_of(rows, recipe, device, pad_of(model), layout, few=few)
     captured = response_logits if read is response_logps else read  # the sums are not captured
     return Prepared(collator, shapes, Graphs(captured, collator.largest) if few else None)
 

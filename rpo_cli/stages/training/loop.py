@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from accelerate import PartialState
-from transformers import (
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rpo_cli.artifacts import Job, Report, checksum, damaged_files, read_json, write_json
 from rpo_cli.devices import arrangement, cut_model, processes, step_mark

@@ -23,11 +23,12 @@ from transformers import (
 from rpo_cli import devices
 from rpo_cli.artifacts import Job, Report, scores_of
 from rpo_cli.errors import BadInput
-from rpo_cli.models import TokenRow, Tokens, logps, pad_id, pair_logps, sample, stops_of, views
-from rpo_cli.recipes.schema import PolicyRecipe, seed_of
+from rpo_cli.models import TokenRow, Tokens, logps, pair_logps, sample, stops_of, views
+from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.data.rows import PAIR, by_id, rows_of, write_columns
 from rpo_cli.stages.held_out import measured
 from rpo_cli.stages.reference import reference_logps
+from rpo_cli.stages.samples import as_it_is
 from rpo_cli.stages.training.trl import PairTrainer
 
 START = "monitor.parquet"  # samples of the policy before its first step, where it is the reference
@@ -46,10 +47,9 @@ class HeldOut:
     teachers: Mapping[str, np.ndarray]
 
 
-def held_out_of(
-    job: Job[PolicyRecipe], recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerBase
-) -> HeldOut | None:
+def held_out_of(job: Job[PolicyRecipe], tokenizer: PreTrainedTokenizerBase) -> HeldOut | None:
     """The first held-out pairs that fit and that every teacher has scored; None where there are none."""
+    recipe = job.recipe
     try:
         found = rows_of(job, "held_out").tokens(PAIR, tokenizer, job.path, recipe.max_length, "drop")
     except BadInput:  # there are no rows, or none that fits
@@ -107,21 +107,12 @@ class Monitor(TrainerCallback):
 
     def _samples(self, step: int) -> dict[str, float]:
         """Length of a sample for each prompt, and KL(pi_ref || pi_theta) on those drawn before the first."""
-        model, recipe, pad = self.model, self.recipe, pad_id(self.tokenizer)
+        model, recipe = self.model, self.recipe
         prompts, size = [row.prompt_ids for row in self.held_out.rows], recipe.per_device_eval_batch_size
-        answers = sample(
-            model,
-            self.tokenizer,
-            prompts,
-            temperature=1,
-            top_p=1,
-            max_new_tokens=recipe.max_new_tokens,
-            batch_size=size,
-            seed=seed_of(recipe, "sampling"),
-        )
+        answers = sample(model, self.tokenizer, prompts, as_it_is(recipe))
         stops, file = stops_of(model.generation_config, self.tokenizer), self.report.job.directory / START
         if step == 0:
-            values = logps(model, prompts, answers, pad, size)
+            values = logps(model, prompts, answers, size)
             write_columns({"sample_ids": pa.array(answers, pa.list_(pa.int32())), "logps": values}, file)
         found = {
             "monitor/tokens": float(np.mean([len(answer) for answer in answers])),
@@ -130,15 +121,15 @@ class Monitor(TrainerCallback):
         if file.is_file():
             table = pq.read_table(file)
             drawn: list[Tokens] = list(views(table["sample_ids"]))
-            moved = table["logps"].to_numpy() - logps(model, prompts, drawn, pad, size)
+            moved = table["logps"].to_numpy() - logps(model, prompts, drawn, size)
             found["monitor/kl_to_reference"] = float(moved.mean())
         return found
 
     def _pairs(self) -> dict[str, float]:
         """Accuracy and margin of the implicit reward, and how often the teachers rank pairs as it does."""
         rows, recipe = self.held_out.rows, self.recipe
-        pad, size = pad_id(self.tokenizer), recipe.per_device_eval_batch_size
-        values = pair_logps(self.model, rows, pad, size, shared=recipe.shared_prompts)
+        size = recipe.per_device_eval_batch_size
+        values = pair_logps(self.model, rows, size, shared=recipe.shared_prompts)
         h = values - self.held_out.reference
         delta = h[:, 0] - h[:, 1]
         found = {
@@ -156,22 +147,21 @@ def monitor_of(
     trainer: PairTrainer,
     tokenizer: PreTrainedTokenizerBase,
     job: Job[PolicyRecipe],
-    recipe: PolicyRecipe,
     report: Report,
 ) -> Monitor | None:
     """The monitor that a recipe asks for; None without one, or where it cannot look, which is said."""
-    if recipe.monitor_steps is None:
+    if job.recipe.monitor_steps is None:
         return None
     if devices.processes() > 1 or devices.is_spmd():
         report.tell("monitor_steps: nothing is looked at where several processes or devices train one policy")
         return None
-    held_out = held_out_of(job, recipe, tokenizer)
+    held_out = held_out_of(job, tokenizer)
     if held_out is None:
         report.tell(
             "monitor_steps: no held-out pair of the splits can be read, so there is nothing to look at"
         )
         return None
-    return Monitor(trainer, tokenizer, recipe, held_out, report)
+    return Monitor(trainer, tokenizer, job.recipe, held_out, report)
 
 
 def ended(looks: Sequence[Mapping[str, float]]) -> dict[str, float]:

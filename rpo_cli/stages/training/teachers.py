@@ -50,19 +50,20 @@ class Teachers:
         )
 
 
-def calibrated_margins(job: Job[PolicyRecipe], recipe: PolicyRecipe) -> Teachers:
+def calibrated_margins(job: Job[PolicyRecipe]) -> Teachers:
     """Read every teacher's scores and calibrate them on held-out pairs where the recipe says so.
 
     Raises:
         RunFailed: a member's temperature cannot be fitted.
     """
+    recipe = job.recipe
     found: list[dict[str, float]] = []
     temperatures: dict[str, float] = {}
     for name, folder in scores_of(job.inputs).items():
         temperature = 1.0
         if recipe.calibrates:
             try:
-                temperature = _temperature(job, recipe, name)
+                temperature = _temperature(job, name)
             except ValueError as error:
                 what = f"the temperature of ensemble member {name} cannot be fitted"
                 raise RunFailed(f"{job.path}: {what}: {error}; or set calibration: none") from error
@@ -89,10 +90,10 @@ def _as_one(margins: np.ndarray, recipe: PolicyRecipe) -> np.ndarray:
     return TEACHERS[recipe.teacher].of(torch.from_numpy(margins), recipe).numpy()
 
 
-def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> float:
+def _temperature(job: Job[PolicyRecipe], name: str) -> float:
     held_out = margins_by_id(job.inputs[f"scores/{name}"] / "held_out.parquet")
     margins = torch.tensor(list(held_out.values()), dtype=torch.float64)
-    if recipe.calibration_mix == "data" or ALL_PAIRS.fullmatch(name):
+    if job.recipe.calibration_mix == "data" or ALL_PAIRS.fullmatch(name):
         return fit_temperature(margins)
     try:
         mix = float(name)
@@ -109,7 +110,6 @@ def _temperature(job: Job[PolicyRecipe], recipe: PolicyRecipe, name: str) -> flo
 
 def policy_rows(
     job: Job[PolicyRecipe],
-    recipe: PolicyRecipe,
     tokenizer: PreTrainedTokenizerBase,
     teachers: Teachers,
     report: Report,
@@ -119,6 +119,7 @@ def policy_rows(
     As many times as there are samples of the reference for a prompt, each time with the next one, so that
     passes over the pairs may take turns with them.
     """
+    recipe = job.recipe
     pairs = rows_of(job, "train" if recipe.subset is None else f"b-{recipe.subset:g}")
     tokens = pairs.tokens(PAIR, tokenizer, job.path, recipe.max_length, recipe.overlong, report.warn)
     if teachers.margins:

@@ -8,8 +8,8 @@ from pathlib import Path
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.stages.data.ledger import Ledger, visible
+from rpo_cli.stages.data.rows import PAIR
 from rpo_cli.stages.data.sources.preference import (
-    PAIR,
     Example,
     aligned,
     are_whole,

@@ -19,7 +19,10 @@ FEW_PROMPTS = 20  # so few may leave a table without rows
 SPARE = ("sft_validation", "pairs_validation")  # a set may leave them without rows
 KINDS = {"dataset": "pairs", "sft_dataset": "sft"}
 USES = {"pairs": "prefs", "sft": "sft"}  # of UltraFeedback's splits: train_prefs, train_sft, and train_gen
-COLUMNS = {"pairs": {"prompt", "chosen", "rejected"}, "sft": {"prompt", "completion", "messages"}}
+COLUMNS = {
+    "pairs": {"prompt", "chosen", "rejected", "label", "score"},
+    "sft": {"prompt", "completion", "messages"},
+}
 Reader = Callable[[Sets], tuple[Iterator[Pair], Iterator[Written]]]
 
 

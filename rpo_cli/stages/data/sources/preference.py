@@ -14,13 +14,14 @@ from typing import Any
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe
-from rpo_cli.stages.data.ledger import MANY, Ledger, visible
-from rpo_cli.stages.data.rows import row_id
+from rpo_cli.stages.data.ledger import Ledger, visible
+from rpo_cli.stages.data.rows import PAIR, row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, lacking
 from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
-from rpo_cli.stages.data.sources.ranked import LISTS, best_and_worst, is_ranked
-from rpo_cli.stages.data.sources.templated import TEMPLATE, Templated, given_to_template
+from rpo_cli.stages.data.sources.ranked import paired
+from rpo_cli.stages.data.sources.templated import Templated, given_to_template
+from rpo_cli.stages.data.sources.told import READ, cure, likely, no_prompt, notes
 from rpo_cli.stages.data.sources.turns import (
     AS_TEXT,
     Message,
@@ -34,12 +35,12 @@ from rpo_cli.stages.data.sources.turns import (
     is_told_as_text,
     part,
 )
-from rpo_cli.text import percent
 
-PAIR = ("chosen", "rejected")
 CONVERSATIONS = ("messages", "conversations", "conversation")
-READ = {*PAIR, "prompt", "completion", *TEMPLATE}
 CONTEXT = ("system", "context", "input", "instruction")  # columns that others read as parts of a prompt
+# What published sets call the scores of chosen and rejected.
+SCORED = [(f"{one}_chosen", f"{one}_rejected") for one in ("score", "rating")]
+SCORED += [(f"chosen_{one}", f"rejected_{one}") for one in ("score", "rating")]
 Example = dict[str, Part]
 
 
@@ -65,10 +66,10 @@ def pairs(
     recipe: what else is kept.
     """
     unread, seen = set[str](), Counter[str]()
-    for place, split, read_row in records:
-        row = best_and_worst(place, read_row, ledger) if is_ranked(read_row) else read_row
-        if row is None:
-            continue
+    columns: dict[str, str] = (
+        {} if recipe is None else {str(ours): theirs for ours, theirs in recipe.columns.items()}
+    )
+    for place, split, row, ranked in paired(records, ledger, columns):
         chosen, rejected = (_given(place, row, name) for name in PAIR)
         if is_told_as_text(chosen) and is_told_as_text(rejected):
             raise BadInput(f"{place}: chosen, rejected: {AS_TEXT}")
@@ -80,6 +81,8 @@ def pairs(
         if are_whole(chosen, rejected):
             example = whole_pair(place, row, prompt, (chosen, rejected), "pairs", ledger)
         elif prompt is None:
+            if ranked and not are_dialogues(chosen, rejected):
+                raise BadInput(f"{place}: {no_prompt(row)}")
             example = _split_off(place, row, chosen, rejected, "pairs", ledger)
         else:
             example = aligned(prompt, {"chosen": chosen, "rejected": rejected})
@@ -89,6 +92,7 @@ def pairs(
         if example is None or not is_sound(example, "pairs", ledger):
             continue
         unread |= _unread(row, example["prompt"])
+        seen["not_above"] += _not_above(row)
         made = made_or_left_out(templated, place, example, row, "pairs", ledger)
         if made is None:
             continue
@@ -101,7 +105,7 @@ def pairs(
             kept = {} if recipe is None else beside(place, row, recipe)
             yield Pair(split or "train", posts, *each, messages=told, kept=kept)
     templated.told["pairs"] = seen["told"]
-    ledger.notes += [*_notes(ledger, sorted(unread), seen), *templated.notes("pairs")]
+    ledger.notes += [*notes(ledger, sorted(unread), seen), *templated.notes("pairs")]
 
 
 def made_or_left_out(
@@ -123,20 +127,8 @@ def made_or_left_out(
 def _given(place: str, row: Row, name: str) -> Part:
     """A column that a row must have, as text or messages."""
     if row.get(name) is None:
-        raise BadInput(f"{place}: {lacking(row, name)}{'' if name in row else _cure(row, name)}")
+        raise BadInput(f"{place}: {lacking(row, name)}{'' if name in row else cure(row, name)}")
     return part(place, name, row[name])
-
-
-def _cure(row: Row, name: str) -> str:
-    """What to do about a column that is not there: rows of other kinds are no pairs under any name."""
-    if name in PAIR and {"completion", "label"} <= row.keys():
-        pair = "of a prompt, a completion labelled true as chosen with one labelled false as rejected"
-        return f"; unpaired rows are not read: pair them first: {pair}"
-    lists = [column for column in LISTS if isinstance(row.get(column), list)]
-    if name in PAIR and lists:
-        pair = "the best of them is then chosen and the worst rejected"
-        return f"; {lists[0]} are read with a list of numbers beside them, `rewards` or `scores`: {pair}"
-    return f"; columns: {{{name}: …}} in the data recipe says what the data calls it"
 
 
 def prompt_in(place: str, row: Row) -> Part | None:
@@ -204,6 +196,15 @@ def whole_pair(
     return _split_off(place, row, chosen, rejected, kind, ledger)
 
 
+def _not_above(row: Row) -> bool:
+    """Whether a row's own scores do not prefer its chosen response."""
+    for one, other in SCORED:
+        chosen, rejected = row.get(one), row.get(other)
+        if isinstance(chosen, int | float) and isinstance(rejected, int | float):
+            return chosen <= rejected
+    return False
+
+
 def _unread(row: Row, prompt: Part) -> set[str]:
     """Columns of a row that others read as parts of a prompt, and whose text is not in this one."""
     said = prompt if isinstance(prompt, str) else "\n".join(turn["content"] or "" for turn in prompt)
@@ -220,6 +221,12 @@ def aligned(prompt: Part, answers: Mapping[str, Part]) -> Example:
     return {"prompt": asked, **turns}
 
 
+def are_dialogues(chosen: Part, rejected: Part) -> bool:
+    """Whether both are whole dialogues as hh-rlhf writes them."""
+    sides = (chosen, rejected)
+    return all(isinstance(text, str) and text.startswith(HUMAN) and ASSISTANT in text for text in sides)
+
+
 def _split_off(
     place: str, row: Row, chosen: Part, rejected: Part, kind: str, ledger: Ledger
 ) -> Example | None:
@@ -227,18 +234,15 @@ def _split_off(
     sides: Any = list(aligned("", {"chosen": chosen, "rejected": rejected}).values())[1:]
     texts = isinstance(sides[0], str)
     shared: Any = os.path.commonprefix(sides) if texts else _common(*sides)  # noqa: RUF071 - of texts
-    if texts and all(text.startswith(HUMAN) and ASSISTANT in text for text in sides):
+    if are_dialogues(*sides):
         ledger.counts["pairs/as_dialogues"] += 1
         found = next(dialogues([(place, None, row)], ledger), None)
         return None if found is None else dict(zip(("prompt", *PAIR), found[1:], strict=True))
     end, moved = cut(*sides) if texts else (len(shared), False)
     asked = not texts and any(turn["role"] == "user" for turn in shared)
     if not asked and (names := prompt_like(row, shared[:end] if texts else "", READ)):
-        raise BadInput(
-            f"{place}: no column 'prompt', but {', '.join(names)} look{'s' * (len(names) == 1)} like one: "
-            f"set columns: {{prompt: {names[0]}}} in the data recipe (or, where chosen and rejected begin "
-            "with the prompt, leave that column out)"
-        )
+        also = "(or, where chosen and rejected begin with the prompt, leave that column out)"
+        raise BadInput(f"{place}: {likely(names)} {also}")
     if len(shared) == min(map(len, sides)):
         # One is the beginning of the other: nothing tells where the prompt ends.
         ledger.leave_out(f"{kind}/no_boundary")
@@ -274,44 +278,6 @@ def is_sound(example: Example, kind: str, ledger: Ledger) -> bool:
     if why is not None:
         ledger.leave_out(f"{kind}/{why}")
     return why is None
-
-
-def _notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterator[str]:
-    """What the user must know of how prompts were found; `seen`: rows of text, of messages, `goes_on`."""
-    if seen["plain"] and seen["told"]:
-        yield (
-            f"pairs: {seen['plain']} rows are plain text and {seen['told']} are messages; the chat template "
-            "writes only these: give all of them in one form"
-        )
-    if seen["begun"]:
-        yield (
-            f"pairs: in {seen['begun']} rows the prompt ends in an answer that was begun, and the response "
-            "is another message, so that the end of a turn stands between them; put both into one"
-        )
-    implicit, moved = (ledger.counts[f"pairs/{name}"] for name in ("implicit_prompts", "cut_back"))
-    if moved:
-        yield (
-            f"pairs: {moved} of {implicit} prompts ({percent(moved / implicit)}) were cut back to the last "
-            "turn or white space, because chosen and rejected part inside a word or an answer; a column "
-            "`prompt` would say where they end"
-        )
-    if count := ledger.counts["pairs/as_dialogues"]:
-        share = percent(count / ledger.records["pairs"]) if ledger.records["pairs"] else "all"
-        yield (
-            f"pairs: {count} rows ({share}) look like dialogues of hh-rlhf (\\n\\nHuman: …): they were cut "
-            "at the last \\n\\nAssistant:; for a chat model `source: hh-rlhf` and `prompt_format: chat` in "
-            "the data recipe make messages of them"
-        )
-    if (again := ledger.counts["pairs/prompt_again"]) > MANY * ledger.records["pairs"]:
-        yield (
-            f"pairs: in {again} rows chosen and rejected begin with the prompt, which is there twice then; "
-            "leave the column `prompt` out to have it taken from them"
-        )
-    if unread:
-        yield (
-            f"pairs: beside prompt, rows have {', '.join(unread)}, which is not read; put it into the prompt "
-            "if it belongs there"
-        )
 
 
 def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger) -> Iterator[Pair]:

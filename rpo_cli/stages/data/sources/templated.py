@@ -18,11 +18,10 @@ from trl.trainer.utils import remove_none_values
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.stages.data.ledger import EXAMPLES, Ledger
+from rpo_cli.stages.data.rows import GIVEN
 from rpo_cli.stages.data.sources.base import named
 from rpo_cli.stages.data.sources.turns import Part, TemplateRefuses
 from rpo_cli.text import first_line
-
-TEMPLATE = ("tools", "chat_template_kwargs")  # columns of TRL's that only a chat template has a use for
 
 
 @dataclass
@@ -39,16 +38,16 @@ class Templated:
     def text(self, place: str, example: Mapping[str, Part], row: Row | None = None) -> dict[str, str]:
         """Every part of the example as text; plain text stays as it is.
 
-        row: what else the template is given (`TEMPLATE`).
+        row: what else the template is given (`GIVEN`).
 
         Raises:
             BadInput: a conversation without a tokenizer that has a chat template; a column of the row that
                 nothing has a use for.
             TemplateRefuses: the template takes no such conversation.
         """
-        more = {name: row[name] for name in (*TEMPLATE, "images") if row and row.get(name)}
+        more = {name: row[name] for name in (*GIVEN, "images") if row and row.get(name)}
         plain = {name: value for name, value in example.items() if isinstance(value, str)}
-        if unused := sorted(more.keys() if plain else more.keys() - {*TEMPLATE}):
+        if unused := sorted(more.keys() if plain else more.keys() - {*GIVEN}):
             why = "only text is read" if unused == ["images"] else "plain text has no use for it"
             raise BadInput(f"{place}: {', '.join(unused)}: {why}; give messages, or leave the column out")
         if plain:
@@ -163,7 +162,7 @@ class Templated:
 
 def given_to_template(row: Row) -> dict[str, object]:
     """What a row has beside its messages that a chat template is given."""
-    return {name: row[name] for name in TEMPLATE if row.get(name)}
+    return {name: row[name] for name in GIVEN if row.get(name)}
 
 
 def _tools(place: str, row: Row) -> list[object] | None:

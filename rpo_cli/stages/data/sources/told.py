@@ -1,0 +1,97 @@
+"""What is said of rows: what to do about those that are no pairs, and how the others were read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rpo_cli.models import Row
+from rpo_cli.stages.data.ledger import MANY, Ledger
+from rpo_cli.stages.data.rows import GIVEN, PAIR
+from rpo_cli.stages.data.sources.base import lacking
+from rpo_cli.stages.data.sources.implicit import prompt_like
+from rpo_cli.stages.data.sources.labels import LABELS
+from rpo_cli.stages.data.sources.ranked import LISTS, ONE
+from rpo_cli.text import percent
+
+READ = {*PAIR, "prompt", "completion", *GIVEN}
+
+
+def cure(row: Row, name: str) -> str:
+    """What to do about a column that is not there: rows of other kinds are no pairs under any name."""
+    if name in PAIR and {"completion", "label"} <= row.keys():
+        pair = "of a prompt, a completion labelled true as chosen with one labelled false as rejected"
+        return f"; unpaired rows are not read: pair them first: {pair}"
+    if name in PAIR and (lists := [column for column in LISTS if isinstance(row.get(column), list)]):
+        pair = "the best of them is then chosen and the worst rejected"
+        numbers = "a list of numbers beside them, `rewards` or `scores`"
+        return f"; {lists[0]} are read with {numbers}, or as objects with a score or a rank: {pair}"
+    if name in PAIR and (labels := [column for column in LABELS if column in row]):
+        ends = "names end alike, such as response_a and response_b"
+        return f"; {labels[0]} is read beside two columns of responses whose {ends}"
+    if name in PAIR and any(isinstance(row.get(column), str) for column in ONE):
+        pair = "the best and the worst of a prompt as a pair"
+        number = "columns: {score: …} in the data recipe says which number"
+        return f"; rows of one response each are read with a number, {pair}: {number}"
+    return _called(name)
+
+
+def likely(names: Sequence[str]) -> str:
+    """That these columns may hold the prompt that a row lacks."""
+    some = f"{', '.join(names)} look{'s' * (len(names) == 1)} like one"
+    return f"no column 'prompt', but {some}: set columns: {{prompt: {names[0]}}} in the data recipe"
+
+
+def no_prompt(row: Row) -> str:
+    """What to do about a row of several responses without a prompt: what both begin with is none of them."""
+    if names := prompt_like(row, "", READ):
+        return likely(names)
+    if isinstance(row.get("info"), dict):
+        return "no column 'prompt'; `source: tldr-comparisons` reads OpenAI's rows with `info`"
+    return f"{lacking(row, 'prompt')}{_called('prompt')}"
+
+
+def _called(name: str) -> str:
+    return f"; columns: {{{name}: …}} in the data recipe says what the data calls it"
+
+
+def notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterator[str]:
+    """What the user must know of how rows were read; `seen`: of text, messages, `goes_on`, `_not_above`."""
+    if seen["plain"] and seen["told"]:
+        yield (
+            f"pairs: {seen['plain']} rows are plain text and {seen['told']} are messages; the chat template "
+            "writes only these: give all of them in one form"
+        )
+    if seen["begun"]:
+        yield (
+            f"pairs: in {seen['begun']} rows the prompt ends in an answer that was begun, and the response "
+            "is another message, so that the end of a turn stands between them; put both into one"
+        )
+    implicit, moved = (ledger.counts[f"pairs/{name}"] for name in ("implicit_prompts", "cut_back"))
+    if moved:
+        yield (
+            f"pairs: {moved} of {implicit} prompts ({percent(moved / implicit)}) were cut back to the last "
+            "turn or white space, because chosen and rejected part inside a word or an answer; a column "
+            "`prompt` would say where they end"
+        )
+    if count := ledger.counts["pairs/as_dialogues"]:
+        share = percent(count / ledger.records["pairs"]) if ledger.records["pairs"] else "all"
+        yield (
+            f"pairs: {count} rows ({share}) look like dialogues of hh-rlhf (\\n\\nHuman: …): they were cut "
+            "at the last \\n\\nAssistant:; for a chat model `source: hh-rlhf` and `prompt_format: chat` in "
+            "the data recipe make messages of them"
+        )
+    if seen["not_above"]:
+        yield (
+            f"pairs: in {seen['not_above']} rows the score of chosen is not above that of rejected; the "
+            "columns chosen and rejected are believed, not the scores"
+        )
+    if (again := ledger.counts["pairs/prompt_again"]) > MANY * ledger.records["pairs"]:
+        yield (
+            f"pairs: in {again} rows chosen and rejected begin with the prompt, which is there twice then; "
+            "leave the column `prompt` out to have it taken from them"
+        )
+    if unread:
+        yield (
+            f"pairs: beside prompt, rows have {', '.join(unread)}, which is not read; put it into the prompt "
+            "if it belongs there"
+        )
