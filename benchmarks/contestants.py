@@ -259,6 +259,10 @@ class Maker:
     def _settings(self, recipe: TrainingRecipe) -> dict[str, Any]:
         return arguments(recipe, Path(tempfile.mkdtemp(dir=self.folder)), self.device, 0)
 
+    def _stock_settings(self, recipe: TrainingRecipe) -> dict[str, Any]:
+        """The same for TRL's trainers, which leave precision to Trainer."""
+        return self._settings(recipe) | {"bf16": self.device.trains_in_autocast}
+
     def _recipe(self, kind: Any, **fields: Any) -> Any:
         common = {
             "max_steps": NEVER,
@@ -356,7 +360,7 @@ class Maker:
         """TRL's DPOTrainer; with a reference model it is in the loop, else its log-probs are columns."""
         recipe = self._recipe(PolicyRecipe, stage="policy", objective="dpo", beta=0.1, **fields)
         config = DPOConfig(
-            **self._settings(recipe),
+            **self._stock_settings(recipe),
             beta=recipe.beta,
             precompute_ref_log_probs=reference is None,
         )
@@ -386,7 +390,7 @@ class Maker:
     ) -> Training:
         """e-DPO with everything in the loop; `like` is the contestant whose loss it computes."""
         recipe = self._recipe(PolicyRecipe, stage="policy", objective="e-dpo", beta=0.1)
-        config = DPOConfig(**self._settings(recipe), beta=recipe.beta)
+        config = DPOConfig(**self._stock_settings(recipe), beta=recipe.beta)
         trainer = _NaivePolicy(
             model=model,
             ref_model=reference,
@@ -421,7 +425,7 @@ class Maker:
             {"id": row["id"], **{c: row["prompt_ids"] + row[c] for c in ("chosen_ids", "rejected_ids")}}
             for row in rows
         ]
-        config = RewardConfig(**self._settings(recipe))
+        config = RewardConfig(**self._stock_settings(recipe))
         trainer = _StockReward(
             model, config, train_dataset=Dataset.from_list(whole), processing_class=self.tokenizer
         )
@@ -469,7 +473,7 @@ class Maker:
     def trl_sft(self, name: str, model: PreTrainedModel, rows: list[Row]) -> Training:
         """TRL's SFTTrainer on the same responses."""
         data = Dataset.from_list(labelled(rows))
-        config = SFTConfig(**self._settings(self._sft_recipe("stock")))
+        config = SFTConfig(**self._stock_settings(self._sft_recipe("stock")))
         trainer = _StockSFT(model, config, train_dataset=data, processing_class=self.tokenizer)
         return self._stock(name, "sft", trainer)
 

@@ -33,6 +33,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.workloads import CARD, Settings
 from rpo_cli.models import Batch, layout, logps_of, make_batch, response_logits
 from rpo_cli.models.graphs import add_up
+from rpo_cli.models.layout import Reader
 from rpo_cli.models.norms import fuse_norms
 from rpo_cli.models.rotary import fuse_rotary
 from rpo_cli.models.rounded import Rounded
@@ -181,11 +182,12 @@ def counted(
     rounds: Rounds | None = Rounded,
     wide: tuple[str, ...] = ("cpu",),
     mask: Callable[[nn.Module, Tensor], Tensor] = layout._mask,
+    read: Reader = response_logits,
 ) -> tuple[Counted, Counted]:
     """What the two passes of a dpo piece launch, its loss and the sum of gradients included.
 
     rounds: what rounds weights, as in `Graphs`; None: an autocast does. wide: as in `logps`;
-        mask: as in `layout`.
+        mask: as in `layout`; read: what gives the logits.
     """
     fake = FakeTensorMode()
     model = model_of(settings, lean, fake)
@@ -200,7 +202,7 @@ def counted(
         sums = [torch.empty_like(each) for each in weights]
         with torch.autocast("cpu", torch.bfloat16), _AsOnCuda(forward, backward), _Operations(forward):
             with nullcontext() if rounded is None else rounded.used():
-                better, worse = logps_of(response_logits(model, batch), batch).chunk(2)
+                better, worse = logps_of(read(model, batch), batch).chunk(2)
             loss = dpo_losses(better - worse, 0.1).mean()
         with _Operations(backward):
             if rounded is None:
@@ -219,6 +221,13 @@ def float32_mask(model: nn.Module, segments: Tensor) -> Tensor:
     return layout.attention_of(segments)
 
 
+def float32_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits behind accelerate's wrapper."""
+    return response_logits(model, batch).float()
+
+
+# An autocast that is around the model alone: what a training had until its own was around the loss as well.
+ACCELERATES: dict[str, Any] = {"rounds": None, "mask": float32_mask, "read": float32_logits}
 PLAIN: dict[str, Any] = {"lean": fuse_norms, "rounds": None, "wide": (), "mask": float32_mask}
 # Each with those above it.
 CUTS: dict[str, tuple[str, ...]] = {
@@ -237,7 +246,7 @@ def ways() -> dict[str, dict[str, Any]]:
     for name, given in CUTS.items():
         how = {key: value for key, value in how.items() if key not in given}
         found[name] = how | ({"rounds": partial(Rounded, joined=False)} if "together" in name else {})
-    return found
+    return found | {"all of them by accelerate's autocast": ACCELERATES}
 
 
 def main() -> None:

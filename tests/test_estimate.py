@@ -452,12 +452,13 @@ def test_what_is_left_out_is_listed() -> None:
     whole = (["dpo", "ipo", "e-dpo"], [0.2, 0.3, 0.5, 0.7, 0.8], [0, 1])
     small = select(whole, None, Study(budget="small"))
     assert (small.policies, small.rhos, small.seeds) == (["dpo", "e-dpo"], [0.2, 0.5, 0.8], [0])
-    small.leave_out_of_grids({"dpo": [1, 2, 3, 4, 5], "e-dpo": [1, 2, 3, 4, 5]})
+    grid = {"beta": [1.0, 2.0, 3.0, 4.0, 5.0]}
+    small.leave_out_of_grids({"dpo": grid, "e-dpo": grid})
     assert small.left_out == {
         "policies": ["ipo"],
         "rhos": [0.3, 0.7],
         "seeds": [1],
-        "grid": {"dpo": [2, 4], "e-dpo": [2, 4]},
+        "grid": {key: [{"beta": 2.0}, {"beta": 4.0}] for key in ("dpo", "e-dpo")},
     }
     assert small.note() == "2 of 3 objectives, 3 of 5 ρ, 1 of 2 seeds, 3 of 5 grid values"
     mine = select(whole, [0.2], Study("0,1", budget="small", objectives="ipo,dpo", grid_size=5))
@@ -468,7 +469,7 @@ def test_what_is_left_out_is_listed() -> None:
         5,
     )
     whole_figure = select(whole, None, Study())
-    whole_figure.leave_out_of_grids({"dpo": [1, 2]})
+    whole_figure.leave_out_of_grids({"dpo": {"beta": [1.0, 2.0]}})
     assert whole_figure.left_out == {} and whole_figure.note() == ""
     with pytest.raises(BadInput, match="not among dpo, ipo, e-dpo"):
         select(whole, None, Study(objectives="simpo"))
@@ -500,7 +501,7 @@ def test_a_reduced_figure_says_so_in_its_json_and_title_and_leaves_recipes_alone
         "policies": ["d-dpo", "e-dpo"],
         "rhos": [0.4, 0.6],
         "seeds": [1],
-        "grid": {"dpo": [0.1, 0.4]},
+        "grid": {"dpo": [{"beta": 0.1}, {"beta": 0.4}]},
     }
     assert provenance["title"].endswith(
         "[reduced: 1 of 3 objectives, 1 of 3 ρ, 1 of 2 seeds, 1 of 3 grid values]"
@@ -535,7 +536,7 @@ def cells_in(
         (root / "p" / name / "model.safetensors").write_bytes(b"weights")
         workspace.publish(f"p/{name}", finished(name))
         stage = SimpleNamespace(path=f"e/{name}", key=name, identity={"key": name})
-        strength = ("beta", float(len(cells) + 1))
+        setting = {"beta": float(len(cells) + 1)}
         cells.append(
             cast(
                 Cell,
@@ -543,7 +544,7 @@ def cells_in(
                     policy="dpo",
                     rho=0.2,
                     seed=0,
-                    strength=strength,
+                    setting=setting,
                     evaluation=stage,
                     policy_path=f"p/{name}",
                     weights=[f"p/{name}"],

@@ -357,7 +357,7 @@ def swept(value: float, seed: int) -> Any:
         policy="dpo",
         rho=0.2,
         seed=seed,
-        strength=("beta", value),
+        setting={"beta": value},
         evaluation=evaluation,
         policy_path=f"policy/{name}",
         weights=[f"policy/{name}"],
@@ -403,12 +403,53 @@ def test_a_tie_of_what_chooses_is_said_and_is_no_edge_of_a_grid() -> None:
     chosen, equals = choose(rows), ties(rows)
     assert chosen["dpo"] == chosen["cdpo"] == {None: {"beta": 0.03}}
     assert [*equals.values()] == [
-        "dpo without resampling: a tie: accuracy is the same with beta 0.03, 0.1, 0.3; the smallest is taken"
+        "dpo without resampling: a tie: accuracy is the same with "
+        "beta 0.03, beta 0.1, beta 0.3; the smallest is taken"
     ]
-    grid = [0.03, 0.1, 0.3]
+    grid = [{"beta": value} for value in (0.03, 0.1, 0.3)]
     edge = "cdpo without resampling: beta 0.03 is at the edge of its grid"
     assert [*at_edge(chosen, {"dpo": grid, "cdpo": grid}, equals)] == [edge]
     assert choice_table(chosen, [None], rows).title == "chosen on held-out pairs"
+
+
+def test_a_strength_and_a_learning_rate_are_chosen_together() -> None:
+    """The best pair, which the best of each alone would miss; the least pair of equals, in this order."""
+    advantages = {(0.1, 1e-3): 0.9, (0.1, 3e-3): 0.9, (0.3, 1e-3): 0.1, (0.3, 3e-3): 1.0}
+    rows = [
+        {
+            "policy": "dpo",
+            "rho": 0.5,
+            "parameter": "beta",
+            "value": beta,
+            "learning_rate": rate,
+            "advantage": a,
+        }
+        for (beta, rate), a in advantages.items()
+    ]
+    assert choose(rows) == {"dpo": {0.5: {"beta": 0.3, "learning_rate": 3e-3}}}
+    assert choose(rows[:3]) == {"dpo": {0.5: {"beta": 0.1, "learning_rate": 1e-3}}}
+    (said,) = ties(rows[:3]).values()
+    assert "is the same with beta 0.1 learning_rate 0.001, beta 0.1 learning_rate 0.003; the smallest" in said
+    tried = [{"beta": beta, "learning_rate": rate} for beta in (0.03, 0.1, 0.3) for rate in (1e-3, 3e-3)]
+    assert [*at_edge(choose(rows), {"dpo": tried})] == ["dpo at rho 0.5: beta 0.3 is at the edge of its grid"]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_strength_and_learning_rate_writes_both_and_what_it_trained_is_the_policy(
+    tiny: Tiny,
+) -> None:
+    tiny.edit("dpo.yaml", "grid: {learning_rate: [1.0e-3, 2.0e-3], beta: [0.1, 0.4]}")
+    said = tiny.run("sweep", "dpo.yaml", "--rho", "0.5", "--seeds", "0", "--json")
+    rows = pd.read_csv(tiny.root / "sweeps/dpo.csv")
+    assert len(rows.drop_duplicates(["value", "learning_rate"])) == len(rows) == 4
+    best = rows.loc[rows["advantage"].idxmax()]
+    chosen = {"beta": best["value"], "learning_rate": best["learning_rate"]}
+    assert json.loads(said.stdout)["chosen"] == {"dpo": {"0.5": chosen}}
+    assert load(str(tiny.suite / "dpo.yaml"), rho=0.5).recipe.by_rho == {0.5: chosen}
+    again = tiny.run("train-policy", "dpo.yaml", "--rho", "0.5", "--dry-run")
+    assert "0 stages to build" in again.stderr, again.output
+    kept = [path.parent.name for path in (tiny.root / "seed-0/rho-0.5/policies").rglob("model.safetensors")]
+    assert "beta-{beta:g}-learning_rate-{learning_rate:g}".format(**chosen) in kept
 
 
 @pytest.mark.parametrize("before", [0, 3, 8])
@@ -426,13 +467,13 @@ def test_a_sweep_keeps_every_seeds_weights_of_the_value_that_will_be_chosen(orde
             "rho": 0.2,
             "seed": c.seed,
             "parameter": "beta",
-            "value": c.strength[1],
-            "advantage": ADVANTAGES[c.strength[1], c.seed],
+            "value": c.setting["beta"],
+            "advantage": ADVANTAGES[c.setting["beta"], c.seed],
         }
         for c in cells
     ]
     assert choose(rows) == {"dpo": {0.2: {"beta": 0.2}}}
-    found = {cell.evaluation.path: ADVANTAGES[cell.strength[1], cell.seed] for cell in cells}
+    found = {cell.evaluation.path: ADVANTAGES[cell.setting["beta"], cell.seed] for cell in cells}
     shelf = Shelf({path: found[path] for path in list(found)[:before]})
     keeper = WeightKeeper(cells, shelf)  # type: ignore[arg-type]
     for cell in cells[before:]:
@@ -463,7 +504,7 @@ def test_a_resumed_sweep_knows_what_it_evaluated_with_a_model_of_the_hub(
 
     monkeypatch.setattr(Session, "try_all", try_all)
     empty.run("sweep", "dpo.yaml", "--rho", "0.5", "--seeds", "0", code=130)
-    assert [value for _, _, value in keepers[0].seen] == [0.1]
+    assert [setting for _, _, setting in keepers[0].seen] == [(0.1,)]
 
 
 def test_a_cell_that_was_evaluated_otherwise_is_not_drawn(empty: Tiny) -> None:

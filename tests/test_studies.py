@@ -139,13 +139,16 @@ def test_unbiased_strengths_are_chosen_on_validation_for_the_figure_alone(tiny: 
             "figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2", "--dry-run", "--json"
         ).stdout
     )
-    assert plan["left_out"] == {"grid": {"dpo": [0.4], "ipo": [0.4]}}
+    assert plan["left_out"] == {"grid": {"dpo": [{"beta": 0.4}], "ipo": [{"tau": 0.4}]}}
     assert (
         "only with --tune" in tiny.run("figure unbiased", "unbiased.yaml", "--grid-size", "2", code=2).stderr
     )
     tiny.run("figure unbiased", "unbiased.yaml", "--tune", "--grid-size", "2")
     reduced = json.loads((tiny.root / "figures/unbiased/unbiased.json").read_text())["provenance"]
-    assert reduced["left_out"]["grid"]["dpo"] == [0.4] and "reduced: 2 of 3 grid values" in reduced["title"]
+    assert (
+        reduced["left_out"]["grid"]["dpo"] == [{"beta": 0.4}]
+        and "reduced: 2 of 3 grid values" in reduced["title"]
+    )
     own = tiny.run("figure unbiased", "unbiased.yaml", "--dry-run").stdout
     assert "unbiased/policies/dpo/beta-0.2  (missing)" in own
 

@@ -154,14 +154,13 @@ def _rho_of(stage: Stage) -> float | None:
 
 
 def subject_of(stage: Stage) -> dict[str, Any]:
-    """What a stage is found by: rho, seed, member, and its policy's path, objective, strength."""
+    """What a stage is found by: rho, seed, member, and its policy's path, objective, setting."""
     found: dict[str, Any] = {"rho": _rho_of(stage), "seed": stage.recipe.seed}
     below: Stage | External | None = stage
     while isinstance(below, Stage) and not isinstance(below.recipe, schema.PolicyRecipe):
         below = below.inputs.get("evaluation") or below.inputs.get("policy")
     if isinstance(below, Stage) and isinstance(policy := below.recipe, schema.PolicyRecipe):
-        name, value = policy.strength
-        found |= {"policy": below.path, "objective": policy.objective, name: value}
+        found |= {"policy": below.path, "objective": policy.objective, **policy.setting}
     for each in (stage, stage.inputs.get("model")):
         if isinstance(each, Stage) and "member" in each.options:
             found.setdefault("member", each.options["member"])

@@ -32,11 +32,11 @@ def sweep(
     costs: Costs,
     write: Annotated[bool, Option("--write/--no-write", help=WRITE)] = True,
 ) -> None:
-    """Try the grid over beta or tau, for one policy recipe or all of a figure's;
-    choose on validation prompts, and write the choice into the recipes.
+    """Try the grid over beta or tau, and learning rates if it has any, for one policy recipe or all of a
+    figure's; choose on validation prompts, and write the choice into the recipes.
 
-    It changes recipes unless --no-write is given: by_rho, or beta or tau where a suite does not resample.
-    Without --rho it does so at every rho of the suite.
+    It changes recipes unless --no-write is given: by_rho, or the keys themselves where a suite does not
+    resample. Without --rho it does so at every rho of the suite.
     """
     from rpo_cli.figures import run_sweep
 

@@ -8,7 +8,7 @@ from typing import Literal, Unpack, cast
 
 from rpo_cli.artifacts import Stage, rho_folder, scores_of, walk
 from rpo_cli.errors import BadInput
-from rpo_cli.figures.selection import Selection, spread
+from rpo_cli.figures.selection import Grids, Selection, settings
 from rpo_cli.recipes import Loaded, load, schema, stands, variant_overrides
 from rpo_cli.recipes.yaml_lines import one_line
 from rpo_cli.runs.planner import Planner
@@ -17,9 +17,7 @@ from rpo_cli.runs.planning.base import At, at_rho
 FORMAT = 1  # of the numbers that `rpo compare --json` prints and `rpo report --from` reads
 BASELINE = "baseline"  # what a comparison calls that which the evaluate recipe names so
 Split = Literal["validation", "test"]
-Strength = Mapping[str, float] | None
-Chosen = dict[str, dict[float | None, dict[str, float]]]  # of each policy and rho the strength, by its name
-Grids = dict[str, tuple[str, list[float]]]  # of each policy the name of its strength, and the values to try
+Chosen = dict[str, dict[float | None, dict[str, float]]]  # of each policy and rho the setting, by name
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,9 @@ class Cell:
     looks: tuple[Stage, ...] = ()
 
     @property
-    def strength(self) -> tuple[str, float]:
-        """The swept hyperparameter's name and value."""
-        return cast(schema.PolicyRecipe, self.loaded.recipe).strength
+    def setting(self) -> dict[str, float]:
+        """The swept hyperparameters, the strength first."""
+        return cast(schema.PolicyRecipe, self.loaded.recipe).setting
 
     @property
     def biased_to(self) -> list[str]:
@@ -142,9 +140,16 @@ class Cells:
             self._loaded[name, rho] = self.policy(name, **at_rho(rho))
         return self._loaded[name, rho]
 
-    def cell(self, name: str, rho: float | None, seed: int, split: Split, strength: Strength = None) -> Cell:
-        """One cell, its seed laid over the recipe; `strength`: instead of the recipe's for this rho."""
-        read, ours = self.at(name, rho), {"seed": seed, **(strength or {})}
+    def cell(
+        self,
+        name: str,
+        rho: float | None,
+        seed: int,
+        split: Split,
+        setting: Mapping[str, float] | None = None,
+    ) -> Cell:
+        """One cell, its seed laid over the recipe; `setting`: instead of the recipe's for this rho."""
+        read, ours = self.at(name, rho), {"seed": seed, **(setting or {})}
         recipe = read.recipe.model_copy(update=ours)
         loaded = replace(read, recipe=recipe, overrides={**read.overrides, **ours})
         planner = self._planners.setdefault(seed, Planner(seed, self.device))
@@ -175,7 +180,7 @@ class Cells:
         return looks
 
     def test(self, selection: Selection, chosen: Chosen | None = None) -> list[Cell]:
-        """The cells that a figure shows; `chosen`: with these strengths, where there are any."""
+        """The cells that a figure shows; `chosen`: with these settings, where there are any."""
         cells = [
             self.cell(name, rho, seed, "test", None if chosen is None else chosen[name][rho])
             for seed in selection.seeds
@@ -199,7 +204,7 @@ class Cells:
         return tuple({stage.path: stage for stage in found}.values())
 
     def grids(self, names: Sequence[str], *, again: bool = False) -> Grids:
-        """The swept parameter of each policy and its values; `again`: of those that have been chosen, too.
+        """What each policy sweeps, and the values; `again`: of those that have been chosen, too.
 
         Raises:
             BadInput: a policy without a grid or with its strength fixed, a figure of no evaluations, or grids
@@ -216,28 +221,28 @@ class Cells:
             loaded = self.policy(name)
             recipe = cast(schema.PolicyRecipe, loaded.recipe)
             grid, strength = recipe.grid, recipe.declared.strength
-            if list(grid) != [strength]:
+            if grid.keys() - {schema.RATE} != {strength}:
                 what = f"give one grid, of {strength}, to sweep over with objective: {recipe.objective}"
                 such = one_line({strength: list(recipe.declared.grid)})
                 raise BadInput(f"{loaded.place('grid')}: {what}, such as `grid: {such}`")
-            ((parameter, values),) = grid.items()
-            if parameter in self.variants[name].set and not again:
+            if not again and (fixed := [key for key in grid if key in self.variants[name].set]):
                 raise BadInput(
-                    f"{self.asked.path}: variants: {name}: sets {parameter}, which --tune is to choose"
+                    f"{self.asked.path}: variants: {name}: sets {fixed[0]}, which --tune is to choose"
                 )
-            grids[name] = parameter, [float(value) for value in values]
-        if len({len(values) for _, values in grids.values()}) > 1:
-            listed = ", ".join(f"{name} {len(values)}" for name, (_, values) in grids.items())
+            in_order = sorted(grid.items(), key=lambda item: item[0] != strength)
+            grids[name] = {key: [float(value) for value in values] for key, values in in_order}
+        sizes = {name: len(settings(grid)) for name, grid in grids.items()}
+        if len({*sizes.values()}) > 1:
+            listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise BadInput(f"grids of different sizes ({listed}): every objective gets the same budget")
         return grids
 
     def validation(self, selection: Selection, grids: Grids) -> list[Cell]:
-        """The cells among which strengths are chosen: all values of each grid, or as many as are selected."""
+        """The cells among which settings are chosen: all of each grid, or as many as are selected."""
         return [
-            self.cell(name, rho, seed, "validation", {parameter: value})
+            self.cell(name, rho, seed, "validation", setting)
             for seed in selection.seeds
             for rho in selection.rhos
             for name in selection.policies
-            for parameter, values in [grids[name]]
-            for value in spread(values, selection.grid_size)
+            for setting in settings(grids[name], selection.grid_size)
         ]

@@ -63,7 +63,7 @@ def compared(
     everything = (list(maker.variants), [recipe.rho], [recipe.seed])
     selection = select(everything, None, Study(seeds=how.seeds, grid_size=how.grid_size))
     grids = maker.grids(selection.policies) if how.sweep else {}
-    selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
+    selection.leave_out_of_grids(grids)
     if session.dry_run:
         tried = maker.validation(selection, grids) if how.sweep else []
         chosen = planned(session, maker, selection, grids, tried) if how.sweep else None

@@ -73,11 +73,13 @@ def plan_only(
         print("\n" + "\n".join(lines(costs)))
 
 
-def _grids(cells: Sequence[Cell]) -> dict[str, list[float]]:
-    found: dict[str, set[float]] = {}
+def _grids(cells: Sequence[Cell]) -> dict[str, list[dict[str, float]]]:
+    """Of each policy the settings that are tried."""
+    found: dict[str, list[dict[str, float]]] = {}
     for cell in cells:
-        found.setdefault(cell.policy, set()).add(cell.strength[1])
-    return {policy: sorted(values) for policy, values in found.items()}
+        if cell.setting not in (tried := found.setdefault(cell.policy, [])):
+            tried.append(cell.setting)
+    return found
 
 
 def _cells_line(cells: dict[str, Any]) -> str:

@@ -46,8 +46,7 @@ def provenance(there: Sequence[tuple[Cell, Manifest]], workspace: Workspace) -> 
     settings: dict[str, dict[str, object]] = {}
     revisions: set[str] = set()
     for cell, manifest in there:
-        strength, value = cell.strength
-        settings.setdefault(cell.policy, {})[cell.folder] = {strength: value, "key": cell.evaluation.key}
+        settings.setdefault(cell.policy, {})[cell.folder] = {**cell.setting, "key": cell.evaluation.key}
         trained = workspace.manifest(cell.policy_path)
         revisions |= {str(found and found.get("git")) for found in (manifest, trained)}
     _, first = there[0]

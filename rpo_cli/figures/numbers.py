@@ -291,13 +291,12 @@ def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[s
         return named(scores.inputs["model"]) if columns is None else f"columns {' and '.join(columns)}"
 
     scores = cast(dict[str, Stage], scores_of(stage.inputs)).values()
-    strength, value = cell.strength
     return {
         "name": name,
         "recipe": shown(cell.loaded.path),
         "objective": recipe.objective,
         "help": recipe.declared.help,
-        "strength": {strength: value},
+        "strength": cell.setting,
         "scale": recipe.reward_scale,
         "base": named(stage.inputs["model"]),
         "pairs": named(stage.inputs["data"]),

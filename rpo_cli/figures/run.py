@@ -9,9 +9,9 @@ from typing import cast
 
 from rpo_cli.artifacts import MANIFEST, STARTED, log_images, write_csv
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
+from rpo_cli.figures.cells import Cell, Cells, Chosen, read_by
 from rpo_cli.figures.dry_run import plan_only
-from rpo_cli.figures.selection import Selection, select
+from rpo_cli.figures.selection import Grids, Selection, select
 from rpo_cli.figures.tuning import Keep, WeightKeeper, planned, tune
 from rpo_cli.recipes import load, schema
 from rpo_cli.runs.options import Costs, Figure, Study
@@ -89,7 +89,7 @@ def figure_cells(
     maker, grids = Cells(loaded), Grids()
     if tune:
         grids = maker.grids(selection.policies)
-        selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
+        selection.leave_out_of_grids(grids)
         maker.test(selection)  # what cannot be drawn is said before anything is tried
     return maker, selection, grids
 

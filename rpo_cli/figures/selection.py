@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TypeVar
 
 from rpo_cli.errors import BadInput
@@ -13,6 +14,7 @@ SMALL_OBJECTIVES = ("dpo", "e-dpo")
 SMALL_GRID = 3
 WORDS = {"policies": "objectives", "rhos": "ρ", "seeds": "seeds", "grid": "grid values"}
 T = TypeVar("T")
+Grids = dict[str, dict[str, list[float]]]  # of each policy what it sweeps, its strength first, and the values
 
 
 @dataclass
@@ -25,20 +27,23 @@ class Selection:
     grid_size: int | None = None
     left_out: dict[str, object] = field(default_factory=dict)
     of: dict[str, int] = field(default_factory=dict)
+    tried: int | None = None
 
     def note(self) -> str:
         """`2 of 6 objectives, 3 of 7 ρ`; empty where nothing is left out."""
         have = {name: len(getattr(self, name)) for name in ("policies", "rhos", "seeds")}
-        counts: dict[str, int | None] = {**have, "grid": self.grid_size}
+        counts: dict[str, int | None] = {**have, "grid": self.tried}
         left_out = [name for name in WORDS if name in self.left_out]
         return ", ".join(f"{counts[name]} of {self.of[name]} {WORDS[name]}" for name in left_out)
 
-    def leave_out_of_grids(self, grids: Mapping[str, Sequence[float]]) -> None:
-        """Note which values of the grids (of the policies that are run) are not tried."""
-        tried = {name: spread(values, self.grid_size) for name, values in grids.items()}
-        absent = {name: [v for v in values if v not in tried[name]] for name, values in grids.items()}
+    def leave_out_of_grids(self, grids: Grids) -> None:
+        """Note which settings of the grids (of the policies that are run) are not tried."""
+        tried = {name: settings(grid, self.grid_size) for name, grid in grids.items()}
+        all_of = {name: settings(grid) for name, grid in grids.items()}
+        absent = {name: [s for s in all_of[name] if s not in tried[name]] for name in grids}
         if any(absent.values()):
-            self.left_out["grid"], self.of["grid"] = absent, max(map(len, grids.values()))
+            self.left_out["grid"], self.of["grid"] = absent, max(map(len, all_of.values()))
+            self.tried = max(map(len, tried.values()))
 
 
 def at(rho: float | None) -> str:
@@ -53,6 +58,12 @@ def spread(values: Sequence[T], count: int | None) -> list[T]:
     if count == 1:
         return [values[len(values) // 2]]
     return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
+
+
+def settings(grid: Mapping[str, Sequence[float]], size: int | None = None) -> list[dict[str, float]]:
+    """Every value of a grid with every value of its other keys; `size`: with so many of each key."""
+    values = product(*(spread(tried, size) for tried in grid.values()))
+    return [dict(zip(grid, each, strict=True)) for each in values]
 
 
 def select(

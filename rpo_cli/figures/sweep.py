@@ -25,7 +25,7 @@ def run_sweep(session: Session, study: Study, write: bool, costs: Costs) -> None
     selection = select(_swept(loaded, write), rhos, study)
     maker = Cells(loaded, session.overrides)
     grids = maker.grids(selection.policies, again=True)
-    selection.leave_out_of_grids({name: values for name, (_, values) in grids.items()})
+    selection.leave_out_of_grids(grids)
     if session.dry_run:
         cells = maker.validation(selection, grids)
         plan_only(session, loaded.recipe.suite, selection, cells, [], keep, question)

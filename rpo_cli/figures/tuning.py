@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, cast
 from rich.table import Table
 
 from rpo_cli.artifacts import Manifest, Stage, Workspace, snapshots, write_csv
-from rpo_cli.figures.cells import Cell, Cells, Chosen, Grids, read_by
-from rpo_cli.figures.selection import Selection, at, spread
+from rpo_cli.figures.cells import Cell, Cells, Chosen, read_by
+from rpo_cli.figures.selection import Grids, Selection, at, settings
 from rpo_cli.recipes import require_writable, schema, shown, write_by_rho, write_strength
 from rpo_cli.runs.planning.data import suite_rhos
 from rpo_cli.runs.session import Session
@@ -18,7 +18,8 @@ from rpo_cli.runs.todo import what_to_run
 from rpo_cli.stages.selected import score_of
 
 Keep = Literal["best", "none", "all"]
-Trial = tuple[str, float | None, float]  # a policy, a rho and a strength, of which each seed has a cell
+Setting = dict[str, float]  # what is swept, the strength first
+Trial = tuple[str, float | None, tuple[float, ...]]  # a policy, a rho and a setting: a cell under each seed
 SEEN = {  # what the table of a sweep has of the metrics of either kind of stage
     "evaluate": {
         "advantage": "advantage", "low": "advantage_low", "high": "advantage_high",
@@ -69,10 +70,8 @@ def tune(
     lost_cells = [cell for cell in cells if is_among(cell, diverged)]
     keeper.give_up(lost_cells)
     for cell in lost_cells:
-        value = "{} {:g}".format(*cell.strength)
-        session.say(
-            f"note: {cell.policy}{at(cell.rho)}, seed {cell.seed}: diverged at {value}: the worst choice"
-        )
+        where = f"{cell.policy}{at(cell.rho)}, seed {cell.seed}"
+        session.say(f"note: {where}: diverged at {worded(cell.setting)}: the worst choice")
     chosen = choose(rows)
     lost = [
         f"{name}{at(rho)}: training diverged under every value of its grid"
@@ -85,8 +84,8 @@ def tune(
     if not session.as_json:
         session.out.print(choice_table(found.chosen, selection.rhos, rows))
         print(found.file)
-    tried = {name: spread(values, selection.grid_size) for name, (_, values) in grids.items()}
     equals = ties(rows)
+    tried = {name: settings(grid, selection.grid_size) for name, grid in grids.items()}
     for note in (*equals.values(), *at_edge(found.chosen, tried, equals)):
         session.say(f"note: {note}")
     if write:
@@ -148,11 +147,11 @@ def planned(
     if found is not None:
         return found
     chosen: Chosen = {}
-    for name, (parameter, values) in grids.items():
-        tried = spread(values, selection.grid_size)
+    for name, grid in grids.items():
+        tried = settings(grid, selection.grid_size)
         for rho in selection.rhos:
-            own = float(getattr(maker.at(name, rho).recipe, parameter))
-            chosen.setdefault(name, {})[rho] = {parameter: own if own in tried else tried[0]}
+            own = cast(schema.PolicyRecipe, maker.at(name, rho).recipe).setting
+            chosen.setdefault(name, {})[rho] = own if own in tried else tried[0]
     return chosen
 
 
@@ -166,6 +165,7 @@ def validation_table(
 ) -> list[dict[str, Any]]:
     """One row for each cell: what the sweep saw, which is nothing where training diverged."""
     rows = []
+    more = {key for cell in cells for key in list(cell.setting)[1:]}
     for cell in cells:
         seen = SEEN[cell.evaluation.kind]
         metrics: dict[str, Any] = dict.fromkeys(seen.values())
@@ -173,51 +173,62 @@ def validation_table(
             metrics = workspace.finished(cell.evaluation.path)["metrics"]
             if (step := workspace.finished(cell.policy_path)["metrics"].get("selected/step")) is not None:
                 seen, metrics = {**seen, "step": "step"}, {**metrics, "step": step}
-        name, value = cell.strength
+        name, value = next(iter(cell.setting.items()))
         row = {"policy": cell.policy, "rho": cell.rho, "seed": cell.seed, "parameter": name, "value": value}
+        row |= {key: cell.setting.get(key) for key in more}
         rows.append(row | {column: metrics.get(of) for column, of in seen.items()})
     return rows
 
 
 def choose(rows: Sequence[Mapping[str, Any]]) -> Chosen:
-    """For each policy and rho the value of the highest advantage, or else accuracy, mean over seeds.
+    """For each policy and rho the setting of the highest advantage, or else accuracy, mean over seeds.
 
     The smaller of equals.
-    A value that diverged under any seed is not chosen; where all did, nothing is.
+    A setting that diverged under any seed is not chosen; where all did, nothing is.
     """
     chosen: Chosen = {}
-    for (policy, rho), (name, values) in _best(rows).items():
-        chosen.setdefault(policy, {})[rho] = {name: values[0]}
+    for (policy, rho), best in _best(rows).items():
+        chosen.setdefault(policy, {})[rho] = best[0]
     return chosen
 
 
 def ties(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, float | None], str]:
-    """Of each policy and rho where several values do best, which, and what was taken."""
+    """Of each policy and rho where several settings do best, which, and what was taken."""
     return {
-        (policy, rho): f"{policy}{at(rho)}: a tie: {_decides(rows)} is the same with {name} "
-        f"{', '.join(f'{value:g}' for value in values)}; the smallest is taken"
-        for (policy, rho), (name, values) in _best(rows).items()
-        if len(values) > 1
+        (policy, rho): f"{policy}{at(rho)}: a tie: {_decides(rows)} is the same with "
+        f"{', '.join(map(worded, best))}; the smallest is taken"
+        for (policy, rho), best in _best(rows).items()
+        if len(best) > 1
     }
 
 
-def _best(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, float | None], tuple[str, list[float]]]:
-    """Of each policy and rho the strength's name and the values that do best, the smallest first."""
-    seen: dict[tuple[str, float | None, str, float], list[float]] = {}
+def worded(setting: Setting) -> str:
+    """`beta 0.1`, `beta 0.1 learning_rate 0.0002`."""
+    return " ".join(f"{name} {value:g}" for name, value in setting.items())
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, float | None], list[Setting]]:
+    """Of each policy and rho the settings that do best, the smallest first."""
+    seen: dict[tuple[str, float | None], dict[tuple[float, ...], list[Mapping[str, Any]]]] = {}
     for row in rows:
-        place = (row["policy"], row["rho"], row["parameter"], row["value"])
-        seen.setdefault(place, []).append(score_of(row))
-    best: dict[tuple[str, float | None], float] = {}
-    found: dict[tuple[str, float | None], tuple[str, list[float]]] = {}
-    for policy, rho, name, value in sorted(seen, key=lambda place: (place[0], place[1] or 0.0, place[3])):
-        advantages = seen[policy, rho, name, value]
-        mean = sum(advantages) / len(advantages)
-        if mean > best.get((policy, rho), float("-inf")):
-            best[policy, rho] = mean
-            found[policy, rho] = name, [value]
-        elif mean == best.get((policy, rho)):
-            found[policy, rho][1].append(value)
+        of_setting = seen.setdefault((row["policy"], row["rho"]), {})
+        of_setting.setdefault(tuple(_setting(row).values()), []).append(row)
+    found = {}
+    for place in sorted(seen, key=lambda place: (place[0], place[1] or 0.0)):
+        means = {
+            values: sum(map(score_of, of_seeds)) / len(of_seeds) for values, of_seeds in seen[place].items()
+        }
+        best = max((mean for mean in means.values() if mean > float("-inf")), default=None)
+        equal = [values for values, mean in sorted(means.items()) if mean == best]
+        if equal:
+            found[place] = [_setting(seen[place][values][0]) for values in equal]
     return found
+
+
+def _setting(row: Mapping[str, Any]) -> Setting:
+    """What a row of a sweep's table was tried with."""
+    rate = row.get(schema.RATE)
+    return {row["parameter"]: row["value"]} | ({} if rate is None else {schema.RATE: rate})
 
 
 def _decides(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -225,16 +236,18 @@ def _decides(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def at_edge(
-    chosen: Chosen, grids: Mapping[str, Sequence[float]], tied: Collection[tuple[str, float | None]] = ()
+    chosen: Chosen, settings: Mapping[str, Sequence[Setting]], tied: Collection[tuple[str, float | None]] = ()
 ) -> Iterator[str]:
     """Choices at the end of their grid, where a better value may lie outside: said, not hidden.
 
-    `tied`: where several values do best, which says nothing of what lies outside.
+    `settings`: those that were tried of each policy. `tied`: where several do best, which says nothing of
+    what lies outside.
     """
     for policy, by_rho in chosen.items():
-        for rho, values in by_rho.items():
-            for name, value in values.items() if (policy, rho) not in tied else ():
-                if len(grids[policy]) > 2 and value in (min(grids[policy]), max(grids[policy])):
+        for rho, best in by_rho.items():
+            for name, value in best.items() if (policy, rho) not in tied else ():
+                tried = {setting[name] for setting in settings[policy]}
+                if len(tried) > 2 and value in (min(tried), max(tried)):
                     yield f"{policy}{at(rho)}: {name} {value:g} is at the edge of its grid"
 
 
@@ -250,18 +263,18 @@ def choice_table(chosen: Chosen, rhos: Sequence[float | None], rows: Sequence[Ma
     title = f"chosen on {'validation prompts' if _decides(rows) == 'advantage' else 'held-out pairs'}"
     table = Table("policy", *heads, title=title, min_width=len(title))
     for policy, values in shown.items():
-        table.add_row(policy, *(" ".join(f"{k} {v:g}" for k, v in each.items()) for each in values))
+        table.add_row(policy, *map(worded, values))
     return table
 
 
 def _trial(cell: Cell) -> Trial:
-    return cell.policy, cell.rho, cell.strength[1]
+    return cell.policy, cell.rho, tuple(cell.setting.values())
 
 
 class WeightKeeper:
     """Drops the weights that a sweep no longer needs: of each policy and rho, of all values but the best.
 
-    The best is the one that `choose` will choose: by the mean over seeds, known when a value has been
+    The best is the one that `choose` will choose: by the mean over seeds, known when a setting has been
     evaluated under each. `keep` none: no policy stays once it has been evaluated; all: every one does. The
     cells' hub names must be pinned: what an earlier run evaluated is known by its key.
     """
@@ -290,7 +303,7 @@ class WeightKeeper:
             if each[:2] == (policy, rho) and len(scores) == self.seeds
         }
         # As in `choose`: the smaller of equals.
-        best = max(means, key=lambda each: (means[each], -each[2]), default=None)
+        best = min(means, key=lambda each: (-means[each], each[2]), default=None)
         self._drop_all(means.keys() - {best})
 
     def give_up(self, diverged: Sequence[Cell]) -> None:

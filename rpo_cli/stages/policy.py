@@ -29,6 +29,7 @@ from rpo_cli.models import (
 )
 from rpo_cli.objectives import Pair
 from rpo_cli.objectives.kl import gamma_at, kl_full, kl_sample, kl_weight
+from rpo_cli.objectives.logps import at_least_float32
 from rpo_cli.objectives.members import MemberChoice
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
 from rpo_cli.stages.inputs import causal_of, tokenizer_of
@@ -94,6 +95,8 @@ class PolicyTrainer(PairTrainer):
         """The objective's loss, mean over pairs (Fisch et al. 2025, sections 3 and 4)."""
         recipe = self.recipe
         logits = self.reader(response_logits)(model, inputs)
+        if recipe.needs_reference:  # two gradients of them, which are to be rounded when they are one
+            logits = at_least_float32(logits)
         logps = logps_of(logits, inputs)
         pair = pair_of(logps, inputs)
         losses = self.objective.losses(pair, recipe)
@@ -134,7 +137,7 @@ class PolicyTrainer(PairTrainer):
         if self.recipe.kl_estimator == "sample":
             return kl_sample(logps[2 * size :], inputs["ref_sample_logps"]).mean()
         assert self.kl_reference is not None
-        with torch.no_grad(), self.device.autocast():  # accelerate's is the trained model's alone
+        with torch.no_grad(), self.device.autocast():  # accelerate's, of several processes, is the policy's
             reference = response_logits(self.kl_reference, inputs)
         # Where every response has a row of its own, the samples' rows come last; else a sample is each row's
         # third response.

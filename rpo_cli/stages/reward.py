@@ -219,7 +219,8 @@ def run(job: Job[RewardRecipe], report: Report) -> dict[str, object]:
     if held_out and (devices.rank() == 0 or devices.is_spmd()):
         assert held_out_pairs is not None
         size = recipe.per_device_eval_batch_size
-        scores = pair_rewards(device.place(trained), held_out, size, shared=prepared.shared)
+        with device.autocast():
+            scores = pair_rewards(device.place(trained), held_out, size, shared=prepared.shared)
         if devices.rank() == 0:
             metrics |= held_out_metrics(scores, held_out, held_out_pairs)
             metrics |= shared_prompts(held_out_pairs.only(held_out), pairs.only(rows))

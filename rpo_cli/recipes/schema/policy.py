@@ -26,6 +26,8 @@ from rpo_cli.recipes.schema.base import (
 )
 from rpo_cli.recipes.schema.training import TrainingRecipe
 
+RATE = "learning_rate"
+Swept = Literal["beta", "tau", "learning_rate"]
 NOT_BY_RHO = ("stage", "objective", "rho", "by_rho", "grid")
 OF_ONE = " and ".join(name for name, each in OBJECTIVES.items() if each.teacher == "one")
 OF_ENSEMBLE = " and ".join(name for name, each in OBJECTIVES.items() if each.teacher == "ensemble")
@@ -156,8 +158,8 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         "own", description="held-out pairs reweighted to the member's own b, or as they are"
     )
     by_rho: dict[Share, dict[str, object]] = cosmetic({}, "values that model selection chose for each rho")
-    grid: dict[Literal["beta", "tau"], Annotated[list[Positive], Field(min_length=1), EachOnce]] = cosmetic(
-        {}, "what `rpo sweep` tries"
+    grid: dict[Swept, Annotated[list[Positive], Field(min_length=1), EachOnce]] = cosmetic(
+        {}, "what `rpo sweep` tries: the objective's strength and, if given, every `learning_rate` with it"
     )
     evaluate: str = cosmetic("evaluate.yaml", "the evaluation recipe of its samples")
     reference_samples: PositiveInt = Field(
@@ -212,6 +214,11 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         """Name and value of the hyperparameter that is swept."""
         name = self.declared.strength
         return name, float(getattr(self, name))
+
+    @property
+    def setting(self) -> dict[str, float]:
+        """What is swept, by name: the strength, and the learning rate where the grid has one."""
+        return dict([self.strength]) | {name: self.learning_rate for name in self.grid if name == RATE}
 
     @property
     def selects(self) -> bool:

@@ -204,11 +204,11 @@ def _splits_below(stage: Stage) -> list[Stage]:
 
 
 def cell_name(loaded: Loaded) -> str:
-    """Folder of a policy: its strength, and whatever --set changed that can change the result."""
+    """Folder of a policy: what is swept, and whatever --set changed that can change the result."""
     recipe = cast(schema.PolicyRecipe, loaded.recipe)
-    name, strength = recipe.strength
-    parts = [f"{name}-{strength:g}"]
-    changed = {key.split(".")[0] for key in loaded.overrides} - {"beta", "tau", "rho", "seed"}
+    parts = [f"{name}-{value:g}" for name, value in recipe.setting.items()]
+    changed = {key.split(".")[0] for key in loaded.overrides}
+    changed -= {"beta", "tau", "rho", "seed", *recipe.setting}
     if changed:
         values = schema.result_fields(recipe)
         own = schema.result_fields(load(str(loaded.path), seed=recipe.seed, **at_rho(recipe.rho)).recipe)

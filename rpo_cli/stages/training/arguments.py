@@ -65,7 +65,9 @@ def arguments(recipe: TrainingRecipe, directory: Path, device: Device, seed: int
         "report_to": "none",
         "seed": seed,
         "data_seed": seed,
-        "bf16": device.trains_in_autocast,  # the weights stay float32
+        # One process has an autocast around model and loss (`WholeBatches`). Accelerate's is around the model
+        # alone and makes float32 of all logits, and what goes by an autocast before the model sees none.
+        "bf16": device.trains_in_autocast and processes() > 1,
         "use_cpu": device.name == "cpu",
         "disable_tqdm": True,
         # Of training rows `WholeBatches` leaves none over; of held-out rows none may be left out.

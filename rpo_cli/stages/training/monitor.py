@@ -98,7 +98,7 @@ class Monitor(TrainerCallback):
     def _look(self, step: int) -> None:
         model = self.trainer.model
         training = model.training
-        # Around it all: that which accelerate wraps the model in ends with each pass, and casts weights anew.
+        # Around it all: one for each pass would cast weights anew.
         with self.trainer.device.autocast():
             looked = self._samples(step) | (self._pairs() if step else {})
         model.train(training)
