@@ -22,6 +22,7 @@ ANSWERS = {
     "rejected": [{"role": "assistant", "content": "3"}],
 }
 CHAT = "\nprompt_format: chat\ntokenizer: ./chat\n"
+RAW = ("--prompt-format", "raw")
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -177,7 +178,7 @@ def test_init_has_prompts_answered_in_the_form_of_the_pairs(talking: Path) -> No
 def test_init_leaves_room_for_answers_in_a_model_of_few_positions(talking: Path) -> None:
     long = [{"prompt": f"{n} " * 30, "chosen": " 1" * 16, "rejected": " 3"} for n in range(99)]
     write(Path("pairs.jsonl"), long)
-    init(talking)
+    init(talking, *RAW)
     recipes = yaml.safe_load(Path("mine.yaml").read_text())["recipes"]
     evaluate = recipes["evaluate"]
     assert 16 <= evaluate["max_new_tokens"] == recipes["policy"]["max_new_tokens"] < 24
@@ -188,7 +189,7 @@ def test_init_says_how_many_pairs_the_model_has_no_positions_for(talking: Path) 
     """Before anything is trained; what it counts on is the others."""
     rows = [{"prompt": f"{n} " * (99 if n % 2 else 9), "chosen": " 1", "rejected": " 3"} for n in range(99)]
     write(Path("pairs.jsonl"), rows)
-    said = init(talking).stderr
+    said = init(talking, *RAW).stderr
     tokens = pd.read_parquet("runs/mine/seed-0/data/pairs.parquet")["prompt"].str.split().str.len()
     left = f"{(tokens > 48).sum()} of {len(tokens)} pairs are longer than 48 tokens, and are left out of all"
     assert f"warning: --model {talking}: {left} training" in said
@@ -197,7 +198,7 @@ def test_init_says_how_many_pairs_the_model_has_no_positions_for(talking: Path) 
     assert yaml.safe_load(Path("mine.yaml").read_text())["recipes"]["splits"]["held_out"] == fits // 10
     Path("mine.yaml").unlink()
     write(Path("pairs.jsonl"), [row for n, row in enumerate(rows) if n % 2])
-    said = init(talking, code=2).stderr.splitlines()[-1]
+    said = init(talking, *RAW, code=2).stderr.splitlines()[-1]
     none = "none of [0-9]+ pairs fits: the shortest has [0-9]+ tokens with its longer response"
     assert re.search(f"--model {talking}: reads 48 tokens, and {none}", said)
     assert not Path("mine.yaml").exists()
@@ -206,14 +207,14 @@ def test_init_says_how_many_pairs_the_model_has_no_positions_for(talking: Path) 
 def test_a_judge_that_teaches_is_told_of(talking: Path, built: Tiny) -> None:
     write(Path("pairs.jsonl"), [{"prompt": f"{n} 1", "chosen": " 1 2", "rejected": " 3"} for n in range(99)])
     oracle = built.root / SEED / "oracle"
-    said = init(talking, "--reward-model", oracle, "--oracle", oracle).stderr
+    said = init(talking, "--reward-model", oracle, "--oracle", oracle, *RAW).stderr
     assert f"warning: --oracle {oracle}: a teacher too, so it judges what learnt from it" in said
 
 
 def test_init_refuses_messages_to_answer_where_the_pairs_are_plain_text(talking: Path) -> None:
     write(Path("pairs.jsonl"), [{"prompt": f"{n} 1", "chosen": " 1 2", "rejected": " 3"} for n in range(99)])
     write(Path("prompts.jsonl"), [{"prompt": ASKED}])
-    said = init(talking, "--prompts", "prompts.jsonl", code=2).stderr.splitlines()[-1]
+    said = init(talking, "--prompts", "prompts.jsonl", *RAW, code=2).stderr.splitlines()[-1]
     assert (
         said == "--prompts ./prompts.jsonl: messages, where the pairs are plain text: give both in one form"
     )

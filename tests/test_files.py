@@ -411,7 +411,7 @@ def test_samples_that_were_scored_are_pairs_to_begin_with(
     drawn = ("--num-samples", 3, "--max-new-tokens", 8)
     rpo("sample", "prompts.jsonl", "--model", model, *drawn, "--out", "s.jsonl", *CPU)
     rpo("score", "s.jsonl", "--model", judge, "--out", "scored.jsonl", *CPU)
-    teacher = ("--scores", "reward_chosen,reward_rejected", "--objective", "d-dpo")
+    teacher = ("--scores", "reward_chosen,reward_rejected", "--objective", "d-dpo", "--prompt-format", "raw")
     said = rpo("init", "mine", "--pairs", "scored.jsonl", "--model", model, *teacher).stderr
     assert "scored.jsonl: 90 rows read\n" in said and "next: rpo compare mine.yaml" in said
     assert rpo("recipe", "check", "mine.yaml").stdout.endswith("recipes, no problems\n")

@@ -118,7 +118,8 @@ def test_the_better_response_of_a_published_form_is_chosen(name: str, first: boo
     (pair,), ledger = read([{"prompt": "q", **FORMS[name](first)}])
     assert (pair.prompt, pair.chosen, pair.rejected) == ("q", GOOD, BAD)
     assert not ledger.counts
-    (note,) = ledger.notes  # how the label was read is said
+    assert not ledger.notes
+    (note,) = ledger.read_as  # how the label was read is said, and is no warning
     assert note.startswith("pairs: in 1 rows ") and note.endswith(("is chosen", " is 1", "is above"))
 
 
@@ -263,7 +264,7 @@ def test_columns_say_which_of_several_labels_is_meant() -> None:
     row = {"prompt": "q", **FORMS["PKU-Alignment/PKU-SafeRLHF"](True)}
     (pair,), ledger = read([row], label="safer_response_id")
     assert (pair.chosen, pair.rejected) == (BAD, GOOD)
-    assert ledger.notes[0].endswith("label names is chosen (label is safer_response_id)")
+    assert ledger.read_as[0].endswith("label names is chosen (label is safer_response_id)")
 
 
 def test_a_pair_without_a_label_may_be_two_columns_that_end_alike() -> None:
@@ -308,7 +309,8 @@ def test_init_reads_two_columns_by_their_label_and_says_where_tokens_reach_over(
     refused = rpo("init", *options, code=2).stderr
     assert "--columns label=… names the one that does" in refused
     said = rpo("init", *options, "--columns", "label=helpful_id").stderr
-    assert "response_0 and response_1 the one that label names is chosen (label is helpful_id)" in said
+    told = "response_0 and response_1 the one that label names is chosen (label is helpful_id)"
+    assert f"{SEED}/data: pairs: in 60 rows of {told}" in said and f"warning: {SEED}/data" not in said
     assert "reach over the boundary" not in said
     chosen = dict(zip((row["prompt"] for row in pairs), (row["chosen"] for row in pairs), strict=True))
     made = pd.read_parquet(f"runs/mine/{SEED}/data/pairs.parquet")

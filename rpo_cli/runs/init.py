@@ -11,7 +11,6 @@ from shlex import quote
 from typing import Any, get_args
 
 import numpy as np
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from rpo_cli import devices
@@ -33,9 +32,10 @@ from rpo_cli.runs.preflight import unready
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.sizes import Sizes
 from rpo_cli.stages.data.ledger import Ledger, losses
-from rpo_cli.stages.data.rows import FEW, MESSAGES, PAIR, PLACES, find_rows, read_rows
+from rpo_cli.stages.data.rows import FEW, PAIR, PLACES, find_rows, read_rows
 from rpo_cli.stages.data.sources.base import is_conversation
 from rpo_cli.stages.data.sources.records import published_split, rows_in
+from rpo_cli.stages.data.sources.transcripts import is_transcript
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.statistics import too_few
 from rpo_cli.text import percent, size, unplain
@@ -89,11 +89,17 @@ def init(session: Session, wanted: OwnSuite) -> None:
         raise BadInput(f"--prompts {prompts}: no such file")
     place = External.named(wanted.model)
     tokenizer = load_tokenizer(Path(place.reference), revision=place.revision, need_pad=False)
+    if wanted.prompt_format == "chat" and tokenizer.chat_template is None:
+        raise BadInput(f"--prompt-format chat: --model {wanted.model} has no chat template")
     longest = _longest(wanted.model)
     try:
         stage, workspace, share = _read(session, file, data)
     except BadInput as error:  # the reader's advice is for a recipe, and there is none yet
         raise BadInput(_of_columns(str(error), wanted.columns)) from error
+    if tokenizer.chat_template is not None and (form := _form(session, wanted, stage, workspace)) is not None:
+        data.append(form)
+        if form.value == "chat":
+            stage, workspace = _made(session, file, "data", [*data, Line("validation_share", share)])
     found = _look(stage, workspace, tokenizer)
     if prompts is not None:
         found = _asked(session, file, prompts, model, found, tokenizer)
@@ -229,6 +235,27 @@ def _made(session: Session, file: Path, name: str, lines: Sequence[Line]) -> tup
     return stage, session.make([stage], file.stem)
 
 
+def _form(session: Session, wanted: OwnSuite, stage: Stage, workspace: Workspace) -> Line | None:
+    """The form of plain pairs for a chat model: what is asked for, else its own unless the prompts have one.
+
+    None: they are messages.
+    """
+    pairs = find_rows([workspace.root / stage.path], "pairs", TokenCache(workspace.root))
+    if pairs.talks:
+        return None
+    prompts = pairs.texts("prompt")
+    if wanted.prompt_format == "raw":
+        return Line("prompt_format", "raw", "text as it stands; chat: in the model's chat template")
+    if wanted.prompt_format is None and 2 * sum(map(is_transcript, prompts)) > len(prompts):
+        what = "prompts have marks of a template or a transcript"
+        how = "they are taken as they stand, without the model's chat template"
+        session.say(f"warning: --pairs {wanted.pairs}: {what}: {how}")
+        return Line("prompt_format", "raw", f"{what}: they are taken as they stand")
+    how = "--prompt-format raw takes it as it stands"
+    session.say(f"{wanted.pairs}: plain text, which the model's chat template makes messages of; {how}")
+    return Line("prompt_format", "chat", "a prompt is the user's message; raw: text as it stands")
+
+
 def _asked(
     session: Session, file: Path, prompts: str, model: str, found: Found, tokenizer: PreTrainedTokenizerBase
 ) -> Found:
@@ -263,7 +290,7 @@ def _look(stage: Stage, workspace: Workspace, tokenizer: PreTrainedTokenizerBase
         tokens=np.array([row.longest for row in rows]),
         responses=responses,
         unknown=_unknown(said, tokenizer),
-        told=MESSAGES in pq.read_schema(folder / "pairs.parquet").names,
+        told=pairs.talks,
         longest_prompt=max(len(row.prompt_ids) for row in rows),
         boundary=said_of_boundary(float(over.mean()), len(over)) if over.any() else "",
     )

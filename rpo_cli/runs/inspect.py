@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.text import Text
@@ -99,6 +100,7 @@ def inspect(
             "length_margin": margin,
             "shared_prompts": {f"{one}/{other}": count for (one, other), count in shared.items()},
             "read": {name[8:]: count for name, count in made.items() if name.startswith("records/")},
+            "read_as": made.get("read_as", []),
             "left_out": [asdict(loss) for loss in losses(made)],
             "tables": {name: asdict(report) for name, report in reports.items()},
             "samples": samples,
@@ -125,11 +127,13 @@ def _tables(folder: Path) -> list[Path]:
     )
 
 
-def _print_left_out(made: Mapping[str, object]) -> None:
-    """What the data stage read, and what it left out and why, by its manifest's metrics."""
+def _print_left_out(made: Mapping[str, Any]) -> None:
+    """What the data stage read, how, and what it left out and why, by its manifest's metrics."""
     read = [f"{n} {name.removeprefix('records/')}" for name, n in made.items() if name.startswith("records/")]
     if read:
         print(f"rows read: {', '.join(read)}")
+    for line in made.get("read_as", ()):
+        print(f"  {line}")
     for loss in losses(made):
         print(f"  {loss.kind}: {loss.count} of {loss.read} {loss.why}")
 

@@ -153,6 +153,7 @@ SCORES = "Columns of the pairs with scores, CHOSEN,REJECTED, to distil; several 
 WISHES = "Objectives, with commas. Default: dpo and what the teachers are for: d-dpo, or e-dpo of several."
 JUDGES = "A reward model that judges, no teacher. Default: none."
 LORA = "Train an adapter, or all weights. Default: all weights where they fit into memory."
+FORM = "Plain text as it stands, or in the model's chat template. Default: chat where the model has one."
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ class OwnSuite:
     pairs: Annotated[str, Option(help=PAIRS)]
     model: Annotated[str, Option(help="The model to start from: hub name or directory.")]
     columns: Annotated[str | None, Option(help=COLUMNS)] = None
+    prompt_format: Annotated[Literal["raw", "chat"] | None, Option(help=FORM)] = None
     reward_model: Annotated[list[str], Option(help=TEACHER, show_default=False)] = field(default_factory=list)
     reward_label: Annotated[str | None, Option(help=LABEL)] = None
     scores: Annotated[list[str], Option(help=SCORES, show_default=False)] = field(default_factory=list)

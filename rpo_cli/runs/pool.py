@@ -289,5 +289,6 @@ def summary(manifest: Manifest) -> str:
     """A finished stage in a line: what matters most of its metrics, and its time."""
     metrics = manifest["metrics"]
     numbers = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)]
-    said = in_words(manifest["kind"], metrics, manifest.get("recipe"))[:1] or numbers[:4]
+    words = in_words(manifest["kind"], metrics, manifest.get("recipe"))[:1]
+    said = words or metrics.get("read_as") or numbers[:4]
     return "  ".join([*said, f"({clock(manifest['seconds'])})"])

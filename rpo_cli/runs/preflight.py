@@ -21,8 +21,10 @@ from rpo_cli.errors import BadInput
 from rpo_cli.recipes import RecipeError, schema, suggest
 from rpo_cli.recipes.draft import stands
 from rpo_cli.recipes.hints import ELSEWHERE
+from rpo_cli.recipes.schema.data import OWN
 from rpo_cli.runs import local_models as models
 from rpo_cli.runs.todo import Todo
+from rpo_cli.stages.data.sources.transcripts import is_transcript
 from rpo_cli.text import first_line
 
 # What Trainer imports for an optimiser, by its name; those without any ask for arguments that recipes lack.
@@ -100,8 +102,8 @@ def problems(stages: Sequence[Stage]) -> list[str]:
 
 
 def notes(stages: Sequence[Stage]) -> list[str]:
-    """What of their recipes has no effect, and what goes out of this machine: a line each."""
-    found = [line for stage in stages for line in _without_effect(stage)]
+    """What of their recipes has no effect, what is learnt without a template, what goes out: a line each."""
+    found = [line for stage in stages for line in (*_without_effect(stage), *_without_template(stage))]
     for stage in stages:
         if isinstance(judge := stage.recipe, schema.JudgeRecipe) and judge.api_key_env is not None:
             found.append(f"judge: the key in {judge.api_key_env} goes to {judge.host}")
@@ -157,6 +159,21 @@ def _without_effect(stage: Stage) -> Iterator[str]:
         if (isinstance(place, str) or in_file) and not (again and len(keys) == 1):
             said = f"{_at(stage, *keys)}: no effect with {decides}: {_plain(getattr(stage.recipe, decides))}"
             yield f"{said}; {ELSEWHERE[key]}" if (key := str(keys[-1])) in ELSEWHERE else said
+
+
+def _without_template(stage: Stage) -> Iterator[str]:
+    """That a chat model learns from plain text as it stands, where the data recipe says nothing of it."""
+    data = _data_below(stage)
+    if stage.kind not in ("sft", "policy") or data is None or ("prompt_format",) in data.places:
+        return
+    folder = models.folder_of(models.base_of(stage))
+    if folder is None or not models.has_chat_template(folder) or (row := _first_row(data)) is None:
+        return
+    prompt, chosen = row.get("prompt"), row.get("chosen", row.get("completion"))
+    if isinstance(prompt, str) and isinstance(chosen, str) and not is_transcript(prompt):
+        how = "`prompt_format: chat` writes it with the template, `raw` says that this is meant"
+        at = _at(data, "dataset" if ("dataset",) in data.places else "files")
+        yield f"{at}: plain text, learnt as it stands, and {folder} has a chat template; {how}"
 
 
 def _plain(value: object) -> str:
@@ -274,7 +291,8 @@ def _models(stage: Stage, recipe: schema.ModelSource) -> Iterator[str]:
             folder = models.folder_of(node) if own and stage.kind != "relabel" else None
             if folder is not None and not models.has_chat_template(folder) and _holds_messages(stage):
                 at = _at(stage, NAMED.get((stage.kind, name), _teacher(stage)))
-                yield f"{at}: {folder} has no chat template, and the rows are conversations"
+                lacks = f"{folder} has no chat template, and the rows are conversations"
+                yield f"{at}: {lacks}{'; prompt_format: raw takes plain text as it stands' * _wraps(stage)}"
 
 
 def _too_short_to_sample(stage: Stage, config: Mapping[str, Any]) -> Iterator[str]:
@@ -287,16 +305,44 @@ def _too_short_to_sample(stage: Stage, config: Mapping[str, Any]) -> Iterator[st
 
 def _holds_messages(stage: Stage) -> bool:
     """Whether the rows below a stage are conversations, as far as the first line of a file says."""
-    recipes = [table.recipe for table in stage.tables() if isinstance(table.recipe, schema.DataRecipe)]
-    file = Path(str(recipes[-1].dataset)) if recipes else Path()
-    if file.suffix != ".jsonl" or not file.is_file():
-        return False
+    data = _data_below(stage)
+    row = None if data is None else _first_row(data)
+    told = row is not None and any(isinstance(row.get(name), list) for name in ("prompt", "chosen"))
+    return told or _wraps(stage)
+
+
+def _wraps(stage: Stage) -> bool:
+    """Whether the rows below a stage are made conversations."""
+    data = _data_below(stage)
+    return data is not None and getattr(data.recipe, "prompt_format", None) == "chat"
+
+
+def _data_below(stage: Stage) -> Stage | None:
+    """The data stage whose texts a stage reads."""
+    found = [table for table in stage.tables() if isinstance(table.recipe, schema.DataRecipe)]
+    return found[-1] if found else None
+
+
+def _first_row(data: Stage) -> Mapping[str, Any] | None:
+    """The first row of a user's pairs in a file, by our names for its columns; None: it is not known here."""
+    recipe = data.recipe
+    if not isinstance(recipe, schema.DataRecipe) or recipe.source not in OWN:
+        return None
+    file = Path(str(recipe.files.get("pairs") if recipe.source == "files" else recipe.dataset))
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            row = json.loads(lines.readline())
-    except (OSError, ValueError, RecursionError):
-        return False  # the stage that reads it says what is wrong
-    return isinstance(row, dict) and any(isinstance(row.get(name), list) for name in ("prompt", "chosen"))
+        if file.suffix == ".parquet" and file.is_file():
+            import pyarrow.parquet as pq
+
+            row = next(pq.ParquetFile(file).iter_batches(1)).to_pylist()[0]
+        elif file.suffix == ".jsonl" and file.is_file():
+            with file.open(encoding="utf-8-sig") as lines:
+                row = json.loads(lines.readline())
+        else:
+            return None
+    except (OSError, ValueError, RecursionError, StopIteration):
+        return None  # the stage that reads it says what is wrong
+    named = recipe.columns.items()
+    return {**row, **{ours: row.get(theirs) for ours, theirs in named}} if isinstance(row, dict) else None
 
 
 def _reads_other_tokens(stage: Stage, node: models.Node, read: Mapping[str, models.Node]) -> bool:

@@ -69,6 +69,7 @@ SOURCES = {
     "preference": Source("any set in TRL's preference formats", "preference:read",
                          uses=("columns", "keep_columns", "attributes")),
 }  # fmt: skip
+OWN = {"files", "preference", "written"}  # which read a user's own rows, plain text or messages
 OF_EVERY_SET = {"dataset", "data_dir", "sft_dataset", "split", "tokenizer", "max_prompt_tokens",
                 "validation_share"}  # fmt: skip
 OF_SOME_SETS = {"newlines", "prompt_format", "columns", "keep_columns", "attributes", "sft_share",
@@ -167,8 +168,9 @@ class DataRecipe(Recipe):
     )
     prompt_format: Literal["raw", "chat"] = Field(
         "raw",
-        description="dialogues as published, or through the tokenizer's chat template; with source: files "
-        "chat takes messages as well, and a prompt of plain text as the user's message",
+        description="text as it stands, or through the tokenizer's chat template: with chat dialogues are "
+        "messages, and a plain prompt is the user's message, a plain response the assistant's; messages of "
+        "source: preference and written go through it always",
     )
     sft_share: Share = added(
         0.5, "share of the training posts that SFT learns from; the others are prompts_train"
@@ -218,7 +220,7 @@ class DataRecipe(Recipe):
         used = {*self.of.uses, *(OF_EVERY_SET if self.loaded else ())}
         if self.of.written:
             used -= {"sft_dataset"}
-        if self.source == "files" and self.prompt_format == "chat":
+        if self.source in OWN and self.prompt_format == "chat":
             used |= {"prompt_format", "tokenizer"}
         return (OF_EVERY_SET | OF_SOME_SETS) - used
 

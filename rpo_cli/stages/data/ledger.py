@@ -29,6 +29,8 @@ REASONS = {
     "no_boundary": "one text begins the other, so nothing tells where the prompt ends",
     "no_dialogue": "no dialogue of Human and Assistant",
     "part_early": "the dialogues part before the last answer",
+    "transcript": "a plain prompt that a chat template or a transcript's roles wrote already, which "
+    "`prompt_format: chat` would write once more; `raw` takes it as it stands; see docs/data.md",
     "no_answer": "messages that do not end in an answer",
     "prompt_elsewhere": "a `prompt` of text that is no turn of the conversations beside it; leave the column "
     "out, or put its text into the messages",
@@ -73,7 +75,7 @@ class Ledger:
 
     place: of the row that is being read; records: rows read of pairs, of written responses (`sft`), or of a
     table of files; counts: by name, `pairs/ties`; notes: what else the user must know; renamed: of each name
-    that a recipe has for a column, whether a row had it.
+    that a recipe has for a column, whether a row had it; read_as: how labels were read.
     """
 
     place: str = ""
@@ -81,6 +83,7 @@ class Ledger:
     counts: Counter[str] = field(default_factory=Counter)
     examples: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
+    read_as: list[str] = field(default_factory=list)
     renamed: defaultdict[tuple[str, str], bool] = field(default_factory=lambda: defaultdict(bool))
 
     def read(self, kind: str, place: str) -> None:
@@ -95,11 +98,12 @@ class Ledger:
             self.examples[name].append(self.place)
 
     def metrics(self) -> dict[str, object]:
-        """All that was counted, for the manifest: `records/…`, the counts, and places by reason."""
+        """All that was counted, for the manifest: `records/…`, counts, places by reason, `read_as`."""
         records = {f"records/{kind}": count for kind, count in sorted(self.records.items())}
         counts = {name: count for name, count in sorted(self.counts.items()) if count}
         examples = {name: places for name, places in sorted(self.examples.items()) if places}
-        return records | counts | ({"left_out_examples": examples} if examples else {})
+        more = {"left_out_examples": examples, "read_as": self.read_as}
+        return records | counts | {name: value for name, value in more.items() if value}
 
     def warnings(self) -> Iterator[str]:
         """The notes, and a line for each reason that took more than `MANY` of the rows read."""

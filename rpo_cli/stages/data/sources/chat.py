@@ -19,6 +19,7 @@ from rpo_cli.stages.data.sources.preference import (
     whole_pair,
 )
 from rpo_cli.stages.data.sources.templated import Templated, given_to_template
+from rpo_cli.stages.data.sources.transcripts import is_transcript
 from rpo_cli.stages.data.sources.turns import AS_TEXT, as_json, is_told_as_text, part
 
 
@@ -50,6 +51,9 @@ class Chat:
                 raise BadInput(f"{place}: prompt: {AS_TEXT}")
             if not visible(asked):  # it is left out, and counted
                 return row, ""
+            if is_transcript(asked):
+                ledger.leave_out(f"{table}/transcript")
+                return None
             asked = [{"role": "user", "content": asked}]
         example = aligned(asked, sides)
         kept: Example = example if len(given) == 2 else {"prompt": asked}

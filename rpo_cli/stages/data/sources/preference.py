@@ -22,6 +22,7 @@ from rpo_cli.stages.data.sources.implicit import cut, prompt_like
 from rpo_cli.stages.data.sources.ranked import paired
 from rpo_cli.stages.data.sources.templated import Templated, given_to_template
 from rpo_cli.stages.data.sources.told import READ, cure, likely, no_prompt, notes
+from rpo_cli.stages.data.sources.transcripts import is_transcript
 from rpo_cli.stages.data.sources.turns import (
     AS_TEXT,
     Message,
@@ -46,7 +47,11 @@ Example = dict[str, Part]
 
 def read(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:
     """A set in TRL's preference formats."""
-    templated = Templated(sets.tokenizer, sets.recipe.max_prompt_tokens)
+    chat = sets.recipe.prompt_format == "chat"
+    if chat and sets.tokenizer.chat_template is None:
+        whose = sets.recipe.tokenizer
+        raise BadInput(f"tokenizer: {whose} has no chat template, which prompt_format: chat needs")
+    templated = Templated(sets.tokenizer, sets.recipe.max_prompt_tokens, chat)
     found = pairs(sets.pairs, templated, sets.ledger, sets.recipe)
     return found, written(sets.written, templated, sets.ledger)
 
@@ -89,6 +94,7 @@ def pairs(
             texts = [side for side in (prompt, chosen, rejected) if isinstance(side, str) and side]
             if len(texts) == 3 and all(text.startswith(texts[0]) for text in texts):
                 ledger.counts["pairs/prompt_again"] += 1
+        example = in_messages(templated, example, "pairs", ledger, own=prompt is not None)
         if example is None or not is_sound(example, "pairs", ledger):
             continue
         unread |= _unread(row, example["prompt"])
@@ -221,6 +227,25 @@ def aligned(prompt: Part, answers: Mapping[str, Part]) -> Example:
     return {"prompt": asked, **turns}
 
 
+def in_messages(
+    templated: Templated, example: Example | None, kind: str, ledger: Ledger, *, own: bool = True
+) -> Example | None:
+    """Plain text as the user's message and the assistant's, to the byte, where the template writes it too.
+
+    own: the prompt was a column of its own; white space at which it was cut off is nobody's. None: a written
+    conversation, which would be written into another; it is counted.
+    """
+    if not templated.wraps or example is None or not isinstance(example["prompt"], str):
+        return example
+    texts = {name: str(text) if own else str(text).strip() for name, text in example.items()}
+    asked = texts.pop("prompt")
+    if is_transcript(asked):
+        ledger.leave_out(f"{kind}/transcript")
+        return None
+    ledger.counts[f"{kind}/begin_with_space"] += all(text[:1].isspace() for text in texts.values())
+    return aligned([{"role": "user", "content": asked}], texts)
+
+
 def are_dialogues(chosen: Part, rejected: Part) -> bool:
     """Whether both are whole dialogues as hh-rlhf writes them."""
     sides = (chosen, rejected)
@@ -321,11 +346,12 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
             if turns[-1]["role"] != "assistant" or len(turns) < 2:
                 ledger.leave_out("sft/no_answer")
                 continue
-            example: Example = {"prompt": [*system_in(row, turns), *turns[:-1]], "completion": turns[-1:]}
+            example: Example | None
+            example = {"prompt": [*system_in(row, turns), *turns[:-1]], "completion": turns[-1:]}
         else:
             prompt, completion = (_given(place, row, name) for name in ("prompt", "completion"))
-            example = aligned(prompt, {"completion": completion})
-        if not is_sound(example, "sft", ledger):
+            example = in_messages(templated, aligned(prompt, {"completion": completion}), "sft", ledger)
+        if example is None or not is_sound(example, "sft", ledger):
             continue
         plain += isinstance(example["prompt"], str)
         made = made_or_left_out(templated, place, example, row, "sft", ledger)
@@ -337,7 +363,8 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
     if plain and templated.told["pairs"]:
         ledger.notes.append(
             f"sft: {plain} rows are plain text and {templated.told['pairs']} pairs are messages; the chat "
-            "template writes only these: a model would learn another form than it answers in"
+            "template writes only these: a model would learn another form than it answers in; "
+            "`prompt_format: chat` in the data recipe has it write both"
         )
     ledger.notes += templated.notes("sft")
 

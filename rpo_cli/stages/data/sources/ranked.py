@@ -67,7 +67,7 @@ def paired(
             told[ranking.told] += 1
             yield place, split, made, True
     label = f" (label is {columns['label']})" if "label" in columns else ""
-    ledger.notes += [f"pairs: in {count} rows {how}{label}" for how, count in told.items() if how]
+    ledger.read_as += [f"pairs: in {count} rows {how}{label}" for how, count in told.items() if how]
 
 
 def _refuse_labels(place: str, row: Row, columns: Mapping[str, str]) -> None:

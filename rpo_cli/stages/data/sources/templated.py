@@ -30,6 +30,7 @@ class Templated:
 
     tokenizer: PreTrainedTokenizerBase
     limit: int | None
+    wraps: bool = False  # plain text as well, as messages of the user and the assistant
     unread: set[str] = field(default_factory=set)  # what was said not to be read
     typed: dict[str, list[str]] = field(default_factory=dict)  # control tokens in messages: places
     told: Counter[str] = field(default_factory=Counter)  # rows of messages by what they are, such as pairs

@@ -59,7 +59,12 @@ def notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterato
     if seen["plain"] and seen["told"]:
         yield (
             f"pairs: {seen['plain']} rows are plain text and {seen['told']} are messages; the chat template "
-            "writes only these: give all of them in one form"
+            "writes only these: give all of them in one form, or `prompt_format: chat` in the data recipe"
+        )
+    if (spaced := ledger.counts["pairs/begin_with_space"]) > MANY * ledger.records["pairs"]:
+        yield (
+            f"pairs: in {spaced} rows both responses begin with white space, which stands in the "
+            "assistant's messages then; leave out what only joined them to a plain prompt"
         )
     if seen["begun"]:
         yield (
