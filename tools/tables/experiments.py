@@ -46,6 +46,7 @@ PRIMARY = {
     "noisy": "noisy",
     "noisy-own": "noisy",
     "larger-model": "larger-model",
+    "larger-model-untold": "larger-model",
 }
 SIZES = ("large", "small")
 UNITS = {"advantage": "reward, sd", "win": "wins, points", "kl": "KL, nats"}
