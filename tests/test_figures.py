@@ -376,6 +376,19 @@ ADVANTAGES = {
 }
 
 
+@pytest.mark.parametrize(
+    "told", [("--seeds", "nonsense"), ("--rho", "0.5"), ("--set", "bootstrap_samples=10"), ("--tune",)]
+)
+def test_what_would_choose_other_cells_is_refused_beside_kept_results(
+    told: tuple[str, ...], tmp_path: Path
+) -> None:
+    for command in (("figure", "figure2", "--from", "results/miniature"), ("report", "--from", "said.json")):
+        if "--tune" not in told or command[0] == "figure":
+            said = rpo(*command, *told, "--out", tmp_path / "out", code=2).stderr
+            assert said == f"{told[0]}: has no effect with --from, which shows what is kept, as it is\n"
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_sweep_says_which_one_value_does_best_over_all_rho() -> None:
     advantages = {0.2: {0.1: 1.0, 0.2: 0.8, 0.4: 0.1}, 0.5: {0.1: 0.1, 0.2: 0.8, 0.4: 1.0}}
     rows = [

@@ -40,6 +40,7 @@ TABLES: dict[str, Callable[[Path], Iterator[Sequence[str]]]] = {
     "beside": experiments.beside,
     "above": partial(experiments.beside, above=0.5),
     "control": experiments.control,
+    "by_size": experiments.by_size,
     "longer": experiments.longer,
     "without": experiments.without,
     "kept": experiments.kept,

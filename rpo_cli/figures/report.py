@@ -17,7 +17,7 @@ from rpo_cli.artifacts import publish
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import BASELINE, FORMAT
 from rpo_cli.figures.compare import compared
-from rpo_cli.figures.run import require_folder
+from rpo_cli.figures.run import require_folder, require_kept_alone
 from rpo_cli.runs.options import Comparing
 from rpo_cli.runs.session import Session
 from rpo_cli.text import clock
@@ -48,6 +48,8 @@ def run_report(
     """Write the page of a comparison, made now or kept as JSON; print its path."""
     if kept is not None and recipes:
         raise BadInput("--from: takes the place of recipes; give one or the other")
+    if kept is not None:
+        require_kept_alone(session, how)
     if kept is None and not recipes:
         raise BadInput("name the recipes to compare, a folder of them, or --from RESULTS.json")
     if out.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,7 @@ from rpo_cli.figures.dry_run import plan_only
 from rpo_cli.figures.selection import Grids, Selection, select
 from rpo_cli.figures.tuning import Keep, WeightKeeper, planned, tune
 from rpo_cli.recipes import load, schema
-from rpo_cli.runs.options import Costs, Figure, Study
+from rpo_cli.runs.options import Comparing, Costs, Figure, Study
 from rpo_cli.runs.question import Question, asked
 from rpo_cli.runs.session import Session
 
@@ -35,6 +36,7 @@ def run_figure(session: Session, kind: str, options: Figure, costs: Costs) -> No
     if options.out is not None:
         require_folder(options.out)
     if options.from_results is not None:
+        require_kept_alone(session, options)
         _draw(session, kind, options.from_results, options.out or options.from_results, options.allow_missing)
         return
     maker, selection, grids = figure_cells(session, options, options.tune, kind)
@@ -92,6 +94,17 @@ def figure_cells(
         selection.leave_out_of_grids(grids)
         maker.test(selection)  # what cannot be drawn is said before anything is tried
     return maker, selection, grids
+
+
+def require_kept_alone(session: Session, options: Study | Comparing) -> None:
+    """BadInput where --from is given with what decides which cells there are."""
+    decides = {"rho", "overrides", "seeds", "budget", "objectives", "grid_size", "tune", "sweep", "against"}
+    for told in (session, options):
+        for each in fields(told):
+            value = getattr(told, each.name)
+            if each.name in decides and value not in (None, False, []):
+                flag = "--set" if each.name == "overrides" else f"--{each.name.replace('_', '-')}"
+                raise BadInput(f"{flag}: has no effect with --from, which shows what is kept, as it is")
 
 
 def require_folder(out: Path) -> None:

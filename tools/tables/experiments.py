@@ -45,7 +45,11 @@ PRIMARY = {
     "unseen": "teachers",
     "noisy": "noisy",
     "noisy-own": "noisy",
+    "larger-model": "larger-model",
+    "larger-model-untold": "larger-model",
 }
+SIZES = ("large", "small")
+UNITS = {"advantage": "reward, sd", "win": "wins, points", "kl": "KL, nats"}
 
 
 def cells(folder: Path) -> Iterator[Sequence[str]]:
@@ -208,6 +212,21 @@ def control(folder: Path) -> Iterator[Sequence[str]]:
                 wrong, right = (each.loc[policy, rho] - each.loc["dpo", rho] for each in means)
                 apart = (wrong, right, wrong - right)
                 yield (policy, measure, f"{rho:g}", *(shown(each.to_numpy()) for each in apart))
+
+
+def by_size(folder: Path) -> Iterator[Sequence[str]]:
+    """Leads over DPO of the larger and of the smaller models, and by how much these differ.
+
+    Looked at afterwards, each alone: Student's t over seeds, not corrected.
+    """
+    yield ("less dpo of the same size", "by", "1.0M parameters", "0.13M", "the first less these")
+    results = loaded(folder)
+    for measure, scale in (("advantage", 1), ("utility", 1), ("win", 100), ("kl", 1)):
+        means = scale * by_seed(results.cells, measure).groupby("policy", observed=True).mean()
+        for policy in ("e-dpo", "mean", "one model"):
+            large, small = (means.loc[f"{policy} {size}"] - means.loc[f"dpo {size}"] for size in SIZES)
+            apart = (shown(each.to_numpy()) for each in (large, small, large - small))
+            yield (policy, UNITS.get(measure, measure), *apart)
 
 
 def longer(folder: Path) -> Iterator[Sequence[str]]:
