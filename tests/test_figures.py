@@ -377,13 +377,20 @@ ADVANTAGES = {
 
 
 @pytest.mark.parametrize(
-    "told", [("--seeds", "nonsense"), ("--rho", "0.5"), ("--set", "bootstrap_samples=10"), ("--tune",)]
+    "told",
+    [
+        ("--seeds", "nonsense"),
+        ("--rho", "0.5"),
+        ("--set", "bootstrap_samples=10"),
+        ("--tune",),
+        ("--dry-run",),
+    ],
 )
 def test_what_would_choose_other_cells_is_refused_beside_kept_results(
     told: tuple[str, ...], tmp_path: Path
 ) -> None:
     for command in (("figure", "figure2", "--from", "results/miniature"), ("report", "--from", "said.json")):
-        if "--tune" not in told or command[0] == "figure":
+        if told[0] not in ("--tune", "--dry-run") or command[0] == "figure":
             said = rpo(*command, *told, "--out", tmp_path / "out", code=2).stderr
             assert said == f"{told[0]}: has no effect with --from, which shows what is kept, as it is\n"
     assert not any(tmp_path.iterdir())
@@ -445,6 +452,23 @@ def test_a_strength_and_a_learning_rate_are_chosen_together() -> None:
     assert "is the same with beta 0.1 learning_rate 0.001, beta 0.1 learning_rate 0.003; the smallest" in said
     tried = [{"beta": beta, "learning_rate": rate} for beta in (0.03, 0.1, 0.3) for rate in (1e-3, 3e-3)]
     assert [*at_edge(choose(rows), {"dpo": tried})] == ["dpo at rho 0.5: beta 0.3 is at the edge of its grid"]
+
+
+def test_equal_budgets_are_those_that_are_tried(empty: Tiny) -> None:
+    empty.edit("dpo.yaml", "grid: {beta: [1, 2, 3, 4, 5, 6]}")
+    empty.edit("ipo.yaml", "grid: {tau: [1, 2, 3], learning_rate: [1.0e-3, 2.0e-3]}")
+    sweep = (
+        "compare",
+        empty.suite / "dpo.yaml",
+        empty.suite / "ipo.yaml",
+        "--rho",
+        "0.5",
+        "--sweep",
+        "--dry-run",
+    )
+    assert "6 grid values each" in rpo(*sweep, "--workspace", empty.root).stdout
+    said = rpo(*sweep, "--workspace", empty.root, "--grid-size", "2", code=2).stderr
+    assert "grids of different sizes (dpo 2, ipo 4)" in said
 
 
 @pytest.mark.slow

@@ -203,12 +203,12 @@ class Cells:
         found = [stage for own in alike for stage in self._planners[cell.seed].taught(own, cell.evaluation)]
         return tuple({stage.path: stage for stage in found}.values())
 
-    def grids(self, names: Sequence[str], *, again: bool = False) -> Grids:
-        """What each policy sweeps, and the values; `again`: of those that have been chosen, too.
+    def grids(self, selection: Selection, *, again: bool = False) -> Grids:
+        """What each selected policy sweeps, and all its values; `again`: of those that are chosen, too.
 
         Raises:
             BadInput: a policy without a grid or with its strength fixed, a figure of no evaluations, or grids
-                of different sizes: every objective gets the same budget.
+                of which not the same number of settings is tried: every objective gets the same budget.
         """
         if self.measured:
             kind = cast(schema.FigureRecipe, self.asked.recipe).kind
@@ -217,7 +217,7 @@ class Cells:
                 f"a figure of kind {kind} has none"
             )
         grids: Grids = {}
-        for name in names:
+        for name in selection.policies:
             loaded = self.policy(name)
             recipe = cast(schema.PolicyRecipe, loaded.recipe)
             grid, strength = recipe.grid, recipe.declared.strength
@@ -231,7 +231,7 @@ class Cells:
                 )
             in_order = sorted(grid.items(), key=lambda item: item[0] != strength)
             grids[name] = {key: [float(value) for value in values] for key, values in in_order}
-        sizes = {name: len(settings(grid)) for name, grid in grids.items()}
+        sizes = {name: len(settings(grid, selection.grid_size)) for name, grid in grids.items()}
         if len({*sizes.values()}) > 1:
             listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise BadInput(f"grids of different sizes ({listed}): every objective gets the same budget")

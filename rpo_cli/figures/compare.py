@@ -62,7 +62,7 @@ def compared(
     recipe = cast(schema.PolicyRecipe, first.recipe)
     everything = (list(maker.variants), [recipe.rho], [recipe.seed])
     selection = select(everything, None, Study(seeds=how.seeds, grid_size=how.grid_size))
-    grids = maker.grids(selection.policies) if how.sweep else {}
+    grids = maker.grids(selection) if how.sweep else {}
     selection.leave_out_of_grids(grids)
     if session.dry_run:
         tried = maker.validation(selection, grids) if how.sweep else []

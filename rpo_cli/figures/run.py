@@ -90,19 +90,20 @@ def figure_cells(
         raise BadInput(f"--rho {session.rho}: {problem}")
     maker, grids = Cells(loaded), Grids()
     if tune:
-        grids = maker.grids(selection.policies)
+        grids = maker.grids(selection)
         selection.leave_out_of_grids(grids)
         maker.test(selection)  # what cannot be drawn is said before anything is tried
     return maker, selection, grids
 
 
 def require_kept_alone(session: Session, options: Study | Comparing) -> None:
-    """BadInput where --from is given with what decides which cells there are."""
+    """BadInput where --from is given with what decides which cells there are, or keeps."""
     decides = {"rho", "overrides", "seeds", "budget", "objectives", "grid_size", "tune", "sweep", "against"}
+    decides |= {"dry_run", "keep_weights"}
     for told in (session, options):
         for each in fields(told):
             value = getattr(told, each.name)
-            if each.name in decides and value not in (None, False, []):
+            if each.name in decides and value not in (None, False, [], "best"):
                 flag = "--set" if each.name == "overrides" else f"--{each.name.replace('_', '-')}"
                 raise BadInput(f"{flag}: has no effect with --from, which shows what is kept, as it is")
 

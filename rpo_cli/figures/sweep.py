@@ -24,7 +24,7 @@ def run_sweep(session: Session, study: Study, write: bool, costs: Costs) -> None
     rhos = None if session.rho == "all" else session.rhos([])
     selection = select(_swept(loaded, write), rhos, study)
     maker = Cells(loaded, session.overrides)
-    grids = maker.grids(selection.policies, again=True)
+    grids = maker.grids(selection, again=True)
     selection.leave_out_of_grids(grids)
     if session.dry_run:
         cells = maker.validation(selection, grids)

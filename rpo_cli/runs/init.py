@@ -238,11 +238,12 @@ def _made(session: Session, file: Path, name: str, lines: Sequence[Line]) -> tup
 def _form(session: Session, wanted: OwnSuite, stage: Stage, workspace: Workspace) -> Line | None:
     """The form of plain pairs for a chat model: what is asked for, else its own unless the prompts have one.
 
-    None: they are messages.
+    None: they are messages; of messages and plain text together the latter stays as it is, unless asked for.
     """
     pairs = find_rows([workspace.root / stage.path], "pairs", TokenCache(workspace.root))
     if pairs.talks:
-        return None
+        asked = Line("prompt_format", "chat", "a plain prompt is the user's message, too")
+        return asked if wanted.prompt_format == "chat" else None
     prompts = pairs.texts("prompt")
     if wanted.prompt_format == "raw":
         return Line("prompt_format", "raw", "text as it stands; chat: in the model's chat template")

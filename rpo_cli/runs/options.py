@@ -92,7 +92,7 @@ KEEP = (
     "Policies that stay on disk: the best of each objective, rho and seed; "
     "none after the last evaluation; all."
 )
-SMALL = "small: dpo and e-dpo, three rho, three grid values, one seed."
+SMALL = "small: dpo and e-dpo, three rho, three values of each grid, one seed."
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
 GridSize = Annotated[int | None, Option(min=1, help="Try this many values of each grid, evenly spread.")]
 TUNE = "First choose beta and tau on validation (the full protocol)."

@@ -219,7 +219,7 @@ def by_size(folder: Path) -> Iterator[Sequence[str]]:
 
     Looked at afterwards, each alone: Student's t over seeds, not corrected.
     """
-    yield ("less dpo of the same size", "by", "1.0M parameters", "0.13M", "the first less these")
+    yield ("less dpo of the same size", "by", "1.0M parameters", "0.13M", "1.0M less 0.13M")
     results = loaded(folder)
     for measure, scale in (("advantage", 1), ("utility", 1), ("win", 100), ("kl", 1)):
         means = scale * by_seed(results.cells, measure).groupby("policy", observed=True).mean()
