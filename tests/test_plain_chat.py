@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -149,16 +150,16 @@ def test_transcripts_are_left_out_rather_than_written_twice(chat: Path) -> None:
     assert found["prompts_test/transcript"] == 1 == found["rows/prompts_test"]
 
 
-def test_white_space_that_joined_responses_to_a_prompt_is_told_of() -> None:
+@pytest.mark.parametrize("wraps", [True, False])
+def test_white_space_that_joined_responses_to_a_prompt_is_told_of(wraps: bool) -> None:
     rows = [("here:1", None, {"prompt": f"{n}", "chosen": " a", "rejected": "\nb"}) for n in range(9)]
-    for wraps in (True, False):
-        ledger = Ledger()
-        ledger.records["pairs"] = 9
-        list(preference.pairs(rows, preference.Templated(tokenizer_of("ChatML"), None, wraps), ledger))
-        said = [
-            line for line in ledger.notes if line.startswith("pairs: in 9 rows both responses begin with")
-        ]
-        assert len(said) == wraps
+    answers = [("here:1", None, {"prompt": f"{n}", "completion": " a"}) for n in range(7)]
+    ledger = Ledger(records=Counter(pairs=9, sft=7))
+    templated = preference.Templated(tokenizer_of("ChatML"), None, wraps)
+    list(preference.pairs(rows, templated, ledger))
+    list(preference.written(answers, templated, ledger))
+    said = [line.split(" begin with")[0] for line in ledger.warnings() if " begin with white" in line]
+    assert said == ["pairs: in 9 rows responses", "sft: in 7 rows responses"] * wraps
 
 
 def test_init_has_a_chat_model_read_plain_pairs_with_its_template_and_says_so(chat: Path) -> None:

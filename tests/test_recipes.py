@@ -23,7 +23,7 @@ from rpo_cli.recipes import (
     load,
     resolved_yaml,
     write_by_rho,
-    write_strength,
+    write_setting,
 )
 from rpo_cli.recipes.editor import NOT_BY_RHO, json_schema
 from rpo_cli.recipes.hints import NO_SUCH
@@ -626,14 +626,14 @@ def test_writing_by_rho_refuses_what_would_not_load_and_leaves_the_file(
 )
 def test_a_strength_is_written_in_its_place_and_changes_no_other_byte(old: str, new: str) -> None:
     path = write("a.yaml", BEFORE + old + "# below\ntau: 2\n")
-    write_strength(path, {"beta": 0.0312})
+    write_setting(path, {"beta": 0.0312})
     assert path.read_text() == BEFORE + new + "# below\ntau: 2\n"
 
 
 def test_a_strength_that_a_recipe_takes_from_another_is_added_to_its_own_keys() -> None:
     write("base.yaml", "beta: 1\n")
     path = write("a.yaml", "extends: base.yaml\n" + BEFORE)
-    write_strength(path, {"beta": 0.3})
+    write_setting(path, {"beta": 0.3})
     assert path.read_text() == "extends: base.yaml\n" + BEFORE + "beta: 0.3\n"
     assert get(load("a.yaml"), "beta") == 0.3
 

@@ -783,7 +783,7 @@ def test_a_prompt_that_stands_before_both_answers_again_is_said() -> None:
     ledger = Ledger(records=Counter(pairs=1))
     read = ((f"here:{number}", None, row) for number, row in enumerate(rows))
     assert len(list(preference.pairs(read, preference.Templated(None, None), ledger))) == 1
-    (note,) = ledger.notes
+    (note,) = ledger.warnings()
     assert note.startswith("pairs: in 1 rows chosen and rejected begin with the prompt")
 
 

@@ -41,11 +41,11 @@ class Device:
 
     @property
     def trains_in_autocast(self) -> bool:
-        """Whether Trainer may bring its own autocast."""
+        """Whether a training computes in bfloat16 on weights of float32."""
         return self.dtype_name == "bfloat16"
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """What a forward pass outside a trainer runs under, so that it computes as training does."""
+        """What passes run under: of one process's training loss and model, and whatever scores or samples."""
         import torch
 
         return (

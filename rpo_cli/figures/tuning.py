@@ -11,7 +11,7 @@ from rich.table import Table
 from rpo_cli.artifacts import Manifest, Stage, Workspace, snapshots, write_csv
 from rpo_cli.figures.cells import Cell, Cells, Chosen, read_by
 from rpo_cli.figures.selection import Grids, Selection, at, settings
-from rpo_cli.recipes import require_writable, schema, shown, write_by_rho, write_strength
+from rpo_cli.recipes import require_writable, schema, shown, write_by_rho, write_setting
 from rpo_cli.runs.planning.data import suite_rhos
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import what_to_run
@@ -108,7 +108,7 @@ def _write(session: Session, maker: Cells, selection: Selection, chosen: Chosen)
             session.say(f"wrote by_rho of {shown(loaded.path)}")
         for key, value in chosen.get(name, {}).get(None, {}).items():
             if suite_rhos(loaded) == [None]:
-                write_strength(loaded.path, {key: value})
+                write_setting(loaded.path, {key: value})
                 session.say(f"wrote {key} of {shown(loaded.path)}")
             else:
                 also = f"{key} of {shown(loaded.path)} holds at every rho that its by_rho leaves out"

@@ -15,4 +15,4 @@ from rpo_cli.recipes.files import (
     there,
 )
 from rpo_cli.recipes.load import Loaded, article, check_suite, load, variant_overrides
-from rpo_cli.recipes.write import require_writable, resolved_yaml, source, write_by_rho, write_strength
+from rpo_cli.recipes.write import require_writable, resolved_yaml, source, write_by_rho, write_setting

@@ -35,9 +35,9 @@ def write_by_rho(path: Path, chosen: Mapping[float, Mapping[str, object]]) -> No
     _write_key(path, "by_rho", asked, [f"{one_line(rho)}: {one_line(asked[rho])}" for rho in sorted(asked)])
 
 
-def write_strength(path: Path, strength: Mapping[str, float]) -> None:
-    """Replace a recipe's own `beta` or `tau`, or add it; for the rest like `write_by_rho`."""
-    for key, value in strength.items():
+def write_setting(path: Path, setting: Mapping[str, float]) -> None:
+    """Replace a recipe's own values of these keys, or add them; for the rest like `write_by_rho`."""
+    for key, value in setting.items():
         _write_key(path, key, value, yaml_lines.one_line(value))
 
 

@@ -95,7 +95,7 @@ KEEP = (
 SMALL = "small: dpo and e-dpo, three rho, three values of each grid, one seed."
 Seeds = Annotated[str | None, Option(help="Seeds, with commas. Default: the recipe's.")]
 GridSize = Annotated[int | None, Option(min=1, help="Try this many values of each grid, evenly spread.")]
-TUNE = "First choose beta and tau on validation (the full protocol)."
+TUNE = "First choose from each recipe's grid on validation (the full protocol)."
 Tune = Annotated[bool, Option("--tune", help=TUNE)]
 MEMBERS = "The members of a reward recipe's ensemble, one on each subset D_rho,b, in place of its one model."
 Ensemble = Annotated[bool, Option("--ensemble", help=MEMBERS)]
@@ -103,7 +103,7 @@ FROM = "Redraw kept results; train nothing."
 PICTURES = "Folder for pictures and results. Default: figures/ in the workspace."
 GAPS = "Train nothing; draw what there is and mark the gaps."
 AGAINST = "What the others are compared with: one of them, or baseline. Default: the first."
-SWEEP = "First choose beta and tau on validation prompts; without an oracle on half of the held-out pairs."
+SWEEP = "First choose from each grid on validation prompts; without an oracle on half of the held-out pairs."
 
 
 @dataclass(frozen=True)

@@ -339,7 +339,7 @@ def _first_row(data: Stage) -> Mapping[str, Any] | None:
                 row = json.loads(lines.readline())
         else:
             return None
-    except (OSError, ValueError, RecursionError, StopIteration):
+    except (OSError, ValueError, RecursionError, StopIteration, NotImplementedError):
         return None  # the stage that reads it says what is wrong
     named = recipe.columns.items()
     return {**row, **{ours: row.get(theirs) for ours, theirs in named}} if isinstance(row, dict) else None

@@ -239,7 +239,7 @@ def run_here(job: Job[Recipe], progress: Progress) -> Outcome:
         run = stage_function(job.kind)
         if KINDS[job.kind].heavy:
             set_aside()
-        # Trainers bring their own autocast.
+        # Trainers have an autocast around each of their losses.
         with contextlib.nullcontext() if KINDS[job.kind].trains else device.autocast():
             metrics = _as_memory_allows(run, job.at_checkpoint(), report)
         report.tracker.summary(metrics)

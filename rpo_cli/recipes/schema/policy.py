@@ -218,7 +218,8 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
     @property
     def setting(self) -> dict[str, float]:
         """What is swept, by name: the strength, and the learning rate where the grid has one."""
-        return dict([self.strength]) | {name: self.learning_rate for name in self.grid if name == RATE}
+        name, value = self.strength
+        return {name: value} | ({RATE: self.learning_rate} if RATE in self.grid else {})
 
     @property
     def selects(self) -> bool:

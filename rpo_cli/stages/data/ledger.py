@@ -43,6 +43,12 @@ REASONS = {
     "upgrade": "a package that only eases an upgrade",
     "cnndm": "not a post of Reddit: an article of CNN/DailyMail",
 }
+REMARKS = {  # on rows that are kept, where they are many
+    "begin_with_space": "responses begin with white space, which stands in the assistant's messages then; "
+    "leave out what only joined them to a plain prompt",
+    "prompt_again": "chosen and rejected begin with the prompt, which is there twice then; leave the column "
+    "`prompt` out to have it taken from them",
+}
 # Letters and marks by their category that show nothing: fillers, variation selectors, the blank of Braille.
 BLANK = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -106,11 +112,15 @@ class Ledger:
         return records | counts | {name: value for name, value in more.items() if value}
 
     def warnings(self) -> Iterator[str]:
-        """The notes, and a line for each reason that took more than `MANY` of the rows read."""
+        """The notes, and a line for what took, or holds of, more than `MANY` of the rows read."""
         yield from self.notes
         for (ours, theirs), had in self.renamed.items():
             if not had:
                 yield f"columns: no row has {theirs!r}; {ours} was read from the column of this name instead"
+        for name, count in sorted(self.counts.items()):
+            kind, _, what = name.rpartition("/")
+            if what in REMARKS and count > MANY * self.records[kind]:
+                yield f"{kind}: in {count} rows {REMARKS[what]}"
         for loss in losses(self.metrics()):
             if loss.count > MANY * loss.read:
                 share = percent(loss.count / loss.read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from rpo_cli.models import Row
-from rpo_cli.stages.data.ledger import MANY, Ledger
+from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import GIVEN, PAIR
 from rpo_cli.stages.data.sources.base import lacking
 from rpo_cli.stages.data.sources.implicit import prompt_like
@@ -61,11 +61,6 @@ def notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterato
             f"pairs: {seen['plain']} rows are plain text and {seen['told']} are messages; the chat template "
             "writes only these: give all of them in one form, or `prompt_format: chat` in the data recipe"
         )
-    if (spaced := ledger.counts["pairs/begin_with_space"]) > MANY * ledger.records["pairs"]:
-        yield (
-            f"pairs: in {spaced} rows both responses begin with white space, which stands in the "
-            "assistant's messages then; leave out what only joined them to a plain prompt"
-        )
     if seen["begun"]:
         yield (
             f"pairs: in {seen['begun']} rows the prompt ends in an answer that was begun, and the response "
@@ -89,11 +84,6 @@ def notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterato
         yield (
             f"pairs: in {seen['not_above']} rows the score of chosen is not above that of rejected; the "
             "columns chosen and rejected are believed, not the scores"
-        )
-    if (again := ledger.counts["pairs/prompt_again"]) > MANY * ledger.records["pairs"]:
-        yield (
-            f"pairs: in {again} rows chosen and rejected begin with the prompt, which is there twice then; "
-            "leave the column `prompt` out to have it taken from them"
         )
     if unread:
         yield (
