@@ -16,27 +16,32 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.utils.data import RandomSampler, Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import DPOConfig, RewardConfig, SFTConfig
 
 from benchmarks.race import Setting
+from benchmarks.trainers import (
+    AsDrawn,
+    LeanSFT,
+    NaivePolicy,
+    OurPolicy,
+    OurReward,
+    OurSFT,
+    StockPolicy,
+    StockReward,
+    StockSFT,
+)
 from benchmarks.workloads import Row
 from rpo_cli.artifacts import Report
 from rpo_cli.devices import Device
 from rpo_cli.models import Graphs, PairCollator, response_logits, response_logps, response_rewards
 from rpo_cli.models.norms import fuse_norms
 from rpo_cli.models.rotary import fuse_rotary
-from rpo_cli.objectives.distill import distill_losses
 from rpo_cli.objectives.dpo import dpo_losses
 from rpo_cli.objectives.members import MemberChoice
 from rpo_cli.recipes.schema import PolicyRecipe, RewardRecipe, SFTRecipe, TrainingRecipe
-from rpo_cli.stages.policy import EndOfStep, PolicyTrainer
-from rpo_cli.stages.reward import LeanRewardTrainer
-from rpo_cli.stages.sft import FewShapesSFTTrainer
 from rpo_cli.stages.training.arguments import arguments, collator_of, graphed, lora_of
 from rpo_cli.stages.training.loop import train
-from rpo_cli.stages.training.trl import TokenTrainer
 
 NEVER = 10**6  # steps: whoever measures says when to stop
 # How a recipe's steps are computed, not what is learnt in them: losses must agree whatever they are.
@@ -55,103 +60,6 @@ class _Turns(TrainerCallback):
         self.done.release()
         self.go.acquire()
         control.should_training_stop = self.over
-
-
-class _Witness(Trainer):
-    """Keeps the loss of every step on the device, the sum of its pieces' shares."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        if len(self.seen) > self.state.global_step:
-            self.seen[-1] = self.seen[-1] + loss.detach()
-        else:
-            self.seen.append(loss.detach())
-        return loss
-
-    @property
-    def seen(self) -> list[torch.Tensor]:
-        seen: list[torch.Tensor] = self.__dict__.setdefault("_seen", [])
-        return seen
-
-
-class _OurPolicy(_Witness, PolicyTrainer):
-    pass
-
-
-class _AsDrawn(_OurPolicy):
-    """Ours, with the rows of an optimiser batch in the order drawn."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return RandomSampler(self.train_dataset if train_dataset is None else train_dataset)
-
-
-class _OurReward(_Witness, LeanRewardTrainer):
-    pass
-
-
-class _StockReward(_Witness, RewardTrainer):
-    pass
-
-
-class _OurSFT(_Witness, TokenTrainer):
-    pass
-
-
-class _LeanSFT(_Witness, FewShapesSFTTrainer):
-    """Ours where shapes are fixed: a loss of its own, through the rows of policies."""
-
-
-class _StockSFT(_Witness, SFTTrainer):
-    """TRL's trainer with its own loss, batches and metrics; only tokenising is skipped."""
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-
-class _StockPolicy(_Witness, DPOTrainer):
-    """TRL's trainer with its own loss, batches and metrics; only tokenising and references are skipped."""
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-
-class _NaivePolicy(_StockPolicy):
-    """e-DPO as one would first write it: TRL's batches and head, all models in the loop."""
-
-    def prepare(self, reward_models: Sequence[PreTrainedModel], members: MemberChoice, beta: float) -> None:
-        self.reward_models, self.members, self.strength = reward_models, members, beta
-        self.add_callback(EndOfStep(self, members))
-
-    def batch_mean(self, values: torch.Tensor) -> torch.Tensor:
-        return values
-
-    batch_sum = batch_mean
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        self.members.begin_step(None)
-        return super().get_batch_samples(*args, **kwargs)
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        plain = {
-            "input_ids": inputs["input_ids"],
-            "attention_mask": inputs["attention_mask"],
-            "use_cache": False,
-        }
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        chosen, rejected = model(**plain, labels=labels, fused_lm_head=True).log_probs.sum(1).chunk(2)
-        with torch.no_grad():
-            ref_chosen, ref_rejected = (
-                self.ref_model(**plain, labels=labels, fused_lm_head=True).log_probs.sum(1).chunk(2)
-            )
-            rewards = [rm(**plain).logits.squeeze(-1).float().chunk(2) for rm in self.reward_models]
-        margins = torch.stack([better - worse for better, worse in rewards])
-        losses = distill_losses((chosen - ref_chosen) - (rejected - ref_rejected), margins, self.strength)
-        return self.members.reduce(losses, self.batch_mean).mean()
 
 
 class Training:
@@ -306,7 +214,7 @@ class Maker:
         config = DPOConfig(**settings, beta=recipe.beta, precompute_ref_log_probs=True)
         pad, graphs = self.tokenizer.pad_token_id, by_graphs or graphed(recipe, self.device, "shared")
         collate, _ = collator_of(rows, recipe, self.device, pad, "shared", few=graphs)
-        trainer = (_AsDrawn if as_drawn else _OurPolicy)(
+        trainer = (AsDrawn if as_drawn else OurPolicy)(
             recipe,
             members,
             None,
@@ -368,7 +276,7 @@ class Maker:
         data = Dataset.from_list(
             [{key: value for key, value in row.items() if key not in online} for row in rows]
         )
-        trainer = _StockPolicy(
+        trainer = StockPolicy(
             model=model,
             ref_model=reference,
             args=config,
@@ -391,7 +299,7 @@ class Maker:
         """e-DPO with everything in the loop; `like` is the contestant whose loss it computes."""
         recipe = self._recipe(PolicyRecipe, stage="policy", objective="e-dpo", beta=0.1)
         config = DPOConfig(**self._stock_settings(recipe), beta=recipe.beta)
-        trainer = _NaivePolicy(
+        trainer = NaivePolicy(
             model=model,
             ref_model=reference,
             args=config,
@@ -407,7 +315,7 @@ class Maker:
         ids: list[list[int]] = []
         pad, graphs = self.tokenizer.pad_token_id, graphed(recipe, self.device, "shared")
         collate, _ = collator_of(rows, recipe, self.device, pad, "shared", few=graphs)
-        trainer = _OurReward(
+        trainer = OurReward(
             model,
             RewardConfig(**self._settings(recipe)),
             device=self.device,
@@ -426,7 +334,7 @@ class Maker:
             for row in rows
         ]
         config = RewardConfig(**self._stock_settings(recipe))
-        trainer = _StockReward(
+        trainer = StockReward(
             model, config, train_dataset=Dataset.from_list(whole), processing_class=self.tokenizer
         )
         return self._stock(name, "reward", trainer)
@@ -439,7 +347,7 @@ class Maker:
         recipe = self._sft_recipe(setting, **fields)
         if graphed(recipe, self.device, "shared"):
             return self.lean_sft(name, model, rows, setting, **fields)
-        trainer = _OurSFT(
+        trainer = OurSFT(
             model,
             SFTConfig(**self._settings(recipe)),
             device=self.device,
@@ -459,7 +367,7 @@ class Maker:
         table = [{new: row[old] for old, new in names.items()} for row in rows]
         pad, graphs = self.tokenizer.pad_token_id, graphed(recipe, self.device, "shared")
         collate, _ = collator_of(table, recipe, self.device, pad, "shared", few=graphs)
-        trainer = _LeanSFT(
+        trainer = LeanSFT(
             model,
             SFTConfig(**self._settings(recipe)),
             device=self.device,
@@ -474,7 +382,7 @@ class Maker:
         """TRL's SFTTrainer on the same responses."""
         data = Dataset.from_list(labelled(rows))
         config = SFTConfig(**self._stock_settings(self._sft_recipe("stock")))
-        trainer = _StockSFT(model, config, train_dataset=data, processing_class=self.tokenizer)
+        trainer = StockSFT(model, config, train_dataset=data, processing_class=self.tokenizer)
         return self._stock(name, "sft", trainer)
 
     def _sft_recipe(self, setting: Setting, **fields: Any) -> SFTRecipe:

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from benchmarks.bench import Bench
-    from benchmarks.race import Setting
-    from rpo_cli.devices import Device
+from benchmarks.bench import Bench
+from benchmarks.peak import Peak
+from benchmarks.quiet import quiet
+from benchmarks.race import Setting, run_as
+from benchmarks.workloads import FULL, causal, pairs
+from rpo_cli.devices import Device
 
 HOW = (
     "CPU: VmHWM, reset through /proc/self/clear_refs, minus the resident memory before the second step "
@@ -25,52 +27,8 @@ HOW = (
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def _held_by_graphs() -> int:
-    """Bytes of graphs' pools that no tensor holds: replays use them; torch counts them in captures only."""
-    import torch
-
-    return sum(
-        segment["total_size"] - segment["allocated_size"]
-        for segment in torch.cuda.memory_snapshot()
-        if tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0)
-    )
-
-
-class Peak:
-    """Bytes above those in use when it was made."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        if device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")
-            self.before = _status("VmRSS")
-
-    def bytes(self) -> int:
-        if self.device == "cuda":
-            import torch
-
-            return torch.cuda.max_memory_allocated() - self.before + _held_by_graphs()
-        return _status("VmHWM") - self.before
-
-
 def step_peak(who: Setting, bench: Bench) -> dict[str, float]:
     """Peak of the second step of rpo or TRL on the GPT-NeoX workload, and its loss."""
-    from benchmarks.race import run_as
-    from benchmarks.workloads import causal, pairs
-
     scale = bench.scale
     maker = bench.maker(scale.batch)
     rows = pairs(scale.tldr, 4 * scale.batch, scale.neox["vocab_size"], maker.tokenizer)
@@ -102,11 +60,6 @@ def in_own_process(who: Setting, device: Device) -> dict[str, float]:
 
 
 def main() -> None:
-    from benchmarks.bench import Bench
-    from benchmarks.quiet import quiet
-    from benchmarks.workloads import FULL
-    from rpo_cli.devices import Device
-
     who: Any
     who, name, dtype = sys.argv[1:]
     quiet()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import trl.trainer.utils
 
-from benchmarks.memory import Peak
+from benchmarks.peak import Peak
 from rpo_cli import devices
 from rpo_cli.devices import Device
 

@@ -59,10 +59,10 @@ TEMPLATE = """\
 {use}
 ## How to make it again
 
-`{recipes}` beside this file has every recipe behind the model, resolved. On the same kind of machine
+`{recipes}` beside this file has every recipe behind the model, resolved. With rpo {rpo}, and on
+the same kind of machine,
 
 ```console
-$ pip install rpo-cli=={rpo}
 $ rpo rebuild README.md
 ```
 
