@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from conftest import SEED, Tiny, manifest, rpo
 from preparing import tokenizer_of
 from transformers import AutoModelForCausalLM
 
+from rpo_cli.artifacts import walk
+from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import DataRecipe
+from rpo_cli.runs import preflight
+from rpo_cli.runs.planner import Planner
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources import preference
 from rpo_cli.stages.data.sources.transcripts import is_transcript
@@ -340,6 +345,22 @@ def test_a_chat_model_that_learns_from_plain_text_is_noted_unless_that_is_meant(
     whole["recipes"]["data"]["prompt_format"] = "raw"
     Path("mine.yaml").write_text(yaml.safe_dump(whole))
     assert "plain text" not in rpo("train-policy", "mine.yaml:dpo", "--dry-run").stderr
+
+
+def test_a_plan_reads_the_first_row_of_its_pairs_once(chat: Path) -> None:
+    init(chat)
+    whole = yaml.safe_load(Path("mine.yaml").read_text())
+    del whole["recipes"]["data"]["prompt_format"]
+    Path("mine.yaml").write_text(yaml.safe_dump(whole))
+    loads = [load(f"mine.yaml:{name}") for name in ("dpo", "dpo")]
+    stages = walk([Planner(seed).build(loaded) for seed, loaded in enumerate(loads)])
+    preflight._first_in.cache_clear()
+    assert len(preflight.notes(stages)) == 1
+    seen = preflight._first_in.cache_info()
+    assert seen.misses == 1 < seen.hits + seen.misses, "two policies"
+    write("pairs.jsonl", [in_messages(row) for row in plain()])
+    os.utime("pairs.jsonl", ns=(1, 1))
+    assert not preflight.notes(stages), "a file that was changed is read anew"
 
 
 def test_init_takes_text_as_it_stands_where_it_is_told_to(chat: Path) -> None:
