@@ -13,6 +13,7 @@ from rpo_cli.stages.data.sources.labels import LABELS
 from rpo_cli.stages.data.sources.ranked import LISTS, ONE
 from rpo_cli.text import percent
 
+DIALOGUES = "plain text is a dialogue (\\n\\nHuman: … \\n\\nAssistant: …), read as the messages of its turns"
 READ = {*PAIR, "prompt", "completion", *GIVEN}
 
 
@@ -57,8 +58,7 @@ def _called(name: str) -> str:
 def read_as_dialogues(ledger: Ledger, kind: str) -> list[str]:
     """How many rows of plain text were read as dialogues of several turns: a line, or none."""
     count = ledger.counts[f"{kind}/dialogues"]
-    how = "plain text is a dialogue (\\n\\nHuman: … \\n\\nAssistant: …), read as the messages of its turns"
-    return [f"{kind}: in {count} of {ledger.records[kind]} rows {how}"] if count else []
+    return [f"{kind}: in {count} of {ledger.records[kind]} rows {DIALOGUES}"] if count else []
 
 
 def beside_prompt(kind: str, unread: Mapping[str, int], raw: bool) -> str:
