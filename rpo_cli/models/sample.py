@@ -36,6 +36,14 @@ def room(model: PreTrainedModel) -> int:
     return sys.maxsize if found is None else int(found)
 
 
+def need_room(longest: int, max_new_tokens: int, positions: int) -> None:
+    """BadInput where a prompt of so many tokens and its response exceed the model's positions."""
+    if longest + max_new_tokens > positions:
+        asked = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
+        instead = "lower max_new_tokens, or leave longer prompts out by max_length and overlong: drop"
+        raise BadInput(f"{asked} exceed the model's {positions} positions; {instead}")
+
+
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,11 +61,7 @@ def sample(
         BadInput: prompt and response would exceed the model's positions, or it is no causal model.
         Diverged: logits are not finite.
     """
-    longest = max((len(p) for p in prompts), default=0)
-    if longest + how.max_new_tokens > room(model):
-        asked = f"a prompt of {longest} tokens and max_new_tokens {how.max_new_tokens}"
-        instead = "lower max_new_tokens, or leave longer prompts out by max_length and overlong: drop"
-        raise BadInput(f"{asked} exceed the model's {room(model)} positions; {instead}")
+    need_room(max((len(p) for p in prompts), default=0), how.max_new_tokens, room(model))
     model.eval()
     if not prompts:
         return []
