@@ -28,6 +28,7 @@ from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Bootstrap, of_all
 from rpo_cli.recipes import load
 from rpo_cli.stages.held_out import HALVES, half_of, measured
+from rpo_cli.stages.training.doubts import kept_doubts
 from rpo_cli.statistics import wilson
 
 NAMES = ("e-dpo.yaml", "dp-dpo.yaml")
@@ -231,6 +232,20 @@ def test_the_table_has_units_and_says_what_one_seed_cannot(beside: Tiny) -> None
     against = json.loads(compare(beside, "--against", "baseline", "--json").stdout)
     assert row(against, "e-dpo", "tokens")["difference"] is not None
     assert row(against, "e-dpo", "accuracy")["difference"] is None
+
+
+def test_a_comparison_repeats_what_training_said_against_a_teacher(
+    beside: Tiny, found: dict[str, Any]
+) -> None:
+    said = {
+        each["policy"]: kept_doubts(json.loads((beside.root / file).read_text()).get("warnings", []))
+        for each in found["manifests"]
+        if (file := each["paths"].get("policy")) is not None
+    }
+    assert any(said.values())  # the tiny reward models have learnt next to nothing
+    for policy, lines in said.items():
+        told = [note for note in found["notes"] if note.startswith(f"{policy}: its teacher: ")]
+        assert told == [f"{policy}: its teacher: {line}" for line in lines]
 
 
 def test_a_comparison_warns_where_more_than_a_fifth_of_the_samples_has_no_end() -> None:
