@@ -289,14 +289,14 @@ def test_without_an_oracle_pairs_lengths_and_kl_are_compared_and_a_half_of_the_p
     halves = manifest(tiny.root, f"{RHO}/held-out/dp-dpo/beta-0.2")["metrics"]
     assert row(chosen, "dp-dpo", "margin")["mean"] == pytest.approx(halves["test/margin"], abs=1e-4)
     notes = " ".join(chosen["notes"])
-    assert "other is what is reported" in notes and "held-out pairs are few: an accuracy on them" in notes
+    assert "the half that chooses nothing: the sweep chose the strengths on the others" in notes
+    assert "held-out pairs are too few to tell policies apart: an accuracy on them" in notes
     assert "chosen on policies of the seeds that are reported here" in notes
     # A sweep may have written what the recipes say by now.
     later = json.loads(compare(tiny, "--json").stdout)
     assert row(later, "dp-dpo", "margin")["mean"] == pytest.approx(halves["test/margin"], abs=1e-4)
-    assert "may have chosen strengths (e-dpo, dp-dpo have a grid or by_rho), the other" in " ".join(
-        later["notes"]
-    )
+    said = "a sweep, whenever it ran, chooses strengths on the others (e-dpo, dp-dpo have a grid or by_rho)"
+    assert said in " ".join(later["notes"])
 
 
 def planned(tiny: Tiny, *names: str) -> list[Cell]:
@@ -310,8 +310,8 @@ def planned(tiny: Tiny, *names: str) -> list[Cell]:
     ("line", "said"),
     [
         ("", None),
-        ("grid: {beta: [0.2]}", "may have chosen strengths (e-dpo has a grid or by_rho)"),
-        ("by_rho: {0.2: {beta: 0.2}}", "may have chosen strengths (e-dpo has a grid or by_rho)"),
+        ("grid: {beta: [0.2]}", "chooses strengths on the others (e-dpo has a grid or by_rho)"),
+        ("by_rho: {0.2: {beta: 0.2}}", "chooses strengths on the others (e-dpo has a grid or by_rho)"),
         ("select: validation", "chose among checkpoints (e-dpo)"),
     ],
 )
@@ -326,7 +326,7 @@ def test_without_an_oracle_pairs_that_may_have_chosen_do_not_report(
     cells = planned(empty, "e-dpo.yaml")
     found = why_half(cells, swept=False)
     assert found is None if said is None else found is not None and found.endswith(said)
-    assert why_half(cells, swept=True) == "one half of the held-out pairs chose the strengths"
+    assert why_half(cells, swept=True) == "the sweep chose the strengths on the others"
 
 
 def test_a_half_of_the_held_out_pairs_that_is_empty_is_said_to_be(empty: Tiny) -> None:
@@ -340,7 +340,8 @@ def test_a_half_of_the_held_out_pairs_that_is_empty_is_said_to_be(empty: Tiny) -
     )
     pairs.to_parquet(folder / "pairs.parquet")
     assert _pairs(cell, workspace, half=True)["prompt_id"].tolist() == ["b"]
-    assert list(_half_notes([cell], workspace, "x")) == ["x, the other is what is reported"]
+    said = "accuracy and margin are of 1 of 2 held-out pairs, the half that chooses nothing: x"
+    assert list(_half_notes([cell], workspace, "x")) == [said]
     assert list(_half_notes([cell], workspace, None)) == []
     pairs[:1].to_parquet(folder / "pairs.parquet")
     assert _pairs(cell, workspace, half=True)["prompt_id"].tolist() == ["a"]

@@ -223,9 +223,9 @@ def test_length_alone_is_right_in_half_of_the_pairs_that_are_about_equally_long(
 def test_what_few_pairs_do_not_show_is_not_called_impossible() -> None:
     found = advice(None, [of_counts((10, 0.7), (10, 0.7), (0, 0))])
     assert "not shown to know these labels" in found[0] and not any("cannot" in line for line in found)
-    assert "20 held-out pairs are few" in found[-1]
+    assert "20 held-out pairs are too few" in found[-1]
     members = advice(None, [of_counts((10, 0.7), (10, 0.7), (0, 0))] * 2)
-    assert not any("cannot" in line for line in members) and "20 held-out pairs are few" in members[-1]
+    assert not any("cannot" in line for line in members) and "20 held-out pairs are too few" in members[-1]
 
 
 def test_a_model_that_is_wrong_more_often_than_right_is_not_said_to_have_a_half_inside() -> None:

@@ -194,12 +194,12 @@ def why_half(cells: Sequence[Cell], swept: bool) -> str | None:
         return None
     recipes = {cell.policy: cast(schema.PolicyRecipe, cell.loaded.recipe) for cell in cells}
     if swept:
-        return "one half of the held-out pairs chose the strengths"
+        return "the sweep chose the strengths on the others"
     if chosen := [name for name, recipe in recipes.items() if recipe.selects]:
-        return f"one half of the held-out pairs chose among checkpoints ({', '.join(chosen)})"
+        return f"the others chose among checkpoints ({', '.join(chosen)})"
     if tried := [name for name, recipe in recipes.items() if recipe.grid or recipe.by_rho]:
         named = f"{', '.join(tried)} {'has' if len(tried) == 1 else 'have'} a grid or by_rho"
-        return f"one half of the held-out pairs may have chosen strengths ({named})"
+        return f"a sweep, whenever it ran, chooses strengths on the others ({named})"
     return None
 
 
@@ -221,7 +221,9 @@ def _half_notes(cells: Sequence[Cell], workspace: Workspace, why: str | None) ->
     """Which half of the held-out pairs is reported, and why."""
     if why is None:
         return
-    yield f"{why}, the other is what is reported"
+    halves = held_out_pairs(cells[0], workspace)["half"]
+    reported = f"{int((halves == 'test').sum())} of {len(halves)} held-out pairs"
+    yield f"accuracy and margin are of {reported}, the half that chooses nothing: {why}"
     for seed in dict.fromkeys(cell.seed for cell in cells):
         cell = next(cell for cell in cells if cell.seed == seed)
         if not (held_out_pairs(cell, workspace)["half"] == "test").any():

@@ -59,8 +59,10 @@ def calibrated_margins(job: Job[PolicyRecipe]) -> Teachers:
             try:
                 temperature = _temperature(job, name)
             except ValueError as error:
-                what = f"the temperature of ensemble member {name} cannot be fitted"
-                raise RunFailed(f"{job.path}: {what}: {error}; or set calibration: none") from error
+                who = "the teacher" if recipe.reads_one else f"ensemble member {name}"
+                cure = "calibrate_one: false" if recipe.reads_one else "calibration: none"
+                what = f"the temperature of {who} cannot be fitted"
+                raise RunFailed(f"{job.path}: {what}: {error}; or set {cure}") from error
         margins = margins_by_id(folder / "train.parquet")
         found.append({row: margin / temperature for row, margin in margins.items()})
         temperatures[name] = temperature
