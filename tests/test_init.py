@@ -190,6 +190,28 @@ def test_init_takes_scores_beside_the_pairs_for_teachers(here: Path) -> None:
     assert both.startswith("--reward-model and --scores: the teachers are models or columns")
 
 
+@pytest.mark.slow
+def test_one_pair_of_columns_is_calibrated_to_the_labels_whatever_its_scale(here: Path) -> None:
+    pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    better = np.random.default_rng(0).normal(1, 1, len(pairs))
+    scored = [
+        {**row, "a": 5 + value, "b": 5, "c": 50 * value, "d": 0}
+        for row, value in zip(pairs, better, strict=True)
+    ]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+    found = []
+    for columns in ("a,b", "c,d"):
+        said = init(here, "--scores", columns, "--force").stderr
+        assert "calibrate_one: true brings them to the labels' scale" in said
+        assert suite()["d-dpo"]["calibrate_one"] is True
+        rpo("train-policy", "mine.yaml:d-dpo", "--set", "max_steps=1")
+        (file,) = Path(f"runs/mine/{SEED}/unbiased/policies/d-dpo").glob("*/manifest.json")
+        found.append(json.loads(file.read_text())["metrics"])
+    one, other = (metrics["temperature/rm"] for metrics in found)
+    assert one != 1 and other == pytest.approx(50 * one, rel=1e-4)
+    assert found[0]["first_loss"] == pytest.approx(found[1]["first_loss"], rel=1e-4)
+
+
 def test_init_trains_an_ensemble_on_the_pairs_where_none_is_named(here: Path) -> None:
     init(here, "--objective", "e-dpo")
     assert suite()["rm"]["ensemble"] == suite()["splits"]["ensemble"] == [0.2, 0.5, 0.8]
