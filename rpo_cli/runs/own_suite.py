@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -13,21 +12,23 @@ import numpy as np
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.recipes.yaml_lines import one_line
 from rpo_cli.runs.options import OwnSuite
+from rpo_cli.runs.own_teachers import (
+    FEWEST,
+    STEPS,
+    model_fits,
+    passes_for,
+    said_of_model,
+    said_of_scores,
+    scores_fit,
+)
 from rpo_cli.statistics import FEW_PAIRS
 from rpo_cli.text import percent
 
 BIASES = [0.2, 0.5, 0.8]  # of the members of an ensemble that is trained on the pairs
-FEWEST = 16  # held-out pairs to fit the temperature of a reward model that one names
 REPORTED = 60  # held-out pairs, of which one half is reported: fewer cannot tell policies apart
-STEPS = 50  # in fewer a reward model, whose head starts at random, hardly learns to tell responses apart
-PASSES = 10  # at most, to make up for few steps
-WRONG = (
-    5  # held-out pairs to expect against the labels: with none of them, one case in 150, no temperature fits
-)
 LARGEST_BATCH = 16
 WORTH_KEEPING = 50  # steps: shorter trainings have no checkpoints to go on from
 RATES = {"sft": (2e-5, 2e-4), "rm": (2e-5, 1e-4), "policy": (5e-6, 5e-5)}  # of all weights, of an adapter
-SCALED = "where beta means what it does for other objectives; set it to false if that fails"
 EXTRAS = {"use_peft": "lora", "load_in_4bit": "qlora"}
 
 
@@ -138,11 +139,8 @@ class Suite:
 
     @property
     def teacher_passes(self) -> float:
-        """Passes over the pairs that a reward model needs for STEPS; who asks for a part of one means it."""
-        asked = self.wanted.epochs
-        if asked < 1 or self.steps >= STEPS:
-            return asked
-        return float(min(max(PASSES, asked), math.ceil(STEPS / self._steps(1))))
+        """Passes over the pairs of a reward model that is trained on them."""
+        return passes_for(self._steps(1), self.wanted.epochs)
 
     @property
     def few_steps(self) -> str | None:
@@ -296,15 +294,9 @@ class Suite:
     @property
     def calibrates_one(self) -> bool:
         """Whether a temperature of the first teacher that is given can be fitted, as far as can be known."""
-        if not self.scores:  # of a model nothing is known yet; of so many pairs most models have some wrong
-            return bool(self.teachers) and self.held_out >= FEW_PAIRS
-        margins = self.found.margins[0]
-        against, error = float((margins < 0).mean()), float(margins.std()) / self.held_out**0.5
-        # Nor may the held-out pairs' mean be against the labels, by whose luck it is off by so many errors.
-        return (
-            self.held_out >= max(FEWEST, WRONG / against if against else math.inf)
-            and float(margins.mean()) > 2.5 * error
-        )
+        if self.scores:
+            return scores_fit(self.found.margins[0], self.held_out)
+        return bool(self.teachers) and model_fits(self.held_out)
 
     @property
     def _scale_of_scores(self) -> float | None:
@@ -318,27 +310,9 @@ class Suite:
         """What is said of the scale of one teacher that is given."""
         if not any(OBJECTIVES[name].teacher == "one" for name in self.objectives):
             return None
-        if not self.scores:
-            if not self.teachers:
-                return None
-            if self.calibrates_one:
-                return f"calibrate_one: true brings its rewards to the labels' scale, {SCALED}"
-            return (
-                f"{self.held_out} held-out pairs are too few to bring its rewards to the labels' scale: beta "
-                "and its grid may not suit them; a training warns of margins that are far from zero, or near"
-            )
-        columns, margins = ", ".join(self.scores[0]), self.found.margins[0]
-        against = int((margins < 0).sum())
-        said = f"contradict the label in {against} of {len(margins)} pairs, {percent(against / len(margins))}"
-        how = f"calibrate_one: true brings them to the labels' scale, {SCALED}"
-        if (size := self._scale_of_scores) is not None:
-            how = (
-                "so few held-out pairs or contradictions may fit no temperature: the grid of beta goes with "
-                f"the scores' median difference, {size:.2g}"
-            )
-        elif not self.calibrates_one:
-            how = "they are equal in most pairs, and the grid of beta is the default one"
-        return f"{columns}: {said}; {how}"
+        if self.scores:
+            return said_of_scores(self.scores[0], self.found.margins[0], self.held_out)
+        return said_of_model(self.held_out) if self.teachers else None
 
     def _calibration(self) -> Iterator[Line]:
         """How an ensemble's margins come to one scale, where there are pairs enough to fit a temperature."""
