@@ -20,6 +20,7 @@ Rows = NDArray[np.intp]
 Truncated = Literal["score", "drop"]
 COLUMNS = ("prompt_id", "sample", "prompt", "response", "tokens", "finished", "logp", "ref_logp")
 FEW_PROMPTS = 50  # of fewer a percentile bootstrap is too narrow
+NEXT_TO_NONE = 30  # pairs: an accuracy on fewer may be 17 points off or more, either way
 FEW_PAIRS = 100  # an accuracy on fewer is known to 10 points at best
 COUNTS_AT_A_TIME = 2_000_000  # resamples x prompts held in memory: 16 MB
 
@@ -47,7 +48,8 @@ def too_few(pairs: float) -> str | None:
     if pairs >= FEW_PAIRS:
         return None
     apart = 98 / (pairs + 3.84) ** 0.5  # half of Wilson's interval at a half
-    return f"{pairs:.0f} held-out pairs are few: an accuracy on them may be {apart:.0f} points off"
+    what = "are few" if pairs >= NEXT_TO_NONE else "are too few to tell policies apart"
+    return f"{pairs:.0f} held-out pairs {what}: an accuracy on them may be {apart:.0f} points off"
 
 
 def interval(mean: float, draws: Array, prompts: int | None = None, whole: float | None = None) -> Interval:

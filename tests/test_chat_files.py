@@ -195,7 +195,7 @@ def test_init_says_how_many_pairs_the_model_has_no_positions_for(talking: Path) 
     assert f"warning: --model {talking}: {left} training" in said
     fits = int((tokens <= 48).sum())
     assert f"# of {fits};" in Path("mine.yaml").read_text()
-    assert yaml.safe_load(Path("mine.yaml").read_text())["recipes"]["splits"]["held_out"] == fits // 10
+    assert yaml.safe_load(Path("mine.yaml").read_text())["recipes"]["splits"]["held_out"] == fits // 5
     Path("mine.yaml").unlink()
     write(Path("pairs.jsonl"), [row for n, row in enumerate(rows) if n % 2])
     said = init(talking, *RAW, code=2).stderr.splitlines()[-1]

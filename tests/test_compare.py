@@ -28,6 +28,7 @@ from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Bootstrap, of_all
 from rpo_cli.recipes import load
 from rpo_cli.stages.held_out import HALVES, half_of, measured
+from rpo_cli.stages.training.doubts import kept_doubts
 from rpo_cli.statistics import wilson
 
 NAMES = ("e-dpo.yaml", "dp-dpo.yaml")
@@ -255,6 +256,20 @@ def test_the_table_has_units_and_says_what_one_seed_cannot(beside: Tiny) -> None
     assert row(against, "e-dpo", "accuracy")["difference"] is None
 
 
+def test_a_comparison_repeats_what_training_said_against_a_teacher(
+    beside: Tiny, found: dict[str, Any]
+) -> None:
+    said = {
+        each["policy"]: kept_doubts(json.loads((beside.root / file).read_text()).get("warnings", []))
+        for each in found["manifests"]
+        if (file := each["paths"].get("policy")) is not None
+    }
+    assert any(said.values())  # the tiny reward models have learnt next to nothing
+    for policy, lines in said.items():
+        told = [note for note in found["notes"] if note.startswith(f"{policy}: its teacher: ")]
+        assert told == [f"{policy}: its teacher: {line}" for line in lines]
+
+
 def test_a_comparison_warns_where_more_than_a_fifth_of_the_samples_has_no_end() -> None:
     rows: list[Row] = [
         {"policy": name, "measure": "unfinished", "mean": mean, "low": None, "high": None, "by_seed": [],
@@ -296,14 +311,14 @@ def test_without_an_oracle_pairs_lengths_and_kl_are_compared_and_a_half_of_the_p
     halves = manifest(tiny.root, f"{RHO}/held-out/dp-dpo/beta-0.2")["metrics"]
     assert row(chosen, "dp-dpo", "margin")["mean"] == pytest.approx(halves["test/margin"], abs=1e-4)
     notes = " ".join(chosen["notes"])
-    assert "other is what is reported" in notes and "held-out pairs are few: an accuracy on them" in notes
+    assert "the half that chooses nothing: the sweep chose the strengths on the others" in notes
+    assert "held-out pairs are too few to tell policies apart: an accuracy on them" in notes
     assert "chosen on policies of the seeds that are reported here" in notes
     # A sweep may have written what the recipes say by now.
     later = json.loads(compare(tiny, "--json").stdout)
     assert row(later, "dp-dpo", "margin")["mean"] == pytest.approx(halves["test/margin"], abs=1e-4)
-    assert "may have chosen strengths (e-dpo, dp-dpo have a grid or by_rho), the other" in " ".join(
-        later["notes"]
-    )
+    said = "a sweep, whenever it ran, chooses strengths on the others (e-dpo, dp-dpo have a grid or by_rho)"
+    assert said in " ".join(later["notes"])
 
 
 def planned(tiny: Tiny, *names: str) -> list[Cell]:
@@ -317,8 +332,8 @@ def planned(tiny: Tiny, *names: str) -> list[Cell]:
     ("line", "said"),
     [
         ("", None),
-        ("grid: {beta: [0.2]}", "may have chosen strengths (e-dpo has a grid or by_rho)"),
-        ("by_rho: {0.2: {beta: 0.2}}", "may have chosen strengths (e-dpo has a grid or by_rho)"),
+        ("grid: {beta: [0.2]}", "chooses strengths on the others (e-dpo has a grid or by_rho)"),
+        ("by_rho: {0.2: {beta: 0.2}}", "chooses strengths on the others (e-dpo has a grid or by_rho)"),
         ("select: validation", "chose among checkpoints (e-dpo)"),
     ],
 )
@@ -333,7 +348,7 @@ def test_without_an_oracle_pairs_that_may_have_chosen_do_not_report(
     cells = planned(empty, "e-dpo.yaml")
     found = why_half(cells, swept=False)
     assert found is None if said is None else found is not None and found.endswith(said)
-    assert why_half(cells, swept=True) == "one half of the held-out pairs chose the strengths"
+    assert why_half(cells, swept=True) == "the sweep chose the strengths on the others"
 
 
 def test_a_half_of_the_held_out_pairs_that_is_empty_is_said_to_be(empty: Tiny) -> None:
@@ -347,7 +362,8 @@ def test_a_half_of_the_held_out_pairs_that_is_empty_is_said_to_be(empty: Tiny) -
     )
     pairs.to_parquet(folder / "pairs.parquet")
     assert _pairs(cell, workspace, half=True)["prompt_id"].tolist() == ["b"]
-    assert list(_half_notes([cell], workspace, "x")) == ["x, the other is what is reported"]
+    said = "accuracy and margin are of 1 of 2 held-out pairs, the half that chooses nothing: x"
+    assert list(_half_notes([cell], workspace, "x")) == [said]
     assert list(_half_notes([cell], workspace, None)) == []
     pairs[:1].to_parquet(folder / "pairs.parquet")
     assert _pairs(cell, workspace, half=True)["prompt_id"].tolist() == ["a"]

@@ -13,7 +13,7 @@ from conftest import RHO, SEED, Tiny, manifest
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.runs.diagnose import attributes_of
-from rpo_cli.stages.advice import advice
+from rpo_cli.stages.advice import Scores, advice
 from rpo_cli.stages.data.build import read_table
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import find_rows, write_columns, write_rows
@@ -167,6 +167,8 @@ def test_what_members_differ_in_by_length_alone_is_told_from_the_rest() -> None:
         (0.95, 0.2, "has learnt length: where the shorter response won"),
         (0.2, 0.95, "has learnt length: where the longer response won"),
         (0.5, 0.5, "not shown to know these labels"),
+        (0.2, 0.2, "contradicts these labels more often than it agrees"),
+        (0.5, 0.2, "contradicts these labels more often than it agrees"),
         (0.6, 0.58, "not shown to know more than length does"),
         (0.95, 0.7, "leans on length: it is right more often where the longer"),
         (0.95, 0.47, "leans on length: it is right more often where the longer"),
@@ -177,6 +179,31 @@ def test_what_is_advised_of_one_reward_model_follows_from_its_accuracies(
     longer: float, shorter: float, says: str
 ) -> None:
     assert says in advice(None, [right_in(longer, shorter)])[0]
+
+
+def test_a_side_is_blind_only_where_enough_pairs_show_it_and_the_other_side_is_seen() -> None:
+    said = advice(None, [of_counts((4, 0), (1, 1), (0, 0))])[0]
+    assert "not shown to know these labels" in said and "Train it longer" in said
+    assert of_counts((9, 0), (60, 0.9), (0, 0)).blind_side is None
+    assert of_counts((10, 0), (60, 0.9), (0, 0)).blind_side == "longer"
+    assert of_counts((40, 0.1), (60, 0.5), (0, 0)).blind_side is None
+
+
+@pytest.mark.parametrize(
+    ("against", "equal", "says"),
+    [
+        (18, 0, "contradict the label in 18 of 50 pairs, 36 % [24, 50]. There d-dpo follows the scores"),
+        (20, 8, "40 % [28, 54], and are equal in 8, and are not shown to go with the labels. There"),
+        (40, 0, "wrong way round"),
+        (0, 0, "in 0 of 50 pairs, 0 % [0, 7]: d-dpo adds how large"),
+    ],
+)
+def test_of_scores_it_is_said_how_many_contradict_the_labels_and_not_to_train_them(
+    against: int, equal: int, says: str
+) -> None:
+    said = advice(None, [right_in(0.5, 0.5)], None, Scores(["a", "b"], 50, against, equal))[0]
+    assert f"The scores (a, b) contradict the label in {against}" in said and says in said
+    assert "rain" not in said and "reward model" not in said
 
 
 def test_a_side_of_length_on_which_nothing_is_shown_is_not_said_to_be_known() -> None:
@@ -196,9 +223,9 @@ def test_length_alone_is_right_in_half_of_the_pairs_that_are_about_equally_long(
 def test_what_few_pairs_do_not_show_is_not_called_impossible() -> None:
     found = advice(None, [of_counts((10, 0.7), (10, 0.7), (0, 0))])
     assert "not shown to know these labels" in found[0] and not any("cannot" in line for line in found)
-    assert "20 held-out pairs are few" in found[-1]
+    assert "20 held-out pairs are too few" in found[-1]
     members = advice(None, [of_counts((10, 0.7), (10, 0.7), (0, 0))] * 2)
-    assert not any("cannot" in line for line in members) and "20 held-out pairs are few" in members[-1]
+    assert not any("cannot" in line for line in members) and "20 held-out pairs are too few" in members[-1]
 
 
 def test_a_model_that_is_wrong_more_often_than_right_is_not_said_to_have_a_half_inside() -> None:

@@ -57,8 +57,9 @@ def test_init_writes_a_suite_from_the_data_and_the_command_it_prints_runs(here: 
     pairs = pd.read_parquet(f"runs/mine/{SEED}/data/pairs.parquet")
     held_out, training = recipes["splits"]["held_out"], recipes["training"]
     batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
-    assert held_out == len(pairs) // 10 and batch == 16
-    assert f"  {held_out} held-out pairs are few: an accuracy on them may be 2" in said
+    assert held_out == len(pairs) // 5 and batch == 8
+    assert f"  {held_out} pairs are held out, about {held_out // 2} of them reported" in said
+    assert f"  {held_out // 2} held-out pairs are too few to tell policies apart: an accuracy on" in said
     assert "use_peft" not in training and recipes["evaluate"]["oracle"] is None
     steps = (len(pairs) - held_out) // batch
     assert f"num_train_epochs: 1             # about {steps} steps" in Path("mine.yaml").read_text().replace(
@@ -87,6 +88,7 @@ def test_a_sweep_writes_its_choice_into_the_recipe_of_a_suite_without_resampling
     chosen = recipe.beta
     line = "    beta: 0.1                       # smaller strays"
     assert chosen in (0.03, 0.3) and line in before
+    assert "chosen by accuracy on held-out pairs, which have the training pairs' bias" in said.stderr
     assert Path("mine.yaml").read_text() == before.replace(line, line.replace("0.1 ", f"{chosen:g}".ljust(4)))
 
 
@@ -177,14 +179,37 @@ def test_init_takes_scores_beside_the_pairs_for_teachers(here: Path) -> None:
     pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
     scored = [{**row, "a": n % 7, "b": 1.5, "c": 0, "d": n % 3} for n, row in enumerate(pairs)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
-    init(here, "--scores", "a,b", "--scores", "c,d", "--objective", "d-dpo,e-dpo")
+    said = init(here, "--scores", "a,b", "--scores", "c,d", "--objective", "d-dpo,e-dpo").stderr
     recipes = suite()
     assert recipes["data"]["keep_columns"] == ["a", "b", "c", "d"] and "rm" not in recipes
     assert recipes["d-dpo"]["teacher"] == "columns" and recipes["d-dpo"]["margin_columns"] == [["a", "b"]]
     assert recipes["e-dpo"]["margin_columns"] == [["a", "b"], ["c", "d"]]
+    assert "  a, b: contradict the label in " in said
     rpo("train-policy", "mine.yaml:e-dpo", "--dry-run")
     both = init(here, "--scores", "a,b", "--reward-model", here, "--force", code=2).stderr
     assert both.startswith("--reward-model and --scores: the teachers are models or columns")
+
+
+@pytest.mark.slow
+def test_one_pair_of_columns_is_calibrated_to_the_labels_whatever_its_scale(here: Path) -> None:
+    pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    better = np.random.default_rng(0).normal(1, 1, len(pairs))
+    scored = [
+        {**row, "a": 5 + value, "b": 5, "c": 50 * value, "d": 0}
+        for row, value in zip(pairs, better, strict=True)
+    ]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+    found = []
+    for columns in ("a,b", "c,d"):
+        said = init(here, "--scores", columns, "--force").stderr
+        assert "calibrate_one: true brings them to the labels' scale" in said
+        assert suite()["d-dpo"]["calibrate_one"] is True
+        rpo("train-policy", "mine.yaml:d-dpo", "--set", "max_steps=1")
+        (file,) = Path(f"runs/mine/{SEED}/unbiased/policies/d-dpo").glob("*/manifest.json")
+        found.append(json.loads(file.read_text())["metrics"])
+    one, other = (metrics["temperature/rm"] for metrics in found)
+    assert one != 1 and other == pytest.approx(50 * one, rel=1e-4)
+    assert found[0]["first_loss"] == pytest.approx(found[1]["first_loss"], rel=1e-4)
 
 
 def test_init_trains_an_ensemble_on_the_pairs_where_none_is_named(here: Path) -> None:

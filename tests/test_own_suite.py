@@ -16,6 +16,7 @@ from conftest import rpo
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.runs.options import OwnSuite
 from rpo_cli.runs.own_suite import Fit, Found, Line, Suite
+from rpo_cli.statistics import Array
 
 MODEL = "some/model"
 Write = Callable[..., dict[str, dict[str, Any]]]
@@ -31,11 +32,15 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
         pairs: int = 200,
         teachers: Sequence[str] = (),
         scores: Sequence[Sequence[str]] = (),
+        margins: Array | None = None,
+        epochs: float = 1.0,
     ) -> dict[str, dict[str, Any]]:
         Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
         tokens = np.full(pairs, 20)
-        found = Found(pairs, pairs, {"validation": 9, "test": 9}, tokens, tokens)
-        wanted = OwnSuite("mine", "./pairs.jsonl", MODEL)
+        of_scores = [np.ones(pairs) if margins is None else margins] * len(scores)
+        held_out = {"validation": 9, "test": 9}
+        found = Found(pairs, pairs, held_out, tokens, tokens, margins=of_scores)
+        wanted = OwnSuite("mine", "./pairs.jsonl", MODEL, epochs=epochs)
         suite = Suite(wanted, objectives, MODEL, teachers, scores, None, None, found, None)
         data = {"stage": "data", "source": "preference", "dataset": "./pairs.jsonl", "tokenizer": MODEL}
         lines = [Line(key, value) for key, value in data.items()]
@@ -50,6 +55,56 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 def test_a_long_training_has_checkpoints_to_go_on_from(pairs: int, every: int | None, write: Write) -> None:
     assert write(pairs=pairs)["training"].get("save_steps") == every
     assert rpo("recipe", "check", "mine.yaml").stdout.endswith("recipes, no problems\n")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "held_out"), [(4, 1), (50, 10), (200, 40), (300, 60), (600, 60), (900, 90), (9000, 500)]
+)
+def test_a_tenth_of_the_pairs_is_held_out_and_of_few_up_to_a_fifth(
+    pairs: int, held_out: int, write: Write
+) -> None:
+    assert write(pairs=pairs)["splits"]["held_out"] == held_out
+
+
+@pytest.mark.parametrize(
+    ("pairs", "epochs", "passes"),
+    [(50, 1, 5), (200, 1, 5), (500, 1, 2), (2000, 1, None), (200, 3, 5), (200, 8, None), (50, 0.5, None)],
+)
+def test_a_reward_model_makes_the_passes_that_fifty_steps_need(
+    pairs: int, epochs: float, passes: int | None, write: Write
+) -> None:
+    found = write(pairs=pairs, epochs=epochs)
+    assert found["rm"].get("num_train_epochs") == passes and found["training"]["num_train_epochs"] == epochs
+
+
+def test_scores_are_calibrated_where_held_out_pairs_fit_a_temperature_else_the_grid_has_their_scale(
+    write: Write,
+) -> None:
+    def of(margins: Array, *names: str) -> dict[str, Any]:
+        names = names or ("d-dpo",)
+        return write(names, len(margins), scores=[["a", "b"]], margins=margins)[names[-1]]
+
+    rng = np.random.default_rng(0)
+    known, scale = rng.normal(1, 1, 400), 50.0
+    assert of(scale * known)["calibrate_one"] is True
+    assert of(scale * known)["grid"] == {"beta": [0.03, 0.1, 0.3]}
+    right = of(scale * np.abs(known))  # the better score was chosen: no temperature is best
+    size = scale * float(np.median(np.abs(known)))
+    assert "calibrate_one" not in right
+    assert right["grid"]["beta"] == pytest.approx([size * 0.03, size * 0.1, size * 0.3], rel=0.05)
+    assert right["beta"] == right["grid"]["beta"][1]
+    assert "calibrate_one" not in of(known[:60])  # 12 held-out pairs
+    assert "calibrate_one" not in of(known - 1)  # no better than chance
+    assert of(scale * np.abs(known), "rm-dpo")["grid"] == {"beta": [0.03, 0.1, 0.3]}  # reads probabilities
+    assert of(np.zeros(400))["grid"] == {"beta": [0.03, 0.1, 0.3]}
+
+
+@pytest.mark.parametrize(("pairs", "known"), [(1000, True), (200, None)])
+def test_a_reward_model_that_is_given_is_calibrated_where_most_would_have_some_pairs_wrong(
+    pairs: int, known: bool | None, write: Write
+) -> None:
+    assert write(("d-dpo",), pairs, teachers=["./a"])["d-dpo"].get("calibrate_one") == known
+    assert "calibrate_one" not in write(("dpo", "d-dpo"), pairs)["d-dpo"]
 
 
 @pytest.mark.slow
@@ -75,7 +130,7 @@ def test_simpo_starts_where_its_paper_does_and_its_note_promises_no_reference(wr
     ("pairs", "given", "calibration"),
     [
         (200, {}, {"calibration": "none"}),
-        (60, {"teachers": ["./a", "./b"]}, {"calibration": "none"}),
+        (60, {"teachers": ["./a", "./b"]}, {"calibration": "none"}),  # 12 held-out pairs
         (1000, {}, {"calibration": "temperature"}),
         (200, {"teachers": ["./a", "./b"]}, {"calibration": "temperature", "calibration_mix": "data"}),
         (

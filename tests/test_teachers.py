@@ -22,7 +22,6 @@ from rpo_cli.artifacts import Stage, Workspace, job_of
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.runs.work import run_job
 from rpo_cli.stages.reading import as_turns, reading_of
-from rpo_cli.stages.training.teachers import Teachers
 
 SETTINGS = "max_length: 400\n"
 SUITE = {
@@ -455,10 +454,3 @@ def test_prompts_that_leave_an_oracle_no_room_for_the_answer_are_left_out_before
         rows = reading.rows(["a", "b"], asked, ["response"], "here", said.append, to_come=to_come)
         assert [row.id for row in rows] == kept
     assert len(said) == 1 and f"beside {room + 1} that are to come" in said[0]
-
-
-def test_margins_that_ask_for_more_than_a_policy_will_go_are_told_of() -> None:
-    margins = {str(number): [4.0, -6.0] for number in range(9)}
-    assert Teachers(margins, {}).far(0.2) is None and Teachers({}, {}).far(0.1) is None
-    said = Teachers(margins, {}).far(0.1)
-    assert said is not None and "ask for 50 nats of log-ratio" in said

@@ -67,6 +67,12 @@ class Cell:
         return cast(Stage, self.evaluation.inputs["policy"]).path
 
     @property
+    def trained(self) -> Stage:
+        """The training of its policy, which may have left checkpoints to choose from."""
+        policy = cast(Stage, self.evaluation.inputs["policy"])
+        return cast(Stage, policy.inputs.get("trained", policy))
+
+    @property
     def trials(self) -> list[Stage]:
         """What ends where its policy diverges: training, what chooses among its checkpoints, evaluation."""
         policy = cast(Stage, self.evaluation.inputs["policy"])
@@ -83,8 +89,7 @@ class Cell:
     @property
     def weights(self) -> list[str]:
         """Where its policy's weights are: the policy, and the checkpoints that it was chosen from."""
-        trained = cast(Stage, self.evaluation.inputs["policy"]).inputs.get("trained")
-        return [self.policy_path, *([trained.path] if isinstance(trained, Stage) else [])]
+        return list(dict.fromkeys([self.policy_path, self.trained.path]))
 
 
 def read_by(cells: Iterable[Cell]) -> list[Stage]:

@@ -15,6 +15,7 @@ from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Axes, Basis, Bootstrap, of_all, of_seeds, resample
 from rpo_cli.recipes import schema, shown
 from rpo_cli.runs.results import UNFINISHED, own_draws
+from rpo_cli.stages.training.doubts import kept_doubts
 from rpo_cli.statistics import FEW_PROMPTS, Array, too_few
 
 
@@ -173,6 +174,7 @@ def numbers(
         "manifests": list(_manifests(cells)),
         "notes": [
             *_notes(cells, workspace, selection, against, swept),
+            *_doubts(cells, workspace),
             *_half_notes(cells, workspace, why),
             *_few_prompts(counts),
             *few,
@@ -192,20 +194,36 @@ def why_half(cells: Sequence[Cell], swept: bool) -> str | None:
         return None
     recipes = {cell.policy: cast(schema.PolicyRecipe, cell.loaded.recipe) for cell in cells}
     if swept:
-        return "one half of the held-out pairs chose the strengths"
+        return "the sweep chose the strengths on the others"
     if chosen := [name for name, recipe in recipes.items() if recipe.selects]:
-        return f"one half of the held-out pairs chose among checkpoints ({', '.join(chosen)})"
+        return f"the others chose among checkpoints ({', '.join(chosen)})"
     if tried := [name for name, recipe in recipes.items() if recipe.grid or recipe.by_rho]:
         named = f"{', '.join(tried)} {'has' if len(tried) == 1 else 'have'} a grid or by_rho"
-        return f"one half of the held-out pairs may have chosen strengths ({named})"
+        return f"a sweep, whenever it ran, chooses strengths on the others ({named})"
     return None
+
+
+def _doubts(cells: Sequence[Cell], workspace: Workspace) -> Iterator[str]:
+    """What speaks against a policy's teacher, as its training found; of the first seed that has any."""
+    said: dict[str, list[tuple[int, list[str]]]] = {}
+    for cell in cells:
+        warnings = workspace.finished(cell.trained.path).get("warnings", [])
+        if lines := kept_doubts(warnings):
+            said.setdefault(cell.policy, []).append((cell.seed, lines))
+    seeds = len({cell.seed for cell in cells})
+    for policy, found in said.items():
+        seed, lines = found[0]
+        where = "" if seeds == 1 else f" (seed {seed}; so in {len(found)} of {seeds} seeds)"
+        yield from (f"{policy}{where}: its teacher: {line}" for line in lines)
 
 
 def _half_notes(cells: Sequence[Cell], workspace: Workspace, why: str | None) -> Iterator[str]:
     """Which half of the held-out pairs is reported, and why."""
     if why is None:
         return
-    yield f"{why}, the other is what is reported"
+    halves = held_out_pairs(cells[0], workspace)["half"]
+    reported = f"{int((halves == 'test').sum())} of {len(halves)} held-out pairs"
+    yield f"accuracy and margin are of {reported}, the half that chooses nothing: {why}"
     for seed in dict.fromkeys(cell.seed for cell in cells):
         cell = next(cell for cell in cells if cell.seed == seed)
         if not (held_out_pairs(cell, workspace)["half"] == "test").any():

@@ -29,6 +29,11 @@ SEEN = {  # what the table of a sweep has of the metrics of either kind of stage
     "held_out": {"accuracy": "validation/accuracy", "margin": "validation/margin"},
 }  # fmt: skip
 
+BIASED = (
+    "chosen by accuracy on held-out pairs, which have the training pairs' bias: this favours a value that "
+    "learns the bias better; an oracle in the evaluate recipe would choose by its rewards"
+)
+
 
 class Tuned(NamedTuple):
     """What was chosen, every row that it was chosen from, and the file that has these rows.
@@ -58,6 +63,8 @@ def tune(
     counts = f"{len(selection.policies)} policies x {len(selection.rhos)} rho x {len(selection.seeds)} seeds"
     where = "prompts" if cells[0].evaluation.kind == "evaluate" else "pairs, for want of an oracle"
     session.say(f"{word}: {counts}, {len(cells)} cells on validation {where}")
+    if cells[0].evaluation.kind != "evaluate":
+        session.say(BIASED)
     if note := selection.note():
         session.say(f"reduced: {note}")
     suite = maker.asked.recipe.suite

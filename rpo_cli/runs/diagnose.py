@@ -14,7 +14,7 @@ from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.recipes import Loaded
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session
-from rpo_cli.stages.advice import advice
+from rpo_cli.stages.advice import Scores, advice
 from rpo_cli.stages.data.rows import MESSAGES, PAIR, TEXTS, Rows, find_rows, margins_by_id
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.diagnosis import Agreement, Diagnosis, agreement, diagnosed
@@ -60,7 +60,8 @@ class Pairs:
 class Found:
     """What was found for one recipe: its pairs by table, its reward models by name, and what follows.
 
-    labelled_by: the one of them that made the labels, so that its accuracy says nothing.
+    labelled_by: the one of them that made the labels, so that its accuracy says nothing; scored: some of them
+    are no models, but columns of the data.
     """
 
     path: Path
@@ -69,6 +70,7 @@ class Found:
     labelled_by: str | None
     agreed: Agreement | None
     follows: list[str]
+    scored: bool
 
     @property
     def json(self) -> dict[str, object]:
@@ -110,6 +112,7 @@ def look(
     models: dict[str, Diagnosis] = {}
     margins: dict[str, dict[str, float]] = {}
     sides: dict[str, int] = {}
+    scores = {_called(name, stage): stage for name, stage in scores.items()}
     for name, stage in scores.items():
         assert held_out is not None  # or nothing could be scored
         margins[name] = margins_by_id(workspace.root / stage.path / "held_out.parquet")
@@ -123,8 +126,27 @@ def look(
     bias = None if trained is None else trained.longer
     relabelled = [stage.inputs["model"] for stage in (data, *data.tables()) if stage.kind == "relabel"]
     own = (name for name, stage in scores.items() if stage.inputs.get("model") in relabelled)
-    follows = advice(bias, [models[name] for name in teachers], among)
-    return Found(workspace.root / data.path, pairs, models, next(own, None), agreed, follows)
+    columns = _scores_of(workspace, scores[teachers[0]]) if len(teachers) == 1 else None
+    follows = advice(bias, [models[name] for name in teachers], among, columns)
+    scored = any("columns" in stage.options for stage in scores.values())
+    return Found(workspace.root / data.path, pairs, models, next(own, None), agreed, follows, scored)
+
+
+def _called(name: str, scores: Stage) -> str:
+    """A teacher's name; of columns of the data also theirs, for there is no reward model."""
+    if (columns := scores.options.get("columns")) is None:
+        return name
+    return " ".join([*([name] if name != "rm" else []), "columns", ", ".join(columns)])
+
+
+def _scores_of(workspace: Workspace, scores: Stage) -> Scores | None:
+    """How columns of scores go with all labels, for nothing was trained on them; None: a model's scores."""
+    if (columns := scores.options.get("columns")) is None:
+        return None
+    folder = workspace.root / scores.path
+    tables = [margins_by_id(folder / f"{table}.parquet") for table in ("train", "held_out")]
+    margins = np.array(list({**tables[0], **tables[1]}.values()))
+    return Scores(columns, len(margins), int((margins < 0).sum()), int((margins == 0).sum()))
 
 
 def _agreed(margins: Sequence[Mapping[str, float]], sides: Mapping[str, int]) -> Agreement | None:
@@ -202,9 +224,10 @@ def in_words(found: Found) -> list[str]:
             price = [f"{model.price.mean:+.2f}", f"{model.price.low:+.2f} .. {model.price.high:+.2f}"]
         scales.append([name, f"{model.ece:.3f}", t, *price])
     if by_kind:
-        head = ["reward model", "held-out pairs", "rows", "accuracy", "95 % interval"]
+        rewards = "rewards of" if found.scored else "reward model"
+        head = [rewards, "held-out pairs", "rows", "accuracy", "95 % interval"]
         lines += ["", aligned([head, *by_kind], right=(2, 3, 4))[:-1]]
-        head = ["reward model", "ECE", "temperature", "10 tokens", "95 % interval"]
+        head = [rewards, "ECE", "temperature", "10 tokens", "95 % interval"]
         lines += ["", aligned([head, *scales], right=(1, 2, 3, 4))[:-1]]
         lines.append("10 tokens: what so many more bring within a pair, in standard deviations of the reward")
     if found.labelled_by is not None:

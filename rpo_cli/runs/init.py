@@ -101,15 +101,14 @@ def init(session: Session, wanted: OwnSuite) -> None:
         data.append(form)
         if form.value == "chat":
             stage, workspace = _made(session, file, "data", [*data, Line("validation_share", share)])
-    found = _look(stage, workspace, tokenizer)
+    found = _look(stage, workspace, tokenizer, scores)
     if prompts is not None:
         found = _asked(session, file, prompts, model, found, tokenizer)
     data.append(Line("validation_share", share, f"held out: {_held_out_prompts(found)}"))
     _tell(session, wanted, workspace.finished(stage.path)["metrics"], found, workspace.root / stage.path)
     suite = Suite(wanted, objectives, model, teachers, scores, oracle, prompts, found, longest)
     _tell_of_long(session, suite)
-    if (few := too_few(suite.held_out)) is not None:
-        session.say(f"  {few}; bring more pairs, or raise held_out in {wanted.name}.yaml")
+    _tell_of_few(session, suite)
     fit = _fit(suite, stage, workspace, session)
     before = file.read_bytes() if file.exists() else None
     write_whole(file, suite.text(data, fit))
@@ -281,13 +280,19 @@ def _asked(
     return replace(found, asked=asked, longest_prompt=longest)
 
 
-def _look(stage: Stage, workspace: Workspace, tokenizer: PreTrainedTokenizerBase) -> Found:
+def _look(
+    stage: Stage,
+    workspace: Workspace,
+    tokenizer: PreTrainedTokenizerBase,
+    scores: Sequence[Sequence[str]],
+) -> Found:
     """The numbers that the recipe depends on."""
     metrics = workspace.finished(stage.path)["metrics"]
     folder = workspace.root / stage.path
     pairs = find_rows([folder], "pairs", TokenCache(workspace.root))
     rows = pairs.tokens(PAIR, tokenizer, "pairs")
     over = reaching_over(pairs, PAIR, rows, tokenizer)
+    numbers = [pairs.numbers(columns) for columns in scores]
     responses = np.array([len(response) for row in rows for response in row.responses])
     said = np.concatenate([response for row in rows for response in row.responses])
     return Found(
@@ -300,6 +305,7 @@ def _look(stage: Stage, workspace: Workspace, tokenizer: PreTrainedTokenizerBase
         told=pairs.talks,
         longest_prompt=max(len(row.prompt_ids) for row in rows),
         boundary=said_of_boundary(float(over.mean()), len(over)) if over.any() else "",
+        margins=[values[:, 0] - values[:, 1] for values in numbers],
     )
 
 
@@ -360,6 +366,22 @@ def _tell_of_long(session: Session, suite: Suite) -> None:
     if suite.fitting < (1 - FEW) * count:
         long = f"{count - suite.fitting} of {count} pairs are longer than {suite.max_length} tokens"
         session.say(f"warning: --model {model}: {long}, and are left out of all training")
+
+
+def _tell_of_few(session: Session, suite: Suite) -> None:
+    """Say what few pairs to report on, few steps and a teacher's scale mean for what is written."""
+    held_out = f"{suite.held_out} pairs are held out"
+    if suite.oracle is None:  # and so one half of them may choose strengths
+        reported = suite.held_out // 2
+        held_out += f", about {reported} of them reported: the others choose strengths in a sweep"
+    else:
+        reported = suite.held_out
+    session.say(f"  {held_out}")
+    if (few := too_few(reported)) is not None:
+        session.say(f"  {few}; bring more pairs, or raise held_out in {suite.wanted.name}.yaml")
+    for line in (suite.few_steps, suite.scale):
+        if line is not None:
+            session.say(f"  {line}")
 
 
 def _fit(suite: Suite, data: Stage, workspace: Workspace, session: Session) -> Fit:

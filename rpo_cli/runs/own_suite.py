@@ -12,11 +12,20 @@ import numpy as np
 from rpo_cli.objectives import OBJECTIVES
 from rpo_cli.recipes.yaml_lines import one_line
 from rpo_cli.runs.options import OwnSuite
+from rpo_cli.runs.own_teachers import (
+    FEWEST,
+    STEPS,
+    model_fits,
+    passes_for,
+    said_of_model,
+    said_of_scores,
+    scores_fit,
+)
 from rpo_cli.statistics import FEW_PAIRS
 from rpo_cli.text import percent
 
 BIASES = [0.2, 0.5, 0.8]  # of the members of an ensemble that is trained on the pairs
-FEWEST = 16  # held-out pairs to fit the temperature of a reward model that one names
+REPORTED = 60  # held-out pairs, of which one half is reported: fewer cannot tell policies apart
 LARGEST_BATCH = 16
 WORTH_KEEPING = 50  # steps: shorter trainings have no checkpoints to go on from
 RATES = {"sft": (2e-5, 2e-4), "rm": (2e-5, 1e-4), "policy": (5e-6, 5e-5)}  # of all weights, of an adapter
@@ -38,7 +47,8 @@ class Found:
     unknown: the share of the responses' tokens that stand for what the tokenizer does not know; told: the
     pairs are messages, which a chat template makes text of; asked: tokens of the prompts that policies are
     evaluated on, where these are not the pairs' own; longest_prompt: tokens of the longest of all prompts;
-    boundary: what is to be said of tokens that reach over the end of a prompt, if any do.
+    boundary: what is to be said of tokens that reach over the end of a prompt, if any do; margins: of each
+    two columns of scores, chosen minus rejected [pairs].
     """
 
     read: int
@@ -51,6 +61,7 @@ class Found:
     asked: np.ndarray | None = None
     longest_prompt: int = 0
     boundary: str = ""
+    margins: Sequence[np.ndarray] = ()
 
 
 @dataclass(frozen=True)
@@ -109,14 +120,41 @@ class Suite:
 
     @property
     def held_out(self) -> int:
-        """Pairs that no model is trained on."""
-        return max(1, min(500, self.fitting // 10))
+        """Pairs that no model is trained on: a tenth, of few pairs up to a fifth, for their half reports."""
+        return max(1, min(500, self.fitting // 10), min(REPORTED, self.fitting // 5))
 
     @property
     def batch(self) -> int:
         """Pairs of an optimiser step: at least ten steps a pass, as far as there are as many pairs."""
         rows = self.fitting - self.held_out
         return next(size for size in (LARGEST_BATCH, 8, 4, 2, 1) if size == 1 or rows >= 10 * size)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a policy."""
+        return self._steps(self.wanted.epochs)
+
+    def _steps(self, passes: float) -> int:
+        return max(1, round(passes * ((self.fitting - self.held_out) // self.batch)))
+
+    @property
+    def teacher_passes(self) -> float:
+        """Passes over the pairs of a reward model that is trained on them."""
+        return passes_for(self._steps(1), self.wanted.epochs)
+
+    @property
+    def few_steps(self) -> str | None:
+        """What is said of a reward model that a policy's passes would hardly train."""
+        if not self.trains_teachers or self.steps >= STEPS:
+            return None
+        few = f"{self.steps} steps, as of a policy, hardly train a reward model"
+        passes = self.teacher_passes
+        if passes == self.wanted.epochs:
+            return f"{few}; raise num_train_epochs of rm"
+        return (
+            f"{few}: rm makes {passes:g} passes, {self._steps(passes)} steps; where its teacher still knows "
+            "nothing `rpo compare` says so, and num_train_epochs or learning_rate of rm may be raised"
+        )
 
     @property
     def members(self) -> bool:
@@ -177,8 +215,7 @@ class Suite:
         share = float((self.found.tokens <= self.max_length).mean())
         yield Line("max_length", self.max_length, f"{percent(share)} of the pairs fit")
         yield Line("overlong", "drop", "longer pairs are left out and counted; nothing is ever cut")
-        rows = self.fitting - self.held_out
-        steps = max(1, round(self.wanted.epochs * (rows // self.batch)))
+        steps = self.steps
         yield Line("num_train_epochs", self.wanted.epochs, f"about {steps} steps; or say max_steps")
         yield Line("per_device_train_batch_size", fit.rows, fit.why)
         yield Line("gradient_accumulation_steps", self.batch // fit.rows, f"batches of {self.batch}")
@@ -202,10 +239,14 @@ class Suite:
             ])  # fmt: skip
         if self.trains_teachers:
             ensemble = [Line("ensemble", BIASES)] if self.members else []
+            passes, why = self.teacher_passes, f"{self.steps} steps would hardly train a reward model"
+            longer = [] if passes == self.wanted.epochs else [
+                Line("num_train_epochs", passes, f"about {self._steps(passes)} steps; {why}")
+            ]  # fmt: skip
             yield section("rm", "the teacher: a reward model of your pairs", [
                 Line("extends", "training.yaml"), Line("stage", "reward"), Line("data", "splits.yaml"),
                 Line("model_name_or_path", self.start), Line("learning_rate", RATES["rm"][adapter]),
-                *ensemble,
+                *longer, *ensemble,
             ])  # fmt: skip
 
     def _policy(self, fit: Fit) -> list[Line]:
@@ -222,9 +263,12 @@ class Suite:
         declared = OBJECTIVES[name]
         yield Line("extends", "policy.yaml")
         yield Line("objective", name)
-        yield Line(declared.strength, declared.grid[1], declared.weight)
-        tried = "what `rpo sweep` and `rpo compare --sweep` try"
-        yield Line("grid", {declared.strength: list(declared.grid)}, tried)
+        grid, tried = list(declared.grid), "what `rpo sweep` and `rpo compare --sweep` try"
+        if (scale := self._scale_of_scores) is not None and declared.loss is OBJECTIVES["d-dpo"].loss:
+            tried += f"; your scores differ by {scale:.2g} in the median pair: so many times {grid}"
+            grid = [float(f"{scale * value:.2g}") for value in grid]
+        yield Line(declared.strength, grid[1], declared.weight)
+        yield Line("grid", {declared.strength: grid}, tried)
         for key in declared.keys:
             yield Line(key.name, key.default if key.start is None else key.start, key.description)
         if declared.teacher == "none":
@@ -238,11 +282,37 @@ class Suite:
             yield Line("reward_model", self.teachers[0] if self.teachers else "rm.yaml", "the teacher")
         else:
             yield Line("ensemble", list(self.teachers) or "rm.yaml", "the teachers")
+        if declared.teacher == "one" and self.calibrates_one:
+            fitted = f"by a temperature, fitted on {self.held_out} held-out pairs"
+            yield Line("calibrate_one", True, f"rewards to the labels' scale, in which beta is, {fitted}")
         if self.wanted.reward_label is not None:
             yield Line("reward_label", self.wanted.reward_label)
         if declared.teacher == "ensemble":
             yield Line("ensemble_min", "example", "the min over them is taken for each pair")
             yield from self._calibration()
+
+    @property
+    def calibrates_one(self) -> bool:
+        """Whether a temperature of the first teacher that is given can be fitted, as far as can be known."""
+        if self.scores:
+            return scores_fit(self.found.margins[0], self.held_out)
+        return bool(self.teachers) and model_fits(self.held_out)
+
+    @property
+    def _scale_of_scores(self) -> float | None:
+        """The size of the first scores' differences where no temperature takes it away, else None."""
+        if not self.scores or self.calibrates_one:
+            return None
+        return float(np.median(np.abs(self.found.margins[0]))) or None
+
+    @property
+    def scale(self) -> str | None:
+        """What is said of the scale of one teacher that is given."""
+        if not any(OBJECTIVES[name].teacher == "one" for name in self.objectives):
+            return None
+        if self.scores:
+            return said_of_scores(self.scores[0], self.found.margins[0], self.held_out)
+        return said_of_model(self.held_out) if self.teachers else None
 
     def _calibration(self) -> Iterator[Line]:
         """How an ensemble's margins come to one scale, where there are pairs enough to fit a temperature."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rpo_cli.stages.diagnosis import Agreement, Diagnosis
-from rpo_cli.statistics import FEW_PAIRS, Interval, too_few
+from rpo_cli.statistics import FEW_PAIRS, Interval, too_few, wilson
 
 ALIKE, APART = 0.95, 0.75  # members' agreement: above they are one model, below they contradict each other
 MISFIT = 1.5  # times 1 that a temperature must be, or a part of 1, to be worth a word
@@ -15,16 +16,30 @@ SEVERAL = "compare e-dpo and d-dpo with teacher: mean, over members of several b
 ALL_THREE = "compare e-dpo's min with d-dpo by their mean (teacher: mean) and their bound (teacher: lcb)"
 
 
+class Scores(NamedTuple):
+    """Columns of scores in the data against its labels: so many pairs, of which so many are not preferred."""
+
+    columns: Sequence[str]
+    pairs: int
+    against: int
+    equal: int
+
+
 def advice(
-    bias: Interval | None, teachers: Sequence[Diagnosis], agreed: Agreement | None = None
+    bias: Interval | None,
+    teachers: Sequence[Diagnosis],
+    agreed: Agreement | None = None,
+    scores: Scores | None = None,
 ) -> list[str]:
     """What follows for the choice of an objective, most important first; docs/diagnose.md has every rule.
 
-    bias: share of training pairs whose longer response was chosen; teachers: one reward model, or members.
+    bias: share of training pairs whose longer response was chosen; teachers: one reward model, or members;
+    scores: the one teacher is no model but these.
     """
     lines = []
     if len(teachers) == 1:
-        lines = [_of_one(teachers[0]), *_of_its_margins(teachers[0])]
+        of_it = _of_one(teachers[0]) if scores is None else _of_scores(scores)
+        lines = [of_it, *_of_its_margins(teachers[0])]
     elif teachers:
         lines = [_of_members(teachers, agreed)]
     if bias is not None and not bias.low <= 0.5 <= bias.high:
@@ -49,6 +64,12 @@ def _of_one(model: Diagnosis) -> str:
         return (
             f"The reward model has learnt length: where the {side} response won it is more often wrong than "
             f"right. d-dpo would distil that; {SEVERAL}."
+        )
+    if model.contradicts:
+        return (
+            "The reward model contradicts these labels more often than it agrees: d-dpo would teach the "
+            "contrary. Are the labels the wrong way round, or is it read the wrong way (its label, its "
+            "template)? One that is hardly trained is wrong by accident: its margins are near zero."
         )
     if not model.knows:
         return (
@@ -78,6 +99,26 @@ def _of_one(model: Diagnosis) -> str:
             "samples."
         )
     return "The reward model knows these labels, whichever response is longer: compare d-dpo with dpo."
+
+
+def _of_scores(scores: Scores) -> str:
+    """What scores that contradict labels mean for distilling them; no training mends either."""
+    share = wilson(scores.against, scores.pairs)
+    agreed = wilson(scores.pairs - scores.equal - scores.against, scores.pairs - scores.equal)
+    equal = f", and are equal in {scores.equal}" if scores.equal else ""
+    ends = f"{100 * share.mean:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]{equal}"
+    who = f"The scores ({', '.join(scores.columns)})"
+    first = f"{who} contradict the label in {scores.against} of {scores.pairs} pairs, {ends}"
+    if agreed.high < 0.5:
+        return f"{first}: are the columns the wrong way round? The chosen response's stands first."
+    if not agreed.low > 0.5:
+        first = f"{first}, and are not shown to go with the labels"
+    if not scores.against:
+        return f"{first}: d-dpo adds how large the difference is; compare it with dpo."
+    return (
+        f"{first}. There d-dpo follows the scores and dpo the labels: read some of these pairs, see which of "
+        "the two you trust, and compare d-dpo with dpo."
+    )
 
 
 def _of_its_margins(model: Diagnosis) -> list[str]:

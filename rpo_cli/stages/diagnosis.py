@@ -18,6 +18,7 @@ from rpo_cli.statistics import Array, Interval, student_quantile, wilson
 BINS = 10  # of confidence, between a half and one
 UNIT = 10  # tokens that a price is given for
 LENGTH_KINDS = {"longer": LONGER, "shorter": SHORTER, "ties": TIE}
+FEWEST = 10  # pairs of a side of length; of fewer nothing is said: all of four may be wrong by chance
 SHOWN = 12  # values of a column that tells pairs apart: more are names, not kinds
 
 
@@ -50,11 +51,24 @@ class Diagnosis:
         return self.groups["all"].accuracy.low > 0.5
 
     @property
+    def contradicts(self) -> bool:
+        """Whether it is shown to be right on less than half of all pairs."""
+        return self.groups["all"].accuracy.high < 0.5
+
+    @property
     def blind_side(self) -> str | None:
-        """The one kind of length on whose pairs it is wrong more often than right, beyond chance."""
-        sides = [name for name in ("shorter", "longer") if name in self.groups]
-        blind = [name for name in sides if self.groups[name].accuracy.high < 0.5]
-        return blind[0] if len(blind) == 1 else None
+        """The kind of length on whose pairs it is shown to be wrong more often than right, by length alone.
+
+        That it is shown to be right more often than not on the other kind tells what has learnt length from
+        what has learnt nothing, or the contrary of the labels.
+        """
+        for side, other in (("shorter", "longer"), ("longer", "shorter")):
+            known = [group for name in (side, other) if (group := self.groups.get(name)) is not None]
+            if len(known) == 2 and min(group.pairs for group in known) >= FEWEST:
+                wrong, right = (group.accuracy for group in known)
+                if wrong.high < 0.5 < right.low:
+                    return side
+        return None
 
     @property
     def json(self) -> dict[str, object]:

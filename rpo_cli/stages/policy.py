@@ -34,6 +34,7 @@ from rpo_cli.objectives.members import MemberChoice
 from rpo_cli.recipes.schema import PolicyRecipe, seed_of
 from rpo_cli.stages.inputs import causal_of, tokenizer_of
 from rpo_cli.stages.training.arguments import lora_of, prepare, start_from, steps_over
+from rpo_cli.stages.training.doubts import doubts
 from rpo_cli.stages.training.loop import train
 from rpo_cli.stages.training.monitor import Monitor, ended, monitor_of, over_optimised
 from rpo_cli.stages.training.publish import Keeper, drop_checkpoints, publish_model, write_model
@@ -218,8 +219,9 @@ def run(job: Job[PolicyRecipe], report: Report) -> dict[str, object]:
     seed = seed_of(recipe, "policy")
     tokenizer = tokenizer_of(job, "model")
     teachers = calibrated_margins(job)
-    if (far := teachers.far(recipe.beta)) is not None:
-        report.warn(far)
+    by_size = recipe.model_dump().get("teacher_labels") != "argmax"
+    for line in doubts(teachers.columns, recipe.beta, teachers.agreed, by_size=by_size):
+        report.warn(line)
     turns, pairs_left = policy_rows(job, tokenizer, teachers, report)
     rows, every = turns[0], [row for rows in turns for row in rows]
     steps = steps_over(len(rows), recipe, job.path)

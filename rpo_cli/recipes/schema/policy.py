@@ -153,7 +153,9 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
     calibration: Literal["none", "temperature"] = Field(
         "temperature", description="temperature: divide each member's rewards by a T fitted on held-out pairs"
     )
-    calibrate_one: bool = added(False, f"whether calibration holds for the one reward model of {OF_ONE}, too")
+    calibrate_one: bool = added(
+        False, f"whether calibration holds for the one reward model, or pair of columns, of {OF_ONE}, too"
+    )
     calibration_mix: Literal["own", "data"] = Field(
         "own", description="held-out pairs reweighted to the member's own b, or as they are"
     )
@@ -247,6 +249,11 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         return self.declared.teacher == "one" and TEACHERS[self.teacher].scored == "columns"
 
     @property
+    def reads_one(self) -> bool:
+        """Whether the margins are those of one reward model or of one pair of columns, as they are."""
+        return self.asks_one or self.asks_columns
+
+    @property
     def asks_weights(self) -> bool:
         """Whether the teacher is one model with the mean of the members' weights."""
         return self.declared.teacher == "one" and TEACHERS[self.teacher].scored == "weights"
@@ -283,8 +290,8 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
 
     @property
     def may_calibrate(self) -> bool:
-        """Whether `calibration` has a say: where margins meet, or where one model's is asked for."""
-        return self.compares_members or (self.asks_one and self.calibrate_one)
+        """Whether `calibration` has a say: where margins meet, or where one teacher's is asked for."""
+        return self.compares_members or (self.reads_one and self.calibrate_one)
 
     @property
     def samples_reference(self) -> bool:
@@ -310,7 +317,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
             "checkpoints": self.selects,
             "reward_model": self.asks_one,
             "reward_member": self.asks_one,
-            "calibrate_one": self.asks_one and self.calibration != "none",
+            "calibrate_one": self.reads_one and self.calibration != "none",
             "teacher": distils_other,
             "ensemble": self.asks_ensemble and not self.margin_columns,
             "margin_columns": self.asks_ensemble or self.asks_columns,

@@ -17,6 +17,7 @@ from rpo_cli.objectives import TEACHERS
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.stages.data.rows import PAIR, margins_by_id, rows_of
+from rpo_cli.stages.diagnosis import Agreement, agreement
 from rpo_cli.stages.reference import reference_logps
 from rpo_cli.stages.samples import samples_by_prompt
 from rpo_cli.stages.splits import ENSEMBLE, LONGER, SHORTER, bias_trained_on, folds_of
@@ -25,29 +26,22 @@ from rpo_cli.stages.splits import ENSEMBLE, LONGER, SHORTER, bias_trained_on, fo
 ALL_PAIRS = re.compile("rm|all|seed-.*|half-.*|fold-.*")
 
 
-FAR = 50.0  # nats of log-ratio between chosen and rejected: few policies go as far
-
-
 @dataclass(frozen=True)
 class Teachers:
     """Margins r(chosen) - r(rejected) by row id, divided by the members' temperatures (1 when uncalibrated).
 
-    margins: [k] each for e-dpo; [1] for d-dpo and dp-dpo, whatever their teacher.
+    margins: [k] each for e-dpo; [1] for d-dpo and dp-dpo, whatever their teacher. agreed: how far several
+    models agree on these pairs; None of one, and where each speaks of other pairs.
     """
 
     margins: dict[str, list[float]]
     temperatures: dict[str, float]
+    agreed: Agreement | None = None
 
-    def far(self, beta: float) -> str | None:
-        """What to do where the log-ratios to learn, |margin| / beta, are FAR or more in the median pair."""
-        asked = float(np.median(np.abs(list(self.margins.values())))) / beta if self.margins else 0.0
-        if asked < FAR:
-            return None
-        return (
-            f"the teacher's margins divided by beta ask for {asked:.0f} nats of log-ratio between chosen and "
-            "rejected in the median pair; a larger beta asks for less, and so do margins that are calibrated "
-            "(`calibrate_one` of one teacher, `calibration` of several)"
-        )
+    @property
+    def columns(self) -> np.ndarray:
+        """The margins [n, k]."""
+        return np.array(list(self.margins.values()), dtype=np.float64)
 
 
 def calibrated_margins(job: Job[PolicyRecipe]) -> Teachers:
@@ -65,8 +59,10 @@ def calibrated_margins(job: Job[PolicyRecipe]) -> Teachers:
             try:
                 temperature = _temperature(job, name)
             except ValueError as error:
-                what = f"the temperature of ensemble member {name} cannot be fitted"
-                raise RunFailed(f"{job.path}: {what}: {error}; or set calibration: none") from error
+                who = "the teacher" if recipe.reads_one else f"ensemble member {name}"
+                cure = "calibrate_one: false" if recipe.reads_one else "calibration: none"
+                what = f"the temperature of {who} cannot be fitted"
+                raise RunFailed(f"{job.path}: {what}: {error}; or set {cure}") from error
         margins = margins_by_id(folder / "train.parquet")
         found.append({row: margin / temperature for row, margin in margins.items()})
         temperatures[name] = temperature
@@ -80,7 +76,8 @@ def calibrated_margins(job: Job[PolicyRecipe]) -> Teachers:
         places = [list(temperatures).index(f"fold-{number}") for number in range(len(columns))]
         columns = np.take_along_axis(columns[places], folds[None], axis=0)
     stacked = _as_one(columns, recipe).T.tolist() if found else []
-    return Teachers(dict(zip(ids, stacked, strict=True)), temperatures)
+    agreed = agreement(columns, np.zeros(len(ids))) if len(ids) > 1 else None
+    return Teachers(dict(zip(ids, stacked, strict=True)), temperatures, agreed)
 
 
 def _as_one(margins: np.ndarray, recipe: PolicyRecipe) -> np.ndarray:
