@@ -202,12 +202,8 @@ def check_suite(folder: Path) -> list[str]:
     files = recipes_in(Path(os.path.abspath(folder)))
     if not files:
         return [f"{shown(Path(os.path.abspath(folder)))}: no recipes"]
-    drafts = {file: gather(file) for file in files}
-    bases = {base for file, draft in drafts.items() for base in draft.files if base != file}
     problems: list[str] = []
-    for file, draft in drafts.items():
-        if file in bases and not _is_whole(draft):
-            continue
+    for file in _without_parts(files):
         try:
             loaded = load_file(file)
         except RecipeError as error:
@@ -220,6 +216,20 @@ def check_suite(folder: Path) -> list[str]:
             elif keys[0] == "variants":
                 problems += _variant_problems(loaded, int(keys[1]), where(place))
     return list(dict.fromkeys(problems))
+
+
+def _without_parts(files: Sequence[Path]) -> dict[Path, Draft]:
+    """A suite's recipes, less those that others extend and that lack a stage or a required key."""
+    drafts = {file: gather(file) for file in files}
+    bases = {base for file, draft in drafts.items() for base in draft.files if base != file}
+    return {file: draft for file, draft in drafts.items() if file not in bases or _is_whole(draft)}
+
+
+def recipes_of(suite: Path, stage: str | None = None) -> list[Path]:
+    """A suite's recipes of a stage, mistakes or none in them, and those that do not say which they are of."""
+    found = {file: draft.values.get("stage") for file, draft in _without_parts(recipes_in(suite)).items()}
+    others = MODELS.keys() - {stage} if stage is not None else set[str]()
+    return [file for file, its in found.items() if not (isinstance(its, str) and its in others)]
 
 
 def variant_overrides(variant: Variant) -> list[str]:
