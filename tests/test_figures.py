@@ -347,6 +347,13 @@ def test_what_would_choose_other_cells_is_refused_beside_kept_results(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("named", [("--recipe", "figure2.yaml"), ("figure2.yaml",), ("-r", "nothing.yaml")])
+def test_a_recipe_is_refused_beside_kept_results(named: tuple[str, ...], tmp_path: Path) -> None:
+    said = rpo("figure", "figure2", *named, "--from", "results/miniature", "--out", tmp_path, code=2).stderr
+    assert said == f"{named[-1]}: has no effect with --from, which shows what is kept, as it is\n"
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_cell_that_was_evaluated_otherwise_is_not_drawn(empty: Tiny) -> None:
     maker, workspace = Cells(load(str(empty.suite / "dpo.yaml"))), Workspace(empty.root, "tiny")
     workspace.open()

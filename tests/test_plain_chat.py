@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from conftest import SEED, Tiny, manifest, rpo
 from preparing import tokenizer_of
 from transformers import AutoModelForCausalLM
 
+from rpo_cli.artifacts import walk
+from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import DataRecipe
+from rpo_cli.runs import preflight
+from rpo_cli.runs.planner import Planner
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources import preference
 from rpo_cli.stages.data.sources.transcripts import is_transcript
@@ -131,7 +136,7 @@ def test_a_prompt_that_a_template_or_a_transcript_wrote_is_known(prompt: str, ma
 
 def test_transcripts_are_left_out_rather_than_written_twice(chat: Path) -> None:
     rows = plain()
-    rows[3]["prompt"] = "\n\nHuman: 3\n\nAssistant:"
+    rows[3]["prompt"] = "### Human: 3\n### Assistant:"
     write("pairs.jsonl", rows)
     Path("data.yaml").write_text(
         f"stage: data\nsource: preference\ndataset: ./pairs.jsonl\nprompt_format: chat\ntokenizer: {chat}\n"
@@ -141,13 +146,135 @@ def test_transcripts_are_left_out_rather_than_written_twice(chat: Path) -> None:
     write("pairs.jsonl", [{**row, "prompt": f"[INST] {row['prompt']} [/INST]"} for row in rows])
     said = rpo("data", "inspect", "data.yaml", code=2).stderr
     assert "all 99 rows of pairs are left out: a plain prompt that a chat template or a transcript's" in said
-    write("prompts.jsonl", [{"prompt": "1"}, {"prompt": "Human: 3\n\nAssistant:"}])
+    write("prompts.jsonl", [{"prompt": "1"}, {"prompt": "Human: 3"}])
     Path("data.yaml").write_text(
         f"stage: data\nfiles: {{prompts_test: prompts.jsonl}}\nprompt_format: chat\ntokenizer: {chat}\n"
     )
     rpo("data", "inspect", "data.yaml")
     found = manifest(Path("runs") / Path.cwd().name, f"{SEED}/data")["metrics"]
     assert found["prompts_test/transcript"] == 1 == found["rows/prompts_test"]
+
+
+DIALOGUE = "\n\nHuman: what is that\n\nAssistant: a river\n\nHuman: old\n\nAssistant:"
+TURNS = [*told("user", "what is that"), *told("assistant", "a river"), *told("user", "old")]
+
+
+def read_in_chat(rows: list[Row]) -> tuple[list[Row], Ledger]:
+    """The messages that are made of pairs."""
+    ledger = Ledger(records=Counter(pairs=len(rows)))
+    templated = preference.Templated(tokenizer_of("ChatML"), None, True)
+    found = preference.pairs([("here:1", None, row) for row in rows], templated, ledger)
+    return [json.loads(pair.messages or "") for pair in found], ledger
+
+
+@pytest.mark.parametrize("begin", ["\n\nHuman:", "Human:"])
+@pytest.mark.parametrize("own", [True, False])
+def test_dialogues_become_messages_of_their_turns_and_are_counted(begin: str, own: bool) -> None:
+    prompt = DIALOGUE.replace("\n\nHuman:", begin, 1)
+    answers = {"chosen": " house", "rejected": " an"}
+    row: Row = {name: prompt + text for name, text in answers.items()}
+    if own:
+        row = {"prompt": prompt, **answers}
+    found, ledger = read_in_chat([row, {"prompt": "what", "chosen": "a", "rejected": "an"}])
+    as_messages = {"prompt": TURNS, "chosen": told("assistant", "house"), "rejected": told("assistant", "an")}
+    assert found[0] == as_messages and found[1]["prompt"] == told("user", "what")
+    (line,) = ledger.read_as
+    assert line.startswith("pairs: in 1 of 2 rows plain text is a dialogue") and not [*ledger.warnings()]
+
+
+def test_a_prompt_that_ends_in_a_humans_words_is_a_dialogue_too() -> None:
+    row = {"prompt": DIALOGUE.removesuffix("\n\nAssistant:"), "chosen": "a", "rejected": "an"}
+    (found,), _ = read_in_chat([row])
+    assert found["prompt"] == TURNS
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Human: an old house",  # nobody answers
+        "\n\nHuman: what\n\nHuman: is\n\nAssistant:",
+        "\n\nHuman: what\n\nAssistant: a\n\nAssistant:",
+        "\n\nHuman:\n\nAssistant:",
+        "\n\nHuman: what\n\nAssistant: a riv",  # an answer that was begun
+        "what\n\nHuman: is\n\nAssistant:",
+        "\n\nAssistant: what\n\nHuman: is\n\nAssistant:",
+    ],
+)
+def test_what_does_not_alternate_is_no_dialogue(prompt: str) -> None:
+    row = {"prompt": prompt, "chosen": "a", "rejected": "an"}
+    found, ledger = read_in_chat([row])
+    assert not ledger.counts["pairs/dialogues"] and not ledger.read_as
+    assert ledger.counts["pairs/transcript"] == is_transcript(prompt) == (not found)
+
+
+def test_an_answer_in_which_the_human_speaks_on_makes_no_dialogue() -> None:
+    row = {"prompt": DIALOGUE, "chosen": " a\n\nHuman: what", "rejected": " an"}
+    found, ledger = read_in_chat([row])
+    assert not found and ledger.counts["pairs/transcript"] == 1
+
+
+def test_a_dialogue_as_it_stands_is_what_it_was() -> None:
+    row = {"prompt": DIALOGUE, "chosen": " house", "rejected": " an"}
+    ledger = Ledger(records=Counter(pairs=1))
+    templated = preference.Templated(tokenizer_of("ChatML"), None)
+    (pair,) = preference.pairs([("here:1", None, row)], templated, ledger)
+    assert (pair.prompt, pair.chosen, pair.messages) == (DIALOGUE, " house", None) and not ledger.read_as
+
+
+def test_a_system_column_beside_a_plain_prompt_is_its_system_message() -> None:
+    row = {"prompt": "what", "chosen": "a", "rejected": "an", "system": "be kind"}
+    dialogue = row | {"prompt": DIALOGUE}
+    nothing = row | {"system": " ", "chosen": "old"}
+    unseen = row | {"prompt": " "}
+    found, ledger = read_in_chat([row, dialogue, nothing, unseen])
+    kind = told("system", "be kind")
+    asked = [each["prompt"] for each in found]
+    assert asked == [[*kind, *told("user", "what")], [*kind, *TURNS], told("user", "what")]
+    assert ledger.counts["pairs/no_prompt"] == 1 and not ledger.notes
+    templated = preference.Templated(tokenizer_of("ChatML"), None, True)
+    written = {"prompt": "what", "completion": "a", "system": "be kind"}
+    (one,) = preference.written([("here:1", None, written)], templated, Ledger())
+    assert json.loads(one.messages or "")["prompt"] == [*kind, *told("user", "what")]
+
+
+def test_a_system_column_beside_text_as_it_stands_is_said_with_how_many() -> None:
+    rows = [{"prompt": f"{n}", "chosen": "a", "rejected": "an", "system": "be kind"} for n in range(3)]
+    rows[2]["system"] = ""
+    ledger, templated = Ledger(), preference.Templated(tokenizer_of("ChatML"), None)
+    list(preference.pairs([("here:1", None, row) for row in rows], templated, ledger))
+    left_out = "which is not read; put it into the prompt if it belongs there"
+    how = "`prompt_format: chat` makes a message of `system`"
+    assert ledger.notes == [f"pairs: beside prompt, rows have system (in 2), {left_out}; {how}"]
+    answered = [("here:1", None, {"prompt": "1", "completion": "a", "system": "be kind"})]
+    ledger = Ledger()
+    list(preference.written(answered, templated, ledger))
+    assert ledger.notes == [f"sft: beside prompt, rows have system (in 1), {left_out}; {how}"]
+
+
+def test_files_in_chat_form_have_dialogues_and_system_messages_too(chat: Path) -> None:
+    asked = [{"prompt": "1", "system": "2"}, {"prompt": "\n\nHuman: 1\n\nAssistant: 3\n\nHuman: 2"}]
+    write("prompts.jsonl", asked)
+    Path("data.yaml").write_text(
+        f"stage: data\nfiles: {{prompts_test: prompts.jsonl}}\nprompt_format: chat\ntokenizer: {chat}\n"
+    )
+    rpo("data", "inspect", "data.yaml")
+    folder = Path("runs") / Path.cwd().name
+    texts = pd.read_parquet(folder / SEED / "data" / "prompts_test.parquet")["prompt"]
+    assert list(texts) == [
+        "<system>2</s><user>1</s><assistant>",
+        "<user>1</s><assistant>3</s><user>2</s><assistant>",
+    ]
+    (line,) = manifest(folder, f"{SEED}/data")["metrics"]["read_as"]
+    assert line.startswith("prompts_test: in 1 of 2 rows plain text is a dialogue")
+
+
+def test_init_has_dialogues_read_as_the_messages_of_their_turns(chat: Path) -> None:
+    rows = [{**row, "prompt": f"\n\nHuman: {row['prompt']}\n\nAssistant:"} for row in plain()]
+    write("pairs.jsonl", rows)
+    said = init(chat)
+    assert data()["prompt_format"] == "chat" and "marks of a template" not in said
+    first = pd.read_parquet("runs/mine/seed-0/data/pairs.parquet")["prompt"][0]
+    assert first.startswith("<user>") and "Human" not in first
 
 
 @pytest.mark.parametrize("wraps", [True, False])
@@ -179,7 +306,7 @@ def test_init_has_a_chat_model_read_plain_pairs_with_its_template_and_says_so(ch
     assert pd.read_parquet("runs/mine/seed-0/data/pairs.parquet").to_dict("records") == first
 
 
-@pytest.mark.parametrize("prompt", ["[INST] {} [/INST]", "Human: {}\n\nAssistant:"])
+@pytest.mark.parametrize("prompt", ["[INST] {} [/INST]", "### Human: {}\n### Assistant:"])
 def test_init_takes_prompts_with_marks_as_they_stand_and_warns(chat: Path, prompt: str) -> None:
     write("pairs.jsonl", [{**row, "prompt": prompt.format(row["prompt"])} for row in plain()])
     said = init(chat)
@@ -218,6 +345,22 @@ def test_a_chat_model_that_learns_from_plain_text_is_noted_unless_that_is_meant(
     whole["recipes"]["data"]["prompt_format"] = "raw"
     Path("mine.yaml").write_text(yaml.safe_dump(whole))
     assert "plain text" not in rpo("train-policy", "mine.yaml:dpo", "--dry-run").stderr
+
+
+def test_a_plan_reads_the_first_row_of_its_pairs_once(chat: Path) -> None:
+    init(chat)
+    whole = yaml.safe_load(Path("mine.yaml").read_text())
+    del whole["recipes"]["data"]["prompt_format"]
+    Path("mine.yaml").write_text(yaml.safe_dump(whole))
+    loads = [load(f"mine.yaml:{name}") for name in ("dpo", "dpo")]
+    stages = walk([Planner(seed).build(loaded) for seed, loaded in enumerate(loads)])
+    preflight._first_in.cache_clear()
+    assert len(preflight.notes(stages)) == 1
+    seen = preflight._first_in.cache_info()
+    assert seen.misses == 1 < seen.hits + seen.misses, "two policies"
+    write("pairs.jsonl", [in_messages(row) for row in plain()])
+    os.utime("pairs.jsonl", ns=(1, 1))
+    assert not preflight.notes(stages), "a file that was changed is read anew"
 
 
 def test_init_takes_text_as_it_stands_where_it_is_told_to(chat: Path) -> None:

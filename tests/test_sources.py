@@ -557,7 +557,7 @@ def test_a_text_beside_whole_conversations_is_one_of_their_turns_or_the_row_is_l
     assert ledger.examples["pairs/prompt_elsewhere"] == ["here:1"]
     _, ledger = read_pair(WHOLE | {"context": "of the cat", "instruction": "q"}, chat)
     (note,) = ledger.notes
-    assert note.startswith("pairs: beside prompt, rows have context, which is not read")
+    assert note.startswith("pairs: beside prompt, rows have context (in 1), which is not read")
 
 
 THINKS = published.CHAT + "{% if add_generation_prompt %}<think>\n{% endif %}"
@@ -747,9 +747,8 @@ def test_moved_cuts_and_dialogues_are_said_with_their_share() -> None:
     assert found[0].chosen == " I think she"
     moved, hh = ledger.notes
     assert moved.startswith("pairs: 1 of 2 prompts (50.0 %) were cut back to the last turn or white space")
-    assert (
-        hh.startswith("pairs: 1 rows (33.3 %) look like dialogues of hh-rlhf") and "`source: hh-rlhf`" in hh
-    )
+    assert hh.startswith("pairs: 1 rows (33.3 %) look like dialogues of hh-rlhf")
+    assert "`prompt_format: chat`" in hh
 
 
 def test_a_response_in_which_the_user_speaks_is_left_out(chat: Any) -> None:
@@ -790,8 +789,8 @@ def test_a_prompt_that_stands_before_both_answers_again_is_said() -> None:
 def test_columns_beside_a_prompt_that_may_belong_to_it_are_said() -> None:
     _, ledger = read_pair(PLAIN_PAIR | {"system": "be kind", "source": "x"})
     assert ledger.notes == [
-        "pairs: beside prompt, rows have system, which is not read; put it into the prompt if it belongs "
-        "there"
+        "pairs: beside prompt, rows have system (in 1), which is not read; put it into the prompt if it "
+        "belongs there; `prompt_format: chat` makes a message of `system`"
     ]
 
 

@@ -53,6 +53,10 @@ def rebuild(
     again(session, card)
 
 
+REWARDED = (
+    "Plain text as it stands, or in the model's chat template. Default: raw for a model that rpo trained, or "
+    "without a template, else chat."
+)
 ON = "Where to compute; [bold]xla[/bold]: a TPU. Default: a GPU that torch sees, else the CPU."
 
 
@@ -60,7 +64,7 @@ ON = "Where to compute; [bold]xla[/bold]: a TPU. Default: a GPU that torch sees,
     "score",
     "pairs.jsonl --model Skywork/Skywork-Reward-V2-Qwen3-0.6B",
     takes={"device", "dry_run", "as_json"},
-    helps={"device": ON},
+    helps={"device": ON, "prompt_format": REWARDED},
 )
 def score(
     session: "Session",
@@ -72,7 +76,8 @@ def score(
     """Add the rewards of a reward model to the rows of a file.
 
     Rows have chosen and rejected, messages, or a prompt with completion, response or responses. Conversations
-    go through the model's own chat template. A run that was interrupted goes on where it was.
+    go through the model's own chat template, plain text as --prompt-format says. A run that was interrupted
+    goes on where it was.
     """
     from rpo_cli.runs import files
 
@@ -93,6 +98,7 @@ def sample(
 ) -> None:
     """Add a model's responses to the prompts in a file, as a column `responses`.
 
+    Messages go through the model's chat template; plain text does with --prompt-format chat.
     The same prompt gets the same responses for a seed, whatever else is in the file. A run that was
     interrupted goes on where it was.
     """

@@ -100,12 +100,15 @@ def require_kept_alone(session: Session, options: Study | Comparing) -> None:
     """BadInput where --from is given with what decides which cells there are, or keeps."""
     decides = {"rho", "overrides", "seeds", "budget", "objectives", "grid_size", "tune", "sweep", "against"}
     decides |= {"dry_run", "keep_weights"}
+    no_effect = "has no effect with --from, which shows what is kept, as it is"
+    if session.named:
+        raise BadInput(f"{session.recipe}: {no_effect}")
     for told in (session, options):
         for each in fields(told):
             value = getattr(told, each.name)
             if each.name in decides and value not in (None, False, [], "best"):
                 flag = "--set" if each.name == "overrides" else f"--{each.name.replace('_', '-')}"
-                raise BadInput(f"{flag}: has no effect with --from, which shows what is kept, as it is")
+                raise BadInput(f"{flag}: {no_effect}")
 
 
 def require_folder(out: Path) -> None:

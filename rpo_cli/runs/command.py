@@ -154,6 +154,7 @@ def add_command(
         @wraps(function)
         def run(*, debug: bool, **given: Any) -> None:
             with guarded(debug):
+                named = bool(given.get("named") or given.get("recipe"))
                 if "recipe" in takes:
                     given["recipe"] = named_recipe(given.pop("named"), given["recipe"], recipe)
                 mine = {name: given[name] for name in own}
@@ -163,7 +164,7 @@ def add_command(
                     from rpo_cli.runs.session import Session
 
                     unheard()
-                    mine["session"] = Session(**vars(made_of(Options, given)))
+                    mine["session"] = Session(**vars(made_of(Options, given)), named=named)
                 function(**mine)
 
         shared = parameters_of(Options, takes, defaults, helps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -19,6 +19,8 @@ from rpo_cli.runs.session import Session
 from rpo_cli.runs.work import QUIET_ENVIRONMENT
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from rpo_cli.stages.files import Columns, Make, Table
 
 UNLIMITED = 2**31 - 1
@@ -55,9 +57,12 @@ def score(session: Session, rows: OnRows, model: str, label: str | None, max_len
     if first is None:
         raise BadInput(f"{rows.file}: no rows with a response")
     form = form_in(place, first)
-    scorer = Scorer(reading_of(Path(node.reference), recipe, node.revision), form)
+    scorer = Scorer(reading_of(Path(node.reference), recipe, node.revision), form, rows.prompt_format)
+    _need_template(rows, model, scorer.reading.tokenizer)
     count = table.check(FORMS[form], scorer.check)
+    _note(session, scorer.notes())
     identity = {"model": node.key, "label": label, "max_length": recipe.max_length, "reads": 3}
+    identity |= _form(rows)
     made = _extended(session, table, target, scorer.rewards, identity, recipe, count)
     if made is None:
         return
@@ -91,9 +96,11 @@ def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int, draw
     table = _table(rows.file, rows.split, target)
     most, size = recipe.max_new_tokens, recipe.per_device_eval_batch_size
     how = Sampling(drawn["temperature"], drawn["top_p"], most, size, drawn["seed"])
-    sampler = Sampler(Path(node.reference), node.revision, recipe, drawn["count"], how)
-    count = table.check(["responses"], sampler.prompt)
-    identity = {**drawn, "model": node.key, "max_new_tokens": recipe.max_new_tokens}
+    sampler = Sampler(Path(node.reference), node.revision, recipe, drawn["count"], how, rows.prompt_format)
+    _need_template(rows, model, sampler.tokenizer)
+    count = table.check(["responses"], sampler.check)
+    _note(session, sampler.notes())
+    identity = {**drawn, "model": node.key, "max_new_tokens": recipe.max_new_tokens, **_form(rows)}
     made = _extended(session, table, target, sampler.responses, identity, recipe, count)
     if made is None:
         return
@@ -111,6 +118,22 @@ def _model(name: str) -> External:
     if node.on_hub:
         unreachable()
     return node
+
+
+def _need_template(rows: OnRows, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """BadInput where plain text is to go through a chat template, and there is none."""
+    if rows.prompt_format == "chat" and tokenizer.chat_template is None:
+        raise BadInput(f"--prompt-format chat: --model {model} has no chat template")
+
+
+def _form(rows: OnRows) -> dict[str, str]:
+    """What tells parts that were made in a form that was asked for from others."""
+    return {} if rows.prompt_format is None else {"prompt_format": rows.prompt_format}
+
+
+def _note(session: Session, lines: Iterable[str]) -> None:
+    for line in lines:
+        session.say(f"note: {line}")
 
 
 def _need_weights(model: External) -> None:

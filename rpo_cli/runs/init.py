@@ -34,6 +34,7 @@ from rpo_cli.runs.sizes import Sizes
 from rpo_cli.stages.data.ledger import Ledger, losses
 from rpo_cli.stages.data.rows import FEW, PAIR, PLACES, find_rows, read_rows
 from rpo_cli.stages.data.sources.base import is_conversation
+from rpo_cli.stages.data.sources.hh import turns_of
 from rpo_cli.stages.data.sources.records import published_split, rows_in
 from rpo_cli.stages.data.sources.transcripts import is_transcript
 from rpo_cli.stages.data.token_cache import TokenCache
@@ -247,7 +248,7 @@ def _form(session: Session, wanted: OwnSuite, stage: Stage, workspace: Workspace
     prompts = pairs.texts("prompt")
     if wanted.prompt_format == "raw":
         return Line("prompt_format", "raw", "text as it stands; chat: in the model's chat template")
-    if wanted.prompt_format is None and 2 * sum(map(is_transcript, prompts)) > len(prompts):
+    if wanted.prompt_format is None and 2 * sum(map(_is_marked, prompts)) > len(prompts):
         what = "prompts have marks of a template or a transcript"
         how = "they are taken as they stand, without the model's chat template"
         session.say(f"warning: --pairs {wanted.pairs}: {what}: {how}")
@@ -255,6 +256,11 @@ def _form(session: Session, wanted: OwnSuite, stage: Stage, workspace: Workspace
     how = "--prompt-format raw takes it as it stands"
     session.say(f"{wanted.pairs}: plain text, which the model's chat template makes messages of; {how}")
     return Line("prompt_format", "chat", "a prompt is the user's message; raw: text as it stands")
+
+
+def _is_marked(prompt: str) -> bool:
+    """Whether a chat template would write a written conversation once more; dialogues are taken apart."""
+    return is_transcript(prompt) and turns_of(prompt) is None
 
 
 def _asked(

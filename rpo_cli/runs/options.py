@@ -204,6 +204,7 @@ class Export:
 FILE = "Rows: JSON lines (packed or not), Parquet, a folder of either, or a data set of the hub."
 NEW = "File to write. Default: beside the rows, here for a set of the hub."
 AUTO = "auto: bfloat16 where the device has it."
+STANDS = "Plain text as it stands, or in the model's chat template. Default: raw."
 
 
 @dataclass(frozen=True)
@@ -215,3 +216,4 @@ class OnRows:
     split: Annotated[str | None, Option("--split", help="Of a data set, this split only.")] = None
     batch_size: Annotated[int, Option(min=1, help="Responses at a time.")] = 32
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Option(help=AUTO)] = "auto"
+    prompt_format: Annotated[Literal["raw", "chat"] | None, Option(help=STANDS)] = None

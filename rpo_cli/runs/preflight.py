@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,10 @@ def _without_effect(stage: Stage) -> Iterator[str]:
 
 
 def _without_template(stage: Stage) -> Iterator[str]:
-    """That a chat model learns from plain text as it stands, where the data recipe says nothing of it."""
+    """That a chat model learns from plain text as it stands, where the data recipe says nothing of it.
+
+    Seen is no more than `_first_row`: what a first row does not show, and data of the hub, have no note.
+    """
     data = _data_below(stage)
     if stage.kind not in ("sft", "policy") or data is None or ("prompt_format",) in data.places:
         return
@@ -324,25 +327,34 @@ def _data_below(stage: Stage) -> Stage | None:
 
 
 def _first_row(data: Stage) -> Mapping[str, Any] | None:
-    """The first row of a user's pairs in a file, by our names for its columns; None: it is not known here."""
+    """The first row of a user's pairs in a file, by our names for its columns; None: it is not known here.
+
+    Known is that of a local .jsonl or .parquet file, whatever stands in later rows; not of a folder, a packed
+    file, or a set of the hub.
+    """
     recipe = data.recipe
     if not isinstance(recipe, schema.DataRecipe) or recipe.source not in OWN:
         return None
     file = Path(str(recipe.files.get("pairs") if recipe.source == "files" else recipe.dataset))
     try:
-        if file.suffix == ".parquet" and file.is_file():
-            import pyarrow.parquet as pq
-
-            row = next(pq.ParquetFile(file).iter_batches(1)).to_pylist()[0]
-        elif file.suffix == ".jsonl" and file.is_file():
-            with file.open(encoding="utf-8-sig") as lines:
-                row = json.loads(lines.readline())
-        else:
-            return None
+        row = _first_in(file, file.stat().st_mtime_ns)
     except (OSError, ValueError, RecursionError, StopIteration, NotImplementedError):
         return None  # the stage that reads it says what is wrong
     named = recipe.columns.items()
     return {**row, **{ours: row.get(theirs) for ours, theirs in named}} if isinstance(row, dict) else None
+
+
+@lru_cache(maxsize=8)
+def _first_in(file: Path, changed: int) -> object:
+    """What stands first in a file that was `changed` then, read once for all stages of a plan."""
+    if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return next(pq.ParquetFile(file).iter_batches(1)).to_pylist()[0]
+    if file.suffix != ".jsonl":
+        return None
+    with file.open(encoding="utf-8-sig") as lines:
+        return json.loads(lines.readline())
 
 
 def _reads_other_tokens(stage: Stage, node: models.Node, read: Mapping[str, models.Node]) -> bool:

@@ -36,8 +36,12 @@ def stdout() -> Console:
 
 @dataclass(frozen=True)
 class Session(Options):
-    """The options every command shares, and the consoles: stdout is data, stderr is talk."""
+    """The options every command shares, and the consoles: stdout is data, stderr is talk.
 
+    named: whether the command line names the recipe, where a command has one of its own.
+    """
+
+    named: bool = False
     err: Console = field(default_factory=lambda: Console(stderr=True, emoji=False))
     out: Console = field(default_factory=stdout)
 

@@ -42,6 +42,7 @@ from rpo_cli.stages.data.sources.preference import (
 from rpo_cli.stages.data.sources.records import form_of, records
 from rpo_cli.stages.data.sources.templated import Templated, given_to_template
 from rpo_cli.stages.data.sources.turns import AS_TEXT, Message, Part, TemplateRefuses, is_told_as_text, part
+from rpo_cli.stages.plain_text import Format, Seen, in_chat
 from rpo_cli.stages.reading import Reading, row_of
 
 PART = 1024  # rows
@@ -186,8 +187,10 @@ def unanswered(row: Row) -> bool:
     return row.get("responses", ()) is None and not any(row.get(name) for form in FORMS for name in form)
 
 
-def exchanges(place: str, row: Row, form: Sequence[str]) -> list[tuple[Part, Part]]:
+def exchanges(place: str, row: Row, form: Sequence[str], *, raw: bool = False) -> list[tuple[Part, Part]]:
     """Prompt and response of everything in a row that gets a reward.
+
+    raw: dialogues of hh-rlhf are text, too.
 
     Raises:
         BadInput: no prompt, or what is neither text nor messages.
@@ -207,7 +210,7 @@ def exchanges(place: str, row: Row, form: Sequence[str]) -> list[tuple[Part, Par
         return [_last(place, name, side) for name, side in zip(form, found, strict=True)]
     if form == ("chosen", "rejected") and prompt is None:
         chosen, rejected = answers
-        if isinstance(chosen, str) and isinstance(rejected, str) and not chosen.startswith(HUMAN):
+        if isinstance(chosen, str) and isinstance(rejected, str) and (raw or not chosen.startswith(HUMAN)):
             end, _ = cut(chosen, rejected)
             if end == 0:
                 raise BadInput(f"{place}: no column 'prompt', and chosen and rejected begin with none")
@@ -233,7 +236,15 @@ class Scorer:
 
     reading: Reading
     form: Sequence[str]
+    prompt_format: Format = None
     lengths: list[int] = field(default_factory=list)
+    seen: Seen = field(default_factory=Seen)
+
+    def notes(self) -> Iterator[str]:
+        """What the user must know of the rows that were checked."""
+        reading = self.reading
+        template = reading.tokenizer.chat_template is not None
+        return self.seen.notes(reading.source, self.prompt_format, template, reading.own)
 
     def check(self, place: str, row: Row) -> None:
         """Raise BadInput for a row that has another form than the first, or that the model cannot read."""
@@ -241,16 +252,35 @@ class Scorer:
             return
         if (form := form_in(place, row)) != self.form:
             raise BadInput(f"{place}: has {', '.join(form)}, and the first row {', '.join(self.form)}")
-        for prompt, response in exchanges(place, row, form):
+        found = self._exchanges(place, row)
+        if found:
+            self.seen.look(row, exchanges(place, row, form, raw=self._raw)[0][0], found[0][0])
+        for prompt, response in found:
             if self.reading.tokenizer.chat_template is None and not isinstance(prompt, str):
                 self.reading.text({"prompt": prompt}, response)
-            if not self.reading.own and any(row.get(name) for name in (*GIVEN, "images")):
+            if (self._raw or not self.reading.own) and any(row.get(name) for name in (*GIVEN, "images")):
                 with contextlib.suppress(TemplateRefuses):
                     self._templated.text(place, dict(zip(SIDES, (prompt, response), strict=True)), row)
 
+    @property
+    def _raw(self) -> bool:
+        return self.prompt_format == "raw"
+
+    def _exchanges(self, place: str, row: Row) -> list[tuple[Part, Part]]:
+        """Prompt and response of everything in a row that gets a reward, in the form that is asked for."""
+        found = exchanges(place, row, self.form, raw=self._raw)
+        if self.prompt_format != "chat":
+            return found
+        own = prompt_in(place, row) is not None
+        told = (
+            in_chat(self._templated, place, prompt, {"response": response}, row, own=own)
+            for prompt, response in found
+        )
+        return [(each["prompt"], each["response"]) for each in told]
+
     def rewards(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
         """The new columns of rows; null for those that have no response or cannot be read."""
-        asked = [None if unanswered(row) else exchanges(place, row, self.form) for place, row in rows]
+        asked = [None if unanswered(row) else self._exchanges(place, row) for place, row in rows]
         tokens = self._tokens(rows, asked)
         names = FORMS[tuple(self.form)]
         found: list[list[float] | None] = [None if each is None else [] for each in tokens]
@@ -288,10 +318,7 @@ class Scorer:
                 if each is None:
                     texts.append(None)
                 elif reading.own:
-                    more = given_to_template(row)
-                    texts.append(
-                        [reading.text({"prompt": prompt, **more}, answer) for prompt, answer in each]
-                    )
+                    texts.append([self._own_text(row, *one) for one in each])
                 else:
                     examples = [dict(zip(SIDES, one, strict=True)) for one in each]
                     texts.append([self._templated.text(place, one, row) for one in examples])
@@ -299,7 +326,7 @@ class Scorer:
                 texts.append(None)
         flat = [text for row in texts if row is not None for text in row]
         if reading.own:
-            found = iter(reading.tokens(flat) if flat else [])
+            found = self._own_tokens(flat)
         else:
             sides = ([text[side] for text in flat] for side in SIDES)
             found = iter(reading.as_here(*sides))
@@ -311,9 +338,24 @@ class Scorer:
 
         return [row if may_be_read(row) else None for row in tokens]
 
+    def _own_text(self, row: Row, prompt: Part, answer: Part) -> tuple[str, bool]:
+        """What a model that reads in its own way reads, and whether its template wrote it."""
+        if self._raw and isinstance(prompt, str) and isinstance(answer, str):
+            return prompt + answer, False
+        return self.reading.text({"prompt": prompt, **given_to_template(row)}, answer), True
+
+    def _own_tokens(self, texts: Sequence[tuple[str, bool]]) -> Iterator[list[int]]:
+        """The tokens of each of such texts."""
+        each = {
+            templated: iter(self.reading.tokens(some, templated=templated))
+            for templated in (True, False)
+            if (some := [text for text, how in texts if how is templated])
+        }
+        return (next(each[templated]) for _, templated in texts)
+
     @cached_property
     def _templated(self) -> Templated:
-        return Templated(self.reading.tokenizer, None)
+        return Templated(self.reading.tokenizer, None, self.prompt_format == "chat")
 
 
 # Samples
@@ -328,6 +370,18 @@ class Sampler:
     recipe: ScoringRecipe
     count: int
     how: Sampling
+    prompt_format: Format = None
+    seen: Seen = field(default_factory=Seen)
+
+    def check(self, place: str, row: Row) -> None:
+        """Raise BadInput for a row whose prompt the model cannot be given."""
+        self.prompt(place, row)
+        self.seen.look(row, self._asked(place, row, wraps=False), self._asked(place, row))
+
+    def notes(self) -> Iterator[str]:
+        """What the user must know of the rows that were checked."""
+        template = self.tokenizer.chat_template is not None
+        return self.seen.notes(self.source, self.prompt_format, template, wraps=False)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -346,9 +400,7 @@ class Sampler:
         Raises:
             BadInput: it has none, or messages for which there is no chat template.
         """
-        prompt = prompt_in(place, row)
-        if prompt is None:
-            raise BadInput(f"{place}: no prompt (has: {columns_in(row)})")
+        prompt = self._asked(place, row)
         try:
             text = self._templated.text(place, {"prompt": prompt}, row)["prompt"]
         except TemplateRefuses:
@@ -357,9 +409,16 @@ class Sampler:
             raise BadInput(f"{place}: prompt: empty, and the tokenizer puts nothing before a text")
         return text
 
+    def _asked(self, place: str, row: Row, *, wraps: bool = True) -> Part:
+        """A row's prompt; with `wraps` in messages, where that is asked for."""
+        prompt = prompt_in(place, row)
+        if prompt is None:
+            raise BadInput(f"{place}: no prompt (has: {columns_in(row)})")
+        return in_chat(self._templated, place, prompt, {}, row)["prompt"] if wraps else prompt
+
     @cached_property
     def _templated(self) -> Templated:
-        return Templated(self.tokenizer, None)
+        return Templated(self.tokenizer, None, self.prompt_format == "chat")
 
     def responses(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
         """The new column `responses`; null where the chat template refuses or the model has no room."""

@@ -152,9 +152,12 @@ class Reading:
         except Exception as error:  # templates raise what they like
             raise TemplateRefuses(first_line(error)) from error
 
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of such texts; a chat template has written the tokenizer's special ones already."""
-        special = self.tokenizer.chat_template is None
+    def tokens(self, texts: Sequence[str], *, templated: bool = True) -> list[list[int]]:
+        """Tokens of such texts; a chat template has written the tokenizer's special ones already.
+
+        templated: the model's chat template wrote them, if it has one.
+        """
+        special = self.tokenizer.chat_template is None or not templated
         found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=special, truncation=False)[
             "input_ids"
         ]

@@ -140,7 +140,7 @@ def read_table(
         if most is None or len(ids) <= most:
             yield {"id": name, **{column: row[column] for column in (*needed, *own)}, **kept}
     if chat is not None:
-        ledger.notes += chat.notes(table)
+        chat.tell(table, ledger)
     if not ids and not problems.count:
         read = ledger.records[table]
         problems.first.append(f"{file}: no rows" + (f" are left of {read}" if read else ""))

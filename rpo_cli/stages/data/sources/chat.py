@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rpo_cli.errors import BadInput
@@ -11,15 +11,15 @@ from rpo_cli.stages.data.ledger import Ledger, visible
 from rpo_cli.stages.data.rows import PAIR
 from rpo_cli.stages.data.sources.preference import (
     Example,
-    aligned,
     are_whole,
+    in_messages,
     is_sound,
     made_or_left_out,
     prompt_in,
     whole_pair,
 )
 from rpo_cli.stages.data.sources.templated import Templated, given_to_template
-from rpo_cli.stages.data.sources.transcripts import is_transcript
+from rpo_cli.stages.data.sources.told import read_as_dialogues
 from rpo_cli.stages.data.sources.turns import AS_TEXT, as_json, is_told_as_text, part
 
 
@@ -27,7 +27,9 @@ class Chat:
     """Makes text of rows by a tokenizer's chat template."""
 
     def __init__(self, tokenizer: Path, revision: str | None) -> None:
-        self._templated = Templated(load_tokenizer(tokenizer, revision=revision, need_pad=False), None)
+        self._templated = Templated(
+            load_tokenizer(tokenizer, revision=revision, need_pad=False), None, wraps=True
+        )
 
     def text(
         self, place: str, row: Row, columns: Sequence[str], table: str, ledger: Ledger
@@ -51,12 +53,10 @@ class Chat:
                 raise BadInput(f"{place}: prompt: {AS_TEXT}")
             if not visible(asked):  # it is left out, and counted
                 return row, ""
-            if is_transcript(asked):
-                ledger.leave_out(f"{table}/transcript")
-                return None
-            asked = [{"role": "user", "content": asked}]
-        example = aligned(asked, sides)
-        kept: Example = example if len(given) == 2 else {"prompt": asked}
+        example = in_messages(self._templated, {"prompt": asked, **sides}, row, table, ledger)
+        if example is None:
+            return None
+        kept: Example = example if len(given) == 2 else {"prompt": example["prompt"]}
         return self._made(place, row, example, kept, table, ledger)
 
     def _made(
@@ -69,6 +69,7 @@ class Chat:
         told = as_json(kept, **given_to_template(row))
         return None if made is None else ({**row, "tools": None, **made}, told or "")
 
-    def notes(self, table: str) -> Iterator[str]:
+    def tell(self, table: str, ledger: Ledger) -> None:
         """What the user must know of the rows that were read since the last time."""
-        return self._templated.notes(table)
+        ledger.notes += self._templated.notes(table)
+        ledger.read_as += read_as_dialogues(ledger, table)

@@ -17,11 +17,19 @@ from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.stages.data.ledger import Ledger, visible
 from rpo_cli.stages.data.rows import PAIR, row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, lacking
-from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages
+from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages, turns_of
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
 from rpo_cli.stages.data.sources.ranked import paired
 from rpo_cli.stages.data.sources.templated import Templated, given_to_template
-from rpo_cli.stages.data.sources.told import READ, cure, likely, no_prompt, notes
+from rpo_cli.stages.data.sources.told import (
+    READ,
+    beside_prompt,
+    cure,
+    likely,
+    no_prompt,
+    notes,
+    read_as_dialogues,
+)
 from rpo_cli.stages.data.sources.transcripts import is_transcript
 from rpo_cli.stages.data.sources.turns import (
     AS_TEXT,
@@ -70,7 +78,7 @@ def pairs(
 
     recipe: what else is kept.
     """
-    unread, seen = set[str](), Counter[str]()
+    unread, seen = Counter[str](), Counter[str]()
     columns: dict[str, str] = (
         {} if recipe is None else {str(ours): theirs for ours, theirs in recipe.columns.items()}
     )
@@ -90,14 +98,15 @@ def pairs(
                 raise BadInput(f"{place}: {no_prompt(row)}")
             example = _split_off(place, row, chosen, rejected, "pairs", ledger)
         else:
-            example = aligned(prompt, {"chosen": chosen, "rejected": rejected})
+            example = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
             texts = [side for side in (prompt, chosen, rejected) if isinstance(side, str) and side]
             if len(texts) == 3 and all(text.startswith(texts[0]) for text in texts):
                 ledger.counts["pairs/prompt_again"] += 1
-        example = in_messages(templated, example, "pairs", ledger, own=prompt is not None)
+        if example is not None:
+            example = in_messages(templated, example, row, "pairs", ledger, own=prompt is not None)
         if example is None or not is_sound(example, "pairs", ledger):
             continue
-        unread |= _unread(row, example["prompt"])
+        unread.update(_unread(row, example["prompt"]))
         seen["not_above"] += _not_above(row)
         made = made_or_left_out(templated, place, example, row, "pairs", ledger)
         if made is None:
@@ -111,7 +120,8 @@ def pairs(
             kept = {} if recipe is None else beside(place, row, recipe)
             yield Pair(split or "train", posts, *each, messages=told, kept=kept)
     templated.told["pairs"] = seen["told"]
-    ledger.notes += [*notes(ledger, sorted(unread), seen), *templated.notes("pairs")]
+    ledger.notes += [*notes(ledger, unread, seen, templated.wraps), *templated.notes("pairs")]
+    ledger.read_as += read_as_dialogues(ledger, "pairs")
 
 
 def made_or_left_out(
@@ -228,22 +238,34 @@ def aligned(prompt: Part, answers: Mapping[str, Part]) -> Example:
 
 
 def in_messages(
-    templated: Templated, example: Example | None, kind: str, ledger: Ledger, *, own: bool = True
+    templated: Templated, example: Example, row: Row, kind: str, ledger: Ledger, *, own: bool = True
 ) -> Example | None:
-    """Plain text as the user's message and the assistant's, to the byte, where the template writes it too.
+    """The parts in one form; plain text as messages, to the byte, where the template writes it too.
 
-    own: the prompt was a column of its own; white space at which it was cut off is nobody's. None: a written
-    conversation, which would be written into another; it is counted.
+    A prompt is the user's, behind the row's `system`; a dialogue of hh-rlhf (`turns_of`) has its own turns,
+    without the white space around them. own: the prompt was a column of its own; white space at which it was
+    cut off is nobody's. None: a written conversation, which would be written into another; it is counted.
     """
-    if not templated.wraps or example is None or not isinstance(example["prompt"], str):
-        return example
-    texts = {name: str(text) if own else str(text).strip() for name, text in example.items()}
-    asked = texts.pop("prompt")
-    if is_transcript(asked):
+    answers = {name: text for name, text in example.items() if name != "prompt"}
+    asked = example["prompt"]
+    if not templated.wraps or not isinstance(asked, str):
+        return aligned(asked, answers)
+    turns = turns_of(asked, answers.values())
+    if turns is None and is_transcript(asked):
         ledger.leave_out(f"{kind}/transcript")
         return None
-    ledger.counts[f"{kind}/begin_with_space"] += all(text[:1].isspace() for text in texts.values())
-    return aligned([{"role": "user", "content": asked}], texts)
+    if turns is not None or not own:
+        asked, answers = asked.strip(), {name: _stripped(text) for name, text in answers.items()}
+    ledger.counts[f"{kind}/dialogues"] += turns is not None
+    ledger.counts[f"{kind}/begin_with_space"] += bool(answers) and all(
+        isinstance(text, str) and text[:1].isspace() for text in answers.values()
+    )
+    turns = turns or [{"role": "user", "content": asked}]
+    return aligned([*system_in(row, turns), *turns] if visible(asked) else turns, answers)
+
+
+def _stripped(text: Part) -> Part:
+    return text.strip() if isinstance(text, str) else text
 
 
 def are_dialogues(chosen: Part, rejected: Part) -> bool:
@@ -336,7 +358,7 @@ def dialogue_pair(
 
 def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[Written]:
     """Rows with prompt and completion, or with messages that end in an answer."""
-    plain = 0
+    plain = unread = 0
     for place, split, row in records:
         name = next((name for name in CONVERSATIONS if row.get(name) is not None), None)
         if name is not None:
@@ -350,7 +372,9 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
             example = {"prompt": [*system_in(row, turns), *turns[:-1]], "completion": turns[-1:]}
         else:
             prompt, completion = (_given(place, row, name) for name in ("prompt", "completion"))
-            example = in_messages(templated, aligned(prompt, {"completion": completion}), "sft", ledger)
+            example = {"prompt": prompt, "completion": completion}
+            example = in_messages(templated, example, row, "sft", ledger)
+            unread += example is not None and "system" in _unread(row, example["prompt"])
         if example is None or not is_sound(example, "sft", ledger):
             continue
         plain += isinstance(example["prompt"], str)
@@ -366,7 +390,10 @@ def written(records: Records, templated: Templated, ledger: Ledger) -> Iterator[
             "template writes only these: a model would learn another form than it answers in; "
             "`prompt_format: chat` in the data recipe has it write both"
         )
+    if unread:
+        ledger.notes.append(beside_prompt("sft", {"system": unread}, not templated.wraps))
     ledger.notes += templated.notes("sft")
+    ledger.read_as += read_as_dialogues(ledger, "sft")
 
 
 def post_name(prompt: str) -> str:

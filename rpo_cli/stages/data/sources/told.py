@@ -13,6 +13,7 @@ from rpo_cli.stages.data.sources.labels import LABELS
 from rpo_cli.stages.data.sources.ranked import LISTS, ONE
 from rpo_cli.text import percent
 
+DIALOGUES = "plain text is a dialogue (\\n\\nHuman: … \\n\\nAssistant: …), read as the messages of its turns"
 READ = {*PAIR, "prompt", "completion", *GIVEN}
 
 
@@ -54,8 +55,25 @@ def _called(name: str) -> str:
     return f"; columns: {{{name}: …}} in the data recipe says what the data calls it"
 
 
-def notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterator[str]:
-    """What the user must know of how rows were read; `seen`: of text, messages, `goes_on`, `_not_above`."""
+def read_as_dialogues(ledger: Ledger, kind: str) -> list[str]:
+    """How many rows of plain text were read as dialogues of several turns: a line, or none."""
+    count = ledger.counts[f"{kind}/dialogues"]
+    return [f"{kind}: in {count} of {ledger.records[kind]} rows {DIALOGUES}"] if count else []
+
+
+def beside_prompt(kind: str, unread: Mapping[str, int], raw: bool) -> str:
+    """That columns beside the prompt, in so many rows each, are left out; `raw`: plain text stays such."""
+    names = ", ".join(f"{name} (in {count})" for name, count in sorted(unread.items()))
+    more = "; `prompt_format: chat` makes a message of `system`" if raw and "system" in unread else ""
+    left_out = "which is not read; put it into the prompt if it belongs there"
+    return f"{kind}: beside prompt, rows have {names}, {left_out}{more}"
+
+
+def notes(ledger: Ledger, unread: Mapping[str, int], seen: Mapping[str, int], chat: bool) -> Iterator[str]:
+    """What the user must know of how rows were read; `seen`: of text, messages, `goes_on`, `_not_above`.
+
+    chat: plain text is made messages.
+    """
     if seen["plain"] and seen["told"]:
         yield (
             f"pairs: {seen['plain']} rows are plain text and {seen['told']} are messages; the chat template "
@@ -73,12 +91,12 @@ def notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterato
             "turn or white space, because chosen and rejected part inside a word or an answer; a column "
             "`prompt` would say where they end"
         )
-    if count := ledger.counts["pairs/as_dialogues"]:
+    if (count := ledger.counts["pairs/as_dialogues"]) and not chat:
         share = percent(count / ledger.records["pairs"]) if ledger.records["pairs"] else "all"
         yield (
             f"pairs: {count} rows ({share}) look like dialogues of hh-rlhf (\\n\\nHuman: …): they were cut "
-            "at the last \\n\\nAssistant:; for a chat model `source: hh-rlhf` and `prompt_format: chat` in "
-            "the data recipe make messages of them"
+            "at the last \\n\\nAssistant:; for a chat model `prompt_format: chat` in the data recipe makes "
+            "messages of them"
         )
     if seen["not_above"]:
         yield (
@@ -86,7 +104,4 @@ def notes(ledger: Ledger, unread: list[str], seen: Mapping[str, int]) -> Iterato
             "columns chosen and rejected are believed, not the scores"
         )
     if unread:
-        yield (
-            f"pairs: beside prompt, rows have {', '.join(unread)}, which is not read; put it into the prompt "
-            "if it belongs there"
-        )
+        yield beside_prompt("pairs", unread, bool(seen["plain"]) and not chat)
