@@ -20,7 +20,7 @@ from published import write_jsonl, write_parquet
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Sampling, encode
+from rpo_cli.models import encode
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages import files
 
@@ -288,7 +288,7 @@ def test_a_file_is_read_with_what_its_rows_give_the_chat_template(tmp_path: Path
     asked = [{"prompt": plain[:1]}, {"prompt": plain[:1]} | more]
     file = write_jsonl(tmp_path / "p.jsonl", asked)
     recipe = ScoringRecipe(stage="scores", device="cpu")
-    sampler = files.Sampler(model, None, recipe, 1, Sampling(1.0, 1.0, 8, 4, 0))
+    sampler = files.Sampler(model, None, recipe, 1)
     bare, given = (sampler.prompt("here", row) for row in lines(file))
     assert bare != given and str(given).startswith('[{"type"')
 
@@ -336,7 +336,7 @@ def test_plain_prompts_of_a_chat_model_are_sampled_as_they_stand_and_said(tmp_pa
     raw, meant = sampled(model, rows, "--prompt-format", "raw")
     assert raw == default and stands not in meant and left_out in meant
     assert raw != sampled(model, rows, *CHAT)[0]
-    sampler = files.Sampler(model, None, ScoringRecipe(stage="scores"), 1, Sampling(1.0, 1.0, 8, 4, 0))
+    sampler = files.Sampler(model, None, ScoringRecipe(stage="scores"), 1)
     assert [sampler.prompt("here", row) for row in rows] == [row["prompt"] for row in rows]
 
 
@@ -493,15 +493,28 @@ def test_rows_that_a_model_cannot_read_get_nothing_and_the_others_theirs(tmp_pat
     said = rpo("sample", file, "--model", model, *few, *CPU).stderr
     short, long = (row["responses"] for row in lines(tmp_path / "p.sampled.jsonl"))
     assert len(short) == 1 and long is None and "warning: 1 rows have no responses: too long" in said
-    said = rpo("sample", file, "--model", model, "--max-new-tokens", 300, *CPU, code=2).stderr
-    assert (
-        said.splitlines()[-1]
-        .partition("; ")[0]
-        .endswith("max_new_tokens 300 exceed the model's 256 positions")
-    )
     write_jsonl(file, [{"prompt": "the cat"}, {"prompt": ""}])
     said = rpo("sample", file, "--model", model, *few, *CPU, code=2).stderr
     assert said == f"{file}:2: prompt: empty, and the tokenizer puts nothing before a text\n"
+
+
+def test_responses_get_the_room_that_the_longest_prompt_leaves(tmp_path: Path) -> None:
+    model = model_of(
+        tmp_path / "model", "gpt2", "bytes", reward=False
+    )  # 256 positions, a token for each letter
+    file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a" * count} for count in (40, 60, 20)])
+    dry = ("sample", file, "--model", model, "--dry-run", *CPU)
+    of = f"the model has 256 positions, and the longest prompt ({file}:2) 60 tokens"
+    assert f"note: --max-new-tokens 196, not 256: {of}\n" in rpo(*dry).stderr
+    said = rpo("sample", file, "--model", model, "--max-new-tokens", 240, *CPU, code=2).stderr
+    exceed = "exceed the model's 256 positions; give at most 196"
+    assert said == f"a prompt of 60 tokens ({file}:2) and --max-new-tokens 240 {exceed}\n"
+    assert sorted(tmp_path.iterdir()) == [model, file]
+    assert "note" not in rpo(*dry, "--max-new-tokens", 230).stderr  # which leaves one of them room
+    write_jsonl(file, [{"prompt": "a" * count} for count in (40, 255)])
+    assert "note: --max-new-tokens 64, not 256: " in rpo(*dry).stderr  # a quarter; the other has no response
+    write_jsonl(file, [{"prompt": "a" * 255}])
+    assert "256 positions; no prompt is short enough\n" in rpo(*dry, code=2).stderr
 
 
 def test_a_folder_of_files_keeps_the_columns_of_all_and_its_numbers(tmp_path: Path) -> None:

@@ -84,6 +84,9 @@ def score(
     files.score(session, rows, model, label, max_length)
 
 
+LONGEST = "Longest response. Default: 256, or what the model has room for behind the prompts."
+
+
 @command("sample", "prompts.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --num-samples 4",
          takes={"device", "dry_run", "as_json"}, helps={"device": ON})  # fmt: skip
 def sample(
@@ -93,7 +96,7 @@ def sample(
     num_samples: Annotated[int, Option(min=1, help="Responses to each prompt.")] = 1,
     temperature: Annotated[float, Option(min=0.01, help="Of the samples.")] = 1.0,
     top_p: Annotated[float, Option(min=0.01, max=1, help="Sample from this share of probability.")] = 1.0,
-    max_new_tokens: Annotated[int, Option(min=1, help="Longest response.")] = 256,
+    max_new_tokens: Annotated[int | None, Option(min=1, help=LONGEST)] = None,
     seed: Annotated[int, Option(min=0, help="Of the samples.")] = 0,
 ) -> None:
     """Add a model's responses to the prompts in a file, as a column `responses`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -80,7 +81,7 @@ def score(session: Session, rows: OnRows, model: str, label: str | None, max_len
     _say(session, result)
 
 
-def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int, drawn: Drawn) -> None:
+def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int | None, drawn: Drawn) -> None:
     """Write a file's rows with responses of a model to their prompts.
 
     Raises:
@@ -89,19 +90,20 @@ def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int, draw
     os.environ.update(QUIET_ENVIRONMENT)
     target, node = _target(rows.file, rows.out, "sampled"), _model(model)
     _need_weights(node)
-    recipe = _recipe(session, rows, max_new_tokens=max_new_tokens)
+    recipe = _recipe(session, rows)
     from rpo_cli.models import Sampling
-    from rpo_cli.stages.files import Sampler
+    from rpo_cli.stages.files import Sampler, Table
 
     table = _table(rows.file, rows.split, target)
-    most, size = recipe.max_new_tokens, recipe.per_device_eval_batch_size
-    how = Sampling(drawn["temperature"], drawn["top_p"], most, size, drawn["seed"])
-    sampler = Sampler(Path(node.reference), node.revision, recipe, drawn["count"], how, rows.prompt_format)
+    sampler = Sampler(Path(node.reference), node.revision, recipe, drawn["count"], rows.prompt_format)
     _need_template(rows, model, sampler.tokenizer)
     count = table.check(["responses"], sampler.check)
-    _note(session, sampler.notes())
-    identity = {**drawn, "model": node.key, "max_new_tokens": recipe.max_new_tokens, **_form(rows)}
-    made = _extended(session, table, target, sampler.responses, identity, recipe, count)
+    most, said = sampler.fit(Table(table.files).rows(), max_new_tokens)
+    _note(session, [*sampler.notes(), *([] if said is None else [said])])
+    identity = {**drawn, "model": node.key, "max_new_tokens": most, **_form(rows)}
+    how = Sampling(drawn["temperature"], drawn["top_p"], most, rows.batch_size, drawn["seed"])
+    make = partial(sampler.responses, how)
+    made = _extended(session, table, target, make, identity, recipe, count)
     if made is None:
         return
     result = {"file": str(target), "rows": count}
