@@ -222,7 +222,7 @@ def test_what_cannot_be_scored_is_said_in_a_line_before_a_model_is_loaded(tmp_pa
         ([talk | {"reward": 1}], several, ("--label", "harm"), "rows.jsonl:1: has a column reward already"),
         ([{"text": "a"}], plain, (), r"rows.jsonl:1: expected chosen and rejected.* \(has: text\)"),
         ([{"prompt": "a", "response": 3}], plain, (), "rows.jsonl:1: response: expected text or messages"),
-        ([talk], tmp_path / "none", (), "none: no such"),
+        ([talk], tmp_path / "none", (), "none: no such folder"),
         ([talk], pickled, (), "pickled: has no weights in safetensors, and no others are read"),
         ([talk], "no-such/model", (), "no-such/model: .*HF_HUB_OFFLINE is set"),
     ):  # fmt: skip
@@ -582,3 +582,33 @@ def test_samples_that_were_scored_are_pairs_to_begin_with(
         ]
     plan = rpo("train-policy", "mine.yaml:d-dpo", "--dry-run").stdout
     assert "policies/d-dpo" in plan and "seed-0/data  " not in plan
+
+
+def test_a_model_may_be_named_by_the_recipe_that_trained_it(
+    built: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_jsonl(tmp_path / "p.jsonl", pairs(2))
+    policy, rm, here = built.suite / "e-dpo.yaml", built.suite / "rm.yaml", ("--workspace", built.root)
+    few = ("--max-new-tokens", 5, *CPU)
+    by_folder, by_recipe = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
+    folder = built.root / RHO / "policies/e-dpo/beta-0.2"
+    rpo("sample", file, "--model", folder, *few, "--seed", 3, "--out", by_folder)
+    rpo("sample", file, "--model", policy, *here, *few, "--seed", 3, "--out", by_recipe)
+    assert by_folder.read_bytes() == by_recipe.read_bytes()
+    said = rpo("sample", file, "--model", policy, *here, "--rho", 0.2, code=2).stderr
+    missing = built.root / "seed-0/rho-0.2/policies/e-dpo/beta-0.2"
+    options = f"--rho 0.2 --workspace {built.root}"
+    first = f"first rpo train-policy {policy} {options}"
+    assert said == f"--model {policy}: {missing}: missing; {first}\n"
+    said = rpo("score", file, "--model", rm, code=2).stderr
+    assert said.endswith(f"runs/tiny/{RHO}/rm/all: missing; first rpo train-rm {rm}\n")
+    for model, takes in ((rm, "sft or policy"), (built.suite / "data.yaml", "sft or policy")):
+        said = rpo("sample", file, "--model", model, code=2).stderr
+        assert said.endswith(f" recipe; --model takes the recipe of a model: {takes}\n")
+    for model, what in (("my model", "no folder, no recipe ("), ("./nowhere", "no such folder\n")):
+        said = rpo("sample", file, "--model", model, code=2).stderr
+        assert said.startswith(f"--model {model}: {what}") and said.count("\n") == 1
+    said = rpo("sample", file, "--model", folder, "--rho", 0.2, code=2).stderr
+    assert said == f"--rho: has no effect, --model {folder} is no recipe\n"
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

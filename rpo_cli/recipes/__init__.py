@@ -1,6 +1,6 @@
 """Recipes: from a name to a validated stage, and every mistake on the way with its file and line."""
 
-from rpo_cli.recipes.complaints import suggest
+from rpo_cli.recipes.complaints import either, suggest
 from rpo_cli.recipes.draft import same, stands, where
 from rpo_cli.recipes.files import (
     RECIPES,

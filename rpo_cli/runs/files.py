@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from rpo_cli import devices
 from rpo_cli.artifacts import External, look_for, snapshots, unreachable
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.recipes.schema import ScoringRecipe, is_recipe
 from rpo_cli.runs import local_models
+from rpo_cli.runs.export import maker, model_of, not_there
 from rpo_cli.runs.options import OnRows
+from rpo_cli.runs.planner import planner_for
 from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.results import share_of
 from rpo_cli.runs.session import Session
@@ -45,7 +48,7 @@ def score(session: Session, rows: OnRows, model: str, label: str | None, max_len
     os.environ.update(QUIET_ENVIRONMENT)
     target = _target(rows.file, rows.out, "scored")
     recipe = _recipe(session, rows, overlong="drop", reward_label=label, max_length=max_length)
-    node = _model(model)
+    node = _model(session, model, ["reward"])
     if (why := local_models.no_reward(node, label, "--label")) is not None:
         raise BadInput(f"--model: {why}")
     _need_weights(node)
@@ -88,7 +91,7 @@ def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int | Non
         BadInput: what cannot be read, before anything heavy is loaded.
     """
     os.environ.update(QUIET_ENVIRONMENT)
-    target, node = _target(rows.file, rows.out, "sampled"), _model(model)
+    target, node = _target(rows.file, rows.out, "sampled"), _model(session, model, ["sft", "policy"])
     _need_weights(node)
     recipe = _recipe(session, rows)
     from rpo_cli.models import Sampling
@@ -114,12 +117,44 @@ def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int | Non
     _say(session, result)
 
 
-def _model(name: str) -> External:
-    """The model of this name; whether the hub can be reached is asked once, its client tries for minutes."""
+def _model(session: Session, name: str, kinds: Sequence[str]) -> External:
+    """The model of this name: a folder, what a recipe of these kinds trained, or one of the hub.
+
+    Whether the hub can be reached is asked once, its client tries for minutes.
+
+    Raises:
+        BadInput: it can be none of these, or was not trained yet.
+    """
     node = External.named(name)
-    if node.on_hub:
-        unreachable()
+    if (is_recipe(name) or ":" in name) and not Path(name).is_dir():
+        return External(str(_trained(session, name, kinds)))
+    for option in ("rho", "workspace"):
+        if getattr(session, option) is not None:
+            raise BadInput(f"--{option}: has no effect, --model {name} is no recipe")
+    if not node.on_hub:
+        return node
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(node.reference)
+    except HFValidationError:
+        what = "no folder, no recipe (FILE.yaml, or FILE.yaml:NAME) and no possible name of the hub"
+        what = "no such folder" if name.startswith((".", "/", "~")) else what
+        raise BadInput(f"--model {name}: {what}") from None
+    unreachable()
     return node
+
+
+def _trained(session: Session, name: str, kinds: Sequence[str]) -> Path:
+    """The folder of a recipe's model, as its own command makes it: by the recipe's seed, on its device."""
+    session = replace(session, recipe=name, seed=None, device=None)
+    loaded = model_of(session, "--model", kinds)
+    workspace, stage = session.open(loaded.recipe.suite), planner_for(loaded).build(loaded)
+    if (why := not_there(stage, workspace)) is not None:
+        folder, first = workspace.root / stage.path, maker(session, loaded, stage)
+        raise BadInput(f"--model {name}: {folder}: {why}; first {first}")
+    return workspace.root / stage.path
 
 
 def _need_template(rows: OnRows, model: str, tokenizer: PreTrainedTokenizerBase) -> None:

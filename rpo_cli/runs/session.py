@@ -59,12 +59,23 @@ class Session(Options):
         )
 
     def load(
-        self, expect: str | None, *, rho: float | Literal["none"] | None = None, **flags: object
+        self,
+        expect: str | None,
+        *,
+        rho: float | Literal["none"] | None = None,
+        among: Sequence[str] = (),
+        **flags: object,
     ) -> Loaded:
         """The recipe that was asked for, under this session's seed and overrides and these flags."""
         flags["device"] = self.device
         return load(
-            self.recipe, rho=rho, seed=self.seed, overrides=self.overrides, flags=flags, expect=expect
+            self.recipe,
+            rho=rho,
+            seed=self.seed,
+            overrides=self.overrides,
+            flags=flags,
+            expect=expect,
+            among=among,
         )
 
     def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
