@@ -153,7 +153,10 @@ def _renamed(row: Row, columns: Mapping[str, str], ledger: Ledger) -> Row | str:
     """The row with our names for its columns, or what is wrong with it."""
     found = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
     for ours, theirs in columns.items():
-        ledger.renamed[ours, theirs] |= ours in found
+        if ours in found:
+            ledger.renamed[ours, theirs] = ""
+        elif (ours, theirs) not in ledger.renamed:
+            ledger.renamed[ours, theirs] = columns_in(row)
         if ours not in found and ours not in row:
             return f"no column {theirs!r}, which columns: has for {ours} (has: {columns_in(row)})"
     others = {name: value for name, value in row.items() if name not in columns.values()}
