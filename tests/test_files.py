@@ -492,7 +492,7 @@ def test_rows_that_a_model_cannot_read_get_nothing_and_the_others_theirs(tmp_pat
     file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": text} for text in ("the cat", "w " * 400)])
     said = rpo("sample", file, "--model", model, *few, *CPU).stderr
     short, long = (row["responses"] for row in lines(tmp_path / "p.sampled.jsonl"))
-    assert len(short) == 1 and long is None and "warning: 1 rows have no responses: too long" in said
+    assert len(short) == 1 and long is None and "warning: 1 row has no responses: too long" in said
     write_jsonl(file, [{"prompt": "the cat"}, {"prompt": ""}])
     said = rpo("sample", file, "--model", model, *few, *CPU, code=2).stderr
     assert said == f"{file}:2: prompt: empty, and the tokenizer puts nothing before a text\n"

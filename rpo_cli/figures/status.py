@@ -20,7 +20,7 @@ from rpo_cli.recipes import Loaded, RecipeError, check_suite, find_suite, recipe
 from rpo_cli.runs.planner import planner_for
 from rpo_cli.runs.session import MANY, Session
 from rpo_cli.runs.todo import Todo, as_json, what_to_run
-from rpo_cli.text import aligned, clock, percent, size
+from rpo_cli.text import aligned, clock, counted, percent, size
 
 DAY = 86_400.0
 
@@ -50,7 +50,7 @@ def show_status(session: Session) -> None:
             for a in artifacts
         ]
         print("\n" + aligned([("artifact", "size", "took", "age", "state"), *rows], right=(1, 2, 3)), end="")
-        print(f"{len(artifacts)} artifacts, {size(sum(a['bytes'] for a in artifacts))}")
+        print(f"{counted(len(artifacts), 'artifact')}, {size(sum(a['bytes'] for a in artifacts))}")
         print(_by_kind([a for a in artifacts if a["state"].startswith("up to date")]), end="")
 
 

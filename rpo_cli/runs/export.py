@@ -33,7 +33,7 @@ from rpo_cli.runs.options import Dtype, Export
 from rpo_cli.runs.planner import Planner, planner_for
 from rpo_cli.runs.planning.models import name_of
 from rpo_cli.runs.session import Session
-from rpo_cli.text import first_line
+from rpo_cli.text import counted, first_line
 
 WEIGHTS = "*.safetensors"
 MODEL = ("config.json", "generation_config.json", "model.safetensors.index.json", WEIGHTS)
@@ -91,7 +91,7 @@ def export(session: Session, wanted: Export) -> None:
             adapter=wanted.adapter,
             weights={file.name: sha256(file) for file in sorted(source.glob(WEIGHTS))},
         )
-    session.say(f"exported {stage.path} with {len(evaluations)} evaluations in its card")
+    session.say(f"exported {stage.path} with {counted(len(evaluations), 'evaluation')} in its card")
     print(wanted.to)
     if wanted.push is not None:
         print(_push(wanted.to, wanted.push, wanted.private))

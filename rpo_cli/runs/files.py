@@ -21,6 +21,7 @@ from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.results import share_of
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.work import QUIET_ENVIRONMENT
+from rpo_cli.text import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,7 +79,7 @@ def score(session: Session, rows: OnRows, model: str, label: str | None, max_len
         result["equal_rewards"] = sum(one == two for one, two in both)
     if result["without_reward"]:
         why = "no response, too long, without a token to read, or refused by the chat template"
-        session.say(f"warning: {result['without_reward']} rows have no reward: {why}")
+        session.say(f"warning: {counted(result['without_reward'], 'row has', 'rows have')} no reward: {why}")
     if (line := scorer.reading.beyond(scorer.lengths)) is not None:
         session.say(f"warning: {line}")
     _say(session, result)
@@ -113,7 +114,7 @@ def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int | Non
     if left := sum(row["responses"] is None for row in made):
         result["without_responses"] = left
         why = "too long for the model, or refused by the chat template"
-        session.say(f"warning: {left} rows have no responses: {why}")
+        session.say(f"warning: {counted(left, 'row has', 'rows have')} no responses: {why}")
     _say(session, result)
 
 
@@ -250,7 +251,7 @@ def _extended(
         session.say(f"warning: {left} rows are left out: a key stands twice in them")
     device = devices.choose(recipe)
     identity = {**identity, "device": device.name, "dtype": device.dtype_name}
-    session.say(f"{count} rows to {out}; device: {device}")
+    session.say(f"{counted(count, 'row')} to {out}; device: {device}")
     if session.dry_run:
         return None
     devices.prepare(recipe.threads, device.repeats)
@@ -273,4 +274,4 @@ def _say(session: Session, result: dict[str, Any]) -> None:
         pairs = result["rows"] - result["without_reward"]
         share = f"; chosen has the higher reward in {share_of(result['accuracy'], pairs)} of {pairs} pairs"
         share += f", both the same in {result['equal_rewards']}" if result["equal_rewards"] else ""
-    print(f"{result['file']}: {result['rows']} rows{share}")
+    print(f"{result['file']}: {counted(result['rows'], 'row')}{share}")

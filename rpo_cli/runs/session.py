@@ -23,7 +23,7 @@ from rpo_cli.runs.planning.data import suite_rhos
 from rpo_cli.runs.pool import execute
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.todo import Todo, as_json, built_on, what_to_run
-from rpo_cli.text import WIDEST, clock
+from rpo_cli.text import WIDEST, clock, counted
 
 MANY = 25
 
@@ -179,7 +179,9 @@ class Session(Options):
 
             preflight.check(todo, workspace, self.jobs)
             device = devices.choose(targets[0].recipe)
-            self.say(f"device: {device}; threads: {targets[0].recipe.threads or 'all'}")
+            sharing = self.jobs if device.name == "cuda" else 1
+            threads = targets[0].recipe.threads or devices.threads_of_a_worker(sharing)
+            self.say(f"device: {device}; threads: {threads}")
             built = {item.stage.path for item in todo}
             reused = [stage for stage in walk(targets) if stage.path not in built]
             self.note_devices(reused, workspace, device.name)
@@ -242,7 +244,8 @@ class Session(Options):
             self.say(f"warning: {line}")
         reused = len(stages) - len(todo)
         self.say(
-            f"workspace {workspace.root}: {len(todo)} stages to build, {reused} up to date or not needed"
+            f"workspace {workspace.root}: {counted(len(todo), 'stage')} to build, {reused} up to date or not "
+            "needed"
         )
         lines = [f"{item.stage.kind:9} {item.stage.path}  ({item.reason})" for item in todo]
         if self.dry_run and not self.as_json:
@@ -261,7 +264,8 @@ class Session(Options):
             )
         trainings = [item.stage.recipe for item in todo if schema.KINDS[item.stage.kind].trains]
         if unmeasured := sum(recipe.expected_seconds is None for recipe in trainings):
-            why = f"{unmeasured} trainings have no expected_seconds; the ETA follows their steps"
+            have = counted(unmeasured, "training has", "trainings have")
+            why = f"{have} no expected_seconds; the ETA follows their steps"
             self.say(f"expected: unknown, {why}")
         elif todo:
             total = sum(item.seconds for item in todo)
@@ -282,7 +286,7 @@ class Session(Options):
         )
         for other, count in sorted(made_on.items()):
             if other != device:
-                made = f"{count} artifacts that were made on {other}, in the dtype asked for"
+                made = f"{counted(count, 'artifact')} made on {other}, in the dtype asked for"
                 self.say(f"note: reuses {made}; this is {device}")
 
     def say(self, line: str) -> None:

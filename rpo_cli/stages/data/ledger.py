@@ -81,7 +81,8 @@ class Ledger:
 
     place: of the row that is being read; records: rows read of pairs, of written responses (`sft`), or of a
     table of files; counts: by name, `pairs/ties`; notes: what else the user must know; renamed: of each name
-    that a recipe has for a column, what the first row has in its place, "" once a row has it; read_as: how labels were read.
+    that a recipe has for a column, what the first row has in its place, "" once a row has it; read_as: how
+    labels were read.
     """
 
     place: str = ""
@@ -104,7 +105,7 @@ class Ledger:
             self.examples[name].append(self.place)
 
     def metrics(self) -> dict[str, object]:
-        """All that was counted, for the manifest: `records/…`, counts, places by reason, `read_as`, `renamed`."""
+        """All that was counted, for the manifest: `records/…`, counts, places by reason, and more."""
         records = {f"records/{kind}": count for kind, count in sorted(self.records.items())}
         counts = {name: count for name, count in sorted(self.counts.items()) if count}
         examples = {name: places for name, places in sorted(self.examples.items()) if places}
