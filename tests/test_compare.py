@@ -193,6 +193,28 @@ def test_over_seeds_differences_are_those_of_each_seed_and_their_mean() -> None:
 
 
 @pytest.mark.slow
+def test_policies_of_two_models_on_the_same_pairs_are_compared_each_with_its_own_reference(
+    built: Tiny, tmp_path: Path
+) -> None:
+    shutil.copytree(built.suite, tmp_path / "tiny")
+    shutil.copytree(built.root, tmp_path / "runs")
+    both = Tiny(tmp_path / "tiny", tmp_path / "runs")
+    (both.suite / "larger.yaml").write_text("extends: sft.yaml\nstage: sft\nmax_steps: 3\n")
+    more = "extends: d-dpo.yaml\nstage: policy\nmodel_name_or_path: larger.yaml\n"
+    (both.suite / "d-dpo-larger.yaml").write_text(more)
+    names = ("d-dpo.yaml", "d-dpo-larger.yaml")
+    found = json.loads(compare(both, "--json", recipes=names).stdout)
+    assert {row["policy"] for row in found["rows"]} >= {"d-dpo", "d-dpo-larger"}
+    places = [f"{SEED}/reference-logps{start}/relabel" for start in ("", "-from-larger")]
+    first, second = (pd.read_parquet(both.root / place / "logps.parquet") for place in places)
+    assert list(first["id"]) == list(second["id"]) and not first.equals(second)
+    for name, place in zip(names, places, strict=True):
+        assert "0 stages to build" in both.run("train-policy", name, "--dry-run").stderr
+        (trained,) = (both.root / RHO / "policies" / Path(name).stem).glob("*/manifest.json")
+        assert json.loads(trained.read_text())["inputs"]["reference"] == manifest(both.root, place)["key"]
+
+
+@pytest.mark.slow
 def test_a_judges_wins_stand_beside_the_rest_once_it_was_asked_about_all(
     beside: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from conftest import PLAIN, Tiny, rpo, write_suite
+from conftest import PLAIN, SEED, Tiny, rpo, write_suite
 from safetensors.torch import save_file
+
+from rpo_cli.artifacts import Stage
 
 CIRCLES = {
     "data that names itself": ({"splits.yaml": "data: splits.yaml"}, "splits.yaml", ["splits.yaml"]),
@@ -201,11 +203,31 @@ def test_a_recipe_is_not_called_like_a_folder_of_other_artifacts(empty: Tiny, st
     assert said.endswith(f"{stem}.yaml: {stem} is a folder of other artifacts; rename the recipe\n")
 
 
-def test_policies_of_two_models_on_the_same_pairs_are_told_what_they_need(empty: Tiny) -> None:
+def test_policies_of_two_models_on_the_same_pairs_have_references_of_their_own(empty: Tiny) -> None:
+    (empty.suite / "larger.yaml").write_text("extends: sft.yaml\nstage: sft\nmax_steps: 3\n")
+    larger = "model_name_or_path=larger.yaml"
+    for recipe in ("dpo.yaml", "p-dpo.yaml", "d-dpo.yaml", "e-dpo.yaml"):
+        known, other = empty.stage(recipe), empty.stage(recipe, larger)
+        for name, stage in other.inputs.items():
+            if name != "data":
+                assert cast(Stage, stage).path != cast(Stage, known.inputs[name]).path, name
+        assert cast(Stage, known.inputs["reference"]).path == f"{SEED}/reference-logps/relabel"
+        assert cast(Stage, other.inputs["reference"]).path == f"{SEED}/reference-logps-from-larger/relabel"
+    # What the splits count their tokens with, and what a baseline is of, have the folders that they had.
+    empty.edit("splits.yaml", "tokenizer: larger.yaml")
+    for overrides in ((), (larger,)):
+        reference = empty.stage("dpo.yaml", *overrides).inputs["reference"]
+        assert cast(Stage, reference).path == f"{SEED}/reference-logps/relabel"
+
+
+def test_a_figure_of_policies_of_two_models_on_the_same_pairs_is_planned(empty: Tiny) -> None:
     (empty.suite / "larger.yaml").write_text("extends: sft.yaml\nstage: sft\nmax_steps: 3\n")
     large = "{name: large, recipe: dpo.yaml, set: {model_name_or_path: larger.yaml}}"
     variants = f"[{{name: small, recipe: dpo.yaml}}, {large}]"
     (empty.suite / "sizes.yaml").write_text(f"stage: figure\nvariants: {variants}\nrhos: [0.2]\nseeds: [0]\n")
+    planned = empty.run("figure figure2", "sizes.yaml", "--dry-run").stdout
+    assert all(f" {SEED}/reference-logps{more}/relabel " in planned for more in ("", "-from-larger"))
+    empty.edit("splits.yaml", "tokenizer: larger.yaml")
     said = empty.run("figure figure2", "sizes.yaml", "--dry-run", code=2).stderr
     assert "asks for another seed-0/reference-logps/relabel than " in said
     cure = "of another model; policies that start from two models need pairs of two relabel recipes"

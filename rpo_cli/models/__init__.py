@@ -38,7 +38,7 @@ from rpo_cli.models.load import (
     same_tokens,
     save,
 )
-from rpo_cli.models.sample import room, sample
+from rpo_cli.models.sample import need_room, room, sample
 from rpo_cli.models.score import logps, pair_logps, pair_rewards, rewards
 from rpo_cli.models.tokens import (
     Row,

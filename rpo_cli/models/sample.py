@@ -36,6 +36,14 @@ def room(config: PretrainedConfig) -> int:
     return sys.maxsize if found is None else int(found)
 
 
+def need_room(longest: int, max_new_tokens: int, positions: int) -> None:
+    """BadInput where a prompt of so many tokens and its response exceed the model's positions."""
+    if longest + max_new_tokens > positions:
+        asked = f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens}"
+        instead = "lower max_new_tokens, or leave longer prompts out by max_length and overlong: drop"
+        raise BadInput(f"{asked} exceed the model's {positions} positions; {instead}")
+
+
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -55,11 +63,7 @@ def sample(
     """
     if not prompts:
         return []
-    longest = max(map(len, prompts))
-    if longest + how.max_new_tokens > room(model.config):
-        asked = f"a prompt of {longest} tokens and max_new_tokens {how.max_new_tokens}"
-        instead = "lower max_new_tokens, or leave longer prompts out by max_length and overlong: drop"
-        raise BadInput(f"{asked} exceed the model's {room(model.config)} positions; {instead}")
+    need_room(max(map(len, prompts)), how.max_new_tokens, room(model.config))
     model.eval()
     stops = stops_of(model.generation_config, tokenizer)
     if sample_graphs.worth_it(model):

@@ -102,10 +102,12 @@ class Planner(PolicyPlanner):
     def measure(self, policy: Loaded) -> Stage:
         """What a policy made of its training pairs, and how far it is from the reference."""
         stage = self.build(policy)
-        model, pairs = stage.inputs["model"], cast(Stage, cast(Stage, stage.inputs["data"]).inputs["data"])
-        place = f"reference-samples/{pairs.path.split('/', 1)[1]}"
+        model, splits = stage.inputs["model"], cast(Stage, stage.inputs["data"])
+        pairs = cast(Stage, splits.inputs["data"])
+        start = f"-{name}" if (name := self._start(policy, model, splits)) else ""
+        place = f"reference-samples{start}/{pairs.path.split('/', 1)[1]}"
         samples = self._scoring("samples", place, policy, {"model": model, "data": pairs})
-        inputs = {"policy": stage, "model": model, "data": stage.inputs["data"], "samples": samples}
+        inputs = {"policy": stage, "model": model, "data": splits, "samples": samples}
         place = stage.path.split("/", 1)[1].replace("/policies/", "/measures/")
         return self._scoring("measure", place, policy, inputs)
 

@@ -18,6 +18,7 @@ from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, told_where, w
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
 from rpo_cli.runs import preflight, processes, results, room
+from rpo_cli.runs.answerable import before_training
 from rpo_cli.runs.options import Options
 from rpo_cli.runs.planning.data import suite_rhos
 from rpo_cli.runs.pool import execute
@@ -186,7 +187,8 @@ class Session(Options):
             reused = [stage for stage in walk(targets) if stage.path not in built]
             self.note_devices(reused, workspace, device.name)
             jobs = max(1, min(self.jobs, len(todo)))
-            return self.carry_out(todo, workspace, launch, jobs=jobs, **kwargs)
+            fitting = before_training([item.stage for item in todo], workspace)
+            return self.carry_out(todo, workspace, launch, jobs=jobs, before=fitting, **kwargs)
         return set()
 
     def carry_out(

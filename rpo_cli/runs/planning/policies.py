@@ -7,7 +7,7 @@ from functools import cache
 from typing import cast
 
 from rpo_cli.artifacts import External, Stage, hash_of, rho_folder, walk
-from rpo_cli.recipes import Loaded, load, schema, shown
+from rpo_cli.recipes import Loaded, RecipeError, load, schema, shown
 from rpo_cli.runs.planning.base import at_rho, wrong
 from rpo_cli.runs.planning.models import ModelPlanner, name_of
 
@@ -38,41 +38,64 @@ class PolicyPlanner(ModelPlanner):
         model = self.reference("model_name_or_path", loaded)
         inputs: dict[str, Stage | External] = {"data": splits, "model": model}
         pairs = cast(Stage, splits.inputs["data"])
-        of_pairs = pairs.path.split("/", 1)[1]  # differently labelled pairs have log-probs of their own
+        # Differently labelled pairs, and models to start from, have log-probs of their own.
+        of_pairs = pairs.path.split("/", 1)[1]
+        start = f"-{name}" if (name := self._start(loaded, model, splits)) else ""
         # Delta h is zero at the start only if the reference is what the policy starts from, 4 bits included.
         kept = {name: getattr(recipe, name) for name in schema.FourBits.model_fields}
         bits = f"-{recipe.bnb_4bit_quant_type}" if recipe.load_in_4bit else ""
         scored: dict[str, Stage | External] = {"model": model, "data": pairs}
         inputs["reference"] = self._scoring(
-            "reference", f"reference-logps{bits}/{of_pairs}", loaded, scored, kept
+            "reference", f"reference-logps{bits}{start}/{of_pairs}", loaded, scored, kept
         )
         if recipe.samples_reference:
             inputs["samples"] = self._scoring(
-                "samples", f"reference-samples{bits}/{of_pairs}", loaded, scored, kept
+                "samples", f"reference-samples{bits}{start}/{of_pairs}", loaded, scored, kept
             )
         for name, teacher in self._teachers(loaded):
             inputs[f"scores/{name}"] = self._scores(loaded, teacher, splits, model, recipe.reward_label)
         place = f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}"
         return self._add("policy", f"{place}{CHECKPOINTS if recipe.selects else ''}", loaded, inputs)
 
+    def _start(self, loaded: Loaded, model: Stage | External, splits: Stage) -> str:
+        """What tells folders of the model that a policy starts from, where policies start from several.
+
+        Nothing for the model that its baseline is of, or whose tokens its splits count. Recipes alone decide,
+        whatever else is planned: a policy's folders are the same in a comparison.
+        """
+        if _called(splits.inputs["tokenizer"]) == _called(model):
+            return ""
+        try:
+            file = loaded.sibling(cast(schema.PolicyRecipe, loaded.recipe).evaluate, "evaluate")
+            evaluation = self.load(file, expect="evaluate")
+            if _named(evaluation, "baseline") == _named(loaded, "model_name_or_path"):
+                return ""
+        except RecipeError:  # there is none, or it is wrong: whoever evaluates is told
+            return ""
+        if isinstance(model, External):
+            return f"from-external-{hash_of(model.key)[:8]}"
+        return f"from-{model.path.split('/', 1)[1].replace('/', '-')}"
+
     def _scores(
         self, loaded: Loaded, teacher: Teacher, splits: Stage, model: Stage | External, label: str | None
     ) -> Stage:
         """What a teacher says of a D_rho's pairs; `label`: which of its labels is the reward."""
         rho = rho_folder(cast(schema.PolicyRecipe, loaded.recipe).rho)
+        start = self._start(loaded, model, splits)
+        folder = f"{rho}/scores/reference-{start}" if start else f"{rho}/scores"
         inputs: dict[str, Stage | External] = {"data": splits, "policy": model}
         if isinstance(teacher, tuple):
-            path = f"{rho}/scores/external-{hash_of(teacher)[:8]}"
+            path = f"{folder}/external-{hash_of(teacher)[:8]}"
             return self._scoring("scores", path, loaded, inputs, options={"columns": list(teacher)})
         inputs["model"] = teacher
         if isinstance(teacher, External):
             name = teacher.key if label is None else [teacher.key, label]
-            path = f"{rho}/scores/external-{hash_of(name)[:8]}"
+            path = f"{folder}/external-{hash_of(name)[:8]}"
             return self._scoring("scores", path, loaded, inputs, label=label)
         place = teacher.path.split("/", 1)[1].removeprefix(f"{rho}/")
         if _other_splits(teacher, splits):
             place = f"{place}/{splits.path.rsplit('/', 1)[1]}"
-        return self._scoring("scores", f"{rho}/scores/{place}", loaded, inputs)
+        return self._scoring("scores", f"{folder}/{place}", loaded, inputs)
 
     def _teachers(self, loaded: Loaded) -> Iterator[tuple[str, Teacher]]:
         """What an objective distils, under the names of the cells' histogram."""
@@ -190,6 +213,15 @@ class PolicyPlanner(ModelPlanner):
         # pydantic checks both: `kind` against its names, values of another recipe's fields against its own.
         recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
         return self._add(kind, path, loaded, inputs, options, recipe=recipe)
+
+
+def _called(model: Stage | External) -> str:
+    return model.path if isinstance(model, Stage) else model.reference
+
+
+def _named(loaded: Loaded, key: str) -> object:
+    """The file of the recipe, or the model, that a key names."""
+    return loaded.reference(key) or getattr(loaded.recipe, key)
 
 
 def _other_splits(teacher: Stage | External, splits: Stage) -> bool:

@@ -1,0 +1,32 @@
+"""Prompts that no model of a plan could answer are told of before anything is trained for them."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import RHO, SEED, Tiny
+
+STOPS = "; the evaluation would stop there, so nothing is trained for it"
+LONG = {
+    "max_length: 2\noverlong: drop": "evaluate.yaml: prompts_test: no rows of at most 2 tokens; raise",
+    "max_length: 2": "max_length is 2; raise max_length, shorten the text, or set overlong: drop",
+    "oracle: null\nmax_new_tokens: 60": "max_new_tokens 60 exceed the model's 64 positions",
+}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("keys", LONG)
+def test_an_evaluation_whose_prompts_do_not_fit_stops_before_anything_is_trained(
+    empty: Tiny, keys: str, jobs: int
+) -> None:
+    empty.edit("evaluate.yaml", keys)
+    said = empty.run("evaluate", "dpo.yaml", "--jobs", jobs, code=2).stderr
+    assert LONG[keys] in said and STOPS in said
+    assert (empty.root / SEED / "data" / "manifest.json").is_file()
+    assert not any((empty.root / SEED / name / "manifest.json").exists() for name in ("sft", "oracle"))
+
+
+def test_what_is_trained_for_no_evaluation_is_trained_and_no_policy_after_it(empty: Tiny) -> None:
+    empty.edit("evaluate.yaml", "max_length: 2\noverlong: drop")
+    empty.run("train-sft", "sft.yaml")
+    said = empty.run("evaluate", "dpo.yaml", code=2).stderr
+    assert STOPS in said and not (empty.root / RHO / "policies").exists()
