@@ -45,6 +45,11 @@ def is_word(token: str) -> bool:
     return bare.isalnum() or not any(map(str.isalnum, bare)) or any(map(str.isspace, token))
 
 
+def counted(count: int, one: str, several: str = "") -> str:
+    """`1 seed`, `2 seeds`; several: what more than one are called, where that is not with an s."""
+    return f"{count} {one if count == 1 else several or f'{one}s'}"
+
+
 def percent(share: float | None) -> str:
     """A share as `12.3 %`; nothing where there was nothing to count."""
     return "" if share is None else f"{100 * share:.1f} %"

@@ -207,26 +207,50 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_half_written_counts(tiny:
     assert {path: path.read_bytes() for path in tiny.root.rglob("manifest.json")} == before
 
 
-def test_every_broken_row_is_named_up_to_ten_and_the_rest_counted(empty: Tiny) -> None:
+def test_every_broken_row_is_named_up_to_twenty_and_the_rest_counted(empty: Tiny) -> None:
     rows: list[Any] = [
         PAIR,
         PAIR | {"chosen": None, "rejected": 3},
         ["c"],
         {"prompt": "a", "chosen": {}, "rejected": []},
     ]
-    (empty.suite / "pairs.jsonl").write_bytes(lines(*rows, *[PAIR | {"chosen": 7}] * 7))
+    (empty.suite / "pairs.jsonl").write_bytes(lines(*rows, *[PAIR | {"chosen": 7}] * 17))
     (empty.suite / "data.yaml").write_text(DATA)
     said = empty.run(*INSPECT, code=2).stderr.splitlines()
     file = empty.suite / "pairs.jsonl"
-    assert said[-11:] == [
+    assert said[-21:] == [
         f"{file}:2: chosen: expected text, got null",
         f"{file}:2: rejected: expected text, got a number",
         f"{file}:3: expected an object with columns, got a list",
         f"{file}:4: chosen: expected text, got an object",
         f"{file}:4: rejected: expected text, got a list",
-        *(f"{file}:{number}: chosen: expected text, got a number" for number in range(5, 10)),
+        *(f"{file}:{number}: chosen: expected text, got a number" for number in range(5, 20)),
         f"{file}: and 2 more problems",
     ]
+
+
+def test_broken_rows_of_pairs_in_trls_formats_are_named_alike(empty: Tiny) -> None:
+    null, file = PAIR | {"chosen": None}, empty.suite / "pairs.jsonl"
+    recipe = DATA.replace("files: {pairs: pairs.jsonl}", "source: preference\ndataset: ./pairs.jsonl")
+    (empty.suite / "data.yaml").write_text(recipe)
+
+    def said(*rows: Any) -> list[str]:
+        file.write_bytes(lines(*rows))
+        found = empty.run(*INSPECT, code=2).stderr.splitlines()
+        return [line.removeprefix(f"{file}:") for line in found if line.startswith(f"{file}:")] + found[-1:]
+
+    is_null = "chosen is null (has: prompt, rejected)"
+    assert said(null, null, PAIR, ["c"], PAIR | {"prompt": 3}, PAIR)[:-1] == [
+        f"1: {is_null}",
+        f"2: {is_null}",
+        "4: expected an object with columns, got a list",
+        "5: prompt: expected text or messages with role and content, got a number",
+    ]
+    many = said(PAIR, *[null] * 25)
+    assert many[:20] == [f"{number}: {is_null}" for number in range(2, 22)]
+    assert len(many) == 21 and many[-1].endswith("/data: and 5 more problems")
+    # Rows that are all wrong alike are a set of another form: one line says so.
+    assert said(*[null] * 3)[:-1] == said(*[null] * 30, PAIR)[:-1] == [f"1: {is_null}"]
 
 
 @pytest.mark.slow

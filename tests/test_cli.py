@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any, get_args
 
@@ -90,6 +91,21 @@ def test_what_needs_no_model_imports_no_library_of_models(arguments: list[str], 
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.stdout.endswith("HEAVY []\n"), ended.stdout + ended.stderr
+
+
+def test_advice_for_qlora_on_a_cpu_is_kept_from_the_terminal_and_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = util.find_spec("bitsandbytes")
+    if found is None or found.origin is None:
+        pytest.skip("bitsandbytes is not installed")
+    said = Path(found.origin).parent / "backends/cpu/ops.py"  # by which it is told from other lines
+    assert said.read_text().count("from kernels-community: %s") == 1
+    rpo("doctor")
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please", "No module")
+    logger.warning("something else")
+    assert [record.message for record in caplog.records if record.name == logger.name] == ["something else"]
 
 
 @pytest.mark.parametrize(

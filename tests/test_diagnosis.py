@@ -287,7 +287,7 @@ def test_a_policys_teachers_and_oracle_are_diagnosed_from_scores_that_are_there(
     for part in ("train", "held_out", "0.2", "0.8", "oracle", "longer won", "shorter won", "ECE"):
         assert part in shown.stdout
     assert "oracle made these labels" in shown.stdout
-    assert "1 stages to build" in shown.stderr  # the oracle's scores
+    assert "1 stage to build" in shown.stderr  # the oracle's scores
     again = tiny.run("diagnose", "e-dpo.yaml", "--json")
     assert "0 stages to build" in again.stderr
     found = json.loads(again.stdout)[f"{RHO}/splits"]

@@ -17,15 +17,19 @@ import peft
 import pytest
 import torch
 import yaml
-from conftest import RHO, Tiny, manifest, rpo, weights
+from conftest import OBJECTIVES, RHO, Tiny, manifest, rpo, weights
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rpo_cli.artifacts import hash_path, origin_of, portable
+from rpo_cli.artifacts import hash_path, origin_of, portable, walk
 from rpo_cli.artifacts.card import _measured, _teachers
+from rpo_cli.artifacts.origin import as_yaml
 from rpo_cli.objectives import E_DPO
+from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import KINDS
+from rpo_cli.runs import preflight
+from rpo_cli.runs.planner import Planner
 from rpo_cli.statistics import wilson
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -395,6 +399,15 @@ def test_recipes_of_a_card_plan_the_chain_that_made_the_model(built: Tiny, tmp_p
     planned = rpo("rebuild", member, "--workspace", tmp_path / "again", "--dry-run").stdout.splitlines()
     assert planned[-1].split()[1] == f"{RHO}/rm/b-0.2"
     assert rpo("rebuild", folder, "--workspace", built.root, "--dry-run").stdout == ""
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_recipes_of_a_card_have_no_key_without_effect_and_the_models_key(empty: Tiny, name: str) -> None:
+    stage = empty.stage(f"{name}.yaml")
+    file = empty.suite.parent / "rpo_recipe.yaml"
+    file.write_text(as_yaml(origin_of(stage)))
+    again = Planner().build(load(f"{file}:{name}"))
+    assert again.key == stage.key and preflight.notes(walk([again])) == []
 
 
 def test_a_rebuild_refuses_inputs_that_are_missing_or_others(built: Tiny, tmp_path: Path) -> None:

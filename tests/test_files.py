@@ -20,7 +20,7 @@ from published import write_jsonl, write_parquet
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Sampling, encode
+from rpo_cli.models import encode
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages import files
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_scored_is_said_in_a_line_before_a_model_is_loaded(tmp_pa
         ([talk | {"reward": 1}], several, ("--label", "harm"), "rows.jsonl:1: has a column reward already"),
         ([{"text": "a"}], plain, (), r"rows.jsonl:1: expected chosen and rejected.* \(has: text\)"),
         ([{"prompt": "a", "response": 3}], plain, (), "rows.jsonl:1: response: expected text or messages"),
-        ([talk], tmp_path / "none", (), "none: no such"),
+        ([talk], tmp_path / "none", (), "none: no such folder"),
         ([talk], pickled, (), "pickled: has no weights in safetensors, and no others are read"),
         ([talk], "no-such/model", (), "no-such/model: .*HF_HUB_OFFLINE is set"),
     ):  # fmt: skip
@@ -288,7 +288,7 @@ def test_a_file_is_read_with_what_its_rows_give_the_chat_template(tmp_path: Path
     asked = [{"prompt": plain[:1]}, {"prompt": plain[:1]} | more]
     file = write_jsonl(tmp_path / "p.jsonl", asked)
     recipe = ScoringRecipe(stage="scores", device="cpu")
-    sampler = files.Sampler(model, None, recipe, 1, Sampling(1.0, 1.0, 8, 4, 0))
+    sampler = files.Sampler(model, None, recipe, 1)
     bare, given = (sampler.prompt("here", row) for row in lines(file))
     assert bare != given and str(given).startswith('[{"type"')
 
@@ -336,7 +336,7 @@ def test_plain_prompts_of_a_chat_model_are_sampled_as_they_stand_and_said(tmp_pa
     raw, meant = sampled(model, rows, "--prompt-format", "raw")
     assert raw == default and stands not in meant and left_out in meant
     assert raw != sampled(model, rows, *CHAT)[0]
-    sampler = files.Sampler(model, None, ScoringRecipe(stage="scores"), 1, Sampling(1.0, 1.0, 8, 4, 0))
+    sampler = files.Sampler(model, None, ScoringRecipe(stage="scores"), 1)
     assert [sampler.prompt("here", row) for row in rows] == [row["prompt"] for row in rows]
 
 
@@ -492,16 +492,29 @@ def test_rows_that_a_model_cannot_read_get_nothing_and_the_others_theirs(tmp_pat
     file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": text} for text in ("the cat", "w " * 400)])
     said = rpo("sample", file, "--model", model, *few, *CPU).stderr
     short, long = (row["responses"] for row in lines(tmp_path / "p.sampled.jsonl"))
-    assert len(short) == 1 and long is None and "warning: 1 rows have no responses: too long" in said
-    said = rpo("sample", file, "--model", model, "--max-new-tokens", 300, *CPU, code=2).stderr
-    assert (
-        said.splitlines()[-1]
-        .partition("; ")[0]
-        .endswith("max_new_tokens 300 exceed the model's 256 positions")
-    )
+    assert len(short) == 1 and long is None and "warning: 1 row has no responses: too long" in said
     write_jsonl(file, [{"prompt": "the cat"}, {"prompt": ""}])
     said = rpo("sample", file, "--model", model, *few, *CPU, code=2).stderr
     assert said == f"{file}:2: prompt: empty, and the tokenizer puts nothing before a text\n"
+
+
+def test_responses_get_the_room_that_the_longest_prompt_leaves(tmp_path: Path) -> None:
+    model = model_of(
+        tmp_path / "model", "gpt2", "bytes", reward=False
+    )  # 256 positions, a token for each letter
+    file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a" * count} for count in (40, 60, 20)])
+    dry = ("sample", file, "--model", model, "--dry-run", *CPU)
+    of = f"the model has 256 positions, and the longest prompt ({file}:2) 60 tokens"
+    assert f"note: --max-new-tokens 196, not 256: {of}\n" in rpo(*dry).stderr
+    said = rpo("sample", file, "--model", model, "--max-new-tokens", 240, *CPU, code=2).stderr
+    exceed = "exceed the model's 256 positions; give at most 196"
+    assert said == f"a prompt of 60 tokens ({file}:2) and --max-new-tokens 240 {exceed}\n"
+    assert sorted(tmp_path.iterdir()) == [model, file]
+    assert "note" not in rpo(*dry, "--max-new-tokens", 230).stderr  # which leaves one of them room
+    write_jsonl(file, [{"prompt": "a" * count} for count in (40, 255)])
+    assert "note: --max-new-tokens 64, not 256: " in rpo(*dry).stderr  # a quarter; the other has no response
+    write_jsonl(file, [{"prompt": "a" * 255}])
+    assert "256 positions; no prompt is short enough\n" in rpo(*dry, code=2).stderr
 
 
 def test_a_folder_of_files_keeps_the_columns_of_all_and_its_numbers(tmp_path: Path) -> None:
@@ -569,3 +582,33 @@ def test_samples_that_were_scored_are_pairs_to_begin_with(
         ]
     plan = rpo("train-policy", "mine.yaml:d-dpo", "--dry-run").stdout
     assert "policies/d-dpo" in plan and "seed-0/data  " not in plan
+
+
+def test_a_model_may_be_named_by_the_recipe_that_trained_it(
+    built: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_jsonl(tmp_path / "p.jsonl", pairs(2))
+    policy, rm, here = built.suite / "e-dpo.yaml", built.suite / "rm.yaml", ("--workspace", built.root)
+    few = ("--max-new-tokens", 5, *CPU)
+    by_folder, by_recipe = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
+    folder = built.root / RHO / "policies/e-dpo/beta-0.2"
+    rpo("sample", file, "--model", folder, *few, "--seed", 3, "--out", by_folder)
+    rpo("sample", file, "--model", policy, *here, *few, "--seed", 3, "--out", by_recipe)
+    assert by_folder.read_bytes() == by_recipe.read_bytes()
+    said = rpo("sample", file, "--model", policy, *here, "--rho", 0.2, code=2).stderr
+    missing = built.root / "seed-0/rho-0.2/policies/e-dpo/beta-0.2"
+    options = f"--rho 0.2 --workspace {built.root}"
+    first = f"first rpo train-policy {policy} {options}"
+    assert said == f"--model {policy}: {missing}: missing; {first}\n"
+    said = rpo("score", file, "--model", rm, code=2).stderr
+    assert said.endswith(f"runs/tiny/{RHO}/rm/all: missing; first rpo train-rm {rm}\n")
+    for model, takes in ((rm, "sft or policy"), (built.suite / "data.yaml", "sft or policy")):
+        said = rpo("sample", file, "--model", model, code=2).stderr
+        assert said.endswith(f" recipe; --model takes the recipe of a model: {takes}\n")
+    for model, what in (("my model", "no folder, no recipe ("), ("./nowhere", "no such folder\n")):
+        said = rpo("sample", file, "--model", model, code=2).stderr
+        assert said.startswith(f"--model {model}: {what}") and said.count("\n") == 1
+    said = rpo("sample", file, "--model", folder, "--rho", 0.2, code=2).stderr
+    assert said == f"--rho: has no effect, --model {folder} is no recipe\n"
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -577,7 +577,7 @@ def test_a_workspace_whose_name_was_lost_is_known_by_its_artifacts(tiny: Tiny, c
     assert "splits" in tiny.run("status", "splits.yaml").stdout
     assert "not 'other'" in tiny.run("train-sft", "sft.yaml", "--set", "suite=other", code=2).stderr
     said = tiny.run("make-biased-splits", "splits.yaml").stderr
-    assert "workspace.json was lost or damaged; it is written again" in said and "1 stages to build" in said
+    assert "workspace.json was lost or damaged; it is written again" in said and "1 stage to build" in said
     assert json.loads(file.read_text()) == {"suite": "tiny"}
 
 

@@ -272,6 +272,20 @@ def test_init_refuses_what_it_cannot_use_in_one_line_and_writes_nothing(
     assert not Path("mine.yaml").exists() and not Path("runs").exists()
 
 
+def test_the_first_lines_count_one_stage_as_one_and_say_the_threads_that_torch_has(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    said = init(here, "--columns", "prompt=question", code=2).stderr
+    assert "workspace runs/mine: 1 stage to build, 0 up to date" in said and "; threads: 3\n" in said
+
+
+def test_a_column_that_is_named_and_that_no_row_has_is_refused(here: Path) -> None:
+    said = init(here, "--columns", "prompt=question", code=2).stderr.splitlines()[-1]
+    assert said == "--columns prompt=question: no row has a column question (has: chosen, prompt, rejected)"
+    assert not Path("mine.yaml").exists()
+
+
 def test_a_name_with_a_colon_is_refused_and_one_with_a_blank_is_quoted(here: Path) -> None:
     more = ("--pairs", "pairs.jsonl", "--model", here)
     (said,) = rpo("init", "a:b", *more, code=2).stderr.splitlines()

@@ -139,10 +139,7 @@ def test_reused_artifacts_of_another_device_are_mentioned(tiny: Tiny) -> None:
     found = json.loads(file.read_text())
     file.write_text(json.dumps(found | {"device": "cuda, float32 (moved here)"}))
     result = tiny.run("train-policy", "dpo.yaml")
-    assert (
-        "note: reuses 1 artifacts that were made on cuda, in the dtype asked for; this is cpu"
-        in result.stderr
-    )
+    assert "note: reuses 1 artifact made on cuda, in the dtype asked for; this is cpu" in result.stderr
     assert result.stderr.count("note:") == 1
 
 

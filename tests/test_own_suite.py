@@ -117,7 +117,7 @@ def test_every_objective_has_a_start_and_a_grid_that_sweep_and_compare_try(write
     swept = rpo("sweep", "mine.yaml:dpo", "--dry-run").stdout
     assert all(f"policies/dpo/beta-{value:g} " in swept for value in OBJECTIVES["dpo"].grid)
     compared = rpo("compare", "mine.yaml", "--sweep", "--dry-run").stdout
-    assert f"{len(OBJECTIVES)} policies x 1 rho x 1 seeds, 3 grid values each" in compared
+    assert f"{len(OBJECTIVES)} policies x 1 rho x 1 seed, 3 grid values each" in compared
 
 
 def test_simpo_starts_where_its_paper_does_and_its_note_promises_no_reference(write: Write) -> None:

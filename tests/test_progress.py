@@ -146,6 +146,24 @@ def test_expected_times_that_were_measured_elsewhere_keep_their_proportions() ->
     assert progress.remaining() == pytest.approx({"rm": 16, "policy": 20})  # this machine is half as fast
 
 
+def test_a_short_stage_says_nothing_of_how_long_others_take() -> None:
+    kinds = {"data": "data", "splits": "splits", "dpo": "policy", "d-dpo": "policy", "evaluate": "evaluate"}
+    expected = {"data": 5, "splits": 1, "dpo": 20, "d-dpo": 20, "evaluate": 10}
+    progress, clock, _ = plan(expected, kinds)
+    progress.start("data")
+    run(progress, clock, "data", 10.0, range(1, 2), 6)
+    assert progress.eta() == pytest.approx(50 + 51)  # its own rate for itself, for others what was expected
+    progress.finish("data", "done")
+    progress.start("splits")
+    clock.seconds += 30
+    progress.finish("splits", "done")
+    assert progress.eta() == 50
+    progress.start("dpo")
+    clock.seconds += 60
+    progress.finish("dpo", "done")
+    assert progress.remaining() == pytest.approx({"d-dpo": 60, "evaluate": 30})
+
+
 def test_two_jobs_share_the_work_and_end_at_nothing() -> None:
     progress, clock, said = plan(
         {"a": 10, "b": 10, "c": 10, "d": 10}, dict.fromkeys("abcd", "reward"), jobs=2

@@ -141,3 +141,29 @@ def test_a_suite_in_one_file_is_compared_as_a_folder_is(one_file: Path, empty: T
     for plan in plans:
         assert "policies/dpo/" in plan and "policies/e-dpo/" in plan
     assert sorted(plans[0].splitlines()) == sorted(plans[1].splitlines())
+
+
+@pytest.mark.parametrize("command", ["compare --dry-run", "report --dry-run", "status"])
+def test_no_policy_of_a_suite_is_left_out_because_of_a_mistake_in_it(one_file: Path, command: str) -> None:
+    text = one_file.read_text().replace("    objective: ipo-norm\n", "    objective: ipo-nrm\n")
+    text = text.replace("    objective: dpo\n", "    objective: dpo\n    bta: 0.1\n")
+    one_file.write_text(text)
+    name, *options = command.split()
+    first, second = rpo(name, "mine.yaml", *options, code=2).stderr.splitlines()
+    lines = text.splitlines()
+    assert first == f"mine.yaml:{lines.index('    bta: 0.1') + 1}: bta: unknown key, did you mean beta?"
+    line = lines.index("    objective: ipo-nrm") + 1
+    assert second.startswith(f"mine.yaml:{line}: objective: expected dpo, ")
+
+
+def test_of_a_suite_only_recipes_are_offered_that_a_command_takes(one_file: Path) -> None:
+    def offered(*command: str) -> set[str]:
+        head, _, names = rpo(*command, code=2).stderr.strip().partition("? ")
+        assert head.startswith("mine.yaml: which ")
+        return {name.removeprefix("mine.yaml:") for name in names.split(", ")}
+
+    policies = {"dpo", "ipo", "ipo-norm", "d-dpo", "p-dpo", "dp-dpo", "e-dpo"}
+    assert offered("export", "mine.yaml", "--to", "x") == policies | {"sft", "oracle", "rm"}
+    assert offered("evaluate", "mine.yaml") == policies | {"evaluate"}
+    assert offered("diagnose", "mine.yaml") == policies | {"data", "relabel", "splits", "oracle", "rm"}
+    assert offered("data", "inspect", "mine.yaml") == {"data", "relabel", "splits"}

@@ -100,7 +100,7 @@ def test_a_sweep_takes_every_figure_of_policies_that_are_evaluated(empty: Tiny, 
     if measured:
         assert f"is a recipe of kind {kind}; use rpo figure {kind}" in said.stderr
     else:
-        assert "3 policies x 1 rho x 1 seeds, 2 grid values each: 6 cells on validation" in said.stdout
+        assert "3 policies x 1 rho x 1 seed, 2 grid values each: 6 cells on validation" in said.stdout
 
 
 def test_a_min_teaches_at_first_what_the_member_nearest_to_zero_says(empty: Tiny) -> None:

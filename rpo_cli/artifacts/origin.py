@@ -93,11 +93,14 @@ def _bases(stage: Stage) -> Iterator[External]:
 def _body(stage: Stage) -> dict[str, object]:
     """A stage's recipe as a file beside the others' would say it."""
     recipe = stage.recipe
-    values = recipe.model_dump(mode="json", exclude_defaults=True, exclude=WITHOUT)
+    fields = stage.identity["recipe"]
+    # Of what has no effect beside other keys some is in the artifact's key all the same.
+    idle = {str(keys[0]) for keys in recipe.idle() if len(keys) == 1} - fields.keys()
+    values = recipe.model_dump(mode="json", exclude_defaults=True, exclude=WITHOUT | idle)
     values = {"stage": stage.kind} | values | {"suite": recipe.suite}
     if (size := "per_device_eval_batch_size") in recipe.model_fields_set:
         values[size] = getattr(recipe, size)  # whose default is another where it is derived from this one
-    if "dtype" in (fields := stage.identity["recipe"]):
+    if "dtype" in fields:
         values["dtype"] = fields["dtype"]  # as it was in force
     if isinstance(recipe, schema.SplitsRecipe) and recipe.max_length == "auto":
         values["max_length"] = None  # no recipe set a limit

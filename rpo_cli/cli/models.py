@@ -57,19 +57,25 @@ REWARDED = (
     "Plain text as it stands, or in the model's chat template. Default: raw for a model that rpo trained, or "
     "without a template, else chat."
 )
-ON = "Where to compute; [bold]xla[/bold]: a TPU. Default: a GPU that torch sees, else the CPU."
+NAMED = "a hub name, a directory, or the recipe by which it was trained."
+ON_ROWS = {"rho", "workspace", "device", "dry_run", "as_json"}
+HELPS = {
+    "device": "Where to compute; [bold]xla[/bold]: a TPU. Default: a GPU that torch sees, else the CPU.",
+    "rho": "Of a --model that is a recipe: a number, or [bold]none[/bold]. Default: the recipe's.",
+    "workspace": "Of a --model that is a recipe. Default: runs/SUITE, by the name of its suite.",
+}
 
 
 @command(
     "score",
     "pairs.jsonl --model Skywork/Skywork-Reward-V2-Qwen3-0.6B",
-    takes={"device", "dry_run", "as_json"},
-    helps={"device": ON, "prompt_format": REWARDED},
+    takes=ON_ROWS,
+    helps={**HELPS, "prompt_format": REWARDED},
 )
 def score(
     session: "Session",
     rows: OnRows,
-    model: Annotated[str, Option(help="Reward model: a hub name, or a directory.")],
+    model: Annotated[str, Option(help=f"Reward model: {NAMED}")],
     label: Annotated[str | None, Option(help="Of a model with several labels, the reward's.")] = None,
     max_length: Annotated[int | None, Option(min=1, help="Longer rows get no reward.")] = None,
 ) -> None:
@@ -84,16 +90,19 @@ def score(
     files.score(session, rows, model, label, max_length)
 
 
+LONGEST = "Longest response. Default: 256, or what the model has room for behind the prompts."
+
+
 @command("sample", "prompts.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --num-samples 4",
-         takes={"device", "dry_run", "as_json"}, helps={"device": ON})  # fmt: skip
+         takes=ON_ROWS, helps=HELPS)  # fmt: skip
 def sample(
     session: "Session",
     rows: OnRows,
-    model: Annotated[str, Option(help="Language model: a hub name, or a directory.")],
+    model: Annotated[str, Option(help=f"Language model: {NAMED}")],
     num_samples: Annotated[int, Option(min=1, help="Responses to each prompt.")] = 1,
     temperature: Annotated[float, Option(min=0.01, help="Of the samples.")] = 1.0,
     top_p: Annotated[float, Option(min=0.01, max=1, help="Sample from this share of probability.")] = 1.0,
-    max_new_tokens: Annotated[int, Option(min=1, help="Longest response.")] = 256,
+    max_new_tokens: Annotated[int | None, Option(min=1, help=LONGEST)] = None,
     seed: Annotated[int, Option(min=0, help="Of the samples.")] = 0,
 ) -> None:
     """Add a model's responses to the prompts in a file, as a column `responses`.

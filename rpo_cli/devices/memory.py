@@ -43,8 +43,12 @@ def seen_by(gpu: str, workers: int) -> dict[str, str]:
     """
     if not gpu:
         return {}
-    threads = os.environ.get("OMP_NUM_THREADS", str(min(_own_threads(), max(1, cpus() // workers))))
-    return {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": threads}
+    return {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": threads_of_a_worker(workers)}
+
+
+def threads_of_a_worker(workers: int) -> str:
+    """How many threads torch has in each of so many workers that share the CPUs, unless a recipe says."""
+    return os.environ.get("OMP_NUM_THREADS", str(min(_own_threads(), max(1, cpus() // workers))))
 
 
 def crowded(recipes: Sequence[Recipe], workers: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache
 
@@ -33,6 +34,15 @@ def _own_threads() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+def unheard() -> None:
+    """Keep off the terminal that QLoRA on a CPU could be faster, as bitsandbytes says when imported."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return "kernels-community" not in record.msg
 
 
 def quiet() -> None:

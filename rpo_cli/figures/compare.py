@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -18,7 +17,7 @@ from rpo_cli.figures.cells import BASELINE, Cells, read_by
 from rpo_cli.figures.dry_run import plan_only
 from rpo_cli.figures.selection import select
 from rpo_cli.figures.tuning import planned, tune
-from rpo_cli.recipes import Loaded, RecipeError, find_suite, load, recipes_in, schema, shown
+from rpo_cli.recipes import Loaded, RecipeError, find_suite, recipes_of, schema, shown
 from rpo_cli.runs.options import Comparing, Costs, Study
 from rpo_cli.runs.question import Question, asked
 from rpo_cli.runs.session import Session
@@ -93,6 +92,7 @@ def _policies(session: Session, names: Sequence[str]) -> list[Loaded]:
 
     Raises:
         BadInput: there is none, or two of one name.
+        RecipeError: with every mistake in one of them.
     """
     rho = session.one_rho("policies are compared")
 
@@ -100,16 +100,19 @@ def _policies(session: Session, names: Sequence[str]) -> list[Loaded]:
         return replace(session, recipe=name).load("policy", rho=rho)
 
     found: list[Loaded] = []
+    problems: list[str] = []
     for name in names:
-        if (suite := find_suite(name)) is None:
-            found.append(loaded_of(name))
-            continue
-        before = len(found)
-        for file in recipes_in(suite):
-            with suppress(RecipeError):  # what others extend; `rpo recipe check` says what is wrong
-                found += [loaded_of(str(file))] if load(str(file)).recipe.stage == "policy" else []
-        if len(found) == before:
+        suite = find_suite(name)
+        recipes = [name] if suite is None else [str(file) for file in recipes_of(suite, "policy")]
+        if not recipes:
             raise BadInput(f"{name}: holds no policy recipe")
+        for recipe in recipes:
+            try:
+                found.append(loaded_of(recipe))
+            except RecipeError as error:
+                problems += error.problems
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
     stems = [loaded.path.stem for loaded in found]
     for stem in stems:
         if stems.count(stem) > 1 or stem == BASELINE:

@@ -11,13 +11,13 @@ from typing import Any
 
 from rpo_cli.artifacts import Stage, Workspace, walk
 from rpo_cli.figures.cells import Cell, read_by
-from rpo_cli.figures.selection import Selection
+from rpo_cli.figures.selection import Selection, axes_of
 from rpo_cli.figures.tuning import Keep
 from rpo_cli.runs import processes
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import Todo, as_json, states, what_to_run
-from rpo_cli.text import aligned
+from rpo_cli.text import aligned, counted
 
 COUNTS = {"total": "all", "build": "build", "up_to_date": "up to date", "not_needed": "not needed"}
 
@@ -83,10 +83,10 @@ def _grids(cells: Sequence[Cell]) -> dict[str, list[dict[str, float]]]:
 
 
 def _cells_line(cells: dict[str, Any]) -> str:
-    said = f"{len(cells['policies'])} policies x {len(cells['rhos'])} rho x {len(cells['seeds'])} seeds"
+    said = axes_of(cells["policies"], cells["rhos"], cells["seeds"])
     if grids := list(cells["grids"].values()):
-        said += f", {len(grids[0])} grid values each: {cells['validation']} cells on validation"
-    return said + (f", {cells['test']} cells on test" if cells["test"] else "")
+        said += f", {len(grids[0])} grid values each: {counted(cells['validation'], 'cell')} on validation"
+    return said + (f", {counted(cells['test'], 'cell')} on test" if cells["test"] else "")
 
 
 def groups(stages: Sequence[Stage], todo: Sequence[Todo], workspace: Workspace) -> list[dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TypeVar
 
 from rpo_cli.errors import BadInput
 from rpo_cli.runs.options import Study
+from rpo_cli.text import counted
 
 SMALL_OBJECTIVES = ("dpo", "e-dpo")
 SMALL_GRID = 3
@@ -44,6 +45,11 @@ class Selection:
         if any(absent.values()):
             self.left_out["grid"], self.of["grid"] = absent, max(map(len, all_of.values()))
             self.tried = max(map(len, tried.values()))
+
+
+def axes_of(policies: Sized, rhos: Sized, seeds: Sized) -> str:
+    """`2 policies x 1 rho x 3 seeds`."""
+    return f"{counted(len(policies), 'policy', 'policies')} x {len(rhos)} rho x {counted(len(seeds), 'seed')}"
 
 
 def at(rho: float | None) -> str:

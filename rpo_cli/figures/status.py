@@ -16,11 +16,11 @@ from rpo_cli.artifacts import MANIFEST, STARTED, Manifest, Stage, Workspace, wal
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import Cells, read_by
 from rpo_cli.figures.selection import Selection
-from rpo_cli.recipes import Loaded, RecipeError, check_suite, find_suite, recipes_in, schema
+from rpo_cli.recipes import Loaded, RecipeError, check_suite, find_suite, recipes_of, schema
 from rpo_cli.runs.planner import planner_for
 from rpo_cli.runs.session import MANY, Session
 from rpo_cli.runs.todo import Todo, as_json, what_to_run
-from rpo_cli.text import aligned, clock, percent, size
+from rpo_cli.text import aligned, clock, counted, percent, size
 
 DAY = 86_400.0
 
@@ -50,7 +50,7 @@ def show_status(session: Session) -> None:
             for a in artifacts
         ]
         print("\n" + aligned([("artifact", "size", "took", "age", "state"), *rows], right=(1, 2, 3)), end="")
-        print(f"{len(artifacts)} artifacts, {size(sum(a['bytes'] for a in artifacts))}")
+        print(f"{counted(len(artifacts), 'artifact')}, {size(sum(a['bytes'] for a in artifacts))}")
         print(_by_kind([a for a in artifacts if a["state"].startswith("up to date")]), end="")
 
 
@@ -66,11 +66,7 @@ def _asked_for(session: Session) -> tuple[Path, list[Loaded]]:
         return loaded.path, [loaded]
     if problems := check_suite(suite):
         raise RecipeError(problems)
-    loads = []
-    for file in recipes_in(suite):
-        with suppress(RecipeError):  # what others extend
-            loads.append(replace(session, recipe=str(file)).load(None))
-    return suite, loads
+    return suite, [replace(session, recipe=str(file)).load(None) for file in recipes_of(suite)]
 
 
 class Known(TypedDict):

@@ -10,12 +10,13 @@ from rich.table import Table
 
 from rpo_cli.artifacts import Manifest, Stage, Workspace, snapshots, write_csv
 from rpo_cli.figures.cells import Cell, Cells, Chosen, read_by
-from rpo_cli.figures.selection import Grids, Selection, at, settings
+from rpo_cli.figures.selection import Grids, Selection, at, axes_of, settings
 from rpo_cli.recipes import require_writable, schema, shown, write_by_rho, write_setting
 from rpo_cli.runs.planning.data import suite_rhos
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.todo import what_to_run
 from rpo_cli.stages.selected import score_of
+from rpo_cli.text import counted
 
 Keep = Literal["best", "none", "all"]
 Setting = dict[str, float]  # what is swept, the strength first
@@ -60,9 +61,9 @@ def tune(
         for name in selection.policies:
             require_writable(maker.policy(name).path)
     cells = maker.validation(selection, grids)
-    counts = f"{len(selection.policies)} policies x {len(selection.rhos)} rho x {len(selection.seeds)} seeds"
+    counts = axes_of(selection.policies, selection.rhos, selection.seeds)
     where = "prompts" if cells[0].evaluation.kind == "evaluate" else "pairs, for want of an oracle"
-    session.say(f"{word}: {counts}, {len(cells)} cells on validation {where}")
+    session.say(f"{word}: {counts}, {counted(len(cells), 'cell')} on validation {where}")
     if cells[0].evaluation.kind != "evaluate":
         session.say(BIASED)
     if note := selection.note():

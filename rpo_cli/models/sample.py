@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
 from rpo_cli.artifacts import positions_of
@@ -30,9 +30,9 @@ from rpo_cli.models.tokens import Tokens
 RETIRE = 1 / 8
 
 
-def room(model: PreTrainedModel) -> int:
+def room(config: PretrainedConfig) -> int:
     """How many tokens a prompt and its response may have together."""
-    found = positions_of(model.config) or getattr(model.config, "max_position_embeddings", None)
+    found = positions_of(config) or getattr(config, "max_position_embeddings", None)
     return sys.maxsize if found is None else int(found)
 
 
@@ -61,10 +61,10 @@ def sample(
         BadInput: prompt and response would exceed the model's positions, or it is no causal model.
         Diverged: logits are not finite.
     """
-    need_room(max((len(p) for p in prompts), default=0), how.max_new_tokens, room(model))
-    model.eval()
     if not prompts:
         return []
+    need_room(max(map(len, prompts)), how.max_new_tokens, room(model.config))
+    model.eval()
     stops = stops_of(model.generation_config, tokenizer)
     if sample_graphs.worth_it(model):
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -170,9 +170,9 @@ def _mismatch(details: list[ErrorDetails]) -> str:
     value = details[0]["input"]
     choices = [word for detail in details for word in _choices(detail)]
     if "[key]" in details[0]["loc"]:
-        return "unknown key" + (suggest(value, choices) or f", expected {_either(choices)}")
+        return "unknown key" + (suggest(value, choices) or f", expected {either(choices)}")
     expected = [TYPES[detail["type"]] for detail in details if detail["type"] in TYPES]
-    message = f"expected {_either([*choices, *expected])}, got {got(value)}"
+    message = f"expected {either([*choices, *expected])}, got {got(value)}"
     meant = formerly(value) if isinstance(value, str) else None
     if meant is not None and (TYPES["bool_type"] in expected) == isinstance(meant, bool):
         return f"{message}; {instead(meant)}"
@@ -188,5 +188,6 @@ def _choices(detail: ErrorDetails) -> list[str]:
     return [word.strip().strip("'") for word in expected.replace(" or ", ", ").split(", ") if word]
 
 
-def _either(words: list[str]) -> str:
+def either(words: Sequence[str]) -> str:
+    """`a, b or c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

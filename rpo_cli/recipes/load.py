@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from rpo_cli.recipes import yaml_lines
-from rpo_cli.recipes.complaints import got, suggest
+from rpo_cli.recipes.complaints import either, got, suggest
 from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, nearest, stands, where
 from rpo_cli.recipes.files import RecipeError, file_of, find, places_of, recipes_in, shown, suite_of, there
 from rpo_cli.recipes.resolve import asked_for, resolve
@@ -84,12 +84,14 @@ def load(
     overrides: Sequence[str] = (),
     flags: Mapping[str, object] | None = None,
     expect: str | None = None,
+    among: Sequence[str] = (),
 ) -> Loaded:
     """The recipe of this name, validated and resolved.
 
     `overrides`: `key=value` with a YAML value; `rows.pairs=100` reaches into a mapping. `flags`: fields set
     by options of their own; None means not given. `rho`: likewise, and "none" means without resampling.
-    `expect`: the stage that the command handles.
+    `expect`: the stage that the command handles; `among`: those, where it handles several, of which a recipe
+    is meant where a suite is named.
 
     Raises:
         RecipeError: with every mistake found.
@@ -98,7 +100,7 @@ def load(
     options = {key: value for key, value in given.items() if value is not None}
     if rho == "none":
         options["rho"] = None
-    return load_file(_one_of(find(name), expect), overrides, options, expect)
+    return load_file(_one_of(find(name), among if expect is None else (expect,)), overrides, options, expect)
 
 
 def load_file(
@@ -123,31 +125,31 @@ def load_file(
     return Loaded(recipe, path, changed, tuple(draft.files), draft.places)
 
 
-def _one_of(path: Path, expect: str | None) -> Path:
-    """The recipe itself, or of a suite in one file the only one of the stage that a command expects.
+def _one_of(path: Path, stages: Sequence[str]) -> Path:
+    """The recipe itself, or of a suite in one file the only one of the stages that a command handles.
 
     Raises:
         RecipeError: there are others, or none; with their names.
     """
     recipes = [] if (suite_of(path) or not path.is_file()) else recipes_in(path)
     drafts = {each: gather(each) for each in recipes}
-    fitting = [each for each in recipes if _is_whole(drafts[each], expect)]
+    whole = [each for each in recipes if _is_whole(drafts[each])]
+    fitting = [each for each in whole if not stages or drafts[each].values["stage"] in stages]
     if not recipes or len(fitting) == 1:
         return fitting[0] if recipes else path
-    kind = "recipe" if expect is None else f"{expect} recipe"
+    kind = f"{either(stages)} recipe" if stages else "recipe"
     if fitting:
         raise RecipeError([f"{shown(path)}: which {kind}? {', '.join(map(shown, fitting))}"])
     problems = [problem for draft in drafts.values() for problem in draft.errors()]
-    has = ", ".join(map(shown, [each for each in recipes if _is_whole(drafts[each])] or recipes))
+    has = ", ".join(map(shown, whole or recipes))
     raise RecipeError(list(dict.fromkeys(problems)) or [f"{shown(path)}: has no {kind}; it has {has}"])
 
 
-def _is_whole(draft: Draft, expect: str | None = None) -> bool:
-    """Whether a draft, of this stage, has a stage and all that it requires: what others extend need not."""
+def _is_whole(draft: Draft) -> bool:
+    """Whether a draft has a stage and all that it requires: what others extend need not."""
     model = MODELS.get(str(draft.values.get("stage")))
     fields = model.model_fields if model else {}
-    required = {"stage", *(key for key in fields if fields[key].is_required())}
-    return required <= draft.values.keys() and expect in (None, draft.values["stage"])
+    return {"stage", *(key for key in fields if fields[key].is_required())} <= draft.values.keys()
 
 
 _drafts: dict[tuple[Path, str], tuple[dict[Path, bytes], Draft]] = {}
@@ -202,12 +204,8 @@ def check_suite(folder: Path) -> list[str]:
     files = recipes_in(Path(os.path.abspath(folder)))
     if not files:
         return [f"{shown(Path(os.path.abspath(folder)))}: no recipes"]
-    drafts = {file: gather(file) for file in files}
-    bases = {base for file, draft in drafts.items() for base in draft.files if base != file}
     problems: list[str] = []
-    for file, draft in drafts.items():
-        if file in bases and not _is_whole(draft):
-            continue
+    for file in _without_parts(files):
         try:
             loaded = load_file(file)
         except RecipeError as error:
@@ -220,6 +218,20 @@ def check_suite(folder: Path) -> list[str]:
             elif keys[0] == "variants":
                 problems += _variant_problems(loaded, int(keys[1]), where(place))
     return list(dict.fromkeys(problems))
+
+
+def _without_parts(files: Sequence[Path]) -> dict[Path, Draft]:
+    """A suite's recipes, less those that others extend and that lack a stage or a required key."""
+    drafts = {file: gather(file) for file in files}
+    bases = {base for file, draft in drafts.items() for base in draft.files if base != file}
+    return {file: draft for file, draft in drafts.items() if file not in bases or _is_whole(draft)}
+
+
+def recipes_of(suite: Path, stage: str | None = None) -> list[Path]:
+    """A suite's recipes of a stage, mistakes or none in them, and those that do not say which they are of."""
+    found = {file: draft.values.get("stage") for file, draft in _without_parts(recipes_in(suite)).items()}
+    others = MODELS.keys() - {stage} if stage is not None else set[str]()
+    return [file for file, its in found.items() if not (isinstance(its, str) and its in others)]
 
 
 def variant_overrides(variant: Variant) -> list[str]:

@@ -160,8 +160,10 @@ def add_command(
                 mine = {name: given[name] for name in own}
                 mine |= {name: made_of(kind, given) for name, kind in groups.items()}
                 if "session" in wanted:
+                    from rpo_cli.devices import unheard
                     from rpo_cli.runs.session import Session
 
+                    unheard()
                     mine["session"] = Session(**vars(made_of(Options, given)), named=named)
                 function(**mine)
 

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -28,12 +28,12 @@ from rpo_cli.artifacts import (
     write_json,
 )
 from rpo_cli.errors import BadInput, RunFailed
-from rpo_cli.recipes import RECIPES, Loaded, RecipeError, article, schema, short_name
+from rpo_cli.recipes import RECIPES, Loaded, RecipeError, article, either, schema, short_name
 from rpo_cli.runs.options import Dtype, Export
 from rpo_cli.runs.planner import Planner, planner_for
 from rpo_cli.runs.planning.models import name_of
 from rpo_cli.runs.session import Session
-from rpo_cli.text import first_line
+from rpo_cli.text import counted, first_line
 
 WEIGHTS = "*.safetensors"
 MODEL = ("config.json", "generation_config.json", "model.safetensors.index.json", WEIGHTS)
@@ -42,6 +42,7 @@ TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
     "chat_template*",
 )  # fmt: skip
+TRAINED = [name for name, kind in schema.KINDS.items() if kind.trains]
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -52,18 +53,11 @@ def export(session: Session, wanted: Export) -> None:
         BadInput: the model is not there or not as the recipe says, or the folder is not free.
         RunFailed: the hub refused; the folder is there.
     """
-    loaded = session.load(None)
-    if not schema.KINDS[loaded.recipe.stage].trains:
-        what = "export takes the recipe of a model: sft, reward or policy"
-        raise BadInput(f"{session.recipe}: is {article(loaded.recipe.stage)} recipe; {what}")
-    loads = session.at_rhos(loaded.recipe.stage)
-    if len(loads) > 1:
-        raise BadInput(f"--rho {session.rho}: one model at a time; give one rho")
-    planner, workspace = planner_for(loads[0]), session.open(loads[0].recipe.suite)
-    stage = planner.build(loads[0]) if wanted.member is None else _member(planner, loads[0], wanted.member)
-    snapshots.pin([stage], workspace)
-    why = workspace.why_stale(stage.path, stage.identity, weights=True)
-    first = _maker(session, loads[0], stage, wanted)
+    loaded = model_of(session, "export")
+    planner, workspace = planner_for(loaded), session.open(loaded.recipe.suite)
+    stage = planner.build(loaded) if wanted.member is None else _member(planner, loaded, wanted.member)
+    why = not_there(stage, workspace)
+    first = maker(session, loaded, stage, wanted.member)
     if session.dry_run:
         print(f"{stage.path}  ({why or 'up to date'})")
         if why is not None:
@@ -75,7 +69,7 @@ def export(session: Session, wanted: Export) -> None:
     _check(wanted, stage, workspace)
     for file, reason in damaged_files(source):
         raise RunFailed(cure(file, reason, source))
-    evaluations = list(_evaluations(planner, loads[0], workspace))
+    evaluations = list(_evaluations(planner, loaded, workspace))
     with _published(wanted.to) as folder:
         for pattern in ADAPTER if wanted.adapter else MODEL:
             for file in (source / "adapter" if wanted.adapter else source).glob(pattern):
@@ -97,20 +91,38 @@ def export(session: Session, wanted: Export) -> None:
             adapter=wanted.adapter,
             weights={file.name: sha256(file) for file in sorted(source.glob(WEIGHTS))},
         )
-    session.say(f"exported {stage.path} with {len(evaluations)} evaluations in its card")
+    session.say(f"exported {stage.path} with {counted(len(evaluations), 'evaluation')} in its card")
     print(wanted.to)
     if wanted.push is not None:
         print(_push(wanted.to, wanted.push, wanted.private))
 
 
-def _maker(session: Session, loaded: Loaded, stage: Stage, wanted: Export) -> str:
+def model_of(session: Session, what: str, kinds: Sequence[str] = TRAINED) -> Loaded:
+    """The recipe of one model of these kinds, at one rho; `what`: takes it; BadInput: another."""
+    stage = session.load(None, among=kinds).recipe.stage
+    if stage not in kinds:
+        takes = f"{what} takes the recipe of a model: {either(kinds)}"
+        raise BadInput(f"{session.recipe}: is {article(stage)} recipe; {takes}")
+    loads = session.at_rhos(stage)
+    if len(loads) > 1:
+        raise BadInput(f"--rho {session.rho}: one model at a time; give one rho")
+    return loads[0]
+
+
+def not_there(stage: Stage, workspace: Workspace) -> str | None:
+    """Why a stage's model cannot be taken from the workspace; None: it can."""
+    snapshots.pin([stage], workspace)
+    return workspace.why_stale(stage.path, stage.identity, weights=True)
+
+
+def maker(session: Session, loaded: Loaded, stage: Stage, member: str | None = None) -> str:
     """The command that trains a model."""
     if stage.kind == "warm":
         return f"rpo train-policy on a recipe with `teacher: warm` and `ensemble: {loaded.path.name}`"
     changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
     command = f"{schema.KINDS[loaded.recipe.stage].command} {shlex.quote(short_name(loaded.path))}"
     command += f"{session.at}{changed}{session.given}"
-    return command if wanted.member is None else f"{command} --ensemble"
+    return command if member is None else f"{command} --ensemble"
 
 
 def _member(planner: Planner, loaded: Loaded, name: str) -> Stage:

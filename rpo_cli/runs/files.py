@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from rpo_cli import devices
 from rpo_cli.artifacts import External, look_for, snapshots, unreachable
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes.schema import ScoringRecipe
+from rpo_cli.recipes.schema import ScoringRecipe, is_recipe
 from rpo_cli.runs import local_models
+from rpo_cli.runs.export import maker, model_of, not_there
 from rpo_cli.runs.options import OnRows
+from rpo_cli.runs.planner import planner_for
 from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.results import share_of
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.work import QUIET_ENVIRONMENT
+from rpo_cli.text import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +49,7 @@ def score(session: Session, rows: OnRows, model: str, label: str | None, max_len
     os.environ.update(QUIET_ENVIRONMENT)
     target = _target(rows.file, rows.out, "scored")
     recipe = _recipe(session, rows, overlong="drop", reward_label=label, max_length=max_length)
-    node = _model(model)
+    node = _model(session, model, ["reward"])
     if (why := local_models.no_reward(node, label, "--label")) is not None:
         raise BadInput(f"--model: {why}")
     _need_weights(node)
@@ -74,50 +79,83 @@ def score(session: Session, rows: OnRows, model: str, label: str | None, max_len
         result["equal_rewards"] = sum(one == two for one, two in both)
     if result["without_reward"]:
         why = "no response, too long, without a token to read, or refused by the chat template"
-        session.say(f"warning: {result['without_reward']} rows have no reward: {why}")
+        session.say(f"warning: {counted(result['without_reward'], 'row has', 'rows have')} no reward: {why}")
     if (line := scorer.reading.beyond(scorer.lengths)) is not None:
         session.say(f"warning: {line}")
     _say(session, result)
 
 
-def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int, drawn: Drawn) -> None:
+def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int | None, drawn: Drawn) -> None:
     """Write a file's rows with responses of a model to their prompts.
 
     Raises:
         BadInput: what cannot be read, before anything heavy is loaded.
     """
     os.environ.update(QUIET_ENVIRONMENT)
-    target, node = _target(rows.file, rows.out, "sampled"), _model(model)
+    target, node = _target(rows.file, rows.out, "sampled"), _model(session, model, ["sft", "policy"])
     _need_weights(node)
-    recipe = _recipe(session, rows, max_new_tokens=max_new_tokens)
+    recipe = _recipe(session, rows)
     from rpo_cli.models import Sampling
-    from rpo_cli.stages.files import Sampler
+    from rpo_cli.stages.files import Sampler, Table
 
     table = _table(rows.file, rows.split, target)
-    most, size = recipe.max_new_tokens, recipe.per_device_eval_batch_size
-    how = Sampling(drawn["temperature"], drawn["top_p"], most, size, drawn["seed"])
-    sampler = Sampler(Path(node.reference), node.revision, recipe, drawn["count"], how, rows.prompt_format)
+    sampler = Sampler(Path(node.reference), node.revision, recipe, drawn["count"], rows.prompt_format)
     _need_template(rows, model, sampler.tokenizer)
     count = table.check(["responses"], sampler.check)
-    _note(session, sampler.notes())
-    identity = {**drawn, "model": node.key, "max_new_tokens": recipe.max_new_tokens, **_form(rows)}
-    made = _extended(session, table, target, sampler.responses, identity, recipe, count)
+    most, said = sampler.fit(Table(table.files).rows(), max_new_tokens)
+    _note(session, [*sampler.notes(), *([] if said is None else [said])])
+    identity = {**drawn, "model": node.key, "max_new_tokens": most, **_form(rows)}
+    how = Sampling(drawn["temperature"], drawn["top_p"], most, rows.batch_size, drawn["seed"])
+    make = partial(sampler.responses, how)
+    made = _extended(session, table, target, make, identity, recipe, count)
     if made is None:
         return
     result = {"file": str(target), "rows": count}
     if left := sum(row["responses"] is None for row in made):
         result["without_responses"] = left
         why = "too long for the model, or refused by the chat template"
-        session.say(f"warning: {left} rows have no responses: {why}")
+        session.say(f"warning: {counted(left, 'row has', 'rows have')} no responses: {why}")
     _say(session, result)
 
 
-def _model(name: str) -> External:
-    """The model of this name; whether the hub can be reached is asked once, its client tries for minutes."""
+def _model(session: Session, name: str, kinds: Sequence[str]) -> External:
+    """The model of this name: a folder, what a recipe of these kinds trained, or one of the hub.
+
+    Whether the hub can be reached is asked once, its client tries for minutes.
+
+    Raises:
+        BadInput: it can be none of these, or was not trained yet.
+    """
     node = External.named(name)
-    if node.on_hub:
-        unreachable()
+    if (is_recipe(name) or ":" in name) and not Path(name).is_dir():
+        return External(str(_trained(session, name, kinds)))
+    for option in ("rho", "workspace"):
+        if getattr(session, option) is not None:
+            raise BadInput(f"--{option}: has no effect, --model {name} is no recipe")
+    if not node.on_hub:
+        return node
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(node.reference)
+    except HFValidationError:
+        what = "no folder, no recipe (FILE.yaml, or FILE.yaml:NAME) and no possible name of the hub"
+        what = "no such folder" if name.startswith((".", "/", "~")) else what
+        raise BadInput(f"--model {name}: {what}") from None
+    unreachable()
     return node
+
+
+def _trained(session: Session, name: str, kinds: Sequence[str]) -> Path:
+    """The folder of a recipe's model, as its own command makes it: by the recipe's seed, on its device."""
+    session = replace(session, recipe=name, seed=None, device=None)
+    loaded = model_of(session, "--model", kinds)
+    workspace, stage = session.open(loaded.recipe.suite), planner_for(loaded).build(loaded)
+    if (why := not_there(stage, workspace)) is not None:
+        folder, first = workspace.root / stage.path, maker(session, loaded, stage)
+        raise BadInput(f"--model {name}: {folder}: {why}; first {first}")
+    return workspace.root / stage.path
 
 
 def _need_template(rows: OnRows, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -213,7 +251,7 @@ def _extended(
         session.say(f"warning: {left} rows are left out: a key stands twice in them")
     device = devices.choose(recipe)
     identity = {**identity, "device": device.name, "dtype": device.dtype_name}
-    session.say(f"{count} rows to {out}; device: {device}")
+    session.say(f"{counted(count, 'row')} to {out}; device: {device}")
     if session.dry_run:
         return None
     devices.prepare(recipe.threads, device.repeats)
@@ -236,4 +274,4 @@ def _say(session: Session, result: dict[str, Any]) -> None:
         pairs = result["rows"] - result["without_reward"]
         share = f"; chosen has the higher reward in {share_of(result['accuracy'], pairs)} of {pairs} pairs"
         share += f", both the same in {result['equal_rewards']}" if result["equal_rewards"] else ""
-    print(f"{result['file']}: {result['rows']} rows{share}")
+    print(f"{result['file']}: {counted(result['rows'], 'row')}{share}")

@@ -97,6 +97,8 @@ def init(session: Session, wanted: OwnSuite) -> None:
         stage, workspace, share = _read(session, file, data)
     except BadInput as error:  # the reader's advice is for a recipe, and there is none yet
         raise BadInput(_of_columns(str(error), wanted.columns)) from error
+    for theirs, has in workspace.finished(stage.path)["metrics"].get("absent_columns", {}).items():
+        raise BadInput(f"--columns {wanted.columns}: no row has a column {theirs} (has: {has})")
     if tokenizer.chat_template is not None and (form := _form(session, wanted, stage, workspace)) is not None:
         data.append(form)
         if form.value == "chat":

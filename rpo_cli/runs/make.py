@@ -58,7 +58,7 @@ def evaluate(session: Session, split: str, costs: Costs) -> None:
 
 def evaluated(session: Session, split: str) -> tuple[Loaded, list[Stage]]:
     """A recipe, and the evaluations of its policy at every --rho, or of an evaluation recipe's baseline."""
-    first = session.load(None)
+    first = session.load(None, among=("evaluate", "policy"))
     planner = planner_for(first)
     if first.recipe.stage == "evaluate":
         return first, [planner.build(session.load("evaluate", split=split))]
@@ -117,7 +117,7 @@ def diagnose(session: Session, *, members: bool) -> None:
 
 def _kind_of(session: Session, command: str, kinds: Sequence[str]) -> str:
     """The kind of the session's recipe, which must be one of those that a command takes."""
-    stage = session.load(None).recipe.stage
+    stage = session.load(None, among=kinds).recipe.stage
     if stage not in kinds:
         takes = f"{command} takes a {', '.join(kinds[:-1])} or {kinds[-1]} recipe"
         raise BadInput(f"{session.recipe}: is {article(stage)} recipe; {takes}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +15,8 @@ from rpo_cli.text import clock
 
 QUIET_SECONDS = 5.0  # between lines
 BAR_SECONDS = 0.1  # between changes of a live bar
+ANY = "any"  # kind of stage
+LONG = 10.0  # expected seconds from which a stage says something of other kinds: less is mostly its start
 
 
 @dataclass
@@ -65,8 +67,8 @@ class PlanProgress:
     """How far a plan is, and how long the rest takes: what was measured goes before what was expected.
 
     A running stage takes as long as its own steps say. One that waits takes what the plan expects of it,
-    corrected by how wrong that was for stages of its kind, or of any kind while none of its own has been
-    seen.
+    corrected by how wrong that was for stages of its kind, or for `LONG` ones of any kind while none of its
+    own has been seen.
     """
 
     console: Console
@@ -103,14 +105,14 @@ class PlanProgress:
             if (left := stage.remaining(now)) is not None:
                 rest[path] = left
                 measured[path] = stage.whole(now - stage.started + left)
-        took: dict[str | None, float] = {}
-        meant: dict[str | None, float] = {}
+        took = defaultdict[str | None, float](float)
+        meant = defaultdict[str | None, float](float)
         for path, seconds in measured.items():
             if seconds is not None:
-                kind = self.kinds.get(path)
-                took[kind] = took.get(kind, 0.0) + seconds
-                meant[kind] = meant.get(kind, 0.0) + self.expected[path]
-        any_kind = sum(took.values()) / sum(meant.values()) if took else 1.0
+                for kind in (self.kinds.get(path), *([ANY] if self.expected[path] >= LONG else [])):
+                    took[kind] += seconds
+                    meant[kind] += self.expected[path]
+        any_kind = took[ANY] / meant[ANY] if ANY in took else 1.0
         for path in self.expected.keys() - self.done.keys() - rest.keys() - self.lost:
             kind = self.kinds.get(path)
             seconds = self.expected[path] * (took[kind] / meant[kind] if kind in took else any_kind)

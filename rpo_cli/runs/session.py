@@ -24,7 +24,7 @@ from rpo_cli.runs.planning.data import suite_rhos
 from rpo_cli.runs.pool import execute
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.todo import Todo, as_json, built_on, what_to_run
-from rpo_cli.text import WIDEST, clock
+from rpo_cli.text import WIDEST, clock, counted
 
 MANY = 25
 
@@ -60,12 +60,23 @@ class Session(Options):
         )
 
     def load(
-        self, expect: str | None, *, rho: float | Literal["none"] | None = None, **flags: object
+        self,
+        expect: str | None,
+        *,
+        rho: float | Literal["none"] | None = None,
+        among: Sequence[str] = (),
+        **flags: object,
     ) -> Loaded:
         """The recipe that was asked for, under this session's seed and overrides and these flags."""
         flags["device"] = self.device
         return load(
-            self.recipe, rho=rho, seed=self.seed, overrides=self.overrides, flags=flags, expect=expect
+            self.recipe,
+            rho=rho,
+            seed=self.seed,
+            overrides=self.overrides,
+            flags=flags,
+            expect=expect,
+            among=among,
         )
 
     def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
@@ -169,7 +180,9 @@ class Session(Options):
 
             preflight.check(todo, workspace, self.jobs)
             device = devices.choose(targets[0].recipe)
-            self.say(f"device: {device}; threads: {targets[0].recipe.threads or 'all'}")
+            sharing = self.jobs if device.name == "cuda" else 1
+            threads = targets[0].recipe.threads or devices.threads_of_a_worker(sharing)
+            self.say(f"device: {device}; threads: {threads}")
             built = {item.stage.path for item in todo}
             reused = [stage for stage in walk(targets) if stage.path not in built]
             self.note_devices(reused, workspace, device.name)
@@ -233,7 +246,8 @@ class Session(Options):
             self.say(f"warning: {line}")
         reused = len(stages) - len(todo)
         self.say(
-            f"workspace {workspace.root}: {len(todo)} stages to build, {reused} up to date or not needed"
+            f"workspace {workspace.root}: {counted(len(todo), 'stage')} to build, {reused} up to date or not "
+            "needed"
         )
         lines = [f"{item.stage.kind:9} {item.stage.path}  ({item.reason})" for item in todo]
         if self.dry_run and not self.as_json:
@@ -252,7 +266,8 @@ class Session(Options):
             )
         trainings = [item.stage.recipe for item in todo if schema.KINDS[item.stage.kind].trains]
         if unmeasured := sum(recipe.expected_seconds is None for recipe in trainings):
-            why = f"{unmeasured} trainings have no expected_seconds; the ETA follows their steps"
+            have = counted(unmeasured, "training has", "trainings have")
+            why = f"{have} no expected_seconds; the ETA follows their steps"
             self.say(f"expected: unknown, {why}")
         elif todo:
             total = sum(item.seconds for item in todo)
@@ -273,7 +288,7 @@ class Session(Options):
         )
         for other, count in sorted(made_on.items()):
             if other != device:
-                made = f"{count} artifacts that were made on {other}, in the dtype asked for"
+                made = f"{counted(count, 'artifact')} made on {other}, in the dtype asked for"
                 self.say(f"note: reuses {made}; this is {device}")
 
     def say(self, line: str) -> None:

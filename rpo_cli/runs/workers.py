@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -16,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rpo_cli import devices
 from rpo_cli.artifacts import Job, Manifest, Stage, job_from
 from rpo_cli.errors import BadInput, RunFailed, decode_error, encode_error
 from rpo_cli.recipes.schema import KINDS, Recipe
@@ -144,13 +144,10 @@ def _set_up() -> None:
         signal.signal(ending, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     start_arrow()
-    # On import it tells the terminal that QLoRA on a CPU could be faster; later words go to a log.
-    unheard = logging.getLogger("bitsandbytes")
-    unheard.setLevel(logging.ERROR)
+    devices.unheard()
     for kind, row in KINDS.items():
         if row.heavy:
             stage_function(kind)
-    unheard.setLevel(logging.NOTSET)
     set_aside()
 
 

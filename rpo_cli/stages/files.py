@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,9 +22,19 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpo_cli import devices
-from rpo_cli.artifacts import hash_of, hash_path, read_json, write_json
+from rpo_cli.artifacts import below_adapters, hash_of, hash_path, read_json, write_json
 from rpo_cli.errors import BadInput
-from rpo_cli.models import Row, Sampling, encode, load_causal, load_tokenizer, pair_rewards, room, sample
+from rpo_cli.models import (
+    Row,
+    Sampling,
+    config_at,
+    encode,
+    load_causal,
+    load_tokenizer,
+    pair_rewards,
+    room,
+    sample,
+)
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.recipes.whole import whole
 from rpo_cli.stages.data.ledger import Ledger
@@ -46,6 +57,7 @@ from rpo_cli.stages.plain_text import Format, Seen, in_chat
 from rpo_cli.stages.reading import Reading, row_of
 
 PART = 1024  # rows
+MOST_NEW = 256  # tokens of a response, unless it is said
 SIDES = ("prompt", "completion")
 OF_PARTS = re.compile(r"\.?(\d{6}|of)\.json.*")
 # The columns that hold responses, and those of their rewards; the first of these that a row has.
@@ -369,7 +381,6 @@ class Sampler:
     revision: str | None
     recipe: ScoringRecipe
     count: int
-    how: Sampling
     prompt_format: Format = None
     seen: Seen = field(default_factory=Seen)
 
@@ -393,6 +404,47 @@ class Sampler:
     def model(self) -> PreTrainedModel:
         device = devices.choose(self.recipe)
         return load_causal(self.source, self.recipe, device, self.tokenizer, self.revision)
+
+    def fit(self, rows: Iterable[tuple[str, Row]], asked: int | None) -> tuple[int, str | None]:
+        """How many tokens a response may have, and what to say of it.
+
+        asked: for these; None: for `MOST_NEW`, or fewer where that leaves the longest prompt no room, but a
+        quarter of the model's positions at least. Prompts that then do not fit get no response.
+
+        Raises:
+            BadInput: no prompt fits.
+        """
+        most = asked or MOST_NEW
+        if self.room is None or not (lengths := [(n, place) for place, n in self._lengths(rows)]):
+            return most, None
+        (shortest, _), (longest, place) = min(lengths), max(lengths)
+        if asked is None:
+            most = min(most, max(self.room - longest, self.room // 4))
+        if shortest + most > self.room:
+            fits = self.room - (longest if longest < self.room else shortest)
+            cure = f"give at most {fits}" if asked and fits > 0 else "no prompt is short enough"
+            both = f"a prompt of {longest} tokens ({place}) and --max-new-tokens {most}"
+            raise BadInput(f"{both} exceed the model's {self.room} positions; {cure}")
+        if most == (asked or MOST_NEW):
+            return most, None
+        of = f"the model has {self.room} positions, and the longest prompt ({place}) {longest} tokens"
+        return most, f"--max-new-tokens {most}, not {MOST_NEW}: {of}"
+
+    def _lengths(self, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, int]]:
+        """The tokens of prompts, as far as the chat template does not refuse them."""
+        for some in _in_parts(rows):
+            texts = {place: text for place, row in some if (text := self.prompt(place, row)) is not None}
+            tokens = encode("prompt", list(texts.values()), self.tokenizer)
+            yield from zip(texts, map(len, tokens.to_pylist()), strict=True)
+
+    @cached_property
+    def room(self) -> int | None:
+        """How many tokens a prompt and its response may have, as far as a config says that is there."""
+        try:
+            found = room(config_at(below_adapters(self.source), self.revision))
+        except (OSError, ValueError):  # an adapter on the hub has none
+            return None
+        return None if found == sys.maxsize else found
 
     def prompt(self, place: str, row: Row) -> str | None:
         """A row's prompt as the text that the model goes on with; None where the chat template refuses it.
@@ -420,18 +472,18 @@ class Sampler:
     def _templated(self) -> Templated:
         return Templated(self.tokenizer, None, self.prompt_format == "chat")
 
-    def responses(self, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
+    def responses(self, how: Sampling, rows: Sequence[tuple[str, Row]], done: Done) -> list[Columns]:
         """The new column `responses`; null where the chat template refuses or the model has no room."""
         texts = [self.prompt(place, row) for place, row in rows]
         found = list(dict.fromkeys(text for text in texts if text is not None))
         tokens = zip(found, encode("prompt", found, self.tokenizer).to_pylist(), strict=True)
-        most = room(self.model) - self.how.max_new_tokens
+        most = room(self.model.config) - how.max_new_tokens
         fitting = {text: ids for text, ids in tokens if len(ids) <= most}
         answers = sample(
             self.model,
             self.tokenizer,
             [prompt for prompt in fitting.values() for _ in range(self.count)],
-            self.how,
+            how,
             _behind(0, done, self.count),
         )
         decoded = self.tokenizer.batch_decode(answers, skip_special_tokens=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import REASONS, Ledger, Sieve
 from rpo_cli.stages.data.overlap import leaks, prompts_of, shared_prompts
+from rpo_cli.stages.data.problems import Problems
 from rpo_cli.stages.data.rows import (
     MESSAGES,
     PAIR_COLUMNS,
@@ -28,8 +28,6 @@ from rpo_cli.stages.data.sources.records import rows_in
 
 if TYPE_CHECKING:
     from rpo_cli.stages.data.sources.chat import Chat
-
-MOST_PROBLEMS = 10  # of a file: they tend to be alike
 
 
 def run(job: Job[DataRecipe], report: Report) -> dict[str, object]:
@@ -148,27 +146,6 @@ def read_table(
             kind, _, why = name.rpartition("/")
             problems.first += [f"{place}: {REASONS[why]}" for place in places if kind == table]
     problems.check()
-
-
-@dataclass
-class Problems:
-    """What is wrong with a file, the first of it in words."""
-
-    file: Path
-    first: list[str] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, place: str, *problems: str) -> None:
-        """More of them, of one row."""
-        self.count += len(problems)
-        self.first += [f"{place}: {problem}" for problem in problems][: MOST_PROBLEMS - len(self.first)]
-
-    def check(self) -> None:
-        """Raise BadInput if there are any."""
-        more = self.count - len(self.first)
-        if self.first:
-            last = [f"{self.file}: and {more} more problems"] if more > 0 else []
-            raise BadInput("\n".join(self.first + last))
 
 
 def _wrong(row: Row, needed: tuple[str, ...]) -> list[str]:

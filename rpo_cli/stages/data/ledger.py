@@ -81,7 +81,8 @@ class Ledger:
 
     place: of the row that is being read; records: rows read of pairs, of written responses (`sft`), or of a
     table of files; counts: by name, `pairs/ties`; notes: what else the user must know; renamed: of each name
-    that a recipe has for a column, whether a row had it; read_as: how labels were read.
+    that a recipe has for a column, what the first row has in its place, "" once a row has it; read_as: how
+    labels were read.
     """
 
     place: str = ""
@@ -90,7 +91,7 @@ class Ledger:
     examples: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
     read_as: list[str] = field(default_factory=list)
-    renamed: defaultdict[tuple[str, str], bool] = field(default_factory=lambda: defaultdict(bool))
+    renamed: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def read(self, kind: str, place: str) -> None:
         """Count a row of a file as read; what is left out next is this row."""
@@ -104,18 +105,19 @@ class Ledger:
             self.examples[name].append(self.place)
 
     def metrics(self) -> dict[str, object]:
-        """All that was counted, for the manifest: `records/…`, counts, places by reason, `read_as`."""
+        """All that was counted, for the manifest: `records/…`, counts, places by reason, and more."""
         records = {f"records/{kind}": count for kind, count in sorted(self.records.items())}
         counts = {name: count for name, count in sorted(self.counts.items()) if count}
         examples = {name: places for name, places in sorted(self.examples.items()) if places}
-        more = {"left_out_examples": examples, "read_as": self.read_as}
+        absent = {theirs: has for (_, theirs), has in self.renamed.items() if has}
+        more = {"left_out_examples": examples, "read_as": self.read_as, "absent_columns": absent}
         return records | counts | {name: value for name, value in more.items() if value}
 
     def warnings(self) -> Iterator[str]:
         """The notes, and a line for what took, or holds of, more than `MANY` of the rows read."""
         yield from self.notes
-        for (ours, theirs), had in self.renamed.items():
-            if not had:
+        for (ours, theirs), has in self.renamed.items():
+            if has:
                 yield f"columns: no row has {theirs!r}; {ours} was read from the column of this name instead"
         for name, count in sorted(self.counts.items()):
             kind, _, what = name.rpartition("/")

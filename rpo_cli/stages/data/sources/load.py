@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from importlib import import_module
+from itertools import starmap
 from pathlib import Path
 
 from rpo_cli.artifacts import Job, Report, snapshots
@@ -11,6 +12,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.recipes.schema import DataRecipe, seed_of
 from rpo_cli.stages.data.ledger import Ledger, losses
+from rpo_cli.stages.data.problems import to_the_end
 from rpo_cli.stages.data.sources.assemble import table_rows, tables, tables_of_written
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written
 from rpo_cli.stages.data.sources.records import SPLITS, data_files, one_name, published_split, records
@@ -39,7 +41,10 @@ def load(job: Job[DataRecipe], report: Report, ledger: Ledger) -> dict[str, Iter
         tokenizer = load_tokenizer(job.inputs["tokenizer"], revision=revision, need_pad=False)
     kinds = {"dataset": "sft"} if recipe.of.written else KINDS
     sets = {kind: _records(job, name, kind, report, ledger) for name, kind in kinds.items()}
-    pairs, written = _reader(recipe)(Sets(recipe, tokenizer, sets.get("pairs", ()), sets["sft"], ledger))
+    read, given = _reader(recipe), Sets(recipe, tokenizer, sets.get("pairs", ()), sets["sft"], ledger)
+    pairs, written = read(given)
+    pairs = to_the_end(pairs, lambda: read(given)[0], job.path, ledger)
+    written = to_the_end(written, lambda: read(given)[1], job.path, ledger)
     sizes = {str(table): size for table, size in recipe.rows.items()}
     share, seed = recipe.validation_share, seed_of(recipe, "data")
     found = (
@@ -112,17 +117,21 @@ def _files(job: Job[DataRecipe], name: str) -> dict[Path, str]:
 def _records(job: Job[DataRecipe], name: str, kind: str, report: Report, ledger: Ledger) -> Records:
     """Records of one of the job's data sets; none where it has no such set."""
     if name not in job.inputs:
-        return
+        return ()
     recipe = job.recipe
     files = _of_splits(_files(job, name), name, kind, job, ledger)
     columns: dict[str, str] = {
         ours: theirs for ours, theirs in recipe.columns.items() if ours in COLUMNS[kind]
     }
-    for number, (where, published, row) in enumerate(records(files, kind, ledger, columns)):
+
+    def told(number: int, record: tuple[str, str | None, Row]) -> tuple[str, str | None, Row]:
+        where, published, row = record
         if number % 1000 == 999:
             report(number + 1, number + 1001)
         untold = published is None and not recipe.split  # tldr.py knows it from the row
-        yield where, None if untold else _split(published or "train", name, kind, recipe), row
+        return where, None if untold else _split(published or "train", name, kind, recipe), row
+
+    return starmap(told, enumerate(records(files, kind, ledger, columns)))
 
 
 def _split(published: str, name: str, kind: str, recipe: DataRecipe) -> str | None:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, count
+from itertools import chain, count, starmap
 from pathlib import Path
 from shlex import quote
 
@@ -109,14 +109,23 @@ def records(
     """(place, split as published or None, record) of every record of these files; see `rows_in`.
 
     Raises:
-        BadInput: a file or a record that cannot be read, with the line or row.
+        BadInput: a file or a record that cannot be read, with the line or row; those behind such a record can
+            be asked for.
     """
-    for file in files:
-        split = published_split(file)
-        for place, row in rows_in(file, kind, ledger, columns, every=every):
-            if isinstance(row, str):
-                raise BadInput(f"{place}: {row}")
-            yield place, split, row
+
+    def read() -> Iterator[tuple[str, str | None, Row | str]]:
+        for file in files:
+            split = published_split(file)
+            for place, row in rows_in(file, kind, ledger, columns, every=every):
+                yield place, split, row
+
+    return starmap(_whole, read())
+
+
+def _whole(place: str, split: str | None, row: Row | str) -> tuple[str, str | None, Row]:
+    if isinstance(row, str):
+        raise BadInput(f"{place}: {row}")
+    return place, split, row
 
 
 def rows_in(
@@ -153,7 +162,10 @@ def _renamed(row: Row, columns: Mapping[str, str], ledger: Ledger) -> Row | str:
     """The row with our names for its columns, or what is wrong with it."""
     found = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
     for ours, theirs in columns.items():
-        ledger.renamed[ours, theirs] |= ours in found
+        if ours in found:
+            ledger.renamed[ours, theirs] = ""
+        elif (ours, theirs) not in ledger.renamed:
+            ledger.renamed[ours, theirs] = columns_in(row)
         if ours not in found and ours not in row:
             return f"no column {theirs!r}, which columns: has for {ours} (has: {columns_in(row)})"
     others = {name: value for name, value in row.items() if name not in columns.values()}
