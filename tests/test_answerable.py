@@ -13,8 +13,10 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize("keys", LONG)
+@pytest.mark.parametrize(
+    ("keys", "jobs"),
+    [*((keys, 1) for keys in LONG), pytest.param(next(iter(LONG)), 2, marks=pytest.mark.slow)],
+)
 def test_an_evaluation_whose_prompts_do_not_fit_stops_before_anything_is_trained(
     empty: Tiny, keys: str, jobs: int
 ) -> None:
