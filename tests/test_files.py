@@ -23,6 +23,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import encode
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages import files
+from rpo_cli.stages.files import table as table_of
 
 CPU, CHAT = ("--device", "cpu"), ("--prompt-format", "chat")
 
@@ -173,7 +174,7 @@ def test_parquet_keeps_its_columns_and_their_types(tmp_path: Path) -> None:
 def test_a_run_that_was_interrupted_goes_on_with_the_parts_that_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "PART", 2)
+    monkeypatch.setattr(table_of, "PART", 2)
     table, out = (
         files.Table([write_jsonl(tmp_path / "rows.jsonl", [{"n": n} for n in range(5)])]),
         tmp_path / "o.jsonl",
@@ -258,7 +259,7 @@ def test_a_prompt_has_the_same_samples_wherever_it_stands_and_they_can_be_scored
     assert [row["prompt"] for row in found] == [row["prompt"] for row in asked]
     assert all(len(set(row["responses"])) == 2 for row in found)
     assert found[0] == found[2] != found[1]
-    monkeypatch.setattr(files, "PART", 1)
+    monkeypatch.setattr(table_of, "PART", 1)
     rpo("sample", write_jsonl(tmp_path / "again.jsonl", asked[::-1]), *drawn, "--batch-size", 1)
     assert lines(tmp_path / "again.sampled.jsonl")[::-1] == found
     rpo("score", tmp_path / "prompts.sampled.jsonl", "--model", judge, *CPU)
@@ -429,7 +430,7 @@ def test_a_run_that_was_interrupted_in_another_form_is_made_anew(
     rows = [{"prompt": "the cat"}]
     expected, _ = sampled(model, rows, *CHAT)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_write", interrupt)
+        patch.setattr(table_of, "_write", interrupt)
         sampled(model, rows, code=130)
     assert list(tmp_path.glob("*.parts"))
     assert sampled(model, rows, *CHAT)[0] == expected
