@@ -30,6 +30,7 @@ from tools.tables.words import (
 # Where a question was set down as primary before its seeds ran, and the page that tells what came of it.
 PRIMARY = {
     "figure2-seeds": "figure2",
+    "utility": "utility",
     "equal-subsets": "one-min",
     "information": "information",
     "information-again": "information-again",
