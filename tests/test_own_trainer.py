@@ -35,7 +35,7 @@ def script(learnt: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scr
     def run(steps: int, margins: str = "") -> Any:
         """Train on all pairs at once; `margins`: an expression of the script's own, in its place."""
         assert SCRIPT is not None
-        more = f'save_strategy="no", use_cpu=True, logging_steps=1, max_steps={steps}, learning_rate=1e-3'
+        more = f'save_strategy="no", use_cpu=True, max_steps={steps}, learning_rate=1e-3'
         more += ", per_device_train_batch_size=24"
         text = SCRIPT[1].replace('report_to="none"', f'report_to="none", {more}')
         assert OWN in text
