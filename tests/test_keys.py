@@ -15,6 +15,7 @@ from conftest import RHO, SEED, Tiny, manifest
 from rpo_cli import devices
 from rpo_cli.artifacts import walk
 from rpo_cli.devices import Device, DeviceError
+from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import Recipe, result_fields
 
 GPU = Device("cuda", "bfloat16", "a test says so")
@@ -70,6 +71,22 @@ def test_threads_that_one_stage_asks_for_are_not_the_next_ones() -> None:
     assert torch.get_num_threads() == own + 1
     devices.prepare(None)
     assert torch.get_num_threads() == own
+
+
+def test_the_threads_that_are_said_are_shared_by_no_more_jobs_than_there_are_stages(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise BadInput("enough was said")
+
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("rpo_cli.devices.memory.cpus", lambda: 8)
+    monkeypatch.setattr("rpo_cli.devices.memory._own_threads", lambda: 8)
+    monkeypatch.setattr("rpo_cli.runs.session.execute", stop)
+    on_this_machine(monkeypatch, lambda recipe: GPU)
+    for more, stages, threads in (("--force", "1 stage", 8), ("--seed=5", "6 stages", 2)):
+        said = tiny.run("train-rm", "rm.yaml", "--jobs", 4, "--set", "threads=null", more, code=2).stderr
+        assert f": {stages} to build" in said and f"; threads: {threads}\n" in said, said
 
 
 def test_algorithms_are_deterministic_on_the_cpu_unless_told_otherwise_and_the_manifest_says_so(

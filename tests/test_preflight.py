@@ -230,8 +230,21 @@ def test_a_figure_of_policies_of_two_models_on_the_same_pairs_is_planned(empty: 
     empty.edit("splits.yaml", "tokenizer: larger.yaml")
     said = empty.run("figure figure2", "sizes.yaml", "--dry-run", code=2).stderr
     assert "asks for another seed-0/reference-logps/relabel than " in said
-    cure = "of another model; policies that start from two models need pairs of two relabel recipes"
-    assert said.endswith(f"{cure}\n")
+    assert ", of another model; where policies start from several models" in said
+    empty.edit("evaluate.yaml", "baseline: larger.yaml")  # one model is both, as the line advises
+    planned = empty.run("figure figure2", "sizes.yaml", "--dry-run").stdout
+    assert all(f" {SEED}/reference-logps{more}/relabel " in planned for more in ("", "-from-sft"))
+
+
+def test_a_mistake_in_the_evaluate_recipe_moves_no_reference(empty: Tiny) -> None:
+    (empty.suite / "larger.yaml").write_text("extends: sft.yaml\nstage: sft\nmax_steps: 3\n")
+    asked = ("train-policy", "dpo.yaml", "--dry-run", "--set", "model_name_or_path=larger.yaml")
+    assert f" {SEED}/reference-logps-from-larger/relabel " in empty.run(*asked).stdout
+    empty.edit("evaluate.yaml", "oracel: null")
+    assert "evaluate.yaml:" in (said := empty.run(*asked, code=2).stderr)
+    assert said.endswith(": oracel: unknown key, did you mean oracle?\n")
+    (empty.suite / "evaluate.yaml").unlink()  # a policy is trained without one
+    assert f" {SEED}/reference-logps/relabel " in empty.run(*asked).stdout
 
 
 def test_a_changed_value_that_no_folder_can_be_named_after_is_refused(empty: Tiny) -> None:

@@ -167,3 +167,28 @@ def test_of_a_suite_only_recipes_are_offered_that_a_command_takes(one_file: Path
     assert offered("evaluate", "mine.yaml") == policies | {"evaluate"}
     assert offered("diagnose", "mine.yaml") == policies | {"data", "relabel", "splits", "oracle", "rm"}
     assert offered("data", "inspect", "mine.yaml") == {"data", "relabel", "splits"}
+
+
+def test_what_is_no_policy_does_not_stop_the_comparison_of_a_suite(empty: Tiny) -> None:
+    def compared(code: int = 0) -> tuple[str, str]:
+        said = rpo("compare", empty.suite, "--workspace", empty.root, "--dry-run", code=code)
+        return said.stdout, said.stderr
+
+    plan, heard = compared()
+    (empty.suite / "compose.yaml").write_text("services:\n  web: {image: nginx}\n")
+    (empty.suite / "lengths.yaml").write_text("max_length: 48\n")
+    assert compared() == (plan, heard)
+    parts = {"cautious": "extends: base.yaml\nstage: policy\nbeta: 0.5\n", "some": "objective: dpo\n"}
+    for name, text in parts.items():
+        (empty.suite / f"{name}.yaml").write_text(text)
+    again, notes = compared()
+    assert again == plan
+    for name in parts:
+        assert f"{name}.yaml lacks a stage or an objective; it is not compared\n" in notes
+    for text, line in (
+        ("stage: policy\nobjectiv: dpo\n", "objectiv: unknown key, did you mean objective?"),
+        ("stage: polcy\nobjective: dpo\n", "expected one of "),
+        ("stage: [\n", "cautious.yaml:"),
+    ):
+        (empty.suite / "cautious.yaml").write_text(text)
+        assert line in compared(code=2)[1]

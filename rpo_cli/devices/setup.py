@@ -42,7 +42,7 @@ def unheard() -> None:
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    return "kernels-community" not in record.msg
+    return "kernels-community" not in str(record.msg)
 
 
 def quiet() -> None:

@@ -17,7 +17,7 @@ from rpo_cli.figures.cells import BASELINE, Cells, read_by
 from rpo_cli.figures.dry_run import plan_only
 from rpo_cli.figures.selection import select
 from rpo_cli.figures.tuning import planned, tune
-from rpo_cli.recipes import Loaded, RecipeError, find_suite, recipes_of, schema, shown
+from rpo_cli.recipes import Loaded, RecipeError, find_suite, policies_of, schema, shown
 from rpo_cli.runs.options import Comparing, Costs, Study
 from rpo_cli.runs.question import Question, asked
 from rpo_cli.runs.session import Session
@@ -102,8 +102,12 @@ def _policies(session: Session, names: Sequence[str]) -> list[Loaded]:
     found: list[Loaded] = []
     problems: list[str] = []
     for name in names:
-        suite = find_suite(name)
-        recipes = [name] if suite is None else [str(file) for file in recipes_of(suite, "policy")]
+        recipes = [name]
+        if (suite := find_suite(name)) is not None:
+            files, parts = policies_of(suite)
+            recipes = [str(file) for file in files]
+            for part in parts:
+                session.say(f"note: {shown(part)} lacks a stage or an objective; it is not compared")
         if not recipes:
             raise BadInput(f"{name}: holds no policy recipe")
         for recipe in recipes:

@@ -14,5 +14,13 @@ from rpo_cli.recipes.files import (
     shown,
     there,
 )
-from rpo_cli.recipes.load import Loaded, article, check_suite, load, recipes_of, variant_overrides
+from rpo_cli.recipes.load import (
+    Loaded,
+    article,
+    check_suite,
+    load,
+    policies_of,
+    recipes_of,
+    variant_overrides,
+)
 from rpo_cli.recipes.write import require_writable, resolved_yaml, source, write_by_rho, write_setting

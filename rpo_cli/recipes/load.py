@@ -227,11 +227,32 @@ def _without_parts(files: Sequence[Path]) -> dict[Path, Draft]:
     return {file: draft for file, draft in drafts.items() if file not in bases or _is_whole(draft)}
 
 
-def recipes_of(suite: Path, stage: str | None = None) -> list[Path]:
-    """A suite's recipes of a stage, mistakes or none in them, and those that do not say which they are of."""
-    found = {file: draft.values.get("stage") for file, draft in _without_parts(recipes_in(suite)).items()}
-    others = MODELS.keys() - {stage} if stage is not None else set[str]()
-    return [file for file, its in found.items() if not (isinstance(its, str) and its in others)]
+def recipes_of(suite: Path) -> list[Path]:
+    """A suite's recipes, mistakes or none in them."""
+    return list(_without_parts(recipes_in(suite)))
+
+
+def policies_of(suite: Path) -> tuple[list[Path], list[Path]]:
+    """A suite's policy recipes, mistakes or none in them; and what lacks a stage or an objective to be one.
+
+    The latter are taken for parts, extended from elsewhere. Other files without a stage are in neither list,
+    unless one cannot be read.
+    """
+    policies, parts = list[Path](), list[Path]()
+    for file, draft in _without_parts(recipes_in(suite)).items():
+        stage = draft.values.get("stage")
+        if isinstance(stage, str) and stage in MODELS.keys() - {"policy"}:
+            continue
+        if draft.broken or ("stage" in draft.values and not (stage == "policy" and _is_part(draft))):
+            policies.append(file)
+        elif "objective" in draft.values or stage == "policy":
+            parts.append(file)
+    return policies, parts
+
+
+def _is_part(policy: Draft) -> bool:
+    """Whether a policy lacks an objective, and not because of a key that is none."""
+    return "objective" not in policy.values and policy.values.keys() <= PolicyRecipe.model_fields.keys()
 
 
 def variant_overrides(variant: Variant) -> list[str]:

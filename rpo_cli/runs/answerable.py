@@ -54,8 +54,8 @@ def _why_none(evaluation: Stage, data: Stage, workspace: Workspace) -> str | Non
         return None
     try:
         tokenizer = load_tokenizer(folder, recipe, need_pad=False)
-    except (BadInput, OSError, ValueError):
-        return None  # the stage that loads it says what is wrong
+    except Exception:  # whatever it is, the stage that loads it says what is wrong
+        return None
     rows = find_rows([workspace.root / data.path], table, TokenCache(workspace.root))
     rows = rows.take(range(len(rows))[: recipe.num_prompts]).one_each()
     config = models.config_of(base) or {}

@@ -180,13 +180,13 @@ class Session(Options):
 
             preflight.check(todo, workspace, self.jobs)
             device = devices.choose(targets[0].recipe)
-            sharing = self.jobs if device.name == "cuda" else 1
+            jobs = max(1, min(self.jobs, len(todo)))
+            sharing = jobs if device.name == "cuda" else 1
             threads = targets[0].recipe.threads or devices.threads_of_a_worker(sharing)
             self.say(f"device: {device}; threads: {threads}")
             built = {item.stage.path for item in todo}
             reused = [stage for stage in walk(targets) if stage.path not in built]
             self.note_devices(reused, workspace, device.name)
-            jobs = max(1, min(self.jobs, len(todo)))
             fitting = before_training([item.stage for item in todo], workspace)
             return self.carry_out(todo, workspace, launch, jobs=jobs, before=fitting, **kwargs)
         return set()

@@ -218,5 +218,6 @@ def _at_odds(stage: Stage, known: Stage) -> str:
     of = f", of another {' and '.join(others)}" if others else ""
     asked = f"asks for another {stage.path} than {shown(known.source)}{of}"
     if stage.kind in ("reference", "samples") and "model" in others:
-        return f"{asked}; policies that start from two models need pairs of two relabel recipes"
+        one = "where policies start from several models, one has this folder"
+        return f"{asked}; {one}: name it as the evaluate recipe's baseline and as tokenizer of the splits"
     return f"{asked}; give one of them a name of its own"

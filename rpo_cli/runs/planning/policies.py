@@ -67,10 +67,10 @@ class PolicyPlanner(ModelPlanner):
             return ""
         try:
             file = loaded.sibling(cast(schema.PolicyRecipe, loaded.recipe).evaluate, "evaluate")
-            evaluation = self.load(file, expect="evaluate")
-            if _named(evaluation, "baseline") == _named(loaded, "model_name_or_path"):
-                return ""
-        except RecipeError:  # there is none, or it is wrong: whoever evaluates is told
+        except RecipeError:  # there is none: whoever evaluates is told
+            return ""
+        evaluation = self.load(file, expect="evaluate")
+        if _named(evaluation, "baseline") == _named(loaded, "model_name_or_path"):
             return ""
         if isinstance(model, External):
             return f"from-external-{hash_of(model.key)[:8]}"

@@ -13,7 +13,8 @@ from rpo_cli.stages.data.sources.labels import LABELS
 from rpo_cli.stages.data.sources.ranked import LISTS, ONE
 from rpo_cli.text import percent
 
-DIALOGUES = "plain text is a dialogue (\\n\\nHuman: … \\n\\nAssistant: …), read as the messages of its turns"
+FORM = "\\n\\nHuman: … \\n\\nAssistant: …"
+DIALOGUES = f"plain text is a dialogue ({FORM}), read as the messages of its turns"
 READ = {*PAIR, "prompt", "completion", *GIVEN}
 
 
