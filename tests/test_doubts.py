@@ -48,9 +48,16 @@ def test_of_several_columns_one_that_beats_chance_is_enough() -> None:
 
 def test_margins_near_zero_are_told_of_where_the_loss_reads_their_size() -> None:
     (said,) = doubts(column(90, 10, size=0.01), 0.1)
-    assert "the median margin is 0.01: a policy that fits it prefers one response with 50.2 %" in said
+    assert "ask for 0.1 nats of log-ratio" in said and "next to nothing to learn" in said
     assert list(doubts(column(90, 10, size=0.01), 0.1, by_size=False)) == []
     assert list(doubts(column(90, 10, size=0.1), 0.1)) == []
+
+
+def test_small_scores_with_a_beta_of_their_scale_are_not_near_zero() -> None:
+    scores, untrained = column(90, 10, size=0.055), column(90, 10, size=0.0065)
+    assert list(doubts(scores, 0.1 * 0.055)) == []  # as `rpo init` scales beta by their median
+    (said,) = doubts(untrained, 0.1)
+    assert "ask for 0.065 nats" in said
 
 
 @pytest.mark.parametrize(("apart", "told"), [(0.001, True), (0.5, False)])

@@ -508,12 +508,17 @@ def test_responses_get_the_room_that_the_longest_prompt_leaves(tmp_path: Path) -
     of = f"the model has 256 positions, and the longest prompt ({file}:2) 60 tokens"
     assert f"note: --max-new-tokens 196, not 256: {of}\n" in rpo(*dry).stderr
     said = rpo("sample", file, "--model", model, "--max-new-tokens", 240, *CPU, code=2).stderr
-    exceed = "exceed the model's 256 positions; give at most 196"
-    assert said == f"a prompt of 60 tokens ({file}:2) and --max-new-tokens 240 {exceed}\n"
+    exceed = "exceed the model's 256 positions; give at most 196, which leaves room for all"
+    assert said == f"the shortest prompt of 20 tokens ({file}:3) and --max-new-tokens 240 {exceed}\n"
     assert sorted(tmp_path.iterdir()) == [model, file]
     assert "note" not in rpo(*dry, "--max-new-tokens", 230).stderr  # which leaves one of them room
     write_jsonl(file, [{"prompt": "a" * count} for count in (40, 255)])
     assert "note: --max-new-tokens 64, not 256: " in rpo(*dry).stderr  # a quarter; the other has no response
+    write_jsonl(file, [{"prompt": "a" * count} for count in (300, 40, 256)])
+    said = rpo(*dry, "--max-new-tokens", 240, code=2).stderr
+    exceed = "exceed the model's 256 positions; give at most 216; 2 longer ones get no response"
+    assert said == f"the shortest prompt of 40 tokens ({file}:2) and --max-new-tokens 240 {exceed}\n"
+    assert "note" not in rpo(*dry, "--max-new-tokens", 216).stderr
     write_jsonl(file, [{"prompt": "a" * 255}])
     assert "256 positions; no prompt is short enough\n" in rpo(*dry, code=2).stderr
 

@@ -58,7 +58,7 @@ def test_init_writes_a_suite_from_the_data_and_the_command_it_prints_runs(here: 
     held_out, training = recipes["splits"]["held_out"], recipes["training"]
     batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
     assert held_out == len(pairs) // 5 and batch == 8
-    assert f"  {held_out} pairs are held out, about {held_out // 2} of them reported" in said
+    assert f"  {held_out} pairs are held out, about half of them reported" in said
     assert f"  {held_out // 2} held-out pairs are too few to tell policies apart: an accuracy on" in said
     assert "use_peft" not in training and recipes["evaluate"]["oracle"] is None
     steps = (len(pairs) - held_out) // batch

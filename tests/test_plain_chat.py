@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from rpo_cli.artifacts import walk
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import DataRecipe
-from rpo_cli.runs import preflight
+from rpo_cli.runs import files, preflight
 from rpo_cli.runs.planner import Planner
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources import preference
@@ -304,6 +304,35 @@ def test_init_has_a_chat_model_read_plain_pairs_with_its_template_and_says_so(ch
     write("pairs.jsonl", [in_messages(row) for row in plain()])
     assert "plain text" not in init(chat, "--force") and "prompt_format" not in data()
     assert pd.read_parquet("runs/mine/seed-0/data/pairs.parquet").to_dict("records") == first
+
+
+def test_files_are_read_in_the_form_that_a_recipes_model_learnt(
+    chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init(chat, "--objective", "d-dpo")
+    rpo("train-policy", "mine.yaml:d-dpo")
+    write("rows.jsonl", plain(3))
+    asked: list[tuple[object, bytes]] = []
+    extended = files._extended
+
+    def seen(*given: Any) -> Any:
+        made = extended(*given)
+        asked.append((given[4], given[2].read_bytes()))
+        return made
+
+    monkeypatch.setattr(files, "_extended", seen)
+    for command, kind, more in (("sample", "policies/d-dpo", ["--max-new-tokens", 4]), ("score", "rm", [])):
+        asked.clear()
+        recipe = "mine.yaml:d-dpo" if command == "sample" else "mine.yaml:rm"
+        (weights,) = {file.parent for file in Path("runs/mine/seed-0").rglob(f"{kind}/*/model.safetensors")}
+        how = (command, "rows.jsonl", *more, "--out", f"{command}.jsonl", "--device", "cpu", "--model")
+        said = rpo(*how, recipe).stderr
+        taken = "prompt_format: chat, so these rows are taken as chat, too; --prompt-format says otherwise"
+        assert [line for line in said.splitlines() if line.endswith(taken)]
+        assert taken not in rpo(*how, recipe, "--prompt-format", "raw").stderr
+        assert "taken as chat" not in rpo(*how, weights, "--prompt-format", "chat").stderr
+        told, raw, by_hand = asked
+        assert told == by_hand and told[0]["prompt_format"] == "chat" and told[1] != raw[1]
 
 
 @pytest.mark.parametrize("prompt", ["[INST] {} [/INST]", "### Human: {}\n### Assistant:"])

@@ -54,8 +54,8 @@ def rebuild(
 
 
 REWARDED = (
-    "Plain text as it stands, or in the model's chat template. Default: raw for a model that rpo trained, or "
-    "without a template, else chat."
+    "Plain text as it stands, or in the model's chat template. Default: as a recipe says; raw for a model "
+    "that rpo trained, or without a template, else chat."
 )
 NAMED = "a hub name, a directory, or the recipe by which it was trained."
 ON_ROWS = {"rho", "workspace", "device", "dry_run", "as_json"}

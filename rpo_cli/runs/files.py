@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from rpo_cli import devices
-from rpo_cli.artifacts import External, look_for, snapshots, unreachable
+from rpo_cli.artifacts import External, Stage, look_for, snapshots, unreachable
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes.schema import ScoringRecipe, is_recipe
+from rpo_cli.recipes.draft import stands
+from rpo_cli.recipes.schema import DataRecipe, ScoringRecipe, is_recipe
 from rpo_cli.runs import local_models
 from rpo_cli.runs.export import maker, model_of, not_there
 from rpo_cli.runs.options import OnRows
 from rpo_cli.runs.planner import planner_for
+from rpo_cli.runs.preflight import data_below
 from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.results import share_of
 from rpo_cli.runs.session import Session
@@ -49,7 +51,7 @@ def score(session: Session, rows: OnRows, model: str, label: str | None, max_len
     os.environ.update(QUIET_ENVIRONMENT)
     target = _target(rows.file, rows.out, "scored")
     recipe = _recipe(session, rows, overlong="drop", reward_label=label, max_length=max_length)
-    node = _model(session, model, ["reward"])
+    node, rows = _model(session, rows, model, ["reward"])
     if (why := local_models.no_reward(node, label, "--label")) is not None:
         raise BadInput(f"--model: {why}")
     _need_weights(node)
@@ -92,7 +94,8 @@ def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int | Non
         BadInput: what cannot be read, before anything heavy is loaded.
     """
     os.environ.update(QUIET_ENVIRONMENT)
-    target, node = _target(rows.file, rows.out, "sampled"), _model(session, model, ["sft", "policy"])
+    target = _target(rows.file, rows.out, "sampled")
+    node, rows = _model(session, rows, model, ["sft", "policy"])
     _need_weights(node)
     recipe = _recipe(session, rows)
     from rpo_cli.models import Sampling
@@ -118,9 +121,10 @@ def sample(session: Session, rows: OnRows, model: str, max_new_tokens: int | Non
     _say(session, result)
 
 
-def _model(session: Session, name: str, kinds: Sequence[str]) -> External:
+def _model(session: Session, rows: OnRows, name: str, kinds: Sequence[str]) -> tuple[External, OnRows]:
     """The model of this name: a folder, what a recipe of these kinds trained, or one of the hub.
 
+    The rows are to be taken as it learnt its own, as far as its recipe says how and the options do not.
     Whether the hub can be reached is asked once, its client tries for minutes.
 
     Raises:
@@ -128,12 +132,13 @@ def _model(session: Session, name: str, kinds: Sequence[str]) -> External:
     """
     node = External.named(name)
     if (is_recipe(name) or ":" in name) and not Path(name).is_dir():
-        return External(str(_trained(session, name, kinds)))
+        folder, stage = _trained(session, name, kinds)
+        return External(str(folder)), _as_learnt(session, rows, stage)
     for option in ("rho", "workspace"):
         if getattr(session, option) is not None:
             raise BadInput(f"--{option}: has no effect, --model {name} is no recipe")
     if not node.on_hub:
-        return node
+        return node, rows
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -144,18 +149,29 @@ def _model(session: Session, name: str, kinds: Sequence[str]) -> External:
         what = "no such folder" if name.startswith((".", "/", "~")) else what
         raise BadInput(f"--model {name}: {what}") from None
     unreachable()
-    return node
+    return node, rows
 
 
-def _trained(session: Session, name: str, kinds: Sequence[str]) -> Path:
-    """The folder of a recipe's model, as its own command makes it: by the recipe's seed, on its device."""
+def _trained(session: Session, name: str, kinds: Sequence[str]) -> tuple[Path, Stage]:
+    """A recipe's model and its folder, as its own command makes it: by the recipe's seed, on its device."""
     session = replace(session, recipe=name, seed=None, device=None)
     loaded = model_of(session, "--model", kinds)
     workspace, stage = session.open(loaded.recipe.suite), planner_for(loaded).build(loaded)
     if (why := not_there(stage, workspace)) is not None:
         folder, first = workspace.root / stage.path, maker(session, loaded, stage)
         raise BadInput(f"--model {name}: {folder}: {why}; first {first}")
-    return workspace.root / stage.path
+    return workspace.root / stage.path, stage
+
+
+def _as_learnt(session: Session, rows: OnRows, stage: Stage) -> OnRows:
+    """The rows in the form that a model's data recipe gives its texts, which is said; else as they are."""
+    data = data_below(stage)
+    if rows.prompt_format is not None or data is None or ("prompt_format",) not in data.places:
+        return rows
+    assert isinstance(data.recipe, DataRecipe)
+    form, at = data.recipe.prompt_format, stands(data.places, data.source, ("prompt_format",))
+    session.say(f"note: {at}: {form}, so these rows are taken as {form}, too; --prompt-format says otherwise")
+    return replace(rows, prompt_format=form)
 
 
 def _need_template(rows: OnRows, model: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -373,9 +373,9 @@ def _tell_of_long(session: Session, suite: Suite) -> None:
 def _tell_of_few(session: Session, suite: Suite) -> None:
     """Say what few pairs to report on, few steps and a teacher's scale mean for what is written."""
     held_out = f"{suite.held_out} pairs are held out"
-    if suite.oracle is None:  # and so one half of them may choose strengths
+    if suite.oracle is None:  # and so one half of them, by their prompts' hashes, may choose strengths
         reported = suite.held_out // 2
-        held_out += f", about {reported} of them reported: the others choose strengths in a sweep"
+        held_out += ", about half of them reported: the others choose strengths in a sweep"
     else:
         reported = suite.held_out
     session.say(f"  {held_out}")

@@ -204,7 +204,7 @@ class Export:
 FILE = "Rows: JSON lines (packed or not), Parquet, a folder of either, or a data set of the hub."
 NEW = "File to write. Default: beside the rows, here for a set of the hub."
 AUTO = "auto: bfloat16 where the device has it."
-STANDS = "Plain text as it stands, or in the model's chat template. Default: raw."
+STANDS = "Plain text as it stands, or in the model's chat template. Default: as a recipe says; raw."
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def _without_template(stage: Stage) -> Iterator[str]:
 
     Seen is no more than `_first_row`: what a first row does not show, and data of the hub, have no note.
     """
-    data = _data_below(stage)
+    data = data_below(stage)
     if stage.kind not in ("sft", "policy") or data is None or ("prompt_format",) in data.places:
         return
     folder = models.folder_of(models.base_of(stage))
@@ -308,7 +308,7 @@ def _too_short_to_sample(stage: Stage, config: Mapping[str, Any]) -> Iterator[st
 
 def _holds_messages(stage: Stage) -> bool:
     """Whether the rows below a stage are conversations, as far as the first line of a file says."""
-    data = _data_below(stage)
+    data = data_below(stage)
     row = None if data is None else _first_row(data)
     told = row is not None and any(isinstance(row.get(name), list) for name in ("prompt", "chosen"))
     return told or _wraps(stage)
@@ -316,11 +316,11 @@ def _holds_messages(stage: Stage) -> bool:
 
 def _wraps(stage: Stage) -> bool:
     """Whether the rows below a stage are made conversations."""
-    data = _data_below(stage)
+    data = data_below(stage)
     return data is not None and getattr(data.recipe, "prompt_format", None) == "chat"
 
 
-def _data_below(stage: Stage) -> Stage | None:
+def data_below(stage: Stage) -> Stage | None:
     """The data stage whose texts a stage reads."""
     found = [table for table in stage.tables() if isinstance(table.recipe, schema.DataRecipe)]
     return found[-1] if found else None

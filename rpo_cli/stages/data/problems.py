@@ -1,4 +1,4 @@
-"""What is wrong with the rows of a file: all of it is looked for, the first of it is said."""
+"""What is wrong with the rows of a file: more than the first of it is looked for and said."""
 
 from __future__ import annotations
 
@@ -24,12 +24,8 @@ class Problems:
 
     def add(self, place: str, *problems: str) -> None:
         """More of them, of one row."""
-        self.add_lines(*(f"{place}: {problem}" for problem in problems))
-
-    def add_lines(self, *lines: str) -> None:
-        """More of them, with their places."""
-        self.count += len(lines)
-        self.first += lines[: MOST_PROBLEMS - len(self.first)]
+        self.count += len(problems)
+        self.first += [f"{place}: {problem}" for problem in problems[: MOST_PROBLEMS - len(self.first)]]
 
     def check(self) -> None:
         """Raise BadInput if there are any."""
@@ -47,25 +43,25 @@ def to_the_end(
     again: what makes something of the rows behind the last that was read; ledger: is told of each.
 
     Raises:
-        BadInput: rows are wrong, with all of `Problems`; of a set whose rows are all wrong in the same words,
-            so far as there are more than a few, the first alone.
+        BadInput: rows are wrong, each of the first `MOST_PROBLEMS`, behind which nothing is read; of rows
+            that are all wrong in the same words the first alone.
     """
     before = ledger.records.total()
     try:
         yield from items
     except BadInput as error:
-        problems, reasons, read = Problems(what), set[str](), 0
+        lines, reasons, read = list[str](), set[str](), 0
         found: BadInput | None = error
         while found is not None and read < (read := ledger.records.total() - before):  # else no row is wrong
-            problems.add_lines(str(found))
+            lines.append(str(found))
             reasons.add(str(found).removeprefix(f"{ledger.place}: "))
-            if problems.count == read >= MOST_PROBLEMS and len(reasons) == 1:
-                break
-            found = _first_error(again())
-        whole = len(reasons) == 1 and problems.count == ledger.records.total() - before
-        if whole or problems.count < 2:
+            found = _first_error(again()) if len(lines) < MOST_PROBLEMS else None
+        alike = len(reasons) == 1 and len(lines) == ledger.records.total() - before
+        if alike or len(lines) < 2:
             raise
-        problems.check()
+        if len(lines) == MOST_PROBLEMS:
+            lines.append(f"{what}: not read any further, so there may be more problems")
+        raise BadInput("\n".join(lines)) from None
 
 
 def _first_error(items: Iterator[object]) -> BadInput | None:

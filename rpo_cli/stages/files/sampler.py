@@ -32,6 +32,7 @@ from rpo_cli.stages.data.sources.templated import Templated
 from rpo_cli.stages.data.sources.turns import Part, TemplateRefuses
 from rpo_cli.stages.files.plain_text import Format, Seen, in_chat
 from rpo_cli.stages.files.table import Columns, Done, behind, in_parts
+from rpo_cli.text import counted
 
 MOST_NEW = 256  # tokens of a response, unless it is said
 
@@ -84,14 +85,25 @@ class Sampler:
         if asked is None:
             most = min(most, max(self.room - longest, self.room // 4))
         if shortest + most > self.room:
-            fits = self.room - (longest if longest < self.room else shortest)
-            cure = f"give at most {fits}" if asked and fits > 0 else "no prompt is short enough"
-            both = f"a prompt of {longest} tokens ({place}) and --max-new-tokens {most}"
-            raise BadInput(f"{both} exceed the model's {self.room} positions; {cure}")
+            raise BadInput(self._no_room(sorted(lengths), most, asked is not None))
         if most == (asked or MOST_NEW):
             return most, None
         of = f"the model has {self.room} positions, and the longest prompt ({place}) {longest} tokens"
         return most, f"--max-new-tokens {most}, not {MOST_NEW}: {of}"
+
+    def _no_room(self, lengths: Sequence[tuple[int, str]], most: int, asked: bool) -> str:
+        """Why not even the shortest of these prompts fits, and what is to be given instead."""
+        assert self.room is not None
+        (shortest, place), (longest, _) = lengths[0], lengths[-1]
+        what = f"the shortest prompt of {shortest} tokens ({place}) and --max-new-tokens {most}"
+        cure = "no prompt is short enough"
+        if asked and longest < self.room:
+            cure = f"give at most {self.room - longest}, which leaves room for all"
+        elif asked and shortest < self.room:
+            longer = sum(length > shortest for length, _ in lengths)
+            none = f"{counted(longer, 'longer one gets', 'longer ones get')} no response"
+            cure = f"give at most {self.room - shortest}; {none}"
+        return f"{what} exceed the model's {self.room} positions; {cure}"
 
     def _lengths(self, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, int]]:
         """The tokens of prompts, as far as the chat template does not refuse them."""

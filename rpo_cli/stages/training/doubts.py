@@ -12,7 +12,7 @@ from rpo_cli.statistics import Array, wilson
 
 DOUBT = "teacher: "  # how such a line begins, by which a comparison knows it
 FAR = 50.0  # nats of log-ratio between chosen and rejected: few policies go as far
-NEAR = 0.1  # logits of Bradley and Terry, as beta dh is: sigma(0.1) = 0.525, hardly more than a coin's half
+NEAR = 1.0  # the same: a policy that goes no further is hardly another one
 SAME = 0.1  # of a margin: members that differ by less in the mean pair leave a min nothing to choose
 
 
@@ -26,10 +26,10 @@ def doubts(
     """
     if not margins.size:
         return
-    median = float(np.median(np.abs(margins)))
-    if median / beta >= FAR:
-        yield DOUBT + _far(median / beta)
-    found = [_no_better_than_chance(margins), _near(median) if by_size else None]
+    asked = float(np.median(np.abs(margins))) / beta  # nats, as beta dh is fitted to the margins
+    if asked >= FAR:
+        yield DOUBT + _far(asked)
+    found = [_no_better_than_chance(margins), _near(asked) if by_size else None]
     if said := [each for each in found if each is not None]:
         yield f"{DOUBT}{'; '.join(said)}; `rpo diagnose` says what may help"
     if agreed is not None and agreed.signs >= ALIKE and agreed.deviation < SAME:
@@ -48,12 +48,12 @@ def _far(asked: float) -> str:
     )
 
 
-def _near(median: float) -> str | None:
-    if median >= NEAR:
+def _near(asked: float) -> str | None:
+    if asked >= NEAR:
         return None
     return (
-        f"the median margin is {median:.2g}: a policy that fits it prefers one response with "
-        f"{100 / (1 + np.exp(-median)):.1f} %, so there is next to nothing to learn"
+        f"the margins divided by beta ask for {asked:.2g} nats of log-ratio between chosen and rejected in "
+        "the median pair, so there is next to nothing to learn"
     )
 
 
