@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import RHO, Tiny
+from conftest import RHO, Tiny, rpo
 from test_figures import contents
 
 from rpo_cli.figures.kinds.curves import VERDICTS, passed
@@ -45,7 +45,7 @@ def test_curves_are_what_the_checkpoints_samples_say_and_are_drawn_again_to_the_
     table = pd.read_csv(folder / "curves.csv")
     assert table["plateau"].isin(VERDICTS).all() and (table["plateau"][0] == VERDICTS[1]) == row["passed"]
     again = tmp_path / "again"
-    tiny.run("figure curves", "curves.yaml", "--from", folder, "--out", again)
+    rpo("figure", "curves", "--from", folder, "--out", again)
     drawn = contents(again)
     assert drawn and all(contents(folder)[name] == content for name, content in drawn.items())
 

@@ -481,9 +481,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
     assert watch.steps == list(range(1 if len(numbers) == 2 else 3, 7))
     assert weights(directory) == final
     kept = json.loads((directory / "manifest.json").read_text())
-    assert kept["metrics"] == undisturbed["metrics"] and "warnings" not in kept
+    assert all(kept.get(name) == undisturbed.get(name) for name in ("metrics", "warnings"))
     if name != "rpo_state.json":  # without it a checkpoint was never whole
-        assert f"checkpoint-4/{name} is damaged: training goes on from" in said["warnings"][0]
+        assert f"checkpoint-4/{name} is damaged: training goes on from" in "\n".join(said["warnings"])
 
 
 @pytest.mark.slow

@@ -230,7 +230,7 @@ def run_case(recipe: Path) -> tuple[int, str]:
         return result.exit_code, f"{type(result.exception).__name__}: {result.exception}"
     if result.exit_code not in (0, 2) or "Traceback" in result.output or "report it" in result.output:
         return result.exit_code, said[-1] if said else "nothing was said"
-    if result.exit_code == 2 and (not said or len(said) > 25 or max(map(len, said)) > 3000):
+    if result.exit_code == 2 and (not said or len(said) > 30 or max(map(len, said)) > 3000):
         return 2, f"{len(said)} lines"
     return result.exit_code, ""
 
