@@ -178,6 +178,7 @@ def test_a_sweep_keeps_every_seeds_weights_of_the_value_that_will_be_chosen(orde
     assert choose(rows) == {"dpo": {0.2: {"beta": 0.2}}}
     found = {cell.evaluation.path: ADVANTAGES[cell.setting["beta"], cell.seed] for cell in cells}
     shelf = Shelf({path: found[path] for path in list(found)[:before]})
+    # A shelf has what the keeper asks of a workspace, and notes what is dropped.
     keeper = WeightKeeper(cells, shelf)  # type: ignore[arg-type]
     for cell in cells[before:]:
         keeper(cell.evaluation, {"metrics": {"advantage": found[cell.evaluation.path]}})

@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 
 from rpo_cli.errors import BadInput
-from rpo_cli.models import (
-    Row,
-    pair_rewards,
-)
+from rpo_cli.models import Row, pair_rewards
 from rpo_cli.stages.data.rows import GIVEN
 from rpo_cli.stages.data.sources.base import columns_in
 from rpo_cli.stages.data.sources.hh import HUMAN, messages

@@ -18,9 +18,7 @@ import pyarrow.parquet as pq
 
 from rpo_cli.artifacts import hash_of, hash_path, read_json, write_json
 from rpo_cli.errors import BadInput
-from rpo_cli.models import (
-    Row,
-)
+from rpo_cli.models import Row
 from rpo_cli.recipes.whole import whole
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources.records import form_of, records
