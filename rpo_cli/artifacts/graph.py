@@ -140,6 +140,11 @@ def scores_of(inputs: Mapping[str, Item]) -> dict[str, Item]:
     return {name.removeprefix("scores/"): each for name, each in inputs.items() if name.startswith("scores/")}
 
 
+def where(node: Stage | External) -> str:
+    """A stage's path in the workspace, or what a model from outside is called."""
+    return node.path if isinstance(node, Stage) else node.reference
+
+
 def rho_folder(rho: float | None) -> str:
     return "unbiased" if rho is None else f"rho-{rho:g}"
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 
-from rpo_cli.artifacts import MANIFEST, External, Stage, Workspace, scores_of
+from rpo_cli.artifacts import MANIFEST, Stage, Workspace, scores_of, where
 from rpo_cli.figures.cells import BASELINE, FORMAT, Cell
 from rpo_cli.figures.frames import Frame, frames, held_out_pairs, verdicts_are_there
 from rpo_cli.figures.results import plain
@@ -301,12 +301,9 @@ def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[s
     recipe = cast(schema.PolicyRecipe, cell.loaded.recipe)
     stage = cast(Stage, cell.evaluation.inputs["policy"])
 
-    def named(node: Stage | External) -> str:
-        return node.path if isinstance(node, Stage) else node.reference
-
     def teacher(scores: Stage) -> str:
         columns = scores.options.get("columns")
-        return named(scores.inputs["model"]) if columns is None else f"columns {' and '.join(columns)}"
+        return where(scores.inputs["model"]) if columns is None else f"columns {' and '.join(columns)}"
 
     scores = cast(dict[str, Stage], scores_of(stage.inputs)).values()
     return {
@@ -316,8 +313,8 @@ def _described(name: str, cells: Sequence[Cell], workspace: Workspace) -> dict[s
         "help": recipe.declared.help,
         "strength": cell.setting,
         "scale": recipe.reward_scale,
-        "base": named(stage.inputs["model"]),
-        "pairs": named(stage.inputs["data"]),
+        "base": where(stage.inputs["model"]),
+        "pairs": where(stage.inputs["data"]),
         "teachers": [teacher(node) for node in scores],
     }
 

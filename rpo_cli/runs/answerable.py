@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from rpo_cli.artifacts import Stage, Workspace, positions_of, walk
+from rpo_cli.artifacts import Stage, Workspace, positions_of, walk, where
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import schema
 from rpo_cli.runs import local_models as models
@@ -21,8 +21,7 @@ def before_training(planned: Sequence[Stage], workspace: Workspace) -> Callable[
     for stage in planned:
         if isinstance(recipe := stage.recipe, schema.EvaluateRecipe) and stage.kind == "evaluate":
             base, data = models.base_of(stage.inputs["policy"]), cast(Stage, stage.inputs["data"])
-            start = base.path if isinstance(base, Stage) else base.reference
-            alike = (data.path, start, recipe.split, recipe.max_length, recipe.max_new_tokens)
+            alike = (data.path, where(base), recipe.split, recipe.max_length, recipe.max_new_tokens)
             below = waiting.setdefault(alike, (stage, set()))[1]
             below |= {needed.path for needed in walk([stage])}
 

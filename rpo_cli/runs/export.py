@@ -24,6 +24,7 @@ from rpo_cli.artifacts import (
     sha256,
     snapshots,
     unreachable,
+    where,
     write_card,
     write_json,
 )
@@ -154,8 +155,8 @@ def _check(wanted: Export, stage: Stage, workspace: Workspace) -> None:
             raise BadInput("--dtype: an adapter stays as it was trained; leave out one of --adapter, --dtype")
         base = stage.inputs["model"]
         if wanted.push is not None and not (isinstance(base, External) and base.on_hub):
-            where = base.reference if isinstance(base, External) else base.path
-            raise BadInput(f"--adapter: its base model {where} is on this disk only; leave out --adapter")
+            here = f"its base model {where(base)} is on this disk only"
+            raise BadInput(f"--adapter: {here}; leave out --adapter")
     if wanted.push is not None:
         if not REPOSITORY.fullmatch(wanted.push):
             raise BadInput(f"--push {wanted.push}: expected USER/NAME, such as anna/e-dpo")

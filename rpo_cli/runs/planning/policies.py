@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import cast
 
-from rpo_cli.artifacts import External, Stage, hash_of, rho_folder, walk
+from rpo_cli.artifacts import External, Stage, hash_of, rho_folder, walk, where
 from rpo_cli.recipes import Loaded, RecipeError, load, schema, shown
 from rpo_cli.runs.planning.base import at_rho, wrong
 from rpo_cli.runs.planning.models import ModelPlanner, name_of
@@ -63,7 +63,7 @@ class PolicyPlanner(ModelPlanner):
         Nothing for the model that its baseline is of, or whose tokens its splits count. Recipes alone decide,
         whatever else is planned: a policy's folders are the same in a comparison.
         """
-        if _called(splits.inputs["tokenizer"]) == _called(model):
+        if where(splits.inputs["tokenizer"]) == where(model):
             return ""
         try:
             file = loaded.sibling(cast(schema.PolicyRecipe, loaded.recipe).evaluate, "evaluate")
@@ -213,10 +213,6 @@ class PolicyPlanner(ModelPlanner):
         # pydantic checks both: `kind` against its names, values of another recipe's fields against its own.
         recipe = schema.ScoringRecipe(stage=kind, **values)  # type: ignore[arg-type]
         return self._add(kind, path, loaded, inputs, options, recipe=recipe)
-
-
-def _called(model: Stage | External) -> str:
-    return model.path if isinstance(model, Stage) else model.reference
 
 
 def _named(loaded: Loaded, key: str) -> object:
