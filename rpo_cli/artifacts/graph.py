@@ -140,6 +140,14 @@ def scores_of(inputs: Mapping[str, Item]) -> dict[str, Item]:
     return {name.removeprefix("scores/"): each for name, each in inputs.items() if name.startswith("scores/")}
 
 
+def told_of(name: str) -> str:
+    """The input of a policy that says what the bias b of one of its teachers counts, by the teacher's name.
+
+    Members of one recipe, which stands before a colon in their names, have one.
+    """
+    return "/".join(["told", *name.split(":")[:-1]])
+
+
 def where(node: Stage | External) -> str:
     """A stage's path in the workspace, or what a model from outside is called."""
     return node.path if isinstance(node, Stage) else node.reference

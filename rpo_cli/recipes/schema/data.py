@@ -310,10 +310,10 @@ class SplitsRecipe(Recipe):
         "nested: each subset takes the same first pairs of either kind, as far as its bias allows; "
         "independent: each is drawn from D_rho by itself",
     )
-    ensemble_on: TwoColumns | None = added(
+    ensemble_on: TwoColumns | Literal["length"] | None = added(
         None,
         "what the subsets D_rho,b differ in, where that is not what D_rho is biased in: two columns as those "
-        "of bias_on",
+        "of bias_on, or length",
     )
     length_counts_eos: bool = added(
         True, "whether the EOS is one of a response's tokens where lengths are compared"
@@ -339,7 +339,7 @@ class SplitsRecipe(Recipe):
     @property
     def told(self) -> list[str] | None:
         """The columns of what the subsets differ in; None: lengths."""
-        return self.ensemble_on or self.bias_on
+        return None if self.ensemble_on == "length" else self.ensemble_on or self.bias_on
 
     @model_validator(mode="after")
     def rho_needs_size(self) -> SplitsRecipe:
