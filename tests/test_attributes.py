@@ -190,6 +190,12 @@ def test_members_of_several_suspects_are_calibrated_each_to_its_own_bias_of_its_
     assert _temperature(job, "rm-plain:0.2") != pytest.approx(_temperature(job, "rm:0.2"))
 
 
+def test_a_policys_folder_names_the_recipes_of_its_members(suspects: Tiny) -> None:
+    turned = "ensemble=[{members: rm.yaml}, {members: rm-plain.yaml}]"
+    plan = suspects.run("train-policy", "e-dpo.yaml", "--set", turned, "--dry-run").stdout
+    assert "policies/e-dpo/beta-0.2-ensemble-rm.yaml+rm-plain.yaml  (missing)" in plan
+
+
 def test_what_stands_for_members_in_a_list_must_be_a_recipe(suspects: Tiny) -> None:
     suspects.edit("e-dpo.yaml", "ensemble: [{members: ./judge}]\n")
     said = suspects.run("train-policy", "e-dpo.yaml", code=2).stderr

@@ -270,5 +270,16 @@ def cell_name(loaded: Loaded) -> str:
         values = schema.result_fields(recipe)
         own = schema.result_fields(load(str(loaded.path), seed=recipe.seed, **at_rho(recipe.rho)).recipe)
         names = sorted(name for name in changed if name in values and values[name] != own.get(name))
-        parts += [f"{name}-{values[name]}".replace("/", "_").replace(" ", "") for name in names]
+        parts += [f"{name}-{_spelt(values[name])}".replace("/", "_").replace(" ", "") for name in names]
     return "-".join(parts)
+
+
+def _spelt(value: object) -> str:
+    """A value as part of a folder's name; of a list of recipes' members the recipes."""
+    if (
+        value
+        and isinstance(value, list)
+        and all(isinstance(each, dict) and "members" in each for each in value)
+    ):
+        return "+".join(each["members"] for each in value)
+    return str(value)
