@@ -11,6 +11,7 @@ from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe, seed_of
+from rpo_cli.stages.data.attributes import with_counts
 from rpo_cli.stages.data.ledger import REASONS, Ledger, Sieve
 from rpo_cli.stages.data.overlap import leaks, prompts_of, shared_prompts
 from rpo_cli.stages.data.problems import Problems
@@ -64,6 +65,8 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, object]:
         tables = {
             table: read_table(Path(file), table, recipe, ledger, chat) for table, file in job.files.items()
         }
+    if recipe.counts:
+        tables = {table: with_counts(rows, recipe.counts) for table, rows in tables.items()}
     counts, prompts = {}, {}
     for index, (table, rows) in enumerate(sorted(tables.items())):
         file = job.directory / f"{table}.parquet"

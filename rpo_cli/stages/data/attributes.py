@@ -1,0 +1,101 @@
+"""What can be counted in responses and may be biased in pairs: lists, bold text, exclamation marks.
+
+Length is counted in tokens, elsewhere. The patterns are of the kinds that Zhang et al. found preferred by
+people and reward models ("From Lists to Emojis", ACL 2025); that these expressions find them is ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rpo_cli.models import Row
+from rpo_cli.stages.data.rows import PAIR, PAIR_COLUMNS, Rows
+from rpo_cli.statistics import Interval, wilson
+
+PATTERNS = {
+    "bold": r"\*\*(?=\S)[^*\n]+(?<=\S)\*\*|\b__(?=\S)[^_\n]+(?<=\S)__\b",
+    "lists": r"(?m)^[ \t]*(?:[-*+•]|\d+[.)])[ \t]+\S",
+    "headings": r"(?m)^#{1,6}[ \t]+\S",
+    "links": r"\[[^\]\n]+\]\([^)\s]+\)|https?://\S+",
+    "emojis": "[\u2600-\u27bf\U0001f300-\U0001faff]",
+    "exclamations": r"!",
+    "affirmative": r"(?i)\A\s*(?:sure|certainly|of course|absolutely|yes)\b",
+}
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Which response of pairs is preferred by one attribute, of which one has more than the other.
+
+    pairs: in which the two differ. more: in how large a share the chosen one has more; its 95 % interval is
+    Wilson's. level: the same of pairs whose responses are about equally long.
+    """
+
+    pairs: int
+    more: float
+    interval: Interval
+    level_pairs: int
+    level: float | None
+
+
+def counts_of(texts: Iterable[str], pattern: str) -> np.ndarray:
+    """How often a pattern is found in each text: float64 [n]."""
+    found = re.compile(pattern)
+    return np.array([sum(1 for _ in found.finditer(text)) for text in texts], dtype=np.float64)
+
+
+def with_counts(rows: Iterable[Row], patterns: Mapping[str, str]) -> Iterator[Row]:
+    """Rows of pairs, with what is counted in their responses in columns chosen_NAME and rejected_NAME."""
+    compiled = {name: re.compile(pattern) for name, pattern in patterns.items()}
+    for row in rows:
+        if all(name in row for name in PAIR_COLUMNS):
+            row = row | {
+                f"{side}_{name}": float(sum(1 for _ in found.finditer(row[side])))
+                for name, found in compiled.items()
+                for side in PAIR
+            }
+        yield row
+
+
+def balances(rows: Rows, longer: np.ndarray) -> dict[str, Balance]:
+    """What chosen responses of a table of pairs have more or less of than rejected ones, if any pair differs.
+
+    Length comes first; then the patterns above, and what the table has in columns chosen_NAME and
+    rejected_NAME. longer: [n], 1 where the chosen response is the longer one, -1 where the rejected one is, 0
+    where they are about equally long.
+    """
+    texts = {side: rows.texts(side) for side in PAIR}
+    found = {
+        name: counts_of(texts["chosen"], pattern) - counts_of(texts["rejected"], pattern)
+        for name, pattern in PATTERNS.items()
+    }
+    found |= {name: rows.numbers([f"{side}_{name}" for side in PAIR]) @ (1, -1) for name in _counted(rows)}
+    every = {"tokens": longer, **found}
+    return {name: balance(more, longer) for name, more in every.items() if more.any()}
+
+
+def balance(differences: np.ndarray, longer: np.ndarray) -> Balance:
+    """The balance of [n] differences of chosen less rejected, not all 0; longer: as of `balances`."""
+    more, differ = differences > 0, differences != 0
+    level = differ & (longer == 0)
+    return Balance(
+        pairs=int(differ.sum()),
+        more=float(more[differ].mean()),
+        interval=wilson(int(more.sum()), int(differ.sum())),
+        level_pairs=int(level.sum()),
+        level=float(more[level].mean()) if level.any() else None,
+    )
+
+
+def _counted(rows: Rows) -> Sequence[str]:
+    """The names of a table's columns of numbers of chosen and rejected."""
+    names = rows.columns_of_numbers
+    return [
+        name.removeprefix("chosen_")
+        for name in names
+        if name.startswith("chosen_") and f"rejected_{name.removeprefix('chosen_')}" in names
+    ]
