@@ -9,9 +9,12 @@ from functools import partial
 from typing import cast
 
 from rpo_cli.artifacts import Stage
-from rpo_cli.devices import HOST_BOUND
+from rpo_cli.devices import HOST_BOUND, Device
 from rpo_cli.recipes import schema
 from rpo_cli.runs.sizes import Lengths, Model, Sizes, Unknown
+from rpo_cli.stages.training.arguments import graphed
+
+TILE = 4096, 32768  # tokens and words that the head of TRL's SFTTrainer takes at once
 
 
 @dataclass
@@ -171,8 +174,8 @@ def work_of(stage: Stage, sizes: Sizes) -> Work:
     return OF[stage.kind](stage, sizes) if stage.kind in OF else Work()
 
 
-def memory_of(stage: Stage, sizes: Sizes) -> dict[str, float]:
-    """Bytes that training a stage needs on its device, by part."""
+def memory_of(stage: Stage, sizes: Sizes, *, several: bool = False) -> dict[str, float]:
+    """Bytes that training a stage needs on its device, by part; several: in processes of accelerate's."""
     recipe = cast(schema.TrainingRecipe, stage.recipe)
     reward = stage.kind == "reward"
     model = sizes.model(stage, reward=reward)
@@ -192,21 +195,50 @@ def memory_of(stage: Stage, sizes: Sizes) -> dict[str, float]:
     each = sequences * length * hidden * width
     parts["activations"] = each * (34 + 2 * layers) if recipe.gradient_checkpointing else each * 34 * layers
     if not reward:
-        longest = length
-        if stage.kind == "policy":
-            found, _ = _pairs(stage, sizes)
-            longest = min(
-                length,
-                max(found.longest, getattr(recipe, "max_new_tokens", 0) if "samples" in stage.inputs else 0),
-            )
-        parts["logits"] = 12.0 * sequences * longest * config.vocab_size
-    if (
-        stage.kind == "policy"
-        and cast(schema.PolicyRecipe, recipe).kl_estimator == "full"
-        and "samples" in stage.inputs
-    ):
+        parts["logits"] = _logits(stage, sizes, sequences, config.vocab_size, several)
+    if isinstance(recipe, schema.PolicyRecipe) and recipe.needs_reference:
         parts["reference model"] = _weights(recipe, model, frozen=True)
     return parts
+
+
+def _logits(stage: Stage, sizes: Sizes, sequences: int, words: int, several: bool) -> float:
+    """Bytes of the logits of so many sequences, and of all that is as large, when gradients begin."""
+    recipe = cast(schema.TrainingRecipe, stage.recipe)
+    if isinstance(recipe, schema.PolicyRecipe):
+        found, _ = _pairs(stage, sizes)
+        sampled = recipe.max_new_tokens if "samples" in stage.inputs else 0
+        longest = min(recipe.max_length, max(found.longest, sampled))
+    elif not several and (recipe.device == "xla" or _by_graphs(recipe)):
+        data = stage.inputs["data"]
+        longest = sizes.lengths(data, cast(schema.SFTRecipe, recipe).table, recipe.max_length, stage).longest
+    else:  # TRL's head reads hidden states tile by tile
+        tile = min(sequences * recipe.max_length, TILE[0]) * min(words, TILE[1])
+        return (4 if recipe.dtype == "float32" else 2) * tile
+    return bytes_of_a_logit(recipe, several=several) * sequences * longest * words
+
+
+def bytes_of_a_logit(recipe: schema.TrainingRecipe, *, several: bool) -> float:
+    """How many bytes are held for each logit when gradients begin; tests/test_logits_held.py looks.
+
+    It and its gradient, in bfloat16 under the autocast of one process, where log-probabilities are taken
+    piece by piece; of several, accelerate's makes float32 of it. Beside what a graph hands over, which is
+    copied, it keeps its own logits and two places of this size. For the exact KL the policy's logits are
+    float32, and beside them are the reference's, two log-softmaxes and three steps between them.
+    """
+    size = 4 if recipe.dtype == "float32" else 2
+    exact = isinstance(recipe, schema.PolicyRecipe) and recipe.needs_reference
+    read = 4 if several or exact else size
+    beside: float = read
+    if exact:  # in rows of their own the samples are a third of all
+        beside = size + 5 * 4 / (1 if cast(schema.PolicyRecipe, recipe).shared_prompts else 3)
+    return read + beside + (0 if several or not _by_graphs(recipe) else 4 * size)
+
+
+def _by_graphs(recipe: schema.TrainingRecipe) -> bool:
+    """Whether a training by one process is captured: it is meant for a GPU unless its recipe says not."""
+    device = Device("cuda" if recipe.device == "auto" else recipe.device, recipe.dtype, "meant")
+    shared = not isinstance(recipe, schema.PolicyRecipe) or recipe.shared_prompts
+    return graphed(recipe, device, "shared" if shared else "plain")
 
 
 # The models that stages read and train none of, and whether they are reward models.

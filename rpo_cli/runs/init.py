@@ -396,7 +396,7 @@ def _fit(suite: Suite, data: Stage, workspace: Workspace, session: Session) -> F
     values = {"stage": "policy", "objective": "dpo", "max_length": suite.max_length}
     recipe = schema.PolicyRecipe.model_validate(values | {"max_new_tokens": suite.max_new_tokens})
     device = devices.choose(recipe)
-    recipe = recipe.model_copy(update={"dtype": device.dtype_name})
+    recipe = recipe.model_copy(update={"device": device.name, "dtype": device.dtype_name})
     gpus = devices.gpus([recipe])
     free = devices.free_bytes(gpus[:1]).get(gpus[0] if gpus else devices.HOST, 0)
     adapter = {"use_peft": True}

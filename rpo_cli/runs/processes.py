@@ -183,6 +183,11 @@ def spread(recipe: TrainingRecipe, cores: int) -> tuple[int, int]:
     return rows * slots, pieces
 
 
+def are_several(launch: Launch | None) -> bool:
+    """Whether what trains does so in several processes, each with a model of its own or a part of one."""
+    return launch is not None and launch.processes > 1 and launch.strategy != "XLA"
+
+
 def cut_of(recipe: TrainingRecipe, launch: Launch | None) -> str:
     """How the batch of an optimiser step is cut, in words."""
     count = 1 if launch is None else launch.processes

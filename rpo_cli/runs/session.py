@@ -172,7 +172,7 @@ class Session(Options):
         if targets and isinstance(recipe := targets[0].recipe, schema.TrainingRecipe):
             self.say(f"effective batch: {processes.cut_of(recipe, launch)}, {recipe.duration}")
         if self.dry_run:
-            self.show_plan(todo, workspace, question)
+            self.show_plan(todo, workspace, question, processes.are_several(launch))
             return set()
         if todo:
             snapshots.require([item.stage for item in todo], workspace, self.recipe)
@@ -218,13 +218,15 @@ class Session(Options):
         """Whether runs of Weights & Biases are asked for, by --wandb or by one of these stages."""
         return self.wandb or any(stage.recipe.report_to == "wandb" for stage in stages)
 
-    def show_plan(self, todo: Sequence[Todo], workspace: Workspace, question: Question | None) -> None:
+    def show_plan(
+        self, todo: Sequence[Todo], workspace: Workspace, question: Question | None, several: bool
+    ) -> None:
         """Print the plan's stages as JSON where --json asks for it, and its costs where a question does."""
         found: dict[str, Any] = {}
         if question is not None:
             from rpo_cli.runs.estimate import estimate, lines
 
-            found["estimate"] = estimate(todo, workspace, question)
+            found["estimate"] = estimate(todo, workspace, question, several=several)
         if self.as_json:
             self.print_json({"todo": as_json(todo), **found} if found else as_json(todo))
         elif found:
