@@ -1,9 +1,9 @@
 """A model and its tokens: load, batch, score, sample."""
 
-from rpo_cli.models.buckets import MOST, STEP, Buckets, Shape, for_batches, for_training, longest
+from rpo_cli.models.buckets import Buckets, Shape, for_training
 from rpo_cli.models.choice import layout_for
 from rpo_cli.models.compiled import cannot_compile, compiled, in_step, layers_of
-from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
+from rpo_cli.models.draws import Sampling
 from rpo_cli.models.generation import stops_in, stops_of
 from rpo_cli.models.graphs import CAPTURES, Graphs
 from rpo_cli.models.layout import (
@@ -11,7 +11,6 @@ from rpo_cli.models.layout import (
     Layout,
     PairCollator,
     by_length,
-    by_tokens,
     groups_of,
     logps_of,
     make_batch,
@@ -27,7 +26,6 @@ from rpo_cli.models.layout import (
 )
 from rpo_cli.models.load import (
     config_at,
-    disable_dropout,
     four_bits,
     from_settings,
     load_causal,
