@@ -102,4 +102,4 @@ def test_trls_head_holds_no_logits_and_graphs_six_of_a_kind(
     for module in (arguments, sft):
         monkeypatch.setattr(module, "graphed", lambda *given: True)
     tiny.make("sft.yaml", *more)
-    assert held[-1] == pytest.approx(counted(tiny, "sft.yaml", *more))
+    assert held[-1] == pytest.approx(counted(tiny, "sft.yaml", *more, "device=auto"))

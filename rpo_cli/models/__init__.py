@@ -1,11 +1,12 @@
 """A model and its tokens: load, batch, score, sample."""
 
 from rpo_cli.models.buckets import Buckets, Shape, for_training
+from rpo_cli.models.capture import CAPTURES
 from rpo_cli.models.choice import layout_for
 from rpo_cli.models.compiled import cannot_compile, compiled, in_step, layers_of
 from rpo_cli.models.draws import Sampling
 from rpo_cli.models.generation import stops_in, stops_of
-from rpo_cli.models.graphs import CAPTURES, Graphs
+from rpo_cli.models.graphs import Graphs
 from rpo_cli.models.layout import (
     Batch,
     Layout,
@@ -30,14 +31,13 @@ from rpo_cli.models.load import (
     from_settings,
     load_causal,
     load_reward,
-    load_tokenizer,
     new_causal,
     padding_read_over,
-    same_tokens,
     save,
 )
 from rpo_cli.models.sample import need_room, room, sample
 from rpo_cli.models.score import logps, pair_logps, pair_rewards, rewards
+from rpo_cli.models.tokenizer import load_tokenizer, same_tokens
 from rpo_cli.models.tokens import (
     Row,
     TokenRow,
