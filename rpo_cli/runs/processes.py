@@ -27,7 +27,7 @@ from rpo_cli.recipes import RecipeError, find, shown, suggest
 from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe
 from rpo_cli.recipes.yaml_lines import read
 from rpo_cli.runs.ends import died, fallen, lost_others
-from rpo_cli.text import first_line
+from rpo_cli.text import counted, first_line
 
 STRATEGIES = ("NO", "MULTI_GPU", "FSDP", "XLA")
 # Names that accelerate once had, or has for what rpo starts otherwise.
@@ -195,7 +195,7 @@ def cut_of(recipe: TrainingRecipe, launch: Launch | None) -> str:
         rows, pieces = spread(recipe, count)
         return f"{rows * pieces} = {rows} rows over {count} cores x {pieces} accumulated"
     rows, pieces = share(recipe, count)
-    started = f"{count} process{'' if count == 1 else 'es'}"
+    started = counted(count, "process", "processes")
     return f"{rows * pieces * count} = {rows} rows x {pieces} accumulated x {started}"
 
 

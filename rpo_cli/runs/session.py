@@ -16,7 +16,7 @@ from rich.table import Table
 
 from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, told_where, walk
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
+from rpo_cli.recipes import Loaded, RecipeError, article, load, same, schema, source
 from rpo_cli.runs import preflight, processes, results, room
 from rpo_cli.runs.answerable import before_training
 from rpo_cli.runs.options import Options
@@ -78,6 +78,13 @@ class Session(Options):
             expect=expect,
             among=among,
         )
+
+    def kind_among(self, kinds: Sequence[str], takes: str) -> str:
+        """The kind of this command's recipe; BadInput, with what it `takes`: none of these."""
+        stage = self.load(None, among=kinds).recipe.stage
+        if stage not in kinds:
+            raise BadInput(f"{self.recipe}: is {article(stage)} recipe; {takes}")
+        return stage
 
     def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
         """Values of --rho: numbers, `none`, or `all` (the recipe's or the suite's); None: its own."""
