@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rpo_cli.recipes.schema import TrainingRecipe
-from rpo_cli.runs.costs import bytes_of_a_logit
+from rpo_cli.runs.memory import bytes_of_a_logit
 from rpo_cli.stages import sft
 from rpo_cli.stages.training import arguments
 from rpo_cli.stages.training.trl import WholeBatches

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rpo_cli.models import graphs, make_batch, response_logps, response_rewards, static_rows
 from rpo_cli.models.draws import Sampling
+from rpo_cli.models.frozen import hold_in_bfloat16
 from rpo_cli.models.layout import Layout, Reader
-from rpo_cli.models.load import hold_in_bfloat16
 from rpo_cli.models.norms import fuse_norms
 from rpo_cli.models.rotary import fuse_rotary
 from rpo_cli.objectives import OBJECTIVES, Pair

@@ -5,6 +5,7 @@ from rpo_cli.models.capture import CAPTURES
 from rpo_cli.models.choice import layout_for
 from rpo_cli.models.compiled import cannot_compile, compiled, in_step, layers_of
 from rpo_cli.models.draws import Sampling
+from rpo_cli.models.frozen import four_bits
 from rpo_cli.models.generation import stops_in, stops_of
 from rpo_cli.models.graphs import Graphs
 from rpo_cli.models.layout import (
@@ -27,7 +28,6 @@ from rpo_cli.models.layout import (
 )
 from rpo_cli.models.load import (
     config_at,
-    four_bits,
     from_settings,
     load_causal,
     load_reward,

@@ -13,7 +13,8 @@ from typing import Any
 from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.devices import HOST_BOUND
 from rpo_cli.recipes import schema
-from rpo_cli.runs.costs import Work, held_by, memory_of, work_of
+from rpo_cli.runs.costs import Work, work_of
+from rpo_cli.runs.memory import held_by, memory_of
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.sizes import GIVE_PARAMS, Sizes, Unknown
 from rpo_cli.runs.todo import Todo

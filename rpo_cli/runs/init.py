@@ -21,7 +21,6 @@ from rpo_cli.recipes import Loaded, RecipeError, check_suite, load, schema
 from rpo_cli.recipes.draft import anchor
 from rpo_cli.recipes.whole import write_whole
 from rpo_cli.runs.check import plan_problems
-from rpo_cli.runs.costs import memory_of
 from rpo_cli.runs.init_options import (
     columns_named,
     longest_of,
@@ -32,6 +31,7 @@ from rpo_cli.runs.init_options import (
     two_columns,
 )
 from rpo_cli.runs.inspect import reaching_over, said_of_boundary
+from rpo_cli.runs.memory import memory_of
 from rpo_cli.runs.options import OwnSuite
 from rpo_cli.runs.own_suite import Fit, Found, Line, Suite, prompt_lines
 from rpo_cli.runs.planner import Planner
