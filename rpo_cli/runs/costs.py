@@ -47,6 +47,7 @@ def _sft(stage: Stage, sizes: Sizes) -> Work:
 
 
 def pairs_read(stage: Stage, sizes: Sizes) -> tuple[Lengths, str]:
+    """How many pairs a stage reads, and how long; and what their table is called."""
     recipe = cast(schema.ModelSource, stage.recipe)
     table = getattr(recipe, "table", "pairs")
     user = next((stage.inputs[name] for name in ("policy", "model") if name in stage.inputs), None)
