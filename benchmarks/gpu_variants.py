@@ -29,7 +29,7 @@ from benchmarks.gpu_rows import (
 from benchmarks.race import Contestant, release, same_work
 from benchmarks.workloads import pairs
 from rpo_cli.models import four_bits, load_causal
-from rpo_cli.models.load import hold_in_bfloat16
+from rpo_cli.models.frozen import hold_in_bfloat16
 from rpo_cli.recipes.schema import PolicyRecipe
 
 LORA: dict[str, Any] = {"use_peft": True}

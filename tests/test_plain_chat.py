@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from rpo_cli.artifacts import walk
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import DataRecipe
-from rpo_cli.runs import files, preflight
+from rpo_cli.runs import files, first_rows, preflight
 from rpo_cli.runs.planner import Planner
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources import preference
@@ -383,9 +383,9 @@ def test_a_plan_reads_the_first_row_of_its_pairs_once(chat: Path) -> None:
     Path("mine.yaml").write_text(yaml.safe_dump(whole))
     loads = [load(f"mine.yaml:{name}") for name in ("dpo", "dpo")]
     stages = walk([Planner(seed).build(loaded) for seed, loaded in enumerate(loads)])
-    preflight._first_in.cache_clear()
+    first_rows._first_in.cache_clear()
     assert len(preflight.notes(stages)) == 1
-    seen = preflight._first_in.cache_info()
+    seen = first_rows._first_in.cache_info()
     assert seen.misses == 1 < seen.hits + seen.misses, "two policies"
     write("pairs.jsonl", [in_messages(row) for row in plain()])
     os.utime("pairs.jsonl", ns=(1, 1))

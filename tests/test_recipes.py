@@ -19,13 +19,13 @@ from rpo_cli.recipes import (
     check_suite,
     files,
     find,
-    known,
     load,
     resolved_yaml,
     write_by_rho,
     write_setting,
 )
 from rpo_cli.recipes.editor import NOT_BY_RHO, json_schema
+from rpo_cli.recipes.files import known
 from rpo_cli.recipes.hints import NO_SUCH
 from rpo_cli.recipes.schema import MODELS, PolicyRecipe
 from rpo_cli.recipes.yaml_lines import one_line, parse, parse_value

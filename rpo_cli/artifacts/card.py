@@ -239,7 +239,7 @@ def _where(evaluation: Manifest) -> str:
 
 def _measured(where: str, of: Manifest) -> list[tuple[str, str, str, str]]:
     """Where it was measured, name, value and interval of each number, those with an interval first."""
-    from rpo_cli.statistics import wilson  # with pandas
+    from rpo_cli.statistics import wilson  # with numpy
 
     rows, metrics = [], of["metrics"]
     for name, value in metrics.items():

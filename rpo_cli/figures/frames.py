@@ -12,7 +12,7 @@ from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.figures.cells import BASELINE, Cell
 from rpo_cli.figures.gather import read
 from rpo_cli.recipes import schema
-from rpo_cli.statistics import per_prompt
+from rpo_cli.stages.summary import per_prompt
 
 Source = str  # which of a cell's artifacts a number is from: evaluation, held_out, judged, taught
 

@@ -30,6 +30,7 @@ from rpo_cli.recipes.listing import load_all
 from rpo_cli.runs import preflight
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.planning.base import at_rho
+from rpo_cli.text import counted
 
 LOCATED = re.compile(r"\S.*?:\d+: ")
 
@@ -69,12 +70,8 @@ def check_recipes(recipes: Sequence[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    notes = f", {_count(len(noted), 'note')}" if noted else ""
-    print(f"{_count(len(checked), 'recipe')}, no problems{notes}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    notes = f", {counted(len(noted), 'note')}" if noted else ""
+    print(f"{counted(len(checked), 'recipe')}, no problems{notes}")
 
 
 def _files(name: str) -> tuple[list[Path], list[str]]:

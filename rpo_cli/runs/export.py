@@ -100,11 +100,8 @@ def export(session: Session, wanted: Export) -> None:
 
 def model_of(session: Session, what: str, kinds: Sequence[str] = TRAINED) -> Loaded:
     """The recipe of one model of these kinds, at one rho; `what`: takes it; BadInput: another."""
-    stage = session.load(None, among=kinds).recipe.stage
-    if stage not in kinds:
-        takes = f"{what} takes the recipe of a model: {either(kinds)}"
-        raise BadInput(f"{session.recipe}: is {article(stage)} recipe; {takes}")
-    loads = session.at_rhos(stage)
+    takes = f"{what} takes the recipe of a model: {either(kinds)}"
+    loads = session.at_rhos(session.kind_among(kinds, takes))
     if len(loads) > 1:
         raise BadInput(f"--rho {session.rho}: one model at a time; give one rho")
     return loads[0]

@@ -101,7 +101,7 @@ class Room:
 
     def _expected(self, stage: Stage, gpu: bool) -> int:
         if gpu and KINDS[stage.kind].trains:  # torch is imported already: it was asked for the GPU
-            from rpo_cli.runs.costs import memory_of
+            from rpo_cli.runs.memory import memory_of
             from rpo_cli.runs.sizes import Sizes
 
             with suppress(BadInput, KeyError):

@@ -13,13 +13,12 @@ from rpo_cli.recipes.schema.base import (
     seed_of,
 )
 from rpo_cli.recipes.schema.data import DataRecipe, RelabelRecipe, SplitsRecipe, attribute, preferred
-from rpo_cli.recipes.schema.evaluate import JUDGE_PROMPT, EvaluateRecipe, JudgeRecipe, JudgeSettings
+from rpo_cli.recipes.schema.evaluate import EvaluateRecipe, JudgeRecipe, JudgeSettings
 from rpo_cli.recipes.schema.figure import (
     ESTIMATORS,
     EVERY,
     FURTHER,
     MEASURES,
-    PAPER,
     Claim,
     FigureRecipe,
     Variant,
