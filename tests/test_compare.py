@@ -256,6 +256,26 @@ def test_the_table_has_units_and_says_what_one_seed_cannot(beside: Tiny) -> None
     assert row(against, "e-dpo", "accuracy")["difference"] is None
 
 
+def test_the_table_is_written_as_a_file_by_what_its_name_ends_in(
+    beside: Tiny, found: dict[str, Any], tmp_path: Path
+) -> None:
+    said = compare(beside, "--out", tmp_path / "t.csv")
+    assert said.stderr.endswith(f"table: {tmp_path / 't.csv'}\n") and "dp-dpo" in said.stdout
+    table = pd.read_csv(tmp_path / "t.csv").set_index(["measure", "policy"])
+    assert len(table) == len(found["rows"])
+    for measure in found["measures"]:
+        ours = table.loc[measure["title"], "dp-dpo"]
+        wanted = row(found, "dp-dpo", measure["name"])
+        names = ("mean", "low", "high")
+        assert list(ours[["mean", "low", "high", "difference", "difference_low", "difference_high"]]) == (
+            pytest.approx([part[name] for part in (wanted, wanted["difference"]) for name in names])
+        )
+    kept = ("report", "--from", beside.root.parent / "said.json", "--out", tmp_path / "again.csv")
+    assert rpo(*kept).stdout == f"{tmp_path / 'again.csv'}\n"
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
+    assert ".csv, .md, .tex" in compare(beside, "--out", tmp_path / "t.xlsx", code=2).stderr
+
+
 def test_a_comparison_repeats_what_training_said_against_a_teacher(
     beside: Tiny, found: dict[str, Any]
 ) -> None:
@@ -546,7 +566,9 @@ def test_a_report_names_every_policy_number_and_manifest_and_loads_nothing(
         assert all(path in texts for path in each["paths"].values())
     for each in found["rows"]:
         digits = next(m["digits"] for m in found["measures"] if m["name"] == each["measure"])
-        assert f"{round(each['mean'], digits) + 0.0:,.{digits}f}" in texts
+        ends = (each["low"], each["high"]) if each["low"] is not None else ()
+        shown = [f"{round(number, digits) + 0.0:,.{digits}f}" for number in (each["mean"], *ends)]
+        assert shown[0] in texts and (not ends or f"[{', '.join(shown[1:])}]" in texts)
     for sample in found["samples"]:
         ours, theirs = (next(r for r in sample["responses"] if r["policy"] == n) for n in ("dp-dpo", "e-dpo"))
         assert all(" ".join(r["response"].split()) in texts for r in sample["responses"])

@@ -668,8 +668,12 @@ TURNS = SAME_PAIR["role and content"]
             "no column 'chosen' (has: good, prompt); columns: {chosen: …} in the data recipe says what",
         ),
         (
-            {"prompt": "q", "completion": "a", "label": True},
-            "no column 'chosen' (has: completion, label, prompt); unpaired rows are not read: pair them",
+            {"completion": "a", "label": True},
+            "no column 'chosen' (has: completion, label); unpaired rows are read beside others of their pro",
+        ),
+        (
+            {"prompt": "q", "completion": "a", "label": "good"},
+            "label: expected true or false of the completion, got text",
         ),
         (
             {"prompt": "q", "responses": ["a", "b"], "votes": [1, 0]},

@@ -86,12 +86,13 @@ class Row(Apart):
 
 
 class Told(TypedDict):
-    """A measure as a table's head needs it."""
+    """A measure as a table's head needs it; prompts: of the smallest seed."""
 
     name: str
     title: str
     unit: str
     digits: int
+    prompts: int
 
 
 class Line(TypedDict):
@@ -123,9 +124,12 @@ class Comparison(TypedDict):
     """What `rpo compare --json` prints, as far as the program reads it; the report's template reads more."""
 
     format: int
+    seeds: list[int]
+    against: str
     measures: list[Told]
     rows: list[Row]
     notes: list[str]
+    left_out: list[str]
     curves: NotRequired[list[Panel]]
     costs: NotRequired[list[Cost]]
 
@@ -273,13 +277,22 @@ def _rows(
                 a = there.index(against)
                 beyond = point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m]
                 apart = _difference(*beyond, draws.basis, SHARES.get(measure, np.inf))
-            own = _apart(point[:, p, m], drawn[:, :, p, m], draws.basis, SHARES.get(measure))
+            own = _own(point[:, p, m], drawn[:, :, p, m], draws.basis, SHARES.get(measure))
             yield {"policy": policy, "measure": measure, **own, "difference": apart}
 
 
-def _apart(point: Array, drawn: Array, basis: Basis, whole: float | None = None) -> Apart:
-    """A mean with its ends; `whole`: what a share is of."""
+def _own(point: Array, drawn: Array, basis: Basis, whole: float | None) -> Apart:
+    """A mean with its ends; `whole`: what a share is of, beyond which there is nothing.
+
+    Equal values of few prompts have no ends, as equal differences, and what is 0 everywhere is so by
+    definition: the baseline's advantage over itself, the KL of a reference to itself.
+    """
     mean, low, high = of_seeds(point, drawn, basis, whole)
+    few = basis.prompts is not None and basis.prompts < FEW_PROMPTS
+    if (few or mean == 0) and high - low <= 1e-9 * abs(mean):
+        low = high = float("nan")
+    if whole is not None:
+        low, high = max(low, 0.0), min(high, whole)
     return {"mean": mean, "low": low, "high": high, "by_seed": point.tolist()}
 
 
@@ -351,7 +364,7 @@ def _notes(
     how = "intervals over seeds, and over prompts where seeds share them, Student's t"
     if count == 1:
         how = "intervals over prompts, not over training seeds"
-    yield f"differences are to {against}, paired by prompt; brackets: 95 % {how}"
+    yield f"brackets: 95 % {how}; differences are to {against}, paired by prompt"
     if count == 1:
         yield "one seed: another training seed may say otherwise; --seeds 0,1,2 trains more"
     if swept:

@@ -8,9 +8,9 @@ from rpo_cli.models import Row
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import GIVEN, PAIR
 from rpo_cli.stages.data.sources.base import lacking
+from rpo_cli.stages.data.sources.grouped import LISTS, ONE
 from rpo_cli.stages.data.sources.implicit import prompt_like
 from rpo_cli.stages.data.sources.labels import LABELS
-from rpo_cli.stages.data.sources.ranked import LISTS, ONE
 from rpo_cli.text import percent
 
 FORM = "\\n\\nHuman: … \\n\\nAssistant: …"
@@ -21,8 +21,7 @@ READ = {*PAIR, "prompt", "completion", *GIVEN}
 def cure(row: Row, name: str) -> str:
     """What to do about a column that is not there: rows of other kinds are no pairs under any name."""
     if name in PAIR and {"completion", "label"} <= row.keys():
-        pair = "of a prompt, a completion labelled true as chosen with one labelled false as rejected"
-        return f"; unpaired rows are not read: pair them first: {pair}"
+        return "; unpaired rows are read beside others of their prompt, which stands in `prompt`"
     if name in PAIR and (lists := [column for column in LISTS if isinstance(row.get(column), list)]):
         pair = "the best of them is then chosen and the worst rejected"
         numbers = "a list of numbers beside them, `rewards` or `scores`"
