@@ -218,21 +218,6 @@ def test_init_trains_an_ensemble_on_the_pairs_where_none_is_named(here: Path) ->
     assert "rm/b-0.8" in rpo("train-policy", "mine.yaml:e-dpo", "--dry-run").stdout
 
 
-def test_the_lines_for_a_second_suspect_fit_below_what_init_wrote(here: Path) -> None:
-    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
-    told = [{**row, "chosen_polite": n % 2, "rejected_polite": n % 3 % 2} for n, row in enumerate(rows)]
-    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
-    init(here, "--objective", "dpo,d-dpo,e-dpo")
-    page = Path(__file__).parents[1] / "docs/teachers.md"
-    (lines,) = re.findall(r"## Several suspects\n.*?```yaml\n(.*?)```", page.read_text(), re.S)
-    written = Path("mine.yaml").read_text()
-    kept = "    stage: data\n    keep_columns: [chosen_polite, rejected_polite]\n"
-    Path("mine.yaml").write_text(written.replace("    stage: data\n", kept) + lines)
-    assert "no problems" in rpo("recipe", "check", "mine.yaml").stdout
-    plan = rpo("train-policy", "mine.yaml:d-dpo-suspects", "--dry-run").stdout
-    assert all(f"seed-0/unbiased/{rm}/b-{b}" in plan for rm in ("rm", "rm-polite") for b in ("0.2", "0.8"))
-
-
 def test_init_starts_from_written_answers_and_evaluates_on_prompts_that_are_given(here: Path) -> None:
     pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
     written = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]

@@ -33,11 +33,13 @@ from rpo_cli.runs.init_options import (
 from rpo_cli.runs.inspect import reaching_over, said_of_boundary
 from rpo_cli.runs.memory import memory_of
 from rpo_cli.runs.options import OwnSuite
-from rpo_cli.runs.own_suite import Fit, Found, Line, Suite, prompt_lines
+from rpo_cli.runs.own_suite import BIASES, Fit, Found, Line, Suite, prompt_lines
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.preflight import unready
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.sizes import Sizes
+from rpo_cli.runs.suspects import POLICY, biased_in, said_of, suspects_of
+from rpo_cli.stages.data.attributes import balances
 from rpo_cli.stages.data.ledger import Ledger, losses
 from rpo_cli.stages.data.rows import FEW, PAIR, PLACES, find_rows, read_rows
 from rpo_cli.stages.data.sources.base import is_conversation
@@ -45,6 +47,7 @@ from rpo_cli.stages.data.sources.hh import turns_of
 from rpo_cli.stages.data.sources.records import published_split, rows_in
 from rpo_cli.stages.data.sources.transcripts import is_transcript
 from rpo_cli.stages.data.token_cache import TokenCache
+from rpo_cli.stages.splits import LENGTH_MARGIN, preference_of_length
 from rpo_cli.statistics import too_few
 from rpo_cli.text import percent, size, unplain
 
@@ -67,6 +70,7 @@ def init(session: Session, wanted: OwnSuite) -> None:
     if file.exists() and not wanted.overwrite:
         raise BadInput(f"{file.name}: is there already; --force writes it anew")
     objectives, scores = objectives_of(wanted), [two_columns(text) for text in wanted.scores]
+    suspects = suspects_of(wanted.suspect)
     columns = columns_named(wanted)
     model = path_or_name("--model", wanted.model)
     teachers = [path_or_name("--reward-model", each) for each in wanted.reward_model]
@@ -85,6 +89,8 @@ def init(session: Session, wanted: OwnSuite) -> None:
     if scores:
         kept = dict.fromkeys(name for pair in scores for name in pair)
         data.append(Line("keep_columns", list(kept), "the teachers' scores"))
+    if counts := {each.name: each.pattern for each in suspects if each.pattern is not None}:
+        data.append(Line("counts", counts, "what is suspected, in responses: columns chosen_ and rejected_"))
     if wanted.sft is not None:
         data.append(Line("sft_dataset", path_or_name("--sft", wanted.sft)))
     prompts = None if wanted.prompts is None else path_or_name("--prompts", wanted.prompts)
@@ -110,13 +116,17 @@ def init(session: Session, wanted: OwnSuite) -> None:
         found = _asked(session, file, prompts, model, found, tokenizer)
     data.append(Line("validation_share", share, f"held out: {_held_out_prompts(found)}"))
     _tell(session, wanted, workspace.finished(stage.path)["metrics"], found, workspace.root / stage.path)
-    suite = Suite(wanted, objectives, model, teachers, scores, oracle, prompts, found, longest)
+    if (biased := biased_in(found.balances)) is not None:
+        session.say(f"  {biased}")
+    for line in said_of(suspects, found.balances, BIASES[0]):
+        session.say(f"  {line}")
+    suite = Suite(wanted, objectives, model, teachers, scores, oracle, prompts, found, longest, suspects)
     _tell_of_long(session, suite)
     _tell_of_few(session, suite)
     fit = _fit(suite, stage, workspace, session)
     before = file.read_bytes() if file.exists() else None
     write_whole(file, suite.text(data, fit))
-    if problems := _problems(file, objectives):
+    if problems := _problems(file, [*objectives, *([POLICY] if suspects else [])]):
         if before is None:
             file.unlink()
         else:
@@ -210,6 +220,8 @@ def _look(
     numbers = [pairs.numbers(columns) for columns in scores]
     responses = np.array([len(response) for row in rows for response in row.responses])
     said = np.concatenate([response for row in rows for response in row.responses])
+    lengths = np.array([[len(response) for response in row.responses] for row in rows])
+    longer = preference_of_length(lengths[:, 0], lengths[:, 1], LENGTH_MARGIN)
     return Found(
         read=metrics["records/pairs"],
         pairs=len(rows),
@@ -221,6 +233,7 @@ def _look(
         longest_prompt=max(len(row.prompt_ids) for row in rows),
         boundary=said_of_boundary(float(over.mean()), len(over)) if over.any() else "",
         margins=[values[:, 0] - values[:, 1] for values in numbers],
+        balances=balances(pairs, longer),
     )
 
 

@@ -34,6 +34,9 @@ def objectives_of(wanted: OwnSuite) -> list[str]:
     """The objectives that are asked for; without any, DPO beside what the teachers are good for."""
     if wanted.reward_model and wanted.scores:
         raise BadInput("--reward-model and --scores: the teachers are models or columns; name one of the two")
+    if wanted.suspect and (wanted.reward_model or wanted.scores):
+        other = "--reward-model" if wanted.reward_model else "--scores"
+        raise BadInput(f"--suspect: its reward models are trained on the pairs; leave out {other}")
     if wanted.objective is None:
         return ["dpo", "e-dpo" if len(wanted.reward_model) + len(wanted.scores) > 1 else "d-dpo"]
     names = [name.strip() for name in wanted.objective.split(",")]
