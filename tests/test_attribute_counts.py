@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import SEED, Tiny
+from conftest import RHO, SEED, Tiny, rpo
 
 from rpo_cli.recipes import RecipeError, load
 from rpo_cli.stages.data.attributes import PATTERNS, balance, counts_of
@@ -31,7 +31,7 @@ from rpo_cli.statistics import wilson
     ],
 )
 def test_a_pattern_finds_what_it_is_called_by_and_nothing_else(name: str, text: str, count: int) -> None:
-    assert counts_of([text, ""], PATTERNS[name]).tolist() == [count, 0]
+    assert counts_of([f" {text}\n", ""], PATTERNS[name]).tolist() == [count, 0]
 
 
 def test_a_balance_counts_the_pairs_that_differ_and_apart_those_of_equal_length() -> None:
@@ -94,3 +94,17 @@ def test_without_the_key_data_are_what_they_were(built: Tiny, tmp_path: Path) ->
     from rpo_cli.recipes.schema import result_fields
 
     assert "counts" not in result_fields(load(str(built.suite / "data.yaml")).recipe)
+
+
+@pytest.mark.slow
+def test_compare_tells_how_often_what_is_counted_is_found_in_samples(empty: Tiny) -> None:
+    empty.edit("data.yaml", "counts: {facts: '\\.'}\n")
+    found = json.loads(rpo("compare", empty.suite / "dpo.yaml", "-w", empty.root, "--json").stdout)
+    (head,) = [measure for measure in found["measures"] if measure["name"] == "count/facts"]
+    assert (head["title"], head["unit"]) == ("facts", "found in a sample")
+    rows = {row["policy"]: row["mean"] for row in found["rows"] if row["measure"] == "count/facts"}
+    assert set(rows) == {"dpo", "baseline"}
+    (file,) = (empty.root / RHO / "evaluations/dpo").rglob("samples.parquet")
+    samples = pq.read_table(file).to_pandas()
+    facts = samples.response.str.count(r"\.").groupby(samples.prompt_id).mean().mean()
+    assert rows["dpo"] == pytest.approx(facts) and facts > 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from rpo_cli.artifacts import MANIFEST, Stage, Workspace, scores_of, where
 from rpo_cli.figures.cells import BASELINE, FORMAT, Cell
-from rpo_cli.figures.frames import Frame, frames, held_out_pairs, verdicts_are_there
+from rpo_cli.figures.frames import COUNTED, Frame, frames, held_out_pairs, patterns_of, verdicts_are_there
 from rpo_cli.figures.results import plain
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Axes, Basis, Bootstrap, of_all, of_seeds, resample
@@ -58,6 +58,14 @@ LOG_RATIO = Measure(
     "log pi_theta - log pi_ref of the samples, by response; no KL, for temperature or top_p made them other "
     "than the policy's own draws",
 )  # fmt: skip
+
+
+def _of_count(name: str) -> Measure:
+    """The measure of what a data recipe has counted."""
+    own = name.removeprefix(COUNTED)
+    return Measure(own, "found in a sample", 2, f"how often what `counts: {own}` describes is in a sample")
+
+
 SHARES = {"accuracy": 100.0, "judge": 100.0, "unfinished": 100.0}  # of so much
 
 
@@ -146,6 +154,7 @@ def numbers(
     few: list[str] = []
     why = why_half(cells, swept)
     measures = MEASURES if own_draws(recipe.model_dump()) else {**MEASURES, "kl": LOG_RATIO}
+    measures = {**measures, **{name: _of_count(name) for name in patterns_of(cells[0])}}
     for whole in frames(cells, workspace, why is not None):
         frame = whole._replace(cells=of_all(whole.cells))
         few += _left_out(whole, frame)
@@ -158,7 +167,7 @@ def numbers(
         prompts = int(frame.cells.groupby("seed")["prompt_id"].nunique().min())
         for name in frame.measures:
             counts[name] = {"source": frame.source, "prompts": prompts}
-    order = list(MEASURES)
+    order = list(measures)
     rows.sort(key=lambda row: ([*policies, BASELINE].index(row["policy"]), order.index(row["measure"])))
     (rho,) = selection.rhos
     found = {
@@ -245,7 +254,8 @@ def _left_out(whole: Frame, kept: Frame) -> Iterator[str]:
         for frame in (whole, kept)
     )
     if after < before:
-        names = ", ".join(MEASURES[name].title for name in whole.measures)
+        named = {**MEASURES, **{name: _of_count(name) for name in whole.measures if name not in MEASURES}}
+        names = ", ".join(named[name].title for name in whole.measures)
         yield f"{names}: {before - after:.0f} of {before:.0f} prompts left out, where a policy has no value"
 
 

@@ -43,19 +43,18 @@ class Balance:
 
 
 def counts_of(texts: Iterable[str], pattern: str) -> np.ndarray:
-    """How often a pattern is found in each text: float64 [n]."""
+    """How often a pattern is found in each text, white space around it aside: float64 [n]."""
     found = re.compile(pattern)
-    return np.array([sum(1 for _ in found.finditer(text)) for text in texts], dtype=np.float64)
+    return np.array([sum(1 for _ in found.finditer(text.strip())) for text in texts], dtype=np.float64)
 
 
 def with_counts(rows: Iterable[Row], patterns: Mapping[str, str]) -> Iterator[Row]:
     """Rows of pairs, with what is counted in their responses in columns chosen_NAME and rejected_NAME."""
-    compiled = {name: re.compile(pattern) for name, pattern in patterns.items()}
     for row in rows:
         if all(name in row for name in PAIR_COLUMNS):
             row = row | {
-                f"{side}_{name}": float(sum(1 for _ in found.finditer(row[side])))
-                for name, found in compiled.items()
+                f"{side}_{name}": float(counts_of([row[side]], pattern)[0])
+                for name, pattern in patterns.items()
                 for side in PAIR
             }
         yield row
