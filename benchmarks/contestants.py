@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,19 +151,15 @@ class _Recording:
         return self.collate(rows)
 
 
+@dataclass(frozen=True)
 class Maker:
     """Makes contestants that share device, tokenizer, settings and batches of `pieces` times `batch` rows."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, device: Device, batch: int, folder: Path, pieces: int = 1
-    ) -> None:
-        self.tokenizer, self.device, self.batch, self.folder, self.pieces = (
-            tokenizer,
-            device,
-            batch,
-            folder,
-            pieces,
-        )
+    tokenizer: PreTrainedTokenizerBase
+    device: Device
+    batch: int
+    folder: Path
+    pieces: int = 1
 
     def _settings(self, recipe: TrainingRecipe) -> dict[str, Any]:
         return arguments(recipe, Path(tempfile.mkdtemp(dir=self.folder)), self.device, 0)
