@@ -45,6 +45,7 @@ from rpo_cli.stages.training.arguments import arguments, collator_of, graphed, l
 from rpo_cli.stages.training.loop import train
 
 NEVER = 10**6  # steps: whoever measures says when to stop
+WITHOUT_KL: dict[str, Any] = {"kl_estimator": "data", "gamma": 0.0, "gamma_end": None}  # e-dpo's, of a recipe
 # How a recipe's steps are computed, not what is learnt in them: losses must agree whatever they are.
 HOW = ("torch_compile", "gradient_checkpointing")
 # What a recomputed layer must do without in a capture: torch reads the generator's state on the host.
