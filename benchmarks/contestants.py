@@ -266,9 +266,7 @@ class Maker:
         """TRL's DPOTrainer; with a reference model it is in the loop, else its log-probs are columns."""
         recipe = self._recipe(PolicyRecipe, stage="policy", objective="dpo", beta=0.1, **fields)
         config = DPOConfig(
-            **self._stock_settings(recipe),
-            beta=recipe.beta,
-            precompute_ref_log_probs=reference is None,
+            **self._stock_settings(recipe), beta=recipe.beta, precompute_ref_log_probs=reference is None
         )
         online = {"ref_chosen_logps", "ref_rejected_logps"} if reference is not None else set()
         data = Dataset.from_list(

@@ -128,9 +128,7 @@ def _policy(check: Check, settings: Settings, shape: Shape, times: float) -> Ite
     rows = with_reference(bench, settings, rows, maker)
     policy = partial(check.drawn, settings, maker)
     done = check.race(
-        bench,
-        lambda: maker.ours("rpo dpo", policy(), rows),
-        lambda: maker.trl(TRL, policy(), rows),
+        bench, lambda: maker.ours("rpo dpo", policy(), rows), lambda: maker.trl(TRL, policy(), rows)
     )
     workload = check.described(settings, maker, shape, rows, said)
     yield faster(bench, "dpo step", workload, done, ("rpo dpo", TRL), batch, times=times)

@@ -18,15 +18,7 @@ from benchmarks.contestants import WITHOUT_KL
 from benchmarks.race import Contestant, Setting, Spent, UnequalWork, race, run_as, steps_of, timed
 from benchmarks.reading import in_turn, sampling, scoring
 from benchmarks.together import Step, one_after_another, together
-from benchmarks.workloads import (
-    Shape,
-    causal,
-    described,
-    miniature_model,
-    miniature_pairs,
-    pairs,
-    reward,
-)
+from benchmarks.workloads import Shape, causal, described, miniature_model, miniature_pairs, pairs, reward
 from rpo_cli.models import Batch, PairCollator
 
 TRL, COMPACT = "TRL, precomputed reference", "TRL likewise, head on responses only as on a GPU"
