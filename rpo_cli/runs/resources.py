@@ -56,8 +56,7 @@ def _of(stage: Stage, times: Times, count: int | None) -> Resources:
     if isinstance(recipe, TrainingRecipe) and KINDS[stage.kind].trains:
         in_memory = 4 if gpus else each_weight(recipe)
         on_disk = 4 + (24 if recipe.save_steps and not recipe.use_peft else 0)
-        batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-        most = max(number for number in range(1, MOST_GPUS + 1) if batch % number == 0)
+        most = max(number for number in range(1, MOST_GPUS + 1) if recipe.batch % number == 0)
     return Resources(
         gpus=gpus,
         max_gpus=gpus * most,
