@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import gpu_figure, reading
 from benchmarks.bench import Bench, Comparison, _described
-from benchmarks.contestants import Training
+from benchmarks.contestants import WITHOUT_KL, Training
 from benchmarks.gpu_equal import equal_to_the_cpu, first_losses, repeats, replays, samples_alone
 from benchmarks.gpu_leads import leads
 from benchmarks.gpu_rows import (
@@ -61,7 +61,7 @@ def policy_tldr(check: Check) -> Iterator[Comparison]:
         bench,
         lambda: maker.ours("rpo dpo", policy(), without),
         lambda: maker.trl(TRL, policy(), without),
-        lambda: maker.ours("rpo e-dpo", policy(), without, "e-dpo", **_WITHOUT_KL),
+        lambda: maker.ours("rpo e-dpo", policy(), without, "e-dpo", **WITHOUT_KL),
         lambda: maker.ours("rpo e-dpo, KL samples", policy(), rows, "e-dpo"),
     )
     workload = check.described(settings, maker, scale.tldr, rows, said)
@@ -73,9 +73,6 @@ def policy_tldr(check: Check) -> Iterator[Comparison]:
     )
     yield lighter("peak memory", workload, done, ("rpo dpo", TRL), 0.5)
     yield by_graphs(check, done, ("rpo dpo", "rpo e-dpo", "rpo e-dpo, KL samples"))
-
-
-_WITHOUT_KL: dict[str, Any] = {"kl_estimator": "data", "gamma": 0.0, "gamma_end": None}
 
 
 def policy_ways(check: Check) -> Iterator[Comparison]:
@@ -131,9 +128,7 @@ def _policy(check: Check, settings: Settings, shape: Shape, times: float) -> Ite
     rows = with_reference(bench, settings, rows, maker)
     policy = partial(check.drawn, settings, maker)
     done = check.race(
-        bench,
-        lambda: maker.ours("rpo dpo", policy(), rows),
-        lambda: maker.trl(TRL, policy(), rows),
+        bench, lambda: maker.ours("rpo dpo", policy(), rows), lambda: maker.trl(TRL, policy(), rows)
     )
     workload = check.described(settings, maker, shape, rows, said)
     yield faster(bench, "dpo step", workload, done, ("rpo dpo", TRL), batch, times=times)

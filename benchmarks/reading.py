@@ -14,14 +14,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.bench import Bench, Comparison, _described
 from benchmarks.race import Spent, UnequalWork, run_as, timed
-from benchmarks.workloads import (
-    FIRST_TOKEN,
-    Row,
-    causal,
-    pairs,
-    reward,
-    token_rows,
-)
+from benchmarks.workloads import FIRST_TOKEN, Row, causal, pairs, reward, token_rows
 from rpo_cli.devices import Device
 from rpo_cli.models import Sampling, pair_rewards, sample
 

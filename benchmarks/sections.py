@@ -14,18 +14,11 @@ from torch import Tensor
 
 from benchmarks import growth, memory
 from benchmarks.bench import Bench, Comparison, _described
+from benchmarks.contestants import WITHOUT_KL
 from benchmarks.race import Contestant, Setting, Spent, UnequalWork, race, run_as, steps_of, timed
 from benchmarks.reading import in_turn, sampling, scoring
 from benchmarks.together import Step, one_after_another, together
-from benchmarks.workloads import (
-    Shape,
-    causal,
-    described,
-    miniature_model,
-    miniature_pairs,
-    pairs,
-    reward,
-)
+from benchmarks.workloads import Shape, causal, described, miniature_model, miniature_pairs, pairs, reward
 from rpo_cli.models import Batch, PairCollator
 
 TRL, COMPACT = "TRL, precomputed reference", "TRL likewise, head on responses only as on a GPU"
@@ -59,15 +52,7 @@ def policy_tldr(bench: Bench) -> Iterator[Comparison]:
         maker.trl("TRL, reference in the loop", copy.deepcopy(policy), without, reference),
         bare,
         maker.ours(AS_DRAWN, copy.deepcopy(policy), without, as_drawn=True),
-        maker.ours(
-            "rpo e-dpo",
-            copy.deepcopy(policy),
-            without,
-            "e-dpo",
-            kl_estimator="data",
-            gamma=0.0,
-            gamma_end=None,
-        ),
+        maker.ours("rpo e-dpo", copy.deepcopy(policy), without, "e-dpo", **WITHOUT_KL),
         maker.ours("rpo e-dpo, KL samples", copy.deepcopy(policy), rows, "e-dpo", kl_estimator="sample"),
     ]
     workload = _described(settings, policy, scale.tldr, rows, said)
@@ -105,9 +90,7 @@ def _against_the_naive_way(bench: Bench, settings: dict[str, Any]) -> Iterator[C
     reference = bench.reference_logps(settings, rows, maker)
     rms = bench.margins(settings, rows, maker)
     policy = causal(settings, maker.tokenizer, 0, bench.device.name)
-    ours = maker.ours(
-        "rpo e-dpo", copy.deepcopy(policy), rows, "e-dpo", kl_estimator="data", gamma=0.0, gamma_end=None
-    )
+    ours = maker.ours("rpo e-dpo", copy.deepcopy(policy), rows, "e-dpo", **WITHOUT_KL)
     settings_of: dict[str, Setting] = {NAIVE: "stock", NAIVE_COMPACT: "compact"}
     naive = [
         maker.naive(name, ours, copy.deepcopy(policy), rows, reference, rms, how)
@@ -168,15 +151,7 @@ def policy_miniature(bench: Bench) -> Iterator[Comparison]:
         maker.trl(COMPACT, copy.deepcopy(policy), rows, setting="compact"),
         maker.trl("TRL, reference in the loop", copy.deepcopy(policy), rows, reference),
         maker.bare("bare PyTorch loop", ours, copy.deepcopy(policy), rows, 1 + rounds * steps),
-        maker.ours(
-            "rpo e-dpo",
-            copy.deepcopy(policy),
-            scored,
-            "e-dpo",
-            kl_estimator="data",
-            gamma=0.0,
-            gamma_end=None,
-        ),
+        maker.ours("rpo e-dpo", copy.deepcopy(policy), scored, "e-dpo", **WITHOUT_KL),
     ]
     spent = race(contestants, rounds, steps, bench.device)
     workload = (

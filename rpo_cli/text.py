@@ -50,6 +50,16 @@ def counted(count: int, one: str, several: str = "") -> str:
     return f"{count} {one if count == 1 else several or f'{one}s'}"
 
 
+def some(names: Sequence[str]) -> str:
+    """`a, b, c and 4 more`."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters, with `...` at the end of a longer one."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def percent(share: float | None) -> str:
     """A share as `12.3 %`; nothing where there was nothing to count."""
     return "" if share is None else f"{100 * share:.1f} %"

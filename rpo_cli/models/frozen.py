@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import (
-    BitsAndBytesConfig,
-    PreTrainedModel,
-)
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
 from rpo_cli.devices import Device

@@ -9,7 +9,7 @@ many: where responses have ended, the next prompts are read into their places. A
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from weakref import WeakSet
 
 import torch
@@ -26,6 +26,7 @@ from rpo_cli.models.choice import alike, exactly
 from rpo_cli.models.draws import Sampling, Waiting
 from rpo_cli.models.layout import by_length
 from rpo_cli.models.proven import Proven, built_alike
+from rpo_cli.models.score import Done
 from rpo_cli.models.static_rows import FREE, NotCaptured, Rows
 from rpo_cli.models.tokens import Tokens
 from rpo_cli.text import first_line
@@ -56,11 +57,7 @@ def give_up(model: PreTrainedModel) -> None:
 
 
 def continuously(
-    model: PreTrainedModel,
-    prompts: Sequence[Tokens],
-    how: Sampling,
-    stops: Sequence[int],
-    on_batch: Callable[[int], None],
+    model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling, stops: Sequence[int], on_batch: Done
 ) -> list[list[int]]:
     """`sample` by graphs of a step, one for each of a few widths.
 
@@ -84,11 +81,7 @@ def continuously(
 
 
 def _answers(
-    model: PreTrainedModel,
-    prompts: Sequence[Tokens],
-    how: Sampling,
-    stops: Sequence[int],
-    on_batch: Callable[[int], None],
+    model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling, stops: Sequence[int], on_batch: Done
 ) -> list[list[int]]:
     waiting, room, lengths = Waiting(prompts, how), how.max_new_tokens, [len(prompt) for prompt in prompts]
     count = min(how.batch_size, len(prompts))

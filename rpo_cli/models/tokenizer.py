@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rpo_cli.artifacts import base_of_adapter, cannot_read, look_for
 from rpo_cli.errors import BadInput

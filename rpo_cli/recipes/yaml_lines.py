@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from rpo_cli.text import cut
+
 Keys = tuple[str | int, ...]
 TAG = "tag:yaml.org,2002:"
 SCALARS = {TAG + name for name in ("null", "bool", "int", "float", "str")}
@@ -247,7 +249,7 @@ def _value(loader: Loader, node: yaml.Node, keys: Keys, document: Document) -> A
             document.lines[(*keys, index)] = item.start_mark.line + 1
         return [_value(loader, item, (*keys, index), document) for index, item in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode) and node.tag in SCALARS:
-        word = node.value if len(node.value) <= 60 else node.value[:57] + "..."
+        word = cut(node.value, 60)
         meant = (
             formerly(word)
             if node.style is None and any(keys[: len(open_)] == open_ for open_ in OPEN)

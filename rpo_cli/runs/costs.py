@@ -180,13 +180,12 @@ def _rows(found: Lengths, table: str) -> int:
 
 def _rows_seen(recipe: schema.TrainingRecipe, stage: Stage, found: Lengths, table: str) -> int:
     """Rows that pass through training, each as often as it does."""
-    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     if recipe.num_train_epochs is None:
-        return recipe.max_steps * batch
+        return recipe.max_steps * recipe.batch
     data = stage.inputs["data"]
     splits = data.recipe if isinstance(data, Stage) else None
     drawn = splits.num_pairs if isinstance(splits, schema.SplitsRecipe) else None
-    return recipe.steps(_rows(found, table) if drawn is None else drawn, batch) * batch
+    return recipe.steps(_rows(found, table) if drawn is None else drawn, recipe.batch) * recipe.batch
 
 
 def _of_pair(recipe: schema.Recipe, found: Lengths) -> float:

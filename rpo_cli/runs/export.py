@@ -117,9 +117,8 @@ def maker(session: Session, loaded: Loaded, stage: Stage, member: str | None = N
     """The command that trains a model."""
     if stage.kind == "warm":
         return f"rpo train-policy on a recipe with `teacher: warm` and `ensemble: {loaded.path.name}`"
-    changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
     command = f"{schema.KINDS[loaded.recipe.stage].command} {shlex.quote(short_name(loaded.path))}"
-    command += f"{session.at}{changed}{session.given}"
+    command += f"{session.at}{session.changes}{session.given}"
     return command if member is None else f"{command} --ensemble"
 
 

@@ -206,10 +206,7 @@ def _asked(
 
 
 def _look(
-    stage: Stage,
-    workspace: Workspace,
-    tokenizer: PreTrainedTokenizerBase,
-    scores: Sequence[Sequence[str]],
+    stage: Stage, workspace: Workspace, tokenizer: PreTrainedTokenizerBase, scores: Sequence[Sequence[str]]
 ) -> Found:
     """The numbers that the recipe depends on."""
     metrics = workspace.finished(stage.path)["metrics"]

@@ -24,7 +24,7 @@ from rpo_cli.stages.data.overlap import leaks, shared_prompts
 from rpo_cli.stages.data.rows import Rows, digest, find_rows
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.splits import LENGTH_MARGIN, bias_of, preference_of_length
-from rpo_cli.text import aligned, percent
+from rpo_cli.text import aligned, percent, some
 
 RESPONSES = ("chosen", "rejected", "completion")
 FIRST = ("train", "pairs", "sft_train")  # tables whose rows say most
@@ -231,8 +231,7 @@ def _print(
 ) -> None:
     """The numbers for people, 80 columns wide."""
     for limit, names in limits.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        print(f"max_length {limit}: {', '.join(names[:3])}{more}")
+        print(f"max_length {limit}: {some(names)}")
     if not limits:
         print("max_length: no recipe beside this one has any; --max-length N counts longer rows")
     over = [f"over {limit}" for limit in limits]

@@ -184,10 +184,9 @@ def shapes_of(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-def parameters_of(node: Node) -> int:
-    """How many weights the model has that a model comes from; 0 where it is not here."""
-    folder = folder_of(base_of(node))
-    return 0 if folder is None else sum(math.prod(shape) for shape in shapes_of(folder).values())
+def parameters_in(folder: Path | None) -> int:
+    """How many weights the model in a folder has; 0 where there is none."""
+    return 0 if folder is None else sum(map(math.prod, shapes_of(folder).values()))
 
 
 def modules_of(node: Node) -> set[str]:

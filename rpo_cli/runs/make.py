@@ -42,8 +42,7 @@ def wanted(session: Session, stage: str, *, members: bool = False) -> tuple[Load
 
 def train_policy(session: Session, costs: Costs) -> None:
     """Train the policy of a recipe; the command after it evaluates the same, what --set changed included."""
-    changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
-    following = ("rpo evaluate", session.load("policy").path.name, session.at + changed)
+    following = ("rpo evaluate", session.load("policy").path.name, session.at + session.changes)
     build(session, "policy", following, costs=costs)
 
 

@@ -66,11 +66,10 @@ def bytes_of_a_logit(recipe: schema.TrainingRecipe, *, several: bool) -> float:
     float32, and beside them are the reference's, two log-softmaxes and three steps between them.
     """
     size = 4 if recipe.dtype == "float32" else 2
-    exact = isinstance(recipe, schema.PolicyRecipe) and recipe.needs_reference
-    read = 4 if several or exact else size
-    beside: float = read
-    if exact:  # in rows of their own the samples are a third of all
-        beside = size + 5 * 4 / (1 if cast(schema.PolicyRecipe, recipe).shared_prompts else 3)
+    read, beside = (4, 4.0) if several else (size, size)
+    if isinstance(recipe, schema.PolicyRecipe) and recipe.needs_reference:
+        # In rows of their own the samples are a third of all.
+        read, beside = 4, size + 5 * 4 / (1 if recipe.shared_prompts else 3)
     return read + beside + (0 if several or not _by_graphs(recipe) else 4 * size)
 
 

@@ -178,7 +178,7 @@ def spread(recipe: TrainingRecipe, cores: int) -> tuple[int, int]:
     As many cores as divide the batch have rows of their own, each what a process would have; the others share
     their work.
     """
-    slots = math.gcd(recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps, cores)
+    slots = math.gcd(recipe.batch, cores)
     rows, pieces = share(recipe, slots)
     return rows * slots, pieces
 

@@ -52,6 +52,11 @@ class Session(Options):
         return "" if self.rho is None else f" --rho {self.rho}"
 
     @property
+    def changes(self) -> str:
+        """What --set changed, to type behind another command."""
+        return "".join(f" --set {shlex.quote(change)}" for change in self.overrides)
+
+    @property
     def given(self) -> str:
         """Where and under which seed this command works, to type behind another."""
         options = {"--workspace": self.workspace, "--seed": self.seed, "--device": self.device}
