@@ -37,7 +37,7 @@ def test_the_demo_shows_both_policies_beside_the_model_before(
     (tmp_path / "demo").symlink_to(packed() / "demo")
     monkeypatch.chdir(tmp_path)
     set_aside()
-    text = rpo("demo", "--workspace", tmp_path / "demo", "--jobs", 1).stdout  # imports once
+    text = rpo("demo", "--workspace", tmp_path / "runs", "--jobs", 1).stdout  # imports once
     for name in ("the model before", "dpo", "e-dpo"):
         assert re.search(rf"^{name} +-?\d+\.\d\d ", text, flags=re.M), text
         assert len(re.findall(rf"^  {name} +reward [+-]\d", text, flags=re.M)) == 2
