@@ -228,6 +228,13 @@ def empty(tmp_path: Path) -> Tiny:
     return Tiny(write_suite(tmp_path / "tiny"), tmp_path / "runs")
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test works in an empty directory, so that whatever a command leaves behind shows."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 CHAIN = (f"{RHO}/splits", f"{SEED}/relabel", f"{SEED}/data")
 
 

@@ -96,7 +96,7 @@ def test_documented_command_line_is_understood(
     elif words[0] == "rebuild":
         words.append("--help")  # of a card that a reader has; tests/test_export.py runs it
     elif words == ["recipe", "check", "recipes"]:
-        words.append("--help")  # tests/test_cli.py runs it
+        words.append("--help")  # tests/test_recipe_commands.py runs it
     elif "--from" in words:
         words += [] if "--out" in words else ["--out", str(drawn)]
         words = [str(drawn) if word.startswith("/tmp/") else word for word in words]
