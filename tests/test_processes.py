@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import RHO, Tiny, journal, manifest, rpo, weights
+from conftest import RHO, Tiny, journal, manifest, once, rpo, weights
 from repository import copy_tracked, tracked
 from safetensors.torch import load_file
 from test_policy_training import SGD, teach
@@ -95,23 +95,27 @@ def start(command: list[object]) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared(built: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """The chain with an ensemble whose members differ and take turns."""
-    home = tmp_path_factory.mktemp("processes")
-    tiny = Tiny(
-        Path(shutil.copytree(built.suite, home / "tiny")), Path(shutil.copytree(built.root, home / "runs"))
-    )
-    teach(tiny)
-    return tiny
+
+    def build(home: Path) -> None:
+        shutil.copytree(built.suite, home / "tiny")
+        shutil.copytree(built.root, home / "runs")
+        teach(Tiny(home / "tiny", home / "runs"))
+
+    home = once(tmp_path_factory, "processes", build)
+    return Tiny(home / "tiny", home / "runs")
 
 
-@pytest.fixture(scope="module")
-def twins(
-    shared: Tiny, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], tuple[Path, Path]]]:
+@pytest.fixture(scope="session")
+def twins(shared: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
     """Artifacts of each of RUNS, in one process and in two; the two work while the one does, and then die."""
-    home = tmp_path_factory.mktemp("twins")
+    home = once(tmp_path_factory, "twins", lambda home: run_twins(shared, home))
+    return lambda name: (home / f"one, {name}", home / f"two, {name}")
+
+
+def run_twins(shared: Tiny, home: Path) -> None:
     ones, twos = [], []
     for name, (recipe, *settings) in RUNS.items():
         # In places of their own: nothing that another run reads is written.
@@ -138,7 +142,6 @@ def twins(
         write_json(job.directory / "manifest.json", {"metrics": metrics, "device": device})
     assert process.wait(300) != 0
     assert all((job.directory / "manifest.json").exists() for job in twos)
-    yield lambda name: (home / f"one, {name}", home / f"two, {name}")
 
 
 def residuals(one: Path, two: Path) -> torch.Tensor:
@@ -205,7 +208,7 @@ def test_two_processes_go_on_elsewhere_from_a_best_checkpoint_that_neither_of_th
 ) -> None:
     """One may check a file while the other is further on."""
     _, undisturbed = twins(BEST)
-    (undisturbed.parent / "here").rename(tmp_path / "there")
+    shutil.copytree(undisturbed.parent / "here", tmp_path / "there")
     job = replace(job_from((tmp_path / "there/job").read_text()), root=tmp_path / "there")
     assert list(job.directory.glob(f"checkpoints/*/{STATE}"))
     (tmp_path / "jobs").write_text(job.to_json() + "\n")
