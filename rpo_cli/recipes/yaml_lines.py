@@ -6,9 +6,9 @@ number, `010` is ten; `yes`, `1:30`, `1_000` and a date are text.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -110,12 +110,17 @@ def read(path: Path) -> Document:
 
 def parse(text: str, below: Keys = ()) -> Document:
     """The YAML mapping in a text; `below`: the keys under which it stands."""
-    return copy.deepcopy(_parsed(text, below))  # the caller may change it
+    made: Document = pickle.loads(_parsed(text, below))  # the caller may change it
+    return made
 
 
 @lru_cache(maxsize=256)
-def _parsed(text: str, below: Keys) -> Document:
+def _parsed(text: str, below: Keys) -> bytes:
     # A plan of hundreds of cells reads the same few files again and again.
+    return pickle.dumps(_document(text, below))
+
+
+def _document(text: str, below: Keys) -> Document:
     document = Document()
     try:
         loader = Loader(text)

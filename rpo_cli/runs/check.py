@@ -47,6 +47,7 @@ def check_recipes(recipes: Sequence[str]) -> None:
     absent: set[str] = set()
     noted: set[str] = set()
     checked: set[Path] = set()
+    limits: dict[Path, int | None] = {}
 
     def missing(line: str) -> str:
         return line.split(": no such recipe")[0]
@@ -62,7 +63,7 @@ def check_recipes(recipes: Sequence[str]) -> None:
         for loaded in made.values():
             # A reference to nothing was reported above.
             known = {missing(fault) for fault in faults}
-            lines = [_located(line, loaded.path) for line in plan_problems(loaded, absent, noted)]
+            lines = [_located(line, loaded.path) for line in plan_problems(loaded, absent, noted, limits)]
             problems += [line for line in lines if missing(line) not in known]
         checked |= made.keys()
     noted |= absent
@@ -95,9 +96,10 @@ def _files(name: str) -> tuple[list[Path], list[str]]:
 class _Rehearsal(Planner):
     """A planner that goes on where a data file is not there yet."""
 
-    def __init__(self, seed: int, absent: set[str]) -> None:
+    def __init__(self, seed: int, absent: set[str], limits: dict[Path, int | None]) -> None:
         super().__init__(seed)
         self.absent = absent
+        self._limits = limits
 
     def _data(self, loaded: Loaded) -> Stage:
         try:
@@ -107,9 +109,14 @@ class _Rehearsal(Planner):
             return super()._data(replace(loaded, recipe=loaded.recipe.model_copy(update={"files": {}})))
 
 
-def plan_problems(loaded: Loaded, absent: set[str], noted: set[str]) -> list[str]:
-    """What stands in the way of a recipe's plan, and of every cell of a figure's; what it notes."""
-    planner = _Rehearsal(loaded.recipe.seed, absent)
+def plan_problems(
+    loaded: Loaded, absent: set[str], noted: set[str], limits: dict[Path, int | None] | None = None
+) -> list[str]:
+    """What stands in the way of a recipe's plan, and of every cell of a figure's; what it notes.
+
+    `limits`: those of splits by path, kept from one recipe to the next, as they rest on a whole suite.
+    """
+    planner = _Rehearsal(loaded.recipe.seed, absent, {} if limits is None else limits)
     problems: list[str] = []
     made: list[Stage] = []
     for plan in plans(planner, loaded):

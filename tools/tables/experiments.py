@@ -107,7 +107,8 @@ def compared(folder: Path, measure: str, ended: bool = False) -> Iterator[Sequen
     claims = [
         claim(measure, *pair, mean_over_rho=mean) for pair in pairs_of(policies) for mean in (True, False)
     ]
-    return verdicts(judge(cells, results.axes, claims, results.bootstrap, brief=True))
+    axes = results.axes._replace(measures=(measure,))
+    return verdicts(judge(cells, axes, claims, results.bootstrap, brief=True))
 
 
 def across(folder: Path) -> Iterator[Sequence[str]]:
