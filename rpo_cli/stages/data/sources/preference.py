@@ -17,7 +17,7 @@ from rpo_cli.recipes.schema import DataRecipe
 from rpo_cli.stages.data.ledger import Ledger, visible
 from rpo_cli.stages.data.rows import PAIR, row_id
 from rpo_cli.stages.data.sources.base import Pair, Records, Sets, Written, beside, lacking
-from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, dialogues, messages, turns_of
+from rpo_cli.stages.data.sources.hh import dialogues
 from rpo_cli.stages.data.sources.implicit import cut, prompt_like
 from rpo_cli.stages.data.sources.ranked import paired
 from rpo_cli.stages.data.sources.templated import Templated, given_to_template
@@ -30,7 +30,7 @@ from rpo_cli.stages.data.sources.told import (
     notes,
     read_as_dialogues,
 )
-from rpo_cli.stages.data.sources.transcripts import is_transcript
+from rpo_cli.stages.data.sources.transcripts import are_dialogues, is_transcript, messages, turns_of
 from rpo_cli.stages.data.sources.turns import (
     AS_TEXT,
     Message,
@@ -248,9 +248,14 @@ def in_messages(
     """
     answers = {name: text for name, text in example.items() if name != "prompt"}
     asked = example["prompt"]
-    if not templated.wraps or not isinstance(asked, str):
+    if not isinstance(asked, str):
         return aligned(asked, answers)
     turns = turns_of(asked, answers.values())
+    as_it_stands = not templated.wraps
+    if as_it_stands:
+        if turns is not None:
+            ledger.counts[f"{kind}/as_dialogues"] += 1
+        return aligned(asked, answers)
     if turns is None and is_transcript(asked):
         ledger.leave_out(f"{kind}/transcript")
         return None
@@ -268,12 +273,6 @@ def _stripped(text: Part) -> Part:
     return text.strip() if isinstance(text, str) else text
 
 
-def are_dialogues(chosen: Part, rejected: Part) -> bool:
-    """Whether both are whole dialogues as hh-rlhf writes them."""
-    sides = (chosen, rejected)
-    return all(isinstance(text, str) and text.startswith(HUMAN) and ASSISTANT in text for text in sides)
-
-
 def _split_off(
     place: str, row: Row, chosen: Part, rejected: Part, kind: str, ledger: Ledger
 ) -> Example | None:
@@ -282,7 +281,6 @@ def _split_off(
     texts = isinstance(sides[0], str)
     shared: Any = os.path.commonprefix(sides) if texts else _common(*sides)  # noqa: RUF071 - of texts
     if are_dialogues(*sides):
-        ledger.counts["pairs/as_dialogues"] += 1
         found = next(dialogues([(place, None, row)], ledger), None)
         return None if found is None else dict(zip(("prompt", *PAIR), found[1:], strict=True))
     end, moved = cut(*sides) if texts else (len(shared), False)
@@ -332,8 +330,10 @@ def hh_pairs(records: Records, templated: Templated, chat: bool, ledger: Ledger)
     for split, prompt, chosen, rejected in dialogues(records, ledger):
         made = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         turns = messages(prompt) if chat else None
+        ledger.counts["pairs/as_dialogues"] += not chat
         yield from dialogue_pair(split, (post_name(prompt),), made, turns, templated, ledger)
     ledger.notes += templated.notes("pairs")
+    ledger.read_as += read_as_dialogues(ledger, "pairs")
 
 
 def dialogue_pair(
