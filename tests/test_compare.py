@@ -248,6 +248,7 @@ def test_the_table_has_units_and_says_what_one_seed_cannot(beside: Tiny) -> None
     said = compare(beside)
     for text in ("held-out accuracy, % of pairs", "length, tokens", "KL to reference, nats", "one seed"):
         assert text in said.stdout
+    assert f"- baseline: the samples of {SEED}/sft\n" in said.stdout
     assert "0 stages to build" in said.stderr
     against = json.loads(compare(beside, "--against", "baseline", "--json").stdout)
     assert row(against, "e-dpo", "tokens")["difference"] is not None

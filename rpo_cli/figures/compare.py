@@ -42,8 +42,8 @@ def run_compare(
         session.print_json(found)
     else:
         session.out.print(text_of(found))
-        for note in ("", *found["notes"]):
-            session.out.print(note, markup=False, highlight=False)
+        for line in ("", *(f"- {note}" for note in found["notes"])):
+            session.out.print(line, markup=False, highlight=False)
     if out is not None:
         publish(out, table_of(found, out.suffix.lower()))
         session.say(f"table: {out}")

@@ -371,10 +371,12 @@ def _notes(
 ) -> Iterator[str]:
     """What must be known to read the numbers."""
     count = len(selection.seeds)
-    how = "intervals over seeds, and over prompts where seeds share them, Student's t"
+    compared = cast(Stage, cells[0].evaluation.inputs["baseline"])
+    how = f"intervals over {count} seeds, and over prompts where seeds share them, Student's t"
     if count == 1:
         how = "intervals over prompts, not over training seeds"
     yield f"brackets: 95 % {how}; differences are to {against}, paired by prompt"
+    yield f"baseline: the samples of {where(compared.inputs['policy'])}"
     if count == 1:
         yield "one seed: another training seed may say otherwise; --seeds 0,1,2 trains more"
     if swept:
@@ -384,7 +386,8 @@ def _notes(
         )
     if cast(schema.EvaluateRecipe, cells[0].evaluation.recipe).oracle is None:
         yield (
-            "no oracle: nothing here says whether people would prefer the samples; read some of them. "
+            "no oracle: nothing here says whether people would prefer the samples; read some of them "
+            "(`rpo report` has them side by side). "
             "Held-out pairs have the bias of the training pairs: a policy that learns it ranks them better"
         )
         if all(cell.taught for cell in cells):

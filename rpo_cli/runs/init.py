@@ -43,9 +43,8 @@ from rpo_cli.stages.data.attributes import balances
 from rpo_cli.stages.data.ledger import Ledger, losses
 from rpo_cli.stages.data.rows import FEW, PAIR, PLACES, find_rows, read_rows
 from rpo_cli.stages.data.sources.base import is_conversation
-from rpo_cli.stages.data.sources.hh import turns_of
 from rpo_cli.stages.data.sources.records import published_split, rows_in
-from rpo_cli.stages.data.sources.transcripts import is_transcript
+from rpo_cli.stages.data.sources.transcripts import is_transcript, turns_of
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.splits import LENGTH_MARGIN, preference_of_length
 from rpo_cli.statistics import too_few

@@ -23,7 +23,7 @@ from rpo_cli.recipes.hints import ELSEWHERE
 from rpo_cli.runs import local_models as models
 from rpo_cli.runs.first_rows import data_below, first_row, hold_messages, wrapped
 from rpo_cli.runs.todo import Todo
-from rpo_cli.stages.data.sources.transcripts import is_transcript
+from rpo_cli.stages.data.sources.transcripts import are_dialogues, is_transcript, turns_of
 from rpo_cli.text import first_line
 
 # What Trainer imports for an optimiser, by its name; those without any ask for arguments that recipes lack.
@@ -172,7 +172,12 @@ def _without_template(stage: Stage) -> Iterator[str]:
     if folder is None or not models.has_chat_template(folder) or (row := first_row(data)) is None:
         return
     prompt, chosen = row.get("prompt"), row.get("chosen", row.get("completion"))
-    if isinstance(prompt, str) and isinstance(chosen, str) and not is_transcript(prompt):
+    if prompt is None:
+        plain = are_dialogues(chosen, row.get("rejected"))
+    else:
+        plain = isinstance(prompt, str) and isinstance(chosen, str)
+        plain = plain and (not is_transcript(prompt) or turns_of(prompt, [chosen]) is not None)
+    if plain:
         how = "`prompt_format: chat` writes it with the template, `raw` says that this is meant"
         at = _at(data, "dataset" if ("dataset",) in data.places else "files")
         yield f"{at}: plain text, learnt as it stands, and {folder} has a chat template; {how}"
