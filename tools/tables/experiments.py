@@ -39,6 +39,8 @@ PRIMARY = {
     "entangled": "entangled",
     "polite": "polite",
     "polite-pupil": "polite",
+    "suspects": "suspects",
+    "suspects-polite": "suspects",
     "trusted": "trusted",
     "trusted-smooth": "trusted",
     "factorial": "factorial",
