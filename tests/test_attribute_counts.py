@@ -12,7 +12,8 @@ import pytest
 from conftest import RHO, SEED, Tiny, rpo
 
 from rpo_cli.recipes import RecipeError, load
-from rpo_cli.stages.data.attributes import PATTERNS, balance, counts_of
+from rpo_cli.stages.data.attributes import PATTERNS, balance, counts_of, with_counts
+from rpo_cli.stages.data.rows import PAIR
 from rpo_cli.statistics import wilson
 
 
@@ -77,6 +78,7 @@ def test_inspect_tells_what_chosen_responses_have_more_of(empty: Tiny) -> None:
     ("written", "said"),
     [
         ("counts: {lists: '('}", "counts.lists: no regular expression: missing"),
+        ("counts: {lists: 'x*'}", "counts.lists: finds what is empty, everywhere"),
         ("counts: {a b: x}", "counts: a b: is to be part of a column's name"),
         ("counts: {tokens: x}", "counts.tokens: is to be part of a column's name"),
         ("polite: 0.5\ncounts: {polite: x}", "counts: there is a column chosen_polite already"),
@@ -108,3 +110,10 @@ def test_compare_tells_how_often_what_is_counted_is_found_in_samples(empty: Tiny
     samples = pq.read_table(file).to_pandas()
     facts = samples.response.str.count(r"\.").groupby(samples.prompt_id).mean().mean()
     assert rows["dpo"] == pytest.approx(facts) and facts > 0
+
+
+def test_a_conversation_is_counted_without_its_chat_template() -> None:
+    told = json.dumps({"chosen": [{"role": "assistant", "content": "Yes."}], "rejected": "No."})
+    rows = [{"prompt": "a", "chosen": "Yes.<|im_end|>", "rejected": "No.<|im_end|>", "messages": told}]
+    (row,) = with_counts([*rows], {"end": r"\.\Z", "mark": "<"})
+    assert [row[f"{side}_{name}"] for name in ("end", "mark") for side in PAIR] == [1, 1, 0, 0]

@@ -155,7 +155,7 @@ def test_members_on_subsets_of_other_pairs_than_the_policys_are_refused_before_a
     suspects.edit("splits.yaml", "held_out: 16\n")
     said = suspects.run("train-policy", "e-dpo.yaml", code=2).stderr
     assert (
-        "splits.yaml differ in another attribute than plain.yaml's, and are of other pairs; let both" in said
+        "differ in another attribute than plain.yaml's, and are of other pairs (held_out); let both" in said
     )
     assert not suspects.root.exists()
     suspects.run("train-policy", "e-dpo.yaml", "--set", "calibration_mix=data", "--dry-run")
@@ -206,6 +206,14 @@ def test_what_stands_for_members_in_a_list_must_be_a_recipe(suspects: Tiny) -> N
     suspects.edit("e-dpo.yaml", "ensemble: [{members: rm.yaml}, ./judge]\n")
     said = suspects.run("train-policy", "e-dpo.yaml", code=2).stderr
     assert "models and columns in a list have no bias b of their own; set calibration_mix: data" in said
+
+
+def test_two_recipes_of_one_name_are_refused_as_their_members_could_not_be_told_apart(suspects: Tiny) -> None:
+    (suspects.suite / "sub").mkdir()
+    (suspects.suite / "sub/rm.yaml").write_text("extends: ../rm.yaml\nstage: reward\n")
+    suspects.edit("e-dpo.yaml", "ensemble: [{members: rm.yaml}, {members: ./sub/rm.yaml}]\n")
+    said = suspects.run("train-policy", "e-dpo.yaml", code=2).stderr
+    assert re.search(r"e-dpo.yaml:\d+: .*two recipes are called rm, by which their members", said)
 
 
 def test_subsets_may_differ_in_length_where_the_pairs_are_biased_in_something_else(biased: Tiny) -> None:

@@ -97,12 +97,20 @@ def test_what_is_biased_is_told_though_nobody_suspects_it(here: Path) -> None:
         (["length=x"], "--suspect length=x: 'length' cannot be part of a column's name"),
         (["tokens=x"], "'tokens' cannot be part of a column's name"),
         (["a b=x"], "'a b' cannot be part of a column's name"),
+        (["none="], "--suspect none=: finds what is empty, everywhere"),
         (["open=("], "--suspect open=(: no regular expression: missing )"),
     ],
 )
 def test_what_is_no_suspect_is_refused_in_a_line(asked: list[str], said: str) -> None:
     with pytest.raises(BadInput, match=re.escape(said)):
         suspects_of(asked)
+
+
+def test_scores_that_are_distilled_are_no_attribute(here: Path) -> None:
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    rated = [{**row, "chosen_rating": 5, "rejected_rating": n % 4} for n, row in enumerate(rows)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
+    assert "rating in" not in init(here, "--scores", "chosen_rating,rejected_rating").stderr
 
 
 def test_suspects_and_a_teacher_that_is_given_are_refused(here: Path) -> None:
@@ -118,8 +126,12 @@ def test_names_stand_for_patterns_and_expressions_for_themselves() -> None:
 
 def test_members_have_as_many_pairs_as_the_rarer_side_allows() -> None:
     found = balance(np.repeat([1.0, -1.0, 0.0], [300, 80, 20]), np.zeros(400))
-    (line,) = said_of([Suspect("bold", "x")], {"bold": found}, 0.2)
-    assert "78.9 % (74.6 % .. 82.7 %) of 380 pairs that differ" in line and "on about 100 pairs each" in line
+    (line,) = said_of([Suspect("bold", "x")], {"bold": found}, 0.2, 0.9, 16)
+    assert "78.9 % (74.6 % .. 82.7 %) of 380 pairs that differ" in line and "on about 90 pairs each" in line
+    with pytest.raises(
+        BadInput, match="--suspect bold: 380 pairs differ in it, which is about 5 for each of"
+    ):
+        said_of([Suspect("bold", "x")], {"bold": found}, 0.2, 0.05, 16)
 
 
 def test_only_what_is_shown_to_be_off_a_half_is_called_biased() -> None:

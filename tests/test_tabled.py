@@ -123,11 +123,9 @@ def test_a_share_over_seeds_has_no_end_beyond_all(shared: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "prompts", "known"), [(8.0, 20, False), (8.0, 60, True), (0.0, 20, False), (0.0, 60, False)]
+    ("value", "prompts", "known"), [(8.0, 20, False), (8.0, 60, True), (0.0, 20, False), (0.0, 60, True)]
 )
-def test_equal_values_of_few_prompts_and_what_is_nothing_everywhere_have_no_interval(
-    value: float, prompts: int, known: bool
-) -> None:
+def test_equal_values_of_few_prompts_have_no_interval(value: float, prompts: int, known: bool) -> None:
     row = own_rows([[value] * prompts], "tokens", shared=True)
     assert row["mean"] == value
     ends = [end for end in (row["low"], row["high"]) if end is not None and np.isfinite(end)]

@@ -14,7 +14,17 @@ from rpo_cli.artifacts.files import (
     write_csv,
     write_json,
 )
-from rpo_cli.artifacts.graph import External, Stage, rho_folder, scores_of, told_of, walk, where
+from rpo_cli.artifacts.graph import (
+    External,
+    Stage,
+    member_of,
+    own_name,
+    rho_folder,
+    scores_of,
+    told_of,
+    walk,
+    where,
+)
 from rpo_cli.artifacts.hub import cannot_read, look_for, unreachable
 from rpo_cli.artifacts.job import Job, Launch, Outcome, checkpoint_in, job_from, job_of, processes_of
 from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Manifest

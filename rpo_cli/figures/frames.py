@@ -54,8 +54,9 @@ def frames(cells: Sequence[Cell], workspace: Workspace, half: bool) -> Iterator[
             samples.append(ours.dropna().reset_index().assign(**keys))
             cut = 100 * (1 - per_prompt(table, "score")["finished"])
             finished.append(cut.rename("unfinished").reset_index().assign(**keys))
-            counts = {name: counts_of(table["response"], pattern) for name, pattern in patterns.items()}
-            each = pd.DataFrame(counts).groupby(table["prompt_id"]).mean()
+            kept = table[table["finished"].astype(bool)] if recipe.truncated == "drop" else table
+            counts = {name: counts_of(kept["response"], pattern) for name, pattern in patterns.items()}
+            each = pd.DataFrame(counts, index=kept.index).groupby(kept["prompt_id"]).mean()
             counted.append(each.reset_index().assign(**keys))
     table = pd.concat(samples, ignore_index=True)
     names = ("advantage", "tokens", "kl") if "advantage" in table else ("tokens", "kl")

@@ -66,6 +66,7 @@ def _of_count(name: str) -> Measure:
     return Measure(own, "found in a sample", 2, f"how often what `counts: {own}` describes is in a sample")
 
 
+OF_ITSELF = ("advantage", "kl")  # of the baseline 0 by definition, over itself and to itself
 SHARES = {"accuracy": 100.0, "judge": 100.0, "unfinished": 100.0}  # of so much
 
 
@@ -288,18 +289,19 @@ def _rows(
                 beyond = point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m]
                 apart = _difference(*beyond, draws.basis, SHARES.get(measure, np.inf))
             own = _own(point[:, p, m], drawn[:, :, p, m], draws.basis, SHARES.get(measure))
+            if policy == BASELINE and measure in OF_ITSELF:
+                own |= {"low": None, "high": None}
             yield {"policy": policy, "measure": measure, **own, "difference": apart}
 
 
 def _own(point: Array, drawn: Array, basis: Basis, whole: float | None) -> Apart:
     """A mean with its ends; `whole`: what a share is of, beyond which there is nothing.
 
-    Equal values of few prompts have no ends, as equal differences, and what is 0 everywhere is so by
-    definition: the baseline's advantage over itself, the KL of a reference to itself.
+    Equal values of few prompts have no ends, as equal differences.
     """
     mean, low, high = of_seeds(point, drawn, basis, whole)
     few = basis.prompts is not None and basis.prompts < FEW_PROMPTS
-    if (few or mean == 0) and high - low <= 1e-9 * abs(mean):
+    if few and high - low <= 1e-9 * abs(mean):
         low = high = float("nan")
     if whole is not None:
         low, high = max(low, 0.0), min(high, whole)

@@ -56,8 +56,8 @@ def require_form(out: Path) -> None:
 def table_of(found: Comparison, form: str) -> bytes:
     """The numbers as a file of one of the FORMS.
 
-    CSV has a row for each measure and policy, unrounded; Markdown and LaTeX have what the terminal shows, and
-    the notes: below the table, or before it as comments.
+    CSV has a row for each measure and policy, to six decimals; Markdown and LaTeX have what the terminal
+    shows, and the notes: below the table, or before it as comments.
     """
     if form == ".csv":
         return _csv(found)

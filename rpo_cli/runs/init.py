@@ -117,10 +117,11 @@ def init(session: Session, wanted: OwnSuite) -> None:
     _tell(session, wanted, workspace.finished(stage.path)["metrics"], found, workspace.root / stage.path)
     if (biased := biased_in(found.balances)) is not None:
         session.say(f"  {biased}")
-    for line in said_of(suspects, found.balances, BIASES[0]):
-        session.say(f"  {line}")
     suite = Suite(wanted, objectives, model, teachers, scores, oracle, prompts, found, longest, suspects)
     _tell_of_long(session, suite)
+    trained = (suite.fitting - suite.held_out) / found.pairs
+    for line in said_of(suspects, found.balances, BIASES[0], trained, suite.batch):
+        session.say(f"  {line}")
     _tell_of_few(session, suite)
     fit = _fit(suite, stage, workspace, session)
     before = file.read_bytes() if file.exists() else None
@@ -229,7 +230,7 @@ def _look(
         longest_prompt=max(len(row.prompt_ids) for row in rows),
         boundary=said_of_boundary(float(over.mean()), len(over)) if over.any() else "",
         margins=[values[:, 0] - values[:, 1] for values in numbers],
-        balances=balances(pairs, longer),
+        balances=balances(pairs, longer, {name for each in scores for name in each}),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from rpo_cli.recipes import suggest
 from rpo_cli.recipes.schema.data import TAKEN
 from rpo_cli.stages.data.attributes import PATTERNS, Balance
 from rpo_cli.statistics import too_few
-from rpo_cli.text import percent
+from rpo_cli.text import percent, uncountable
 
 LENGTH = "length"
 POLICY = "d-dpo-suspects"
@@ -52,16 +51,14 @@ def suspects_of(asked: Sequence[str]) -> list[Suspect]:
             raise BadInput(f"--suspect {name}: named twice")
         if equals and (not name.isidentifier() or f"chosen_{name}" in TAKEN or name == LENGTH):
             raise BadInput(f"--suspect {text}: {name!r} cannot be part of a column's name; choose another")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise BadInput(f"--suspect {text}: no regular expression: {error}") from None
+        if equals and (why := uncountable(pattern)) is not None:
+            raise BadInput(f"--suspect {text}: {why}")
         found[name] = Suspect(name, pattern if equals else PATTERNS.get(name))
     return list(found.values())
 
 
 def biased_in(balances: Mapping[str, Balance]) -> str | None:
-    """In words what chosen responses are shown to have more or less of than rejected ones, if anything."""
+    """In words what chosen responses have more or less of, where an interval, each alone, is off a half."""
     shown = {
         name: each for name, each in balances.items() if each.interval.low > 0.5 or each.interval.high < 0.5
     }
@@ -71,13 +68,16 @@ def biased_in(balances: Mapping[str, Balance]) -> str | None:
     return f"the chosen response has more of it, of the pairs that differ: {', '.join(each)}"
 
 
-def said_of(suspects: Sequence[Suspect], balances: Mapping[str, Balance], smallest: float) -> list[str]:
+def said_of(
+    suspects: Sequence[Suspect], balances: Mapping[str, Balance], smallest: float, share: float, batch: int
+) -> list[str]:
     """How the pairs are biased in what is suspected, and how many of them its members have.
 
-    smallest: the least share b of the members' subsets.
+    smallest: the least share b of the members' subsets; share: of the pairs that are trained on; batch: pairs
+    of a step.
 
     Raises:
-        BadInput: no subsets can be made, as one side of the pairs lacks.
+        BadInput: no subsets can be made, as one side of the pairs lacks, or none that fills a batch.
     """
     lines = []
     for suspect in suspects:
@@ -88,11 +88,14 @@ def said_of(suspects: Sequence[Suspect], balances: Mapping[str, Balance], smalle
             counts = f"the chosen response has more in {more} pairs, less in {less}"
             raise BadInput(f"--suspect {suspect.name}: {counts}: no subsets of other bias can be drawn")
         low, high = (percent(end) for end in found.interval[1:])
-        many = int(min(more, less) / (1 - smallest))
-        share = f"the chosen response has more in {percent(found.more)} ({low} .. {high})"
+        many = int(share * min(more, less) / (1 - smallest))
+        if many < batch:
+            few = f"{found.pairs} pairs differ in it, which is about {many} for each of its reward models"
+            raise BadInput(f"--suspect {suspect.name}: {few}, too few for a batch of {batch}")
+        balance = f"the chosen response has more in {percent(found.more)} ({low} .. {high})"
         few = f"; {too_few(many)}" if too_few(many) is not None else ""
         lines.append(
-            f"{suspect.name}: {share} of {found.pairs} pairs that differ; its reward models are trained on "
+            f"{suspect.name}: {balance} of {found.pairs} pairs that differ; its reward models are trained on "
             f"about {many} pairs each{few}"
         )
     return lines

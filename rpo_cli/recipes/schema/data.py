@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from rpo_cli.recipes.schema.base import (
     cosmetic,
     each_once,
 )
+from rpo_cli.text import uncountable
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,8 @@ class DataRecipe(Recipe):
         for name, pattern in value.items():
             if not name.isidentifier() or f"chosen_{name}" in TAKEN:
                 raise ValueError(f"{name}: is to be part of a column's name; write letters, such as `lists`")
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{name}: no regular expression: {error}") from None
+            if (why := uncountable(pattern)) is not None:
+                raise ValueError(f"{name}: {why}")
         return value
 
     @field_validator("columns")
@@ -255,7 +253,8 @@ class DataRecipe(Recipe):
             raise ValueError(f"source: {self.source} needs dataset")
         if self.source != "preference" and (unread := sorted({"label", "score"} & self.columns.keys())):
             raise ValueError(f"columns: {', '.join(unread)}: no effect with source: {self.source}")
-        if twice := [name for name in set(self.numbers) if self.numbers.count(name) > 1]:
+        columns = [*self.numbers, *self.attributes]
+        if twice := [name for name in columns if columns.count(name) > 1]:
             raise ValueError(f"counts: there is a column {min(twice)} already")
         if self.tokenizer is None and (self.max_prompt_tokens is not None or self.prompt_format == "chat"):
             why = "prompt_format: chat" if self.max_prompt_tokens is None else "max_prompt_tokens"

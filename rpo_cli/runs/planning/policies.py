@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
-from rpo_cli.artifacts import External, Stage, hash_of, rho_folder, told_of, walk, where
+from rpo_cli.artifacts import External, Stage, hash_of, member_of, rho_folder, told_of, walk, where
 from rpo_cli.recipes import Loaded, RecipeError, load, schema, shown
 from rpo_cli.runs.planning.base import at_rho, wrong
 from rpo_cli.runs.planning.models import ModelPlanner, name_of
@@ -130,13 +130,18 @@ class PolicyPlanner(ModelPlanner):
             without = "models and columns in a list have no bias b of their own"
             cure = "set calibration_mix: data or calibration: none"
             raise wrong(loaded, key, f"{without}; {cure}")
+        stems: set[str] = set()
         for index, each in enumerate(listed):
             if isinstance(each, schema.Columns):
                 yield f"m{index}", self._columns(loaded, each.columns, key, index)
             elif isinstance(each, schema.Members):
                 stem = Path(each.members).stem
+                if stem in stems:
+                    twice = f"two recipes are called {stem}, by which their members are told apart"
+                    raise RecipeError([f"{loaded.place(key, index)}: {twice}; rename one"])
+                stems.add(stem)
                 for trained in self._members(loaded, each.members, index):
-                    yield f"{stem}:{name_of(trained)}", trained
+                    yield member_of(stem, name_of(trained)), trained
             else:
                 yield f"m{index}", self._resolve(each, loaded, (key, index))
 
@@ -170,12 +175,13 @@ class PolicyPlanner(ModelPlanner):
         for splits in _splits_below(member):
             if cast(schema.SplitsRecipe, splits.recipe).told == cast(schema.SplitsRecipe, own.recipe).told:
                 continue
-            if _drawn(splits) != _drawn(own):
+            if (differ := _drawn_apart(splits, own)) is not None:
                 named = (
                     f"the subsets of {shown(splits.source)} differ in another attribute than {recipe.data}'s"
                 )
                 cure = "let both draw the same D_rho, or set calibration_mix: data"
-                raise wrong(loaded, "ensemble", f"{named}, and are of other pairs; {cure}")
+                key = "ensemble" if recipe.asks_ensemble else "reward_model"
+                raise wrong(loaded, key, f"{named}, and are of other pairs ({differ}); {cure}")
             return splits
         return None
 
@@ -253,11 +259,16 @@ def _splits_below(stage: Stage) -> list[Stage]:
     return [needed for needed in walk([stage]) if needed.kind == "splits"]
 
 
-def _drawn(splits: Stage) -> tuple[dict[str, object], dict[str, str]]:
-    """What a D_rho and its held-out pairs depend on; subsets are drawn from it afterwards."""
-    fields = schema.result_fields(splits.recipe)
-    kept = {name: value for name, value in fields.items() if not name.startswith(("ensemble", "subset_"))}
-    return kept, {name: where(each) for name, each in splits.inputs.items()}
+def _drawn_apart(one: Stage, other: Stage) -> str | None:
+    """In what two splits differ that their D_rho and held-out pairs depend on; subsets come from it later."""
+    fields, others = ({**schema.result_fields(each.recipe), **_names(each)} for each in (one, other))
+    names = sorted(fields.keys() | others.keys())
+    apart = [name for name in names if fields.get(name) != others.get(name)]
+    return ", ".join(name for name in apart if not name.startswith(("ensemble", "subset_"))) or None
+
+
+def _names(splits: Stage) -> dict[str, object]:
+    return {name: where(each) for name, each in splits.inputs.items()}
 
 
 def cell_name(loaded: Loaded) -> str:

@@ -6,21 +6,22 @@ people and reward models ("From Lists to Emojis", ACL 2025); that these expressi
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rpo_cli.models import Row
-from rpo_cli.stages.data.rows import PAIR, PAIR_COLUMNS, Rows
+from rpo_cli.stages.data.rows import MESSAGES, PAIR, PAIR_COLUMNS, Rows
 from rpo_cli.statistics import Interval, wilson
 
 PATTERNS = {
     "bold": r"\*\*(?=\S)[^*\n]+(?<=\S)\*\*|\b__(?=\S)[^_\n]+(?<=\S)__\b",
     "lists": r"(?m)^[ \t]*(?:[-*+•]|\d+[.)])[ \t]+\S",
     "headings": r"(?m)^#{1,6}[ \t]+\S",
-    "links": r"\[[^\]\n]+\]\([^)\s]+\)|https?://\S+",
+    "links": r"\[[^\[\]\n]+\]\([^()\s]+\)|https?://\S+",
     "emojis": "[\u2600-\u27bf\U0001f300-\U0001faff]",
     "exclamations": r"!",
     "affirmative": r"(?i)\A\s*(?:sure|certainly|of course|absolutely|yes)\b",
@@ -48,31 +49,45 @@ def counts_of(texts: Iterable[str], pattern: str) -> np.ndarray:
     return np.array([sum(1 for _ in found.finditer(text.strip())) for text in texts], dtype=np.float64)
 
 
+def answer(row: Row, side: str) -> str:
+    """A response without its chat template: of messages what their turns say."""
+    told = json.loads(row.get(MESSAGES) or "{}").get(side)
+    return said(row[side] if told is None else told)
+
+
+def said(text: str | Sequence[Mapping[str, object]]) -> str:
+    """A text, or what the turns of a conversation say."""
+    if isinstance(text, str):
+        return text
+    return "\n".join(turn["content"] for turn in text if isinstance(turn.get("content"), str))  # type: ignore[misc]
+
+
 def with_counts(rows: Iterable[Row], patterns: Mapping[str, str]) -> Iterator[Row]:
     """Rows of pairs, with what is counted in their responses in columns chosen_NAME and rejected_NAME."""
     for row in rows:
         if all(name in row for name in PAIR_COLUMNS):
             row = row | {
-                f"{side}_{name}": float(counts_of([row[side]], pattern)[0])
+                f"{side}_{name}": float(counts_of([answer(row, side)], pattern)[0])
                 for name, pattern in patterns.items()
                 for side in PAIR
             }
         yield row
 
 
-def balances(rows: Rows, longer: np.ndarray) -> dict[str, Balance]:
+def balances(rows: Rows, longer: np.ndarray, apart: Collection[str] = ()) -> dict[str, Balance]:
     """What chosen responses of a table of pairs have more or less of than rejected ones, if any pair differs.
 
     Length comes first; then the patterns above, and what the table has in columns chosen_NAME and
     rejected_NAME. longer: [n], 1 where the chosen response is the longer one, -1 where the rejected one is, 0
-    where they are about equally long.
+    where they are about equally long. apart: columns that say how good a response is, and are no attribute.
     """
-    texts = {side: rows.texts(side) for side in PAIR}
+    talks = rows.conversations(PAIR)
+    chosen, rejected = ([said(row[side]) for row in talks] for side in PAIR)
     found = {
-        name: counts_of(texts["chosen"], pattern) - counts_of(texts["rejected"], pattern)
-        for name, pattern in PATTERNS.items()
+        name: counts_of(chosen, pattern) - counts_of(rejected, pattern) for name, pattern in PATTERNS.items()
     }
-    found |= {name: rows.numbers([f"{side}_{name}" for side in PAIR]) @ (1, -1) for name in _counted(rows)}
+    names = _counted(rows, apart)
+    found |= {name: rows.numbers([f"{side}_{name}" for side in PAIR]) @ (1, -1) for name in names}
     every = {"tokens": longer, **found}
     return {name: balance(more, longer) for name, more in every.items() if more.any()}
 
@@ -90,11 +105,8 @@ def balance(differences: np.ndarray, longer: np.ndarray) -> Balance:
     )
 
 
-def _counted(rows: Rows) -> Sequence[str]:
+def _counted(rows: Rows, apart: Collection[str]) -> list[str]:
     """The names of a table's columns of numbers of chosen and rejected."""
-    names = rows.columns_of_numbers
-    return [
-        name.removeprefix("chosen_")
-        for name in names
-        if name.startswith("chosen_") and f"rejected_{name.removeprefix('chosen_')}" in names
-    ]
+    names = set(rows.columns_of_numbers) - set(apart)
+    chosen = sorted(name.removeprefix("chosen_") for name in names if name.startswith("chosen_"))
+    return [name for name in chosen if f"rejected_{name}" in names]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rpo_cli.artifacts import Job, Report, scores_of, told_of
+from rpo_cli.artifacts import Job, Report, own_name, scores_of, told_of
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models.tokens import Row
 from rpo_cli.objectives import TEACHERS
@@ -91,7 +91,7 @@ def _as_one(margins: np.ndarray, recipe: PolicyRecipe) -> np.ndarray:
 def _temperature(job: Job[PolicyRecipe], name: str) -> float:
     held_out = margins_by_id(job.inputs[f"scores/{name}"] / "held_out.parquet")
     margins = torch.tensor(list(held_out.values()), dtype=torch.float64)
-    own = name.rsplit(":")[-1]  # behind the name of its recipe, where there are several
+    own = own_name(name)
     if job.recipe.calibration_mix == "data" or ALL_PAIRS.fullmatch(own):
         return fit_temperature(margins)
     try:
