@@ -14,15 +14,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.contestants import Maker
 from benchmarks.race import Spent
-from benchmarks.workloads import (
-    Row,
-    Scale,
-    Shape,
-    causal,
-    described,
-    reward,
-    token_rows,
-)
+from benchmarks.workloads import Row, Scale, Shape, causal, described, reward, token_rows
 from rpo_cli.devices import Device
 from rpo_cli.models import pair_logps, pair_rewards
 from rpo_cli.stages.data import miniature

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +45,7 @@ from rpo_cli.stages.training.arguments import arguments, collator_of, graphed, l
 from rpo_cli.stages.training.loop import train
 
 NEVER = 10**6  # steps: whoever measures says when to stop
+WITHOUT_KL: dict[str, Any] = {"kl_estimator": "data", "gamma": 0.0, "gamma_end": None}  # e-dpo's, of a recipe
 # How a recipe's steps are computed, not what is learnt in them: losses must agree whatever they are.
 HOW = ("torch_compile", "gradient_checkpointing")
 # What a recomputed layer must do without in a capture: torch reads the generator's state on the host.
@@ -150,19 +152,15 @@ class _Recording:
         return self.collate(rows)
 
 
+@dataclass(frozen=True)
 class Maker:
     """Makes contestants that share device, tokenizer, settings and batches of `pieces` times `batch` rows."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, device: Device, batch: int, folder: Path, pieces: int = 1
-    ) -> None:
-        self.tokenizer, self.device, self.batch, self.folder, self.pieces = (
-            tokenizer,
-            device,
-            batch,
-            folder,
-            pieces,
-        )
+    tokenizer: PreTrainedTokenizerBase
+    device: Device
+    batch: int
+    folder: Path
+    pieces: int = 1
 
     def _settings(self, recipe: TrainingRecipe) -> dict[str, Any]:
         return arguments(recipe, Path(tempfile.mkdtemp(dir=self.folder)), self.device, 0)
@@ -268,9 +266,7 @@ class Maker:
         """TRL's DPOTrainer; with a reference model it is in the loop, else its log-probs are columns."""
         recipe = self._recipe(PolicyRecipe, stage="policy", objective="dpo", beta=0.1, **fields)
         config = DPOConfig(
-            **self._stock_settings(recipe),
-            beta=recipe.beta,
-            precompute_ref_log_probs=reference is None,
+            **self._stock_settings(recipe), beta=recipe.beta, precompute_ref_log_probs=reference is None
         )
         online = {"ref_chosen_logps", "ref_rejected_logps"} if reference is not None else set()
         data = Dataset.from_list(

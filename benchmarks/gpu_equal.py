@@ -35,9 +35,9 @@ from rpo_cli.models import (
     sample,
 )
 from rpo_cli.models.draws import Sampling, occurrences, uniforms
+from rpo_cli.models.frozen import hold_in_bfloat16
 from rpo_cli.models.graphs import TOLERANCE
 from rpo_cli.models.layout import Batch, Reader, to_device
-from rpo_cli.models.load import hold_in_bfloat16
 from rpo_cli.models.norms import fuse_norms
 from rpo_cli.models.rotary import fuse_rotary
 from rpo_cli.objectives import OBJECTIVES

@@ -16,9 +16,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmarks import gpu_figure, sections
+from benchmarks import gpu_figure, reading
 from benchmarks.bench import Bench, Comparison, _described
-from benchmarks.contestants import Training
+from benchmarks.contestants import WITHOUT_KL, Training
 from benchmarks.gpu_equal import equal_to_the_cpu, first_losses, repeats, replays, samples_alone
 from benchmarks.gpu_leads import leads
 from benchmarks.gpu_rows import (
@@ -61,7 +61,7 @@ def policy_tldr(check: Check) -> Iterator[Comparison]:
         bench,
         lambda: maker.ours("rpo dpo", policy(), without),
         lambda: maker.trl(TRL, policy(), without),
-        lambda: maker.ours("rpo e-dpo", policy(), without, "e-dpo", **_WITHOUT_KL),
+        lambda: maker.ours("rpo e-dpo", policy(), without, "e-dpo", **WITHOUT_KL),
         lambda: maker.ours("rpo e-dpo, KL samples", policy(), rows, "e-dpo"),
     )
     workload = check.described(settings, maker, scale.tldr, rows, said)
@@ -73,9 +73,6 @@ def policy_tldr(check: Check) -> Iterator[Comparison]:
     )
     yield lighter("peak memory", workload, done, ("rpo dpo", TRL), 0.5)
     yield by_graphs(check, done, ("rpo dpo", "rpo e-dpo", "rpo e-dpo, KL samples"))
-
-
-_WITHOUT_KL: dict[str, Any] = {"kl_estimator": "data", "gamma": 0.0, "gamma_end": None}
 
 
 def policy_ways(check: Check) -> Iterator[Comparison]:
@@ -131,9 +128,7 @@ def _policy(check: Check, settings: Settings, shape: Shape, times: float) -> Ite
     rows = with_reference(bench, settings, rows, maker)
     policy = partial(check.drawn, settings, maker)
     done = check.race(
-        bench,
-        lambda: maker.ours("rpo dpo", policy(), rows),
-        lambda: maker.trl(TRL, policy(), rows),
+        bench, lambda: maker.ours("rpo dpo", policy(), rows), lambda: maker.trl(TRL, policy(), rows)
     )
     workload = check.described(settings, maker, shape, rows, said)
     yield faster(bench, "dpo step", workload, done, ("rpo dpo", TRL), batch, times=times)
@@ -159,7 +154,7 @@ def reward_models(check: Check) -> Iterator[Comparison]:
 
 def scoring(check: Check) -> Iterator[Comparison]:
     """Scoring by a reward model of 1B beside a plain loop."""
-    for row in sections.scoring(check.bench(rounds=1, batch=8 * check.scale.batch)):
+    for row in reading.scoring(check.bench(rounds=1, batch=8 * check.scale.batch)):
         speed = check.scale.scored / float(np.median([each[0] for each in row.raw["rpo"]]))
         row.bar, row.passed = "≥ 300 pairs/s", speed >= 300
         yield row
@@ -210,13 +205,13 @@ def small_steps(check: Check) -> Iterator[Comparison]:
 def _sampled(
     check: Check,
     count: int,
-    other: tuple[str, sections.Sampler] | None = None,
+    other: tuple[str, reading.Sampler] | None = None,
     dtype: str = "bfloat16",
     size: int = 512,
 ) -> Comparison:
     """Summaries of about 12 tokens, `size` at a time."""
     bench, lengths, limit, what = _summaries(check, count, dtype, size)
-    return sections.sampled(bench, lengths, limit, what, other)
+    return reading.sampled(bench, lengths, limit, what, other)
 
 
 def _summaries(
@@ -234,7 +229,7 @@ def sampling(check: Check) -> Iterator[Comparison]:
     yield _sampled(check, check.scale.sampled[0])
     count = check.scale.all_sampled
     bench, lengths, limit, what = _summaries(check, count)
-    drawing = sections.Drawing(bench, lengths, limit)
+    drawing = reading.Drawing(bench, lengths, limit)
     with bench.device.autocast():
         spent = timed(partial(drawing.draw, "rpo", sample), check.device)
     drawing.check()
@@ -275,7 +270,7 @@ def kinds_of_kernel(check: Check) -> Iterator[Comparison]:
 
 def sampling_leads(check: Check) -> Iterator[Comparison]:
     """Sampling with one thing changed at a time."""
-    changed: tuple[tuple[str, sections.Sampler, str], ...] = (
+    changed: tuple[tuple[str, reading.Sampler, str], ...] = (
         ("kernel by kernel", _with((sample_graphs, "CAPTURES", ())), "bfloat16"),
         (
             "kernel by kernel, tokens looked at in every step",
@@ -296,7 +291,7 @@ def sampling_leads(check: Check) -> Iterator[Comparison]:
         yield row
 
 
-def _with(*changed: tuple[Any, str, object]) -> sections.Sampler:
+def _with(*changed: tuple[Any, str, object]) -> reading.Sampler:
     """The sampler, with another value of some things that it reads."""
 
     def sampler(*given: Any) -> list[list[int]]:

@@ -15,21 +15,11 @@ from transformers.utils import is_bitsandbytes_available, is_peft_available
 
 from benchmarks.bench import Bench, Comparison
 from benchmarks.contestants import Maker
-from benchmarks.gpu_rows import (
-    NO_BITS,
-    NO_PEFT,
-    TRL,
-    Check,
-    by_graphs,
-    fact,
-    faster,
-    lighter,
-    with_reference,
-)
+from benchmarks.gpu_rows import NO_BITS, NO_PEFT, TRL, Check, by_graphs, fact, faster, lighter, with_reference
 from benchmarks.race import Contestant, release, same_work
 from benchmarks.workloads import pairs
 from rpo_cli.models import four_bits, load_causal
-from rpo_cli.models.load import hold_in_bfloat16
+from rpo_cli.models.frozen import hold_in_bfloat16
 from rpo_cli.recipes.schema import PolicyRecipe
 
 LORA: dict[str, Any] = {"use_peft": True}

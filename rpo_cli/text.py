@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
 WORD_MARKS = " \u2581\u0120#"  # with which vocabularies mark a word's beginning or its end
@@ -39,6 +40,15 @@ def unplain(word: str) -> str | None:
     return "longer than 100 bytes" if len(word.encode("utf-8", "replace")) > 100 else None
 
 
+def uncountable(pattern: str) -> str | None:
+    """Why a regular expression counts nothing in texts, in words; None: it can."""
+    try:
+        found = re.compile(pattern).search("")
+    except re.error as error:
+        return f"no regular expression: {error}"
+    return None if found is None else "finds what is empty, everywhere; write what is to be counted"
+
+
 def is_word(token: str) -> bool:
     """Whether a text may hold a token: a word or a part of one, with the marks of vocabularies, or signs."""
     bare = token.strip(WORD_MARKS)
@@ -48,6 +58,16 @@ def is_word(token: str) -> bool:
 def counted(count: int, one: str, several: str = "") -> str:
     """`1 seed`, `2 seeds`; several: what more than one are called, where that is not with an s."""
     return f"{count} {one if count == 1 else several or f'{one}s'}"
+
+
+def some(names: Sequence[str]) -> str:
+    """`a, b, c and 4 more`."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters, with `...` at the end of a longer one."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def percent(share: float | None) -> str:

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +23,9 @@ os.environ |= {
 }
 
 import pytest
+import typer.testing
 from filelock import FileLock
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from rpo_cli.artifacts import Stage, Workspace, job_of, walk
@@ -36,6 +39,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rpo_cli.models import Row, TokenRow
+
+# The command line is built once, as a process of its own does, and not by every one of thousands of calls.
+assert typer.testing._get_command is get_command, "typer's CliRunner builds its command in another way now"
+typer.testing._get_command = cache(get_command)
 
 SEED = "seed-0"
 RHO = "seed-0/rho-0.5"
@@ -220,6 +227,13 @@ def pupil(learnt: Tiny, tmp_path: Path) -> Tiny:
 def empty(tmp_path: Path) -> Tiny:
     """The suite, and a workspace that is not there yet."""
     return Tiny(write_suite(tmp_path / "tiny"), tmp_path / "runs")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test works in an empty directory, so that whatever a command leaves behind shows."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 CHAIN = (f"{RHO}/splits", f"{SEED}/relabel", f"{SEED}/data")

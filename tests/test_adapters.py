@@ -24,7 +24,7 @@ from rpo_cli.models import (
     load_tokenizer,
     pair_rewards,
 )
-from rpo_cli.models.load import RoundedLinear
+from rpo_cli.models.frozen import RoundedLinear
 from rpo_cli.recipes.schema import SFTRecipe
 from rpo_cli.stages.data.rows import read_rows
 
@@ -230,7 +230,7 @@ def test_4_bits_are_refused_in_shards_and_where_bitsandbytes_cannot_work(
     with pytest.raises(BadInput, match="bitsandbytes has no 4 bits on xla"):
         four_bits(recipe, Device("xla", "float32", ""))
     assert four_bits(recipe, Device("cuda", "bfloat16", "")).bnb_4bit_compute_dtype == torch.bfloat16  # type: ignore[union-attr]
-    monkeypatch.setattr("rpo_cli.models.load.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("rpo_cli.models.frozen.is_bitsandbytes_available", lambda: False)
     with pytest.raises(BadInput, match=r"pip install 'rpo-cli\[qlora\]'"):
         four_bits(recipe, Device("cuda", "float32", ""))
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import RHO, SEED, Tiny, manifest
 
-from rpo_cli.artifacts import Workspace, job_of, read_json
+from rpo_cli.artifacts import Workspace, job_of, read_json, scores_of
 from rpo_cli.figures.gather import polite_share
 from rpo_cli.objectives.calibration import fit_temperature, mix_weights
 from rpo_cli.recipes import RecipeError, load
-from rpo_cli.recipes.schema import preferred, result_fields
+from rpo_cli.recipes.schema import SplitsRecipe, preferred, result_fields
 from rpo_cli.stages.data.rows import write_columns
 from rpo_cli.stages.reward import check
 from rpo_cli.stages.splits import LONGER, SHORTER
@@ -138,15 +138,89 @@ def test_a_member_is_calibrated_to_its_own_bias_of_the_attribute(polite: Tiny) -
     assert _temperature(job, "0.2") == pytest.approx(own)
 
 
-def test_an_ensemble_on_another_attribute_than_the_policys_splits_is_refused_before_anything_is_built(
-    polite: Tiny,
+@pytest.fixture
+def suspects(polite: Tiny) -> Tiny:
+    """Length and politeness both suspected: members of either, on subsets of one length-biased D_rho."""
+    plain = (polite.suite / "splits.yaml").read_text().replace(POLITE, "")
+    (polite.suite / "plain.yaml").write_text(plain)
+    (polite.suite / "rm-plain.yaml").write_text("extends: rm.yaml\nstage: reward\ndata: plain.yaml\n")
+    listed = "ensemble: [{members: rm-plain.yaml}, {members: rm.yaml}]"
+    polite.edit("e-dpo.yaml", f"calibration: temperature\ndata: plain.yaml\n{listed}\n")
+    return polite
+
+
+def test_members_on_subsets_of_other_pairs_than_the_policys_are_refused_before_anything_is_built(
+    suspects: Tiny,
 ) -> None:
-    (polite.suite / "plain.yaml").write_text((polite.suite / "splits.yaml").read_text().replace(POLITE, ""))
-    polite.edit("e-dpo.yaml", "calibration: temperature\ndata: plain.yaml\n")
-    said = polite.run("train-policy", "e-dpo.yaml", code=2).stderr
-    assert "splits.yaml differ in another attribute than plain.yaml's; set data: splits.yaml, or" in said
-    assert not polite.root.exists()
-    polite.run("train-policy", "e-dpo.yaml", "--set", "calibration_mix=data", "--dry-run")
+    suspects.edit("splits.yaml", "held_out: 16\n")
+    said = suspects.run("train-policy", "e-dpo.yaml", code=2).stderr
+    assert (
+        "differ in another attribute than plain.yaml's, and are of other pairs (held_out); let both" in said
+    )
+    assert not suspects.root.exists()
+    suspects.run("train-policy", "e-dpo.yaml", "--set", "calibration_mix=data", "--dry-run")
+
+
+@pytest.mark.slow
+def test_members_of_several_suspects_are_calibrated_each_to_its_own_bias_of_its_own_attribute(
+    suspects: Tiny,
+) -> None:
+    suspects.run("train-policy", "e-dpo.yaml")
+    job = job_of(suspects.stage("e-dpo.yaml"), Workspace(suspects.root, suspects.suite.name), {})
+    names = [f"{recipe}:{b}" for recipe in ("rm-plain", "rm") for b in ("0.2", "0.5", "0.8")]
+    assert list(scores_of(job.inputs)) == names
+    cell = next((suspects.root / RHO / "policies/e-dpo").iterdir())
+    metrics = read_json(cell / "manifest.json")["metrics"]
+    assert "members of `rm-plain.yaml`, members of `rm.yaml`" in (cell / "README.md").read_text()
+    assert sum(metrics[f"members/{name}"] for name in names) == pytest.approx(1)
+    notes = {each: pq.read_table(suspects.root / RHO / each / "held_out.parquet").to_pandas() for each in
+             ("plain", "splits")}  # fmt: skip
+    assert notes["plain"].id.tolist() == notes["splits"].id.tolist()
+    margins = np.where(np.arange(len(notes["plain"])) % 3 == 0, -1.0, 2.0)
+    for name in names:
+        file = job.inputs[f"scores/{name}"] / "held_out.parquet"
+        write_columns({"id": notes["plain"].id, "chosen": margins, "rejected": 0 * margins}, file)
+    for name, kinds in {
+        "rm-plain:0.2": notes["plain"].longer_preferred,
+        "rm:0.2": notes["splits"].higher_preferred,
+    }.items():
+        higher, lower = (torch.tensor(kinds.to_numpy() == kind) for kind in (LONGER, SHORTER))
+        own = fit_temperature(torch.tensor(margins), mix_weights(higher, lower, 0.2))
+        assert _temperature(job, name) == pytest.approx(own)
+    assert _temperature(job, "rm-plain:0.2") != pytest.approx(_temperature(job, "rm:0.2"))
+
+
+def test_a_policys_folder_names_the_recipes_of_its_members(suspects: Tiny) -> None:
+    turned = "ensemble=[{members: rm.yaml}, {members: rm-plain.yaml}]"
+    plan = suspects.run("train-policy", "e-dpo.yaml", "--set", turned, "--dry-run").stdout
+    assert "policies/e-dpo/beta-0.2-ensemble-rm.yaml+rm-plain.yaml  (missing)" in plan
+
+
+def test_what_stands_for_members_in_a_list_must_be_a_recipe(suspects: Tiny) -> None:
+    suspects.edit("e-dpo.yaml", "ensemble: [{members: ./judge}]\n")
+    said = suspects.run("train-policy", "e-dpo.yaml", code=2).stderr
+    assert re.search(r"e-dpo.yaml:\d+: ensemble\[0\].members: '.*judge' is no recipe \(x.yaml\)", said)
+    suspects.edit("e-dpo.yaml", "ensemble: [{members: rm.yaml}, {members: none.yaml}]\n")
+    said = suspects.run("train-policy", "e-dpo.yaml", code=2).stderr
+    assert re.search(r"e-dpo.yaml:\d+: ensemble: none.yaml: no such recipe", said)
+    suspects.edit("e-dpo.yaml", "ensemble: [{members: rm.yaml}, ./judge]\n")
+    said = suspects.run("train-policy", "e-dpo.yaml", code=2).stderr
+    assert "models and columns in a list have no bias b of their own; set calibration_mix: data" in said
+
+
+def test_two_recipes_of_one_name_are_refused_as_their_members_could_not_be_told_apart(suspects: Tiny) -> None:
+    (suspects.suite / "sub").mkdir()
+    (suspects.suite / "sub/rm.yaml").write_text("extends: ../rm.yaml\nstage: reward\n")
+    suspects.edit("e-dpo.yaml", "ensemble: [{members: rm.yaml}, {members: ./sub/rm.yaml}]\n")
+    said = suspects.run("train-policy", "e-dpo.yaml", code=2).stderr
+    assert re.search(r"e-dpo.yaml:\d+: .*two recipes are called rm, by which their members", said)
+
+
+def test_subsets_may_differ_in_length_where_the_pairs_are_biased_in_something_else(biased: Tiny) -> None:
+    biased.edit("splits.yaml", "ensemble_on: length\n")
+    recipe = load(str(biased.suite / "splits.yaml")).recipe
+    assert isinstance(recipe, SplitsRecipe)
+    assert recipe.told is None and recipe.bias_on is not None
 
 
 def test_columns_that_the_data_does_not_keep_are_named_with_their_line(empty: Tiny) -> None:

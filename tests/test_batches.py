@@ -13,8 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rpo_cli.models import (
     Layout,
-    by_tokens,
-    disable_dropout,
     layout_for,
     make_batch,
     predicts,
@@ -24,7 +22,8 @@ from rpo_cli.models import (
     response_rewards,
 )
 from rpo_cli.models import choice as choice_of_layout
-from rpo_cli.models.layout import PROMPT
+from rpo_cli.models.layout import PROMPT, by_tokens
+from rpo_cli.models.load import disable_dropout
 from rpo_cli.objectives.kl import kl_full
 from rpo_cli.objectives.logps import token_logps
 

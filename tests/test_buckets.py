@@ -7,7 +7,8 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from rpo_cli.models import MOST, STEP, Buckets, Shape, for_batches, for_training, longest
+from rpo_cli.models import Buckets, Shape, for_training
+from rpo_cli.models.buckets import MOST, STEP, for_batches, longest
 
 RNG = np.random.default_rng(0)
 ROWS: list[Shape] = [

@@ -19,14 +19,12 @@ from fake_judge import FakeJudge
 from test_teachers import write as conversations
 from worlds import Plain, logp
 
-from rpo_cli.artifacts import Workspace, read_json
-from rpo_cli.figures.cells import Cell, Cells
-from rpo_cli.figures.frames import Frame, _pairs, _verdicts, in_deviations
-from rpo_cli.figures.numbers import Row, _few_prompts, _half_notes, _left_out, _rows, cut_short, why_half
+from rpo_cli.artifacts import read_json
+from rpo_cli.figures.frames import Frame, _pairs, _verdicts
+from rpo_cli.figures.numbers import Row, _rows, cut_short
 from rpo_cli.figures.report import curves, page_of
 from rpo_cli.figures.selection import Selection
-from rpo_cli.figures.table import Bootstrap, of_all
-from rpo_cli.recipes import load
+from rpo_cli.figures.table import Bootstrap
 from rpo_cli.stages.held_out import HALVES, half_of, measured
 from rpo_cli.stages.training.doubts import kept_doubts
 from rpo_cli.statistics import wilson
@@ -250,10 +248,31 @@ def test_the_table_has_units_and_says_what_one_seed_cannot(beside: Tiny) -> None
     said = compare(beside)
     for text in ("held-out accuracy, % of pairs", "length, tokens", "KL to reference, nats", "one seed"):
         assert text in said.stdout
+    assert f"- baseline: the samples of {SEED}/sft\n" in said.stdout
     assert "0 stages to build" in said.stderr
     against = json.loads(compare(beside, "--against", "baseline", "--json").stdout)
     assert row(against, "e-dpo", "tokens")["difference"] is not None
     assert row(against, "e-dpo", "accuracy")["difference"] is None
+
+
+def test_the_table_is_written_as_a_file_by_what_its_name_ends_in(
+    beside: Tiny, found: dict[str, Any], tmp_path: Path
+) -> None:
+    said = compare(beside, "--out", tmp_path / "t.csv")
+    assert said.stderr.endswith(f"table: {tmp_path / 't.csv'}\n") and "dp-dpo" in said.stdout
+    table = pd.read_csv(tmp_path / "t.csv").set_index(["measure", "policy"])
+    assert len(table) == len(found["rows"])
+    for measure in found["measures"]:
+        ours = table.loc[measure["title"], "dp-dpo"]
+        wanted = row(found, "dp-dpo", measure["name"])
+        names = ("mean", "low", "high")
+        assert list(ours[["mean", "low", "high", "difference", "difference_low", "difference_high"]]) == (
+            pytest.approx([part[name] for part in (wanted, wanted["difference"]) for name in names])
+        )
+    kept = ("report", "--from", beside.root.parent / "said.json", "--out", tmp_path / "again.csv")
+    assert rpo(*kept).stdout == f"{tmp_path / 'again.csv'}\n"
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
+    assert ".csv, .md, .tex" in compare(beside, "--out", tmp_path / "t.xlsx", code=2).stderr
 
 
 def test_a_comparison_repeats_what_training_said_against_a_teacher(
@@ -277,175 +296,6 @@ def test_a_comparison_warns_where_more_than_a_fifth_of_the_samples_has_no_end() 
     ]  # fmt: skip
     assert cut_short(rows[:1], 32) == []
     assert cut_short(rows, 32)[0].startswith("cut at max_new_tokens, 32: 45 % of b; lengths")
-
-
-# ── Without an oracle ───────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.slow
-def test_without_an_oracle_pairs_lengths_and_kl_are_compared_and_a_half_of_the_pairs_chooses(
-    tiny: Tiny, tmp_path: Path
-) -> None:
-    elsewhere = tmp_path / "model"
-    # Nor is there an SFT recipe to compare with: the baseline is a model that lies somewhere.
-    tiny.edit(
-        "evaluate.yaml", f"oracle: null\nbaseline: {shutil.copytree(tiny.root / SEED / 'sft', elsewhere)}"
-    )
-    tiny.edit("dp-dpo.yaml", "grid: {beta: [0.2]}")
-    tiny.edit("e-dpo.yaml", "grid: {beta: [0.2]}")
-    said = tiny.run("evaluate", "dp-dpo.yaml")
-    assert "held-out/dp-dpo" in said.stderr and "advantage" not in said.output
-    samples = pd.read_parquet(tiny.root / RHO / "evaluations/dp-dpo/beta-0.2/test/samples.parquet")
-    assert "reward" not in samples and samples["logp"].notna().all()
-    assert (tiny.root / SEED / "evaluations/evaluate/test/manifest.json").is_file()
-    metrics = manifest(tiny.root, f"{RHO}/evaluations/dp-dpo/beta-0.2/test")["metrics"]
-    assert {"tokens_mean", "kl_to_reference", "unfinished_share"} <= metrics.keys()
-    assert not {"advantage", "win_rate", "reward_mean"} & metrics.keys()
-
-    chosen = json.loads(compare(tiny, "--sweep", "--json").stdout)
-    assert [measure["name"] for measure in chosen["measures"]] == (
-        ["accuracy", "margin", "teachers", "tokens", "kl", "unfinished"]
-    )
-    table = pd.read_csv(tiny.root / "sweeps/e-dpo.csv")
-    assert list(table.columns[-2:]) == ["accuracy", "margin"]
-    halves = manifest(tiny.root, f"{RHO}/held-out/dp-dpo/beta-0.2")["metrics"]
-    assert row(chosen, "dp-dpo", "margin")["mean"] == pytest.approx(halves["test/margin"], abs=1e-4)
-    notes = " ".join(chosen["notes"])
-    assert "the half that chooses nothing: the sweep chose the strengths on the others" in notes
-    assert "held-out pairs are too few to tell policies apart: an accuracy on them" in notes
-    assert "chosen on policies of the seeds that are reported here" in notes
-    # A sweep may have written what the recipes say by now.
-    later = json.loads(compare(tiny, "--json").stdout)
-    assert row(later, "dp-dpo", "margin")["mean"] == pytest.approx(halves["test/margin"], abs=1e-4)
-    said = "a sweep, whenever it ran, chooses strengths on the others (e-dpo, dp-dpo have a grid or by_rho)"
-    assert said in " ".join(later["notes"])
-
-
-def planned(tiny: Tiny, *names: str) -> list[Cell]:
-    """The cells of a comparison, of which nothing is made."""
-    loads = [load(str(tiny.suite / name), expect="policy") for name in names]
-    maker = Cells(loads[0], (), loads[1:])
-    return maker.test(Selection(list(maker.variants), [0.2], [0]))
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("", None),
-        ("grid: {beta: [0.2]}", "chooses strengths on the others (e-dpo has a grid or by_rho)"),
-        ("by_rho: {0.2: {beta: 0.2}}", "chooses strengths on the others (e-dpo has a grid or by_rho)"),
-        ("select: validation", "chose among checkpoints (e-dpo)"),
-    ],
-)
-def test_without_an_oracle_pairs_that_may_have_chosen_do_not_report(
-    empty: Tiny, line: str, said: str | None
-) -> None:
-    text = (empty.suite / "e-dpo.yaml").read_text().splitlines(keepends=True)
-    kept = [each for each in text if not each.startswith(("grid:", "by_rho:", "select:"))]
-    (empty.suite / "e-dpo.yaml").write_text("".join(kept) + line + "\n")
-    assert why_half(planned(empty, "e-dpo.yaml"), swept=True) is None  # an oracle chooses
-    empty.edit("evaluate.yaml", "oracle: null")
-    cells = planned(empty, "e-dpo.yaml")
-    found = why_half(cells, swept=False)
-    assert found is None if said is None else found is not None and found.endswith(said)
-    assert why_half(cells, swept=True) == "the sweep chose the strengths on the others"
-
-
-def test_a_half_of_the_held_out_pairs_that_is_empty_is_said_to_be(empty: Tiny) -> None:
-    (cell,) = planned(empty, "e-dpo.yaml")
-    workspace = Workspace(empty.root, "tiny")
-    assert cell.held_out is not None
-    folder = workspace.root / cell.held_out.path
-    folder.mkdir(parents=True)
-    pairs = pd.DataFrame(
-        {"prompt_id": ["a", "b"], "half": ["validation", "test"], "h_chosen": [1.0, 2.0], "h_rejected": 0.0}
-    )
-    pairs.to_parquet(folder / "pairs.parquet")
-    assert _pairs(cell, workspace, half=True)["prompt_id"].tolist() == ["b"]
-    said = "accuracy and margin are of 1 of 2 held-out pairs, the half that chooses nothing: x"
-    assert list(_half_notes([cell], workspace, "x")) == [said]
-    assert list(_half_notes([cell], workspace, None)) == []
-    pairs[:1].to_parquet(folder / "pairs.parquet")
-    assert _pairs(cell, workspace, half=True)["prompt_id"].tolist() == ["a"]
-    (_, empty_half) = _half_notes([cell], workspace, "x")
-    assert empty_half.startswith("seed 0: that half is empty, so accuracy and margin are of pairs")
-
-
-def test_differences_are_of_the_prompts_that_all_policies_have() -> None:
-    """A policy that lacks a hard prompt, which was dropped or has no verdict, is no better for it."""
-    values = {"dpo": [1.0, 2.0, 3.0, 60.0], "e-dpo": [2.0, 3.0, 4.0]}
-    cells = pd.DataFrame(
-        {"prompt_id": f"p{number}", "tokens": value, "policy": policy, "rho": float("nan"), "seed": 0}
-        for policy, numbers in values.items()
-        for number, value in enumerate(numbers)
-    )
-    whole = Frame("evaluation", ("tokens",), cells)
-    kept = whole._replace(cells=of_all(cells))
-    assert (
-        list(_left_out(whole, kept)) == ["length: 1 of 4 prompts left out, where a policy has no value"]
-        and list(_left_out(kept, kept)) == []
-    )
-    for frame in (whole, kept):
-        plain, ours = _rows(frame, list(values), Selection(list(values), [None], [0]), "dpo", Bootstrap(200))
-        assert (plain["mean"], ours["mean"]) == (2, 3)
-        assert ours["difference"] is not None and ours["difference"]["mean"] == 1
-
-
-@pytest.mark.parametrize(("of", "count", "known"), [(0.0, 3, True), (1.0, 3, False), (1.0, 60, True)])
-def test_equal_differences_of_few_prompts_have_no_interval(of: float, count: int, known: bool) -> None:
-    cells = pd.DataFrame(
-        {
-            "prompt_id": f"p{number}",
-            "tokens": number + added,
-            "policy": policy,
-            "rho": float("nan"),
-            "seed": 0,
-        }
-        for policy, added in (("dpo", 0.0), ("e-dpo", of))
-        for number in range(count)
-    )
-    frame, policies = Frame("evaluation", ("tokens",), cells), ["dpo", "e-dpo"]
-    _, ours = _rows(frame, policies, Selection(policies, [None], [0]), "dpo", Bootstrap(200))
-    apart = ours["difference"]
-    assert apart is not None and apart["mean"] == of
-    ends = apart["low"], apart["high"]
-    assert ends == (pytest.approx((of, of)) if known else (None, None))
-
-
-def test_a_difference_of_shares_has_no_end_beyond_a_hundred_points() -> None:
-    right = {"dpo": (0.0, 100.0, 0.0), "e-dpo": (100.0, 0.0, 100.0)}
-    cells = pd.DataFrame(
-        {"prompt_id": f"p{n}", "accuracy": value, "pairs": 1.0, "policy": policy, "rho": np.nan, "seed": 0}
-        for policy, values in right.items()
-        for n, value in enumerate(values)
-    )
-    frame, policies = Frame("held_out", ("accuracy",), cells, pairs=True), ["dpo", "e-dpo"]
-    _, ours = _rows(frame, policies, Selection(policies, [None], [0]), "dpo", Bootstrap(200))
-    apart = ours["difference"]
-    assert apart is not None and apart["mean"] == pytest.approx(100 / 3)
-    assert apart["low"] == -100.0 and apart["high"] == 100.0
-
-
-def test_few_prompts_are_said_to_be_few() -> None:
-    counts: dict[str, dict[str, object]] = {"tokens": {"prompts": 49}, "accuracy": {"prompts": 3}}
-    assert [note[:20] for note in _few_prompts(counts)] == ["49 prompts are few: "]
-    assert list(_few_prompts({"tokens": {"prompts": 50}})) == []
-
-
-def test_teachers_of_different_scales_weigh_the_same() -> None:
-    rewards = pd.DataFrame({"prompt_id": ["a", "b"], "reward": [2.0, 2.0], "baseline_reward": [0.0, 1.0]})
-    other = rewards.assign(reward=100 * rewards["reward"], baseline_reward=100 * rewards["baseline_reward"])
-    assert in_deviations(rewards).tolist() == pytest.approx(in_deviations(other).tolist())
-    assert in_deviations(rewards)["a"] == pytest.approx(2 / 0.5**0.5)
-    assert in_deviations(rewards[:1])["a"] == 2
-
-
-def test_a_figure_without_an_oracle_is_refused_before_anything_is_built(empty: Tiny) -> None:
-    empty.edit("evaluate.yaml", "oracle: null")
-    (empty.suite / "figure.yaml").write_text("stage: figure\npolicies: [dpo.yaml]\nrhos: [0.5]\n")
-    said = empty.run("figure figure2", "figure.yaml", code=2)
-    assert re.search(r"evaluate.yaml:\d+: oracle: is null, .*`rpo compare` needs no oracle", said.stderr)
-    assert not empty.root.exists()
 
 
 # ── What is refused ─────────────────────────────────────────────────────────────────────────────────────────
@@ -546,7 +396,9 @@ def test_a_report_names_every_policy_number_and_manifest_and_loads_nothing(
         assert all(path in texts for path in each["paths"].values())
     for each in found["rows"]:
         digits = next(m["digits"] for m in found["measures"] if m["name"] == each["measure"])
-        assert f"{round(each['mean'], digits) + 0.0:,.{digits}f}" in texts
+        ends = (each["low"], each["high"]) if each["low"] is not None else ()
+        shown = [f"{round(number, digits) + 0.0:,.{digits}f}" for number in (each["mean"], *ends)]
+        assert shown[0] in texts and (not ends or f"[{', '.join(shown[1:])}]" in texts)
     for sample in found["samples"]:
         ours, theirs = (next(r for r in sample["responses"] if r["policy"] == n) for n in ("dp-dpo", "e-dpo"))
         assert all(" ".join(r["response"].split()) in texts for r in sample["responses"])

@@ -108,6 +108,8 @@ def test_a_policy_through_compiled_layers_has_the_same_losses(
     losses, frames = [], []
     # In this process: each of the compiler's own would import torch first.
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+    # Of few kernels: to have torch's headers compiled beforehand takes longer than it saves.
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)
     for compiling in ("false", "true"):
         tiny.edit("dpo.yaml", f"torch_compile: {compiling}")
         counters.clear()

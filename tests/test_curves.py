@@ -14,6 +14,7 @@ from conftest import RHO, Tiny, rpo
 from test_figures import contents
 
 from rpo_cli.figures.kinds.curves import VERDICTS, passed
+from rpo_cli.recipes.schema import PolicyRecipe
 
 FIGURE = (
     "stage: figure\nkind: curves\nrhos: [0.5]\nbootstrap_samples: 100\n"
@@ -57,7 +58,8 @@ def test_a_learning_curve_without_checkpoints_is_refused_in_a_line(tiny: Tiny) -
 
 
 def test_an_epoch_is_one_pass_over_the_pairs_however_many_processes_shared_its_batches() -> None:
-    recipe = SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    cut = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    recipe = PolicyRecipe.model_validate({"stage": "policy", "objective": "dpo", **cut})
     cell: Any = SimpleNamespace(policy_path="p", loaded=SimpleNamespace(recipe=recipe), looks=[None, None])
     metrics = {"kept/1": 50, "kept/2": 100, "rows": 1600}
     for processes in (1, 4):

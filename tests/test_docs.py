@@ -42,20 +42,25 @@ def documents() -> list[Path]:
 
 
 def command_lines() -> list[tuple[str, str]]:
-    """(place, command line) of every `rpo ...` in console blocks and recipes' comments, each once.
+    """(places, command line) of every `rpo ...` in console blocks and recipes' comments, each once.
 
     The examples of --help stand in docs/reference/commands.md, which is written from them.
     """
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for document in documents():
         for block in re.findall(r"```(?:console|bash)\n(.*?)```", document.read_text(), flags=re.S):
             for line in re.findall(r"^(?:\$ )?((?:\.venv/bin/)?rpo .*)$", block, flags=re.M):
-                found.setdefault(line, str(document.relative_to(ROOT)))
+                found.setdefault(said(line), []).append(str(document.relative_to(ROOT)))
     for recipe in tracked("recipes"):
         if recipe.suffix == ".yaml":
             for line in re.findall(r"^#\s+(rpo .*)$", recipe.read_text(), flags=re.M):
-                found.setdefault(line, recipe.name)
-    return [(place, line) for line, place in found.items()]
+                found.setdefault(said(line), []).append(recipe.name)
+    return [(", ".join(dict.fromkeys(places)), line) for line, places in found.items()]
+
+
+def said(line: str) -> str:
+    """What a line says to `rpo`, wherever that is, without a comment behind it."""
+    return shlex.join(["rpo", *shlex.split(line, comments=True)[1:]])
 
 
 def test_there_are_documents_and_command_lines_to_check() -> None:
@@ -63,34 +68,48 @@ def test_there_are_documents_and_command_lines_to_check() -> None:
     assert len(command_lines()) >= 60
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipes, and those that a reader of the pages has made of them."""
+    home = tmp_path_factory.mktemp("checkout")
+    copy_tracked("recipes", home)
+    shutil.copytree(home / "recipes/own-data", home / "recipes/mine")  # as its README tells to
+    example = (home / "recipes/example.yaml").read_text()  # as `rpo init mine` writes it
+    (home / "mine.yaml").write_text(example.replace("./own-data", "./recipes/own-data"))
+    (home / "results").symlink_to(ROOT / "results")
+    return home
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "line"), command_lines())
+@pytest.mark.parametrize(("places", "line"), command_lines())
 def test_documented_command_line_is_understood(
-    place: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, places: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Whatever is written takes the place of a file, and changes none.
+    shutil.copytree(checkout, tmp_path, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    copy_tracked("recipes", tmp_path)
-    shutil.copytree(
-        tmp_path / "recipes" / "own-data", tmp_path / "recipes" / "mine"
-    )  # as its README tells to
-    example = (tmp_path / "recipes" / "example.yaml").read_text()  # as `rpo init mine` writes it
-    (tmp_path / "mine.yaml").write_text(example.replace("./own-data", "./recipes/own-data"))
-    (tmp_path / "results").symlink_to(ROOT / "results")
-    words = shlex.split(line, comments=True)[1:]
+    words, drawn = shlex.split(line)[1:], tmp_path / "drawn"
     if words[:2] == ["recipe", "schema"]:
         words = [word.replace("recipes/", "") for word in words]  # not over the real one
     if words[:2] == ["data", "inspect"] or words[0] in ("init", "score", "sample", "stage"):
         words.append("--help")  # builds the data, reads files; its own tests run it
     elif words[0] == "rebuild":
         words.append("--help")  # of a card that a reader has; tests/test_export.py runs it
+    elif words == ["recipe", "check", "recipes"]:
+        words.append("--help")  # tests/test_recipe_commands.py runs it
+    elif words[:2] == ["report", "--from"]:
+        words.append("--help")  # of numbers that a reader has kept; tests/test_compare.py runs it
     elif "--from" in words:
-        words += [] if "--out" in words else ["--out", str(tmp_path / "drawn")]
-        words = [str(tmp_path / "drawn") if word.startswith("/tmp/") else word for word in words]
+        words += [] if "--out" in words else ["--out", str(drawn)]
+        words = [str(drawn) if word.startswith("/tmp/") else word for word in words]
     elif (words[0],) not in NO_DRY_RUN or words[:2] == ["data", "fetch"]:
         words.append("--dry-run")
     result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, f"{place}: {line}\n{result.output}"
+    assert result.exit_code == 0, f"{places}: {line}\n{result.output}"
     assert not (tmp_path / "runs").exists()
+    if "--from" in words and "--help" not in words:
+        kept = Path(words[words.index("--from") + 1], f"{words[1]}.json")
+        assert (drawn / kept.name).read_bytes() == kept.read_bytes(), f"{places}: {line}"
 
 
 def sed(line: str, folder: Path) -> None:

@@ -22,9 +22,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rpo_cli.artifacts import hash_path, origin_of, portable, walk
+from rpo_cli.artifacts import hash_path, origin_of, walk
 from rpo_cli.artifacts.card import _measured, _teachers
-from rpo_cli.artifacts.origin import as_yaml
+from rpo_cli.artifacts.origin import as_yaml, portable
 from rpo_cli.objectives import E_DPO
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import KINDS

@@ -26,7 +26,8 @@ from rpo_cli.figures.redraw import redraw
 from rpo_cli.figures.selection import select
 from rpo_cli.figures.table import Axes, Bootstrap
 from rpo_cli.recipes import load
-from rpo_cli.recipes.schema import MEASURES, PAPER, FigureRecipe
+from rpo_cli.recipes.schema import MEASURES, FigureRecipe
+from rpo_cli.recipes.schema.figure import PAPER
 from rpo_cli.runs.options import Study
 
 ROOT = Path(__file__).resolve().parent.parent

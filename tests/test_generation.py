@@ -18,7 +18,8 @@ from transformers import DynamicCache, LlamaForCausalLM, TopPLogitsWarper
 
 from rpo_cli.devices import Device
 from rpo_cli.errors import RunFailed
-from rpo_cli.models import Sampling, decode, new_causal, occurrences, pick, sample, uniforms
+from rpo_cli.models import Sampling, decode, new_causal, sample
+from rpo_cli.models.draws import occurrences, pick, uniforms
 from rpo_cli.models.sample_static import in_batches
 from rpo_cli.models.score import silent
 from rpo_cli.stages.data import miniature

@@ -23,9 +23,9 @@ from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import Claim, FigureRecipe
 from rpo_cli.stages.diagnosis import price_of_tokens
 from rpo_cli.stages.judge.winrates import length_controlled
+from rpo_cli.stages.summary import at_equal_length
 from rpo_cli.statistics import (
     Spread,
-    at_equal_length,
     break_even,
     holm,
     interval,

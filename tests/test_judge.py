@@ -23,7 +23,8 @@ from pydantic import ValidationError
 
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes import RecipeError, load
-from rpo_cli.recipes.schema import JUDGE_PROMPT, JudgeSettings, result_fields
+from rpo_cli.recipes.schema import JudgeSettings, result_fields
+from rpo_cli.recipes.schema.evaluate import JUDGE_PROMPT
 from rpo_cli.stages.judge import client
 from rpo_cli.stages.judge.client import Answer, Judge, api_key, question_key, render, retry_after, verdict_of
 from rpo_cli.stages.judge.verdicts import VERDICTS, Verdicts

@@ -14,7 +14,8 @@ from conftest import RHO, SEED, Tiny, manifest
 
 from rpo_cli import devices
 from rpo_cli.artifacts import walk
-from rpo_cli.devices import Device, DeviceError
+from rpo_cli.devices import Device
+from rpo_cli.devices.device import DeviceError
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes.schema import Recipe, result_fields
 

@@ -40,7 +40,7 @@ from rpo_cli.models import (
     rewards,
     sample,
 )
-from rpo_cli.models.load import RoundedLinear, hold_in_bfloat16
+from rpo_cli.models.frozen import RoundedLinear, hold_in_bfloat16
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.runs.work import run_job
 from rpo_cli.stages.data.rows import Rows, read_rows, write_rows

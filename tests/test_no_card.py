@@ -14,10 +14,10 @@ from no_card import CARD, Waited, Watched, no_card, to_card
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rpo_cli.models import graphs, make_batch, response_logps, response_rewards, sample_graphs
+from rpo_cli.models import graphs, make_batch, response_logps, response_rewards, static_rows
 from rpo_cli.models.draws import Sampling
+from rpo_cli.models.frozen import hold_in_bfloat16
 from rpo_cli.models.layout import Layout, Reader
-from rpo_cli.models.load import hold_in_bfloat16
 from rpo_cli.models.norms import fuse_norms
 from rpo_cli.models.rotary import fuse_rotary
 from rpo_cli.objectives import OBJECTIVES, Pair
@@ -158,7 +158,7 @@ def test_a_sampling_step_that_is_captured_asks_the_card_for_nothing() -> None:
     model, how = read_only(AutoModelForCausalLM), Sampling(1.0, 0.9, 8, 4, 0)
     with no_card() as fake, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         to_card(model, fake)
-        rows = sample_graphs._Rows(model, 4, 24, how, [1])
+        rows = static_rows.Rows(model, 4, 24, how, [1])
         texts = [np.array(prompt) for prompt in PROMPTS]
         rows.fill(range(4), texts, torch.zeros(4, 8, dtype=torch.float64))
         rows.advance(16)

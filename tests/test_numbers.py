@@ -121,15 +121,3 @@ def test_a_table_has_every_policy_and_claim_and_a_dash_where_nothing_was_measure
         "<!-- end -->",
     ]
     assert results.written(results.written(page)) == results.written(page)
-
-
-def test_a_difference_without_an_interval_is_shown_without_one() -> None:
-    from rpo_cli.figures.compare import _cell
-
-    row: Any = {"mean": 50.0, "low": 40.0, "high": 60.0, "by_seed": [50.0], "policy": "dpo", "measure": "win"}
-    known = {"mean": -0.04, "low": -0.5, "high": 0.5, "by_seed": [-0.04]}
-    assert _cell({**row, "difference": known}, 1) == "50.0\n+0.0\n[-0.5, +0.5]"
-    assert (
-        _cell({**row, "difference": {**known, "mean": -10.0, "low": None, "high": None}}, 1) == "50.0\n-10.0"
-    )
-    assert _cell({**row, "difference": None}, 1) == "50.0"

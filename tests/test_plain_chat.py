@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from rpo_cli.artifacts import walk
 from rpo_cli.recipes import load
 from rpo_cli.recipes.schema import DataRecipe
-from rpo_cli.runs import files, preflight
+from rpo_cli.runs import files, first_rows, preflight
 from rpo_cli.runs.planner import Planner
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources import preference
@@ -218,7 +218,9 @@ def test_a_dialogue_as_it_stands_is_what_it_was() -> None:
     ledger = Ledger(records=Counter(pairs=1))
     templated = preference.Templated(tokenizer_of("ChatML"), None)
     (pair,) = preference.pairs([("here:1", None, row)], templated, ledger)
-    assert (pair.prompt, pair.chosen, pair.messages) == (DIALOGUE, " house", None) and not ledger.read_as
+    assert (pair.prompt, pair.chosen, pair.messages) == (DIALOGUE, " house", None)
+    (line,) = ledger.read_as
+    assert line.startswith("pairs: in 1 of 1 rows plain text is a dialogue") and "taken as it stands" in line
 
 
 def test_a_system_column_beside_a_plain_prompt_is_its_system_message() -> None:
@@ -249,6 +251,38 @@ def test_a_system_column_beside_text_as_it_stands_is_said_with_how_many() -> Non
     ledger = Ledger()
     list(preference.written(answered, templated, ledger))
     assert ledger.notes == [f"sft: beside prompt, rows have system (in 1), {left_out}; {how}"]
+
+
+def test_files_of_text_as_it_stands_say_what_a_template_would_make_of_dialogues_and_system(
+    chat: Path,
+) -> None:
+    asked = [{"prompt": "1", "system": "2"}, {"prompt": "\n\nHuman: 1\n\nAssistant: 3\n\nHuman: 2"}]
+    write("prompts.jsonl", [*asked, {"prompt": "in 2", "system": "2"}])
+    Path("data.yaml").write_text("stage: data\nfiles: {prompts_test: prompts.jsonl}\n")
+    said = rpo("data", "inspect", "data.yaml", code=2).stderr  # no tokenizer
+    folder = Path("runs") / Path.cwd().name
+    found = manifest(folder, f"{SEED}/data")
+    texts = pd.read_parquet(folder / SEED / "data" / "prompts_test.parquet")["prompt"]
+    assert list(texts) == [row["prompt"] for row in asked] + ["in 2"]
+    (line,) = found["metrics"]["read_as"]
+    assert line.startswith("prompts_test: in 1 of 3 rows plain text is a dialogue") and line in said
+    assert "taken as it stands; `prompt_format: chat` in the data recipe" in line
+    (unread,) = found["warnings"]
+    assert unread.startswith("prompts_test: beside prompt, rows have system (in 1), which is not read")
+
+
+@pytest.mark.parametrize("form", ["raw", "chat"])
+def test_published_dialogues_say_once_in_which_form_they_were_read(form: str, tmp_path: Path) -> None:
+    dialogue = published.dialogue("hello", "hi", "who")
+    row = {side: f"{dialogue}\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+    ledger = Ledger(records=Counter(pairs=2))
+    templated = preference.Templated(tokenizer_of("ChatML"), None)
+    assert len(list(preference.hh_pairs([("here:1", None, row)] * 2, templated, form == "chat", ledger))) == 2
+    told = [line.split("; ")[0] for line in ledger.read_as]
+    form_of = "\\n\\nHuman: … \\n\\nAssistant: …"
+    assert told == [f"pairs: in 2 of 2 rows plain text is a dialogue ({form_of}), taken as it stands"] * (
+        form == "raw"
+    )
 
 
 def test_files_in_chat_form_have_dialogues_and_system_messages_too(chat: Path) -> None:
@@ -350,7 +384,7 @@ def test_init_leaves_plain_pairs_of_a_model_without_a_template_alone(chat: Path)
     assert "chat" not in init(chat) and "prompt_format" not in data()
 
 
-@pytest.mark.parametrize("form", ["jsonl", "parquet", "files"])
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "files", "dialogues", "dialogues apart"])
 def test_a_chat_model_that_learns_from_plain_text_is_noted_unless_that_is_meant(
     chat: Path, form: str
 ) -> None:
@@ -360,6 +394,11 @@ def test_a_chat_model_that_learns_from_plain_text_is_noted_unless_that_is_meant(
     if form == "parquet":
         pd.DataFrame(plain()).to_parquet("pairs.parquet")
         whole["recipes"]["data"]["dataset"] = "./pairs.parquet"
+    elif form.startswith("dialogues"):
+        asked = published.dialogue("hello", "hi", "who") + "\n\nAssistant:"
+        row = {"prompt": asked, "chosen": " a", "rejected": " b"}
+        apart = {side: asked + row[side] for side in ("chosen", "rejected")}
+        write("pairs.jsonl", [row if form == "dialogues" else apart])
     elif form == "files":
         tables = ("pairs", "prompts_validation", "prompts_test")
         whole["recipes"]["data"] = {"stage": "data", "files": dict.fromkeys(tables, "./pairs.jsonl")}
@@ -383,9 +422,9 @@ def test_a_plan_reads_the_first_row_of_its_pairs_once(chat: Path) -> None:
     Path("mine.yaml").write_text(yaml.safe_dump(whole))
     loads = [load(f"mine.yaml:{name}") for name in ("dpo", "dpo")]
     stages = walk([Planner(seed).build(loaded) for seed, loaded in enumerate(loads)])
-    preflight._first_in.cache_clear()
+    first_rows._first_in.cache_clear()
     assert len(preflight.notes(stages)) == 1
-    seen = preflight._first_in.cache_info()
+    seen = first_rows._first_in.cache_info()
     assert seen.misses == 1 < seen.hits + seen.misses, "two policies"
     write("pairs.jsonl", [in_messages(row) for row in plain()])
     os.utime("pairs.jsonl", ns=(1, 1))

@@ -22,7 +22,8 @@ from conftest import RHO, SEED, Tiny, manifest, rpo
 from repository import ROOT
 from test_pipeline import same_artifact
 
-from rpo_cli.artifacts import Identity, Stage, Workspace, files, walk, write_json
+from rpo_cli.artifacts import Stage, Workspace, files, walk, write_json
+from rpo_cli.artifacts.manifest import Identity
 from rpo_cli.errors import RunFailed
 from rpo_cli.recipes import load, schema
 from rpo_cli.runs.groups import groups

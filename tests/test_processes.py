@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,13 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import RHO, Tiny, journal, manifest, rpo, weights
+from conftest import RHO, Tiny, journal, manifest, once, rpo, weights
 from repository import copy_tracked, tracked
 from safetensors.torch import load_file
 from test_policy_training import SGD, teach
 
 import rpo_cli.runs.child
-from rpo_cli.artifacts import Job, Launch, Workspace, job_of, write_json
+from rpo_cli.artifacts import Job, Launch, Workspace, job_from, job_of, write_json
 from rpo_cli.errors import BadInput, Diverged, NoRoom, OutOfMemory, RunFailed, encode_error
 from rpo_cli.recipes.schema import PolicyRecipe
 from rpo_cli.runs import processes
@@ -37,6 +37,8 @@ from rpo_cli.stages.training.loop import STATE
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "recipes" / "accelerate"
 CPU_2 = PRESETS / "cpu-2.yaml"
+LAUNCHER = ("-m", "accelerate.commands.launch", "--config_file", CPU_2, "--main_process_port", 0,
+            "--num_cpu_threads_per_process", 1)  # fmt: skip
 # Largest difference of weights that float32 rounding explains; any run's smallest step is 100 times that.
 ROUNDING = 1e-6
 
@@ -78,6 +80,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+BEST = "reward, early"  # the run that ends at its best checkpoint
+
 
 def start(command: list[object]) -> subprocess.Popen[bytes]:
     """Python with these arguments, this checkout's code and the tests' modules."""
@@ -91,23 +95,27 @@ def start(command: list[object]) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared(built: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """The chain with an ensemble whose members differ and take turns."""
-    home = tmp_path_factory.mktemp("processes")
-    tiny = Tiny(
-        Path(shutil.copytree(built.suite, home / "tiny")), Path(shutil.copytree(built.root, home / "runs"))
-    )
-    teach(tiny)
-    return tiny
+
+    def build(home: Path) -> None:
+        shutil.copytree(built.suite, home / "tiny")
+        shutil.copytree(built.root, home / "runs")
+        teach(Tiny(home / "tiny", home / "runs"))
+
+    home = once(tmp_path_factory, "processes", build)
+    return Tiny(home / "tiny", home / "runs")
 
 
-@pytest.fixture(scope="module")
-def twins(
-    shared: Tiny, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], tuple[Path, Path]]]:
-    """Artifacts of each of RUNS, in one process and in two; the two work while the one does."""
-    home = tmp_path_factory.mktemp("twins")
+@pytest.fixture(scope="session")
+def twins(shared: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Artifacts of each of RUNS, in one process and in two; the two work while the one does, and then die."""
+    home = once(tmp_path_factory, "twins", lambda home: run_twins(shared, home))
+    return lambda name: (home / f"one, {name}", home / f"two, {name}")
+
+
+def run_twins(shared: Tiny, home: Path) -> None:
     ones, twos = [], []
     for name, (recipe, *settings) in RUNS.items():
         # In places of their own: nothing that another run reads is written.
@@ -122,25 +130,18 @@ def twins(
         )
         ones.append(one)
         twos.append(replace(one, recipe=half, path=f"two, {name}"))
-    for job in ones + twos:
-        job.directory.mkdir()
-    (home / "jobs").write_text("".join(job.to_json() + "\n" for job in twos))
-    launcher = [
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        CPU_2,
-        "--main_process_port",
-        0,
-        "--num_cpu_threads_per_process",
-        1,
-    ]
-    process = start([*launcher, "-m", "ranks", home / "jobs"])
+    # The last one dies on its way.
+    here = replace(next(job for job in twos if job.path == f"two, {BEST}"), root=home / "here", path="rm")
+    for job in [*ones, *twos, here]:
+        job.directory.mkdir(parents=True)
+    (here.root / "job").write_text(here.to_json())
+    (home / "jobs").write_text("".join(job.to_json() + "\n" for job in [*twos, here]))
+    process = start([*LAUNCHER, "-m", "ranks", home / "jobs", 5])
     for job in ones:
         metrics, device, *_ = take_part(job, lambda step, of: None)
         write_json(job.directory / "manifest.json", {"metrics": metrics, "device": device})
-    assert process.wait(300) == 0
-    yield lambda name: (home / f"one, {name}", home / f"two, {name}")
+    assert process.wait(300) != 0
+    assert all((job.directory / "manifest.json").exists() for job in twos)
 
 
 def residuals(one: Path, two: Path) -> torch.Tensor:
@@ -203,26 +204,15 @@ def test_members_teach_the_same_pairs_in_two_processes(
 
 @pytest.mark.slow
 def test_two_processes_go_on_elsewhere_from_a_best_checkpoint_that_neither_of_them_changes(
-    shared: Tiny, twins: Callable[[str], tuple[Path, Path]], tmp_path: Path
+    twins: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:
     """One may check a file while the other is further on."""
-    _, undisturbed = twins("reward, early")
-    recipe, *settings = RUNS["reward, early"]
-    (tmp_path / "here").mkdir()
-    job = job_of(shared.stage(recipe, *settings), Workspace(shared.root, "tiny"), {})
-    rows, pieces = processes.share(job.recipe, 2)
-    update = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces}
-    job = replace(job, recipe=job.recipe.model_copy(update=update), root=tmp_path / "here", path="rm")
-    job.directory.mkdir()
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", CPU_2, "--main_process_port", 0]
-    launcher += ["--num_cpu_threads_per_process", 1, "-m", "ranks", tmp_path / "jobs"]
-    (tmp_path / "jobs").write_text(job.to_json() + "\n")
-    assert start([*launcher, 5]).wait(300) != 0
-    (tmp_path / "here").rename(tmp_path / "there")
-    job = replace(job, root=tmp_path / "there")
+    _, undisturbed = twins(BEST)
+    shutil.copytree(undisturbed.parent / "here", tmp_path / "there")
+    job = replace(job_from((tmp_path / "there/job").read_text()), root=tmp_path / "there")
     assert list(job.directory.glob(f"checkpoints/*/{STATE}"))
     (tmp_path / "jobs").write_text(job.to_json() + "\n")
-    assert start(launcher).wait(300) == 0
+    assert start([*LAUNCHER, "-m", "ranks", tmp_path / "jobs"]).wait(300) == 0
     assert weights(job.directory) == weights(undisturbed)
     assert journal(job.directory) == journal(undisturbed)
 
@@ -598,7 +588,6 @@ def test_with_jobs_a_training_has_all_processes_and_other_stages_a_worker_each(
         assert manifest(tiny.root, f"{rho}/evaluations/dpo/beta-0.2/test")["processes"] == 1
 
 
-@pytest.mark.slow
 def test_presets_are_accelerates_own_and_no_recipes(tmp_path: Path) -> None:
     presets = tracked("recipes/accelerate")
     tpus = ["tpu-v3-32", "tpu-v3-8", "tpu-v4-8", "tpu-v5e-8"]
@@ -615,8 +604,9 @@ def test_presets_are_accelerates_own_and_no_recipes(tmp_path: Path) -> None:
             )
             assert config.main_training_function == "main" and callable(rpo_cli.runs.child.main)
             assert not config.tpu_use_cluster and not config.tpu_use_sudo
-    copy_tracked("recipes", tmp_path)
-    assert "no problems" in rpo("recipe", "check", tmp_path / "recipes").stdout
+    copy_tracked("recipes/accelerate", tmp_path)
+    (tmp_path / "recipes/data.yaml").write_text("stage: data\nsource: miniature\n")
+    assert rpo("recipe", "check", tmp_path / "recipes").stdout == "1 recipe, no problems\n"
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,15 @@ FORMS = {
         **two("completion_1", "completion_2", first),
         "preferred": 1.0 if first else 2.0,
     },
+    "lmarena-ai/arena-human-preference-55k": lambda first: {
+        **{name: json.dumps([text]) for name, text in two("response_a", "response_b", first).items()},
+        **{"prompt": json.dumps(["q"]), "model_a": "koala", "model_b": "vicuna", "id": 53567},
+        **{"winner_model_a": int(first), "winner_model_b": int(not first), "winner_tie": 0},
+    },
+    "the same, as Parquet with lists": lambda first: {
+        **{name: [text] for name, text in two("response_a", "response_b", first).items()},
+        **{"prompt": ["q"], "winner_a": float(first), "winner_b": float(not first)},
+    },
     "the words of a label": lambda first: {
         **two("output1", "output2", first),
         "label": "Response 1" if first else "output2",
@@ -188,6 +197,10 @@ def test_the_numbers_of_objects_stay_beside_the_pair_and_ranks_do_not() -> None:
         kept({"prompt": "q", **FORMS["berkeley-nest/Nectar"](False)})
 
 
+ARENA = {"prompt": '["q"]', "response_a": '["x"]', "response_b": '["y"]', "winner_model_a": 1,
+         "winner_model_b": 0, "winner_tie": 0}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("row", "why"),
     [
@@ -195,6 +208,19 @@ def test_the_numbers_of_objects_stay_beside_the_pair_and_ranks_do_not() -> None:
         ({"response_a": "x", "response_b": "y", "winner": "tie (bothbad)"}, "undecided"),
         ({"response_a": "x", "response_b": "y", "winner": "Both_bad"}, "undecided"),
         ({"response_a": "x", "response_b": "y", "winner": None}, "no_label"),
+        ({**ARENA, "winner_model_a": 0, "winner_tie": 1}, "undecided"),
+        ({**ARENA, "winner_model_a": None, "winner_model_b": None, "winner_tie": None}, "no_label"),
+        ({"response_a": "x", "response_b": "y", "winner_a": False, "winner_b": False}, "undecided"),
+        ({**ARENA, "response_b": "[null]"}, "few_responses"),
+        ({**ARENA, "response_a": '["\\ud83d"]'}, "half_sign"),
+        (
+            {name: ["a", "b"] if isinstance(value, str) else value for name, value in ARENA.items()},
+            "several_turns",
+        ),
+        (
+            {**ARENA, "prompt": '["q", null]', "response_a": '["x", ""]', "response_b": '["x", "y"]'},
+            "several_turns",
+        ),
         ({"response1": "x", "response2": "y", "overall_preference": 0}, "undecided"),
         ({"response1": "x", "response2": "y", "overall_preference": None}, "no_label"),
         ({"response1": "x", "response2": "y", "overall_preference": float("nan")}, "no_label"),
@@ -235,6 +261,20 @@ PAIR = {"prompt": "q", "chosen": "x", "rejected": "y"}
         ({"prompt": "q", "human_ref_A": "x", "human_ref_B": "y", "labels": 2}, {}, "labels: 2 names neither"),
         (AB, {}, "no known column says which is better; columns: {label: …} in the data recipe names the"),
         (AB | {"winner_model_a": 1}, {}, "and no known column says which is better"),
+        (
+            ARENA | {"winner_model_b": 1},
+            {},
+            "winner_model_a, winner_model_b, winner_tie: expected one 1 and z",
+        ),
+        (ARENA | {"winner_model_a": 0}, {}, "expected one 1 and zeros, got 0, 0, 0"),
+        (ARENA | {"winner_model_a": 0.4, "winner_tie": 0.6}, {}, "expected one 1 and zeros, got 0.4, 0, 0.6"),
+        (ARENA | {"winner_model_a": "1"}, {}, "expected one 1 and zeros, got 1, 0, 0"),
+        (ARENA | {"winner": "model_a"}, {}, "winner_model_b, winner_tie, winner may say which is better"),
+        (
+            ARENA | {"response_b": '["y", "z"]'},
+            {},
+            "response_b: expected as many turns as in prompt, 1, got 2",
+        ),
         (AB | {"winner": "a", "preference": "b"}, {}, "winner, preference may say which is better"),
         (SUMMARIES | {"choice": 2}, {}, "choice: expected a place in a list of 2, from 0, got 2"),
         (SUMMARIES | {"choice": "1"}, {}, "choice: expected a place in a list of 2, from 0, got '1'"),
@@ -258,6 +298,68 @@ def test_a_label_that_could_be_read_both_ways_is_refused_in_one_line(
     with pytest.raises(BadInput) as error:
         read([row], **columns)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_text_that_is_written_like_a_list_stays_a_text_beside_plain_ones() -> None:
+    (pair,), _ = read([{**ARENA, "response_b": "y"}])
+    assert (pair.prompt, pair.chosen, pair.rejected) == ('["q"]', '["x"]', "y")
+    (pair,), _ = read([{"prompt": "q", "chosen": '["x"]', "rejected": '["y"]'}])
+    assert (pair.chosen, pair.rejected) == ('["x"]', '["y"]')
+
+
+def test_of_lists_of_chosen_and_rejected_texts_the_first_of_each_is_the_pair() -> None:
+    rows: list[Row] = [{"prompt": "q", "chosen": [GOOD], "rejected": [BAD, "x", "y"]}]
+    (pair, other), ledger = read([*rows, {"prompt": "r", "chosen": [GOOD], "rejected": [BAD]}])
+    assert (pair.chosen, pair.rejected) == (other.chosen, other.rejected) == (GOOD, BAD)
+    said = (
+        "in 1 rows chosen and rejected are lists: the first of each is the pair; 2 more texts are left over"
+    )
+    assert ledger.read_as == [f"pairs: {said}"]
+
+
+def unpaired(prompt: str, completion: str, label: object) -> Row:
+    return {"prompt": prompt, "completion": completion, "label": label}
+
+
+def test_unpaired_rows_are_paired_with_rows_of_their_prompt_each_once_and_the_rest_is_counted() -> None:
+    rows = [
+        unpaired("q", "good 1", True), unpaired("r", "alone", True), unpaired("q", "bad 1", False),
+        unpaired("q", "bad 2", 0), unpaired("s", "none", None), unpaired("q", "bad 3", False),
+        unpaired("q", "good 2", 1.0), {**unpaired("q", "other", False), "system": "s"},
+    ]  # fmt: skip
+    pairs, ledger = read(rows)
+    assert [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs] == [
+        ("q", "good 1", "bad 1"), ("q", "good 2", "bad 2")
+    ]  # fmt: skip
+    assert ledger.counts == {"pairs/unpaired": 3, "pairs/no_label": 1}
+    assert ledger.examples["pairs/unpaired"] == ["here:6", "here:2", "here:8"]
+    (said,) = ledger.read_as
+    assert said.startswith("pairs: 2 pairs of 7 unpaired rows: of a prompt the first whose label is true is")
+
+
+def test_what_trl_makes_unpaired_is_paired_again(chat: PreTrainedTokenizerFast) -> None:
+    from datasets import Dataset
+    from trl.data_utils import unpair_preference_dataset
+
+    def told(role: str, text: str) -> list[Row]:
+        return [{"role": role, "content": text}]
+
+    rows = [
+        {"prompt": told("user", prompt), "chosen": told("assistant", f"{prompt} a"),
+         "rejected": told("assistant", f"{prompt} b")} for prompt in "qqr"
+    ]  # fmt: skip
+    rows[1] |= {"chosen": told("assistant", "c"), "rejected": told("assistant", "d")}
+    apart = unpair_preference_dataset(Dataset.from_list(rows))
+    assert {"prompt", "completion", "label"} == set(apart.column_names) and len(apart) == 6
+    wanted, found = (read(list(each), chat)[0] for each in (rows, apart))
+    assert found == wanted and len(found) == 3
+
+
+def test_a_score_beside_a_label_is_what_responses_are_ordered_by() -> None:
+    rows = [{"prompt": "q", "response": text, "score": number, "label": text == BAD} for text, number in
+            ((BAD, 1), (GOOD, 2))]  # fmt: skip
+    (pair,), _ = read(rows)
+    assert (pair.chosen, pair.rejected) == (GOOD, BAD)
 
 
 def test_columns_say_which_of_several_labels_is_meant() -> None:

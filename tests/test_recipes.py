@@ -19,13 +19,13 @@ from rpo_cli.recipes import (
     check_suite,
     files,
     find,
-    known,
     load,
     resolved_yaml,
     write_by_rho,
     write_setting,
 )
 from rpo_cli.recipes.editor import NOT_BY_RHO, json_schema
+from rpo_cli.recipes.files import known
 from rpo_cli.recipes.hints import NO_SUCH
 from rpo_cli.recipes.schema import MODELS, PolicyRecipe
 from rpo_cli.recipes.yaml_lines import one_line, parse, parse_value
@@ -108,7 +108,7 @@ def test_all_mistakes_are_reported_at_once_with_their_lines() -> None:
         ("use_peft: 1", "use_peft: expected true or false, got a number (1)"),
         ("description: false", "description: expected text, got false; put it in quotes if it is text"),
         ("ensemble: {a: 1}", "ensemble: expected text or a list, got a mapping ({'a': 1})"),
-        ("ensemble: [a, 1]", "ensemble[1]: expected text or a mapping, got a number (1)"),
+        ("ensemble: [a, 1]", "ensemble[1]: expected text, got a number (1)"),
         ("grid: {bets: [1]}", "grid.bets: unknown key, did you mean beta?"),
         ("grid: {beta: [-1]}", "grid.beta[0]: must be greater than 0, got -1"),
         ("by_rho: 3", "by_rho: expected a mapping, got a number (3)"),

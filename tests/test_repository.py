@@ -6,11 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from repository import ROOT, copy_tracked, tracked
+
+from rpo_cli import __version__
 
 OWN = "recipes/own-data"
 
@@ -80,6 +84,19 @@ def test_a_users_own_recipes_change_nothing_about_which_tests_there_are(clone: P
         [line for line in said.splitlines() if "::" in line] for said in done.stdout.split(between)
     )
     assert len(before) > 100 and after == before
+
+
+def test_the_citation_is_that_of_the_package_and_of_the_paper_as_the_readme_has_it() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cited["cff-version"] == "1.2.0" and cited["authors"] and cited["message"]
+    assert cited["version"] == __version__ and cited["license"] == project["license"]
+    assert cited["keywords"] == project["keywords"] and "authors" not in project
+    (paper,) = cited["references"]
+    names = " and ".join(f"{each['family-names']}, {each['given-names']}" for each in paper["authors"])
+    bibtex = " ".join((ROOT / "README.md").read_text().partition("```bibtex")[2].split())
+    for value in (names, paper["title"], paper["journal"], paper["year"], paper["identifiers"][0]["value"]):
+        assert str(value) in bibtex
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from rpo_cli.devices import Device, reading
 from rpo_cli.errors import Diverged
-from rpo_cli.models import new_causal, sample, sample_graphs, stops_of
+from rpo_cli.models import new_causal, sample, sample_graphs, static_rows, stops_of
 from rpo_cli.models.draws import Sampling, Waiting, occurrences, uniforms
 from rpo_cli.models.score import silent
 from rpo_cli.stages.data import miniature
@@ -72,9 +72,10 @@ def forwarded(model: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
 
 
 def record(monkeypatch: pytest.MonkeyPatch, captured: Callable[..., Any] = Recorded) -> None:
-    monkeypatch.setattr(sample_graphs, "CAPTURES", ("cpu",))
-    monkeypatch.setattr(sample_graphs, "aside", nullcontext)
-    monkeypatch.setattr(sample_graphs, "captured", captured)
+    for module in (sample_graphs, static_rows):
+        monkeypatch.setattr(module, "CAPTURES", ("cpu",))
+    monkeypatch.setattr(static_rows, "aside", nullcontext)
+    monkeypatch.setattr(static_rows, "captured", captured)
 
 
 @pytest.mark.parametrize("captured", [False, True])
@@ -129,7 +130,7 @@ def test_rows_that_need_fewer_columns_are_read_with_fewer(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths: list[tuple[int, int]] = []
-    advance = sample_graphs._Rows.advance
+    advance = static_rows.Rows.advance
 
     def noted(self: Any, width: int) -> None:
         going = self.position[~self.ended]
@@ -137,7 +138,7 @@ def test_rows_that_need_fewer_columns_are_read_with_fewer(
         widths.append((width, self.shared.columns))
         advance(self, width)
 
-    monkeypatch.setattr(sample_graphs._Rows, "advance", noted)
+    monkeypatch.setattr(static_rows.Rows, "advance", noted)
     assert drawn(model, graphs=True) == drawn(model)
     assert {columns for _, columns in widths} == {56}, "for 30 + 20, in eights"
     assert len({width for width, _ in widths}) > 1
@@ -162,7 +163,7 @@ def test_caches_and_graphs_are_gone_when_the_samples_are_there(
     works: bool, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
-    begin = sample_graphs._Rows.__init__
+    begin = static_rows.Rows.__init__
 
     def noted(self: Any, *args: Any) -> None:
         begin(self, *args)
@@ -177,7 +178,7 @@ def test_caches_and_graphs_are_gone_when_the_samples_are_there(
         def pool(self) -> object:
             return "a pool"
 
-    monkeypatch.setattr(sample_graphs._Rows, "__init__", noted)
+    monkeypatch.setattr(static_rows.Rows, "__init__", noted)
     record(monkeypatch, Recorded if works else second_refused)
     expected = drawn(model, batch_size=3, seed=4)
     made.clear()
@@ -248,12 +249,12 @@ def test_a_cache_of_fixed_size_that_gives_other_logits_is_found_out(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sample_graphs.why_not(model, PROMPTS, 20) is None
-    update = sample_graphs._Layer.update
+    update = static_rows._Layer.update
 
     def late(self: Any, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return update(self, keys * (1.01 if keys.shape[2] == 1 else 1), values, *args, **kwargs)
 
-    monkeypatch.setattr(sample_graphs._Layer, "update", late)
+    monkeypatch.setattr(static_rows._Layer, "update", late)
     assert sample_graphs.why_not(model, PROMPTS[:1], 19) is None, "seen of longer texts"
     sample_graphs.PROVEN.seen.clear()
     assert sample_graphs.why_not(model, PROMPTS, 20) == "its logits are others with a cache of fixed size"

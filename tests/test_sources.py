@@ -21,9 +21,10 @@ from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import find_rows, read_rows
 from rpo_cli.stages.data.sources import assemble, preference, tldr
 from rpo_cli.stages.data.sources.base import Pair, Written
-from rpo_cli.stages.data.sources.hh import dialogues, messages
+from rpo_cli.stages.data.sources.hh import dialogues
 from rpo_cli.stages.data.sources.implicit import cut
 from rpo_cli.stages.data.sources.records import split_of
+from rpo_cli.stages.data.sources.transcripts import messages
 from rpo_cli.stages.data.sources.turns import EXPECTED, part
 from rpo_cli.stages.data.token_cache import TokenCache
 
@@ -668,8 +669,12 @@ TURNS = SAME_PAIR["role and content"]
             "no column 'chosen' (has: good, prompt); columns: {chosen: …} in the data recipe says what",
         ),
         (
-            {"prompt": "q", "completion": "a", "label": True},
-            "no column 'chosen' (has: completion, label, prompt); unpaired rows are not read: pair them",
+            {"completion": "a", "label": True},
+            "no column 'chosen' (has: completion, label); unpaired rows are read beside others of their pro",
+        ),
+        (
+            {"prompt": "q", "completion": "a", "label": "good"},
+            "label: expected true or false of the completion, got text",
         ),
         (
             {"prompt": "q", "responses": ["a", "b"], "votes": [1, 0]},
@@ -745,10 +750,10 @@ def test_moved_cuts_and_dialogues_are_said_with_their_share() -> None:
     )
     assert [pair.prompt for pair in found] == [dialogue, "Pets?", "Pets:"]
     assert found[0].chosen == " I think she"
-    moved, hh = ledger.notes
+    (moved,), (hh,) = ledger.notes, ledger.read_as
     assert moved.startswith("pairs: 1 of 2 prompts (50.0 %) were cut back to the last turn or white space")
-    assert hh.startswith("pairs: 1 rows (33.3 %) look like dialogues of hh-rlhf")
-    assert "`prompt_format: chat`" in hh
+    assert hh.startswith("pairs: in 1 of 3 rows plain text is a dialogue (") and "taken as it stands" in hh
+    assert "`prompt_format: chat` in the data recipe" in hh and "makes messages of its turns" in hh
 
 
 def test_a_response_in_which_the_user_speaks_is_left_out(chat: Any) -> None:

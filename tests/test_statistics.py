@@ -6,15 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rpo_cli.statistics import (
-    Array,
-    Interval,
-    at_equal_length,
-    interval,
-    per_prompt,
-    resample_means,
-    summarise,
-)
+from rpo_cli.stages.summary import at_equal_length, per_prompt, summarise
+from rpo_cli.statistics import Array, Interval, interval, resample_means
 
 OPTIONS = {"truncated": "score", "resamples": 500, "seed": 0}
 

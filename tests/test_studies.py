@@ -25,7 +25,8 @@ from rpo_cli.figures.kinds import kl
 from rpo_cli.figures.kinds.degeneracy import curve
 from rpo_cli.figures.table import Axes, Bootstrap, summary
 from rpo_cli.models import make_batch, response_logits
-from rpo_cli.recipes import RecipeError, check_suite, known, load
+from rpo_cli.recipes import RecipeError, check_suite, load
+from rpo_cli.recipes.files import known
 from rpo_cli.recipes.schema import MEASURES, Claim, FigureRecipe
 from rpo_cli.recipes.schema.figure import FURTHER
 from rpo_cli.runs.planner import Planner

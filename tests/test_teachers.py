@@ -309,7 +309,7 @@ def test_conversations_that_the_tokenizers_template_refuses_are_left_out_and_cou
          "ensemble[1]: {data} keeps no column a"),
         ("policy.yaml", "teacher: columns\nmargin_columns: [[a]]", "margin_columns[0]: needs at least 2"),
         ("policy.yaml", f"teacher: mean\nmargin_columns: [[{ASKED}]]",
-         "margin_columns: members in a list have no bias b of their own"),
+         "margin_columns: models and columns in a list have no bias b of their own"),
         ("policy.yaml", "reward_label: help", None),
         ("data.yaml", "keep_columns: [prompt]", "keep_columns: prompt: rpo has columns of this name"),
         ("data.yaml", "source: hh-rlhf", "keep_columns: no effect with source: hh-rlhf"),

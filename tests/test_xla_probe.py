@@ -11,6 +11,7 @@ from conftest import Tiny
 
 from rpo_cli import devices
 from rpo_cli.devices import xla_probe
+from rpo_cli.devices.device import DeviceError
 from rpo_cli.recipes import schema
 
 
@@ -92,7 +93,7 @@ def test_xla_without_a_tpu_is_refused_in_one_line(
     monkeypatch.setattr(xla_probe, "PCI", tmp_path)
     monkeypatch.delenv("PJRT_DEVICE", raising=False)
     recipe = schema.Recipe.model_validate({"stage": "doctor", "device": "xla"})
-    with pytest.raises(devices.DeviceError, match="no TPU chip on the PCI bus"):
+    with pytest.raises(DeviceError, match="no TPU chip on the PCI bus"):
         devices.choose(recipe)
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
     assert devices.choose(recipe).name == "xla"

@@ -19,8 +19,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from rpo_cli.artifacts import positions_of
 from rpo_cli.devices import quiet
 from rpo_cli.errors import BadInput
-from rpo_cli.models import disable_dropout, layout_for, response_logps
+from rpo_cli.models import layout_for, response_logps
 from rpo_cli.models.decode import decoder_for
+from rpo_cli.models.load import disable_dropout
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "architectures.md"
 VOCABULARY, PAD, END, ROOM = 60, 0, 1, 16

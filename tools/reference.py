@@ -275,8 +275,8 @@ def _shape(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[-1]
         return "keys below" if "properties" in definitions[name] else _shape(definitions[name], definitions)
-    if "anyOf" in schema:
-        return ", or ".join(_shape(part, definitions) for part in schema["anyOf"])
+    if (parts := schema.get("anyOf", schema.get("oneOf"))) is not None:
+        return ", or ".join(dict.fromkeys(_shape(part, definitions) for part in parts))
     if "enum" in schema or "const" in schema:
         return " \\| ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     kind = schema.get("type")

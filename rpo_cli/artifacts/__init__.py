@@ -14,12 +14,22 @@ from rpo_cli.artifacts.files import (
     write_csv,
     write_json,
 )
-from rpo_cli.artifacts.graph import External, Stage, rho_folder, scores_of, walk, where
+from rpo_cli.artifacts.graph import (
+    External,
+    Stage,
+    member_of,
+    own_name,
+    rho_folder,
+    scores_of,
+    told_of,
+    walk,
+    where,
+)
 from rpo_cli.artifacts.hub import cannot_read, look_for, unreachable
 from rpo_cli.artifacts.job import Job, Launch, Outcome, checkpoint_in, job_from, job_of, processes_of
-from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Identity, Manifest
+from rpo_cli.artifacts.manifest import MANIFEST, STARTED, Manifest
 from rpo_cli.artifacts.model_folder import base_of_adapter, below_adapters, may_end_in_padding, positions_of
-from rpo_cli.artifacts.origin import Origin, origin_of, portable
+from rpo_cli.artifacts.origin import Origin, origin_of
 from rpo_cli.artifacts.report import METRICS, Progress, Report, Silence, log_images
 from rpo_cli.artifacts.tracker import need_answer, told_where, wandb_mode
 from rpo_cli.artifacts.workspace import Workspace, difference, git_revision, versions

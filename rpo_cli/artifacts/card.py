@@ -186,10 +186,16 @@ def _teachers(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "reward model", f"`{named}`{'' if member is None else f', member b = {member:g}'}"
     if (members := recipe.get("ensemble")) is not None:
         each = [members] if isinstance(members, str) else members
-        named = (_scores(one["columns"]) if isinstance(one, dict) else f"`{one}`" for one in each)
-        yield "ensemble", ", ".join(named)
+        yield "ensemble", ", ".join(map(_teacher, each))
     if columns := recipe.get("margin_columns"):
         yield "scores", ", ".join(map(_scores, columns))
+
+
+def _teacher(listed: str | Mapping[str, Any]) -> str:
+    """One entry of an ensemble's list."""
+    if isinstance(listed, str):
+        return f"`{listed}`"
+    return f"members of `{listed['members']}`" if "members" in listed else _scores(listed["columns"])
 
 
 def _scores(columns: Sequence[str]) -> str:
@@ -233,7 +239,7 @@ def _where(evaluation: Manifest) -> str:
 
 def _measured(where: str, of: Manifest) -> list[tuple[str, str, str, str]]:
     """Where it was measured, name, value and interval of each number, those with an interval first."""
-    from rpo_cli.statistics import wilson  # with pandas
+    from rpo_cli.statistics import wilson  # with numpy
 
     rows, metrics = [], of["metrics"]
     for name, value in metrics.items():

@@ -140,6 +140,22 @@ def scores_of(inputs: Mapping[str, Item]) -> dict[str, Item]:
     return {name.removeprefix("scores/"): each for name, each in inputs.items() if name.startswith("scores/")}
 
 
+def member_of(recipe: str, own: str) -> str:
+    """What a member is called where an ensemble has those of several recipes."""
+    return f"{recipe}:{own}"
+
+
+def own_name(member: str) -> str:
+    """What a member is called in its own recipe's ensemble."""
+    return member.rpartition(":")[2]
+
+
+def told_of(member: str) -> str:
+    """The input of a policy that says what a member's bias b counts."""
+    recipe = member.rpartition(":")[0]
+    return f"told/{recipe}" if recipe else "told"
+
+
 def where(node: Stage | External) -> str:
     """A stage's path in the workspace, or what a model from outside is called."""
     return node.path if isinstance(node, Stage) else node.reference

@@ -90,8 +90,11 @@ def may_end_in_padding(folder: Path) -> bool:
     if config.get("pad_token_id") in (eos if isinstance(eos, list) else [eos]):
         return True
     special = read_json(folder / "tokenizer_config.json") or {}
-    pad, end = (
-        token.get("content") if isinstance(token, Mapping) else token
-        for token in (special.get("pad_token"), special.get("eos_token"))
-    )
+    pad, end = (content_of(special.get(f"{name}_token")) for name in ("pad", "eos"))
     return pad is None or pad == end
+
+
+def content_of(token: object) -> str | None:
+    """A special token's text, which a tokenizer's files have bare or in a mapping."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None

@@ -115,6 +115,8 @@ def _named(reference: object) -> object:
     """A reference as it is written where all recipes are in one place."""
     if isinstance(reference, list):
         return [_named(each) for each in reference]
+    if isinstance(reference, dict) and "members" in reference:
+        return {"members": _named(reference["members"])}
     if isinstance(reference, str):
         return f"{Path(reference).stem}.yaml" if schema.is_recipe(reference) else portable(reference)
     return reference

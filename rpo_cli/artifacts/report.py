@@ -94,8 +94,7 @@ class Report:
         found |= {"suite": job.suite, "device": str(devices.choose(recipe)), "versions": versions()}
         found["processes"] = processes_of(job)
         if isinstance(recipe, TrainingRecipe):
-            pieces = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-            found["effective_batch"] = pieces * devices.processes()
+            found["effective_batch"] = recipe.batch * devices.processes()
         return found
 
     def __exit__(

@@ -30,8 +30,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def lock_file(workspace: Workspace) -> Path:
     """Where a workspace's commits are recorded: beside it, so that clearing it does not forget them."""
-    root = Path(workspace.root)
-    return root.with_name(f"{root.name}.lock.json")
+    return workspace.root.with_name(f"{workspace.root.name}.lock.json")
 
 
 def externals(stages: Iterable[Stage]) -> list[External]:

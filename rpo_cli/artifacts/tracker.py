@@ -7,12 +7,12 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpo_cli.text import first_line
+from rpo_cli.text import counted, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,16 +70,12 @@ def _place(root: Path, begun: set[str]) -> str:
     if not begun:
         mode, why = wandb_mode()
         return f"Weights & Biases: nothing was written ({why if mode == 'disabled' else 'no run was begun'})"
-    said = [f"{_count(sent, 'run')} sent to {server()}"] if sent else []
+    said = [f"{counted(len(sent), 'run')} sent to {server()}"] if sent else []
     if kept:
         named = [folder / name for name in kept] if len(kept) <= FEW else [folder / f"{OFFLINE}*"]
         sends = f"`wandb sync {' '.join(map(str, named))}` sends {'it' if len(kept) == 1 else 'them'}"
-        said += [f"{_count(kept, 'offline run')}; {sends}"]
+        said += [f"{counted(len(kept), 'offline run')}; {sends}"]
     return f"Weights & Biases: runs in {folder}: {', '.join(said)}"
-
-
-def _count(runs: Sequence[str], what: str) -> str:
-    return f"{len(runs)} {what}{'s' * (len(runs) > 1)}"
 
 
 def _id(run: str) -> str:

@@ -24,6 +24,7 @@ from rpo_cli.artifacts.files import lease, no_room, read_json, write_json
 from rpo_cli.artifacts.manifest import DIVERGED, MANIFEST, STARTED, Identity, Manifest, as_manifest
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.recipes.whole import remove_parts
+from rpo_cli.text import cut
 
 NAME = "workspace.json"
 REPLACED = ".replaced"
@@ -314,5 +315,4 @@ def _changes(name: str, old: object, new: object) -> list[str]:
 
 def brief(value: object) -> str:
     """A value in a few characters."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return cut(value if isinstance(value, str) else json.dumps(value), 40)

@@ -22,6 +22,8 @@ figure_app = typer.Typer(
 AVERAGED = "Seeds to average over, with commas. Default: the recipe's."
 WRITE = "Write the chosen values into the recipes: changes these files unless --no-write is given."
 KEPT = "A file with what `rpo compare --json` printed; builds nothing."
+TABLE = "Write the table to this file as well: FILE.csv, .md or .tex."
+PAGE = "The page to write; FILE.csv, .md or .tex: the table alone."
 ALL = "figure2.yaml --rho all --seeds 0,1,2 --jobs 2"
 
 
@@ -52,6 +54,7 @@ def compare(
     recipes: Annotated[list[str], typer.Argument(help=COMPARED, autocompletion=like)],
     how: Comparing,
     costs: Costs,
+    out: Annotated[Path | None, Option(help=TABLE)] = None,
 ) -> None:
     """Train policies on the same pairs and compare them:
     held-out accuracy and margin, advantage, length, KL, wins by a judge, with paired 95 % intervals.
@@ -60,7 +63,7 @@ def compare(
     """
     from rpo_cli.figures import run_compare
 
-    run_compare(session, recipes, how, costs)
+    run_compare(session, recipes, how, costs, out)
 
 
 @command("report", f"{COMPARE} --rho 0.2 --out report.html", takes=COMPARING - {"as_json"})
@@ -69,7 +72,7 @@ def report(
     how: Comparing,
     recipes: Annotated[list[str] | None, typer.Argument(help=COMPARED, autocompletion=like)] = None,
     from_results: Annotated[Path | None, Option("--from", help=KEPT)] = None,
-    out: Annotated[Path, Option(help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, Option(help=PAGE)] = Path("report.html"),
 ) -> None:
     """Write a comparison as one HTML page:
     numbers, figure, learning curves, samples side by side, data, reward models, costs.

@@ -5,39 +5,48 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from rpo_cli.artifacts import Stage
+from rpo_cli.artifacts import Stage, publish
 from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import BASELINE, Cells, read_by
 from rpo_cli.figures.dry_run import plan_only
+from rpo_cli.figures.run import require_folder
 from rpo_cli.figures.selection import select
+from rpo_cli.figures.tabled import require_form, table_of, text_of
 from rpo_cli.figures.tuning import planned, tune
 from rpo_cli.recipes import Loaded, RecipeError, find_suite, policies_of, schema, shown
 from rpo_cli.runs.options import Comparing, Costs, Study
 from rpo_cli.runs.question import Question, asked
 from rpo_cli.runs.session import Session
-from rpo_cli.text import aligned
 
 if TYPE_CHECKING:  # pandas is imported when something is compared
-    from rpo_cli.figures.numbers import Comparison, Row
+    from rpo_cli.figures.numbers import Comparison
 
 
-def run_compare(session: Session, recipes: Sequence[str], how: Comparing, costs: Costs) -> None:
-    """Build what is missing, then print one table, or with --json all that a report is made of."""
+def run_compare(
+    session: Session, recipes: Sequence[str], how: Comparing, costs: Costs, out: Path | None
+) -> None:
+    """Build what is missing, then print the numbers, or with --json all that a report is made of.
+
+    out: the file that the table is written to as well.
+    """
+    if out is not None:
+        require_form(out)
+        require_folder(out.parent)
     found = compared(session, recipes, how, asked(session.dry_run, costs), whole=session.as_json)
     if found is None:
         return
     if session.as_json:
         session.print_json(found)
-        return
-    session.out.print(table_of(found, session.out))
-    for note in found["notes"]:
-        print(note)
+    else:
+        session.out.print(text_of(found))
+        for line in ("", *(f"- {note}" for note in found["notes"])):
+            session.out.print(line, markup=False, highlight=False)
+    if out is not None:
+        publish(out, table_of(found, out.suffix.lower()))
+        session.say(f"table: {out}")
 
 
 def compared(
@@ -154,41 +163,3 @@ def _require_alike(maker: Cells, loads: Sequence[Loaded]) -> None:
                 break
     if problems:
         raise RecipeError(problems)
-
-
-def table_of(found: Comparison, console: Console) -> Table | Text:
-    """One row for each policy, one column for each measure; lines of text where there is no terminal."""
-    measures = found["measures"]
-    rows = {(row["policy"], row["measure"]): row for row in found["rows"]}
-    names = list(dict.fromkeys(row["policy"] for row in found["rows"]))
-    heads = ["policy", *(f"{measure['title']}\n{measure['unit']}" for measure in measures)]
-    body = [
-        [name, *(_cell(rows.get((name, measure["name"])), measure["digits"]) for measure in measures)]
-        for name in names
-    ]
-    if not console.is_terminal:
-        lines = [[cell.replace("\n", ", " if at_top else "  ") for cell in row]
-                 for at_top, row in [(True, heads), *((False, row) for row in body)]]  # fmt: skip
-        return Text(aligned(lines).removesuffix("\n"), no_wrap=True, overflow="ignore")
-    table = Table(show_lines=True)
-    for index, head in enumerate(heads):
-        first = index == 0
-        table.add_column(head, overflow="fold", justify="left" if first else "right", no_wrap=first)
-    for row in body:
-        table.add_row(*row)
-    return table
-
-
-def _cell(row: Row | None, digits: int) -> str:
-    """A mean, and below it the difference with its interval."""
-    from rpo_cli.figures.numbers import ends
-
-    if row is None or row["mean"] is None:
-        return "-"
-    mean = f"{row['mean']:.{digits}f}"
-    if (apart := ends(row["difference"])) is None:
-        alone = row["difference"] and row["difference"]["mean"]
-        return mean if alone is None else f"{mean}\n{round(alone, digits) + 0.0:+.{digits}f}"
-    # No minus zero.
-    more, low, high = (f"{round(end, digits) + 0.0:+.{digits}f}" for end in apart)
-    return f"{mean}\n{more}\n[{low}, {high}]"

@@ -56,7 +56,9 @@ def plan_only(
         from rpo_cli.runs.estimate import estimate
 
         places = len({(cell.policy, cell.rho, cell.seed) for cell in [*validation, *test]})
-        plan["estimate"] = costs = estimate(todo, workspace, question, keep, places)
+        plan["estimate"] = costs = estimate(
+            todo, workspace, question, keep, places, several=processes.are_several(launch)
+        )
     if session.as_json:
         session.print_json(plan)
         return

@@ -8,12 +8,14 @@ from typing import NamedTuple, cast
 import numpy as np
 import pandas as pd
 
-from rpo_cli.artifacts import Stage, Workspace
+from rpo_cli.artifacts import Stage, Workspace, walk
 from rpo_cli.figures.cells import BASELINE, Cell
 from rpo_cli.figures.gather import read
 from rpo_cli.recipes import schema
-from rpo_cli.statistics import per_prompt
+from rpo_cli.stages.data.attributes import counts_of
+from rpo_cli.stages.summary import per_prompt
 
+COUNTED = "count/"
 Source = str  # which of a cell's artifacts a number is from: evaluation, held_out, judged, taught
 
 
@@ -32,8 +34,10 @@ def frames(cells: Sequence[Cell], workspace: Workspace, half: bool) -> Iterator[
     half: of the held-out pairs those of the half that chooses nothing.
     """
     recipe = cast(schema.EvaluateRecipe, cells[0].evaluation.recipe)
+    patterns = patterns_of(cells[0])
     samples: list[pd.DataFrame] = []
     finished: list[pd.DataFrame] = []
+    counted: list[pd.DataFrame] = []
     for seed in dict.fromkeys(cell.seed for cell in cells):
         own = [cell for cell in cells if cell.seed == seed]
         read_of = {cell.policy: cell.evaluation for cell in own}
@@ -50,10 +54,16 @@ def frames(cells: Sequence[Cell], workspace: Workspace, half: bool) -> Iterator[
             samples.append(ours.dropna().reset_index().assign(**keys))
             cut = 100 * (1 - per_prompt(table, "score")["finished"])
             finished.append(cut.rename("unfinished").reset_index().assign(**keys))
+            kept = table[table["finished"].astype(bool)] if recipe.truncated == "drop" else table
+            counts = {name: counts_of(kept["response"], pattern) for name, pattern in patterns.items()}
+            each = pd.DataFrame(counts, index=kept.index).groupby(kept["prompt_id"]).mean()
+            counted.append(each.reset_index().assign(**keys))
     table = pd.concat(samples, ignore_index=True)
     names = ("advantage", "tokens", "kl") if "advantage" in table else ("tokens", "kl")
     yield Frame("evaluation", names, table)
     yield Frame("evaluation", ("unfinished",), pd.concat(finished, ignore_index=True))
+    if patterns:
+        yield Frame("evaluation", tuple(patterns), pd.concat(counted, ignore_index=True))
     yield Frame(
         "held_out", ("accuracy", "margin"), pd.concat([_pairs(c, workspace, half) for c in cells]), True
     )
@@ -63,6 +73,13 @@ def frames(cells: Sequence[Cell], workspace: Workspace, half: bool) -> Iterator[
         verdicts = pd.concat([_verdicts(cell, workspace) for cell in cells])
         if len(verdicts):
             yield Frame("judged", ("judge",), verdicts)
+
+
+def patterns_of(cell: Cell) -> dict[str, str]:
+    """What the data recipe of a policy's pairs has counted in responses, by the name of its measure."""
+    recipes = [stage.recipe for stage in walk([cell.trained])]
+    found = next((recipe.counts for recipe in recipes if isinstance(recipe, schema.DataRecipe)), {})
+    return {f"{COUNTED}{name}": pattern for name, pattern in found.items()}
 
 
 def held_out_pairs(cell: Cell, workspace: Workspace) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.figures.cells import Cell, bias_of
 from rpo_cli.figures.results import CHOICES
 from rpo_cli.recipes import schema
-from rpo_cli.statistics import per_prompt, win_shares
+from rpo_cli.stages.summary import per_prompt, win_shares
 
 
 class Gathered(NamedTuple):

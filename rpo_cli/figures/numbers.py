@@ -9,7 +9,7 @@ import numpy as np
 
 from rpo_cli.artifacts import MANIFEST, Stage, Workspace, scores_of, where
 from rpo_cli.figures.cells import BASELINE, FORMAT, Cell
-from rpo_cli.figures.frames import Frame, frames, held_out_pairs, verdicts_are_there
+from rpo_cli.figures.frames import COUNTED, Frame, frames, held_out_pairs, patterns_of, verdicts_are_there
 from rpo_cli.figures.results import plain
 from rpo_cli.figures.selection import Selection
 from rpo_cli.figures.table import Axes, Basis, Bootstrap, of_all, of_seeds, resample
@@ -58,6 +58,15 @@ LOG_RATIO = Measure(
     "log pi_theta - log pi_ref of the samples, by response; no KL, for temperature or top_p made them other "
     "than the policy's own draws",
 )  # fmt: skip
+
+
+def _of_count(name: str) -> Measure:
+    """The measure of what a data recipe has counted."""
+    own = name.removeprefix(COUNTED)
+    return Measure(own, "found in a sample", 2, f"how often what `counts: {own}` describes is in a sample")
+
+
+OF_ITSELF = ("advantage", "kl")  # of the baseline 0 by definition, over itself and to itself
 SHARES = {"accuracy": 100.0, "judge": 100.0, "unfinished": 100.0}  # of so much
 
 
@@ -86,12 +95,13 @@ class Row(Apart):
 
 
 class Told(TypedDict):
-    """A measure as a table's head needs it."""
+    """A measure as a table's head needs it; prompts: of the smallest seed."""
 
     name: str
     title: str
     unit: str
     digits: int
+    prompts: int
 
 
 class Line(TypedDict):
@@ -123,9 +133,12 @@ class Comparison(TypedDict):
     """What `rpo compare --json` prints, as far as the program reads it; the report's template reads more."""
 
     format: int
+    seeds: list[int]
+    against: str
     measures: list[Told]
     rows: list[Row]
     notes: list[str]
+    left_out: list[str]
     curves: NotRequired[list[Panel]]
     costs: NotRequired[list[Cost]]
 
@@ -142,6 +155,7 @@ def numbers(
     few: list[str] = []
     why = why_half(cells, swept)
     measures = MEASURES if own_draws(recipe.model_dump()) else {**MEASURES, "kl": LOG_RATIO}
+    measures = {**measures, **{name: _of_count(name) for name in patterns_of(cells[0])}}
     for whole in frames(cells, workspace, why is not None):
         frame = whole._replace(cells=of_all(whole.cells))
         few += _left_out(whole, frame)
@@ -154,7 +168,7 @@ def numbers(
         prompts = int(frame.cells.groupby("seed")["prompt_id"].nunique().min())
         for name in frame.measures:
             counts[name] = {"source": frame.source, "prompts": prompts}
-    order = list(MEASURES)
+    order = list(measures)
     rows.sort(key=lambda row: ([*policies, BASELINE].index(row["policy"]), order.index(row["measure"])))
     (rho,) = selection.rhos
     found = {
@@ -241,7 +255,8 @@ def _left_out(whole: Frame, kept: Frame) -> Iterator[str]:
         for frame in (whole, kept)
     )
     if after < before:
-        names = ", ".join(MEASURES[name].title for name in whole.measures)
+        named = {**MEASURES, **{name: _of_count(name) for name in whole.measures if name not in MEASURES}}
+        names = ", ".join(named[name].title for name in whole.measures)
         yield f"{names}: {before - after:.0f} of {before:.0f} prompts left out, where a policy has no value"
 
 
@@ -273,13 +288,23 @@ def _rows(
                 a = there.index(against)
                 beyond = point[:, p, m] - point[:, a, m], drawn[:, :, p, m] - drawn[:, :, a, m]
                 apart = _difference(*beyond, draws.basis, SHARES.get(measure, np.inf))
-            own = _apart(point[:, p, m], drawn[:, :, p, m], draws.basis, SHARES.get(measure))
+            own = _own(point[:, p, m], drawn[:, :, p, m], draws.basis, SHARES.get(measure))
+            if policy == BASELINE and measure in OF_ITSELF:
+                own |= {"low": None, "high": None}
             yield {"policy": policy, "measure": measure, **own, "difference": apart}
 
 
-def _apart(point: Array, drawn: Array, basis: Basis, whole: float | None = None) -> Apart:
-    """A mean with its ends; `whole`: what a share is of."""
+def _own(point: Array, drawn: Array, basis: Basis, whole: float | None) -> Apart:
+    """A mean with its ends; `whole`: what a share is of, beyond which there is nothing.
+
+    Equal values of few prompts have no ends, as equal differences.
+    """
     mean, low, high = of_seeds(point, drawn, basis, whole)
+    few = basis.prompts is not None and basis.prompts < FEW_PROMPTS
+    if few and high - low <= 1e-9 * abs(mean):
+        low = high = float("nan")
+    if whole is not None:
+        low, high = max(low, 0.0), min(high, whole)
     return {"mean": mean, "low": low, "high": high, "by_seed": point.tolist()}
 
 
@@ -348,10 +373,12 @@ def _notes(
 ) -> Iterator[str]:
     """What must be known to read the numbers."""
     count = len(selection.seeds)
-    how = "intervals over seeds, and over prompts where seeds share them, Student's t"
+    compared = cast(Stage, cells[0].evaluation.inputs["baseline"])
+    how = f"intervals over {count} seeds, and over prompts where seeds share them, Student's t"
     if count == 1:
         how = "intervals over prompts, not over training seeds"
-    yield f"differences are to {against}, paired by prompt; brackets: 95 % {how}"
+    yield f"brackets: 95 % {how}; differences are to {against}, paired by prompt"
+    yield f"baseline: the samples of {where(compared.inputs['policy'])}"
     if count == 1:
         yield "one seed: another training seed may say otherwise; --seeds 0,1,2 trains more"
     if swept:
@@ -361,7 +388,8 @@ def _notes(
         )
     if cast(schema.EvaluateRecipe, cells[0].evaluation.recipe).oracle is None:
         yield (
-            "no oracle: nothing here says whether people would prefer the samples; read some of them. "
+            "no oracle: nothing here says whether people would prefer the samples; read some of them "
+            "(`rpo report` has them side by side). "
             "Held-out pairs have the bias of the training pairs: a policy that learns it ranks them better"
         )
         if all(cell.taught for cell in cells):

@@ -14,6 +14,7 @@ from rpo_cli.figures.kinds import KINDS, FigureKind
 from rpo_cli.figures.results import Results, load_results, to_json
 from rpo_cli.figures.table import Missing, missing, that_are_missing
 from rpo_cli.recipes import schema
+from rpo_cli.text import counted
 
 
 def redraw(
@@ -80,7 +81,7 @@ def _subtitle(row: FigureKind, table: pd.DataFrame, absent: Missing, student: bo
     if student and seeds > 1:
         over = "seeds, Student's t"
     bars = row.bars or f"bars: 95 % {'' if student and seeds > 1 else 'bootstrap '}intervals over {over}"
-    said = f"{prompts} {row.prompts} × {seeds} seed{'s' * (seeds > 1)}; {bars}"
+    said = f"{prompts} {row.prompts} × {counted(seeds, 'seed')}; {bars}"
     if absent:
         said += f"; {len(absent)} cells not measured (hatched: none of the seeds, hollow: not all)"
     return said

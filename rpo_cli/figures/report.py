@@ -18,6 +18,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.figures.cells import BASELINE, FORMAT
 from rpo_cli.figures.compare import compared
 from rpo_cli.figures.run import require_folder, require_kept_alone
+from rpo_cli.figures.tabled import FORMS, table_of
 from rpo_cli.runs.options import Comparing
 from rpo_cli.runs.session import Session
 from rpo_cli.text import clock
@@ -45,7 +46,7 @@ STYLE: dict[str, object] = {
 def run_report(
     session: Session, recipes: Sequence[str], how: Comparing, kept: Path | None, out: Path
 ) -> None:
-    """Write the page of a comparison, made now or kept as JSON; print its path."""
+    """Write the page of a comparison, made now or kept as JSON, or its table; print its path."""
     if kept is not None and recipes:
         raise BadInput("--from: takes the place of recipes; give one or the other")
     if kept is not None:
@@ -57,7 +58,8 @@ def run_report(
     require_folder(out.parent)
     found = read_kept(kept) if kept is not None else compared(session, recipes, how, None, whole=True)
     if found is not None:
-        publish(out, page_of(found).encode())
+        form = out.suffix.lower()
+        publish(out, table_of(found, form) if form in FORMS else page_of(found).encode())
         print(out)
 
 

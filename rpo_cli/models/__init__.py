@@ -1,17 +1,18 @@
 """A model and its tokens: load, batch, score, sample."""
 
-from rpo_cli.models.buckets import MOST, STEP, Buckets, Shape, for_batches, for_training, longest
+from rpo_cli.models.buckets import Buckets, Shape, for_training
+from rpo_cli.models.capture import CAPTURES
 from rpo_cli.models.choice import layout_for
 from rpo_cli.models.compiled import cannot_compile, compiled, in_step, layers_of
-from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
+from rpo_cli.models.draws import Sampling
+from rpo_cli.models.frozen import four_bits
 from rpo_cli.models.generation import stops_in, stops_of
-from rpo_cli.models.graphs import CAPTURES, Graphs
+from rpo_cli.models.graphs import Graphs
 from rpo_cli.models.layout import (
     Batch,
     Layout,
     PairCollator,
     by_length,
-    by_tokens,
     groups_of,
     logps_of,
     make_batch,
@@ -27,19 +28,16 @@ from rpo_cli.models.layout import (
 )
 from rpo_cli.models.load import (
     config_at,
-    disable_dropout,
-    four_bits,
     from_settings,
     load_causal,
     load_reward,
-    load_tokenizer,
     new_causal,
     padding_read_over,
-    same_tokens,
     save,
 )
 from rpo_cli.models.sample import need_room, room, sample
 from rpo_cli.models.score import logps, pair_logps, pair_rewards, rewards
+from rpo_cli.models.tokenizer import load_tokenizer, same_tokens
 from rpo_cli.models.tokens import (
     Row,
     TokenRow,

@@ -10,99 +10,24 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import is_bitsandbytes_available
 
-from rpo_cli.artifacts import base_of_adapter, cannot_read, look_for, no_memory
+from rpo_cli.artifacts import cannot_read, no_memory
 from rpo_cli.devices import Device
 from rpo_cli.errors import BadInput
+from rpo_cli.models.frozen import hold_in_bfloat16
 from rpo_cli.models.generation import fit_generation, stops_of, warn_of_turns
-from rpo_cli.models.layout import head_layers
 from rpo_cli.models.norms import fuse_norms
 from rpo_cli.models.rotary import fuse_rotary
 from rpo_cli.models.weights import Auto, read_weights
 from rpo_cli.recipes import suggest
-from rpo_cli.recipes.schema import FourBits, ModelSource
+from rpo_cli.recipes.schema import ModelSource
 
-NEW_PAD = "[PAD]"
 ROPE = ("rope_theta", "rope_scaling", "partial_rotary_factor")  # which configs take into rope_parameters
-SPARE = ("pad", "reserved", "unused", "endoftext", "")  # what a spare token may be called, the best first
-
-
-def load_tokenizer(
-    source: Path,
-    recipe: ModelSource | None = None,
-    revision: str | None = None,
-    *,
-    need_pad: bool = True,
-    need_eos: bool = True,
-    own_pad: bool = False,
-) -> PreTrainedTokenizerBase:
-    """Tokenizer with an EOS and a padding token, padding on the left as generation needs.
-
-    Where it has no padding token, or pads with its EOS, a spare token of its vocabulary becomes one. Without
-    one the EOS pads: batches are read by masks, so that only those at the end of responses are learnt.
-
-    Args:
-        own_pad: rather add a token than have the EOS pad: of a reward model, which transformers read at the
-            last token that is no padding.
-
-    Raises:
-        BadInput: no tokenizer there, no EOS, or a recipe's `pad_token` that is the EOS.
-    """
-    if source.is_absolute() and not source.exists():
-        raise BadInput(f"{source}: no such model directory")
-    while not (source / "tokenizer_config.json").is_file() and (base := base_of_adapter(source)) is not None:
-        source = Path(base)  # an adapter's folder may have no tokenizer of its own
-    look_for(source)  # the hub in one attempt, where transformers would try for half a minute
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(source), revision=revision or "main", trust_remote_code=False
-        )
-    except Exception as error:  # of transformers, tokenizers, or what reads a config
-        raise BadInput(f"{source}: no tokenizer can be loaded: {cannot_read(source, error)}") from error
-    tokenizer.init_kwargs.pop("local_files_only", None)  # saved with it, and another where the hub is reached
-    if need_eos and tokenizer.eos_token_id is None:
-        raise BadInput(f"{source}: the tokenizer has no EOS token, so a response could never end")
-    vars(tokenizer)["published_pad"] = tokenizer.pad_token_id  # which may be replaced, here and below
-    if recipe is not None and recipe.pad_token is not None:
-        tokenizer.add_special_tokens({"pad_token": recipe.pad_token})
-    if not need_pad:
-        return tokenizer
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        if recipe is not None and recipe.pad_token is not None:
-            raise BadInput(f"pad_token: {recipe.pad_token} is the EOS of {source}; leave the key out")
-        new = NEW_PAD if own_pad else tokenizer.eos_token
-        tokenizer.add_special_tokens({"pad_token": spare_token(tokenizer) or new or NEW_PAD})
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-
-def spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A special token that no text of this tokenizer is made of, to pad with; None: it has none to spare."""
-    entries = tokenizer.added_tokens_decoder.items()
-    special = [(number, entry.content) for number, entry in entries if entry.special]
-    used = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
-    template = str(tokenizer.chat_template or "")
-    spare = [(number, text) for number, text in special if text not in used and text not in template]
-
-    def rank(token: tuple[int, str]) -> tuple[int, int]:
-        return next(n for n, name in enumerate(SPARE) if name in token[1].lower()), token[0]
-
-    return min(spare, key=rank)[1] if spare else None
-
-
-def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers have the same vocabulary, EOS and padding token, as loaded or as published."""
-    pads = ("pad_token_id", "published_pad")
-    padded_alike = any(getattr(one, name, -1) == getattr(other, name, -2) for name in pads)
-    alike = padded_alike and one.eos_token_id == other.eos_token_id
-    return alike and one.get_vocab() == other.get_vocab()
 
 
 def load_causal(
@@ -214,27 +139,6 @@ def _keep_label(model: PreTrainedModel, label: int, source: Path) -> None:
     head.out_features = 1
 
 
-def four_bits(recipe: FourBits, device: Device) -> BitsAndBytesConfig | None:
-    """How bitsandbytes holds a frozen base's linear layers (Dettmers et al., 2023, QLoRA); None: not at all.
-
-    Raises:
-        BadInput: bitsandbytes is not installed, or cannot work on this device.
-    """
-    if not recipe.load_in_4bit:
-        return None
-    if device.name not in ("cpu", "cuda"):
-        without = "LoRA without it does (load_in_4bit: false)"
-        raise BadInput(f"load_in_4bit: bitsandbytes has no 4 bits on {device.name}; {without}")
-    if not is_bitsandbytes_available():
-        raise BadInput("load_in_4bit needs the extra `qlora`: pip install 'rpo-cli[qlora]'")
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=recipe.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=recipe.use_bnb_nested_quant,
-        bnb_4bit_compute_dtype=getattr(torch, device.dtype_name),
-    )
-
-
 def _load(
     auto: Auto,
     source: Path,
@@ -286,30 +190,6 @@ def _load(
         fuse_norms(fitted)
         fuse_rotary(fitted)
     return fitted
-
-
-class RoundedLinear(torch.nn.Linear):
-    """A linear layer held in bfloat16, which computes in float32 where there is no autocast."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if torch.is_autocast_enabled(input.device.type):
-            return super().forward(input)
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return torch.nn.functional.linear(input, self.weight.to(input.dtype), bias)
-
-
-def hold_in_bfloat16(model: PreTrainedModel) -> None:
-    """Round linear layers that nobody trains to what autocast would round them to in every step.
-
-    The numbers are the same, and take half the memory. Embeddings, and a head that is tied to them, norms and
-    what gives a reward model's reward stay in float32, in which autocast reads them or training changes them.
-    """
-    embeddings = model.get_input_embeddings().weight
-    kept = set(map(id, head_layers(model)))
-    for module in model.modules():
-        if type(module) is torch.nn.Linear and id(module) not in kept and module.weight is not embeddings:
-            module.to(torch.bfloat16)
-            module.__class__ = RoundedLinear
 
 
 def new_causal(

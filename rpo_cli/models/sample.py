@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from rpo_cli.models.decode import Decoder, decoder_for
 from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
 from rpo_cli.models.generation import stops_of
 from rpo_cli.models.layout import by_length
-from rpo_cli.models.score import silent
+from rpo_cli.models.score import Done, silent
 from rpo_cli.models.tokens import Tokens
 
 # Finished rows leave the batch when they are this share of it: leaving copies what others have in the cache.
@@ -49,7 +49,7 @@ def sample(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Tokens],
     how: Sampling,
-    on_batch: Callable[[int], None] = silent,
+    on_batch: Done = silent,
 ) -> list[list[int]]:
     """One sample for each prompt: response tokens, ending in a stop token unless max_new_tokens came first.
 
@@ -79,11 +79,7 @@ def sample(
 
 
 def _in_batches(
-    model: PreTrainedModel,
-    prompts: Sequence[Tokens],
-    how: Sampling,
-    stops: Sequence[int],
-    on_batch: Callable[[int], None],
+    model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling, stops: Sequence[int], on_batch: Done
 ) -> list[list[int]]:
     """`sample` step by step with whatever reads the model rightly, for any of them."""
     copies = occurrences(prompts)

@@ -7,7 +7,7 @@ of logits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,17 +19,14 @@ from rpo_cli.models import decode
 from rpo_cli.models.buckets import for_batches
 from rpo_cli.models.draws import Sampling, occurrences, pick, uniforms
 from rpo_cli.models.layout import by_length, pad_of
+from rpo_cli.models.score import Done
 from rpo_cli.models.tokens import Tokens
 
 LOOK = 16  # steps between two looks at whether all rows have ended: each look waits for the device
 
 
 def in_batches(
-    model: PreTrainedModel,
-    prompts: Sequence[Tokens],
-    how: Sampling,
-    stops: Sequence[int],
-    on_batch: Callable[[int], None],
+    model: PreTrainedModel, prompts: Sequence[Tokens], how: Sampling, stops: Sequence[int], on_batch: Done
 ) -> list[list[int]]:
     """`sample` in batches of one size and few widths; a last batch too small reads its first prompt again.
 

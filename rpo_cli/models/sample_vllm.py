@@ -6,13 +6,13 @@ Written against vLLM's documented offline API and tested with a stand-in; it was
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpo_cli.errors import BadInput
 from rpo_cli.models.draws import Sampling
-from rpo_cli.models.score import silent
+from rpo_cli.models.score import Done, silent
 from rpo_cli.models.tokens import Tokens
 from rpo_cli.text import first_line
 
@@ -28,7 +28,7 @@ def sample(
     prompts: Sequence[Tokens],
     how: Sampling,
     stops: Sequence[int],
-    on_batch: Callable[[int], None] = silent,
+    on_batch: Done = silent,
     *,
     revision: str | None,
     dtype: str,

@@ -27,16 +27,15 @@ from rpo_cli.models.layout import (
 )
 from rpo_cli.models.tokens import TokenRow, Tokens
 
+Done = Callable[[int], None]  # told how many are done
+
 
 def silent(done: int) -> None:
     """Progress nobody wants."""
 
 
 def rewards(
-    model: PreTrainedModel,
-    sequences: Sequence[Tokens],
-    batch_size: int,
-    on_batch: Callable[[int], None] = silent,
+    model: PreTrainedModel, sequences: Sequence[Tokens], batch_size: int, on_batch: Done = silent
 ) -> np.ndarray:
     """Reward of each sequence (prompt + response + EOS), read at its last token: float32 [n].
 
@@ -72,7 +71,7 @@ def logps(
     prompts: Sequence[Tokens],
     responses: Sequence[Tokens],
     batch_size: int,
-    on_batch: Callable[[int], None] = silent,
+    on_batch: Done = silent,
 ) -> np.ndarray:
     """log pi(response | prompt), summed over the response's tokens: float32 [n]."""
     groups = [[response] for response in responses]
@@ -83,7 +82,7 @@ def pair_logps(
     model: PreTrainedModel,
     rows: Sequence[TokenRow],
     batch_size: int,
-    on_batch: Callable[[int], None] = silent,
+    on_batch: Done = silent,
     *,
     shared: bool = True,
 ) -> np.ndarray:
@@ -98,7 +97,7 @@ def pair_rewards(
     model: PreTrainedModel,
     rows: Sequence[TokenRow],
     batch_size: int,
-    on_batch: Callable[[int], None] = silent,
+    on_batch: Done = silent,
     *,
     shared: bool = True,
 ) -> np.ndarray:
@@ -117,7 +116,7 @@ def _pairs(
     read: Reader,
     rows: Sequence[TokenRow],
     batch_size: int,
-    on_batch: Callable[[int], None],
+    on_batch: Done,
     shared: bool,
 ) -> np.ndarray:
     prompts, groups = [row.prompt_ids for row in rows], [row.responses for row in rows]
@@ -132,7 +131,7 @@ def _all(
     prompts: Sequence[Tokens],
     groups: Groups,
     size: int,
-    on_batch: Callable[[int], None],
+    on_batch: Done,
     *,
     shared: bool = False,
 ) -> np.ndarray:

@@ -13,7 +13,7 @@ from transformers.utils import find_adapter_config_file
 
 from rpo_cli.artifacts import all_finite, base_of_adapter, cannot_read, look_for, no_memory, read_json
 from rpo_cli.errors import BadInput
-from rpo_cli.text import first_line
+from rpo_cli.text import first_line, some
 
 Auto = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 # Buffers of older versions of transformers, which are computed today.
@@ -91,7 +91,7 @@ def _merged(
     # Embeddings are kept whole beside an adapter where its training made new tokens.
     differ = (name for name in loaded.keys() ^ there.keys() if "lora" in name or name in loaded)
     if strange := sorted(name for name in differ if not _of_head(name)):
-        raise BadInput(f"{source}: the adapter does not fit {base}: {_some(strange)}")
+        raise BadInput(f"{source}: the adapter does not fit {base}: {some(strange)}")
     merged.requires_grad_(True)  # peft froze the base
     merged.name_or_path = str(source)
     brought = getattr(config, "modules_to_save", None) or []
@@ -104,7 +104,7 @@ def _read(
     """A model, and what weights of a head its folder does not have."""
     look_for(source)  # the hub in one attempt, where transformers would try for half a minute
     if source.is_dir() and (strange := _whole_numbers(source)):
-        raise BadInput(f"{source}: whole numbers in its weights {_some(strange)}, and no quantization_config")
+        raise BadInput(f"{source}: whole numbers in its weights {some(strange)}, and no quantization_config")
     try:
         model, loading = auto.from_pretrained(
             str(source),
@@ -137,10 +137,10 @@ def _read(
         name for name in loading["unexpected_keys"] if _is_body(model, name) and not COMPUTED.search(name)
     )
     if surplus:
-        raise BadInput(f"{source}: its config.json has no place for its weights {_some(surplus)}")
+        raise BadInput(f"{source}: its config.json has no place for its weights {some(surplus)}")
     weights = ((name, each) for name, each in model.named_parameters() if each.is_floating_point())
     if strange := [name for name, each in weights if not all_finite(each)]:
-        raise BadInput(f"{source}: not a trained model: NaN or infinity in its weights {_some(strange)}")
+        raise BadInput(f"{source}: not a trained model: NaN or infinity in its weights {some(strange)}")
     return model, missing
 
 
@@ -174,9 +174,4 @@ def _lacking(source: Path, names: list[str], model: PreTrainedModel) -> BadInput
     if getattr(model.config, "auto_map", None):
         code = "it needs code of its own (trust_remote_code), which rpo does not run"
         return BadInput(f"{source}: {code}; take a model that transformers itself has")
-    return BadInput(f"{source}: not a trained model of this kind: it has no weights for {_some(names)}")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return BadInput(f"{source}: not a trained model of this kind: it has no weights for {some(names)}")

@@ -8,7 +8,6 @@ from rpo_cli.recipes.files import (
     RecipeError,
     find,
     find_suite,
-    known,
     recipes_in,
     short_name,
     shown,

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from rpo_cli.recipes.hints import hint
 from rpo_cli.recipes.schema import JudgeSettings, Recipe
 from rpo_cli.recipes.yaml_lines import Keys, formerly, instead
+from rpo_cli.text import cut
 
 TYPES = {
     "float_type": "a number",
@@ -107,10 +108,9 @@ def got(value: object) -> str:
 def short(value: object) -> str:
     """A value in at most 60 characters."""
     try:
-        shown = repr(value)
+        return cut(repr(value), 60)
     except ValueError:  # an integer of more digits than Python writes
         return "a number of very many digits"
-    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _whole(value: object) -> object:

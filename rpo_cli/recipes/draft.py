@@ -150,6 +150,8 @@ def anchor(values: dict[str, object], folder: Path) -> None:
     def absolute(value: object) -> object:
         if isinstance(value, list):
             return [absolute(item) for item in value]
+        if isinstance(value, dict) and "members" in value:
+            return {**value, "members": absolute(value["members"])}
         if isinstance(value, str) and value.startswith(("./", "../", "~")):
             return _absolute(value, folder)
         return value

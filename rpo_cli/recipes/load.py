@@ -16,7 +16,16 @@ from rpo_cli.recipes.complaints import either, got, suggest
 from rpo_cli.recipes.draft import REFERENCES, Draft, Place, gather, nearest, stands, where
 from rpo_cli.recipes.files import RecipeError, file_of, find, places_of, recipes_in, shown, suite_of, there
 from rpo_cli.recipes.resolve import asked_for, resolve
-from rpo_cli.recipes.schema import KINDS, MODELS, FigureRecipe, PolicyRecipe, Recipe, Variant, is_recipe
+from rpo_cli.recipes.schema import (
+    KINDS,
+    MODELS,
+    FigureRecipe,
+    Members,
+    PolicyRecipe,
+    Recipe,
+    Variant,
+    is_recipe,
+)
 from rpo_cli.recipes.yaml_lines import Keys
 from rpo_cli.text import unplain
 
@@ -279,5 +288,6 @@ def _references(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         if isinstance(recipe, PolicyRecipe) and name in recipe.unused():
             continue
         for index, item in enumerate(value if isinstance(value, list) else [value]):
-            if isinstance(item, str) and is_recipe(item):
-                yield ((name, index) if isinstance(value, list) else (name,)), item
+            named = item.members if isinstance(item, Members) else item
+            if isinstance(named, str) and is_recipe(named):
+                yield ((name, index) if isinstance(value, list) else (name,)), named

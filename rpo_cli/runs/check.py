@@ -30,6 +30,7 @@ from rpo_cli.recipes.listing import load_all
 from rpo_cli.runs import preflight
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.planning.base import at_rho
+from rpo_cli.text import counted
 
 LOCATED = re.compile(r"\S.*?:\d+: ")
 
@@ -46,6 +47,7 @@ def check_recipes(recipes: Sequence[str]) -> None:
     absent: set[str] = set()
     noted: set[str] = set()
     checked: set[Path] = set()
+    limits: dict[Path, int | None] = {}
 
     def missing(line: str) -> str:
         return line.split(": no such recipe")[0]
@@ -61,7 +63,7 @@ def check_recipes(recipes: Sequence[str]) -> None:
         for loaded in made.values():
             # A reference to nothing was reported above.
             known = {missing(fault) for fault in faults}
-            lines = [_located(line, loaded.path) for line in plan_problems(loaded, absent, noted)]
+            lines = [_located(line, loaded.path) for line in plan_problems(loaded, absent, noted, limits)]
             problems += [line for line in lines if missing(line) not in known]
         checked |= made.keys()
     noted |= absent
@@ -69,12 +71,8 @@ def check_recipes(recipes: Sequence[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    notes = f", {_count(len(noted), 'note')}" if noted else ""
-    print(f"{_count(len(checked), 'recipe')}, no problems{notes}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    notes = f", {counted(len(noted), 'note')}" if noted else ""
+    print(f"{counted(len(checked), 'recipe')}, no problems{notes}")
 
 
 def _files(name: str) -> tuple[list[Path], list[str]]:
@@ -98,9 +96,10 @@ def _files(name: str) -> tuple[list[Path], list[str]]:
 class _Rehearsal(Planner):
     """A planner that goes on where a data file is not there yet."""
 
-    def __init__(self, seed: int, absent: set[str]) -> None:
+    def __init__(self, seed: int, absent: set[str], limits: dict[Path, int | None]) -> None:
         super().__init__(seed)
         self.absent = absent
+        self._limits = limits
 
     def _data(self, loaded: Loaded) -> Stage:
         try:
@@ -110,9 +109,14 @@ class _Rehearsal(Planner):
             return super()._data(replace(loaded, recipe=loaded.recipe.model_copy(update={"files": {}})))
 
 
-def plan_problems(loaded: Loaded, absent: set[str], noted: set[str]) -> list[str]:
-    """What stands in the way of a recipe's plan, and of every cell of a figure's; what it notes."""
-    planner = _Rehearsal(loaded.recipe.seed, absent)
+def plan_problems(
+    loaded: Loaded, absent: set[str], noted: set[str], limits: dict[Path, int | None] | None = None
+) -> list[str]:
+    """What stands in the way of a recipe's plan, and of every cell of a figure's; what it notes.
+
+    `limits`: those of splits by path, kept from one recipe to the next, as they rest on a whole suite.
+    """
+    planner = _Rehearsal(loaded.recipe.seed, absent, {} if limits is None else limits)
     problems: list[str] = []
     made: list[Stage] = []
     for plan in plans(planner, loaded):

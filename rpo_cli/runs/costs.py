@@ -1,4 +1,4 @@
-"""What a stage costs: FLOPs, tokens, memory; arithmetic on its recipe and on the sizes of what it reads."""
+"""What a stage costs: FLOPs and tokens, by arithmetic on its recipe and on the sizes of what it reads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def _sft(stage: Stage, sizes: Sizes) -> Work:
     return _training(recipe, sizes.model(stage), seen * (found.prompt + found.response))
 
 
-def _pairs(stage: Stage, sizes: Sizes) -> tuple[Lengths, str]:
+def pairs_read(stage: Stage, sizes: Sizes) -> tuple[Lengths, str]:
+    """How many pairs a stage reads, and how long; and what their table is called."""
     recipe = cast(schema.ModelSource, stage.recipe)
     table = getattr(recipe, "table", "pairs")
     user = next((stage.inputs[name] for name in ("policy", "model") if name in stage.inputs), None)
@@ -55,7 +56,7 @@ def _pairs(stage: Stage, sizes: Sizes) -> tuple[Lengths, str]:
 
 def _reward(stage: Stage, sizes: Sizes) -> Work:
     recipe = cast(schema.RewardRecipe, stage.recipe)
-    found, table = _pairs(stage, sizes)
+    found, table = pairs_read(stage, sizes)
     model = sizes.model(stage, reward=True)
     per_pair = _of_pair(recipe, found)
     work = _training(recipe, model, _rows_seen(recipe, stage, found, table) * per_pair)
@@ -67,7 +68,7 @@ def _reward(stage: Stage, sizes: Sizes) -> Work:
 
 def _read(stage: Stage, sizes: Sizes, name: str = "model", *, reward: bool, pairs: int | None = None) -> Work:
     """Both responses of every pair, or of so many, read once by a reward model or a model of language."""
-    found, table = _pairs(stage, sizes)
+    found, table = pairs_read(stage, sizes)
     count = _rows(found, table) if pairs is None else pairs
     model = sizes.model(stage.inputs[name], reward=reward)
     return _scoring(model, count * _of_pair(stage.recipe, found))
@@ -91,7 +92,7 @@ def _held_out(stage: Stage, sizes: Sizes) -> Work:
 
 def _samples(stage: Stage, sizes: Sizes) -> Work:
     recipe = cast(schema.ScoringRecipe, stage.recipe)
-    found, table = _pairs(stage, sizes)
+    found, table = pairs_read(stage, sizes)
     model, count = sizes.model(stage.inputs["model"]), _rows(found, table) * recipe.reference_samples
     work = _decoding(model, count, found.prompt, recipe.max_new_tokens, recipe.per_device_eval_batch_size)
     work += _scoring(model, count * (found.prompt + recipe.max_new_tokens))
@@ -100,7 +101,7 @@ def _samples(stage: Stage, sizes: Sizes) -> Work:
 
 def _policy(stage: Stage, sizes: Sizes) -> Work:
     recipe = cast(schema.PolicyRecipe, stage.recipe)
-    found, table = _pairs(stage, sizes)
+    found, table = pairs_read(stage, sizes)
     model, seen = sizes.model(stage), _rows_seen(recipe, stage, found, table)
     sampled = (
         (0.0 if recipe.shared_prompts else found.prompt) + recipe.max_new_tokens
@@ -115,7 +116,7 @@ def _policy(stage: Stage, sizes: Sizes) -> Work:
 
 def _measure(stage: Stage, sizes: Sizes) -> Work:
     recipe = cast(schema.ScoringRecipe, stage.recipe)
-    found, _ = _pairs(stage, sizes)
+    found, _ = pairs_read(stage, sizes)
     splits = _splits(stage)
     if splits.num_pairs is None:
         raise Unknown("num_pairs of its splits")
@@ -171,62 +172,6 @@ def work_of(stage: Stage, sizes: Sizes) -> Work:
     return OF[stage.kind](stage, sizes) if stage.kind in OF else Work()
 
 
-def memory_of(stage: Stage, sizes: Sizes) -> dict[str, float]:
-    """Bytes that training a stage needs on its device, by part."""
-    recipe = cast(schema.TrainingRecipe, stage.recipe)
-    reward = stage.kind == "reward"
-    model = sizes.model(stage, reward=reward)
-    trained = _trained(recipe, model)
-    parts = {
-        "weights": _weights(recipe, model, frozen=recipe.use_peft),
-        "gradients": 4 * trained,
-        "optimizer": 8 * trained,
-    }
-    if model.config is None:
-        return parts
-    responses = {"sft": 1, "reward": 2}.get(stage.kind, 3 if "samples" in stage.inputs else 2)
-    sequences, length = responses * recipe.per_device_train_batch_size, recipe.max_length
-    config = model.config.get_text_config()
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    width = 2.0 if recipe.dtype == "float32" else 1.0
-    each = sequences * length * hidden * width
-    parts["activations"] = each * (34 + 2 * layers) if recipe.gradient_checkpointing else each * 34 * layers
-    if not reward:
-        longest = length
-        if stage.kind == "policy":
-            found, _ = _pairs(stage, sizes)
-            longest = min(
-                length,
-                max(found.longest, getattr(recipe, "max_new_tokens", 0) if "samples" in stage.inputs else 0),
-            )
-        parts["logits"] = 12.0 * sequences * longest * config.vocab_size
-    if (
-        stage.kind == "policy"
-        and cast(schema.PolicyRecipe, recipe).kl_estimator == "full"
-        and "samples" in stage.inputs
-    ):
-        parts["reference model"] = _weights(recipe, model, frozen=True)
-    return parts
-
-
-# The models that stages read and train none of, and whether they are reward models.
-READ = {
-    "relabel": {"model": True}, "reference": {"model": False}, "scores": {"model": True},
-    "samples": {"model": False}, "pairs": {"model": False},
-    "evaluate": {"policy": False, "reference": False, "oracle": True},
-}  # fmt: skip
-
-
-def held_by(stage: Stage, sizes: Sizes) -> float:
-    """Bytes of weights of the largest model that a stage reads, one at a time; activations come on top."""
-    read = [
-        sizes.model(stage.inputs[name], reward=reward)
-        for name, reward in READ.get(stage.kind, {}).items()
-        if stage.inputs.get(name) is not None
-    ]
-    return max((_weights(stage.recipe, model, frozen=True) for model in read), default=0.0)
-
-
 def _rows(found: Lengths, table: str) -> int:
     if found.rows is None:
         raise Unknown(f"how many rows {table} has is not known before the data is there")
@@ -235,34 +180,12 @@ def _rows(found: Lengths, table: str) -> int:
 
 def _rows_seen(recipe: schema.TrainingRecipe, stage: Stage, found: Lengths, table: str) -> int:
     """Rows that pass through training, each as often as it does."""
-    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     if recipe.num_train_epochs is None:
-        return recipe.max_steps * batch
+        return recipe.max_steps * recipe.batch
     data = stage.inputs["data"]
     splits = data.recipe if isinstance(data, Stage) else None
     drawn = splits.num_pairs if isinstance(splits, schema.SplitsRecipe) else None
-    return recipe.steps(_rows(found, table) if drawn is None else drawn, batch) * batch
-
-
-def _trained(recipe: schema.TrainingRecipe, model: Model) -> float:
-    """Trained parameters: all, or the adapter's on every linear layer but the head."""
-    if not recipe.use_peft:
-        return model.parameters
-    return float(sum(recipe.lora_r * (into + out) for into, out in model.linear))
-
-
-def _weights(recipe: schema.Recipe, model: Model, *, frozen: bool) -> float:
-    """Bytes of the weights, float32; of a frozen model the linear layers in bfloat16, or all but the head in
-    4 bits and a constant for each 64.
-    """
-    if not frozen:
-        return 4 * model.parameters
-    half, four = 4 if recipe.dtype == "float32" else 2, isinstance(recipe, schema.FourBits) and recipe
-    # Nested: a constant has 8 bits, and 256 of them share one of 32 (Dettmers et al., 2023, section 3).
-    constant = 8 + 32 / 256 if four and four.use_bnb_nested_quant else 32
-    each = (4 + constant / 64) / 8 if four and four.load_in_4bit else half
-    linear = model.in_layers
-    return 4 * (model.parameters - linear - model.head) + each * linear + half * model.head
+    return recipe.steps(_rows(found, table) if drawn is None else drawn, recipe.batch) * recipe.batch
 
 
 def _of_pair(recipe: schema.Recipe, found: Lengths) -> float:

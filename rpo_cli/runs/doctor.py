@@ -16,7 +16,7 @@ from rpo_cli.artifacts import git_revision, versions, wandb_mode
 from rpo_cli.devices import HOST, cpus, free_bytes, xla_probe
 from rpo_cli.errors import RunFailed
 from rpo_cli.recipes import schema
-from rpo_cli.text import aligned, first_line, size
+from rpo_cli.text import aligned, counted, first_line, size
 
 # As in pyproject.toml; private names of TRL change with every minor release.
 TESTED_TRL = ">=1.16,<1.17"
@@ -55,9 +55,7 @@ def show_doctor(as_json: bool) -> None:
             for line in lines:
                 print(f"{kind}: {line}")
     if found.problems:
-        raise RunFailed(
-            f"rpo doctor: {len(found.problems)} {'problem' if len(found.problems) == 1 else 'problems'}"
-        )
+        raise RunFailed(f"rpo doctor: {counted(len(found.problems), 'problem')}")
 
 
 def examine() -> Findings:

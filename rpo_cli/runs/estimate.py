@@ -13,7 +13,8 @@ from typing import Any
 from rpo_cli.artifacts import Stage, Workspace
 from rpo_cli.devices import HOST_BOUND
 from rpo_cli.recipes import schema
-from rpo_cli.runs.costs import Work, held_by, memory_of, work_of
+from rpo_cli.runs.costs import Work, work_of
+from rpo_cli.runs.memory import held_by, memory_of
 from rpo_cli.runs.question import Question
 from rpo_cli.runs.sizes import GIVE_PARAMS, Sizes, Unknown
 from rpo_cli.runs.todo import Todo
@@ -29,7 +30,8 @@ ASSUMPTIONS = (
     "half a byte and its constants) + 4 T gradients + 8 T Adam, T trained parameters, else all float32; "
     "activations 34 b s h L bytes (2 b s h L + one layer with gradient_checkpointing; twice that in float32; "
     "Korthikanti et al., 2022, without attention scores) for b sequences of s = max_length tokens; logits "
-    "3 x 4 bytes b r V for r response tokens (SFT: all s)",
+    "c b r V for r response tokens, c = 4 bytes in bfloat16 and 8 in float32, by CUDA graphs 12 and 24, in "
+    "several processes 8, with kl_estimator: full more; SFT without graphs: a tile",
     "one device per stage; stages of different cells can run side by side, which shortens hours, not "
     "device-hours",
     "loading, start-up, tokenising, data and splits stages take no time",
@@ -37,11 +39,18 @@ ASSUMPTIONS = (
 
 
 def estimate(
-    todo: Sequence[Todo], workspace: Workspace, question: Question, keep: str | None = None, places: int = 0
+    todo: Sequence[Todo],
+    workspace: Workspace,
+    question: Question,
+    keep: str | None = None,
+    places: int = 0,
+    *,
+    several: bool = False,
 ) -> dict[str, Any]:
     """What the stages of a plan cost, as JSON; `not_counted` says which stages no number covers and why.
 
-    keep: `--keep-weights` of a plan of many policies, of which so many `places` keep one.
+    keep: `--keep-weights` of a plan of many policies, of which so many `places` keep one; several: what
+    trains does so in several processes.
     """
     sizes = Sizes(workspace, question.params, GIVE_PARAMS)
     by_kind: defaultdict[str, Work] = defaultdict(Work)
@@ -61,7 +70,7 @@ def estimate(
         by_kind[stage.kind] += work
         counted[stage.kind] += 1
         if schema.KINDS[stage.kind].trains:
-            parts = memory_of(stage, sizes)
+            parts = memory_of(stage, sizes, several=several)
             if stage.kind not in peaks or sum(parts.values()) > sum(peaks[stage.kind][0].values()):
                 peaks[stage.kind] = parts, stage.path
         elif weights := held_by(stage, sizes):

@@ -100,11 +100,8 @@ def export(session: Session, wanted: Export) -> None:
 
 def model_of(session: Session, what: str, kinds: Sequence[str] = TRAINED) -> Loaded:
     """The recipe of one model of these kinds, at one rho; `what`: takes it; BadInput: another."""
-    stage = session.load(None, among=kinds).recipe.stage
-    if stage not in kinds:
-        takes = f"{what} takes the recipe of a model: {either(kinds)}"
-        raise BadInput(f"{session.recipe}: is {article(stage)} recipe; {takes}")
-    loads = session.at_rhos(stage)
+    takes = f"{what} takes the recipe of a model: {either(kinds)}"
+    loads = session.at_rhos(session.kind_among(kinds, takes))
     if len(loads) > 1:
         raise BadInput(f"--rho {session.rho}: one model at a time; give one rho")
     return loads[0]
@@ -120,9 +117,8 @@ def maker(session: Session, loaded: Loaded, stage: Stage, member: str | None = N
     """The command that trains a model."""
     if stage.kind == "warm":
         return f"rpo train-policy on a recipe with `teacher: warm` and `ensemble: {loaded.path.name}`"
-    changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
     command = f"{schema.KINDS[loaded.recipe.stage].command} {shlex.quote(short_name(loaded.path))}"
-    command += f"{session.at}{changed}{session.given}"
+    command += f"{session.at}{session.changes}{session.given}"
     return command if member is None else f"{command} --ensemble"
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rpo_cli.artifacts import Workspace
 from rpo_cli.errors import BadInput, Diverged, NoRoom, RunFailed
-from rpo_cli.text import aligned, first_line
+from rpo_cli.text import aligned, counted, first_line
 
 MANY = 25  # rows of the table
 
@@ -60,7 +59,7 @@ class Failures:
         errors = list(self.failed.values())
         if len(errors) == 1 and not self.not_tried:
             return errors[0]
-        count = f"{len(errors)} stage{'s' * (len(errors) > 1)} failed, {len(self.not_tried)} not tried"
+        count = f"{counted(len(errors), 'stage')} failed, {len(self.not_tried)} not tried"
         lines = [f"{count}; the same command tries these again"]
         lines += _table([("not tried", path, why) for path, why in self.not_tried.items()])
         rows = [("failed", path, _reason(path, error, workspace)) for path, error in self.failed.items()]
@@ -79,5 +78,5 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
 def _reason(path: str, error: BadInput | RunFailed, workspace: Workspace) -> str:
     """The first line of an error, without the path that stands before it, and where its log is."""
     line = first_line(error).removeprefix(f"{path}: ")
-    log = Path(workspace.root) / path / "log.txt"
+    log = workspace.root / path / "log.txt"
     return f"{line} (log: {log})" if log.is_file() and "(log: " not in line else line

@@ -16,9 +16,9 @@ from rpo_cli.recipes.draft import stands
 from rpo_cli.recipes.schema import DataRecipe, ScoringRecipe, is_recipe
 from rpo_cli.runs import local_models
 from rpo_cli.runs.export import maker, model_of, not_there
+from rpo_cli.runs.first_rows import data_below
 from rpo_cli.runs.options import OnRows
 from rpo_cli.runs.planner import planner_for
-from rpo_cli.runs.preflight import data_below
 from rpo_cli.runs.progress import PlanProgress
 from rpo_cli.runs.results import share_of
 from rpo_cli.runs.session import Session

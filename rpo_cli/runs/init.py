@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rpo_cli import devices
-from rpo_cli.artifacts import External, Stage, Workspace, below_adapters, cannot_read, look_for, positions_of
+from rpo_cli.artifacts import External, Stage, Workspace
 from rpo_cli.errors import BadInput
-from rpo_cli.models import config_at, load_tokenizer
+from rpo_cli.models import load_tokenizer
 from rpo_cli.objectives import OBJECTIVES
-from rpo_cli.recipes import Loaded, RecipeError, check_suite, load, schema, suggest
+from rpo_cli.recipes import Loaded, RecipeError, check_suite, load, schema
 from rpo_cli.recipes.draft import anchor
-from rpo_cli.recipes.schema.data import FILES, TAKEN
 from rpo_cli.recipes.whole import write_whole
 from rpo_cli.runs.check import plan_problems
-from rpo_cli.runs.costs import memory_of
+from rpo_cli.runs.init_options import (
+    columns_named,
+    longest_of,
+    objectives_of,
+    of_an_option,
+    of_columns,
+    path_or_name,
+    two_columns,
+)
 from rpo_cli.runs.inspect import reaching_over, said_of_boundary
+from rpo_cli.runs.memory import memory_of
 from rpo_cli.runs.options import OwnSuite
-from rpo_cli.runs.own_suite import Fit, Found, Line, Suite, prompt_lines
+from rpo_cli.runs.own_suite import BIASES, Fit, Found, Line, Suite, prompt_lines
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.preflight import unready
 from rpo_cli.runs.session import Session
 from rpo_cli.runs.sizes import Sizes
+from rpo_cli.runs.suspects import POLICY, biased_in, said_of, suspects_of
+from rpo_cli.stages.data.attributes import balances
 from rpo_cli.stages.data.ledger import Ledger, losses
 from rpo_cli.stages.data.rows import FEW, PAIR, PLACES, find_rows, read_rows
 from rpo_cli.stages.data.sources.base import is_conversation
-from rpo_cli.stages.data.sources.hh import turns_of
 from rpo_cli.stages.data.sources.records import published_split, rows_in
-from rpo_cli.stages.data.sources.transcripts import is_transcript
+from rpo_cli.stages.data.sources.transcripts import is_transcript, turns_of
 from rpo_cli.stages.data.token_cache import TokenCache
+from rpo_cli.stages.splits import LENGTH_MARGIN, preference_of_length
 from rpo_cli.statistics import too_few
 from rpo_cli.text import percent, size, unplain
 
 SHARE, MOST_PROMPTS = 0.1, 500  # of the prompts to hold out, for validation and again for test
 MANY_UNKNOWN = 0.01  # share of tokens
-OPTIONS = {"model_name_or_path": "--model", "baseline": "--model", "tokenizer": "--model",
-           "reward_model": "--reward-model", "ensemble": "--reward-model", "reward_label": "--reward-label",
-           "oracle": "--oracle", "columns": "--columns",
-           "margin_columns": "--scores", "dataset": "--pairs"}  # fmt: skip
-COLUMNS = re.compile(r"columns: \{(\w+): ([^}]*)\} in the data recipe")
 ROOM = 0.9  # share of the free memory that training may take
 
 
@@ -64,17 +68,18 @@ def init(session: Session, wanted: OwnSuite) -> None:
         raise BadInput(f"{wanted.name!r}: a colon stands between a suite and its recipe; choose another name")
     if file.exists() and not wanted.overwrite:
         raise BadInput(f"{file.name}: is there already; --force writes it anew")
-    objectives, scores = _objectives(wanted), [_two_columns(text) for text in wanted.scores]
-    columns = _columns(wanted)
-    model = _named("--model", wanted.model)
-    teachers = [_named("--reward-model", each) for each in wanted.reward_model]
-    oracle = None if wanted.oracle is None else _named("--oracle", wanted.oracle)
+    objectives, scores = objectives_of(wanted), [two_columns(text) for text in wanted.scores]
+    suspects = suspects_of(wanted.suspect)
+    columns = columns_named(wanted)
+    model = path_or_name("--model", wanted.model)
+    teachers = [path_or_name("--reward-model", each) for each in wanted.reward_model]
+    oracle = None if wanted.oracle is None else path_or_name("--oracle", wanted.oracle)
     if oracle is not None and oracle in teachers:
         session.say(f"warning: --oracle {wanted.oracle}: a teacher too, so it judges what learnt from it")
     data = [
         Line("stage", "data"),
         Line("source", "preference"),
-        Line("dataset", _named("--pairs", wanted.pairs)),
+        Line("dataset", path_or_name("--pairs", wanted.pairs)),
         Line("tokenizer", model, "its chat template makes text of messages"),
         Line("data_seed", 0, "of the split: every seed of a comparison holds out the same prompts"),
     ]
@@ -83,20 +88,22 @@ def init(session: Session, wanted: OwnSuite) -> None:
     if scores:
         kept = dict.fromkeys(name for pair in scores for name in pair)
         data.append(Line("keep_columns", list(kept), "the teachers' scores"))
+    if counts := {each.name: each.pattern for each in suspects if each.pattern is not None}:
+        data.append(Line("counts", counts, "what is suspected, in responses: columns chosen_ and rejected_"))
     if wanted.sft is not None:
-        data.append(Line("sft_dataset", _named("--sft", wanted.sft)))
-    prompts = None if wanted.prompts is None else _named("--prompts", wanted.prompts)
+        data.append(Line("sft_dataset", path_or_name("--sft", wanted.sft)))
+    prompts = None if wanted.prompts is None else path_or_name("--prompts", wanted.prompts)
     if prompts is not None and not Path(prompts).is_file():
         raise BadInput(f"--prompts {prompts}: no such file")
     place = External.named(wanted.model)
     tokenizer = load_tokenizer(Path(place.reference), revision=place.revision, need_pad=False)
     if wanted.prompt_format == "chat" and tokenizer.chat_template is None:
         raise BadInput(f"--prompt-format chat: --model {wanted.model} has no chat template")
-    longest = _longest(wanted.model)
+    longest = longest_of(wanted.model)
     try:
         stage, workspace, share = _read(session, file, data)
     except BadInput as error:  # the reader's advice is for a recipe, and there is none yet
-        raise BadInput(_of_columns(str(error), wanted.columns)) from error
+        raise BadInput(of_columns(str(error), wanted.columns)) from error
     for theirs, has in workspace.finished(stage.path)["metrics"].get("absent_columns", {}).items():
         raise BadInput(f"--columns {wanted.columns}: no row has a column {theirs} (has: {has})")
     if tokenizer.chat_template is not None and (form := _form(session, wanted, stage, workspace)) is not None:
@@ -108,110 +115,26 @@ def init(session: Session, wanted: OwnSuite) -> None:
         found = _asked(session, file, prompts, model, found, tokenizer)
     data.append(Line("validation_share", share, f"held out: {_held_out_prompts(found)}"))
     _tell(session, wanted, workspace.finished(stage.path)["metrics"], found, workspace.root / stage.path)
-    suite = Suite(wanted, objectives, model, teachers, scores, oracle, prompts, found, longest)
+    if (biased := biased_in(found.balances)) is not None:
+        session.say(f"  {biased}")
+    suite = Suite(wanted, objectives, model, teachers, scores, oracle, prompts, found, longest, suspects)
     _tell_of_long(session, suite)
+    trained = (suite.fitting - suite.held_out) / found.pairs
+    for line in said_of(suspects, found.balances, BIASES[0], trained, suite.batch):
+        session.say(f"  {line}")
     _tell_of_few(session, suite)
     fit = _fit(suite, stage, workspace, session)
     before = file.read_bytes() if file.exists() else None
     write_whole(file, suite.text(data, fit))
-    if problems := _problems(file, objectives):
+    if problems := _problems(file, [*objectives, *([POLICY] if suspects else [])]):
         if before is None:
             file.unlink()
         else:
             write_whole(file, before)
-        raise RecipeError([_of_an_option(file, problem) for problem in problems])
+        raise RecipeError([of_an_option(file, problem) for problem in problems])
     print(file.name)
     session.say(f"one policy: rpo train-policy {quote(f'{file.name}:{objectives[-1]}')}{session.given}")
     session.say(f"next: rpo compare {quote(file.name)}{session.given}")
-
-
-def _of_an_option(file: Path, problem: str) -> str:
-    """A mistake in the file that is not kept, by the option that is behind its key."""
-    place, found = re.escape(file.name), "|".join(OPTIONS)
-    match = re.match(rf"\S*{place}:\d+: (?:[\w-]+\.)*({found})(?:\[\d+\])?: (.*)", problem, re.DOTALL)
-    return problem if match is None else f"{OPTIONS[match[1]]}: {match[2]}"
-
-
-def _objectives(wanted: OwnSuite) -> list[str]:
-    """The objectives that are asked for; without any, DPO beside what the teachers are good for."""
-    if wanted.reward_model and wanted.scores:
-        raise BadInput("--reward-model and --scores: the teachers are models or columns; name one of the two")
-    if wanted.objective is None:
-        return ["dpo", "e-dpo" if len(wanted.reward_model) + len(wanted.scores) > 1 else "d-dpo"]
-    names = [name.strip() for name in wanted.objective.split(",")]
-    for name in names:
-        if name not in OBJECTIVES:
-            known = suggest(name, OBJECTIVES) or f"; there are {', '.join(OBJECTIVES)}"
-            raise BadInput(f"--objective {name}: no such objective{known}")
-    return list(dict.fromkeys(names))
-
-
-def _columns(wanted: OwnSuite) -> dict[str, str]:
-    """What the data call the columns, by our names for them."""
-    names = get_args(get_args(schema.DataRecipe.model_fields["columns"].annotation)[0])
-    known = [name for name in names if wanted.sft is not None or name not in ("completion", "messages")]
-    found: dict[str, str] = {}
-    for each in [] if wanted.columns is None else wanted.columns.split(","):
-        ours, equals, theirs = (part.strip() for part in each.partition("="))
-        if not (ours and equals and theirs):
-            raise BadInput(
-                f"--columns {wanted.columns}: expected names with =, such as prompt=question,chosen=better"
-            )
-        if ours not in known:
-            which = suggest(ours, known) or f"; there are {', '.join(known)}"
-            raise BadInput(f"--columns {each.strip()}: {ours} is no column that is read{which}")
-        if ours in found or theirs in found.values():
-            twice = ours if ours in found else theirs
-            raise BadInput(f"--columns {wanted.columns}: names {twice} twice")
-        found[ours] = theirs
-    return found
-
-
-def _of_columns(message: str, given: str | None) -> str:
-    """What is wrong with the data, with the option that says so what a recipe's `columns:` does."""
-
-    def option(match: re.Match[str]) -> str:
-        named = f"{match[1]}={match[2]}"
-        named = named if given is None else f"{given},{named}"
-        return f"--columns {named if match[2] == '…' else quote(named)}"
-
-    return COLUMNS.sub(option, message).replace(", which columns: has for", ", which --columns has for")
-
-
-def _two_columns(text: str) -> list[str]:
-    columns = [part.strip() for part in text.split(",")]
-    if len(set(columns)) != 2 or len(columns) != 2 or not all(columns):
-        raise BadInput(f"--scores {text}: expected two columns, such as score_chosen,score_rejected")
-    if taken := sorted(TAKEN & {*columns}):
-        raise BadInput(f"--scores {text}: {taken[0]} is no score: rpo has a column of this name")
-    return columns
-
-
-def _named(option: str, name: str) -> str:
-    """What the recipe calls a model or a data set: a path from its own folder, or the name on the hub.
-
-    Raises:
-        BadInput: a path where nothing is.
-    """
-    path = Path(name).expanduser()
-    if path.exists():
-        return str(path) if path.is_absolute() else os.path.join(".", os.path.relpath(path))
-    if name.startswith((".", "/", "~")) or path.suffix.lower() in FILES:
-        raise BadInput(f"{option} {name}: no such file or directory")
-    return name
-
-
-def _longest(model: str) -> int | None:
-    """How many tokens a row may have by the model's config; None: it sets no bound."""
-    place = External.named(model)
-    look_for(place.reference)  # in one attempt, where the client would try for half a minute
-    try:
-        config = config_at(below_adapters(Path(place.reference)), place.revision)
-    except (OSError, ValueError) as error:
-        why = cannot_read(place.reference, error)
-        raise BadInput(f"--model {model}: its config cannot be read: {why}") from error
-    trained = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return positions_of(config) or trained
 
 
 def _read(session: Session, file: Path, lines: Sequence[Line]) -> tuple[Stage, Workspace, float]:
@@ -283,10 +206,7 @@ def _asked(
 
 
 def _look(
-    stage: Stage,
-    workspace: Workspace,
-    tokenizer: PreTrainedTokenizerBase,
-    scores: Sequence[Sequence[str]],
+    stage: Stage, workspace: Workspace, tokenizer: PreTrainedTokenizerBase, scores: Sequence[Sequence[str]]
 ) -> Found:
     """The numbers that the recipe depends on."""
     metrics = workspace.finished(stage.path)["metrics"]
@@ -297,6 +217,8 @@ def _look(
     numbers = [pairs.numbers(columns) for columns in scores]
     responses = np.array([len(response) for row in rows for response in row.responses])
     said = np.concatenate([response for row in rows for response in row.responses])
+    lengths = np.array([[len(response) for response in row.responses] for row in rows])
+    longer = preference_of_length(lengths[:, 0], lengths[:, 1], LENGTH_MARGIN)
     return Found(
         read=metrics["records/pairs"],
         pairs=len(rows),
@@ -308,6 +230,7 @@ def _look(
         longest_prompt=max(len(row.prompt_ids) for row in rows),
         boundary=said_of_boundary(float(over.mean()), len(over)) if over.any() else "",
         margins=[values[:, 0] - values[:, 1] for values in numbers],
+        balances=balances(pairs, longer, {name for each in scores for name in each}),
     )
 
 
@@ -396,7 +319,7 @@ def _fit(suite: Suite, data: Stage, workspace: Workspace, session: Session) -> F
     values = {"stage": "policy", "objective": "dpo", "max_length": suite.max_length}
     recipe = schema.PolicyRecipe.model_validate(values | {"max_new_tokens": suite.max_new_tokens})
     device = devices.choose(recipe)
-    recipe = recipe.model_copy(update={"dtype": device.dtype_name})
+    recipe = recipe.model_copy(update={"device": device.name, "dtype": device.dtype_name})
     gpus = devices.gpus([recipe])
     free = devices.free_bytes(gpus[:1]).get(gpus[0] if gpus else devices.HOST, 0)
     adapter = {"use_peft": True}

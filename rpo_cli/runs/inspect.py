@@ -18,12 +18,13 @@ from rpo_cli.recipes import Loaded
 from rpo_cli.runs.inspect_tokens import find_tokenizer, max_lengths
 from rpo_cli.runs.planner import Planner
 from rpo_cli.runs.session import Session
+from rpo_cli.stages.data.attributes import Balance, balances
 from rpo_cli.stages.data.ledger import losses
 from rpo_cli.stages.data.overlap import leaks, shared_prompts
 from rpo_cli.stages.data.rows import Rows, digest, find_rows
 from rpo_cli.stages.data.token_cache import TokenCache
 from rpo_cli.stages.splits import LENGTH_MARGIN, bias_of, preference_of_length
-from rpo_cli.text import aligned, percent
+from rpo_cli.text import aligned, percent, some
 
 RESPONSES = ("chosen", "rejected", "completion")
 FIRST = ("train", "pairs", "sft_train")  # tables whose rows say most
@@ -37,6 +38,7 @@ class TableReport:
     `tokens`: text column -> min, median, p95, max. `over`: max_length -> share of rows longer than it.
     `longer_preferred`: among pairs that are no ties. `boundary_differs`: rows whose prompt and response make
     other tokens when tokenised together, among `boundary_rows` rows. `odd`: lines on control tokens in texts.
+    `more`: of pairs, what chosen responses have more or less of.
     """
 
     rows: int
@@ -48,6 +50,7 @@ class TableReport:
     boundary_differs: float | None
     boundary_rows: int
     odd: list[str]
+    more: dict[str, Balance]
 
 
 def inspect(
@@ -160,9 +163,11 @@ def report_of(
         [np.zeros(len(rows), dtype=int), *(lengths[c] for c in columns)], axis=0
     )
     bias: Mapping[str, float | None] = {}
+    more: dict[str, Balance] = {}
     if "chosen" in columns:
         kinds = preference_of_length(lengths["chosen"], lengths["rejected"], margin)
         bias = bias_of(kinds, np.arange(len(rows)))
+        more = balances(rows, kinds)
     differs = reaching_over(rows, columns, tokens, tokenizer)
     return TableReport(
         rows=len(rows),
@@ -174,6 +179,7 @@ def report_of(
         boundary_differs=float(differs.mean()) if columns else None,
         boundary_rows=len(differs),
         odd=rows.odd(tokens, tokenizer),
+        more=more,
     )
 
 
@@ -225,8 +231,7 @@ def _print(
 ) -> None:
     """The numbers for people, 80 columns wide."""
     for limit, names in limits.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        print(f"max_length {limit}: {', '.join(names[:3])}{more}")
+        print(f"max_length {limit}: {some(names)}")
     if not limits:
         print("max_length: no recipe beside this one has any; --max-length N counts longer rows")
     over = [f"over {limit}" for limit in limits]
@@ -248,10 +253,27 @@ def _print(
     ]
     head = ["table", "tokens of", "min", "median", "95 %", "max"]
     print(aligned([head, *lengths], right=range(2, 6)), end="")
+    _print_more(reports)
     for name, r in reports.items():
         if r.boundary_differs:
             said = said_of_boundary(r.boundary_differs, r.boundary_rows)
             session.say(f"warning: {name}: {said}")
+
+
+def _print_more(reports: Mapping[str, TableReport]) -> None:
+    """What chosen responses have more or less of than rejected ones."""
+    rows = []
+    for name, report in reports.items():
+        for attribute, found in report.more.items():
+            low, high = (f"{100 * end:.1f}" for end in (found.interval.low, found.interval.high))
+            table = name if attribute == next(iter(report.more)) else ""
+            share = [str(found.pairs), percent(found.more), f"{low} .. {high} %"]
+            rows.append([table, attribute, *share, str(found.level_pairs), percent(found.level)])
+    if not rows:
+        return
+    head = ["table", "chosen has more", "pairs", "share", "95 % interval", "as long", "share"]
+    print("\n" + aligned([head, *rows], right=range(2, 7)), end="")
+    print("share: of the pairs that differ in it; as long: those of about equal length among them")
 
 
 def _print_samples(session: Session, samples: Mapping[str, Sequence[Mapping[str, Sequence[str]]]]) -> None:

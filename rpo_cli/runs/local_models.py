@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rpo_cli.artifacts import External, Stage, below_adapters, read_json
+from rpo_cli.artifacts.model_folder import content_of
 from rpo_cli.errors import BadInput
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def tokens_of(node: Node) -> TokenizerFacts | None:
     if folder is None or config is None:
         return None
     special = {**(_json(folder / "special_tokens_map.json") or {}), **config}
-    eos, pad = (_content(special.get(f"{name}_token")) for name in ("eos", "pad"))
+    eos, pad = (content_of(special.get(f"{name}_token")) for name in ("eos", "pad"))
     return TokenizerFacts(folder, eos, None if pad == eos else pad)  # another is found when it is loaded
 
 
@@ -183,10 +184,9 @@ def shapes_of(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-def parameters_of(node: Node) -> int:
-    """How many weights the model has that a model comes from; 0 where it is not here."""
-    folder = folder_of(base_of(node))
-    return 0 if folder is None else sum(math.prod(shape) for shape in shapes_of(folder).values())
+def parameters_in(folder: Path | None) -> int:
+    """How many weights the model in a folder has; 0 where there is none."""
+    return 0 if folder is None else sum(map(math.prod, shapes_of(folder).values()))
 
 
 def modules_of(node: Node) -> set[str]:
@@ -236,12 +236,6 @@ def doubtful(settings: Mapping[str, Any]) -> bool:
 
 def _divides(width: object, heads: object) -> bool:
     return isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads == 0
-
-
-def _content(token: object) -> str | None:
-    """A special token's text, which files have bare or in a mapping."""
-    text = token.get("content") if isinstance(token, Mapping) else token
-    return text if isinstance(text, str) else None
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rpo_cli.artifacts import Stage
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes import Loaded, article, short_name, there
+from rpo_cli.recipes import Loaded, article, either, short_name, there
 from rpo_cli.recipes.yaml_lines import one_line
 from rpo_cli.runs.check import would_run
 from rpo_cli.runs.options import Costs
@@ -42,8 +42,7 @@ def wanted(session: Session, stage: str, *, members: bool = False) -> tuple[Load
 
 def train_policy(session: Session, costs: Costs) -> None:
     """Train the policy of a recipe; the command after it evaluates the same, what --set changed included."""
-    changed = "".join(f" --set {shlex.quote(change)}" for change in session.overrides)
-    following = ("rpo evaluate", session.load("policy").path.name, session.at + changed)
+    following = ("rpo evaluate", session.load("policy").path.name, session.at + session.changes)
     build(session, "policy", following, costs=costs)
 
 
@@ -85,7 +84,7 @@ def inspect_data(session: Session, rows: int, max_length: int | None) -> None:
     Raises:
         BadInput: another recipe, or no tokenizer to count with.
     """
-    loads = session.at_rhos(_kind_of(session, "data inspect", TABLES))
+    loads = session.at_rhos(session.kind_among(TABLES, f"data inspect takes a {either(TABLES)} recipe"))
     planner = planner_for(loads[0])
     targets = [planner.build(loaded) for loaded in loads]  # wrong ones fail before a heavy import
     os.environ.update(QUIET_ENVIRONMENT)
@@ -100,7 +99,8 @@ def diagnose(session: Session, *, members: bool) -> None:
     Raises:
         BadInput: a recipe without pairs.
     """
-    stage = _kind_of(session, "diagnose", (*TABLES, "reward", "policy"))
+    kinds = (*TABLES, "reward", "policy")
+    stage = session.kind_among(kinds, f"diagnose takes a {either(kinds)} recipe")
     if members and stage != "reward":
         raise BadInput(
             f"--ensemble: {session.recipe} is {article(stage)} recipe; the members are a reward recipe's"
@@ -113,15 +113,6 @@ def diagnose(session: Session, *, members: bool) -> None:
     from rpo_cli.runs.diagnose import diagnose
 
     diagnose(session, planner, loads, members=members)
-
-
-def _kind_of(session: Session, command: str, kinds: Sequence[str]) -> str:
-    """The kind of the session's recipe, which must be one of those that a command takes."""
-    stage = session.load(None, among=kinds).recipe.stage
-    if stage not in kinds:
-        takes = f"{command} takes a {', '.join(kinds[:-1])} or {kinds[-1]} recipe"
-        raise BadInput(f"{session.recipe}: is {article(stage)} recipe; {takes}")
-    return stage
 
 
 def _make(

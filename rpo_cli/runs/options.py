@@ -150,6 +150,10 @@ COLUMNS = "What the pairs call a column: prompt=question,chosen=better. Default:
 TEACHER = "A reward model to distil; several make the ensemble of e-dpo. Default: trained on the pairs."
 LABEL = "Of a reward model with several labels, the one that is the reward."
 SCORES = "Columns of the pairs with scores, CHOSEN,REJECTED, to distil; several make an ensemble."
+SUSPECT = (
+    "What may be biased in the pairs: length, bold, lists, headings, links, emojis, exclamations, "
+    "affirmative, or NAME=EXPRESSION to count; several may be named."
+)
 WISHES = "Objectives, with commas. Default: dpo and what the teachers are for: d-dpo, or e-dpo of several."
 JUDGES = "A reward model that judges, no teacher. Default: none."
 LORA = "Train an adapter, or all weights. Default: all weights where they fit into memory."
@@ -168,6 +172,7 @@ class OwnSuite:
     reward_model: Annotated[list[str], Option(help=TEACHER, show_default=False)] = field(default_factory=list)
     reward_label: Annotated[str | None, Option(help=LABEL)] = None
     scores: Annotated[list[str], Option(help=SCORES, show_default=False)] = field(default_factory=list)
+    suspect: Annotated[list[str], Option(help=SUSPECT, show_default=False)] = field(default_factory=list)
     objective: Annotated[str | None, Option(help=WISHES)] = None
     oracle: Annotated[str | None, Option(help=JUDGES)] = None
     sft: Annotated[str | None, Option(help="Written responses to fine-tune on first. Default: none.")] = None

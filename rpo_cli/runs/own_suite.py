@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from shlex import quote
 from typing import NamedTuple
 
@@ -21,10 +21,13 @@ from rpo_cli.runs.own_teachers import (
     said_of_scores,
     scores_fit,
 )
+from rpo_cli.runs.suspects import POLICY, Suspect
+from rpo_cli.stages.data.attributes import Balance
 from rpo_cli.statistics import FEW_PAIRS
 from rpo_cli.text import percent
 
 BIASES = [0.2, 0.5, 0.8]  # of the members of an ensemble that is trained on the pairs
+TRIED = "what `rpo sweep` and `rpo compare --sweep` try"
 REPORTED = 60  # held-out pairs, of which one half is reported: fewer cannot tell policies apart
 LARGEST_BATCH = 16
 WORTH_KEEPING = 50  # steps: shorter trainings have no checkpoints to go on from
@@ -48,7 +51,7 @@ class Found:
     pairs are messages, which a chat template makes text of; asked: tokens of the prompts that policies are
     evaluated on, where these are not the pairs' own; longest_prompt: tokens of the longest of all prompts;
     boundary: what is to be said of tokens that reach over the end of a prompt, if any do; margins: of each
-    two columns of scores, chosen minus rejected [pairs].
+    two columns of scores, chosen minus rejected [pairs]; balances: what chosen responses have more of.
     """
 
     read: int
@@ -62,6 +65,7 @@ class Found:
     longest_prompt: int = 0
     boundary: str = ""
     margins: Sequence[np.ndarray] = ()
+    balances: Mapping[str, Balance] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Suite:
     prompts: str | None
     found: Found
     longest: int | None
+    suspects: Sequence[Suspect] = ()
 
     @property
     def start(self) -> str:
@@ -149,22 +154,26 @@ class Suite:
             return None
         few = f"{self.steps} steps, as of a policy, hardly train a reward model"
         passes = self.teacher_passes
+        key = "max_steps" if self.members or self.suspects else "num_train_epochs"
         if passes == self.wanted.epochs:
-            return f"{few}; raise num_train_epochs of rm"
+            return f"{few}; raise {key} of rm"
         return (
             f"{few}: rm makes {passes:g} passes, {self._steps(passes)} steps; where its teacher still knows "
-            "nothing `rpo compare` says so, and num_train_epochs or learning_rate of rm may be raised"
+            f"nothing `rpo compare` says so, and {key} or learning_rate of rm may be raised"
         )
 
     @property
     def members(self) -> bool:
-        """Whether an ensemble is trained on the pairs."""
+        """Whether an ensemble is trained on subsets of other length."""
+        if self.suspects:
+            return any(suspect.pattern is None for suspect in self.suspects)
         return self.trains_teachers and any(OBJECTIVES[n].teacher == "ensemble" for n in self.objectives)
 
     @property
     def trains_teachers(self) -> bool:
         given = self.teachers or self.scores
-        return not given and any(OBJECTIVES[name].teacher != "none" for name in self.objectives)
+        taught = any(OBJECTIVES[name].teacher != "none" for name in self.objectives)
+        return not given and (taught or bool(self.suspects))
 
     def text(self, data: Sequence[Line], fit: Fit) -> str:
         """The file."""
@@ -177,6 +186,7 @@ class Suite:
             *self._models(fit),
             section("policy", "what the policies have in common; no recipe of its own", self._policy(fit)),
             *(section(name, OBJECTIVES[name].summary, self._objective(name)) for name in self.objectives),
+            *self._suspected(),
             section("evaluate", "samples of a policy beside the model's own", self._evaluate()),
         ]  # fmt: skip
         file = f"{self.wanted.name}.yaml"
@@ -240,14 +250,45 @@ class Suite:
         if self.trains_teachers:
             ensemble = [Line("ensemble", BIASES)] if self.members else []
             passes, why = self.teacher_passes, f"{self.steps} steps would hardly train a reward model"
+            steps = self._steps(passes)
             longer = [] if passes == self.wanted.epochs else [
-                Line("num_train_epochs", passes, f"about {self._steps(passes)} steps; {why}")
+                Line("num_train_epochs", passes, f"about {steps} steps; {why}")
             ]  # fmt: skip
+            if self.members or self.suspects:
+                longer = [Line("max_steps", steps, f"{passes:g} passes over all pairs, more over a subset")]
             yield section("rm", "the teacher: a reward model of your pairs", [
                 Line("extends", "training.yaml"), Line("stage", "reward"), Line("data", "splits.yaml"),
                 Line("model_name_or_path", self.start), Line("learning_rate", RATES["rm"][adapter]),
                 *longer, *ensemble,
             ])  # fmt: skip
+
+        for suspect in self.suspects:
+            if suspect.pattern is not None:
+                yield section(f"splits-{suspect.name}", f"the same, with subsets by {suspect.name}", [
+                    Line("extends", "splits.yaml"), Line("ensemble", BIASES),
+                    Line("ensemble_on", suspect.columns),
+                ])  # fmt: skip
+                yield section(f"rm-{suspect.name}", "a reward model on each of them", [
+                    Line("extends", "rm.yaml"), Line("data", f"splits-{suspect.name}.yaml"),
+                    Line("ensemble", BIASES),
+                ])  # fmt: skip
+
+    def _suspected(self) -> Iterator[str]:
+        """The policy that distils what reward models say that are told what is suspected."""
+        if not self.suspects:
+            return
+        d_dpo = OBJECTIVES["d-dpo"]
+        names = ", ".join(suspect.name for suspect in self.suspects)
+        yield section(POLICY, f"distils the mean of reward models on subsets that differ in {names}", [
+            Line("extends", "policy.yaml"), Line("objective", "d-dpo"),
+            Line(d_dpo.strength, d_dpo.grid[1], d_dpo.weight),
+            Line("grid", {d_dpo.strength: list(d_dpo.grid)}, TRIED), Line("teacher", "mean"),
+            Line("ensemble", self._told, "the members of each"), *self._calibration(),
+        ])  # fmt: skip
+
+    @property
+    def _told(self) -> list[dict[str, str]]:
+        return [{"members": suspect.recipe} for suspect in self.suspects]
 
     def _policy(self, fit: Fit) -> list[Line]:
         return [
@@ -263,7 +304,7 @@ class Suite:
         declared = OBJECTIVES[name]
         yield Line("extends", "policy.yaml")
         yield Line("objective", name)
-        grid, tried = list(declared.grid), "what `rpo sweep` and `rpo compare --sweep` try"
+        grid, tried = list(declared.grid), TRIED
         if (scale := self._scale_of_scores) is not None and declared.loss is OBJECTIVES["d-dpo"].loss:
             tried += f"; your scores differ by {scale:.2g} in the median pair: so many times {grid}"
             grid = [float(f"{scale * value:.2g}") for value in grid]
@@ -281,7 +322,7 @@ class Suite:
         elif declared.teacher == "one":
             yield Line("reward_model", self.teachers[0] if self.teachers else "rm.yaml", "the teacher")
         else:
-            yield Line("ensemble", list(self.teachers) or "rm.yaml", "the teachers")
+            yield Line("ensemble", list(self.teachers) or self._told or "rm.yaml", "the teachers")
         if declared.teacher == "one" and self.calibrates_one:
             fitted = f"by a temperature, fitted on {self.held_out} held-out pairs"
             yield Line("calibrate_one", True, f"rewards to the labels' scale, in which beta is, {fitted}")
@@ -316,10 +357,11 @@ class Suite:
 
     def _calibration(self) -> Iterator[Line]:
         """How an ensemble's margins come to one scale, where there are pairs enough to fit a temperature."""
-        if self.held_out < (FEW_PAIRS if self.members else FEWEST):
+        trained = self.members or bool(self.suspects)
+        if self.held_out < (FEW_PAIRS if trained else FEWEST):
             few = f"{self.held_out} held-out pairs are too few to fit a temperature"
-            yield Line("calibration", "none", few if self.members else f"{few}: small margins win the min")
-        elif self.members:
+            yield Line("calibration", "none", few if trained else f"{few}: small margins win the min")
+        elif trained:
             yield Line("calibration", "temperature", "members to one scale; fitted on held-out pairs")
         else:
             yield Line("calibration", "temperature", "the teachers' scales differ; fitted on held-out pairs")

@@ -7,11 +7,10 @@ meta device; `check_models`, which no dry run asks, sees each one built.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from rpo_cli.errors import BadInput
 from rpo_cli.recipes import RecipeError, schema, suggest
 from rpo_cli.recipes.draft import stands
 from rpo_cli.recipes.hints import ELSEWHERE
-from rpo_cli.recipes.schema.data import OWN
 from rpo_cli.runs import local_models as models
+from rpo_cli.runs.first_rows import data_below, first_row, hold_messages, wrapped
 from rpo_cli.runs.todo import Todo
-from rpo_cli.stages.data.sources.transcripts import is_transcript
+from rpo_cli.stages.data.sources.transcripts import are_dialogues, is_transcript, turns_of
 from rpo_cli.text import first_line
 
 # What Trainer imports for an optimiser, by its name; those without any ask for arguments that recipes lack.
@@ -164,16 +163,21 @@ def _without_effect(stage: Stage) -> Iterator[str]:
 def _without_template(stage: Stage) -> Iterator[str]:
     """That a chat model learns from plain text as it stands, where the data recipe says nothing of it.
 
-    Seen is no more than `_first_row`: what a first row does not show, and data of the hub, have no note.
+    Seen is no more than `first_row`: what a first row does not show, and data of the hub, have no note.
     """
     data = data_below(stage)
     if stage.kind not in ("sft", "policy") or data is None or ("prompt_format",) in data.places:
         return
     folder = models.folder_of(models.base_of(stage))
-    if folder is None or not models.has_chat_template(folder) or (row := _first_row(data)) is None:
+    if folder is None or not models.has_chat_template(folder) or (row := first_row(data)) is None:
         return
     prompt, chosen = row.get("prompt"), row.get("chosen", row.get("completion"))
-    if isinstance(prompt, str) and isinstance(chosen, str) and not is_transcript(prompt):
+    if prompt is None:
+        plain = are_dialogues(chosen, row.get("rejected"))
+    else:
+        plain = isinstance(prompt, str) and isinstance(chosen, str)
+        plain = plain and (not is_transcript(prompt) or turns_of(prompt, [chosen]) is not None)
+    if plain:
         how = "`prompt_format: chat` writes it with the template, `raw` says that this is meant"
         at = _at(data, "dataset" if ("dataset",) in data.places else "files")
         yield f"{at}: plain text, learnt as it stands, and {folder} has a chat template; {how}"
@@ -292,10 +296,10 @@ def _models(stage: Stage, recipe: schema.ModelSource) -> Iterator[str]:
         if isinstance(node, External):
             yield from _external(stage, recipe, name, node)
             folder = models.folder_of(node) if own and stage.kind != "relabel" else None
-            if folder is not None and not models.has_chat_template(folder) and _holds_messages(stage):
+            if folder is not None and not models.has_chat_template(folder) and hold_messages(stage):
                 at = _at(stage, NAMED.get((stage.kind, name), _teacher(stage)))
                 lacks = f"{folder} has no chat template, and the rows are conversations"
-                yield f"{at}: {lacks}{'; prompt_format: raw takes plain text as it stands' * _wraps(stage)}"
+                yield f"{at}: {lacks}{'; prompt_format: raw takes plain text as it stands' * wrapped(stage)}"
 
 
 def _too_short_to_sample(stage: Stage, config: Mapping[str, Any]) -> Iterator[str]:
@@ -304,57 +308,6 @@ def _too_short_to_sample(stage: Stage, config: Mapping[str, Any]) -> Iterator[st
     wanted = getattr(stage.recipe, "max_new_tokens", 0)
     if isinstance(longest, int) and wanted >= longest:
         yield f"{_at(stage, 'max_new_tokens')}: {wanted} leave no room for a prompt in {longest} positions"
-
-
-def _holds_messages(stage: Stage) -> bool:
-    """Whether the rows below a stage are conversations, as far as the first line of a file says."""
-    data = data_below(stage)
-    row = None if data is None else _first_row(data)
-    told = row is not None and any(isinstance(row.get(name), list) for name in ("prompt", "chosen"))
-    return told or _wraps(stage)
-
-
-def _wraps(stage: Stage) -> bool:
-    """Whether the rows below a stage are made conversations."""
-    data = data_below(stage)
-    return data is not None and getattr(data.recipe, "prompt_format", None) == "chat"
-
-
-def data_below(stage: Stage) -> Stage | None:
-    """The data stage whose texts a stage reads."""
-    found = [table for table in stage.tables() if isinstance(table.recipe, schema.DataRecipe)]
-    return found[-1] if found else None
-
-
-def _first_row(data: Stage) -> Mapping[str, Any] | None:
-    """The first row of a user's pairs in a file, by our names for its columns; None: it is not known here.
-
-    Known is that of a local .jsonl or .parquet file, whatever stands in later rows; not of a folder, a packed
-    file, or a set of the hub.
-    """
-    recipe = data.recipe
-    if not isinstance(recipe, schema.DataRecipe) or recipe.source not in OWN:
-        return None
-    file = Path(str(recipe.files.get("pairs") if recipe.source == "files" else recipe.dataset))
-    try:
-        row = _first_in(file, file.stat().st_mtime_ns)
-    except (OSError, ValueError, RecursionError, StopIteration, NotImplementedError):
-        return None  # the stage that reads it says what is wrong
-    named = recipe.columns.items()
-    return {**row, **{ours: row.get(theirs) for ours, theirs in named}} if isinstance(row, dict) else None
-
-
-@lru_cache(maxsize=8)
-def _first_in(file: Path, changed: int) -> object:
-    """What stands first in a file that was `changed` then, read once for all stages of a plan."""
-    if file.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return next(pq.ParquetFile(file).iter_batches(1)).to_pylist()[0]
-    if file.suffix != ".jsonl":
-        return None
-    with file.open(encoding="utf-8-sig") as lines:
-        return json.loads(lines.readline())
 
 
 def _reads_other_tokens(stage: Stage, node: models.Node, read: Mapping[str, models.Node]) -> bool:

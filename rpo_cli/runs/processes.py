@@ -27,7 +27,7 @@ from rpo_cli.recipes import RecipeError, find, shown, suggest
 from rpo_cli.recipes.schema import KINDS, Recipe, TrainingRecipe
 from rpo_cli.recipes.yaml_lines import read
 from rpo_cli.runs.ends import died, fallen, lost_others
-from rpo_cli.text import first_line
+from rpo_cli.text import counted, first_line
 
 STRATEGIES = ("NO", "MULTI_GPU", "FSDP", "XLA")
 # Names that accelerate once had, or has for what rpo starts otherwise.
@@ -178,9 +178,14 @@ def spread(recipe: TrainingRecipe, cores: int) -> tuple[int, int]:
     As many cores as divide the batch have rows of their own, each what a process would have; the others share
     their work.
     """
-    slots = math.gcd(recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps, cores)
+    slots = math.gcd(recipe.batch, cores)
     rows, pieces = share(recipe, slots)
     return rows * slots, pieces
+
+
+def are_several(launch: Launch | None) -> bool:
+    """Whether what trains does so in several processes, each with a model of its own or a part of one."""
+    return launch is not None and launch.processes > 1 and launch.strategy != "XLA"
 
 
 def cut_of(recipe: TrainingRecipe, launch: Launch | None) -> str:
@@ -190,7 +195,7 @@ def cut_of(recipe: TrainingRecipe, launch: Launch | None) -> str:
         rows, pieces = spread(recipe, count)
         return f"{rows * pieces} = {rows} rows over {count} cores x {pieces} accumulated"
     rows, pieces = share(recipe, count)
-    started = f"{count} process{'' if count == 1 else 'es'}"
+    started = counted(count, "process", "processes")
     return f"{rows * pieces * count} = {rows} rows x {pieces} accumulated x {started}"
 
 

@@ -25,7 +25,7 @@ def resources(
     stages: Sequence[Stage], workspace: Workspace, question: Question | None
 ) -> dict[str, Resources]:
     """The resources of each stage by its path; `question`: a device, to estimate times that nobody knows."""
-    times, count = measured(stages, workspace), cache(_count)  # of each model once
+    times, count = measured(stages, workspace), cache(models.parameters_in)  # of each model once
     found = {stage.path: _of(stage, times, _weights(stage, workspace.root, count)) for stage in stages}
     if question is not None:
         from rpo_cli.runs.estimate import minutes
@@ -56,8 +56,7 @@ def _of(stage: Stage, times: Times, count: int | None) -> Resources:
     if isinstance(recipe, TrainingRecipe) and KINDS[stage.kind].trains:
         in_memory = 4 if gpus else each_weight(recipe)
         on_disk = 4 + (24 if recipe.save_steps and not recipe.use_peft else 0)
-        batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-        most = max(number for number in range(1, MOST_GPUS + 1) if batch % number == 0)
+        most = max(number for number in range(1, MOST_GPUS + 1) if recipe.batch % number == 0)
     return Resources(
         gpus=gpus,
         max_gpus=gpus * most,
@@ -75,19 +74,15 @@ def _on_gpu(stage: Stage) -> bool:
     return stage.recipe.device == "cuda" or devices.choose(stage.recipe).name == "cuda"
 
 
-def _weights(stage: Stage, root: Path, count: Callable[[Path], int]) -> int | None:
+def _weights(stage: Stage, root: Path, count: Callable[[Path | None], int]) -> int | None:
     """How many the largest model has that a stage trains or reads; None where that is not known here."""
     nodes = [stage] if KINDS[stage.kind].trains else [*filter(_is_model, stage.inputs.values())]
     if not KINDS[stage.kind].needs_model or not nodes:
         return None
     bases = [models.base_of(node) for node in nodes]
     folders = [root / each.path if isinstance(each, Stage) else models.folder_of(each) for each in bases]
-    counts = [0 if folder is None else count(folder) for folder in folders]
+    counts = [count(folder) for folder in folders]
     return None if 0 in counts else max(counts)
-
-
-def _count(folder: Path) -> int:
-    return sum(map(math.prod, models.shapes_of(folder).values()))
 
 
 def _is_model(node: models.Node) -> bool:

@@ -33,7 +33,8 @@ def tight(stages: Sequence[Stage], root: Path, jobs: int) -> list[str]:
     """
     trained = [stage for stage in stages if KINDS[stage.kind].trains]
     bases = [models.base_of(stage) for stage in trained]
-    weights = {id(base): models.parameters_of(base) for base in {id(base): base for base in bases}.values()}
+    once = {id(base): base for base in bases}
+    weights = {each: models.parameters_in(models.folder_of(base)) for each, base in once.items()}
     saved, checkpoints, memory, with_auto = 0, [0], [0], [0]
     for stage, base in zip(trained, bases, strict=True):
         if isinstance(recipe := stage.recipe, TrainingRecipe):
@@ -101,7 +102,7 @@ class Room:
 
     def _expected(self, stage: Stage, gpu: bool) -> int:
         if gpu and KINDS[stage.kind].trains:  # torch is imported already: it was asked for the GPU
-            from rpo_cli.runs.costs import memory_of
+            from rpo_cli.runs.memory import memory_of
             from rpo_cli.runs.sizes import Sizes
 
             with suppress(BadInput, KeyError):

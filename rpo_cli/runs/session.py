@@ -16,7 +16,7 @@ from rich.table import Table
 
 from rpo_cli.artifacts import Launch, Stage, Workspace, snapshots, told_where, walk
 from rpo_cli.errors import BadInput
-from rpo_cli.recipes import Loaded, RecipeError, load, same, schema, source
+from rpo_cli.recipes import Loaded, RecipeError, article, load, same, schema, source
 from rpo_cli.runs import preflight, processes, results, room
 from rpo_cli.runs.answerable import before_training
 from rpo_cli.runs.options import Options
@@ -52,6 +52,11 @@ class Session(Options):
         return "" if self.rho is None else f" --rho {self.rho}"
 
     @property
+    def changes(self) -> str:
+        """What --set changed, to type behind another command."""
+        return "".join(f" --set {shlex.quote(change)}" for change in self.overrides)
+
+    @property
     def given(self) -> str:
         """Where and under which seed this command works, to type behind another."""
         options = {"--workspace": self.workspace, "--seed": self.seed, "--device": self.device}
@@ -78,6 +83,13 @@ class Session(Options):
             expect=expect,
             among=among,
         )
+
+    def kind_among(self, kinds: Sequence[str], takes: str) -> str:
+        """The kind of this command's recipe; BadInput, with what it `takes`: none of these."""
+        stage = self.load(None, among=kinds).recipe.stage
+        if stage not in kinds:
+            raise BadInput(f"{self.recipe}: is {article(stage)} recipe; {takes}")
+        return stage
 
     def rhos(self, default: Sequence[float | None]) -> list[float | None] | None:
         """Values of --rho: numbers, `none`, or `all` (the recipe's or the suite's); None: its own."""
@@ -172,7 +184,7 @@ class Session(Options):
         if targets and isinstance(recipe := targets[0].recipe, schema.TrainingRecipe):
             self.say(f"effective batch: {processes.cut_of(recipe, launch)}, {recipe.duration}")
         if self.dry_run:
-            self.show_plan(todo, workspace, question)
+            self.show_plan(todo, workspace, question, processes.are_several(launch))
             return set()
         if todo:
             snapshots.require([item.stage for item in todo], workspace, self.recipe)
@@ -218,13 +230,15 @@ class Session(Options):
         """Whether runs of Weights & Biases are asked for, by --wandb or by one of these stages."""
         return self.wandb or any(stage.recipe.report_to == "wandb" for stage in stages)
 
-    def show_plan(self, todo: Sequence[Todo], workspace: Workspace, question: Question | None) -> None:
+    def show_plan(
+        self, todo: Sequence[Todo], workspace: Workspace, question: Question | None, several: bool
+    ) -> None:
         """Print the plan's stages as JSON where --json asks for it, and its costs where a question does."""
         found: dict[str, Any] = {}
         if question is not None:
             from rpo_cli.runs.estimate import estimate, lines
 
-            found["estimate"] = estimate(todo, workspace, question)
+            found["estimate"] = estimate(todo, workspace, question, several=several)
         if self.as_json:
             self.print_json({"todo": as_json(todo), **found} if found else as_json(todo))
         elif found:

@@ -17,7 +17,7 @@ from rpo_cli.recipes.schema import EvaluateRecipe, seed_of
 from rpo_cli.stages.data.rows import row_id, rows_of
 from rpo_cli.stages.inputs import causal_of, tokenizer_of
 from rpo_cli.stages.reading import Conversation, Reading, reading_of
-from rpo_cli.statistics import summarise
+from rpo_cli.stages.summary import summarise
 
 SAMPLES = "samples.parquet"
 SHOWN = 50

@@ -40,7 +40,7 @@ from rpo_cli.models import (
 from rpo_cli.recipes import RECIPES
 from rpo_cli.recipes.schema import EvaluateRecipe, RelabelRecipe, ScoringRecipe
 from rpo_cli.stages.data.rows import PAIR, UNLIMITED, Rows
-from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN, messages
+from rpo_cli.stages.data.sources.transcripts import ASSISTANT, HUMAN, messages
 from rpo_cli.stages.data.sources.turns import Message, Part, TemplateRefuses, answer
 from rpo_cli.text import first_line
 

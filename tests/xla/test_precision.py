@@ -10,7 +10,7 @@ from torch_xla import _XLAC, backends
 
 from rpo_cli import devices
 from rpo_cli.models import layout, load_causal, load_tokenizer
-from rpo_cli.models.load import RoundedLinear
+from rpo_cli.models.frozen import RoundedLinear
 from rpo_cli.recipes.schema import ScoringRecipe
 
 pytestmark = pytest.mark.filterwarnings(

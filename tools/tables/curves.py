@@ -10,11 +10,7 @@ import numpy as np
 import pandas as pd
 
 from rpo_cli.figures.drawing import line_of
-from tools.tables.words import (
-    between,
-    less,
-    loaded,
-)
+from tools.tables.words import between, less, loaded
 
 
 def slopes(folder: Path) -> Iterator[Sequence[str]]:

@@ -39,6 +39,8 @@ PRIMARY = {
     "entangled": "entangled",
     "polite": "polite",
     "polite-pupil": "polite",
+    "suspects": "suspects",
+    "suspects-polite": "suspects",
     "trusted": "trusted",
     "trusted-smooth": "trusted",
     "factorial": "factorial",
@@ -107,7 +109,8 @@ def compared(folder: Path, measure: str, ended: bool = False) -> Iterator[Sequen
     claims = [
         claim(measure, *pair, mean_over_rho=mean) for pair in pairs_of(policies) for mean in (True, False)
     ]
-    return verdicts(judge(cells, results.axes, claims, results.bootstrap, brief=True))
+    axes = results.axes._replace(measures=(measure,))
+    return verdicts(judge(cells, axes, claims, results.bootstrap, brief=True))
 
 
 def across(folder: Path) -> Iterator[Sequence[str]]:

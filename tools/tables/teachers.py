@@ -12,14 +12,7 @@ import pandas as pd
 from rpo_cli.figures.drawing import line_of
 from rpo_cli.recipes import schema
 from rpo_cli.statistics import break_even, t_interval
-from tools.tables.words import (
-    between,
-    less,
-    loaded,
-    number,
-    of_seeds,
-    shown,
-)
+from tools.tables.words import between, less, loaded, number, of_seeds, shown
 
 
 def teachers(folder: Path) -> Iterator[Sequence[str]]:

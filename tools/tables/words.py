@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rpo_cli.statistics import t_interval
 Row = Mapping[str, Any]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def loaded(folder: Path) -> Results:
     """The results of a folder, which several tables of a page are of; nobody changes them."""
     return load_results(folder)
@@ -29,7 +30,8 @@ def loaded(folder: Path) -> Results:
 def of_seeds(results: Results, asked: Sequence[schema.Claim]) -> list[Any]:
     """The differences of each seed for some claims, of which nothing else is looked at: no resampling."""
     once = results.bootstrap._replace(resamples=1)
-    return [row["by_seed"] for row in judge(results.cells, results.axes, asked, once, brief=True)]
+    axes = results.axes._replace(measures=tuple(dict.fromkeys(one.measure for one in asked)))
+    return [row["by_seed"] for row in judge(results.cells, axes, asked, once, brief=True)]
 
 
 def number(value: float | None, digits: int = 2, sign: bool = True) -> str:
@@ -59,11 +61,18 @@ def claim(measure: str, more: str, than: str, *, mean_over_rho: bool) -> schema.
     return schema.Claim.model_validate(said)
 
 
+@lru_cache(maxsize=32)
+def leads(folder: Path, measure: str) -> dict[tuple[str, str], np.ndarray]:
+    """Every policy less each other in the mean over ρ, of each seed."""
+    results = loaded(folder)
+    pairs = list(permutations(results.axes.policies, 2))
+    asked = [claim(measure, *pair, mean_over_rho=True) for pair in pairs]
+    return {pair: np.array(found) for pair, found in zip(pairs, of_seeds(results, asked), strict=True)}
+
+
 def lead(folder: Path, measure: str, more: str, than: str) -> np.ndarray:
     """One policy less another in the mean over ρ, of each seed."""
-    results = loaded(folder)
-    asked = [claim(measure, more, than, mean_over_rho=True)]
-    return np.array(of_seeds(results, asked)[0])
+    return leads(folder, measure)[more, than]
 
 
 def shown(values: np.ndarray) -> str:

@@ -47,9 +47,8 @@ def _is_whole(cell: Cell, workspace: Workspace) -> bool:
 def passed(cell: Cell, workspace: Workspace) -> tuple[list[int], list[float]]:
     """Steps and epochs after which a training kept its checkpoints; an epoch has whole batches alone."""
     trained, recipe = workspace.finished(cell.policy_path), cast(schema.PolicyRecipe, cell.loaded.recipe)
-    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps  # of all processes
     steps = [int(trained["metrics"][f"kept/{number}"]) for number in range(1, len(cell.looks) + 1)]
-    return steps, [step / (trained["metrics"]["rows"] // batch) for step in steps]
+    return steps, [step / (trained["metrics"]["rows"] // recipe.batch) for step in steps]
 
 
 def verdicts(table: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -13,13 +13,12 @@ from rpo_cli.recipes.schema.base import (
     seed_of,
 )
 from rpo_cli.recipes.schema.data import DataRecipe, RelabelRecipe, SplitsRecipe, attribute, preferred
-from rpo_cli.recipes.schema.evaluate import JUDGE_PROMPT, EvaluateRecipe, JudgeRecipe, JudgeSettings
+from rpo_cli.recipes.schema.evaluate import EvaluateRecipe, JudgeRecipe, JudgeSettings
 from rpo_cli.recipes.schema.figure import (
     ESTIMATORS,
     EVERY,
     FURTHER,
     MEASURES,
-    PAPER,
     Claim,
     FigureRecipe,
     Variant,
@@ -28,5 +27,5 @@ from rpo_cli.recipes.schema.figure import (
 )
 from rpo_cli.recipes.schema.kinds import KINDS, MODELS, result_fields
 from rpo_cli.recipes.schema.pairs import PairsRecipe
-from rpo_cli.recipes.schema.policy import NOT_BY_RHO, RATE, Columns, PolicyRecipe, ScoringRecipe
+from rpo_cli.recipes.schema.policy import NOT_BY_RHO, RATE, Columns, Members, PolicyRecipe, ScoringRecipe
 from rpo_cli.recipes.schema.training import RewardRecipe, SFTRecipe, TrainingRecipe

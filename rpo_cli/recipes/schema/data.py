@@ -24,6 +24,7 @@ from rpo_cli.recipes.schema.base import (
     cosmetic,
     each_once,
 )
+from rpo_cli.text import uncountable
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ OWN = {"files", "preference", "written"}  # which read a user's own rows, plain 
 OF_EVERY_SET = {"dataset", "data_dir", "sft_dataset", "split", "tokenizer", "max_prompt_tokens",
                 "validation_share"}  # fmt: skip
 OF_SOME_SETS = {"newlines", "prompt_format", "columns", "keep_columns", "attributes", "sft_share",
-                "entangled", "polite"}  # fmt: skip
+                "entangled", "polite", "counts"}  # fmt: skip
 if TYPE_CHECKING:
     SourceName = str
 else:
@@ -137,6 +138,11 @@ class DataRecipe(Recipe):
         "columns to keep beside the pairs that say of what kind each is, such as [source, category]: rpo "
         "diagnose tells accuracies apart by them",
     )
+    counts: dict[str, str] = added(
+        {},
+        "regular expressions of Python whose matches are counted in the responses of pairs, such as {lists: "
+        "'(?m)^[-*] '}: columns chosen_lists and rejected_lists, for bias_on and ensemble_on of splits",
+    )
     entangled: float = added(
         0.0,
         "the miniature's: share of the errors in human pairs that a writer puts right with a true fact: 0, "
@@ -187,6 +193,16 @@ class DataRecipe(Recipe):
             raise ValueError(f"{', '.join(taken)}: rpo has columns of this name; rename it in the data")
         return value
 
+    @field_validator("counts")
+    @classmethod
+    def counts_what_is_an_expression(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, pattern in value.items():
+            if not name.isidentifier() or f"chosen_{name}" in TAKEN:
+                raise ValueError(f"{name}: is to be part of a column's name; write letters, such as `lists`")
+            if (why := uncountable(pattern)) is not None:
+                raise ValueError(f"{name}: {why}")
+        return value
+
     @field_validator("columns")
     @classmethod
     def has_each_column_once(cls, value: dict[str, str]) -> dict[str, str]:
@@ -201,7 +217,9 @@ class DataRecipe(Recipe):
     @property
     def numbers(self) -> list[str]:
         """The columns of numbers beside the pairs."""
-        return [*self.keep_columns, *(["chosen_polite", "rejected_polite"] if self.polite else [])]
+        counted = [*self.counts, *(["polite"] if self.polite else [])]
+        sides = ("chosen", "rejected")
+        return [*self.keep_columns, *(f"{side}_{name}" for name in counted for side in sides)]
 
     @property
     def loaded(self) -> bool:
@@ -218,8 +236,7 @@ class DataRecipe(Recipe):
     def unused(self) -> set[str]:
         """Fields that have no effect under this source, and so are no part of the tables' key."""
         used = {*self.of.uses, *(OF_EVERY_SET if self.loaded else ())}
-        if self.of.written:
-            used -= {"sft_dataset"}
+        used = used - {"sft_dataset"} if self.of.written else used | {"counts"}
         if self.source in OWN and self.prompt_format == "chat":
             used |= {"prompt_format", "tokenizer"}
         return (OF_EVERY_SET | OF_SOME_SETS) - used
@@ -236,6 +253,9 @@ class DataRecipe(Recipe):
             raise ValueError(f"source: {self.source} needs dataset")
         if self.source != "preference" and (unread := sorted({"label", "score"} & self.columns.keys())):
             raise ValueError(f"columns: {', '.join(unread)}: no effect with source: {self.source}")
+        columns = [*self.numbers, *self.attributes]
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise ValueError(f"counts: there is a column {min(twice)} already")
         if self.tokenizer is None and (self.max_prompt_tokens is not None or self.prompt_format == "chat"):
             why = "prompt_format: chat" if self.max_prompt_tokens is None else "max_prompt_tokens"
             raise ValueError(f"{why} needs a tokenizer")
@@ -310,10 +330,10 @@ class SplitsRecipe(Recipe):
         "nested: each subset takes the same first pairs of either kind, as far as its bias allows; "
         "independent: each is drawn from D_rho by itself",
     )
-    ensemble_on: TwoColumns | None = added(
+    ensemble_on: TwoColumns | Literal["length"] | None = added(
         None,
         "what the subsets D_rho,b differ in, where that is not what D_rho is biased in: two columns as those "
-        "of bias_on",
+        "of bias_on, or length",
     )
     length_counts_eos: bool = added(
         True, "whether the EOS is one of a response's tokens where lengths are compared"
@@ -339,7 +359,7 @@ class SplitsRecipe(Recipe):
     @property
     def told(self) -> list[str] | None:
         """The columns of what the subsets differ in; None: lengths."""
-        return self.ensemble_on or self.bias_on
+        return None if self.ensemble_on == "length" else self.ensemble_on or self.bias_on
 
     @model_validator(mode="after")
     def rho_needs_size(self) -> SplitsRecipe:

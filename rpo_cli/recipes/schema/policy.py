@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from rpo_cli.objectives import OBJECTIVES, TEACHERS, Key, Objective
 from rpo_cli.recipes.schema.base import (
@@ -23,6 +33,7 @@ from rpo_cli.recipes.schema.base import (
     added,
     at_most,
     cosmetic,
+    is_recipe,
 )
 from rpo_cli.recipes.schema.training import TrainingRecipe
 
@@ -73,6 +84,37 @@ class Columns(BaseModel):
         return f"columns {', '.join(self.columns)}"
 
 
+class Members(BaseModel):
+    """Members of an ensemble that another recipe describes, all of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    members: str = Field(description="a reward recipe with an ensemble")
+
+    @field_validator("members")
+    @classmethod
+    def is_a_recipe(cls, value: str) -> str:
+        if not is_recipe(value):
+            raise ValueError(f"{value!r} is no recipe (x.yaml); a model stands in the list by itself")
+        return value
+
+    def __str__(self) -> str:
+        return f"members of {self.members}"
+
+
+def _form(value: object) -> str:
+    """Which form an entry of an ensemble's list has."""
+    if isinstance(value, Members) or (isinstance(value, dict) and "members" in value):
+        return "members"
+    return "columns" if isinstance(value, Columns | dict) else "model"
+
+
+Listed = Annotated[
+    Annotated[str, Tag("model")] | Annotated[Columns, Tag("columns")] | Annotated[Members, Tag("members")],
+    Discriminator(_form),
+]
+
+
 class Taught(TrainingRecipe, SharedPrompts, Labelled):
     """What a policy learns, and whom from."""
 
@@ -90,10 +132,10 @@ class Taught(TrainingRecipe, SharedPrompts, Labelled):
     reward_member: Share | None = added(
         None, "the member of this bias b of the ensemble that reward_model describes, not its one model"
     )
-    ensemble: str | Annotated[list[str | Columns], EachOnce] = Field(
+    ensemble: str | Annotated[list[Listed], EachOnce] = Field(
         "rm.yaml",
-        description=f"teachers of {OF_ENSEMBLE}: a recipe with `ensemble:`, or a list of models and of "
-        "`{columns: [a, b]}`",
+        description=f"teachers of {OF_ENSEMBLE}: a recipe with `ensemble:`, or a list of models, of "
+        "`{columns: [a, b]}` and of `{members: rm.yaml}`, which stands for all members of that recipe",
     )
     margin_columns: Annotated[list[TwoColumns], EachOnce] = added(
         [],
@@ -269,7 +311,7 @@ class PolicyRecipe(ObjectiveKeys, Strengths, TeacherKeys, Taught):
         return self.asks_ensemble and not self.takes_min and TEACHERS[self.teacher].unseen
 
     @property
-    def members(self) -> str | Sequence[str | Columns]:
+    def members(self) -> str | Sequence[str | Columns | Members]:
         """The ensemble: `margin_columns` where there are some, else `ensemble`."""
         return [Columns(columns=pair) for pair in self.margin_columns] or self.ensemble
 

@@ -97,9 +97,14 @@ class TrainingRecipe(ModelSource, FourBits):
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_target_modules: str | Annotated[list[str], Field(min_length=1)] = "all-linear"
 
+    @property
+    def batch(self) -> int:
+        """Rows of an optimiser step, of all processes together where a recipe is not one's share."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
     def cuts(self) -> Iterator[Self]:
         """Itself, then with the same batch in more and more pieces, down to one row at a time."""
-        size = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        size = self.batch
         for pieces in range(self.gradient_accumulation_steps, size + 1):
             if size % pieces == 0:
                 cut = {"per_device_train_batch_size": size // pieces, "gradient_accumulation_steps": pieces}

@@ -200,12 +200,14 @@ class BasePlanner:
         """Refuse to plan on a table that a data recipe of files does not list, or that no loader makes."""
         if not isinstance(data, Stage):
             return
-        needs, file = f"{loaded.place('data')}: needs the table {table}", shown(data.source)
         read = isinstance(data.recipe, schema.DataRecipe) and data.recipe.loaded and data.recipe.of
         if read and table not in (made := read.tables):
-            raise RecipeError([f"{needs}; {file} makes {', '.join(made)}"])
-        if data.files and table not in data.files:
-            raise RecipeError([f"{needs}, which files: of {file} does not list"])
+            lacks = f"; {shown(data.source)} makes {', '.join(made)}"
+        elif data.files and table not in data.files:
+            lacks = f", which files: of {shown(data.source)} does not list"
+        else:
+            return
+        raise wrong(loaded, "data", f"needs the table {table}{lacks}")
 
     def _need_model(self, loaded: Loaded) -> None:
         if getattr(loaded.recipe, "model_name_or_path", None) is None:

@@ -71,7 +71,7 @@ class DataPlanner(BasePlanner):
         if isinstance(tokenizer := inputs["tokenizer"], External):
             tokenizer.use = "tokenizer"
         for key in ("bias_on", "ensemble_on"):
-            if (columns := getattr(recipe, key)) is not None:
+            if isinstance(columns := getattr(recipe, key), list):
                 self._columns(loaded, columns, key)
         limit = recipe.max_length
         if limit == "auto":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import cast
 
-from rpo_cli.artifacts import External, Stage, hash_of, rho_folder, walk, where
+from rpo_cli.artifacts import External, Stage, hash_of, member_of, rho_folder, told_of, walk, where
 from rpo_cli.recipes import Loaded, RecipeError, load, schema, shown
 from rpo_cli.runs.planning.base import at_rho, wrong
 from rpo_cli.runs.planning.models import ModelPlanner, name_of
@@ -54,6 +55,8 @@ class PolicyPlanner(ModelPlanner):
             )
         for name, teacher in self._teachers(loaded):
             inputs[f"scores/{name}"] = self._scores(loaded, teacher, splits, model, recipe.reward_label)
+            if isinstance(teacher, Stage) and (told := self._told(loaded, teacher)) is not None:
+                inputs[told_of(name)] = told
         place = f"{rho_folder(recipe.rho)}/policies/{loaded.path.stem}/{cell_name(loaded)}"
         return self._add("policy", f"{place}{CHECKPOINTS if recipe.selects else ''}", loaded, inputs)
 
@@ -110,21 +113,37 @@ class PolicyPlanner(ModelPlanner):
             self._need_folds(loaded)
             if not recipe.compares_members:
                 yield "warm", self._warm(loaded)
-            elif not isinstance(recipe.members, str):
-                key = "margin_columns" if recipe.margin_columns else "ensemble"
-                if recipe.calibration == "temperature" and recipe.calibration_mix == "own":
-                    without = "members in a list have no bias b of their own"
-                    cure = "set calibration_mix: data or calibration: none"
-                    raise wrong(loaded, key, f"{without}; {cure}")
-                for index, member in enumerate(recipe.members):
-                    if isinstance(member, schema.Columns):
-                        yield f"m{index}", self._columns(loaded, member.columns, key, index)
-                    else:
-                        yield f"m{index}", self._resolve(member, loaded, (key, index))
-            else:
+            elif isinstance(recipe.members, str):
                 for trained in self._members(loaded, recipe.members):
-                    self._need_same_attribute(loaded, trained)
                     yield name_of(trained), trained
+            else:
+                yield from self._listed(loaded, recipe.members)
+
+    def _listed(
+        self, loaded: Loaded, listed: Sequence[str | schema.Columns | schema.Members]
+    ) -> Iterator[tuple[str, Teacher]]:
+        """The teachers of an ensemble that is a list; a recipe's members under its name and their own."""
+        recipe = cast(schema.PolicyRecipe, loaded.recipe)
+        key = "margin_columns" if recipe.margin_columns else "ensemble"
+        own = recipe.calibration == "temperature" and recipe.calibration_mix == "own"
+        if own and not all(isinstance(each, schema.Members) for each in listed):
+            without = "models and columns in a list have no bias b of their own"
+            cure = "set calibration_mix: data or calibration: none"
+            raise wrong(loaded, key, f"{without}; {cure}")
+        stems: set[str] = set()
+        for index, each in enumerate(listed):
+            if isinstance(each, schema.Columns):
+                yield f"m{index}", self._columns(loaded, each.columns, key, index)
+            elif isinstance(each, schema.Members):
+                stem = Path(each.members).stem
+                if stem in stems:
+                    twice = f"two recipes are called {stem}, by which their members are told apart"
+                    raise RecipeError([f"{loaded.place(key, index)}: {twice}; rename one"])
+                stems.add(stem)
+                for trained in self._members(loaded, each.members, index):
+                    yield member_of(stem, name_of(trained)), trained
+            else:
+                yield f"m{index}", self._resolve(each, loaded, (key, index))
 
     def _need_folds(self, loaded: Loaded) -> None:
         """Refuse to cross-fit members that have all seen a pair's prompt, or of which it is not known."""
@@ -143,23 +162,32 @@ class PolicyPlanner(ModelPlanner):
             )
             raise wrong(loaded, "ensemble", f"{what} a part; those of {named} are trained on others")
 
-    def _need_same_attribute(self, loaded: Loaded, member: Stage) -> None:
-        """Refuse a member calibrated to its own b on splits that tell pairs apart by something else."""
+    def _told(self, loaded: Loaded, member: Stage) -> Stage | None:
+        """The splits that say what a member's bias b counts, where the policy's own splits do not.
+
+        Raises:
+            RecipeError: it is calibrated to its b, and they hold out other pairs than the policy's splits.
+        """
         recipe = cast(schema.PolicyRecipe, loaded.recipe)
         if "member" not in member.options or not recipe.calibrates or recipe.calibration_mix != "own":
-            return
-        own = cast(schema.SplitsRecipe, cast(Stage, self.reference("data", loaded)).recipe)
+            return None
+        own = cast(Stage, self.reference("data", loaded))
         for splits in _splits_below(member):
-            if cast(schema.SplitsRecipe, splits.recipe).told != own.told:
+            if cast(schema.SplitsRecipe, splits.recipe).told == cast(schema.SplitsRecipe, own.recipe).told:
+                continue
+            if (differ := _drawn_apart(splits, own)) is not None:
                 named = (
                     f"the subsets of {shown(splits.source)} differ in another attribute than {recipe.data}'s"
                 )
-                cure = f"set data: {splits.source.name}, or calibration_mix: data"
-                raise wrong(loaded, "ensemble", f"{named}; {cure}")
+                cure = "let both draw the same D_rho, or set calibration_mix: data"
+                key = "ensemble" if recipe.asks_ensemble else "reward_model"
+                raise wrong(loaded, key, f"{named}, and are of other pairs ({differ}); {cure}")
+            return splits
+        return None
 
-    def _members(self, loaded: Loaded, name: str) -> list[Stage]:
-        """The ensemble that a policy names."""
-        with self._step(loaded, ("ensemble",)):
+    def _members(self, loaded: Loaded, name: str, *at: int) -> list[Stage]:
+        """The ensemble that a policy names, in a list at an index."""
+        with self._step(loaded, ("ensemble", *at)):
             return self.members(self._ensemble(loaded, name))
 
     def _member(self, loaded: Loaded) -> Stage:
@@ -231,6 +259,18 @@ def _splits_below(stage: Stage) -> list[Stage]:
     return [needed for needed in walk([stage]) if needed.kind == "splits"]
 
 
+def _drawn_apart(one: Stage, other: Stage) -> str | None:
+    """In what two splits differ that their D_rho and held-out pairs depend on; subsets come from it later."""
+    fields, others = ({**schema.result_fields(each.recipe), **_names(each)} for each in (one, other))
+    names = sorted(fields.keys() | others.keys())
+    apart = [name for name in names if fields.get(name) != others.get(name)]
+    return ", ".join(name for name in apart if not name.startswith(("ensemble", "subset_"))) or None
+
+
+def _names(splits: Stage) -> dict[str, object]:
+    return {name: where(each) for name, each in splits.inputs.items()}
+
+
 def cell_name(loaded: Loaded) -> str:
     """Folder of a policy: what is swept, and whatever --set changed that can change the result."""
     recipe = cast(schema.PolicyRecipe, loaded.recipe)
@@ -241,5 +281,16 @@ def cell_name(loaded: Loaded) -> str:
         values = schema.result_fields(recipe)
         own = schema.result_fields(load(str(loaded.path), seed=recipe.seed, **at_rho(recipe.rho)).recipe)
         names = sorted(name for name in changed if name in values and values[name] != own.get(name))
-        parts += [f"{name}-{values[name]}".replace("/", "_").replace(" ", "") for name in names]
+        parts += [f"{name}-{_spelt(values[name])}".replace("/", "_").replace(" ", "") for name in names]
     return "-".join(parts)
+
+
+def _spelt(value: object) -> str:
+    """A value as part of a folder's name; of a list of recipes' members the recipes."""
+    if (
+        value
+        and isinstance(value, list)
+        and all(isinstance(each, dict) and "members" in each for each in value)
+    ):
+        return "+".join(each["members"] for each in value)
+    return str(value)

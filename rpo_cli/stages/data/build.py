@@ -11,6 +11,7 @@ from rpo_cli.artifacts import Job, Report
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.recipes.schema import DataRecipe, seed_of
+from rpo_cli.stages.data.attributes import with_counts
 from rpo_cli.stages.data.ledger import REASONS, Ledger, Sieve
 from rpo_cli.stages.data.overlap import leaks, prompts_of, shared_prompts
 from rpo_cli.stages.data.problems import Problems
@@ -25,6 +26,8 @@ from rpo_cli.stages.data.rows import (
 )
 from rpo_cli.stages.data.sources.base import beside, columns_in, is_conversation, named
 from rpo_cli.stages.data.sources.records import rows_in
+from rpo_cli.stages.data.sources.told import beside_prompt, read_as_dialogues
+from rpo_cli.stages.data.sources.transcripts import turns_of
 
 if TYPE_CHECKING:
     from rpo_cli.stages.data.sources.chat import Chat
@@ -64,6 +67,8 @@ def run(job: Job[DataRecipe], report: Report) -> dict[str, object]:
         tables = {
             table: read_table(Path(file), table, recipe, ledger, chat) for table, file in job.files.items()
         }
+    if recipe.counts:
+        tables = {table: with_counts(rows, recipe.counts) for table, rows in tables.items()}
     counts, prompts = {}, {}
     for index, (table, rows) in enumerate(sorted(tables.items())):
         file = job.directory / f"{table}.parquet"
@@ -104,6 +109,7 @@ def read_table(
     most, needed = recipe.rows.get(table), columns_of(table)  # type: ignore[call-overload]
     columns: dict[str, str] = {ours: theirs for ours, theirs in recipe.columns.items() if ours in needed}
     first: tuple[str, ...] | None = None
+    unread = 0
     for place, row in rows_in(file, table, ledger, columns):
         if isinstance(row, str):
             problems.add(place, row)
@@ -135,10 +141,19 @@ def read_table(
         if (known := digest(name)) in ids:
             problems.add(place, f"id {reprlib.repr(name)} belongs to another row as well")
         ids.add(known)
+        if chat is None and "prompt" in needed:
+            asked, *answers = (row[column] for column in sorted(needed, key=lambda name: name != "prompt"))
+            if turns_of(asked, answers) is not None:
+                ledger.counts[f"{table}/as_dialogues"] += 1
+            unread += _has_unread_system(row)
         if most is None or len(ids) <= most:
             yield {"id": name, **{column: row[column] for column in (*needed, *own)}, **kept}
     if chat is not None:
         chat.tell(table, ledger)
+    else:
+        ledger.read_as += read_as_dialogues(ledger, table)
+    if unread:
+        ledger.notes.append(beside_prompt(table, {"system": unread}, raw=True))
     if not ids and not problems.count:
         read = ledger.records[table]
         problems.first.append(f"{file}: no rows" + (f" are left of {read}" if read else ""))
@@ -146,6 +161,12 @@ def read_table(
             kind, _, why = name.rpartition("/")
             problems.first += [f"{place}: {REASONS[why]}" for place in places if kind == table]
     problems.check()
+
+
+def _has_unread_system(row: Row) -> bool:
+    """Whether a row of plain text has a system prompt in a column of its own, which nothing reads."""
+    system = row.get("system")
+    return isinstance(system, str) and bool(system.strip()) and system.strip() not in row["prompt"]
 
 
 def _wrong(row: Row, needed: tuple[str, ...]) -> list[str]:

@@ -136,6 +136,11 @@ class Rows:
         return tuple(name for name in pq.read_schema(self.file).names if name in TEXTS[1:])
 
     @property
+    def columns_of_numbers(self) -> list[str]:
+        """What the data has beside the texts that can be counted with."""
+        return [each.name for each in pq.read_schema(self.file) if pa.types.is_floating(each.type)]
+
+    @property
     def talks(self) -> bool:
         """Whether some of them were conversations."""
         return MESSAGES in pq.read_schema(self.file).names
@@ -185,9 +190,8 @@ class Rows:
         Raises:
             BadInput: it kept no such columns.
         """
-        has = pq.read_schema(self.file)
         for name in columns:
-            if name not in has.names or not pa.types.is_floating(has.field(name).type):
+            if name not in self.columns_of_numbers:
                 kept = f"has no column of numbers {name!r}; keep_columns: of the data recipe keeps one"
                 raise BadInput(f"{self.file}: {kept}")
         table = pq.read_table(self.file, columns=list(columns))

@@ -10,11 +10,10 @@ from typing import Literal
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
 from rpo_cli.stages.data.ledger import Ledger
-from rpo_cli.stages.data.sources.hh import turns_of
-from rpo_cli.stages.data.sources.preference import Example, in_messages, system_in
+from rpo_cli.stages.data.sources.example import Example, in_messages, system_in
 from rpo_cli.stages.data.sources.templated import Templated
 from rpo_cli.stages.data.sources.told import DIALOGUES
-from rpo_cli.stages.data.sources.transcripts import is_transcript
+from rpo_cli.stages.data.sources.transcripts import is_transcript, turns_of
 from rpo_cli.stages.data.sources.turns import Part
 
 Format = Literal["raw", "chat"] | None  # None: as until now, which is said where the model has a template

@@ -16,7 +16,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, Sampling, config_at, encode, load_causal, load_tokenizer, room, sample
 from rpo_cli.recipes.schema import ScoringRecipe
 from rpo_cli.stages.data.sources.base import columns_in
-from rpo_cli.stages.data.sources.preference import prompt_in
+from rpo_cli.stages.data.sources.example import prompt_in
 from rpo_cli.stages.data.sources.templated import Templated
 from rpo_cli.stages.data.sources.turns import Part, TemplateRefuses
 from rpo_cli.stages.files.plain_text import Format, Seen, in_chat

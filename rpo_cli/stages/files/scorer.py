@@ -14,9 +14,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, pair_rewards
 from rpo_cli.stages.data.rows import GIVEN
 from rpo_cli.stages.data.sources.base import columns_in
-from rpo_cli.stages.data.sources.hh import HUMAN, messages
-from rpo_cli.stages.data.sources.implicit import cut
-from rpo_cli.stages.data.sources.preference import (
+from rpo_cli.stages.data.sources.example import (
     CONVERSATIONS,
     aligned,
     are_whole,
@@ -24,7 +22,9 @@ from rpo_cli.stages.data.sources.preference import (
     system_in,
     with_context,
 )
+from rpo_cli.stages.data.sources.implicit import cut
 from rpo_cli.stages.data.sources.templated import Templated, given_to_template
+from rpo_cli.stages.data.sources.transcripts import HUMAN, messages
 from rpo_cli.stages.data.sources.turns import AS_TEXT, Message, Part, TemplateRefuses, is_told_as_text, part
 from rpo_cli.stages.files.plain_text import Format, Seen, in_chat
 from rpo_cli.stages.files.table import Columns, Done, behind

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from rpo_cli.artifacts import hash_of, hash_path, read_json, write_json
 from rpo_cli.errors import BadInput
 from rpo_cli.models import Row
+from rpo_cli.models.score import Done
 from rpo_cli.recipes.whole import whole
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources.records import form_of, records
@@ -27,7 +28,6 @@ PART = 1024  # rows
 OF_PARTS = re.compile(r"\.?(\d{6}|of)\.json.*")
 Item = TypeVar("Item")
 Columns = dict[str, Any]  # the new ones of a row
-Done = Callable[[int], None]  # told how many rows are
 Make = Callable[[Sequence[tuple[str, Row]], Done], list[Columns]]
 
 

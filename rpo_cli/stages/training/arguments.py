@@ -96,7 +96,7 @@ def steps_over(rows: int, recipe: TrainingRecipe, what: str) -> int:
     Raises:
         BadInput: they do not fill one step, or the steps end before what is to happen on the way.
     """
-    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * processes()
+    batch = recipe.batch * processes()
     if rows < batch:
         sizes = {name: getattr(recipe, name) for name in BATCH}
         lower = " or ".join(f"{name} ({value})" for name, value in sizes.items() if value > 1)

@@ -144,10 +144,7 @@ class Monitor(TrainerCallback):
 
 
 def monitor_of(
-    trainer: PairTrainer,
-    tokenizer: PreTrainedTokenizerBase,
-    job: Job[PolicyRecipe],
-    report: Report,
+    trainer: PairTrainer, tokenizer: PreTrainedTokenizerBase, job: Job[PolicyRecipe], report: Report
 ) -> Monitor | None:
     """The monitor that a recipe asks for; None without one, or where it cannot look, which is said."""
     if job.recipe.monitor_steps is None:

@@ -7,10 +7,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rpo_cli.artifacts import Job, Report, scores_of
+from rpo_cli.artifacts import Job, Report, own_name, scores_of, told_of
 from rpo_cli.errors import BadInput, RunFailed
 from rpo_cli.models.tokens import Row
 from rpo_cli.objectives import TEACHERS
@@ -90,16 +91,18 @@ def _as_one(margins: np.ndarray, recipe: PolicyRecipe) -> np.ndarray:
 def _temperature(job: Job[PolicyRecipe], name: str) -> float:
     held_out = margins_by_id(job.inputs[f"scores/{name}"] / "held_out.parquet")
     margins = torch.tensor(list(held_out.values()), dtype=torch.float64)
-    if job.recipe.calibration_mix == "data" or ALL_PAIRS.fullmatch(name):
+    own = own_name(name)
+    if job.recipe.calibration_mix == "data" or ALL_PAIRS.fullmatch(own):
         return fit_temperature(margins)
     try:
-        mix = float(name)
+        mix = float(own)
     except ValueError:
         raise ValueError(
             "calibration_mix: own needs an ensemble recipe, whose members know their b; "
             "use calibration_mix: data"
         ) from None
-    notes = rows_of(job, "held_out").notes.to_pydict()
+    folder = job.inputs.get(told_of(name), job.inputs["data"])
+    notes = pq.read_table(folder / "held_out.parquet").to_pydict()
     kinds = dict(zip(notes["id"], notes.get(ENSEMBLE, notes["longer_preferred"]), strict=True))
     kind = torch.tensor([kinds[row] for row in held_out])
     return fit_temperature(margins, mix_weights(kind == LONGER, kind == SHORTER, mix))

@@ -9,15 +9,15 @@ from rpo_cli.errors import BadInput
 from rpo_cli.models import Row, load_tokenizer
 from rpo_cli.stages.data.ledger import Ledger, visible
 from rpo_cli.stages.data.rows import PAIR
-from rpo_cli.stages.data.sources.preference import (
+from rpo_cli.stages.data.sources.example import (
     Example,
     are_whole,
     in_messages,
     is_sound,
-    made_or_left_out,
     prompt_in,
     whole_pair,
 )
+from rpo_cli.stages.data.sources.preference import made_or_left_out
 from rpo_cli.stages.data.sources.templated import Templated, given_to_template
 from rpo_cli.stages.data.sources.told import read_as_dialogues
 from rpo_cli.stages.data.sources.turns import AS_TEXT, as_json, is_told_as_text, part

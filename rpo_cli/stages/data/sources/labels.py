@@ -8,7 +8,7 @@ and everything else is refused: a guess would turn every pair round.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rpo_cli.errors import BadInput
 from rpo_cli.stages.data.sources.base import Row, is_conversation, named
@@ -21,6 +21,7 @@ ENDS = [("a", "b"), ("A", "B"), ("0", "1"), ("1", "2")]
 # How far the first response is better, below 0 where it is: https://huggingface.co/datasets/nvidia/HelpSteer3
 SIGNED = ("overall_preference", "preference_strength")
 LABELS = ("label", "labels", "better_response_id", "winner", "choice", "preference", "preferred", *SIGNED)
+WINNER = "winner_"  # winner_model_a: 1
 SHP = ("human_ref_A", "human_ref_B")  # https://huggingface.co/datasets/stanfordnlp/SHP: labels 1 prefers A
 TIE = re.compile(r"(tie|draw|both|neither|equal|same)\b.*|both_?bad", re.DOTALL)
 WORDS = "model|response|answer|completion|output|conversation|assistant|candidate|option"
@@ -53,16 +54,61 @@ def label_in(place: str, row: Row, what: str) -> str:
         BadInput: no column that is known does, or several do; `what` says what the row has.
     """
     found = [name for name in LABELS if name in row]
-    cure = "columns: {label: …} in the data recipe"
     if not found:
-        raise BadInput(
-            f"{place}: {what}, and no known column says which is better; {cure} names the one that does"
-        )
+        cure = "columns: {label: …} in the data recipe names the one that does"
+        raise BadInput(f"{place}: {what}, and no known column says which is better; {cure}")
     if len(found) > 1 and found[0] != "label":
-        raise BadInput(
-            f"{place}: {what}, and {', '.join(found)} may say which is better; {cure} names the one"
-        )
+        raise _several(place, what, found)
     return found[0]
+
+
+def _several(place: str, what: str, names: Iterable[str]) -> BadInput:
+    cure = "columns: {label: …} in the data recipe names the one"
+    return BadInput(f"{place}: {what}, and {', '.join(names)} may say which is better; {cure}")
+
+
+def winners_in(place: str, row: Row, what: str, sides: tuple[str, str]) -> dict[str, int | None]:
+    """The columns of which one is 1, such as winner_model_a, _b and winner_tie, and the side that each names.
+
+    https://huggingface.co/datasets/lmarena-ai/arena-human-preference-55k; none without a column of each side,
+    or where the recipe names a label.
+
+    Raises:
+        BadInput: a column that is a label of its own stands beside them.
+    """
+    ends, found = [side[-1].lower() for side in sides], dict[str, int | None]()
+    for name in row:
+        whom = name.removeprefix(WINNER)
+        if whom != name and TIE.fullmatch(whom.replace("_", " ").lower()):
+            found[name] = None
+        elif whom != name and (end := _end_of(whom)) in ends:
+            found[name] = ends.index(end)
+    if "label" in row or not {0, 1} <= set(found.values()):
+        return {}
+    if others := [name for name in LABELS if name in row]:
+        raise _several(place, what, [*found, *others])
+    return found
+
+
+def verdict_of_columns(
+    place: str, row: Row, winners: Mapping[str, int | None], sides: tuple[str, str]
+) -> tuple[Verdict, str]:
+    """What the columns of `winners_in` say of two responses, and how they were read, in words.
+
+    Raises:
+        BadInput: they are not one 1 and zeros.
+    """
+    names, values = ", ".join(winners), [row[name] for name in winners]
+    told = f"of {sides[0]} and {sides[1]} the one whose column of {names} is 1 is chosen"
+    if all(value is None for value in values):
+        return ([], "no_label"), told
+    plain = all(isinstance(value, bool | int | float) and value in (0, 1) for value in values)
+    won = [side for side, value in zip(winners.values(), values, strict=True) if value == 1]
+    if not plain or len(won) > 1 or (not won and None in winners.values()):
+        said = ", ".join(map(str, values))
+        raise BadInput(f"{place}: {names}: expected one 1 and zeros, got {said:.60}")
+    numbers = [int(won == [0]), int(won == [1])]
+    return (numbers, None) if any(numbers) else ([], "undecided"), told
 
 
 def verdict(place: str, label: str, value: object, sides: tuple[str, str]) -> tuple[Verdict, str]:

@@ -2,12 +2,11 @@
 
 Every form becomes responses with numbers, the larger the better. Lists of both are as `rpo score` writes
 them; the others are how published sets are written: a list of objects with a score or a rank, two columns
-with a label, rows of one response each with a score (`grouped`).
+with a label, rows of one response each (`grouped.py`), texts in lists (`text_lists.py`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,15 +16,20 @@ from typing import TypeGuard
 from rpo_cli.errors import BadInput
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.sources.base import FAR, Records, Row, is_conversation
-from rpo_cli.stages.data.sources.labels import LABELS, Verdict, label_in, sides_in, verdict
+from rpo_cli.stages.data.sources.grouped import LISTS, ONE, RANK, SCORES, grouped, labelled
+from rpo_cli.stages.data.sources.labels import (
+    LABELS,
+    Verdict,
+    label_in,
+    sides_in,
+    verdict,
+    verdict_of_columns,
+    winners_in,
+)
+from rpo_cli.stages.data.sources.text_lists import unlisted
 from rpo_cli.stages.data.sources.turns import part
 
-LISTS = ("responses", "completions", "candidates", "answers", "generations", "outputs", "summaries")
 NUMBERS = {"rewards": "reward", "scores": "score", "ratings": "rating"}  # beside them, and what one is called
-ONE = ("response", "completion", "answer", "output", "generation", "text", "content")  # of such a list
-SCORES = ("score", "overall_score", "rating", "reward")
-GROUPED = LISTS[0]
-RANK = "rank"  # the smaller the better
 PAIR = {"chosen", "rejected"}
 JUDGES = re.compile(r"winner|label|prefer|better|choice|vote|score|rank", re.IGNORECASE)
 
@@ -58,7 +62,7 @@ def paired(
         BadInput: what should tell which response is better cannot be understood, or has no use.
     """
     told = Counter[str]()
-    for place, split, row in grouped(records, ledger):
+    for place, split, row in grouped(labelled(unlisted(records, ledger), ledger), ledger):
         ranking = ranking_in(place, row)
         if ranking is None:
             _refuse_labels(place, row, columns)
@@ -147,7 +151,11 @@ def _of_two(place: str, row: Row) -> Ranking | None:
     """Two columns of responses, such as response_a and response_b, and a label that names the better one."""
     if (sides := sides_in(row)) is None:
         return None
-    label = label_in(place, row, f"{sides[0]} and {sides[1]} are two responses")
+    what = f"{sides[0]} and {sides[1]} are two responses"
+    if winners := winners_in(place, row, what, sides):
+        (numbers, why), told = verdict_of_columns(place, row, winners, sides)
+        return Ranking((*sides, *winners), [row[side] for side in sides], numbers, None, told, why)
+    label = label_in(place, row, what)
     (numbers, why), told = verdict(place, label, row[label], sides)
     return Ranking((*sides, label), [row[side] for side in sides], numbers, None, told, why)
 
@@ -190,33 +198,3 @@ def _at(place: str, label: str, value: object, count: int) -> Verdict:
 
 def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < FAR
-
-
-def grouped(records: Records, ledger: Ledger) -> Records:
-    """Rows of one response each, with a score, as one row of each prompt, after all others.
-
-    A row of several stands at the first of them, with what all of them have alike beside their responses.
-    """
-    of_prompts: dict[str, list[tuple[str, str | None, Row]]] = {}
-    for place, split, row in records:
-        if (one := _one_in(row)) is None:
-            yield place, split, row
-        else:
-            name = json.dumps([split, row["prompt"], row.get("system"), one], default=str)
-            of_prompts.setdefault(name, []).append((place, split, row))
-    for rows in of_prompts.values():
-        ledger.place, split, first = rows[0]
-        responses = [{name: row[name] for name in _one_in(first) or ()} for *_, row in rows]
-        shared = {
-            name: first[name] for name in first if all(row.get(name) == first[name] for *_, row in rows)
-        }
-        yield ledger.place, split, {**shared, GROUPED: responses}
-
-
-def _one_in(row: Row) -> tuple[str, str] | None:
-    """The columns of a row's one response and of its score; None: it is no such row."""
-    if row.get("prompt") is None or not {*PAIR, *LISTS}.isdisjoint(row) or sides_in(row) is not None:
-        return None
-    one = next((name for name in ONE if isinstance(row.get(name), str | list)), None)
-    score = next((name for name in (*SCORES, RANK) if name in row), None)
-    return None if one is None or score is None else (one, score)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from rpo_cli.errors import BadInput
 from rpo_cli.stages.data.ledger import visible
 from rpo_cli.stages.data.sources.base import Pair, Sets, Written, column, text
-from rpo_cli.stages.data.sources.hh import ASSISTANT, HUMAN
 from rpo_cli.stages.data.sources.preference import Templated, dialogue_pair, post_name, written
+from rpo_cli.stages.data.sources.transcripts import ASSISTANT, HUMAN
 
 
 def read(sets: Sets) -> tuple[Iterator[Pair], Iterator[Written]]:

@@ -8,21 +8,24 @@ from rpo_cli.models import Row
 from rpo_cli.stages.data.ledger import Ledger
 from rpo_cli.stages.data.rows import GIVEN, PAIR
 from rpo_cli.stages.data.sources.base import lacking
+from rpo_cli.stages.data.sources.grouped import LISTS, ONE
 from rpo_cli.stages.data.sources.implicit import prompt_like
 from rpo_cli.stages.data.sources.labels import LABELS
-from rpo_cli.stages.data.sources.ranked import LISTS, ONE
 from rpo_cli.text import percent
 
 FORM = "\\n\\nHuman: … \\n\\nAssistant: …"
 DIALOGUES = f"plain text is a dialogue ({FORM}), read as the messages of its turns"
+STANDING = (
+    f"plain text is a dialogue ({FORM}), taken as it stands; `prompt_format: chat` in the data recipe, with "
+    "a chat model's `tokenizer:`, makes messages of its turns, which the chat template then writes"
+)
 READ = {*PAIR, "prompt", "completion", *GIVEN}
 
 
 def cure(row: Row, name: str) -> str:
     """What to do about a column that is not there: rows of other kinds are no pairs under any name."""
     if name in PAIR and {"completion", "label"} <= row.keys():
-        pair = "of a prompt, a completion labelled true as chosen with one labelled false as rejected"
-        return f"; unpaired rows are not read: pair them first: {pair}"
+        return "; unpaired rows are read beside others of their prompt, which stands in `prompt`"
     if name in PAIR and (lists := [column for column in LISTS if isinstance(row.get(column), list)]):
         pair = "the best of them is then chosen and the worst rejected"
         numbers = "a list of numbers beside them, `rewards` or `scores`"
@@ -56,10 +59,11 @@ def _called(name: str) -> str:
     return f"; columns: {{{name}: …}} in the data recipe says what the data calls it"
 
 
-def read_as_dialogues(ledger: Ledger, kind: str) -> list[str]:
-    """How many rows of plain text were read as dialogues of several turns: a line, or none."""
-    count = ledger.counts[f"{kind}/dialogues"]
-    return [f"{kind}: in {count} of {ledger.records[kind]} rows {DIALOGUES}"] if count else []
+def read_as_dialogues(ledger: Ledger, kind: str) -> Iterator[str]:
+    """How many rows of plain text are dialogues of several turns, and what became of them."""
+    for name, what in (("dialogues", DIALOGUES), ("as_dialogues", STANDING)):
+        if count := ledger.counts[f"{kind}/{name}"]:
+            yield f"{kind}: in {count} of {ledger.records[kind]} rows {what}"
 
 
 def beside_prompt(kind: str, unread: Mapping[str, int], raw: bool) -> str:
@@ -91,13 +95,6 @@ def notes(ledger: Ledger, unread: Mapping[str, int], seen: Mapping[str, int], ch
             f"pairs: {moved} of {implicit} prompts ({percent(moved / implicit)}) were cut back to the last "
             "turn or white space, because chosen and rejected part inside a word or an answer; a column "
             "`prompt` would say where they end"
-        )
-    if (count := ledger.counts["pairs/as_dialogues"]) and not chat:
-        share = percent(count / ledger.records["pairs"]) if ledger.records["pairs"] else "all"
-        yield (
-            f"pairs: {count} rows ({share}) look like dialogues of hh-rlhf (\\n\\nHuman: …): they were cut "
-            "at the last \\n\\nAssistant:; for a chat model `prompt_format: chat` in the data recipe makes "
-            "messages of them"
         )
     if seen["not_above"]:
         yield (
