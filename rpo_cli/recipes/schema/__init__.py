@@ -26,6 +26,7 @@ from rpo_cli.recipes.schema.figure import (
     claims_by_default,
 )
 from rpo_cli.recipes.schema.kinds import KINDS, MODELS, result_fields
+from rpo_cli.recipes.schema.listed import Columns, Members
 from rpo_cli.recipes.schema.pairs import PairsRecipe
-from rpo_cli.recipes.schema.policy import NOT_BY_RHO, RATE, Columns, Members, PolicyRecipe, ScoringRecipe
+from rpo_cli.recipes.schema.policy import NOT_BY_RHO, RATE, PolicyRecipe, ScoringRecipe
 from rpo_cli.recipes.schema.training import RewardRecipe, SFTRecipe, TrainingRecipe

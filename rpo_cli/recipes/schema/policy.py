@@ -5,17 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PositiveInt,
-    Tag,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, PositiveInt, create_model, model_validator
 
 from rpo_cli.objectives import OBJECTIVES, TEACHERS, Key, Objective
 from rpo_cli.recipes.schema.base import (
@@ -33,8 +23,8 @@ from rpo_cli.recipes.schema.base import (
     added,
     at_most,
     cosmetic,
-    is_recipe,
 )
+from rpo_cli.recipes.schema.listed import Columns, Listed, Members
 from rpo_cli.recipes.schema.training import TrainingRecipe
 
 RATE = "learning_rate"
@@ -71,48 +61,6 @@ else:
     ObjectiveName, TeacherName = Literal[tuple(OBJECTIVES)], Literal[tuple(TEACHERS)]
     TeacherKeys = _keys("TeacherKeys", TEACHER_KEYS.values())
     ObjectiveKeys = _keys("ObjectiveKeys", OBJECTIVE_KEYS.values())
-
-
-class Columns(BaseModel):
-    """A member of an ensemble that is no model: the data's own scores of chosen and rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    columns: TwoColumns = Field(description="scores of chosen and of rejected")
-
-    def __str__(self) -> str:
-        return f"columns {', '.join(self.columns)}"
-
-
-class Members(BaseModel):
-    """Members of an ensemble that another recipe describes, all of them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    members: str = Field(description="a reward recipe with an ensemble")
-
-    @field_validator("members")
-    @classmethod
-    def is_a_recipe(cls, value: str) -> str:
-        if not is_recipe(value):
-            raise ValueError(f"{value!r} is no recipe (x.yaml); a model stands in the list by itself")
-        return value
-
-    def __str__(self) -> str:
-        return f"members of {self.members}"
-
-
-def _form(value: object) -> str:
-    """Which form an entry of an ensemble's list has."""
-    if isinstance(value, Members) or (isinstance(value, dict) and "members" in value):
-        return "members"
-    return "columns" if isinstance(value, Columns | dict) else "model"
-
-
-Listed = Annotated[
-    Annotated[str, Tag("model")] | Annotated[Columns, Tag("columns")] | Annotated[Members, Tag("members")],
-    Discriminator(_form),
-]
 
 
 class Taught(TrainingRecipe, SharedPrompts, Labelled):
