@@ -79,7 +79,9 @@ def test_what_is_biased_is_told_though_nobody_suspects_it(here: Path) -> None:
     rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
     bold = [{**row, "chosen": f"{row['chosen']} **so**"} for row in rows]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bold))
-    assert re.search(r"more of it, of the pairs that differ: .*bold in 100.0 % of \d+", init(here).stderr)
+    assert re.search(
+        r"pairs that differ in it the chosen response has .*more bold in 100.0 % of \d+", init(here).stderr
+    )
     assert "d-dpo-suspects" not in recipes() and "counts" not in recipes()["data"]
     # There is no pair from which a subset of another bias could be drawn.
     said = init(here, "--force", "--suspect", "bold", code=2).stderr
@@ -127,7 +129,10 @@ def test_names_stand_for_patterns_and_expressions_for_themselves() -> None:
 def test_members_have_as_many_pairs_as_the_rarer_side_allows() -> None:
     found = balance(np.repeat([1.0, -1.0, 0.0], [300, 80, 20]), np.zeros(400))
     (line,) = said_of([Suspect("bold", "x")], {"bold": found}, 0.2, 0.9, 16)
-    assert "78.9 % (74.6 % .. 82.7 %) of 380 pairs that differ" in line and "on about 90 pairs each" in line
+    assert (
+        "78.9 % (74.6 % .. 82.7 %) of 380 pairs that differ" in line
+        and "on about 90 pairs each, which is few" in line
+    )
     with pytest.raises(
         BadInput, match="--suspect bold: 380 pairs differ in it, which is about 5 for each of"
     ):
@@ -138,5 +143,5 @@ def test_only_what_is_shown_to_be_off_a_half_is_called_biased() -> None:
     even, odd = (balance(np.repeat([1.0, -1.0], sides), np.zeros(100)) for sides in ([55, 45], [70, 30]))
     assert biased_in({"even": even}) is None
     assert biased_in({"even": even, "odd": odd}) == (
-        "the chosen response has more of it, of the pairs that differ: odd in 70.0 % of 100"
+        "of the pairs that differ in it the chosen response has more odd in 70.0 % of 100"
     )

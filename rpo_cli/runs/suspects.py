@@ -9,7 +9,7 @@ from rpo_cli.errors import BadInput
 from rpo_cli.recipes import suggest
 from rpo_cli.recipes.schema.data import TAKEN
 from rpo_cli.stages.data.attributes import PATTERNS, Balance
-from rpo_cli.statistics import too_few
+from rpo_cli.statistics import FEW_PAIRS
 from rpo_cli.text import percent, uncountable
 
 LENGTH = "length"
@@ -64,8 +64,8 @@ def biased_in(balances: Mapping[str, Balance]) -> str | None:
     }
     if not shown:
         return None
-    each = (f"{name} in {percent(found.more)} of {found.pairs}" for name, found in shown.items())
-    return f"the chosen response has more of it, of the pairs that differ: {', '.join(each)}"
+    each = (f"more {name} in {percent(found.more)} of {found.pairs}" for name, found in shown.items())
+    return f"of the pairs that differ in it the chosen response has {', '.join(each)}"
 
 
 def said_of(
@@ -93,7 +93,7 @@ def said_of(
             few = f"{found.pairs} pairs differ in it, which is about {many} for each of its reward models"
             raise BadInput(f"--suspect {suspect.name}: {few}, too few for a batch of {batch}")
         balance = f"the chosen response has more in {percent(found.more)} ({low} .. {high})"
-        few = f"; {too_few(many)}" if too_few(many) is not None else ""
+        few = ", which is few" if many < FEW_PAIRS else ""
         lines.append(
             f"{suspect.name}: {balance} of {found.pairs} pairs that differ; its reward models are trained on "
             f"about {many} pairs each{few}"

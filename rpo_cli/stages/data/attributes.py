@@ -59,7 +59,8 @@ def said(text: str | Sequence[Mapping[str, object]]) -> str:
     """A text, or what the turns of a conversation say."""
     if isinstance(text, str):
         return text
-    return "\n".join(turn["content"] for turn in text if isinstance(turn.get("content"), str))  # type: ignore[misc]
+    contents = (turn.get("content") for turn in text)
+    return "\n".join(each for each in contents if isinstance(each, str))
 
 
 def with_counts(rows: Iterable[Row], patterns: Mapping[str, str]) -> Iterator[Row]:
