@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 
 WORD_MARKS = " \u2581\u0120#"  # with which vocabularies mark a word's beginning or its end
@@ -38,15 +37,6 @@ def unplain(word: str) -> str | None:
     if word[0] in ".-":
         return f"a name does not begin with {word[0]!r}"
     return "longer than 100 bytes" if len(word.encode("utf-8", "replace")) > 100 else None
-
-
-def uncountable(pattern: str) -> str | None:
-    """Why a regular expression counts nothing in texts, in words; None: it can."""
-    try:
-        found = re.compile(pattern).search("")
-    except re.error as error:
-        return f"no regular expression: {error}"
-    return None if found is None else "finds what is empty, everywhere; write what is to be counted"
 
 
 def is_word(token: str) -> bool:

@@ -79,8 +79,8 @@ def test_inspect_tells_what_chosen_responses_have_more_of(empty: Tiny) -> None:
     [
         ("counts: {lists: '('}", "counts.lists: no regular expression: missing"),
         ("counts: {lists: 'x*'}", "counts.lists: finds what is empty, everywhere"),
-        ("counts: {a b: x}", "counts: a b: is to be part of a column's name"),
-        ("counts: {tokens: x}", "counts.tokens: is to be part of a column's name"),
+        ("counts: {a b: x}", "counts: a b: the name is to be part of a column's"),
+        ("counts: {tokens: x}", "counts.tokens: the name is to be part of a column's"),
         ("polite: 0.5\ncounts: {polite: x}", "counts: there is a column chosen_polite already"),
         ("counts: [x]", "counts: expected a mapping"),
     ],

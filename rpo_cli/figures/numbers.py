@@ -60,8 +60,10 @@ LOG_RATIO = Measure(
 )  # fmt: skip
 
 
-def _of_count(name: str) -> Measure:
-    """The measure of what a data recipe has counted."""
+def measure_of(name: str) -> Measure:
+    """A measure of the table above, or of what a data recipe has counted."""
+    if name in MEASURES:
+        return MEASURES[name]
     own = name.removeprefix(COUNTED)
     return Measure(own, "found in a sample", 2, f"how often what `counts: {own}` describes is in a sample")
 
@@ -155,7 +157,7 @@ def numbers(
     few: list[str] = []
     why = why_half(cells, swept)
     measures = MEASURES if own_draws(recipe.model_dump()) else {**MEASURES, "kl": LOG_RATIO}
-    measures = {**measures, **{name: _of_count(name) for name in patterns_of(cells[0])}}
+    measures = {**measures, **{name: measure_of(name) for name in patterns_of(cells[0])}}
     for whole in frames(cells, workspace, why is not None):
         frame = whole._replace(cells=of_all(whole.cells))
         few += _left_out(whole, frame)
@@ -255,8 +257,7 @@ def _left_out(whole: Frame, kept: Frame) -> Iterator[str]:
         for frame in (whole, kept)
     )
     if after < before:
-        named = {**MEASURES, **{name: _of_count(name) for name in whole.measures if name not in MEASURES}}
-        names = ", ".join(named[name].title for name in whole.measures)
+        names = ", ".join(measure_of(name).title for name in whole.measures)
         yield f"{names}: {before - after:.0f} of {before:.0f} prompts left out, where a policy has no value"
 
 

@@ -21,7 +21,7 @@ def stream() -> torch.cuda.Stream:
     It is one for all: what a graph leaves free of its memory is free on its stream only, and cuBLAS keeps
     a workspace for each.
     """
-    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has not typed it
 
 
 def captured(work: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:

@@ -154,7 +154,7 @@ class Suite:
             return None
         few = f"{self.steps} steps, as of a policy, hardly train a reward model"
         passes = self.teacher_passes
-        key = "max_steps" if self.members or self.suspects else "num_train_epochs"
+        key = "max_steps" if self.trains_members else "num_train_epochs"
         if passes == self.wanted.epochs:
             return f"{few}; raise {key} of rm"
         return (
@@ -168,6 +168,11 @@ class Suite:
         if self.suspects:
             return any(suspect.pattern is None for suspect in self.suspects)
         return self.trains_teachers and any(OBJECTIVES[n].teacher == "ensemble" for n in self.objectives)
+
+    @property
+    def trains_members(self) -> bool:
+        """Whether reward models are trained on subsets, of other length or of what is suspected."""
+        return self.members or bool(self.suspects)
 
     @property
     def trains_teachers(self) -> bool:
@@ -254,7 +259,7 @@ class Suite:
             longer = [] if passes == self.wanted.epochs else [
                 Line("num_train_epochs", passes, f"about {steps} steps; {why}")
             ]  # fmt: skip
-            if self.members or self.suspects:
+            if self.trains_members:
                 longer = [Line("max_steps", steps, f"{passes:g} passes over all pairs, more over a subset")]
             yield section("rm", "the teacher: a reward model of your pairs", [
                 Line("extends", "training.yaml"), Line("stage", "reward"), Line("data", "splits.yaml"),
@@ -357,7 +362,7 @@ class Suite:
 
     def _calibration(self) -> Iterator[Line]:
         """How an ensemble's margins come to one scale, where there are pairs enough to fit a temperature."""
-        trained = self.members or bool(self.suspects)
+        trained = self.trains_members
         if self.held_out < (FEW_PAIRS if trained else FEWEST):
             few = f"{self.held_out} held-out pairs are too few to fit a temperature"
             yield Line("calibration", "none", few if trained else f"{few}: small margins win the min")

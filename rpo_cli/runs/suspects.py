@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from rpo_cli.errors import BadInput
 from rpo_cli.recipes import suggest
-from rpo_cli.recipes.schema.data import TAKEN
+from rpo_cli.recipes.schema.data import uncountable
 from rpo_cli.stages.data.attributes import PATTERNS, Balance
 from rpo_cli.statistics import FEW_PAIRS
-from rpo_cli.text import percent, uncountable
+from rpo_cli.text import percent
 
 LENGTH = "length"
 POLICY = "d-dpo-suspects"
@@ -49,9 +49,9 @@ def suspects_of(asked: Sequence[str]) -> list[Suspect]:
             raise BadInput(f"--suspect {name}: no such attribute{listed}")
         if name in found:
             raise BadInput(f"--suspect {name}: named twice")
-        if equals and (not name.isidentifier() or f"chosen_{name}" in TAKEN or name == LENGTH):
-            raise BadInput(f"--suspect {text}: {name!r} cannot be part of a column's name; choose another")
-        if equals and (why := uncountable(pattern)) is not None:
+        if equals and name == LENGTH:
+            raise BadInput(f"--suspect {text}: length is counted in tokens; give what you count another name")
+        if equals and (why := uncountable(name, pattern)) is not None:
             raise BadInput(f"--suspect {text}: {why}")
         found[name] = Suspect(name, pattern if equals else PATTERNS.get(name))
     return list(found.values())

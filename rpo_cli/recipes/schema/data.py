@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from rpo_cli.recipes.schema.base import (
     cosmetic,
     each_once,
 )
-from rpo_cli.text import uncountable
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,17 @@ WRITTEN_TABLES = ("sft_train", "sft_validation", "prompts_train", "prompts_valid
 LOADED_TABLES = (
     "sft_train", "sft_validation", "pairs", "pairs_validation", "prompts_validation", "prompts_test",
 )  # fmt: skip
+
+
+def uncountable(name: str, pattern: str) -> str | None:
+    """Why the matches of a regular expression cannot be counted under a name, in words; None: they can."""
+    if not name.isidentifier() or f"chosen_{name}" in TAKEN:
+        return "the name is to be part of a column's; write letters, such as `lists`"
+    try:
+        found = re.compile(pattern).search("")
+    except re.error as error:
+        return f"no regular expression: {error}"
+    return None if found is None else "finds what is empty, everywhere; write what is to be counted"
 
 
 class DataRecipe(Recipe):
@@ -197,9 +208,7 @@ class DataRecipe(Recipe):
     @classmethod
     def counts_what_is_an_expression(cls, value: dict[str, str]) -> dict[str, str]:
         for name, pattern in value.items():
-            if not name.isidentifier() or f"chosen_{name}" in TAKEN:
-                raise ValueError(f"{name}: is to be part of a column's name; write letters, such as `lists`")
-            if (why := uncountable(pattern)) is not None:
+            if (why := uncountable(name, pattern)) is not None:
                 raise ValueError(f"{name}: {why}")
         return value
 

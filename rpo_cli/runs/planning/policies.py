@@ -287,10 +287,8 @@ def cell_name(loaded: Loaded) -> str:
 
 def _spelt(value: object) -> str:
     """A value as part of a folder's name; of a list of recipes' members the recipes."""
-    if (
-        value
-        and isinstance(value, list)
-        and all(isinstance(each, dict) and "members" in each for each in value)
-    ):
-        return "+".join(each["members"] for each in value)
+    listed = value if isinstance(value, list) else []
+    names = [each["members"] for each in listed if isinstance(each, dict) and "members" in each]
+    if names and len(names) == len(listed):
+        return "+".join(names)
     return str(value)
